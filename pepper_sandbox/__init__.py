@@ -1,0 +1,1 @@
+"""A local Pepper: a seeded loyalty world, its HTTP API and scripted faults."""

@@ -1,0 +1,1 @@
+"""tap-pepper: a merchant's loyalty programme in Pepper, as Singer streams."""
