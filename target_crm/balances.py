@@ -1,0 +1,215 @@
+"""Pure: the reduction of actions and snapshots to one balance per award, as SQLAlchemy Core statements.
+
+Everything that says something of a balance is first written as a *partial* balance of one award: an action (it saw
+the balance at its time, and adds to one total), a snapshot (it saw the balance, and adds nothing), a stored balance.
+`reduce` merges partials of the same award, and doesn't care about their number, order or grouping:
+
+- `points` is a register: the newest sight wins. At the same instant an action wins over a snapshot, and of two actions
+  the one with the greater id.
+- totals and counts are sums, so each action must come in once: callers pass those that the ledger has just taken.
+
+Hence a batch merged into the stored balances gives the very rows that a fold of the whole history gives.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, and_, case, cast, func, literal_column, null, or_, select, union_all
+
+from target_crm.columns import Identifier, Points, exact, exact_sum
+from target_crm.schemas import EXTRACTED_AT, LOADED_AT
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Delete, FromClause, Insert, Select, Table
+
+    from target_crm.tables import Tables
+
+_ZERO = cast(literal_column("0"), Points())
+_ACTION = literal_column("'action'", Identifier)
+_AWARD = literal_column("'award'", Identifier)
+
+
+def partials_of_actions(actions: FromClause) -> Select[Any]:
+    """One partial balance per action that has an effect; `actions` has the ledger's columns."""
+    c = actions.c
+
+    def delta(effect: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return case((c.effect == literal_column(f"'{effect}'"), column), else_=_ZERO)
+
+    return select(
+        c.award_id,
+        c.user_id,
+        c.perk_id,
+        c.points_available.label("points"),
+        c.occurred_at.label("as_of"),
+        _ACTION.label("as_of_source"),
+        c.action_id.label("last_action_id"),
+        delta("earned", c.points_added).label("earned_total"),
+        delta("redeemed", c.points_redeemed).label("redeemed_total"),
+        delta("refunded", c.points_refunded).label("refunded_total"),
+        literal_column("1").label("action_count"),
+        c.occurred_at.label("first_action_at"),
+        c.occurred_at.label("last_action_at"),
+        c.loaded_at.label("updated_at"),
+        literal_column("1").label("arrival"),
+    ).where(c.effect.is_not(None))
+
+
+def partials_of_awards(awards: FromClause) -> Select[Any]:
+    """One partial balance per snapshot that tells points; `awards` has that table's columns."""
+    c = awards.c
+    return select(
+        c["_id"].label("award_id"),
+        c.user_id,
+        c.perk_id,
+        c.points,
+        func.coalesce(c.updated_at, c[EXTRACTED_AT]).label("as_of"),
+        _AWARD.label("as_of_source"),
+        cast(null(), Identifier).label("last_action_id"),
+        _ZERO.label("earned_total"),
+        _ZERO.label("redeemed_total"),
+        _ZERO.label("refunded_total"),
+        literal_column("0").label("action_count"),
+        cast(null(), c.updated_at.type).label("first_action_at"),
+        cast(null(), c.updated_at.type).label("last_action_at"),
+        c[LOADED_AT].label("updated_at"),
+        literal_column("1").label("arrival"),
+    ).where(c.points.is_not(None))
+
+
+def partials_of_balances(balances: Table) -> Select[Any]:
+    """Stored balances, which are partials already; on a full tie they give way to what has just arrived."""
+    return select(*balances.c, literal_column("0").label("arrival"))
+
+
+def reduce(balances: Table, *partials: Select[Any]) -> Select[Any]:
+    """One balance per award of the partials, in the columns of `balances`."""
+    union = union_all(*partials).subquery("partials")
+    u = union.c
+    by_action = u.as_of_source == _ACTION
+    newest = func.row_number().over(
+        partition_by=u.award_id,
+        order_by=[
+            u.as_of.desc(),
+            case((by_action, 1), else_=0).desc(),
+            case((by_action, u.last_action_id), else_="").desc(),
+            u.arrival.desc(),
+        ],
+    )
+    newest_action = func.row_number().over(
+        partition_by=u.award_id,
+        order_by=[case((u.last_action_at.is_(None), 1), else_=0), u.last_action_at.desc(), u.last_action_id.desc()],
+    )
+    ranked = select(*u, newest.label("rank"), newest_action.label("action_rank")).subquery("ranked")
+    r = ranked.c
+
+    def of_newest(column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return func.max(case((r.rank == 1, column)))
+
+    merged = {
+        "award_id": r.award_id,
+        "user_id": of_newest(r.user_id),
+        # An award is of one perk for life; an action may leave the perk out, so any sight of it will do.
+        "perk_id": func.max(r.perk_id),
+        "points": of_newest(r.points),
+        "as_of": of_newest(r.as_of),
+        "as_of_source": of_newest(r.as_of_source),
+        "last_action_id": func.max(case((r.action_rank == 1, r.last_action_id))),
+        "earned_total": exact_sum(r.earned_total),
+        "redeemed_total": exact_sum(r.redeemed_total),
+        "refunded_total": exact_sum(r.refunded_total),
+        "action_count": cast(func.sum(r.action_count), BigInteger),
+        "first_action_at": func.min(r.first_action_at),
+        "last_action_at": func.max(r.last_action_at),
+        "updated_at": func.max(r.updated_at),
+    }
+    return select(*(merged[column.name].label(column.name) for column in balances.c)).group_by(r.award_id)
+
+
+def full_fold(tables: Tables) -> Select[Any]:
+    """Every balance afresh, from the whole ledger and all snapshots."""
+    return reduce(tables.award_balances, partials_of_actions(tables.actions), partials_of_awards(tables.awards))
+
+
+def merge_statements(tables: Tables, arrived: Select[Any]) -> list[Insert | Delete]:
+    """Merge partials that have just arrived into the stored balances; `merged` is empty before."""
+    balances, merged = tables.award_balances, tables.merged
+    awards = arrived.subquery("arrived")
+    stored = partials_of_balances(balances).where(balances.c.award_id.in_(select(awards.c.award_id)))
+    return [
+        merged.insert().from_select(list(merged.c), reduce(balances, arrived, stored)),
+        balances.delete().where(balances.c.award_id.in_(select(merged.c.award_id))),
+        balances.insert().from_select(list(balances.c), select(*merged.c)),
+    ]
+
+
+def rebuild_statements(tables: Tables) -> list[Insert | Delete]:
+    """Put a full fold in the place of the stored balances."""
+    balances = tables.award_balances
+    return [balances.delete(), balances.insert().from_select(list(balances.c), full_fold(tables))]
+
+
+def drifted(tables: Tables) -> Select[Any]:
+    """Awards whose stored balance is not what a full fold gives: what is stored, what is expected, what differs."""
+    stored, expected = tables.award_balances, full_fold(tables).subquery("expected")
+    compared = [name for name in stored.c.keys() if name not in {"award_id", "updated_at"}]  # noqa: SIM118
+    differs = or_(*(stored.c[name].is_distinct_from(expected.c[name]) for name in compared))
+    both = (
+        select(stored.c.award_id, stored.c.points, expected.c.points.label("expected_points"))
+        .join_from(stored, expected, stored.c.award_id == expected.c.award_id)
+        .where(differs)
+    )
+    missing = (
+        select(expected.c.award_id, cast(null(), Points()).label("points"), expected.c.points)
+        .outerjoin_from(expected, stored, stored.c.award_id == expected.c.award_id)
+        .where(stored.c.award_id.is_(None))
+    )
+    unfounded = (
+        select(stored.c.award_id, stored.c.points, cast(null(), Points()))
+        .outerjoin_from(stored, expected, stored.c.award_id == expected.c.award_id)
+        .where(expected.c.award_id.is_(None))
+    )
+    rows = union_all(both, missing, unfounded).subquery("drifted")
+    return select(rows).order_by(rows.c.award_id)
+
+
+def contradicted(tables: Tables) -> Select[Any]:
+    """Awards whose snapshot is Pepper's newest word, and yet says other points than the balance."""
+    balances, awards = tables.award_balances, tables.awards
+    snapshot_as_of = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
+    return (
+        select(awards.c["_id"].label("award_id"), balances.c.points, awards.c.points.label("expected_points"))
+        .outerjoin_from(awards, balances, balances.c.award_id == awards.c["_id"])
+        .where(
+            awards.c.points.is_not(None),
+            or_(
+                balances.c.award_id.is_(None),
+                snapshot_as_of > balances.c.as_of,
+                and_(balances.c.as_of_source == _AWARD, balances.c.points != awards.c.points),
+            ),
+        )
+        .order_by(awards.c["_id"])
+    )
+
+
+def gaps(tables: Tables) -> Select[Any]:
+    """Places in an award's chain of actions where the balance before one, and its delta, don't give the balance after.
+
+    Something changed the award between two actions without an action of its own: a direct edit, an expiry.
+    """
+    a = tables.actions.c
+    delta = case(
+        (a.effect == literal_column("'earned'"), a.points_added),
+        (a.effect == literal_column("'redeemed'"), -a.points_redeemed),
+        else_=a.points_refunded,
+    )
+    before = func.lag(a.points_available).over(partition_by=a.award_id, order_by=[a.occurred_at, a.action_id])
+    chain = (
+        select(a.award_id, a.action_id, a.occurred_at, exact(a.points_available - before - delta).label("unexplained"))
+        .where(a.effect.is_not(None))
+        .subquery("chain")
+    )
+    return (
+        select(chain).where(chain.c.unexplained != literal_column("0")).order_by(chain.c.award_id, chain.c.occurred_at)
+    )

@@ -1,0 +1,139 @@
+"""Column types that mean the same on every engine, and the arithmetic that keeps points exact."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import JSON, DateTime, Double, Numeric, String, Text
+from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
+
+ID_CHARS_MAX = 255
+POINTS_PLACES = 4
+# SQLite keeps a decimal as a double, which holds every number of 15 digits: eleven before the point, four behind it.
+POINTS_MAX = Decimal(10) ** 11
+_QUANTUM = Decimal(1).scaleb(-POINTS_PLACES)
+
+# Ids compare byte by byte everywhere: a collation that folds case would merge two awards, one that sorts by
+# language would break ties differently on each engine.
+Identifier = (
+    String(ID_CHARS_MAX)
+    .with_variant(String(ID_CHARS_MAX, collation="C"), "postgresql")
+    .with_variant(String(ID_CHARS_MAX, collation="utf8mb4_nopad_bin"), "mariadb")
+    .with_variant(String(ID_CHARS_MAX, collation="utf8mb4_0900_bin"), "mysql")
+)
+
+LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+# Any number, as exact as the engine can: PostgreSQL's NUMERIC has no bound, while MySQL's would be a whole number.
+Number: TypeEngine[Any] = Double().with_variant(Numeric(), "postgresql")
+
+
+class JsonText(TypeDecorator[str]):
+    """A JSON document, written as text in the sender's words: JSON on PostgreSQL, text elsewhere."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The engine's own type."""
+        return dialect.type_descriptor(_VerbatimJson() if dialect.name == "postgresql" else LongText)
+
+
+class _VerbatimJson(JSON):
+    """JSON that goes in as the text it is; SQLAlchemy's would quote it a second time."""
+
+    def bind_processor(self, dialect: Dialect) -> None:  # noqa: ARG002
+        return None
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:  # noqa: ARG002
+        return None
+
+
+class Instant(TypeDecorator[datetime]):
+    """An instant to the microsecond: aware in Python, TIMESTAMPTZ on PostgreSQL, UTC without a zone elsewhere."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The engine's own type."""
+        if dialect.name in {"mysql", "mariadb"}:
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """UTC goes in."""
+        if value is None:
+            return None
+        utc = value.astimezone(timezone.utc)
+        return utc if dialect.name == "postgresql" else utc.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """UTC comes out."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+
+
+class Points(TypeDecorator[Decimal]):
+    """Exact points with four places. `POINTS_MAX` bounds them so that SQLite, which has no decimals, is exact too."""
+
+    impl = Numeric(19, POINTS_PLACES)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The engine's own type."""
+        sqlite = dialect.name == "sqlite"
+        impl = Numeric(19, POINTS_PLACES, asdecimal=False) if sqlite else Numeric(19, POINTS_PLACES)
+        return dialect.type_descriptor(impl)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:  # noqa: ARG002
+        """A decimal of four places comes out."""
+        return None if value is None else Decimal(str(value)).quantize(_QUANTUM)
+
+
+class exact_sum(FunctionElement[Decimal]):  # noqa: N801
+    """SUM of points without binary rounding: SQLite adds whole ten-thousandths, the others decimals."""
+
+    type = Points()
+    inherit_cache = True
+    name = "exact_sum"
+
+
+@compiles(exact_sum)
+def _sum(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST(SUM({compiler.process(element.clauses, **kw)}) AS NUMERIC(19, {POINTS_PLACES}))"
+
+
+@compiles(exact_sum, "sqlite")
+def _sum_sqlite(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
+    units = 10**POINTS_PLACES
+    return f"SUM(CAST(ROUND(({compiler.process(element.clauses, **kw)}) * {units}) AS INTEGER)) / {units}.0"
+
+
+class exact(FunctionElement[Decimal]):  # noqa: N801
+    """The result of adding and subtracting points, without binary rounding."""
+
+    type = Points()
+    inherit_cache = True
+    name = "exact"
+
+
+@compiles(exact)
+def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+@compiles(exact, "sqlite")
+def _exact_sqlite(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"ROUND({compiler.process(element.clauses, **kw)}, {POINTS_PLACES})"

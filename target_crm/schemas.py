@@ -1,0 +1,159 @@
+"""Pure: a stream's JSON Schema → its table's columns, and a record → a row of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, Boolean, Date
+
+from target_crm import values
+from target_crm.columns import Identifier, Instant, JsonText, LongText, Number, Points
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.types import TypeEngine
+
+EXTRA = "_extra"
+EXTRACTED_AT = "_extracted_at"
+LOADED_AT = "_loaded_at"
+# The order of arrival, in work tables.
+SEQ = "_seq"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a property holds: the type of its column and how a JSON value becomes one of its values."""
+
+    type: TypeEngine[Any]
+    convert: Callable[[Any], Any]
+
+
+IDENTIFIER = Kind(Identifier, values.identifier)
+POINTS = Kind(Points(), values.points)
+INSTANT = Kind(Instant(), values.instant)
+DATE = Kind(Date(), values.day)
+TEXT = Kind(LongText, values.text)
+INTEGER = Kind(BigInteger(), values.integer)
+NUMBER = Kind(Number, values.number)
+BOOLEAN = Kind(Boolean(), values.boolean)
+JSON = Kind(JsonText(), values.json_text)
+ANY_SCALAR = Kind(LongText, values.any_text)
+
+_SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
+_TEXT_FORMATS = {"date-time": INSTANT, "date": DATE}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A property of a stream and the column that it fills."""
+
+    property: str
+    column: str
+    kind: Kind
+    required: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A stream's rows: one column a property, then what the schema doesn't name as JSON, then two times."""
+
+    fields: tuple[Field, ...]
+    keys: tuple[str, ...]
+    keeps_extra: bool
+
+    @classmethod
+    def of(
+        cls, schema: Mapping[str, Any], key_properties: Sequence[str], fixed: Mapping[str, Kind] | None = None
+    ) -> Shape:
+        """Read a SCHEMA message; `fixed` properties have the kind given, whatever the schema says or leaves out."""
+        fixed = fixed or {}
+        kinds = {name: fixed.get(name) or kind_of(definition) for name, definition in schema["properties"].items()}
+        kinds = {**fixed, **kinds}
+        for key in key_properties:
+            kinds[key] = IDENTIFIER if kinds.get(key) in {None, TEXT, ANY_SCALAR} else kinds[key]
+        columns = column_names(kinds, taken={EXTRA, EXTRACTED_AT, LOADED_AT, SEQ})
+        required = {*key_properties, *schema.get("required", ())}
+        return cls(
+            fields=tuple(Field(name, columns[name], kind, name in required) for name, kind in kinds.items()),
+            keys=tuple(columns[key] for key in key_properties),
+            keeps_extra=schema.get("additionalProperties", True) is not False,
+        )
+
+    def row(self, record: Mapping[str, Any], *, extracted_at: datetime, loaded_at: datetime) -> tuple[Any, ...]:
+        """A record as a row: the fields' columns, `_extra`, `_extracted_at`, `_loaded_at`.
+
+        Raises:
+            Invalid: a key or a required property is missing, or a value is not of its column's kind.
+        """
+        row: list[Any] = []
+        for field in self.fields:
+            value = record.get(field.property)
+            if value is not None:
+                try:
+                    value = field.kind.convert(value)
+                except values.Invalid as reason:
+                    raise values.Invalid(f"{field.property} {reason}") from None
+            elif field.required and (field.column in self.keys or field.property not in record):
+                raise MissingProperty(f"{field.property} is missing")
+            row.append(value)
+        return (*row, self._extra(record), extracted_at, loaded_at)
+
+    def _extra(self, record: Mapping[str, Any]) -> str | None:
+        if not self.keeps_extra:
+            return None
+        extra = {name: value for name, value in record.items() if name not in self._names}
+        return values.json_text(extra) if extra else None
+
+    @property
+    def _names(self) -> set[str]:
+        return {field.property for field in self.fields}
+
+
+class MissingProperty(values.Invalid):
+    """A record lacks a key, or a property that its schema requires."""
+
+
+def kind_of(definition: Mapping[str, Any]) -> Kind:
+    """The kind that a property's JSON Schema allows; where it allows several, the one that holds them all."""
+    types = set(_types(definition)) - {"null"}
+    if types == {"integer", "number"}:
+        return NUMBER
+    if len(types) == 1:
+        name = types.pop()
+        if name == "string":
+            return _TEXT_FORMATS.get(definition.get("format", ""), TEXT)
+        return _SCALARS.get(name, JSON)
+    return ANY_SCALAR if types and types <= set(_SCALARS) else JSON
+
+
+def _types(definition: Mapping[str, Any]) -> Iterable[str]:
+    declared = definition.get("type", ())
+    yield from [declared] if isinstance(declared, str) else declared
+    for choice in (*definition.get("anyOf", ()), *definition.get("oneOf", ())):
+        yield from _types(choice)
+
+
+def column_names(properties: Iterable[str], taken: set[str]) -> dict[str, str]:
+    """Property → column in snake_case. Of two with the same name, the later gets a number: `foo_bar`, `foo_bar_2`."""
+    names: dict[str, str] = {}
+    used = set(taken)
+    for name in properties:
+        base = snake_case(name)
+        column = base
+        count = 1
+        while column in used:
+            count += 1
+            column = f"{base}_{count}"
+        used.add(column)
+        names[name] = column
+    return names
+
+
+def snake_case(name: str) -> str:
+    """`updatedAt` → `updated_at`, `HTTPCode` → `http_code`, `_id` → `_id`; at most 60 characters of a-z, 0-9 and _."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return re.sub(r"[^a-z0-9_]+", "_", words.lower())[:60] or "_"

@@ -1,0 +1,82 @@
+"""The target's settings: declared once for target-crm and crm-balances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from singer_sdk import typing as th
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SETTINGS = th.PropertiesList(
+    th.Property(
+        "sqlalchemy_url",
+        th.StringType(),
+        secret=True,
+        default="sqlite:///crm.db",
+        title="SQLAlchemy URL",
+        description="The warehouse, as a SQLAlchemy URL. `postgresql://` uses psycopg (extra `postgres`).",
+        examples=["sqlite:///crm.db", "postgresql://loader:secret@localhost:5432/crm"],
+    ),
+    th.Property(
+        "default_target_schema",
+        th.StringType(),
+        title="Target schema",
+        description="The schema for all tables, created when missing. Empty: the connection's own. SQLite has none.",
+    ),
+    th.Property(
+        "batch_size_rows",
+        th.IntegerType(minimum=1, maximum=1_000_000),
+        default=10_000,
+        title="Batch size in rows",
+        description="Rows of all streams together that are held in memory before they are committed.",
+    ),
+    th.Property(
+        "batch_wait_seconds",
+        th.NumberType(minimum=0, maximum=3600),
+        default=30,
+        title="Batch wait in seconds",
+        description="The longest time that a row waits in memory before it is committed.",
+    ),
+    th.Property(
+        "on_invalid_record",
+        th.StringType(),
+        default="quarantine",
+        allowed_values=["quarantine", "fail"],
+        title="On an invalid record",
+        description="`quarantine` keeps it in `rejected_records` with the reason and goes on; `fail` stops the run.",
+    ),
+    th.Property(
+        "store_payload",
+        th.BooleanType(),
+        default=True,
+        title="Store the payload",
+        description="Keep each action's whole JSON in the ledger's `payload`.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings in force."""
+
+    sqlalchemy_url: str
+    default_target_schema: str | None
+    batch_size_rows: int
+    batch_wait_seconds: float
+    on_invalid_record: str
+    store_payload: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Settings:
+        """Read a validated config."""
+        return cls(
+            sqlalchemy_url=config["sqlalchemy_url"],
+            default_target_schema=config.get("default_target_schema") or None,
+            batch_size_rows=config["batch_size_rows"],
+            batch_wait_seconds=config["batch_wait_seconds"],
+            on_invalid_record=config["on_invalid_record"],
+            store_payload=config["store_payload"],
+        )

@@ -1,0 +1,232 @@
+"""A batch → the warehouse, inside the transaction that the target has opened; and the tallies of what became of it.
+
+A sink turns records into rows as they come, and holds them. `flush` writes them; `settle` counts and forgets them, and
+is called after the commit, so that a batch whose transaction failed can be written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from singer_sdk.sinks import Sink
+from sqlalchemy import func, select
+
+from target_crm import balances, staging, tables, values, warehouse
+from target_crm.actions import ledger_row
+from target_crm.schemas import EXTRACTED_AT, Shape, snake_case
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table
+
+    from target_crm.target import TargetCrm
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of the records of a stream: `read` is the sum of the others."""
+
+    read: int = 0
+    applied: int = 0
+    duplicate: int = 0
+    superseded: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{getattr(self, field.name):,} {field.name}" for field in fields(self)[1:])
+        return f"{self.read:,} read = {parts}"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A record that is not loaded, and why."""
+
+    stream: str
+    reason: str
+    input_line: int
+    payload: str
+
+    def row(self, rejected_at: datetime, run_id: str) -> tuple[Any, ...]:
+        """A row of `rejected_records`; the same record for the same reason has the same id, however often it comes."""
+        identity = "\x1f".join((self.stream, self.reason, self.payload))
+        rejected_id = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+        return rejected_id, self.stream, self.reason, self.input_line, self.payload, rejected_at, run_id
+
+
+class CrmSink(Sink):
+    """Rows of one stream on their way into one table."""
+
+    target: TargetCrm
+
+    def __init__(
+        self, target: TargetCrm, stream_name: str, schema: dict[str, Any], key_properties: Sequence[str] | None
+    ) -> None:
+        super().__init__(target, stream_name, schema, key_properties)
+        self.target = target
+        self.tables = target.warehouse.tables
+        self.rows: list[tuple[Any, ...]] = []
+        self.refused = 0
+        self._flushed = Tally()
+
+    def get_validator(self) -> None:
+        """None: reading a record into a row is the validation."""
+        return
+
+    def accept(self, record: dict[str, Any], message: Mapping[str, Any]) -> None:
+        """Hold a record until the next flush, or hand it to the quarantine."""
+        try:
+            row = self.row_of(record, message)
+        except values.Invalid as reason:
+            self.refused += 1
+            self.target.reject(self.stream_name, reason, values.json_text(record), self.target.input_line)
+        else:
+            self.rows.append((self.target.input_line, *row))
+
+    def row_of(self, record: dict[str, Any], message: Mapping[str, Any]) -> tuple[Any, ...]:
+        """A record as a row of the sink's table; raises `values.Invalid`."""
+        raise NotImplementedError
+
+    def flush(self, connection: Connection) -> None:
+        """Write the rows held."""
+        self._flushed = Tally(read=self.refused, quarantined=self.refused)
+        if self.rows:
+            self._flushed += self.write(connection)
+
+    def write(self, connection: Connection) -> Tally:
+        """Write the rows held, and say what became of them."""
+        raise NotImplementedError
+
+    def settle(self) -> Tally:
+        """Forget what has been committed, and say what became of it."""
+        self.record_counter_metric.increment(self._flushed.read)
+        self.rows.clear()
+        self.refused = 0
+        return self._flushed
+
+    def process_record(self, record: dict[str, Any], context: dict[str, Any]) -> None:
+        """Not how records come: see `accept`."""
+        raise NotImplementedError
+
+    def process_batch(self, context: dict[str, Any]) -> None:
+        """Not how batches go: see `flush`."""
+        raise NotImplementedError
+
+
+class LedgerSink(CrmSink):
+    """`actions`: into the ledger once each, and what the ledger took into the balances."""
+
+    def row_of(self, record: dict[str, Any], message: Mapping[str, Any]) -> tuple[Any, ...]:  # noqa: ARG002
+        """A row of the ledger."""
+        return ledger_row(record, loaded_at=self.target.batch_began_at)
+
+    def write(self, connection: Connection) -> Tally:
+        """Take into the ledger what it lacks, merge that into the balances, quarantine what contradicts the ledger."""
+        ledger, staged = self.tables.actions, self.tables.staged_actions
+        leave_out = () if self.target.settings.store_payload else ("payload",)
+        applied = insert_absent(connection, ledger, staged, self.rows, *leave_out)
+        merge(connection, self.tables, balances.partials_of_actions(staged.fresh_rows()))
+        contradictions = connection.execute(staging.contradictions(ledger, staged)).all()
+        for input_line, payload in contradictions:
+            self.target.reject(self.stream_name, "the ledger has this _id with other content", payload, input_line)
+        warehouse.empty(connection, staged.table)
+        read, quarantined = len(self.rows), len(contradictions)
+        return Tally(read, applied, duplicate=read - applied - quarantined, quarantined=quarantined)
+
+
+class TableSink(CrmSink):
+    """Any other stream: upserted by key into a table of its own, or appended where it has no key."""
+
+    fixed: Mapping[str, Any] = {}
+
+    def setup(self) -> None:
+        """Create the stream's table and its work table, or add the columns that they lack."""
+        self.shape = Shape.of(self.original_schema, self.key_properties, self.fixed)
+        self.table = tables.stream_table(snake_case(self.stream_name), self.shape, self.tables.metadata.schema)
+        self.staged = staging.Staged(tables.staging_of(self.table), self.tables.fresh)
+        self.target.warehouse.ensure(self.table, self.staged.table)
+
+    def row_of(self, record: dict[str, Any], message: Mapping[str, Any]) -> tuple[Any, ...]:
+        """A row of the stream's table."""
+        return self.shape.row(record, extracted_at=self._extracted_at(message), loaded_at=self.target.batch_began_at)
+
+    def write(self, connection: Connection) -> Tally:
+        """Let the newest row of each key replace an older one."""
+        _stage(connection, self.staged, self.rows)
+        for statement in staging.replace_older(self.table, self.staged, self.ages):
+            connection.execute(statement)
+        read = len(self.rows)
+        applied = connection.scalar(staging.count_fresh(self.staged)) or 0
+        same = connection.scalar(staging.count_same(self.table, self.staged, self.ages)) or applied
+        self.fold(connection)
+        warehouse.empty(connection, self.staged.table)
+        return Tally(read, applied, duplicate=same - applied, superseded=read - same)
+
+    def ages(self, rows: FromClause) -> list[ColumnElement[Any]]:
+        """What makes one row of a key newer than another, the weightiest first."""
+        return [rows.c[EXTRACTED_AT]]
+
+    def fold(self, connection: Connection) -> None:
+        """What else follows from the rows that have just been taken."""
+
+    def _extracted_at(self, message: Mapping[str, Any]) -> datetime:
+        extracted_at = message.get("time_extracted")
+        return values.instant(extracted_at) if extracted_at else self.target.tick()
+
+
+class AwardSink(TableSink):
+    """`awards`: Pepper's own word on each balance, ordered by Pepper's time; the newest is folded into the balances."""
+
+    fixed = tables.AWARD_FIELDS
+
+    def ages(self, rows: FromClause) -> list[ColumnElement[Any]]:
+        """By `updatedAt`; a snapshot without one counts as of the time that it was read."""
+        return [func.coalesce(rows.c.updated_at, rows.c[EXTRACTED_AT]), rows.c[EXTRACTED_AT]]
+
+    def fold(self, connection: Connection) -> None:
+        """Merge the awards that have changed into the balances."""
+        awards = self.tables.awards
+        changed = select(self.staged.fresh_rows().c["_id"])
+        merge(connection, self.tables, balances.partials_of_awards(awards).where(awards.c["_id"].in_(changed)))
+
+
+def merge(connection: Connection, owned: tables.Tables, arrived: Select[Any]) -> None:
+    """Merge partial balances into the stored ones."""
+    warehouse.empty(connection, owned.merged)
+    for statement in balances.merge_statements(owned, arrived):
+        connection.execute(statement)
+    warehouse.empty(connection, owned.merged)
+
+
+def insert_absent(
+    connection: Connection, table: Table, staged: staging.Staged, rows: Sequence[tuple[Any, ...]], *leave_out: str
+) -> int:
+    """Stage rows and insert the first of each key that the table lacks; returns how many they were."""
+    _stage(connection, staged, rows)
+    connection.execute(staging.take_absent(table, staged))
+    connection.execute(staging.insert_fresh(table, staged, *leave_out))
+    return connection.scalar(staging.count_fresh(staged)) or 0
+
+
+def _stage(connection: Connection, staged: staging.Staged, rows: Sequence[tuple[Any, ...]]) -> None:
+    warehouse.empty(connection, staged.fresh)
+    warehouse.empty(connection, staged.table)
+    warehouse.load(connection, staged.table, rows)
+
+
+class Ticker:
+    """Receipt times for records that don't tell when they were extracted: each is later than the one before."""
+
+    def __init__(self) -> None:
+        self._last = datetime.min.replace(tzinfo=timezone.utc)
+
+    def tick(self) -> datetime:
+        """Now, or a microsecond after the last tick, whichever is later."""
+        self._last = max(datetime.now(timezone.utc), self._last + timedelta(microseconds=1))
+        return self._last

@@ -1,0 +1,144 @@
+"""Pure: statements that move rows from a work table into the table beside it.
+
+Rows are staged first, in the order of arrival. Then `fresh` takes the places of those that go on to be inserted.
+No statement is told apart by engine: there is no MERGE and no ON CONFLICT in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    and_,
+    cast,
+    false,
+    func,
+    literal_column,
+    not_,
+    null,
+    or_,
+    select,
+    tuple_,
+)
+
+from target_crm.columns import JsonText, LongText
+from target_crm.schemas import EXTRACTED_AT, LOADED_AT, SEQ
+
+if TYPE_CHECKING:
+    from sqlalchemy import Delete, Insert, Select, Table
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A work table, and the places (`_seq`) of those of its rows that go on."""
+
+    table: Table
+    fresh: Table
+
+    def fresh_rows(self) -> FromClause:
+        """The rows that go on, without their places."""
+        columns = [column for column in self.table.c if column.name != SEQ]
+        same_place = self.fresh.c[SEQ] == self.table.c[SEQ]
+        return select(*columns).join_from(self.table, self.fresh, same_place).subquery("fresh_rows")
+
+
+def take_absent(table: Table, staged: Staged) -> Insert:
+    """`fresh` ← the first row of each key that the table lacks."""
+    (key,) = table.primary_key.columns
+    ranked = _ranked(staged.table, [key.name], [staged.table.c[SEQ]])
+    known = select(literal_column("1")).where(key == ranked.c[key.name]).exists()
+    return staged.fresh.insert().from_select([SEQ], select(ranked.c[SEQ]).where(ranked.c["_rank"] == 1, ~known))
+
+
+Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
+"""Given rows, the columns that tell which of two is newer, the weightiest first."""
+
+
+def replace_older(table: Table, staged: Staged, ages: Ages) -> list[Insert | Delete]:
+    """Let the newest row of each key replace the table's, unless that is newer still; without a key, append all rows.
+
+    At the same age the later arrival wins. A row that says what the table says already is left alone.
+    """
+    keys = _keys(table)
+    if not keys:
+        everything = staged.fresh.insert().from_select([SEQ], select(staged.table.c[SEQ]))
+        return [everything, insert_fresh(table, staged)]
+    newest_first = [*(age.desc() for age in ages(staged.table)), staged.table.c[SEQ].desc()]
+    ranked = _ranked(staged.table, keys, newest_first)
+    news = and_(_not_older(ages(ranked), ages(table)), not_(_same(table, ranked, ages)))
+    winners = (
+        select(ranked.c[SEQ])
+        .outerjoin_from(ranked, table, and_(*(table.c[key] == ranked.c[key] for key in keys)))
+        .where(ranked.c["_rank"] == 1, or_(table.c[keys[0]].is_(None), news))
+    )
+    fresh_rows = staged.fresh_rows()
+    replaced = tuple_(*(table.c[key] for key in keys)).in_(select(*(fresh_rows.c[key] for key in keys)))
+    return [
+        staged.fresh.insert().from_select([SEQ], winners),
+        table.delete().where(replaced),
+        insert_fresh(table, staged),
+    ]
+
+
+def count_same(table: Table, staged: Staged, ages: Ages) -> Select[tuple[int]]:
+    """How many staged rows say what the table says."""
+    rows = staged.table
+    same_key = [table.c[key] == rows.c[key] for key in _keys(table)] or [false()]
+    return select(func.count()).select_from(rows).join(table, and_(*same_key, _same(table, rows, ages)))
+
+
+def insert_fresh(table: Table, staged: Staged, *leave_out: str) -> Insert:
+    """Insert the rows that go on; the columns to leave out stay null."""
+    rows = staged.fresh_rows()
+    columns = [cast(null(), column.type) if column.name in leave_out else rows.c[column.name] for column in table.c]
+    return table.insert().from_select(list(table.c), select(*columns))
+
+
+def count_fresh(staged: Staged) -> Select[tuple[int]]:
+    """How many rows go on."""
+    return select(func.count()).select_from(staged.fresh)
+
+
+def contradictions(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
+    """The places and payloads of staged actions that say something else than the ledger does under the same id."""
+    rows = staged.table
+    return (
+        select(rows.c[SEQ], rows.c.payload)
+        .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
+        .where(ledger.c.content_hash != rows.c.content_hash)
+        .order_by(rows.c[SEQ])
+    )
+
+
+def _keys(table: Table) -> list[str]:
+    return [column.name for column in table.primary_key.columns]
+
+
+def _same(table: Table, rows: FromClause, ages: Ages) -> ColumnElement[bool]:
+    """Whether two rows of one key say the same, as of the same time."""
+    said = [column.name for column in table.c if column.name not in {EXTRACTED_AT, LOADED_AT}]
+    pairs = [(table.c[name], rows.c[name]) for name in said]
+    same_age = ages(table)[0].is_not_distinct_from(ages(rows)[0])
+    return and_(same_age, *(_comparable(one).is_not_distinct_from(_comparable(other)) for one, other in pairs))
+
+
+def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """PostgreSQL's JSON has no equality; its text has."""
+    return cast(column, LongText) if isinstance(column.type, JsonText) else column
+
+
+def _ranked(rows: Table, keys: Sequence[str], order_by: Sequence[ColumnElement[Any]]) -> FromClause:
+    rank = func.row_number().over(partition_by=[rows.c[key] for key in keys], order_by=order_by)
+    return select(*rows.c, rank.label("_rank")).subquery("ranked")
+
+
+def _not_older(ages: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    """Lexicographic ≥; an unknown age gives way."""
+    (age, *more_ages), (other, *more_others) = ages, others
+    if not more_ages:
+        return or_(other.is_(None), age >= other)
+    return or_(other.is_(None), age > other, and_(age == other, _not_older(more_ages, more_others)))

@@ -1,0 +1,254 @@
+"""target-crm: settings, stream → sink, when to drain, when STATE may go out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
+
+from singer_sdk import Target
+from singer_sdk.exceptions import (
+    InvalidRecord,
+    MissingKeyPropertiesError,
+    RecordsWithoutSchemaException,
+)
+from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities
+from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
+
+from target_crm import values
+from target_crm.errors import CrmError, InputError, SettingError
+from target_crm.messages import MessageReader
+from target_crm.schemas import MissingProperty, snake_case
+from target_crm.settings import SETTINGS, Settings
+from target_crm.sinks import AwardSink, CrmSink, LedgerSink, Rejection, TableSink, Tally, Ticker, insert_absent
+from target_crm.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+SIGNAL_EXIT_CODE = 128
+
+
+class TargetCrm(Target):
+    """Singer streams into a SQL warehouse, and Pepper's loyalty actions into a balance per award."""
+
+    name = "target-crm"
+    package_name = "pepper-crm"
+    config_jsonschema: ClassVar[dict[str, Any]] = SETTINGS.to_dict()
+    capabilities: ClassVar[list[CapabilitiesEnum]] = [
+        PluginCapabilities.ABOUT,
+        PluginCapabilities.STREAM_MAPS,
+        PluginCapabilities.STRUCTURED_LOGGING,
+    ]
+    default_sink_class = TableSink
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.config.get("flattening_enabled"):
+            raise SettingError("flattening_enabled: target-crm keeps objects as JSON; flatten in the tap if you must")
+        self.settings = Settings.of(self.config)
+        self.run_id = uuid.uuid4().hex
+        self.tallies: dict[str, Tally] = {}
+        self.batch_began_at = datetime.now(timezone.utc)
+        self.tick = Ticker().tick
+        self._reader = MessageReader(on_idle=self._drain_when_due, on_malformed=self._reject_line)
+        self.message_reader = self._reader
+        self._rejections: list[Rejection] = []
+        self._state: str | None = None
+        self._emitted_state: str | None = None
+        self._shapes: dict[str, tuple[Any, Any]] = {}
+        self._rows_held = 0
+        self._due_at_seconds: float | None = None
+
+    @classmethod
+    def append_builtin_config(cls, config_jsonschema: dict[str, Any]) -> None:
+        """Only the SDK's settings that this target honours: those of stream maps."""
+        PluginBase.append_builtin_config.__func__(cls, config_jsonschema)  # type: ignore[attr-defined]
+
+    def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
+        """Check the settings, in words that repeat no value: it may be a secret."""
+        self.append_builtin_config(self.config_jsonschema)
+        problems = [
+            f"{'.'.join(map(str, error.path)) or 'config'}: expected {error.validator} {error.validator_value}"
+            for error in JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
+        ]
+        if problems and raise_errors:
+            raise SettingError("; ".join(problems))
+        return problems
+
+    @classmethod
+    def cb_config(cls, ctx: Any, param: Any, value: tuple[str, ...]) -> Any:
+        """Read the files named by `--config`; each may also be the word ENV."""
+        for path in value:
+            if path != "ENV":
+                read_config(path)
+        return super().cb_config(ctx, param, value)
+
+    @cached_property
+    def warehouse(self) -> Warehouse:
+        """The warehouse, with the target's own tables in place."""
+        warehouse = Warehouse(self.settings.sqlalchemy_url, self.settings.default_target_schema)
+        warehouse.set_up()
+        if not warehouse.tested:
+            self.logger.warning("%s: this engine is not among those that target-crm is tested on", warehouse.name)
+        return warehouse
+
+    def get_sink_class(self, stream_name: str) -> type[CrmSink]:
+        """The sink of a stream: the ledger's for `actions`, the snapshots' for `awards`, else a table of its own."""
+        table = snake_case(stream_name)
+        special = {"actions": LedgerSink, "awards": AwardSink}.get(stream_name)
+        if special:
+            return special
+        if table in self.warehouse.tables.reserved_names:
+            raise InputError(f"stream {stream_name!r}: table {table!r} is the target's own; rename the stream by a map")
+        twin = next((name for name in self._sinks_active if snake_case(name) == table and name != stream_name), None)
+        if twin:
+            raise InputError(f"streams {twin!r} and {stream_name!r} would share table {table!r}; rename one by a map")
+        return TableSink
+
+    @property
+    def input_line(self) -> int:
+        """The number of the line that is being read, from 1."""
+        return self._reader.line_number
+
+    def reject(self, stream: str, reason: values.Invalid | str, payload: str, input_line: int) -> None:
+        """Put a record aside for the quarantine, or stop where the settings say so."""
+        where = f"{stream or 'input'} line {input_line}: {reason}"
+        if self.settings.on_invalid_record == "fail":
+            raise (MissingKeyPropertiesError if isinstance(reason, MissingProperty) else InvalidRecord)(where, {})
+        self._rejections.append(Rejection(stream, str(reason), input_line, payload))
+        self._hold()
+
+    def _reject_line(self, line: str, reason: str) -> None:
+        self._tally("", Tally(read=1, quarantined=1))
+        self.reject("", reason, line, self.input_line)
+
+    def _process_schema_message(self, message_dict: dict[str, Any]) -> None:
+        stream, schema = message_dict.get("stream"), message_dict.get("schema")
+        if (
+            not isinstance(stream, str)
+            or not isinstance(schema, dict)
+            or not isinstance(schema.get("properties"), dict)
+        ):
+            raise InputError(f"line {self.input_line}: a SCHEMA message needs a stream and schema.properties")
+        shape = (schema, message_dict.get("key_properties"))
+        if self._shapes.get(stream, shape) != shape:
+            # Rows of an older schema land before the table takes the new one's shape.
+            self._drain()
+        self._shapes[stream] = shape
+        super()._process_schema_message(message_dict)
+
+    def _process_record_message(self, message_dict: dict[str, Any]) -> None:
+        stream, record = message_dict.get("stream"), message_dict.get("record")
+        if not isinstance(record, dict):
+            self._reject_line(values.json_text(message_dict), "the RECORD message has no record")
+            return
+        maps = self.mapper.stream_maps.get(stream)  # type: ignore[arg-type]
+        if maps is None:
+            if self.settings.on_invalid_record == "fail":
+                raise RecordsWithoutSchemaException(f"stream {stream!r}: a record came before its SCHEMA")
+            self._reject_line(values.json_text(message_dict), "the record came before its stream's SCHEMA")
+            return
+        for stream_map in maps:
+            mapped = stream_map.transform(dict(record) if len(maps) > 1 else record)
+            if mapped is not None:
+                cast("CrmSink", self._sinks_active[stream_map.stream_alias]).accept(mapped, message_dict)
+                self._hold()
+        if self._rows_held >= self.settings.batch_size_rows:
+            self._drain()
+        else:
+            self._drain_when_due()
+
+    def _process_state_message(self, message_dict: dict[str, Any]) -> None:
+        self._state = values.json_text(message_dict.get("value"))
+        self._start_clock()
+        self._drain_when_due()
+
+    def _process_batch_message(self, message_dict: dict[str, Any]) -> None:
+        raise InputError(f"stream {message_dict.get('stream')!r}: BATCH messages are not supported; turn batches off")
+
+    def process_endofpipe(self) -> None:
+        """Commit what is left, emit the last STATE, and say what became of every record."""
+        self._drain()
+        for sink in self._sinks_active.values():
+            sink.clean_up()
+        for stream, tally in self.tallies.items():
+            self.logger.info("%s: %s", stream or "not a stream", tally)
+
+    def _hold(self) -> None:
+        if not self._rows_held:
+            self.batch_began_at = datetime.now(timezone.utc)
+        self._rows_held += 1
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        if self._due_at_seconds is None:
+            self._due_at_seconds = time.monotonic() + self.settings.batch_wait_seconds
+
+    def _drain_when_due(self) -> None:
+        if self._due_at_seconds is not None and time.monotonic() >= self._due_at_seconds:
+            self._drain()
+
+    def _drain(self) -> None:
+        """Commit all that is held in one transaction, then let the newest STATE out: it covers nothing else."""
+        sinks = [sink for sink in self._sinks_active.values() if isinstance(sink, CrmSink)]
+        if self._rows_held:
+            with self.warehouse.write() as connection:
+                for sink in sinks:
+                    sink.flush(connection)
+                self._quarantine(connection)
+            for sink in sinks:
+                self._tally(sink.stream_name, sink.settle())
+            self._rejections.clear()
+            self._rows_held = 0
+        self._due_at_seconds = None
+        if self._state is not None and self._state != self._emitted_state:
+            sys.stdout.write(f"{self._state}\n")
+            sys.stdout.flush()
+            self._emitted_state = self._state
+
+    def _quarantine(self, connection: Any) -> None:
+        if self._rejections:
+            tables = self.warehouse.tables
+            now = datetime.now(timezone.utc)
+            rows = [(place, *rejection.row(now, self.run_id)) for place, rejection in enumerate(self._rejections)]
+            insert_absent(connection, tables.rejected_records, tables.staged_rejections, rows)
+
+    def _tally(self, stream: str, tally: Tally) -> None:
+        if tally.read:
+            self.tallies[stream] = self.tallies.get(stream, Tally()) + tally
+
+    def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
+        """Leave at once: an open transaction rolls back, and STATE has gone out for what is committed, no further."""
+        self.logger.warning("stopped by signal %d; what is not committed will be read again", signum)
+        sys.exit(SIGNAL_EXIT_CODE + signum)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """A config file.
+
+    Raises:
+        SettingError: there is none, or it isn't a JSON object.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(f"--config {path}: {error.strerror}") from None
+    except ValueError:
+        raise SettingError(f"--config {path}: not JSON") from None
+    if not isinstance(config, dict):
+        raise SettingError(f"--config {path}: not a JSON object")
+    return config
+
+
+def main() -> None:
+    """The console script: an error that a person can mend is one line, and the exit code is 1."""
+    try:
+        TargetCrm.cli()
+    except (CrmError, InvalidRecord, MissingKeyPropertiesError, RecordsWithoutSchemaException) as error:
+        sys.exit(f"target-crm: {error}")

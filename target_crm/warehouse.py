@@ -1,0 +1,207 @@
+"""The only code that talks to a database: engine, transactions, DDL, bulk load."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.schema import CreateColumn, CreateSchema
+
+from target_crm.errors import SettingError, WarehouseError
+from target_crm.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import Connection, Table
+    from sqlalchemy.engine import URL
+
+# Engines on which every test of this project runs.
+TESTED_DIALECTS = {"sqlite", "postgresql"}
+LOCK_WAIT_SECONDS = 60
+# One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
+_LOCK_CLASS = 0x63726D
+_DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+
+
+class Warehouse:
+    """A merchant's SQL warehouse: the target's tables in one schema of a database."""
+
+    def __init__(self, sqlalchemy_url: str, schema: str | None = None) -> None:
+        url = parse_url(sqlalchemy_url)
+        self.name = url.render_as_string(hide_password=True)
+        if schema and url.get_backend_name() == "sqlite":
+            raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
+        self.tables = Tables(schema)
+        self._engine = _create_engine(url)
+        self.tested = self._engine.dialect.name in TESTED_DIALECTS
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with self._errors(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that no other loader's write runs beside; committed at the end, rolled back on an error."""
+        with self._errors(), self._engine.connect() as connection:
+            writer = connection.execution_options(crm_writes=True)
+            with writer.begin():
+                _lock(writer, self.tables.metadata.schema)
+                yield writer
+
+    def dispose(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def set_up(self) -> None:
+        """Create what is missing of the target's own tables and views."""
+        with self.write() as connection:
+            schema = self.tables.metadata.schema
+            if schema:
+                connection.execute(CreateSchema(schema, if_not_exists=True))
+            self.tables.metadata.create_all(connection)
+            existing = set(inspect(connection).get_view_names(schema=schema))
+            for name, query in self.tables.views.items():
+                if name not in existing:
+                    body = query.compile(connection, compile_kwargs={"literal_binds": True})
+                    connection.execute(text(f"CREATE VIEW {_qualified(connection, name, schema)} AS {body}"))
+
+    def ensure(self, *tables: Table) -> None:
+        """Create the tables that are missing, and add the columns that a table of an earlier run lacks."""
+        with self.write() as connection:
+            for table in tables:
+                inspector = inspect(connection)
+                if not inspector.has_table(table.name, schema=table.schema):
+                    table.create(connection)
+                    continue
+                existing = {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
+                name = connection.dialect.identifier_preparer.format_table(table)
+                for column in table.columns:
+                    if column.name not in existing:
+                        added = CreateColumn(column).compile(dialect=connection.dialect)
+                        connection.execute(text(f"ALTER TABLE {name} ADD COLUMN {added}"))
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()
+            raise WarehouseError(f"{self.name}: {type(error).__name__}: {reason[0] if reason else ''}") from error
+
+
+def empty(connection: Connection, table: Table) -> None:
+    """Remove all rows. PostgreSQL's TRUNCATE leaves no dead rows behind, and rolls back like any statement."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"TRUNCATE {connection.dialect.identifier_preparer.format_table(table)}"))
+    else:
+        connection.execute(table.delete())
+
+
+def load(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Put rows, with a value for every column in the table's order, into a table as fast as the engine can."""
+    if not rows:
+        return
+    if connection.dialect.driver == "psycopg":
+        _copy(connection, table, rows)
+    elif connection.dialect.name == "sqlite":
+        _execute_many(connection, table, rows)
+    else:
+        names = [column.name for column in table.columns]
+        connection.execute(table.insert(), [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def _copy(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    name = connection.dialect.identifier_preparer.format_table(table)
+    driver_connection: Any = connection.connection.driver_connection
+    with (
+        driver_connection.cursor() as cursor,
+        cursor.copy(f"COPY {name} ({_names(connection, table)}) FROM STDIN") as copy,
+    ):
+        for row in rows:
+            copy.write_row(row)
+
+
+def _names(connection: Connection, table: Table) -> str:
+    quote = connection.dialect.identifier_preparer.quote
+    return ", ".join(quote(column.name) for column in table.columns)
+
+
+def _execute_many(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    """The driver's own executemany: SQLAlchemy's would make a dict of every row."""
+    dialect = connection.dialect
+    processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in table.columns]
+    converted = zip(
+        *(
+            values if processor is None else map(processor, values)
+            for processor, values in zip(processors, zip(*rows, strict=True), strict=True)
+        ),
+        strict=True,
+    )
+    marks = ", ".join("?" * len(processors))
+    name = dialect.identifier_preparer.format_table(table)
+    statement = f"INSERT INTO {name} ({_names(connection, table)}) VALUES ({marks})"  # noqa: S608 - quoted names only
+    connection.exec_driver_sql(statement, list(converted))
+
+
+def parse_url(sqlalchemy_url: str) -> URL:
+    """A SQLAlchemy URL; a bare `postgresql://` means the driver of this project's extra.
+
+    Raises:
+        SettingError: the text is not a URL. It isn't repeated: it may hold a password.
+    """
+    try:
+        url = make_url(sqlalchemy_url)
+    except ArgumentError:
+        raise SettingError("sqlalchemy_url: not a SQLAlchemy URL, expected e.g. sqlite:///crm.db") from None
+    return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+
+
+def _create_engine(url: URL) -> Engine:
+    try:
+        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
+    except NoSuchModuleError:
+        raise SettingError(f"sqlalchemy_url: no engine is called {url.drivername!r}; is its extra installed?") from None
+    except ImportError as error:
+        raise SettingError(
+            f"sqlalchemy_url: the driver of {url.drivername!r} is missing ({error.name}); "
+            "install an extra, e.g. pip install 'pepper-crm[postgres]'"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        _make_sqlite_transactional(engine)
+    return engine
+
+
+def _make_sqlite_transactional(engine: Engine) -> None:
+    """Let BEGIN be ours: the driver's own begins late, and a writer that reads first could never wait its turn."""
+
+    def on_connect(driver_connection: Any, _record: object) -> None:
+        driver_connection.isolation_level = None
+        driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
+        driver_connection.execute("PRAGMA journal_mode = WAL")
+
+    def on_begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("crm_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)
+
+
+def _lock(connection: Connection, schema: str | None) -> None:
+    """Wait until no other loader writes to this schema. SQLite's BEGIN IMMEDIATE has done so already."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:class, hashtext(coalesce(:schema, current_schema(), '')))"),
+            {"class": _LOCK_CLASS, "schema": schema},
+        )
+
+
+def _qualified(connection: Connection, name: str, schema: str | None) -> str:
+    quote = connection.dialect.identifier_preparer.quote
+    return f"{quote(schema)}.{quote(name)}" if schema else quote(name)

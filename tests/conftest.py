@@ -1,0 +1,41 @@
+"""What all tests share: two warehouses, each test with an empty one of its own."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tests.postgres import postgres_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ENGINES = ["sqlite", "postgresql"]
+_numbers = count()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server, started once for the tests that ask for it."""
+    with postgres_server() as url:
+        yield url
+
+
+def new_postgres_database(server_url: str) -> str:
+    """The URL of an empty database on the server."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(f"{server_url}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server_url}/{name}"
+
+
+@pytest.fixture(params=ENGINES)
+def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty warehouse; a test that asks for it runs once per engine."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'crm.db'}"
+    return new_postgres_database(request.getfixturevalue("postgres_url"))
