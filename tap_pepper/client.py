@@ -1,0 +1,420 @@
+"""The only code that talks to Pepper: headers, pages, retries, limits.
+
+A list endpoint answers with a page:
+
+    {"items": [{"_id": "5f…", …}, …], "page": {"count": 100, "limit": 100, "nextKey": "eyJfaWQi…"}}
+
+The rows are under `items` or under the resource's own name, or are the whole body. Only a `nextKey` says that there is
+more. Keys are opaque. A page may be empty although more follow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+import requests
+import urllib3.exceptions
+from requests.auth import AuthBase
+
+from tap_pepper.errors import StopRun, TryAgain
+from tap_pepper.settings import is_loopback
+from tap_pepper.windows import UTC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from tap_pepper.settings import Settings
+
+logger = logging.getLogger("tap-pepper.client")
+
+BACKOFF_SECONDS_FIRST: Final = 1.0
+BACKOFF_SECONDS_MAX: Final = 60.0
+RETRY_AFTER_SECONDS_MAX: Final = 300.0
+PAGES_MAX: Final = 1_000_000
+"""Pages in one walk; each page's key is remembered, to notice a walk that goes in circles."""
+BODY_BYTES_MAX: Final = 256 * 1024 * 1024
+ERROR_BODY_BYTES_MAX: Final = 64 * 1024
+CHUNK_BYTES: Final = 64 * 1024
+SKEW_SECONDS_QUIET: Final = 60.0
+
+RETRY: Final = "retry"
+CHECK_ADDRESS: Final = "check api_url and the network, or try later"
+
+WHAT_TO_DO: Final[dict[int, str]] = {
+    **dict.fromkeys((408, 425, 429, *range(500, 600)), RETRY),
+    400: "check api_version, page_size and action_types",
+    401: "check auth_token, and that it belongs to application_id",
+    403: "check that the role of auth_token may read this, and that it belongs to application_id",
+    404: "check api_url, and that application_id is the merchant's code",
+    422: "check application_id, api_version, page_size and action_types",
+    **dict.fromkeys(
+        range(300, 400),
+        "redirects are not followed, the token stays with its host: set api_url to Pepper's own address",
+    ),
+}
+"""A status to what to do about it: `RETRY`, or advice to a person. Any status that is not here stops the run, too."""
+
+SETTING_OF_PARAMETER: Final = {
+    "limit": "page_size",
+    "when.timestamp": "start_date and window_hours",
+    "type.in": "action_types",
+    "updatedat": "lookback_seconds",
+    "updatedafter": "lookback_seconds",
+    "include": "include_credentials",
+    "x-api-version": "api_version",
+    "x-application-id": "application_id",
+}
+"""A name that Pepper's refusal may mention to the setting that it is made from."""
+
+_SAFE_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+_decoder = msgspec.json.Decoder(float_hook=Decimal)
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+
+@dataclass(frozen=True)
+class Page:
+    """One response of a list endpoint.
+
+    Attributes:
+        rows: The rows, numbers with a point as Decimal.
+        next_key: What to send as `startKey` for the page after this one; None on the last.
+        date: Pepper's clock when it answered, whole seconds; None where it did not say.
+    """
+
+    rows: list[dict[str, Any]]
+    next_key: str | None
+    date: datetime | None
+
+
+class _Token(AuthBase):
+    """Puts the token into its header. Given as `auth`, it also keeps requests from taking another out of ~/.netrc."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Token {self._token}"
+        return request
+
+
+class PepperClient:
+    """Reads Pepper's list endpoints.
+
+    The client keeps a connection pool and nothing else: every walk through pages carries its own state.
+
+    Args:
+        settings: Where Pepper is, who asks, and how patiently.
+        sleep: Waits for so many seconds.
+        now: The local clock, aware.
+        jitter: Draws a number from [0, 1).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings
+        self._sleep = sleep
+        self.now = now
+        self._jitter = jitter
+        self._session = requests.Session()
+        self._session.auth = _Token(settings.auth_token)
+        # A proxy from the environment would carry plain http, and with it the token, off this machine.
+        self._session.trust_env = not is_loopback(urlsplit(settings.api_url).hostname or "")
+        self._session.headers.update(
+            {
+                "x-application-id": settings.application_id,
+                "x-api-version": str(settings.api_version),
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip, deflate",
+                "User-Agent": settings.user_agent,
+            }
+        )
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self._session.close()
+
+    def clock(self, path: str, params: Mapping[str, str] | None = None) -> datetime:
+        """Ask for one row of an endpoint, and take the time from the response's `Date`; else the local clock.
+
+        Raises:
+            PepperError: As `pages`.
+        """
+        date = self._page(path, {**(params or {}), "limit": "1"}, where=f"{_resource(path)} first request").date
+        here = self.now()
+        if date is None:
+            logger.warning("Pepper's responses carry no Date: the local clock decides what is settled")
+            return here
+        skew_seconds = (here - date).total_seconds()
+        if abs(skew_seconds) > SKEW_SECONDS_QUIET:
+            logger.warning("the local clock is %+.0f s off Pepper's; Pepper's decides", skew_seconds)
+        return date
+
+    def pages(self, path: str, params: Mapping[str, str] | None = None) -> Iterator[Page]:
+        """Walk through all pages of an endpoint.
+
+        Args:
+            path: `/actions`.
+            params: Query parameters besides those of paging.
+
+        Yields:
+            Each page as it arrives. A row that only repeats the last one of the page before is left out.
+
+        Raises:
+            StopRun: Pepper's answer is of no use, and will not become so.
+            TryAgain: The failures did not pass within `max_retries`.
+        """
+        asked = {**(params or {}), "limit": str(self._settings.page_size)}
+        resource = _resource(path)
+        seen: set[str] = set()
+        last: tuple[object, bytes] | None = None
+        for number in range(1, PAGES_MAX + 1):
+            page = self._page(path, asked, where=f"{resource} page {number}")
+            next_last = _fingerprint(page.rows[-1]) if page.rows else last
+            yield page if last is None else Page(_without_repeat(page.rows, last), page.next_key, page.date)
+            last = next_last
+            if page.next_key is None:
+                return
+            if page.next_key in seen:
+                msg = f"{resource} page {number}: Pepper sent a nextKey for the second time; the pages go in circles"
+                raise StopRun(msg)
+            seen.add(page.next_key)
+            asked["startKey"] = page.next_key
+        msg = f"{resource}: more than {PAGES_MAX:,} pages; shorten window_hours or raise page_size"
+        raise StopRun(msg)
+
+    def _page(self, path: str, params: Mapping[str, str], *, where: str) -> Page:
+        """Get one page, as often as it takes and `max_retries` allows."""
+        tries = self._settings.max_retries + 1
+        for number in range(1, tries + 1):
+            try:
+                return self._request(path, params, where=where)
+            except TryAgain as error:  # noqa: PERF203 - a try costs nothing beside a request
+                if number == tries:
+                    msg = f"{where}: {error} (tried {tries}x); {error.advice}"
+                    raise TryAgain(msg, advice=error.advice) from error
+                wait_seconds = self._wait_seconds(number, error.wait_seconds)
+                logger.warning("%s: %s; try %d of %d in %.1f s", where, error, number + 1, tries, wait_seconds)
+                self._sleep(wait_seconds)
+        raise AssertionError  # pragma: no cover - the loop returns or raises
+
+    def _wait_seconds(self, failures: int, asked_seconds: float | None) -> float:
+        """Wait before the next try, in seconds: as long as Pepper asks, at most `RETRY_AFTER_SECONDS_MAX`.
+
+        Where it does not ask: a random part of a time that doubles with each failure, at most `BACKOFF_SECONDS_MAX`.
+        """
+        if asked_seconds is not None:
+            return min(asked_seconds, RETRY_AFTER_SECONDS_MAX)
+        return self._jitter() * min(BACKOFF_SECONDS_FIRST * 2.0 ** (failures - 1), BACKOFF_SECONDS_MAX)
+
+    def _request(self, path: str, params: Mapping[str, str], *, where: str) -> Page:
+        """One request, one response."""
+        try:
+            with self._session.get(
+                self._settings.api_url + path,
+                params=dict(params),
+                timeout=self._settings.request_timeout_seconds,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                if response.status_code != HTTPStatus.OK:
+                    raise self._refusal(response, where)
+                body = _read(response, BODY_BYTES_MAX, where)
+                date = _http_date(response.headers.get("Date"))
+        except requests.RequestException as error:
+            raise self._failure(error, where) from error
+        try:
+            decoded = _decode(body)
+        except (ValueError, RecursionError) as error:
+            problem = "Pepper answered 200 with a body that is cut short or not JSON"
+            raise TryAgain(problem, advice="check that api_url is Pepper's API, or try later") from error
+        return Page(_rows(decoded, _resource(path), where), _next_key(decoded, where), date)
+
+    def _refusal(self, response: requests.Response, where: str) -> StopRun | TryAgain:
+        """What a status other than 200 means."""
+        status = response.status_code
+        answered = f"Pepper answered {status}"
+        todo = WHAT_TO_DO.get(status, f"no answer of Pepper's API: {CHECK_ADDRESS}")
+        if todo == RETRY:
+            wait_seconds = _retry_after_seconds(response.headers, self.now())
+            advice = "run less often, or ask Pepper for a higher limit" if status == 429 else "try later"
+            return TryAgain(answered, advice=advice, wait_seconds=wait_seconds)
+        if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+            code, settings = _validation(response, where)
+            answered += f" {code}" if code else ""
+            todo = f"check {settings}" if settings else todo
+        if response.is_redirect:
+            target = urlsplit(response.headers.get("Location", "")).hostname
+            answered += f", a redirect to {target}" if target else ", a redirect"
+        return StopRun(f"{where}: {answered}; {todo}")
+
+    def _failure(self, error: requests.RequestException, where: str) -> StopRun | TryAgain:
+        """What it means that no whole response came."""
+        host = urlsplit(self._settings.api_url).netloc
+        if isinstance(error, requests.exceptions.SSLError) and "certificate" in str(error).lower():
+            return StopRun(
+                f"{where}: the certificate of {host} is not trusted; check api_url, and this machine's CA list"
+            )
+        if isinstance(error, requests.exceptions.InvalidURL):
+            return StopRun(f"{where}: {host} is no host; check api_url")
+        causes = _causes(error)
+        if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)) for cause in causes):
+            seconds = self._settings.request_timeout_seconds
+            return TryAgain(f"{host} was silent for {seconds} s", advice="raise request_timeout_seconds, or try later")
+        if isinstance(error, (requests.exceptions.ContentDecodingError, requests.exceptions.ChunkedEncodingError)):
+            return TryAgain("the response broke off", advice="try later")
+        reason = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
+        return TryAgain(f"no connection to {host}: {reason or 'it broke off'}", advice=CHECK_ADDRESS)
+
+
+def _resource(path: str) -> str:
+    """The last part of a path names what it lists: `/users/5f/actions` → `actions`."""
+    return path.rsplit("/", 1)[-1]
+
+
+def _read(response: requests.Response, bytes_max: int, where: str) -> bytes:
+    """Read a response's body, decompressed, and stop at the limit."""
+    chunks = []
+    size_bytes = 0
+    for chunk in response.iter_content(CHUNK_BYTES):
+        size_bytes += len(chunk)
+        if size_bytes > bytes_max:
+            msg = f"{where}: the response is larger than {bytes_max:,} bytes; lower page_size"
+            raise StopRun(msg)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _decode(body: bytes) -> object:
+    """Decode JSON; a number with a point keeps its decimal digits.
+
+    Raises:
+        ValueError: The body is not JSON, or not all of it.
+        RecursionError: It is nested beyond reason.
+    """
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # A name cut in the middle of an emoji leaves half a surrogate pair, which msgspec refuses and JSON allows.
+        return _mended(json.loads(body, parse_float=Decimal))
+
+
+def _mended(value: object) -> object:
+    """Replace half surrogate pairs by U+FFFD: no encoder would take them."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {str(_mended(key)): _mended(item) for key, item in value.items()}
+    return value
+
+
+def _rows(decoded: object, resource: str, where: str) -> list[dict[str, Any]]:
+    """Find the rows in a response.
+
+    Raises:
+        StopRun: There is no list where one can be: silence about it would look like "nothing happened".
+    """
+    rows: object = decoded
+    if isinstance(decoded, dict):
+        rows = next((decoded[key] for key in ("items", resource) if isinstance(decoded.get(key), list)), None)
+    if not isinstance(rows, list):
+        msg = (
+            f"{where}: Pepper answered 200 without a list under 'items' or '{resource}'; check api_url and api_version"
+        )
+        raise StopRun(msg)
+    for row in rows:
+        if not isinstance(row, dict):
+            msg = f"{where}: a row is {type(row).__name__}, expected an object"
+            raise StopRun(msg)
+    return rows
+
+
+def _next_key(decoded: object, where: str) -> str | None:
+    """Find the key of the next page, if there is one."""
+    page = decoded.get("page") if isinstance(decoded, dict) else None
+    if page is None:
+        return None
+    key = page.get("nextKey") if isinstance(page, dict) else page
+    if key is None or key == "":
+        return None
+    if not isinstance(key, (str, int)):
+        msg = f"{where}: page.nextKey is {type(key).__name__}, expected text"
+        raise StopRun(msg)
+    return str(key)
+
+
+def _fingerprint(row: dict[str, Any]) -> tuple[object, bytes]:
+    return row.get("_id"), _encoder.encode(row)
+
+
+def _without_repeat(rows: list[dict[str, Any]], last: tuple[object, bytes]) -> list[dict[str, Any]]:
+    return [row for row in rows if row.get("_id") != last[0] or _fingerprint(row) != last]
+
+
+def _http_date(text: str | None) -> datetime | None:
+    """Read an HTTP date; None where there is none, or it is none."""
+    if text is None:
+        return None
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
+    """How long a response asks to be left alone, in seconds. `Retry-After` is a number of seconds or a date."""
+    text = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):
+        return float(text)
+    until = _http_date(text) if text else None
+    if until is None:
+        return None
+    # Both dates are by the server's clock; the local one may be off.
+    seconds = (until - (_http_date(headers.get("Date")) or now)).total_seconds()
+    return seconds if seconds > 0 else None
+
+
+def _validation(response: requests.Response, where: str) -> tuple[str | None, str]:
+    """Read a 422 `{"code": "Validation", "message": "…"}`.
+
+    Returns:
+        The code, where it is no more than a word; and the settings that the message is about. The message itself
+        may quote anything, and stays unsaid.
+    """
+    try:
+        decoded = _decode(_read(response, ERROR_BODY_BYTES_MAX, where))
+    except (ValueError, RecursionError, StopRun, requests.RequestException):
+        return None, ""
+    body = decoded if isinstance(decoded, dict) else {}
+    code, message = body.get("code"), str(body.get("message", "")).lower()
+    settings = dict.fromkeys(setting for name, setting in SETTING_OF_PARAMETER.items() if name in message)
+    return code if isinstance(code, str) and _SAFE_CODE.fullmatch(code) else None, ", ".join(settings)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and all that it came from. requests and urllib3 keep an error's origin in its arguments, too."""
+    chain = [error]
+    for link in chain:
+        linked = (link.__cause__, link.__context__, getattr(link, "reason", None), *link.args)
+        chain.extend(other for other in linked if isinstance(other, BaseException) and other not in chain)
+    return chain

@@ -1,0 +1,266 @@
+"""The tap: its settings, its streams, its command line."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+import click
+from singer_sdk import Tap
+from singer_sdk.exceptions import ConfigValidationError, SingerSDKError
+from singer_sdk.helpers._util import load_json
+from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TapCapabilities
+from singer_sdk.plugin_base import JSONSchemaValidator
+from singer_sdk.singerlib import Catalog
+
+from tap_pepper.client import PepperClient
+from tap_pepper.errors import FixSettings, PepperError
+from tap_pepper.messages import MessageWriter
+from tap_pepper.settings import CONFIG_JSONSCHEMA, PACKAGE, Settings, environment_problems, problems
+from tap_pepper.streams import STREAMS, PepperStream
+from tap_pepper.windows import settled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import FrameType
+    from typing import IO
+
+    from singer_sdk.plugin_base import _ConfigInput
+
+STDOUT_BUFFER_BYTES = 64 * 1024
+INTERRUPTED = 130
+"""Exit code of a run that the keyboard ended."""
+
+
+class TapPepper(Tap):
+    """Singer tap for Pepper: a merchant's perks, awards, actions and users."""
+
+    name = "tap-pepper"
+    package_name = PACKAGE
+    config_jsonschema = CONFIG_JSONSCHEMA
+    capabilities: ClassVar[list[CapabilitiesEnum]] = [
+        TapCapabilities.CATALOG,
+        TapCapabilities.STATE,
+        TapCapabilities.DISCOVER,
+        TapCapabilities.TEST,
+        PluginCapabilities.ABOUT,
+        PluginCapabilities.STREAM_MAPS,
+        PluginCapabilities.FLATTENING,
+        PluginCapabilities.STRUCTURED_LOGGING,
+    ]
+    message_writer_class = MessageWriter
+
+    _upper_bound: str | None = None
+
+    def __init__(self, *, config: Any = None, parse_env_config: bool = False, **kwargs: Any) -> None:
+        if parse_env_config:
+            _refuse(environment_problems(self.config_jsonschema, os.environ))
+        if isinstance(config, dict):
+            config = {name: value for name, value in config.items() if value is not None}
+        super().__init__(config=config, parse_env_config=parse_env_config, **kwargs)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings, typed and complete."""
+        return Settings.of(self.config)
+
+    @cached_property
+    def client(self) -> PepperClient:
+        """The connection to Pepper, which all streams share."""
+        return PepperClient(self.settings)
+
+    def upper_bound(self, path: str, query: Mapping[str, str] | None = None) -> str:
+        """The bound up to which this run reads, the same for all streams: Pepper's clock, less `settle_seconds`.
+
+        Args:
+            path: The endpoint to ask for the time, when it is not known yet.
+            query: Parameters that make the answer small.
+        """
+        if self._upper_bound is None:
+            self._upper_bound = settled(self.client.clock(path, query), self.settings.settle_seconds)
+        return self._upper_bound
+
+    def discover_streams(self) -> list[PepperStream]:
+        """One stream for each endpoint."""
+        return [stream(self) for stream in STREAMS]
+
+    def setup_mapper(self) -> None:
+        """Set up stream maps, after each stream has completed the catalog that they are made from."""
+        _ = self.streams
+        super().setup_mapper()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over the state of an earlier run.
+
+        Raises:
+            FixSettings: It is no Singer state.
+        """
+        bookmarks = state.get("bookmarks", {})
+        if not isinstance(bookmarks, dict) or not all(isinstance(value, dict) for value in bookmarks.values()):
+            msg = 'state: expected {"bookmarks": {"actions": {…}}}'
+            raise FixSettings(msg)
+        super().load_state(state)
+
+    def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
+        """Check the settings, in words that show no secret."""
+        self.append_builtin_config(self.config_jsonschema)
+        lines = problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
+        if raise_errors:
+            _refuse(lines)
+        return lines
+
+    def _handle_termination(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """End with the exit code of a signal. Each drained window has its STATE out already."""
+        sys.exit(128 + signum)
+
+    # The command line.
+
+    @classmethod
+    def cb_config(cls, ctx: click.Context, param: click.Option, value: tuple[str, ...]) -> _ConfigInput:
+        """Read the files of `--config`."""
+        for path in value:
+            if path != "ENV":
+                _read_json(_read_file(path), f"config file {path}")
+        return super().cb_config(ctx, param, value)
+
+    @classmethod
+    def invoke(  # type: ignore[override]
+        cls,
+        *,
+        about: bool = False,
+        about_format: str | None = None,
+        config: _ConfigInput | None = None,
+        state: IO[str] | None = None,
+        catalog: IO[str] | None = None,
+    ) -> None:
+        """Run the tap as the options say."""
+        try:
+            super().invoke(
+                about=about,
+                about_format=about_format,
+                config=config,
+                state=_checked_state(state),
+                catalog=_checked_catalog(catalog),
+            )
+        except ConfigValidationError as error:
+            # The SDK would add a line that says nothing.
+            raise FixSettings(str(error)) from error
+
+
+def main() -> NoReturn:
+    """Run the console script: whatever goes wrong is told in one line on stderr, and the exit code is not 0.
+
+    `TapPepper.cli` is the same command without this; there an error comes as an exception.
+    """
+    for stream in STREAMS:
+        logging.getLogger(f"tap-pepper.{stream.path[1:]}").addFilter(_is_news)
+    # Containers often set PYTHONUNBUFFERED, at the cost of a system call for each record.
+    sys.stdout = open(  # noqa: SIM115 - the interpreter flushes and closes it
+        sys.stdout.fileno(), "w", buffering=STDOUT_BUFFER_BYTES, encoding="utf-8", closefd=False
+    )
+    try:
+        status = TapPepper.cli.main(prog_name=TapPepper.name, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = _fail("whoever read the messages has gone; its own log says why")
+    except (KeyboardInterrupt, click.Abort):
+        status = INTERRUPTED
+    except click.ClickException as error:
+        status = _fail(error.format_message())
+    except (PepperError, SingerSDKError) as error:
+        status = _fail(str(error) or type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - its text may quote a record, and its trace helps none but a developer
+        status = _fail(_unexpected(error))
+    sys.exit(status)
+
+
+def _fail(message: str) -> int:
+    """Tell why the run ends. What is left in the buffer of stdout is lost if its reader is."""
+    TapPepper.logger.critical(" ".join(message.split()))
+    TapPepper.logger.debug("where it came from", exc_info=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # The interpreter would try again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _unexpected(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "nowhere"
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    return f"unexpected {type(error).__name__}{reason} at {place}; TAP_PEPPER_LOGLEVEL=DEBUG shows the way there"
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log record tells more than that a stream ended by an error, which `main` tells in full."""
+    return not (record.levelno == logging.ERROR and str(record.msg).startswith("An unhandled error occurred"))
+
+
+def _refuse(lines: list[str]) -> None:
+    if lines:
+        raise ConfigValidationError("; ".join(lines), errors=lines, schema=CONFIG_JSONSCHEMA)
+
+
+def _read_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"config file {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        raise FixSettings(msg) from error
+
+
+def _read_json(text: str, what: str) -> dict[str, Any]:
+    """Read a JSON object; the error says where it ends being one, and quotes nothing."""
+    try:
+        value: object = load_json(text)
+    except ValueError as error:
+        line = getattr(error, "lineno", None)
+        msg = f"{what}: not JSON" + (f" (line {line})" if line else "")
+        raise FixSettings(msg) from error
+    if not isinstance(value, dict):
+        msg = f"{what}: expected a JSON object"
+        raise FixSettings(msg)
+    return value
+
+
+def _text_of(file: IO[str], what: str) -> str:
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        msg = f"{what}: not UTF-8 text"
+        raise FixSettings(msg) from error
+
+
+def _checked_state(file: IO[str] | None) -> IO[str] | None:
+    if file is None:
+        return None
+    what = f"state file {file.name}"
+    text = _text_of(file, what)
+    _read_json(text, what)
+    return io.StringIO(text)
+
+
+def _checked_catalog(file: IO[str] | None) -> IO[str] | None:
+    if file is None:
+        return None
+    what = f"catalog file {file.name}"
+    text = _text_of(file, what)
+    try:
+        Catalog.from_dict(_read_json(text, what))
+    except (KeyError, TypeError, AttributeError) as error:
+        msg = f"{what}: not a Singer catalog; make one with tap-pepper --discover"
+        raise FixSettings(msg) from error
+    return io.StringIO(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Time as the tap counts it: instants, windows between them, and bookmarks that never go back.
+
+An *instant* here is text: UTC, `2026-10-01T08:30:00.250Z`, three digits after the point, more only where the source
+has more. Two instants without their `Z` compare as text exactly as they do in time. Every bound (a bookmark, a window's
+edge, a run's upper bound) has three digits. Nothing here reads a clock or a socket.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+import pendulum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UTC = timezone.utc
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+"""No window starts before this."""
+
+_SECONDS_CHARS = len("2026-10-01T08:30:00")
+_MILLIS_CHARS = len("2026-10-01T08:30:00.250")
+
+_CANONICAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
+_ISO_8601 = re.compile(
+    r"""(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})
+        [Tt ](?P<time>[0-9]{2}:[0-9]{2})(?: :(?P<second>[0-9]{2}) (?: [.,](?P<fraction>[0-9]+) )? )?
+        (?: [Zz] | (?P<sign>[+-])(?P<hours>[0-9]{2}):?(?P<minutes>[0-9]{2})? )?""",
+    re.VERBOSE,
+)
+
+
+def instant_of(value: object) -> str | None:
+    """Bring a timestamp into the one form that this module compares.
+
+    Args:
+        value: ISO 8601 text with any offset (none means UTC) and any number of digits after the second; anything else
+            is no timestamp.
+
+    Returns:
+        The instant, every digit of the source kept; None where `value` is no time that a calendar knows.
+    """
+    if not isinstance(value, str):
+        return None
+    try:
+        if _CANONICAL.fullmatch(value):
+            datetime.fromisoformat(value[:_SECONDS_CHARS])
+            return value
+        parts = _ISO_8601.fullmatch(value.strip())
+        if parts is None:
+            return None
+        moment = datetime.fromisoformat(f"{parts['date']}T{parts['time']}:{parts['second'] or '00'}")
+        if parts["sign"]:
+            offset = timedelta(hours=int(parts["hours"]), minutes=int(parts["minutes"] or 0))
+            moment = moment - offset if parts["sign"] == "+" else moment + offset
+    except (ValueError, OverflowError):
+        return None
+    digits = (parts["fraction"] or "").rstrip("0").ljust(3, "0")
+    return f"{moment.isoformat(timespec='seconds')}.{digits}Z"
+
+
+def bound_of(moment: datetime) -> str:
+    """Cut an aware datetime down to whole milliseconds: `2026-10-01T08:30:00.250Z`."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def read_bound(text: object) -> str:
+    """Read a bound that a person or an earlier run wrote: an ISO 8601 date (its first moment in UTC) or a date-time.
+
+    Raises:
+        ValueError: `text` is neither.
+    """
+    instant = instant_of(text)
+    if instant is not None:
+        return instant[:_MILLIS_CHARS] + "Z"
+    parsed = _parsed(text) if isinstance(text, str) and text[:4].isdigit() else None
+    if isinstance(parsed, pendulum.DateTime):
+        return bound_of(parsed)
+    if isinstance(parsed, pendulum.Date):
+        return bound_of(datetime(parsed.year, parsed.month, parsed.day, tzinfo=UTC))
+    msg = "expected an ISO 8601 date or date-time"
+    raise ValueError(msg)
+
+
+def _parsed(text: str) -> object:
+    try:
+        return pendulum.parse(text, exact=True)
+    except ValueError:
+        return None
+
+
+def _moment(bound: str) -> datetime:
+    return datetime.fromisoformat(bound[:_MILLIS_CHARS]).replace(tzinfo=UTC)
+
+
+def earlier(bound: str, seconds: float) -> str:
+    """The bound that lies `seconds` before, though not before `EARLIEST`."""
+    moment = _moment(bound)
+    return bound_of(EARLIEST if (moment - EARLIEST).total_seconds() <= seconds else moment - timedelta(seconds=seconds))
+
+
+def settled(now: datetime, settle_seconds: float) -> str:
+    """A run's upper bound: the source's clock, less the time that it is given to make an action visible."""
+    return earlier(bound_of(now), settle_seconds)
+
+
+def resume_after(*, bookmark: str | None, start: str | None, until: str, lookback_seconds: float) -> str:
+    """Where a run's first window begins.
+
+    With a bookmark: the lookback before it, so that late arrivals are read. A bookmark that lies ahead of `until` (a
+    clock was set back) counts as `until`. Without: the start asked for, else the lookback before `until`.
+    """
+    if bookmark is not None:
+        return earlier(min(bookmark, until), lookback_seconds)
+    return earlier(until, lookback_seconds) if start is None else earlier(start, 0)
+
+
+def advanced(bookmark: str | None, drained_until: str) -> str:
+    """The bookmark after everything up to `drained_until` was emitted: the later of the two."""
+    return drained_until if bookmark is None else max(bookmark, drained_until)
+
+
+def reaches(instant: str, bound: str) -> bool:
+    """Whether an instant is at or after a bound."""
+    return instant[:-1] >= bound[:-1]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The time after one bound, up to and including another: (after, until]."""
+
+    after: str
+    until: str
+
+    def holds(self, instant: str) -> bool:
+        """Whether a row of this instant belongs here, whichever precision the source compares in.
+
+        A row at `until` plus 0.4 ms is in this window for a source that counts in milliseconds, and in the next one
+        for a source that counts finer. It belongs to both, so that no reading of it loses the row.
+        """
+        return self.after[:-1] < instant[:-1] and instant[:_MILLIS_CHARS] <= self.until[:-1]
+
+    def __str__(self) -> str:
+        return f"{self.after}..{self.until}"
+
+
+def windows(after: str, until: str, hours: float) -> Iterator[Window]:
+    """Cut (after, until] into abutting windows of at most `hours`, oldest first; none where `until` is not later."""
+    start, end = _moment(after), _moment(until)
+    while start < end:
+        stop = min(end, start + timedelta(hours=hours))
+        yield Window(bound_of(start), bound_of(stop))
+        start = stop

@@ -1,0 +1,631 @@
+"""What the streams emit and remember, over real HTTP: against a scripted Pepper, and against a whole local one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pepper_sandbox import faults
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tap_pepper.errors import FixSettings, PepperError, StopRun
+from tests.tap_fixtures import (
+    NOW,
+    PatientTap,
+    Reply,
+    Run,
+    Script,
+    config,
+    listing,
+    run_tap,
+    select_fields,
+    selection,
+)
+
+if TYPE_CHECKING:
+    from pepper_sandbox.faults import Fault
+
+SETTLED = "2026-10-01T11:59:55.000Z"
+
+# "Synchronising User Award Information", the example of REWARD_EARNED, as it stands there.
+REWARD_EARNED: dict[str, Any] = json.loads("""
+{
+"_id": "xxxx",
+"context": {
+"tenant": {
+"_id": "xxxx",
+"title": "The Grill"
+},
+"user": {
+"_id": "xxxx",
+"fullName": "Tom Jones",
+"primaryPlatform": "IOS"
+},
+"location": {
+"_id": "xxx",
+"title": "Arches",
+"geo": [
+-0.0970637,
+51.5045788
+],
+"regions": [],
+"tags": [
+""
+]
+},
+"tags": []
+},
+"tenantId": "xxxx",
+"type": "REWARD_EARNED",
+"source": "API_SERVER",
+"version": "0",
+"when": {
+"timezone": "Europe/London",
+"timestamp": "2021-03-05T13:37:52.194Z",
+"year": 2021,
+"monthofyear": 2,
+"weekofyear": 10,
+"dayofmonth": 5,
+"dayofweek": 5,
+"daypart": "LUNCH"
+},
+"metadata": {
+"awardId": "xxxxx",
+"perkId": "xxxxx",
+"loyaltyEarned": 2,
+"pointsAdded": 2,
+"pointsAvailable": 2,
+"trigger": "GLOBAL"
+},
+"environment": "BETA"
+}
+""")
+
+
+def action(name: str, at: str, **fields: object) -> dict[str, Any]:
+    return {"_id": name, "type": "ORDER", "when": {"timestamp": at}, **fields}
+
+
+def state_of(**bookmarks: str) -> dict[str, Any]:
+    keys = {"actions": "when_timestamp"}
+    return {
+        "bookmarks": {
+            stream: {"replication_key": keys.get(stream, "updatedAt"), "replication_key_value": value}
+            for stream, value in bookmarks.items()
+        }
+    }
+
+
+def windows_asked(script: Script) -> list[tuple[str, str]]:
+    """The (gt, lte] of each request for actions but the first, which asks for the time."""
+    actions = [asked.query for asked in script.asked if asked.path == "/actions"]
+    return [(query["when.timestamp.gt"], query["when.timestamp.lte"]) for query in actions[1:]]
+
+
+def run_script(script: Script, *streams: str, **options: Any) -> Run:
+    run_options = {name: options.pop(name) for name in ("state", "catalog", "may_fail") if name in options}
+    return run_tap(config(script.url, **options), *streams, **run_options)
+
+
+# Actions: windows and bookmarks.
+
+
+def test_the_seeds_action_is_emitted_as_it_is_with_its_time_on_top() -> None:
+    with Script(listing(), listing(REWARD_EARNED, key="actions")) as script:
+        run = run_script(script, "actions", start_date="2021-03-05", window_hours=8784, page_size=1000)
+    record = json.loads(json.dumps(run.records("actions")[0], default=float))
+    assert record == {**REWARD_EARNED, "when_timestamp": "2021-03-05T13:37:52.194Z"}
+
+
+def test_the_first_run_reads_the_lookback() -> None:
+    with Script(listing()) as script:
+        run = run_script(script, "actions")
+    assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
+    assert run.state == state_of(actions=SETTLED)
+
+
+def test_a_start_date_is_read_in_windows_that_abut() -> None:
+    with Script(listing()) as script:
+        run = run_script(script, "actions", start_date="2026-09-29T06:00:00+06:00")
+    assert windows_asked(script) == [
+        ("2026-09-29T00:00:00.000Z", "2026-09-30T00:00:00.000Z"),
+        ("2026-09-30T00:00:00.000Z", "2026-10-01T00:00:00.000Z"),
+        ("2026-10-01T00:00:00.000Z", SETTLED),
+    ]
+    assert run.bookmarks("actions") == ["2026-09-30T00:00:00.000Z", "2026-10-01T00:00:00.000Z", SETTLED]
+
+
+def test_a_bookmark_is_followed_with_the_lookback_and_start_date_no_longer_counts() -> None:
+    with Script(listing()) as script:
+        run_script(
+            script,
+            "actions",
+            start_date="2026-10-01T11:50:00Z",
+            lookback_seconds=600,
+            settle_seconds=30,
+            state=state_of(actions="2026-10-01T11:00:00.000Z"),
+        )
+    assert windows_asked(script) == [("2026-10-01T10:50:00.000Z", "2026-10-01T11:59:30.000Z")]
+
+
+def test_the_bookmark_never_goes_back() -> None:
+    with Script(listing()) as script:
+        run = run_script(script, "actions", lookback_seconds=3 * 24 * 3600, state=state_of(actions=SETTLED))
+    assert len(windows_asked(script)) == 3
+    assert set(run.bookmarks("actions")) == {SETTLED}
+
+
+def test_a_bookmark_ahead_of_peppers_clock_stays_and_the_lookback_is_read() -> None:
+    ahead = "2026-10-03T00:00:00.000Z"
+    with Script(listing()) as script:
+        run = run_script(script, "actions", state=state_of(actions=ahead))
+    assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
+    assert set(run.bookmarks("actions")) == {ahead}
+
+
+def test_the_bound_is_peppers_clock_and_fixed_for_the_run() -> None:
+    dates = [f"Thu, 01 Oct 2026 09:00:{second:02} GMT" for second in range(10, 60, 10)]
+    replies = [Reply(headers={"Date": date}) for date in dates]
+    with Script(*replies) as script:
+        run = run_script(script, "actions", "awards", start_date="2026-09-30")
+    assert windows_asked(script)[-1][1] == "2026-10-01T09:00:05.000Z"
+    assert run.bookmarks("awards")[-1] == "2026-10-01T09:00:05.000Z"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [pytest.param(2, id="first-window"), pytest.param(3, id="second"), pytest.param(5, id="second-page-of-third")],
+)
+def test_a_failed_page_leaves_the_bookmark_at_the_last_drained_window(broken: int) -> None:
+    days = {"a": "09-29", "b": "09-30", "c": "10-01", "d": "10-01"}
+    rows = [action(name, f"2026-{day}T11:00:00.000Z") for name, day in days.items()]
+    replies = [listing(), listing(rows[0]), listing(rows[1]), listing(rows[2], next_key="1"), listing(rows[3])]
+    drained = {2: [], 3: ["2026-09-30T00:00:00.000Z"], 5: ["2026-09-30T00:00:00.000Z", "2026-10-01T00:00:00.000Z"]}
+    replies[broken - 1] = Reply(status=401)
+    with Script(*replies) as script:
+        run = run_script(script, "actions", start_date="2026-09-29", may_fail=True)
+    assert isinstance(run.error, StopRun)
+    assert run.bookmarks("actions") == drained[broken]
+
+
+def test_every_record_of_a_window_is_out_before_its_state() -> None:
+    first, second = action("a", "2026-09-30T12:00:00.000Z"), action("b", "2026-10-01T11:00:00.000Z")
+    with Script(listing(), listing(first), listing(second)) as script:
+        run = run_script(script, "actions", start_date="2026-09-30")
+    line = [m["record"]["_id"] if m["type"] == "RECORD" else m["type"] for m in run.messages]
+    assert line == ["SCHEMA", "a", "STATE", "b", "STATE"]
+
+
+@pytest.mark.parametrize(
+    ("at", "emitted"),
+    [
+        pytest.param("2026-10-01T11:54:55.000Z", False, id="at-the-start-it-was-read-before"),
+        pytest.param("2026-10-01T11:54:55.000001Z", True, id="a-microsecond-after-the-start"),
+        pytest.param("2026-10-01T11:54:55.001Z", True, id="after-the-start"),
+        pytest.param("2026-10-01T13:59:55.000+02:00", True, id="at-the-end-in-another-offset"),
+        pytest.param("2026-10-01T11:59:55.0009Z", True, id="within-the-last-millisecond"),
+        pytest.param("2026-10-01T11:59:55.001Z", False, id="after-the-end-it-is-read-next"),
+        pytest.param("2026-09-30T12:00:00.000Z", False, id="long-before"),
+    ],
+)
+def test_rows_outside_of_the_window_are_left_out_when_pepper_ignores_the_filter(at: str, emitted: bool) -> None:
+    with Script(listing(), listing(action("a", at))) as script:
+        run = run_script(script, "actions")
+    assert run.ids("actions") == (["a"] if emitted else [])
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param({"when": {"timestamp": "2024-13-01T00:00:00Z"}}, id="no-such-month"),
+        pytest.param({"when": {"timestamp": None}}, id="timestamp-null"),
+        pytest.param({"when": {}}, id="timestamp-missing"),
+        pytest.param({"when": None}, id="when-null"),
+        pytest.param({"when": "noon"}, id="when-is-a-text"),
+        pytest.param({}, id="when-missing"),
+    ],
+)
+def test_an_action_without_a_time_is_emitted_for_the_target_to_judge(when: dict[str, object]) -> None:
+    row = {"_id": "a", "type": "ORDER", **when}
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, "actions")
+    assert run.records("actions") == [{**row, "when_timestamp": None}]
+    assert run.bookmarks("actions") == [SETTLED]
+
+
+def test_action_types_are_asked_for_and_checked() -> None:
+    at = "2026-10-01T11:59:00.000Z"
+    rows = [action("a", at, type="REDEEM_PERK"), action("b", at, type="ORDER"), action("c", at, type="REWARD_EARNED")]
+    with Script(listing(), listing(*rows, {"_id": "d"})) as script:
+        run = run_script(script, "actions", action_types=["REWARD_EARNED", "REDEEM_PERK"])
+    assert script.asked[1].query["type.in"] == "REWARD_EARNED,REDEEM_PERK"
+    assert run.ids("actions") == ["a", "c"]
+
+
+def test_without_action_types_all_are_asked_for() -> None:
+    with Script(listing()) as script:
+        run_script(script, "actions", action_types=[" "])
+    assert all("type.in" not in asked.query for asked in script.asked)
+
+
+def test_an_action_without_id_gets_the_same_key_each_time() -> None:
+    at = "2026-10-01T11:59:00.000Z"
+    row = {"type": "ORDER", "when": {"timestamp": at}, "metadata": {"points": 0.25, "b": 1}}
+    reordered = {"metadata": {"b": 1, "points": 0.25}, "when": {"timestamp": at}, "type": "ORDER"}
+    other = {**row, "metadata": {"points": 0.5, "b": 1}}
+    with Script(listing(), listing(row, {**row, "_id": None}, {**reordered, "_id": ""}, other)) as script:
+        run = run_script(script, "actions")
+    first, second, third, differing = run.ids("actions")
+    assert first == second == third != differing
+    assert first.startswith("content-")
+    assert len(first) == len("content-") + 64
+
+
+def test_unknown_fields_pass_through_on_every_level() -> None:
+    at = "2026-10-01T11:59:00.000Z"
+    row = action("a", at, new={"deep": [1, {"er": None}]}, context={"user": {"_id": "u", "mood": "good"}, "weather": 1})
+    row["when"]["moon"] = "full"
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, "actions")
+    assert run.records("actions") == [{**row, "when_timestamp": at}]
+
+
+def test_deselecting_when_takes_nothing_from_the_bookmark() -> None:
+    catalog = selection("actions", change=lambda entry: select_fields(entry, "when", "context.user", selected=False))
+    row = action("a", "2026-10-01T11:59:00.000Z", context={"user": {"fullName": "Tom Jones"}, "tags": []})
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, catalog=catalog)
+    assert run.records("actions") == [
+        {"_id": "a", "type": "ORDER", "context": {"tags": []}, "when_timestamp": "2026-10-01T11:59:00.000Z"}
+    ]
+    assert run.bookmarks("actions") == [SETTLED]
+
+
+def test_stream_maps_change_what_is_emitted_and_not_the_bookmark() -> None:
+    maps = {"actions": {"__alias__": "events", "when": None, "kind": "type", "__filter__": "type != 'ORDER'"}}
+    rows = [action("a", "2026-10-01T11:58:00.000Z"), action("b", "2026-10-01T11:59:00.000Z", type="CHECK_IN")]
+    with Script(listing(), listing(*rows)) as script:
+        run = run_script(script, "actions", stream_maps=maps)
+    (record,) = run.records("events")
+    assert (record["_id"], record["kind"], "when" in record) == ("b", "CHECK_IN", False)
+    assert run.bookmarks("actions") == [SETTLED]
+
+
+def test_a_catalog_without_keys_does_not_turn_a_stream_into_a_full_table() -> None:
+    def strip(entry: dict[str, Any]) -> None:
+        for name in ("key_properties", "replication_key", "replication_method"):
+            entry.pop(name)
+        for name in ("table-key-properties", "valid-replication-keys", "replication-key"):
+            entry["metadata"][0]["metadata"].pop(name, None)
+            entry["metadata"][-1]["metadata"].pop(name, None)
+
+    with Script(listing()) as script:
+        run = run_script(script, catalog=selection("actions", change=strip))
+    assert run.schema("actions")["key_properties"] == ["_id"]
+    assert run.bookmarks("actions") == [SETTLED]
+
+
+def test_a_full_table_catalog_reads_everything_and_keeps_no_bookmark() -> None:
+    def full(entry: dict[str, Any]) -> None:
+        entry["replication_method"] = "FULL_TABLE"
+
+    with Script(listing()) as script:
+        run = run_script(script, catalog=selection("awards", change=full), state=state_of(awards=SETTLED))
+    assert "updatedAt" not in script.asked[-1].query
+    assert set(run.bookmarks("awards")) == {SETTLED}
+
+
+def test_a_bookmark_of_another_key_does_not_count() -> None:
+    bookmark = {"replication_key": "_id", "replication_key_value": "5f"}
+    with Script(listing()) as script:
+        run = run_script(script, "actions", state={"bookmarks": {"actions": bookmark}})
+    assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
+    assert run.state == state_of(actions=SETTLED)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param({"bookmarks": {"actions": {"replication_key_value": "soon"}}}, id="no-time"),
+        pytest.param({"bookmarks": {"actions": {"replication_key_value": 1759312795}}}, id="a-number"),
+        pytest.param({"bookmarks": {"actions": "2026-10-01"}}, id="no-object"),
+        pytest.param({"bookmarks": []}, id="no-bookmarks"),
+    ],
+)
+def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
+    with Script(listing()) as script, pytest.raises(FixSettings, match="state: "):
+        run_script(script, "actions", state=state)
+
+
+def test_each_window_is_told_in_the_log_without_personal_data(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    row = action("a", "2026-10-01T11:59:00.000Z", context={"user": {"fullName": "Tom Jones"}})
+    with Script(listing(), listing(row, next_key="1"), listing(action("b", "2026-09-01T00:00:00.000Z"))) as script:
+        run_script(script, "actions")
+    assert (
+        "actions: window 2026-10-01T11:54:55.000Z..2026-10-01T11:59:55.000Z: "
+        "1 records, 2 pages, 1 more that were not asked for"
+    ) in caplog.text
+    assert "Tom Jones" not in caplog.text
+
+
+FULL_PAGES = [listing({"_id": str(number)}, {"_id": f"{number}x"}, next_key=str(number)) for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    "pages", [pytest.param(FULL_PAGES, id="much-to-read"), pytest.param([listing()], id="nothing-to-read")]
+)
+def test_a_trial_asks_each_stream_once_and_keeps_no_bookmark(
+    pages: list[Reply], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Script(*pages) as script:
+        tap = PatientTap(config=config(script.url, start_date="2020-01-01"))
+        tap.run_connection_test()
+        tap.client.close()
+    assert [asked.path for asked in script.asked] == ["/actions", "/actions", "/awards", "/perks", "/users"]
+    assert "replication_key" not in json.dumps(tap.state)
+    assert "unhandled" not in caplog.text
+
+
+# Awards, perks and users.
+
+
+def test_an_award_is_five_fields() -> None:
+    row = {
+        "_id": "a",
+        "points": 2,
+        "userId": "u",
+        "perkId": "p",
+        "updatedAt": "2026-09-01T02:00:00+02:00",
+        "perk": {"title": "Coffee"},
+        "tenantId": "t",
+        "unheard": "of",
+    }
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, "awards")
+    record = {"_id": "a", "points": 2, "userId": "u", "perkId": "p", "updatedAt": "2026-09-01T00:00:00.000Z"}
+    assert run.records("awards") == [record]
+    assert set(run.schema("awards")["schema"]["properties"]) == set(record)
+
+
+def test_more_of_an_award_is_emitted_where_the_catalog_wants_it() -> None:
+    def more(entry: dict[str, Any]) -> None:
+        select_fields(entry, "perk")
+        entry["schema"]["properties"]["colour"] = {"type": ["string", "null"]}
+
+    row = {"_id": "a", "perk": {"title": "Coffee"}, "tenantId": "t", "colour": "red", "unheard": "of"}
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, catalog=selection("awards", change=more))
+    assert run.records("awards") == [{"_id": "a", "perk": {"title": "Coffee"}, "colour": "red"}]
+    assert {"perk", "colour"} < set(run.schema("awards")["schema"]["properties"])
+
+
+@pytest.mark.parametrize("points", ["2", "-3", "0.10", "12345678901234567890.25", '"7"', '"0.250"', "1e3", "null"])
+def test_points_pass_digit_for_digit(points: str) -> None:
+    body = b'{"items": [{"_id": "a", "points": ' + points.encode() + b"}]}"
+    with Script(listing(), Reply(body)) as script:
+        run = run_script(script, "awards")
+    expected = json.loads(points, parse_float=Decimal)
+    assert [(record["points"], str(record["points"])) for record in run.records("awards")] == [
+        (expected, str(expected))
+    ]
+
+
+def test_awards_are_seeded_in_full_whatever_the_start_date() -> None:
+    old = {"_id": "a", "updatedAt": "2019-01-01T00:00:00.000Z"}
+    with Script(listing(), listing(old)) as script:
+        run = run_script(script, "awards", start_date="2026-09-01")
+    assert script.asked[1].query == {"limit": "100"}
+    assert run.records("awards") == [old]
+    assert run.state == state_of(awards=SETTLED)
+
+
+@pytest.mark.parametrize(
+    ("stream", "parameter"),
+    [pytest.param("awards", "updatedAt", id="awards"), pytest.param("users", "updatedAfter", id="users")],
+)
+def test_later_runs_ask_for_changes_since_the_bookmark_less_the_lookback(stream: str, parameter: str) -> None:
+    with Script(listing()) as script:
+        run = run_script(script, stream, state=state_of(**{stream: "2026-10-01T11:00:00.000Z"}))
+    assert script.asked[1].query == {"limit": "100", parameter: "2026-10-01T10:55:00.000Z"}
+    assert run.bookmarks(stream)[-1] == SETTLED
+
+
+@pytest.mark.parametrize(
+    ("updated_at", "emitted"),
+    [
+        pytest.param("2026-10-01T10:54:59.999Z", False, id="before-the-bound"),
+        pytest.param("2026-10-01T10:54:59.9999Z", False, id="a-hair-before"),
+        pytest.param("2026-10-01T10:55:00.000Z", True, id="at-the-bound"),
+        pytest.param("2026-10-01T11:59:59.000Z", True, id="not-settled-yet"),
+        pytest.param("2026-10-01T10:55:00+00:00", True, id="in-another-form"),
+        pytest.param(None, True, id="null"),
+        pytest.param("recently", True, id="no-time"),
+    ],
+)
+def test_unchanged_awards_are_left_out_when_pepper_ignores_the_filter(updated_at: str | None, emitted: bool) -> None:
+    with Script(listing(), listing({"_id": "a", "updatedAt": updated_at}, {"_id": "b"})) as script:
+        run = run_script(script, "awards", state=state_of(awards="2026-10-01T11:00:00.000Z"))
+    assert run.ids("awards") == (["a", "b"] if emitted else ["b"])
+
+
+def test_an_award_that_changes_while_the_pages_are_read_is_asked_for_again() -> None:
+    newer = {"_id": "a", "updatedAt": "2026-10-01T12:00:30.000Z"}
+    with Script(listing(), listing(newer)) as script:
+        run = run_script(script, "awards")
+    assert run.state == state_of(awards=SETTLED)
+
+
+def test_a_failed_walk_through_awards_moves_no_bookmark() -> None:
+    before = "2026-10-01T11:00:00.000Z"
+    with Script(listing(), listing({"_id": "a"}, next_key="1"), Reply(status=403)) as script:
+        run = run_script(script, "awards", state=state_of(awards=before), may_fail=True)
+    assert run.ids("awards") == ["a"]
+    assert set(run.bookmarks("awards")) == {before}
+
+
+USER = {
+    "_id": "u",
+    "firstName": "Tom",
+    "lastName": "Jones",
+    "fullName": "Tom Jones",
+    "contacts": [{"value": "tom@example.com"}],
+    "credentials": [{"id": "tom@example.com"}],
+    "state": "ACTIVE",
+    "updatedAt": "2026-09-01T00:00:00.000Z",
+}
+
+
+def test_users_are_not_selected_by_default() -> None:
+    with Script(listing()) as script:
+        run_tap(config(script.url))
+    assert {asked.path for asked in script.asked} == {"/actions", "/awards", "/perks"}
+
+
+@pytest.mark.parametrize(
+    "metadata", [pytest.param(True, id="as-discovered"), pytest.param(False, id="without-metadata")]
+)
+def test_selected_users_show_nothing_personal(metadata: bool) -> None:
+    def bare(entry: dict[str, Any]) -> None:
+        entry["metadata"] = [item for item in entry["metadata"] if metadata or not item["breadcrumb"]]
+
+    with Script(listing(), listing(USER)) as script:
+        run = run_script(script, catalog=selection("users", change=bare))
+    assert run.records("users") == [{"_id": "u", "state": "ACTIVE", "updatedAt": "2026-09-01T00:00:00.000Z"}]
+    assert "fullName" not in run.schema("users")["schema"]["properties"]
+
+
+def test_credentials_need_the_setting_and_the_selection() -> None:
+    catalog = selection("users", change=lambda entry: select_fields(entry, "credentials"))
+    with Script(listing(), listing(USER)) as script:
+        run = run_script(script, catalog=catalog, include_credentials=True)
+    assert script.asked[-1].query["include"] == "credentials"
+    assert run.records("users")[0]["credentials"] == USER["credentials"]
+    with Script(listing(), listing(USER)) as script:
+        run_script(script, catalog=catalog)
+    assert "include" not in script.asked[-1].query
+
+
+def test_perks_pass_whole_and_have_no_bookmark() -> None:
+    perk = {"_id": "p", "type": "STAMP_CARD", "terms": {"en": "…"}, "rules": [1, 2.50]}
+    with Script(listing(perk)) as script:
+        run = run_script(script, "perks")
+    assert run.records("perks") == [perk]
+    assert run.bookmarks("perks") == []
+
+
+def test_batch_config_cannot_put_a_state_before_its_records() -> None:
+    with Script(listing(action("a", "2026-10-01T11:59:00.000Z"))) as script:
+        run = run_script(script, "actions", batch_config={"encoding": {"format": "jsonl"}, "storage": {"root": "/tmp"}})
+    assert {m["type"] for m in run.messages} == {"SCHEMA", "RECORD", "STATE"}
+
+
+# Against a whole local Pepper.
+
+
+@pytest.fixture
+def world() -> World:
+    return World(seed=7, users=30, days=5, now=NOW)
+
+
+def settings_of(sandbox: Sandbox, **settings: object) -> dict[str, Any]:
+    return config(
+        sandbox.url,
+        **{
+            "auth_token": sandbox.token,
+            "application_id": sandbox.application_id,
+            "start_date": "2026-09-25",
+            **settings,
+        },
+    )
+
+
+def visible(world: World, until: timedelta = timedelta(seconds=5)) -> set[str]:
+    return {row["_id"] for row in world.actions(until=world.now - until)}
+
+
+VARIANTS = [
+    pytest.param([], id="as-documented"),
+    pytest.param([faults.filters_ignored("when.timestamp", "type", "updatedAt", "updatedAfter")], id="filters-ignored"),
+    pytest.param([faults.limit_capped(7)], id="limit-capped"),
+    pytest.param([faults.limit_ignored()], id="limit-ignored"),
+    pytest.param([faults.listed_as("items")], id="listed-as-items"),
+    pytest.param([faults.last_next_key(None)], id="nextKey-null"),
+    pytest.param([faults.last_next_key("")], id="nextKey-empty"),
+    pytest.param([faults.last_row_repeated()], id="last-row-repeated"),
+    pytest.param([faults.empty_page_between()], id="empty-pages-between"),
+    pytest.param([faults.rows_shuffled()], id="rows-shuffled"),
+    pytest.param([faults.newest_first().on("/actions")], id="newest-first"),
+    pytest.param([faults.updated_at_exclusive()], id="updatedAt-exclusive"),
+    pytest.param([faults.server_error().nth(1, 4, 5)], id="some-503"),
+    pytest.param([faults.rate_limited(2).nth(2, 3)], id="some-429"),
+    pytest.param([faults.rate_limited_until(2).nth(2)], id="a-429-until-a-date"),
+    pytest.param([faults.html_page().nth(3)], id="a-page-of-html"),
+    pytest.param([faults.gzip_cut().nth(2, 5)], id="gzip-cut"),
+    pytest.param([faults.connection_cut().nth(2, 5)], id="connection-cut"),
+    pytest.param([faults.connection_reset().nth(1, 4)], id="connection-reset"),
+    pytest.param([faults.clock_missing()], id="no-clock"),
+    pytest.param([faults.field_missing("context")], id="no-context"),
+    pytest.param([faults.field_set("metadata", None)], id="metadata-null"),
+    pytest.param([faults.field_missing("when.timezone")], id="no-timezone"),
+    pytest.param([faults.points_as_strings()], id="points-as-strings"),
+]
+
+
+@pytest.mark.parametrize("injected", VARIANTS)
+def test_two_runs_emit_all_that_pepper_has_in_every_variant_of_its_api(world: World, injected: list[Fault]) -> None:
+    with Sandbox(world, faults=injected) as sandbox:
+        settings = settings_of(sandbox, page_size=40)
+        seeded = run_tap(settings)
+        assert set(seeded.ids("actions")) == visible(world)
+        assert {row["_id"]: Decimal(row["points"]) for row in seeded.records("awards")} == world.balances()
+        assert {row["_id"] for row in seeded.records("perks")} == {row["_id"] for row in world.perks()}
+
+        world.advance(timedelta(hours=6))
+        followed = run_tap({**settings, "start_date": None}, state=seeded.state, local_clock=world.now)
+    assert set(seeded.ids("actions") + followed.ids("actions")) == visible(world)
+    points = {row["_id"]: Decimal(row["points"]) for row in seeded.records("awards") + followed.records("awards")}
+    assert points == world.balances()
+    assert len(followed.ids("awards")) < len(points)
+
+
+def test_polls_every_five_minutes_miss_no_late_action() -> None:
+    world = World(seed=3, users=200, days=1, now=NOW, late_fraction=0.3, late_seconds_max=240)
+    seen: set[str] = set()
+    with Sandbox(world) as sandbox:
+        settings = settings_of(sandbox, start_date="2026-10-01T12:00:00Z")
+        state: dict[str, Any] = state_of(actions="2026-10-01T12:00:00.000Z")
+        for _ in range(36):
+            world.advance(timedelta(minutes=5))
+            run = run_tap(settings, "actions", state=state, local_clock=world.now)
+            seen |= set(run.ids("actions"))
+            state = run.state
+    due = {row["_id"] for row in world.actions(after=NOW, until=world.now - timedelta(seconds=5))}
+    assert len(due) > 10
+    assert due <= seen
+
+
+@pytest.mark.parametrize(
+    "skew_seconds", [pytest.param(-3600, id="an-hour-behind"), pytest.param(3600, id="an-hour-ahead")]
+)
+def test_the_local_clock_has_no_say(world: World, skew_seconds: int) -> None:
+    with Sandbox(world) as sandbox:
+        run = run_tap(settings_of(sandbox), "actions", local_clock=NOW + timedelta(seconds=skew_seconds))
+    assert set(run.ids("actions")) == visible(world)
+    assert run.bookmarks("actions")[-1] == SETTLED
+
+
+@pytest.mark.parametrize("request_number", [2, 3, 5, 8])
+def test_a_run_that_died_is_finished_by_the_next(world: World, request_number: int) -> None:
+    with Sandbox(world, faults=[faults.unauthorized().nth(request_number)]) as sandbox:
+        died = run_tap(settings_of(sandbox, page_size=10), may_fail=True)
+        assert isinstance(died.error, PepperError)
+        sandbox.faults = ()
+        finished = run_tap(settings_of(sandbox, page_size=10), state=died.states[-1] if died.states else {})
+    assert set(died.ids("actions") + finished.ids("actions")) == visible(world)
+    assert finished.ids("awards")

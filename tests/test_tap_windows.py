@@ -1,0 +1,225 @@
+"""Windows, bookmarks and instants: the arithmetic that decides whether an action is ever read."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from fractions import Fraction
+from itertools import islice, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tap_pepper.windows import (
+    Window,
+    advanced,
+    bound_of,
+    earlier,
+    instant_of,
+    reaches,
+    read_bound,
+    resume_after,
+    settled,
+    windows,
+)
+
+UTC = timezone.utc
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+YEAR_MS = 365 * 24 * 3600 * 1000
+moments = st.integers(20 * YEAR_MS, 120 * YEAR_MS).map(lambda at_ms: EPOCH + timedelta(milliseconds=at_ms))
+bounds = moments.map(bound_of)
+
+
+@pytest.mark.parametrize(
+    ("written", "instant"),
+    [
+        pytest.param("2021-03-05T13:37:52.194Z", "2021-03-05T13:37:52.194Z", id="as-Pepper-writes-it"),
+        pytest.param("2021-03-05T13:37:52Z", "2021-03-05T13:37:52.000Z", id="no-fraction"),
+        pytest.param("2021-03-05T13:37Z", "2021-03-05T13:37:00.000Z", id="no-seconds"),
+        pytest.param("2021-03-05T13:37:52.1Z", "2021-03-05T13:37:52.100Z", id="one-digit"),
+        pytest.param("2021-03-05T13:37:52.1940001Z", "2021-03-05T13:37:52.1940001Z", id="finer-digits-are-kept"),
+        pytest.param("2021-03-05T13:37:52.194000Z", "2021-03-05T13:37:52.194Z", id="zeros-are-not"),
+        pytest.param("2021-03-05T13:37:52.194", "2021-03-05T13:37:52.194Z", id="no-offset-is-UTC"),
+        pytest.param("2021-03-05T13:37:52.194+00:00", "2021-03-05T13:37:52.194Z", id="offset-zero"),
+        pytest.param("2021-03-05T13:37:52.194+05:30", "2021-03-05T08:07:52.194Z", id="offset-east"),
+        pytest.param("2021-03-05T23:37:52.194-0800", "2021-03-06T07:37:52.194Z", id="offset-west-over-midnight"),
+        pytest.param("2020-02-29 00:00:00,5z", "2020-02-29T00:00:00.500Z", id="blank-comma-and-small-z"),
+    ],
+)
+def test_an_instant_has_one_form(written: str, instant: str) -> None:
+    assert instant_of(written) == instant
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(None, id="null"),
+        pytest.param(1614951472194, id="number"),
+        pytest.param("", id="empty"),
+        pytest.param("now", id="a-word"),
+        pytest.param("2021-03-05", id="date-alone"),
+        pytest.param("2024-13-01T00:00:00.000Z", id="month-13"),
+        pytest.param("2021-02-29T00:00:00.000Z", id="no-leap-year"),
+        pytest.param("2021-03-05T25:00:00.000Z", id="hour-25"),
+        pytest.param("0001-01-01T00:00:00.000+09:00", id="before-the-calendar"),
+        pytest.param("٢٠٢١-03-05T13:37:52.194Z", id="digits-of-another-script"),
+    ],
+)
+def test_what_is_no_time_is_no_instant(value: object) -> None:
+    assert instant_of(value) is None
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.,+Z-]{0,20}", fullmatch=True))
+def test_no_text_breaks_the_reading_of_instants_and_bounds(text: str) -> None:
+    instant = instant_of(text)
+    assert instant is None or instant_of(instant) == instant
+    try:
+        assert len(read_bound(text)) == len("2021-03-05T13:37:52.194Z")
+    except ValueError:
+        assert instant is None
+
+
+@given(
+    st.lists(
+        st.tuples(moments, st.integers(0, 10**9 - 1), st.sampled_from([9, 12]), st.integers(-14 * 60, 14 * 60)),
+        min_size=2,
+        max_size=2,
+    )
+)
+def test_instants_compare_as_text_as_they_do_in_time(drawn: list[tuple[datetime, int, int, int]]) -> None:
+    exact, texts = [], []
+    for moment, nanoseconds, digits, offset_minutes in drawn:
+        base = moment.replace(microsecond=0)
+        local = base.astimezone(timezone(timedelta(minutes=offset_minutes)))
+        exact.append(Fraction(int(base.timestamp())) + Fraction(nanoseconds, 10**9))
+        fraction = f"{nanoseconds:09}".ljust(digits, "0")
+        offset = f"{'-' if offset_minutes < 0 else '+'}{abs(offset_minutes) // 60:02}:{abs(offset_minutes) % 60:02}"
+        texts.append(instant_of(f"{local.replace(tzinfo=None).isoformat()}.{fraction}{offset}"))
+    first, second = texts
+    assert first is not None
+    assert second is not None
+    assert (first[:-1] < second[:-1]) == (exact[0] < exact[1])
+    assert (first == second) == (exact[0] == exact[1])
+
+
+@pytest.mark.parametrize(
+    ("written", "bound"),
+    [
+        pytest.param("2026-01-01", "2026-01-01T00:00:00.000Z", id="date"),
+        pytest.param("2026-01-01T06:00:00+02:00", "2026-01-01T04:00:00.000Z", id="date-time"),
+        pytest.param("2026-01-01T06:00:00.1239Z", "2026-01-01T06:00:00.123Z", id="finer-than-a-bound"),
+        pytest.param("20260101T060000Z", "2026-01-01T06:00:00.000Z", id="basic-form"),
+        pytest.param("2026-W01-4", "2026-01-01T00:00:00.000Z", id="week-date"),
+    ],
+)
+def test_a_person_writes_a_bound_in_any_form_of_iso_8601(written: str, bound: str) -> None:
+    assert read_bound(written) == bound
+
+
+@pytest.mark.parametrize("text", ["", "now", "yesterday", "12:00", "P1D", "2026-13-01", "1700000000", None, 5])
+def test_what_is_no_date_is_no_bound(text: object) -> None:
+    with pytest.raises(ValueError, match="expected an ISO 8601 date or date-time"):
+        read_bound(text)
+
+
+@given(bounds, bounds, st.integers(1, 24 * 400))
+def test_windows_abut_cover_and_stay_short(after: str, until: str, hours: int) -> None:
+    cut = list(islice(windows(after, until, hours), 2000))
+    if after >= until:
+        assert cut == []
+        return
+    assert cut[0].after == after
+    assert cut[-1].until == until or len(cut) == 2000
+    assert all(first.until == second.after for first, second in pairwise(cut))
+    for window in cut:
+        length = datetime.fromisoformat(window.until[:-1]) - datetime.fromisoformat(window.after[:-1])
+        assert timedelta(0) < length <= timedelta(hours=hours)
+
+
+@given(bounds, st.integers(1, 10**9), st.integers(1, 72), st.data())
+def test_each_millisecond_is_in_one_window(after: str, span_ms: int, hours: int, data: st.DataObject) -> None:
+    start = datetime.fromisoformat(after[:-1]).replace(tzinfo=UTC)
+    until = bound_of(start + timedelta(milliseconds=span_ms))
+    at_ms = data.draw(st.integers(-2, span_ms + 2))
+    instant = bound_of(start + timedelta(milliseconds=at_ms))
+    holding = [window for window in windows(after, until, hours) if window.holds(instant)]
+    assert len(holding) == (1 if 0 < at_ms <= span_ms else 0)
+
+
+@pytest.mark.parametrize(
+    ("instant", "held"),
+    [
+        pytest.param("2026-10-01T00:00:00.000Z", False, id="at-the-start"),
+        pytest.param("2026-10-01T00:00:00.0000004Z", True, id="a-hair-after-the-start"),
+        pytest.param("2026-10-01T00:00:00.001Z", True, id="a-millisecond-after-the-start"),
+        pytest.param("2026-10-02T00:00:00.000Z", True, id="at-the-end"),
+        pytest.param("2026-10-02T00:00:00.0009Z", True, id="after-the-end-but-in-its-millisecond"),
+        pytest.param("2026-10-02T00:00:00.001Z", False, id="a-millisecond-after-the-end"),
+        pytest.param("2026-09-30T23:59:59.9999Z", False, id="just-before-the-start"),
+    ],
+)
+def test_a_window_never_loses_a_row_to_precision(instant: str, held: bool) -> None:
+    assert Window("2026-10-01T00:00:00.000Z", "2026-10-02T00:00:00.000Z").holds(instant) is held
+
+
+@given(bounds, st.integers(1, 10**8), st.integers(1, 48), st.integers(0, 999_999))
+def test_a_finer_instant_is_held_by_the_window_of_its_exact_and_of_its_cut_time(
+    after: str, span_ms: int, hours: int, micros: int
+) -> None:
+    start = datetime.fromisoformat(after[:-1]).replace(tzinfo=UTC)
+    until = bound_of(start + timedelta(milliseconds=span_ms))
+    moment = start + timedelta(milliseconds=span_ms // 2, microseconds=micros)
+    instant = instant_of(moment.isoformat())
+    assert instant is not None
+    for window in windows(after, until, hours):
+        exact = window.after[:-1] < instant[:-1] <= window.until[:-1]
+        cut = window.after < bound_of(moment) <= window.until
+        assert window.holds(instant) or not (exact or cut)
+
+
+@pytest.mark.parametrize(
+    ("bookmark", "start", "after"),
+    [
+        pytest.param(None, None, "2026-10-01T11:55:00.000Z", id="first-run-reads-the-lookback"),
+        pytest.param(None, "2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.000Z", id="first-run-from-start-date"),
+        pytest.param("2026-10-01T11:30:00.000Z", None, "2026-10-01T11:25:00.000Z", id="bookmark-less-lookback"),
+        pytest.param(
+            "2026-10-01T11:30:00.000Z", "2026-10-01T11:40:00.000Z", "2026-10-01T11:25:00.000Z", id="bookmark-wins"
+        ),
+        pytest.param("2026-10-09T00:00:00.000Z", None, "2026-10-01T11:55:00.000Z", id="bookmark-ahead-of-the-clock"),
+        pytest.param(None, "1815-12-10T00:00:00.000Z", "1970-01-01T00:00:00.000Z", id="start-before-everything"),
+    ],
+)
+def test_a_run_resumes_where_nothing_is_missed(bookmark: str | None, start: str | None, after: str) -> None:
+    until = "2026-10-01T12:00:00.000Z"
+    assert resume_after(bookmark=bookmark, start=start, until=until, lookback_seconds=300) == after
+
+
+@given(st.lists(bounds, min_size=1, max_size=8))
+def test_a_bookmark_is_the_latest_of_what_was_drained_and_never_goes_back(drained: list[str]) -> None:
+    bookmark = None
+    for bound in drained:
+        before, bookmark = bookmark, advanced(bookmark, bound)
+        assert before is None or bookmark >= before
+    assert bookmark == max(drained)
+
+
+def test_the_upper_bound_is_the_clock_less_the_time_to_settle() -> None:
+    clock = datetime(2026, 10, 1, 14, 0, 3, 999_999, tzinfo=timezone(timedelta(hours=2)))
+    assert settled(clock, 5) == "2026-10-01T11:59:58.999Z"
+
+
+def test_a_lookback_ends_where_time_begins() -> None:
+    assert earlier("1970-01-01T00:00:10.000Z", 3600) == "1970-01-01T00:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("instant", "reached"),
+    [
+        pytest.param("2026-10-01T00:00:00.000Z", True, id="at-the-bound"),
+        pytest.param("2026-10-01T00:00:00.0000001Z", True, id="a-hair-after"),
+        pytest.param("2026-09-30T23:59:59.999Z", False, id="before"),
+    ],
+)
+def test_an_instant_reaches_a_bound(instant: str, reached: bool) -> None:
+    assert reaches(instant, "2026-10-01T00:00:00.000Z") is reached
