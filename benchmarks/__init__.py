@@ -1,0 +1,1 @@
+"""Measurements of the pair against the stock path of the Singer SDK."""
