@@ -131,7 +131,7 @@ class exact(FunctionElement[Decimal]):  # noqa: N801
 
 @compiles(exact)
 def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses, **kw)
+    return f"({compiler.process(element.clauses, **kw)})"
 
 
 @compiles(exact, "sqlite")

@@ -63,7 +63,7 @@ class MessageReader(GenericSingerReader[str]):
             try:
                 message = self.deserialize_json(line)
                 handler = handlers[message["type"]]
-            except (msgspec.DecodeError, ValueError, RecursionError):
+            except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
                 self._on_malformed(_as_text(line), "the line is not a Singer message")
                 continue
             except KeyError:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 EXTRA = "_extra"
 EXTRACTED_AT = "_extracted_at"
 LOADED_AT = "_loaded_at"
-# The order of arrival, in work tables.
+# The order of arrival, in work tables; the rank by age, in queries of them.
 SEQ = "_seq"
+RANK = "_rank"
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Shape:
         kinds = {name: fixed.get(name) or kind_of(definition) for name, definition in schema["properties"].items()}
         kinds = {**fixed, **kinds}
         for key in key_properties:
-            kinds[key] = IDENTIFIER if kinds.get(key) in {None, TEXT, ANY_SCALAR} else kinds[key]
-        columns = column_names(kinds, taken={EXTRA, EXTRACTED_AT, LOADED_AT, SEQ})
+            kinds[key] = IDENTIFIER if kinds.get(key) in {None, TEXT, ANY_SCALAR, JSON} else kinds[key]
+        columns = column_names(kinds, taken={EXTRA, EXTRACTED_AT, LOADED_AT, SEQ, RANK})
         required = {*key_properties, *schema.get("required", ())}
         return cls(
             fields=tuple(Field(name, columns[name], kind, name in required) for name, kind in kinds.items()),
@@ -117,8 +118,10 @@ class MissingProperty(values.Invalid):
     """A record lacks a key, or a property that its schema requires."""
 
 
-def kind_of(definition: Mapping[str, Any]) -> Kind:
+def kind_of(definition: Mapping[str, Any] | bool) -> Kind:
     """The kind that a property's JSON Schema allows; where it allows several, the one that holds them all."""
+    if isinstance(definition, bool):
+        return JSON
     types = set(_types(definition)) - {"null"}
     if types == {"integer", "number"}:
         return NUMBER

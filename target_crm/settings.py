@@ -35,7 +35,7 @@ SETTINGS = th.PropertiesList(
     ),
     th.Property(
         "batch_wait_seconds",
-        th.NumberType(minimum=0, maximum=3600),
+        th.IntegerType(minimum=0, maximum=3600),
         default=30,
         title="Batch wait in seconds",
         description="The longest time that a row waits in memory before it is committed.",
@@ -65,18 +65,15 @@ class Settings:
     sqlalchemy_url: str
     default_target_schema: str | None
     batch_size_rows: int
-    batch_wait_seconds: float
+    batch_wait_seconds: int
     on_invalid_record: str
     store_payload: bool
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
-        """Read a validated config."""
-        return cls(
-            sqlalchemy_url=config["sqlalchemy_url"],
-            default_target_schema=config.get("default_target_schema") or None,
-            batch_size_rows=config["batch_size_rows"],
-            batch_wait_seconds=config["batch_wait_seconds"],
-            on_invalid_record=config["on_invalid_record"],
-            store_payload=config["store_payload"],
-        )
+        """Read a validated config; null means the default, and so does an empty schema."""
+        values = {
+            name: definition.get("default") if config.get(name) is None else config[name]
+            for name, definition in SETTINGS.to_dict()["properties"].items()
+        }
+        return cls(**{**values, "default_target_schema": values["default_target_schema"] or None})

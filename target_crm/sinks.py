@@ -12,10 +12,11 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from singer_sdk.sinks import Sink
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 
 from target_crm import balances, staging, tables, values, warehouse
 from target_crm.actions import ledger_row
+from target_crm.errors import InputError
 from target_crm.schemas import EXTRACTED_AT, Shape, snake_case
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class LedgerSink(CrmSink):
         contradictions = connection.execute(staging.contradictions(ledger, staged)).all()
         for input_line, payload in contradictions:
             self.target.reject(self.stream_name, "the ledger has this _id with other content", payload, input_line)
-        warehouse.empty(connection, staged.table)
+        unstage(connection, staged)
         read, quarantined = len(self.rows), len(contradictions)
         return Tally(read, applied, duplicate=read - applied - quarantined, quarantined=quarantined)
 
@@ -143,11 +144,15 @@ class LedgerSink(CrmSink):
 class TableSink(CrmSink):
     """Any other stream: upserted by key into a table of its own, or appended where it has no key."""
 
+    keys: Sequence[str] = ()
     fixed: Mapping[str, Any] = {}
 
     def setup(self) -> None:
         """Create the stream's table and its work table, or add the columns that they lack."""
-        self.shape = Shape.of(self.original_schema, self.key_properties, self.fixed)
+        try:
+            self.shape = Shape.of(self.original_schema, self.keys or self.key_properties, self.fixed)
+        except (AttributeError, TypeError):
+            raise InputError(f"stream {self.stream_name!r}: its SCHEMA message holds no JSON Schema") from None
         self.table = tables.stream_table(snake_case(self.stream_name), self.shape, self.tables.metadata.schema)
         self.staged = staging.Staged(tables.staging_of(self.table), self.tables.fresh)
         self.target.warehouse.ensure(self.table, self.staged.table)
@@ -165,7 +170,7 @@ class TableSink(CrmSink):
         applied = connection.scalar(staging.count_fresh(self.staged)) or 0
         same = connection.scalar(staging.count_same(self.table, self.staged, self.ages)) or applied
         self.fold(connection)
-        warehouse.empty(connection, self.staged.table)
+        unstage(connection, self.staged)
         return Tally(read, applied, duplicate=same - applied, superseded=read - same)
 
     def ages(self, rows: FromClause) -> list[ColumnElement[Any]]:
@@ -177,17 +182,25 @@ class TableSink(CrmSink):
 
     def _extracted_at(self, message: Mapping[str, Any]) -> datetime:
         extracted_at = message.get("time_extracted")
-        return values.instant(extracted_at) if extracted_at else self.target.tick()
+        try:
+            return values.instant(extracted_at) if extracted_at else self.target.tick()
+        except values.Invalid as reason:
+            raise values.Invalid(f"time_extracted {reason}") from None
 
 
 class AwardSink(TableSink):
     """`awards`: Pepper's own word on each balance, ordered by Pepper's time; the newest is folded into the balances."""
 
+    keys = ("_id",)
     fixed = tables.AWARD_FIELDS
 
     def ages(self, rows: FromClause) -> list[ColumnElement[Any]]:
-        """By `updatedAt`; a snapshot without one counts as of the time that it was read."""
-        return [func.coalesce(rows.c.updated_at, rows.c[EXTRACTED_AT]), rows.c[EXTRACTED_AT]]
+        """By `updatedAt`; a snapshot without one counts as of the time that it was read.
+
+        One without points never takes the place of one with: it says nothing that a balance could follow.
+        """
+        tells_points = case((rows.c.points.is_(None), 0), else_=1)
+        return [tells_points, func.coalesce(rows.c.updated_at, rows.c[EXTRACTED_AT]), rows.c[EXTRACTED_AT]]
 
     def fold(self, connection: Connection) -> None:
         """Merge the awards that have changed into the balances."""
@@ -214,9 +227,14 @@ def insert_absent(
     return connection.scalar(staging.count_fresh(staged)) or 0
 
 
-def _stage(connection: Connection, staged: staging.Staged, rows: Sequence[tuple[Any, ...]]) -> None:
+def unstage(connection: Connection, staged: staging.Staged) -> None:
+    """Leave nothing in the work tables."""
     warehouse.empty(connection, staged.fresh)
     warehouse.empty(connection, staged.table)
+
+
+def _stage(connection: Connection, staged: staging.Staged, rows: Sequence[tuple[Any, ...]]) -> None:
+    unstage(connection, staged)
     warehouse.load(connection, staged.table, rows)
 
 

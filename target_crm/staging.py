@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from target_crm.columns import JsonText, LongText
-from target_crm.schemas import EXTRACTED_AT, LOADED_AT, SEQ
+from target_crm.schemas import EXTRACTED_AT, LOADED_AT, RANK, SEQ
 
 if TYPE_CHECKING:
     from sqlalchemy import Delete, Insert, Select, Table
@@ -51,7 +51,7 @@ def take_absent(table: Table, staged: Staged) -> Insert:
     (key,) = table.primary_key.columns
     ranked = _ranked(staged.table, [key.name], [staged.table.c[SEQ]])
     known = select(literal_column("1")).where(key == ranked.c[key.name]).exists()
-    return staged.fresh.insert().from_select([SEQ], select(ranked.c[SEQ]).where(ranked.c["_rank"] == 1, ~known))
+    return staged.fresh.insert().from_select([SEQ], select(ranked.c[SEQ]).where(ranked.c[RANK] == 1, ~known))
 
 
 Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
@@ -73,7 +73,7 @@ def replace_older(table: Table, staged: Staged, ages: Ages) -> list[Insert | Del
     winners = (
         select(ranked.c[SEQ])
         .outerjoin_from(ranked, table, and_(*(table.c[key] == ranked.c[key] for key in keys)))
-        .where(ranked.c["_rank"] == 1, or_(table.c[keys[0]].is_(None), news))
+        .where(ranked.c[RANK] == 1, or_(table.c[keys[0]].is_(None), news))
     )
     fresh_rows = staged.fresh_rows()
     replaced = tuple_(*(table.c[key] for key in keys)).in_(select(*(fresh_rows.c[key] for key in keys)))
@@ -107,7 +107,7 @@ def contradictions(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
     """The places and payloads of staged actions that say something else than the ledger does under the same id."""
     rows = staged.table
     return (
-        select(rows.c[SEQ], rows.c.payload)
+        select(rows.c[SEQ], _comparable(rows.c.payload))
         .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
         .where(ledger.c.content_hash != rows.c.content_hash)
         .order_by(rows.c[SEQ])
@@ -121,9 +121,8 @@ def _keys(table: Table) -> list[str]:
 def _same(table: Table, rows: FromClause, ages: Ages) -> ColumnElement[bool]:
     """Whether two rows of one key say the same, as of the same time."""
     said = [column.name for column in table.c if column.name not in {EXTRACTED_AT, LOADED_AT}]
-    pairs = [(table.c[name], rows.c[name]) for name in said]
-    same_age = ages(table)[0].is_not_distinct_from(ages(rows)[0])
-    return and_(same_age, *(_comparable(one).is_not_distinct_from(_comparable(other)) for one, other in pairs))
+    pairs = [*((table.c[name], rows.c[name]) for name in said), *zip(ages(table), ages(rows), strict=True)]
+    return and_(*(_comparable(one).is_not_distinct_from(_comparable(other)) for one, other in pairs))
 
 
 def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -133,7 +132,7 @@ def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 def _ranked(rows: Table, keys: Sequence[str], order_by: Sequence[ColumnElement[Any]]) -> FromClause:
     rank = func.row_number().over(partition_by=[rows.c[key] for key in keys], order_by=order_by)
-    return select(*rows.c, rank.label("_rank")).subquery("ranked")
+    return select(*rows.c, rank.label(RANK)).subquery("ranked")
 
 
 def _not_older(ages: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Column, MetaData, Table, cast, func, select, text
 
-from target_crm.columns import Identifier, Instant, JsonText, LongText, Points, exact
+from target_crm.columns import Identifier, Instant, JsonText, LongText, Points, exact, exact_sum
 from target_crm.schemas import EXTRA, EXTRACTED_AT, IDENTIFIER, INSTANT, LOADED_AT, POINTS, SEQ, Shape
 from target_crm.staging import Staged
 
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Select
 
-# What a balance needs of an award, whatever the sender's schema says.
 NAME_CHARS_MAX = 63
+WORK_PREFIX = "_crm_"
+# What a balance needs of an award, whatever the sender's schema says.
 AWARD_FIELDS = {"_id": IDENTIFIER, "points": POINTS, "userId": IDENTIFIER, "perkId": IDENTIFIER, "updatedAt": INSTANT}
 
 
@@ -44,10 +46,10 @@ class Tables:
             Column("rejected_at", Instant, nullable=False),
             Column("run_id", Identifier, nullable=False),
         )
-        self.fresh = Table("_crm_fresh", self.metadata, _sequence())
+        self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence())
         self.staged_actions = Staged(staging_of(self.actions).to_metadata(self.metadata), self.fresh)
         self.staged_rejections = Staged(staging_of(self.rejected_records).to_metadata(self.metadata), self.fresh)
-        self.merged = Table("_crm_merged", self.metadata, *_balance_columns(work=True))
+        self.merged = Table(f"{WORK_PREFIX}merged", self.metadata, *_balance_columns(work=True))
 
     @property
     def reserved_names(self) -> set[str]:
@@ -62,7 +64,7 @@ class Tables:
     def _user_balances(self) -> Select[Any]:
         balances = self.award_balances.c
         sums = [
-            cast(func.sum(column), Points()).label(column.name)
+            exact_sum(column).label(column.name)
             for column in (balances.points, balances.earned_total, balances.redeemed_total, balances.refunded_total)
         ]
         return select(
@@ -110,7 +112,14 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
 def staging_of(table: Table) -> Table:
     """The work table beside a table: its columns, without their constraints, after the order of arrival."""
     columns = [Column(column.name, column.type) for column in table.columns]
-    return Table(f"_crm_staging_{table.name}"[:NAME_CHARS_MAX], MetaData(schema=table.schema), _sequence(), *columns)
+    name = _fitted(f"{WORK_PREFIX}staging_{table.name}")
+    return Table(name, MetaData(schema=table.schema), _sequence(), *columns)
+
+
+def _fitted(name: str) -> str:
+    """A name that every engine takes: one that is too long ends in a hash, so that no two become the same."""
+    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+    return name if len(name) <= NAME_CHARS_MAX else f"{name[: NAME_CHARS_MAX - 9]}_{digest}"
 
 
 def _sequence() -> Column[int]:

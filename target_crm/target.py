@@ -16,6 +16,7 @@ from singer_sdk.exceptions import (
     InvalidRecord,
     MissingKeyPropertiesError,
     RecordsWithoutSchemaException,
+    SingerSDKError,
 )
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
@@ -25,7 +26,8 @@ from target_crm.errors import CrmError, InputError, SettingError
 from target_crm.messages import MessageReader
 from target_crm.schemas import MissingProperty, snake_case
 from target_crm.settings import SETTINGS, Settings
-from target_crm.sinks import AwardSink, CrmSink, LedgerSink, Rejection, TableSink, Tally, Ticker, insert_absent
+from target_crm.sinks import AwardSink, CrmSink, LedgerSink, Rejection, TableSink, Tally, Ticker, insert_absent, unstage
+from target_crm.tables import WORK_PREFIX
 from target_crm.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ class TargetCrm(Target):
     default_sink_class = TableSink
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        try:
+            super().__init__(**options)
+        except ValueError:
+            raise SettingError("a TARGET_CRM_… variable is not of its setting's type, see --about") from None
         if self.config.get("flattening_enabled"):
             raise SettingError("flattening_enabled: target-crm keeps objects as JSON; flatten in the tap if you must")
         self.settings = Settings.of(self.config)
@@ -104,7 +109,7 @@ class TargetCrm(Target):
         special = {"actions": LedgerSink, "awards": AwardSink}.get(stream_name)
         if special:
             return special
-        if table in self.warehouse.tables.reserved_names:
+        if table in self.warehouse.tables.reserved_names or table.startswith(WORK_PREFIX):
             raise InputError(f"stream {stream_name!r}: table {table!r} is the target's own; rename the stream by a map")
         twin = next((name for name in self._sinks_active if snake_case(name) == table and name != stream_name), None)
         if twin:
@@ -122,11 +127,12 @@ class TargetCrm(Target):
         if self.settings.on_invalid_record == "fail":
             raise (MissingKeyPropertiesError if isinstance(reason, MissingProperty) else InvalidRecord)(where, {})
         self._rejections.append(Rejection(stream, str(reason), input_line, payload))
-        self._hold()
 
     def _reject_line(self, line: str, reason: str) -> None:
+        self._hold()
         self._tally("", Tally(read=1, quarantined=1))
         self.reject("", reason, line, self.input_line)
+        self._drain_when_due()
 
     def _process_schema_message(self, message_dict: dict[str, Any]) -> None:
         stream, schema = message_dict.get("stream"), message_dict.get("schema")
@@ -134,43 +140,54 @@ class TargetCrm(Target):
             not isinstance(stream, str)
             or not isinstance(schema, dict)
             or not isinstance(schema.get("properties"), dict)
+            or not isinstance(message_dict.get("key_properties", []), list | None)
         ):
-            raise InputError(f"line {self.input_line}: a SCHEMA message needs a stream and schema.properties")
+            raise InputError(
+                f"line {self.input_line}: a SCHEMA message needs a stream, schema.properties and a list of keys"
+            )
         shape = (schema, message_dict.get("key_properties"))
-        if self._shapes.get(stream, shape) != shape:
-            # Rows of an older schema land before the table takes the new one's shape.
+        if self._shapes.get(stream) != shape:
+            # Rows of an older schema, or of another stream mapped to the same table, land before it takes a new shape.
             self._drain()
         self._shapes[stream] = shape
         super()._process_schema_message(message_dict)
 
     def _process_record_message(self, message_dict: dict[str, Any]) -> None:
         stream, record = message_dict.get("stream"), message_dict.get("record")
-        if not isinstance(record, dict):
-            self._reject_line(values.json_text(message_dict), "the RECORD message has no record")
+        if not isinstance(stream, str) or not isinstance(record, dict):
+            self._reject_line(values.json_text(message_dict), "the RECORD message has no stream or no record")
             return
-        maps = self.mapper.stream_maps.get(stream)  # type: ignore[arg-type]
+        maps = self.mapper.stream_maps.get(stream)
         if maps is None:
             if self.settings.on_invalid_record == "fail":
                 raise RecordsWithoutSchemaException(f"stream {stream!r}: a record came before its SCHEMA")
             self._reject_line(values.json_text(message_dict), "the record came before its stream's SCHEMA")
             return
         for stream_map in maps:
-            mapped = stream_map.transform(dict(record) if len(maps) > 1 else record)
+            try:
+                mapped = stream_map.transform(dict(record) if len(maps) > 1 else record)
+            except Exception as error:
+                # Not to the quarantine: what the map was to hide would stand there.
+                reason = error if isinstance(error, SingerSDKError) else type(error).__name__
+                raise InputError(f"stream {stream!r} line {self.input_line}: a stream map fails: {reason}") from error
             if mapped is not None:
-                cast("CrmSink", self._sinks_active[stream_map.stream_alias]).accept(mapped, message_dict)
                 self._hold()
-        if self._rows_held >= self.settings.batch_size_rows:
-            self._drain()
-        else:
-            self._drain_when_due()
+                cast("CrmSink", self._sinks_active[stream_map.stream_alias]).accept(mapped, message_dict)
+        self._drain_when_due()
 
     def _process_state_message(self, message_dict: dict[str, Any]) -> None:
-        self._state = values.json_text(message_dict.get("value"))
+        if not isinstance(message_dict.get("value"), dict):
+            self._reject_line(values.json_text(message_dict), "the STATE message has no value")
+            return
+        self._state = values.json_text(message_dict["value"])
         self._start_clock()
         self._drain_when_due()
 
     def _process_batch_message(self, message_dict: dict[str, Any]) -> None:
         raise InputError(f"stream {message_dict.get('stream')!r}: BATCH messages are not supported; turn batches off")
+
+    def _process_activate_version_message(self, message_dict: dict[str, Any]) -> None:
+        self.logger.info("stream %r: ACTIVATE_VERSION is ignored, no row is removed", message_dict.get("stream"))
 
     def process_endofpipe(self) -> None:
         """Commit what is left, emit the last STATE, and say what became of every record."""
@@ -181,6 +198,7 @@ class TargetCrm(Target):
             self.logger.info("%s: %s", stream or "not a stream", tally)
 
     def _hold(self) -> None:
+        """Make room for one more row; the first begins a batch."""
         if not self._rows_held:
             self.batch_began_at = datetime.now(timezone.utc)
         self._rows_held += 1
@@ -191,7 +209,8 @@ class TargetCrm(Target):
             self._due_at_seconds = time.monotonic() + self.settings.batch_wait_seconds
 
     def _drain_when_due(self) -> None:
-        if self._due_at_seconds is not None and time.monotonic() >= self._due_at_seconds:
+        full = self._rows_held >= self.settings.batch_size_rows
+        if full or (self._due_at_seconds is not None and time.monotonic() >= self._due_at_seconds):
             self._drain()
 
     def _drain(self) -> None:
@@ -218,6 +237,7 @@ class TargetCrm(Target):
             now = datetime.now(timezone.utc)
             rows = [(place, *rejection.row(now, self.run_id)) for place, rejection in enumerate(self._rejections)]
             insert_absent(connection, tables.rejected_records, tables.staged_rejections, rows)
+            unstage(connection, tables.staged_rejections)
 
     def _tally(self, stream: str, tally: Tally) -> None:
         if tally.read:
@@ -250,5 +270,5 @@ def main() -> None:
     """The console script: an error that a person can mend is one line, and the exit code is 1."""
     try:
         TargetCrm.cli()
-    except (CrmError, InvalidRecord, MissingKeyPropertiesError, RecordsWithoutSchemaException) as error:
+    except (CrmError, SingerSDKError) as error:
         sys.exit(f"target-crm: {error}")

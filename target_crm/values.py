@@ -54,8 +54,7 @@ def points(value: Any) -> Decimal:
     number = Decimal(value)
     if not number.is_finite() or abs(number) >= POINTS_MAX:
         raise Invalid(f"is out of range, expected points below {POINTS_MAX:,}")
-    exponent = number.normalize().as_tuple().exponent
-    if isinstance(exponent, int) and exponent < -POINTS_PLACES:
+    if number != round(number, POINTS_PLACES):
         raise Invalid(f"has more than {POINTS_PLACES} decimal places")
     return number
 

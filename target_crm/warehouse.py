@@ -62,8 +62,9 @@ class Warehouse:
         """Create what is missing of the target's own tables and views."""
         with self.write() as connection:
             schema = self.tables.metadata.schema
-            if schema:
-                connection.execute(CreateSchema(schema, if_not_exists=True))
+            # A loader may well not be allowed to create the schema that it was given.
+            if schema and not inspect(connection).has_schema(schema):
+                connection.execute(CreateSchema(schema))
             self.tables.metadata.create_all(connection)
             existing = set(inspect(connection).get_view_names(schema=schema))
             for name, query in self.tables.views.items():
@@ -90,9 +91,20 @@ class Warehouse:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()
-            raise WarehouseError(f"{self.name}: {type(error).__name__}: {reason[0] if reason else ''}") from error
+        except (SQLAlchemyError, self._driver.Error) as error:
+            raise WarehouseError(f"{self.name}: {self._reason(error)}") from error
+
+    @property
+    def _driver(self) -> Any:
+        """The driver's module: what it raises in the middle of a COPY comes as it is."""
+        return self._engine.dialect.loaded_dbapi
+
+    def _reason(self, error: Exception) -> str:
+        """The first line of an error; of a refused value only the kind, because that line repeats the value."""
+        original = getattr(error, "orig", None) or error
+        first_line = next(iter(str(original).strip().splitlines()), "")
+        refused = isinstance(original, self._driver.DataError)
+        return type(original).__name__ if refused else f"{type(error).__name__}: {first_line}"
 
 
 def empty(connection: Connection, table: Table) -> None:
@@ -157,7 +169,7 @@ def parse_url(sqlalchemy_url: str) -> URL:
     """
     try:
         url = make_url(sqlalchemy_url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise SettingError("sqlalchemy_url: not a SQLAlchemy URL, expected e.g. sqlite:///crm.db") from None
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -39,3 +40,18 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'crm.db'}"
     return new_postgres_database(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture(scope="module")
+def new_postgres_url(postgres_url: str) -> str:
+    """An empty PostgreSQL database for the tests of a file that share one."""
+    return new_postgres_database(postgres_url)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_pytests() -> Iterator[None]:
+    """Ctrl-C stops pytest, also after a plugin that was built in this process took the signals for itself."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -77,7 +77,7 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     while True:
         try:
             psycopg.connect(f"host=127.0.0.1 port={port} user=postgres connect_timeout={START_SECONDS}").close()
-        except psycopg.OperationalError:
+        except psycopg.OperationalError:  # noqa: PERF203 - a try each time is the point
             if server.poll() is not None:
                 raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text()}") from None
         else:

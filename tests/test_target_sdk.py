@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from singer_sdk.testing import get_target_test_class
-from singer_sdk.testing.runners import TargetTestRunner
 from singer_sdk.testing.suites import SingerTestSuite, target_tests
 from singer_sdk.testing.target_tests import TargetRecordBeforeSchemaTest, TargetRecordMissingKeyProperty
 
 from target_crm.target import TargetCrm
+
+if TYPE_CHECKING:
+    from singer_sdk.testing.runners import TargetTestRunner
 
 # These two expect a bad record to stop the run; all others run with the default, which puts it into quarantine.
 STOPPING = [TargetRecordBeforeSchemaTest, TargetRecordMissingKeyProperty]

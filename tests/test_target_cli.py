@@ -1,0 +1,252 @@
+"""crm-balances: it proves balances, finds what was tampered with, mends what can be mended, and says so."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from target_crm import cli
+from tests.commands import RUN_SECONDS_MAX, command, environment
+from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, snapshot, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Two awards that actions explain from end to end, one that was edited in between, one known by its snapshot alone.
+HISTORY = [
+    AWARDS,
+    snapshot("w1", 10, at="2026-10-01T00:00:00Z"),
+    snapshot("w4", 0.25, at="2026-10-01T00:00:00Z"),
+    ACTIONS,
+    action("a1", delta=2, available=12, award="w1", at="2026-10-01T01:00:00Z"),
+    action("a2", "REDEEM_PERK", delta=0.5, available=11.5, award="w1", at="2026-10-01T02:00:00Z"),
+    action("a3", "AWARD_POINTS_REFUNDED", delta=0.5, available=12, award="w1", at="2026-10-01T03:00:00Z"),
+    action("b1", delta=3, available=3, award="w2"),
+    action("c1", delta=3, available=3, award="w3", at="2026-10-01T01:00:00Z"),
+    action("c2", delta=3, available=10, award="w3", at="2026-10-01T02:00:00Z"),
+]
+GAP = {"award_id": "w3", "action_id": "c2", "unexplained": "4.0000"}
+
+
+@pytest.fixture
+def balances(warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs crm-balances on the warehouse that holds `HISTORY`; returns the exit code and what it printed."""
+    load(warehouse_url, HISTORY)
+    capsys.readouterr()
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        exit_code = cli.run(arguments)
+        return exit_code, capsys.readouterr().out
+
+    return call
+
+
+def test_verify_proves_all_balances_and_takes_an_edit_in_pepper_for_no_drift(balances: Any) -> None:
+    exit_code, output = balances("verify", "--json")
+
+    report = json.loads(output)
+    (gap,) = report["gaps"].pop("examples")
+    assert exit_code == 0
+    assert (report["awards"], report["actions"], report["drifted"]) == (4, 6, False)
+    assert [(check["name"], check["differing"], check["examples"]) for check in report["checks"]] == [
+        ("fold", 0, []),
+        ("snapshot", 0, []),
+    ]
+    assert report["gaps"]["differing"] == 1
+    assert {name: gap[name] for name in GAP} == GAP
+
+
+def test_verify_tells_people_the_same_as_a_table(balances: Any) -> None:
+    exit_code, output = balances("verify")
+
+    assert exit_code == 0
+    assert output.splitlines() == [
+        "check                                       differ",
+        "balance = fold of ledger and snapshots           0",
+        "balance = Pepper's newer snapshot                0",
+        "balance before + delta = balance after           1",
+        "1 changes came without an action, as edits and expiries do: no drift.",
+        "4 balances from 6 actions: all proven",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tampering", "checks"),
+    [
+        pytest.param(
+            "UPDATE award_balances SET points = points + 1 WHERE award_id = 'w1'",
+            {"fold": [{"award_id": "w1", "points": "13.0000", "expected_points": "12.0000"}]},
+            id="points",
+        ),
+        pytest.param(
+            "UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'",
+            {"fold": [{"award_id": "w1", "points": "12.0000", "expected_points": "12.0000"}]},
+            id="a-total",
+        ),
+        pytest.param(
+            "UPDATE award_balances SET perk_id = NULL WHERE award_id = 'w2'",
+            {"fold": [{"award_id": "w2", "points": "3.0000", "expected_points": "3.0000"}]},
+            id="a-perk",
+        ),
+        pytest.param(
+            "DELETE FROM award_balances WHERE award_id = 'w2'",
+            {"fold": [{"award_id": "w2", "points": None, "expected_points": "3.0000"}]},
+            id="a-balance-is-gone",
+        ),
+        pytest.param(
+            "DELETE FROM actions WHERE award_id = 'w2'",
+            {"fold": [{"award_id": "w2", "points": "3.0000", "expected_points": None}]},
+            id="a-ledger-row-is-gone",
+        ),
+        pytest.param(
+            "UPDATE awards SET points = 8 WHERE _id = 'w4'",
+            {
+                "fold": [{"award_id": "w4", "points": "0.2500", "expected_points": "8.0000"}],
+                "snapshot": [{"award_id": "w4", "points": "0.2500", "expected_points": "8.0000"}],
+            },
+            id="a-snapshot-of-that-time-says-otherwise",
+        ),
+        pytest.param(
+            "UPDATE awards SET points = 8, updated_at = '2026-10-02 00:00:00.000000+00' WHERE _id = 'w1'",
+            {
+                "fold": [{"award_id": "w1", "points": "12.0000", "expected_points": "8.0000"}],
+                "snapshot": [{"award_id": "w1", "points": "12.0000", "expected_points": "8.0000"}],
+            },
+            id="a-newer-snapshot-says-otherwise",
+        ),
+    ],
+)
+def test_verify_finds_what_was_tampered_with_and_rebuild_mends_it(
+    balances: Any, warehouse_url: str, tampering: str, checks: dict[str, Any]
+) -> None:
+    if warehouse_url.startswith("sqlite"):
+        tampering = tampering.replace("+00'", "'")
+    execute(warehouse_url, tampering)
+
+    exit_code, output = balances("verify", "--json")
+    text_exit_code, text = balances("verify")
+
+    found = {check["name"]: check["examples"] for check in json.loads(output)["checks"] if check["differing"]}
+    assert found == checks
+    assert (exit_code, text_exit_code, json.loads(output)["drifted"]) == (1, 1, True)
+    assert text.splitlines()[-1].endswith(" actions: DRIFT: run crm-balances rebuild")
+    assert checks["fold"][0]["award_id"] in text
+
+    assert balances("rebuild")[0] == 0
+    assert balances("verify")[0] == 0
+
+
+def test_rebuild_gives_the_very_rows_that_loading_gave(balances: Any, warehouse_url: str) -> None:
+    loaded = table(warehouse_url, "award_balances")
+    assert [(row["award_id"], row["points"], row["earned_total"]) for row in loaded] == [
+        ("w1", Decimal(12), Decimal(2)),
+        ("w2", Decimal(3), Decimal(3)),
+        ("w3", Decimal(10), Decimal(6)),
+        ("w4", Decimal("0.25"), Decimal(0)),
+    ]
+    execute(warehouse_url, "DELETE FROM award_balances")
+
+    assert balances("rebuild") == (0, "4 balances computed afresh\n")
+    assert table(warehouse_url, "award_balances") == loaded
+    assert balances("rebuild", "--json") == (0, '{"balances": 4}\n')
+
+
+def test_loading_goes_on_after_a_rebuild(balances: Any, warehouse_url: str) -> None:
+    balances("rebuild")
+
+    load(warehouse_url, [*HISTORY, action("b2", delta=1, available=4, award="w2", at="2026-10-02T00:00:00Z")])
+
+    assert balances("verify")[0] == 0
+    assert table(warehouse_url, "award_balances", "award_id", "points", "action_count")[1] == {
+        "award_id": "w2",
+        "points": Decimal(4),
+        "action_count": 2,
+    }
+
+
+def test_a_report_names_the_first_few_awards_and_counts_them_all(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(warehouse_url, [ACTIONS, *(action(f"a{n:02}", award=f"w{n:02}") for n in range(25))])
+    execute(warehouse_url, "UPDATE award_balances SET points = -1")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    assert cli.run(["verify", "--json"]) == 1
+
+    fold = json.loads(capsys.readouterr().out)["checks"][0]
+    assert (fold["differing"], [row["award_id"] for row in fold["examples"]]) == (25, [f"w{n:02}" for n in range(20)])
+
+
+def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    load(url, HISTORY)
+    execute(url, "DELETE FROM award_balances WHERE award_id = 'w1'")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"sqlalchemy_url": url, "batch_size_rows": 5}))
+
+    result = subprocess.run(
+        command("crm-balances", "verify", "--json", "--config", str(config)),
+        # A file stands for itself: the environment is not asked.
+        env=environment(TARGET_CRM_SQLALCHEMY_URL="nowhere"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+    assert result.returncode == 1, result.stderr
+    assert json.loads(result.stdout)["checks"][0]["differing"] == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "complaint"),
+    [
+        pytest.param(
+            {"SQLALCHEMY_URL": "postgresql://u:pa55word@127.0.0.1:1/db"},
+            ["verify"],
+            "postgresql+psycopg://u:***@127.0.0.1:1/db: OperationalError: ",
+            id="no-warehouse",
+        ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "sqlite:////pa55word/no/such/folder.db"},
+            ["rebuild"],
+            "sqlite:////pa55word/no/such/folder.db: OperationalError: unable to open database file",
+            id="no-folder",
+        ),
+        pytest.param({"SQLALCHEMY_URL": "pa55word"}, ["verify"], "sqlalchemy_url: not a SQLAlchemy URL", id="no-url"),
+        pytest.param(
+            {"BATCH_SIZE_ROWS": "pa55word"},
+            ["verify"],
+            "a TARGET_CRM_… variable is not of its setting's type",
+            id="type",
+        ),
+        pytest.param({}, ["verify", "--config", "none.json"], "--config none.json: No such file", id="no-file"),
+    ],
+)
+def test_where_it_cannot_tell_it_exits_with_2_and_one_line(
+    variables: dict[str, str],
+    arguments: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["crm-balances", *arguments])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TARGET_CRM_{name}", value)
+
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out) == (2, "")
+    assert printed.err.startswith(f"crm-balances: {complaint}")
+    assert printed.err.count("\n") == 1
+    assert "pa55word@" not in printed.err

@@ -1,0 +1,662 @@
+"""The whole of target-crm: messages in, tables, STATE and exit code out; mostly through the real console script."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from decimal import Decimal
+from hashlib import md5
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from target_crm import target
+from target_crm.errors import InputError, WarehouseError
+from target_crm.target import TargetCrm
+from tests.commands import RUN_SECONDS_MAX, command, environment
+from tests.target_fixtures import (
+    ACTIONS,
+    AWARDS,
+    action,
+    execute,
+    load,
+    query,
+    record,
+    schema,
+    snapshot,
+    state,
+    table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Main = Callable[..., Any]
+
+TEXT, NUMBER, INTEGER = {"type": "string"}, {"type": ["number", "null"]}, {"type": ["integer", "null"]}
+
+
+def run(url: str, folder: Path, *messages: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """The console script, with settings from the environment."""
+    variables = {f"TARGET_CRM_{name.upper()}": value for name, value in settings.items()}
+    return subprocess.run(
+        command("target-crm", "--config", "ENV"),
+        input="".join(f"{message}\n" for message in messages),
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=url, **variables),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Main]:
+    """The console script's function in this process: returns what it exits with."""
+
+    def call(*arguments: str, messages: str = "") -> Any:
+        monkeypatch.setattr("sys.argv", ["target-crm", *arguments])
+        monkeypatch.setattr("sys.stdin", io.StringIO(messages))
+        with pytest.raises(SystemExit) as end:
+            target.main()
+        return end.value.code
+
+    # The SDK sets up logs and hooks for a process that is its own.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    yield call
+    logging.captureWarnings(capture=False)
+
+
+def everything(url: str) -> dict[str, Any]:
+    return {name: table(url, name) for name in ("actions", "awards", "award_balances", "rejected_records")}
+
+
+def test_a_run_loads_acknowledges_and_accounts_for_every_record_and_a_replay_changes_nothing(
+    warehouse_url: str, tmp_path: Path
+) -> None:
+    messages = [
+        AWARDS,
+        snapshot("w1", 5, at="2026-09-01T00:00:00Z"),
+        snapshot("w2", 0.25),
+        ACTIONS,
+        action("a1", delta=2, available=7),
+        action("a1", delta=2, available=7),
+        action("a2", delta=True),
+        "no message",
+        '{"type": "STATE", "value": {"bookmarks": {"actions": {"at": "é", "share": 1.50}}}}',
+    ]
+
+    first = run(warehouse_url, tmp_path, *messages)
+    loaded = everything(warehouse_url)
+    second = run(warehouse_url, tmp_path, *messages)
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert first.stdout == second.stdout == '{"bookmarks":{"actions":{"at":"é","share":1.50}}}\n'
+    assert [(row["award_id"], row["points"]) for row in loaded["award_balances"]] == [
+        ("w1", Decimal(7)),
+        ("w2", Decimal("0.25")),
+    ]
+    assert sorted((row["stream"], row["reason"], row["input_line"]) for row in loaded["rejected_records"]) == [
+        ("", "the line is not a Singer message", 8),
+        ("actions", "metadata.pointsAdded is a boolean, expected points", 7),
+    ]
+    assert everything(warehouse_url) == loaded
+    for tally in (
+        "awards: 2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined",
+        "actions: 3 read = 1 applied + 1 duplicate + 0 superseded + 1 quarantined",
+        "not a stream: 1 read = 0 applied + 0 duplicate + 0 superseded + 1 quarantined",
+    ):
+        assert tally in first.stderr
+    assert "awards: 2 read = 0 applied + 2 duplicate + 0 superseded + 0 quarantined" in second.stderr
+
+
+class Witness(io.StringIO):
+    """A standard output that looks, at every line, at what another connection sees in the ledger."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.seen: list[tuple[str, list[str]]] = []
+
+    def write(self, line: str) -> int:
+        self.seen.append((line, [row["action_id"] for row in table(self.url, "actions", "action_id")]))
+        return len(line)
+
+
+def witnessed(url: str, *messages: str, **settings: Any) -> list[tuple[str, list[str]]]:
+    witness = Witness(url)
+    with redirect_stdout(witness):
+        TargetCrm(config={"sqlalchemy_url": url, **settings}).listen(io.StringIO("\n".join(messages)))
+    return witness.seen
+
+
+def test_a_state_goes_out_when_all_before_it_is_committed_also_mid_way(warehouse_url: str) -> None:
+    seen = witnessed(
+        warehouse_url,
+        ACTIONS,
+        action("a1"),
+        state({"n": 1}),
+        action("a2"),
+        action("a3"),
+        state({"n": 2}),
+        state({"n": 3}),
+        action("a4"),
+        action("a5"),
+        state({"n": 4}),
+        batch_size_rows=2,
+    )
+
+    assert seen == [
+        ('{"n":1}\n', ["a1", "a2"]),
+        ('{"n":3}\n', ["a1", "a2", "a3", "a4"]),
+        ('{"n":4}\n', ["a1", "a2", "a3", "a4", "a5"]),
+    ]
+
+
+def test_rows_do_not_wait_longer_than_they_may(warehouse_url: str) -> None:
+    seen = witnessed(warehouse_url, ACTIONS, state({}), action("a1"), state({"n": 1}), batch_wait_seconds=0)
+
+    assert seen == [("{}\n", []), ('{"n":1}\n', ["a1"])]
+
+
+def test_lines_that_are_no_messages_fill_a_batch_too(warehouse_url: str) -> None:
+    seen = witnessed(warehouse_url, ACTIONS, state({"n": 1}), "x", "y", state({"n": 2}), "z", batch_size_rows=2)
+
+    assert seen == [('{"n":1}\n', []), ('{"n":2}\n', [])]
+    assert len(table(warehouse_url, "rejected_records")) == 3
+
+
+def test_a_batch_that_fails_leaves_nothing_behind_and_no_state(warehouse_url: str, tmp_path: Path) -> None:
+    load(warehouse_url, [ACTIONS])
+    execute(warehouse_url, "CREATE UNIQUE INDEX one_award_a_user ON award_balances (user_id)")
+    messages = [ACTIONS, action("a1", award="w1"), action("a2", award="w2"), state({"n": 1})]
+
+    failed = run(warehouse_url, tmp_path, *messages)
+    left = everything(warehouse_url)
+    execute(warehouse_url, "DROP INDEX one_award_a_user")
+    mended = load(warehouse_url, messages)
+
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "Traceback" not in failed.stderr
+    assert left == {"actions": [], "awards": [], "award_balances": [], "rejected_records": []}
+    assert mended.states == ['{"n":1}']
+    assert len(table(warehouse_url, "award_balances")) == 2
+
+
+def test_sigterm_acknowledges_what_is_committed_and_no_more(warehouse_url: str, tmp_path: Path) -> None:
+    committed = [ACTIONS, action("a1"), state({"n": 1}), action("a2")]
+    held = [action("a3"), state({"n": 2})]
+    with subprocess.Popen(
+        command("target-crm", "--config", "ENV"),
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=warehouse_url, TARGET_CRM_BATCH_SIZE_ROWS="2"),
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("".join(f"{message}\n" for message in [*committed, *held]))
+        process.stdin.flush()
+        first_state = process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        # The pipe stays open: the signal alone ends the run.
+        rest, log = process.stdout.read(), process.stderr.read() if process.stderr else ""
+        exit_code = process.wait(RUN_SECONDS_MAX)
+
+    assert (first_state, rest, exit_code) == ('{"n":1}\n', "", 143), log
+    assert "Traceback" not in log
+    assert [row["action_id"] for row in table(warehouse_url, "actions")] == ["a1", "a2"]
+    assert load(warehouse_url, [ACTIONS, action("a2"), *held]).states == ['{"n":2}']
+    assert [row["action_id"] for row in table(warehouse_url, "actions")] == ["a1", "a2", "a3"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [
+        pytest.param(
+            action("a2", delta="Tom Jones"),
+            "actions line 3: metadata.pointsAdded is text, expected points",
+            id="a-bad-record",
+        ),
+        pytest.param("Tom Jones", "input line 3: the line is not a Singer message", id="no-message"),
+        pytest.param(
+            record("tom", {"name": "Tom Jones"}),
+            "stream 'tom': a record came before its SCHEMA",
+            id="before-its-schema",
+        ),
+        pytest.param(
+            action("a1", available=3), "actions line 3: the ledger has this _id with other content", id="contradiction"
+        ),
+        pytest.param(
+            '{"type": "BATCH", "stream": "actions", "encoding": {}, "manifest": ["file:///Tom Jones"]}',
+            "stream 'actions': BATCH messages are not supported; turn batches off",
+            id="batch",
+        ),
+        pytest.param(
+            '{"type": "SCHEMA", "stream": "tom", "schema": {}}',
+            "line 3: a SCHEMA message needs a stream, schema.properties and a list of keys",
+            id="schema-without-properties",
+        ),
+        pytest.param(
+            '{"type": "SCHEMA", "stream": "tom", "schema": {"properties": {}}, "key_properties": "id"}',
+            "line 3: a SCHEMA message needs a stream, schema.properties and a list of keys",
+            id="keys-are-no-list",
+        ),
+        pytest.param(
+            schema("tom", {"id": "string"}),
+            "stream 'tom': its SCHEMA message holds no JSON Schema",
+            id="no-json-schema",
+        ),
+        pytest.param(
+            schema("User Balances", {}),
+            "stream 'User Balances': table 'user_balances' is the target's own; rename the stream by a map",
+            id="a-name-of-the-targets-own",
+        ),
+        pytest.param(
+            schema("_crm_staging_tom", {}),
+            "stream '_crm_staging_tom': table '_crm_staging_tom' is the target's own; rename the stream by a map",
+            id="a-name-that-a-work-table-may-have",
+        ),
+    ],
+)
+def test_where_it_has_to_fail_it_says_in_one_line_why_and_no_later_row_is_applied(
+    main: Main,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    bad: str,
+    complaint: str,
+) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    (tmp_path / "config.json").write_text(json.dumps({"sqlalchemy_url": url, "on_invalid_record": "fail"}))
+    messages = "\n".join([ACTIONS, action("a1"), bad, action("a9"), state({"n": 1})])
+
+    ending = main("--config", str(tmp_path / "config.json"), messages=messages)
+
+    assert "\n" not in ending
+    assert ending.removeprefix("target-crm: ").removeprefix("Record Message Validation Error: ") == complaint
+    assert capsys.readouterr().out == ""
+    assert "a9" not in [row["action_id"] for row in table(url, "actions")]
+
+
+def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tmp_path: Path) -> None:
+    result = run(
+        "postgresql://loader:pa55word@127.0.0.1:1/crm", tmp_path, ACTIONS, action("a1", user="Tom Jones"), state({})
+    )
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith(
+        "target-crm: postgresql+psycopg://loader:***@127.0.0.1:1/crm: OperationalError: "
+    )
+    assert "Traceback" not in result.stderr
+    assert "pa55word" not in result.stderr
+    assert "Tom" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        pytest.param("[]", "--config {path}: not a JSON object", id="a-list"),
+        pytest.param("{", "--config {path}: not JSON", id="cut"),
+        pytest.param(None, "--config {path}: No such file or directory", id="no-file"),
+        pytest.param('{"batch_size_rows": 0}', "batch_size_rows: expected minimum 1", id="no-rows"),
+        pytest.param(
+            '{"on_invalid_record": "pa55word"}',
+            "on_invalid_record: expected enum ['quarantine', 'fail']",
+            id="a-choice",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": ["pa55word"]}', "sqlalchemy_url: expected type ['string', 'null']", id="url-is-a-list"
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "pa55word"}',
+            "sqlalchemy_url: not a SQLAlchemy URL, expected e.g. sqlite:///crm.db",
+            id="no-url",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "postgresql://u:1@h:pa55word/db"}',
+            "sqlalchemy_url: not a SQLAlchemy URL, expected e.g. sqlite:///crm.db",
+            id="a-port-that-is-no-number",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "nosql://u:pa55word@h/db"}',
+            "sqlalchemy_url: no engine is called 'nosql'; is its extra installed?",
+            id="an-unknown-engine",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "default_target_schema": "crm"}',
+            "default_target_schema: SQLite has no schemas, leave it empty",
+            id="a-schema-on-sqlite",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "flattening_enabled": true, "flattening_max_depth": 1}',
+            "flattening_enabled: target-crm keeps objects as JSON; flatten in the tap if you must",
+            id="flattening",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "stream_maps": {"actions": {"source": "("}}}',
+            "Failed to parse expression (.",
+            id="a-map-that-cannot-be-read",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "stream_maps": {"actions": {"source": "md5(nope)"}}}',
+            "stream 'actions' line 2: a stream map fails: Failed to evaluate simpleeval expressions md5(nope).",
+            id="a-map-that-names-what-is-not-there",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "stream_maps": {"actions": {"source": "md5(context)"}}}',
+            "stream 'actions' line 2: a stream map fails: AttributeError",
+            id="a-map-that-cannot-take-the-value",
+        ),
+    ],
+)
+def test_a_malformed_setting_is_one_clear_line(main: Main, tmp_path: Path, config: str | None, complaint: str) -> None:
+    path = tmp_path / "config.json"
+    if config is not None:
+        path.write_text(config)
+
+    ending = main("--config", str(path), messages=f"{ACTIONS}\n{action('a1')}\n")
+
+    assert ending == f"target-crm: {complaint.format(path=path)}"
+
+
+def test_settings_come_from_the_environment_too(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", url)
+    monkeypatch.setenv("TARGET_CRM_BATCH_WAIT_SECONDS", "5")
+    monkeypatch.setenv("TARGET_CRM_STORE_PAYLOAD", "false")
+
+    assert main("--config", "ENV", messages=f"{ACTIONS}\n{action('a1')}\n") == 0
+    assert table(url, "actions", "action_id", "payload") == [{"action_id": "a1", "payload": None}]
+
+    monkeypatch.setenv("TARGET_CRM_BATCH_WAIT_SECONDS", "soon")
+    assert "\n" not in main("--config", "ENV")
+
+
+def test_null_settings_mean_their_defaults(warehouse_url: str) -> None:
+    load(warehouse_url, [ACTIONS, action("a1")], batch_size_rows=None, batch_wait_seconds=None, store_payload=None)
+
+    assert query(warehouse_url, "SELECT count(payload) FROM actions") == [(1,)]
+
+
+def test_tables_can_be_in_a_schema_that_the_loader_may_use_but_not_create(new_postgres_url: str) -> None:
+    execute(new_postgres_url, 'CREATE ROLE loader LOGIN; CREATE SCHEMA "Loyalty" AUTHORIZATION loader')
+    loader_url = new_postgres_url.replace("//postgres@", "//loader@")
+    generic = [schema("t", {"id": TEXT}, "id"), record("t", {"id": "1"})]
+
+    for _ in range(2):
+        load(loader_url, [ACTIONS, action("a1"), *generic], default_target_schema="Loyalty")
+
+    assert query(loader_url, 'SELECT award_id FROM "Loyalty".award_balances') == [("w1",)]
+    assert query(loader_url, 'SELECT user_id FROM "Loyalty".user_balances') == [("u1",)]
+    assert query(loader_url, 'SELECT id FROM "Loyalty".t') == [("1",)]
+
+
+def test_a_schema_that_is_missing_is_created(new_postgres_url: str) -> None:
+    load(new_postgres_url, [ACTIONS, action("a1")], default_target_schema="elsewhere")
+
+    assert query(new_postgres_url, "SELECT award_id FROM elsewhere.award_balances") == [("w1",)]
+
+
+def test_a_state_without_a_value_and_records_without_a_stream_are_set_aside(warehouse_url: str) -> None:
+    lines = [
+        '{"type":"STATE"}',
+        '{"type":"STATE","value":null}',
+        '{"type":"RECORD","stream":["x"],"record":{}}',
+        '{"type":"RECORD","stream":"actions","record":[]}',
+        '{"type":"RECORD","stream":"early","record":{"id":1}}',
+    ]
+
+    loaded = load(warehouse_url, [ACTIONS, *lines, state({"n": 1})])
+
+    assert loaded.states == ['{"n":1}']
+    assert loaded.tallies == {"": "5 read = 0 applied + 0 duplicate + 0 superseded + 5 quarantined"}
+    assert [
+        (row["input_line"], row["reason"])
+        for row in sorted(table(warehouse_url, "rejected_records"), key=lambda row: row["input_line"])
+    ] == [
+        (2, "the STATE message has no value"),
+        (3, "the STATE message has no value"),
+        (4, "the RECORD message has no stream or no record"),
+        (5, "the RECORD message has no stream or no record"),
+        (6, "the record came before its stream's SCHEMA"),
+    ]
+
+
+# Tables of other streams.
+
+
+def test_other_streams_are_upserted_by_their_key(warehouse_url: str) -> None:
+    perks = schema(
+        "perks", {"_id": TEXT, "title": TEXT, "rules": {"type": "object"}, "open": {"type": "boolean"}}, "_id"
+    )
+    load(
+        warehouse_url,
+        [
+            perks,
+            record("perks", {"_id": "p1", "title": "Stamp", "open": True}, "2026-10-01T00:00:00Z"),
+            record("perks", {"_id": "p2", "title": "Coin", "rules": {"every": [1.50, "ü"]}}, "2026-10-01T00:00:00Z"),
+        ],
+    )
+
+    later = load(
+        warehouse_url,
+        [
+            perks,
+            record("perks", {"_id": "p1", "title": "Old", "open": True}, "2026-09-01T00:00:00Z"),
+            record("perks", {"_id": "p2", "title": "Coins"}, "2026-10-02T00:00:00Z"),
+            record("perks", {"_id": "p3", "title": "New", "extra": 1}, "2026-10-02T00:00:00Z"),
+            record("perks", {"_id": "p3", "title": "New", "extra": 1}, "2026-10-02T00:00:00Z"),
+        ],
+    )
+
+    assert later.tallies == {"perks": "4 read = 2 applied + 1 duplicate + 1 superseded + 0 quarantined"}
+    rows = query(
+        warehouse_url, "SELECT _id, title, CAST(rules AS text), open, CAST(_extra AS text) FROM perks ORDER BY _id"
+    )
+    assert rows == [
+        ("p1", "Stamp", None, True, None),
+        ("p2", "Coins", None, None, None),
+        ("p3", "New", None, None, '{"extra":1}'),
+    ]
+
+
+def test_of_rows_read_at_the_same_time_the_last_one_stands(warehouse_url: str) -> None:
+    loaded = load(
+        warehouse_url,
+        [schema("t", {"id": TEXT, "n": INTEGER}, "id"), *(record("t", {"id": "1", "n": n}) for n in (1, 2, 3))],
+        batch_size_rows=2,
+    )
+
+    assert query(warehouse_url, "SELECT id, n FROM t") == [("1", 3)]
+    assert loaded.tallies == {"t": "3 read = 2 applied + 0 duplicate + 1 superseded + 0 quarantined"}
+
+
+def test_rows_that_do_not_tell_when_they_were_read_come_one_after_the_other(warehouse_url: str) -> None:
+    load(
+        warehouse_url,
+        [schema("t", {"id": TEXT, "n": INTEGER}, "id"), *(record("t", {"id": "1", "n": n}, None) for n in range(5))],
+        batch_size_rows=3,
+    )
+
+    assert query(warehouse_url, "SELECT id, n FROM t") == [("1", 4)]
+
+
+def test_a_stream_without_a_key_is_appended(warehouse_url: str) -> None:
+    messages = [schema("visits", {"place": TEXT}), record("visits", {"place": "a"}), record("visits", {"place": "a"})]
+
+    loaded = [load(warehouse_url, messages) for _ in range(2)]
+
+    assert query(warehouse_url, "SELECT place FROM visits") == [("a",)] * 4
+    assert loaded[1].tallies == {"visits": "2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined"}
+
+
+def test_a_key_may_be_of_two_properties(warehouse_url: str) -> None:
+    definition = schema("t", {"shop": TEXT, "day": {"type": "string", "format": "date"}, "n": NUMBER}, "shop", "day")
+    rows = [("a", "2026-10-01", 0.1), ("a", "2026-10-02", 1), ("b", "2026-10-01", 2), ("a", "2026-10-01", 0.25)]
+
+    load(
+        warehouse_url,
+        [definition, *(record("t", {"shop": shop, "day": day, "n": n}) for shop, day, n in rows)],
+        batch_size_rows=3,
+    )
+
+    found = query(warehouse_url, "SELECT shop, day, n FROM t ORDER BY shop, day")
+    assert [(shop, str(day), float(n)) for shop, day, n in found] == [
+        ("a", "2026-10-01", 0.25),
+        ("a", "2026-10-02", 1.0),
+        ("b", "2026-10-01", 2.0),
+    ]
+
+
+def test_new_properties_become_new_columns_in_the_middle_of_a_run_and_in_a_later_one(warehouse_url: str) -> None:
+    load(
+        warehouse_url,
+        [
+            schema("t", {"id": TEXT}, "id"),
+            record("t", {"id": "1", "name": "early"}),
+            schema("t", {"id": TEXT, "name": TEXT}, "id"),
+            record("t", {"id": "2", "name": "in time"}),
+        ],
+    )
+    load(warehouse_url, [schema("t", {"id": TEXT, "count": INTEGER}, "id"), record("t", {"id": "3", "count": 5})])
+
+    assert query(warehouse_url, "SELECT id, name, count, CAST(_extra AS text) FROM t ORDER BY id") == [
+        ("1", None, None, '{"name":"early"}'),
+        ("2", "in time", None, None),
+        ("3", None, 5, None),
+    ]
+
+
+def test_names_may_be_reserved_words_or_the_targets_own_or_long_or_clash(warehouse_url: str) -> None:
+    properties = {
+        "select": TEXT,
+        "userName": TEXT,
+        "user_name": TEXT,
+        "_rank": INTEGER,
+        "_seq": INTEGER,
+        "x" * 90: TEXT,
+    }
+    values = {"select": "1", "userName": "a", "user_name": "b", "_rank": 7, "_seq": 8, "x" * 90: "c"}
+
+    load(warehouse_url, [schema("order", properties, "select"), *[record("order", values)] * 2])
+
+    columns = f'"select", user_name, user_name_2, _rank_2, _seq_2, {"x" * 60}'
+    assert query(warehouse_url, f'SELECT {columns} FROM "order"') == [("1", "a", "b", 7, 8, "c")]
+
+
+def test_streams_with_long_names_do_not_share_a_work_table(warehouse_url: str) -> None:
+    one, other = "x" * 58 + "1", "x" * 58 + "2"
+
+    load(
+        warehouse_url,
+        [
+            schema(one, {"id": TEXT, "v": INTEGER}, "id"),
+            schema(other, {"id": TEXT, "v": TEXT}, "id"),
+            record(one, {"id": "1", "v": 5}),
+            record(other, {"id": "1", "v": "five"}),
+        ],
+    )
+
+    assert query(warehouse_url, f"SELECT id, v FROM {one}") == [("1", 5)]
+    assert query(warehouse_url, f"SELECT id, v FROM {other}") == [("1", "five")]
+
+
+def test_two_streams_for_one_table_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refusal:
+        load(f"sqlite:///{tmp_path / 'crm.db'}", [schema("myPerks", {}), schema("my_perks", {})])
+
+    assert str(refusal.value) == "streams 'myPerks' and 'my_perks' would share table 'my_perks'; rename one by a map"
+
+
+def test_two_streams_that_a_map_joins_into_one_table_both_land(warehouse_url: str) -> None:
+    loaded = load(
+        warehouse_url,
+        [
+            schema("north", {"id": TEXT}, "id"),
+            record("north", {"id": "1"}),
+            schema("south", {"id": TEXT, "sun": TEXT}, "id"),
+            record("south", {"id": "2", "sun": "yes"}),
+            state({"n": 1}),
+        ],
+        stream_maps={"north": {"__alias__": "places"}, "south": {"__alias__": "places"}},
+    )
+
+    assert query(warehouse_url, "SELECT id, sun FROM places ORDER BY id") == [("1", None), ("2", "yes")]
+    assert loaded.tallies == {"places": "2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined"}
+
+
+def test_a_user_id_can_be_hashed_on_its_way_into_the_ledger(warehouse_url: str) -> None:
+    hashed = "dict(user=dict(_id=md5(context['user']['_id'])))"
+
+    load(warehouse_url, [ACTIONS, action("a1", user="tom@example.com")], stream_maps={"actions": {"context": hashed}})
+
+    user_id = md5(b"tom@example.com").hexdigest()
+    assert table(warehouse_url, "award_balances", "award_id", "user_id", "points") == [
+        {"award_id": "w1", "user_id": user_id, "points": Decimal(2)}
+    ]
+    assert query(warehouse_url, "SELECT count(*) FROM actions WHERE CAST(payload AS text) LIKE '%tom@%'") == [(0,)]
+
+
+def test_activate_version_removes_nothing(warehouse_url: str) -> None:
+    def activate(stream: str) -> str:
+        return json.dumps({"type": "ACTIVATE_VERSION", "stream": stream, "version": 1})
+
+    messages = [ACTIONS, action("a1"), schema("t", {"id": TEXT}, "id"), record("t", {"id": "1"})]
+
+    loaded = load(warehouse_url, [*messages, activate("t"), activate("actions"), activate("unheard of"), state({})])
+
+    assert loaded.states == ["{}"]
+    assert query(warehouse_url, "SELECT id FROM t") == [("1",)]
+    assert [row["action_id"] for row in table(warehouse_url, "actions")] == ["a1"]
+
+
+def test_awards_are_kept_by_their_id_whatever_key_the_sender_names(warehouse_url: str) -> None:
+    keyless = json.loads(AWARDS)
+    del keyless["key_properties"]
+
+    loaded = load(warehouse_url, [json.dumps(keyless), snapshot("w1", 5), snapshot("w1", 5), record("awards", {})])
+
+    assert loaded.tallies == {"awards": "3 read = 1 applied + 1 duplicate + 0 superseded + 1 quarantined"}
+    assert table(warehouse_url, "award_balances", "award_id", "points") == [{"award_id": "w1", "points": Decimal(5)}]
+
+
+def test_an_award_brings_its_other_fields_along(warehouse_url: str) -> None:
+    more = json.loads(AWARDS)
+    more["schema"]["properties"]["updated_at"] = INTEGER
+
+    fields = {"_id": "w1", "points": "0.25", "userId": 7, "perkId": "p1", "updatedAt": None, "updated_at": 5, "x": [1]}
+    load(warehouse_url, [json.dumps(more), record("awards", fields, "2026-10-01T00:00:00Z")])
+
+    assert query(warehouse_url, "SELECT user_id, updated_at, updated_at_2, CAST(_extra AS text) FROM awards") == [
+        ("7", None, 5, '{"x":[1]}')
+    ]
+    (balance,) = table(warehouse_url, "award_balances", "points", "as_of")
+    assert (balance["points"], balance["as_of"].isoformat()) == (Decimal("0.25"), "2026-10-01T00:00:00+00:00")
+
+
+def test_a_time_of_reading_that_is_no_time_is_named_as_the_reason(warehouse_url: str) -> None:
+    load(warehouse_url, [AWARDS, snapshot("w1", 5, read_at="yesterday")])
+
+    assert table(warehouse_url, "rejected_records", "stream", "reason") == [
+        {"stream": "awards", "reason": "time_extracted is not an ISO 8601 time"}
+    ]
+
+
+def test_a_value_that_an_older_column_cannot_hold_is_an_error_that_does_not_repeat_it(new_postgres_url: str) -> None:
+    load(new_postgres_url, [schema("t", {"id": TEXT, "n": INTEGER}, "id"), record("t", {"id": "1", "n": 5})])
+
+    with pytest.raises(WarehouseError) as refusal:
+        load(new_postgres_url, [schema("t", {"id": TEXT, "n": TEXT}, "id"), record("t", {"id": "2", "n": "Tom Jones"})])
+
+    assert "Tom" not in str(refusal.value)
+    assert query(new_postgres_url, "SELECT id, n FROM t") == [("1", 5)]
