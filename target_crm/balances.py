@@ -110,8 +110,8 @@ def reduce(balances: Table, *partials: Select[Any]) -> Select[Any]:
     merged = {
         "award_id": r.award_id,
         "user_id": of_newest(r.user_id),
-        # An award is of one perk for life; an action may leave the perk out, so any sight of it will do.
-        "perk_id": func.max(r.perk_id),
+        # An action may leave the perk out; an award is of one perk for life, so any other sight of it will do then.
+        "perk_id": func.coalesce(of_newest(r.perk_id), func.max(r.perk_id)),
         "points": of_newest(r.points),
         "as_of": of_newest(r.as_of),
         "as_of_source": of_newest(r.as_of_source),

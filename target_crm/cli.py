@@ -1,8 +1,9 @@
-"""crm-balances: prove the balances, or compute them afresh. Takes the settings of target-crm."""
+"""crm-balances: prove the balances, compute them afresh, load the quarantine again. Takes target-crm's settings."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import sys
@@ -11,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from target_crm import balances
-from target_crm.errors import CrmError
+from target_crm import balances, values
+from target_crm.errors import CrmError, WarehouseError
 from target_crm.target import TargetCrm, read_config
+from target_crm.warehouse import Warehouse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from sqlalchemy import Connection, Select
+    from sqlalchemy import Connection, Executable, Row, Select, Table
 
-    from target_crm.warehouse import Warehouse
+    from target_crm.sinks import Rejection
+
+logger = logging.getLogger("crm-balances")
 
 # How many awards a check names; it counts them all.
 EXAMPLES_MAX = 20
@@ -56,9 +60,11 @@ def verify(warehouse: Warehouse) -> Report:
     """Hold every balance against a fold of the whole ledger and against Pepper's snapshots, in one reading."""
     tables = warehouse.tables
     with warehouse.read() as connection:
+        awards, actions = _count(connection, tables.award_balances), _count(connection, tables.actions)
+        logger.info("holding %s balances against %s actions …", f"{awards:,}", f"{actions:,}")
         return Report(
-            awards=connection.scalar(select(func.count()).select_from(tables.award_balances)) or 0,
-            actions=connection.scalar(select(func.count()).select_from(tables.actions)) or 0,
+            awards=awards,
+            actions=actions,
             checks=[
                 _check(connection, "fold", "balance = fold of ledger and snapshots", balances.drifted(tables)),
                 _check(connection, "snapshot", "balance = Pepper's newer snapshot", balances.contradicted(tables)),
@@ -71,9 +77,74 @@ def rebuild(warehouse: Warehouse) -> int:
     """Fold the whole ledger and all snapshots afresh, in one transaction; returns the number of balances."""
     tables = warehouse.tables
     with warehouse.write() as connection:
-        for statement in balances.rebuild_statements(tables):
-            connection.execute(statement)
-        return connection.scalar(select(func.count()).select_from(tables.award_balances)) or 0
+        logger.info("folding %s actions …", f"{_count(connection, tables.actions):,}")
+        _each(connection, balances.rebuild_statements(tables))
+        return _count(connection, tables.award_balances)
+
+
+def _count(connection: Connection, table: Table) -> int:
+    return connection.scalar(select(func.count()).select_from(table)) or 0
+
+
+class Replay(TargetCrm):
+    """Loads quarantined records of `actions` and `awards` as if they came for the first time, and without stream maps.
+
+    Records of other streams stay: without their SCHEMA nobody knows their columns.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.refused_again: set[str] = set()
+
+    @classmethod
+    def run(cls, config: dict[str, Any]) -> dict[str, int]:
+        """Replay; returns how many records were tried, and loaded, and how many are left, also of other streams.
+
+        A record leaves the quarantine after it is committed, so a replay that is killed can simply be repeated.
+        """
+        replay = cls(config={name: value for name, value in config.items() if not name.startswith("stream_map")})
+        rejected = replay.warehouse.tables.rejected_records
+        with replay.warehouse.read() as connection:
+            rows = connection.execute(select(rejected).order_by(rejected.c.rejected_at, rejected.c.input_line)).all()
+        messages = {row.rejected_id: message for row in rows if (message := _as_message(row))}
+        replay.process_lines(io.StringIO("".join(f"{line}\n" for line in [*_SCHEMAS, *messages.values()])))
+        replay.process_endofpipe()
+        loaded = messages.keys() - replay.refused_again
+        replay.warehouse.commit_once(
+            lambda connection: _each(
+                connection, [rejected.delete().where(rejected.c.rejected_id == rejected_id) for rejected_id in loaded]
+            )
+        )
+        return {"tried": len(messages), "loaded": len(loaded), "rejected": len(rows) - len(loaded)}
+
+    def _quarantine(self, connection: Connection, rejections: list[Rejection]) -> None:
+        super()._quarantine(connection, rejections)
+        self.refused_again |= {rejection.rejected_id for rejection in rejections}
+
+
+_SCHEMAS = [
+    json.dumps({"type": "SCHEMA", "stream": stream, "schema": {"properties": {}}, "key_properties": ["_id"]})
+    for stream in ("actions", "awards")
+]
+
+
+def _as_message(row: Row[Any]) -> str | None:
+    """A quarantined record as the RECORD message that it came in; None where it can't be tried."""
+    try:
+        payload = values.from_json(row.payload)
+    except ValueError:
+        return None
+    if not isinstance(payload, dict):
+        return None
+    if row.stream:
+        payload = {"stream": row.stream, "record": payload, "time_extracted": row.rejected_at.isoformat()}
+    replayable = payload.get("stream") in {"actions", "awards"} and "record" in payload
+    return values.json_text({**payload, "type": "RECORD"}) if replayable else None
+
+
+def _each(connection: Connection, statements: Iterable[Executable]) -> None:
+    for statement in statements:
+        connection.execute(statement)
 
 
 def _check(connection: Connection, name: str, question: str, query: Select[Any]) -> Check:
@@ -102,12 +173,14 @@ def _as_text(report: Report) -> str:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="crm-balances", description="Prove the balances in the warehouse, or compute them afresh."
+        prog="crm-balances",
+        description="Prove the balances in the warehouse, compute them afresh, or load the quarantine again.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {
         "verify": "hold every balance against its ledger and snapshots; exit code 1 where one drifts",
         "rebuild": "compute every balance afresh from ledger and snapshots, in one transaction",
+        "replay": "load what is in quarantine and has become loadable",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--config", metavar="FILE", help="target-crm's settings; else TARGET_CRM_… variables")
@@ -119,19 +192,29 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = _arguments(argv)
     config = read_config(arguments.config) if arguments.config else {}
-    warehouse = TargetCrm(config=config, parse_env_config=not arguments.config).warehouse
+    target = TargetCrm(config=config, parse_env_config=not arguments.config)
+    warehouse = Warehouse(target.settings.sqlalchemy_url, target.settings.default_target_schema)
+    if not warehouse.is_set_up():
+        raise WarehouseError(f"{warehouse.name}: no balances here; is this the URL that target-crm loads?")
+    warehouse.set_up()
+    if arguments.command == "verify":
+        report = verify(warehouse)
+        print(json.dumps({**asdict(report), "drifted": report.drifted}) if arguments.json else _as_text(report))
+        return EXIT_DRIFT if report.drifted else EXIT_WELL
     if arguments.command == "rebuild":
-        count = rebuild(warehouse)
-        print(json.dumps({"balances": count}) if arguments.json else f"{count:,} balances computed afresh")
-        return EXIT_WELL
-    report = verify(warehouse)
-    print(json.dumps({**asdict(report), "drifted": report.drifted}) if arguments.json else _as_text(report))
-    return EXIT_DRIFT if report.drifted else EXIT_WELL
+        counts = {"balances": rebuild(warehouse)}
+        words = "{balances:,} balances computed afresh"
+    else:
+        counts = Replay.run(dict(target.config))
+        words = "{tried:,} records tried, {loaded:,} loaded, {rejected:,} still rejected"
+    print(json.dumps(counts) if arguments.json else words.format(**counts))
+    return EXIT_WELL
 
 
 def main() -> None:
     """The console script: 0 where all is well, 1 on drift, 2 where the question could not be answered."""
     logging.basicConfig(level=logging.WARNING, format="crm-balances: %(message)s")
+    logger.setLevel(logging.INFO)
     try:
         sys.exit(run())
     except CrmError as error:

@@ -15,5 +15,9 @@ class WarehouseError(CrmError):
     """The warehouse can't be reached, or refused a statement."""
 
 
+class ConnectionLost(WarehouseError):
+    """The warehouse, or the way to it, failed; the same transaction may succeed later."""
+
+
 class InputError(CrmError):
     """The messages on standard input can't be loaded as they are."""

@@ -6,19 +6,20 @@ import os
 import select
 import sys
 from collections import Counter
-from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any
 
-import msgspec
 from singer_sdk.io_base import GenericSingerReader, SingerMessageType
+
+from target_crm import values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHUNK_BYTES = 1 << 18
+LINE_BYTES_MAX = 1 << 24
+# What is kept of a line that is longer.
+HEAD_BYTES = 1 << 10
 IDLE_SECONDS = 1.0
-
-_decoder = msgspec.json.Decoder(float_hook=Decimal)
 
 
 class MessageReader(GenericSingerReader[str]):
@@ -34,6 +35,7 @@ class MessageReader(GenericSingerReader[str]):
         self._on_idle = on_idle
         self._on_malformed = on_malformed
         self.line_number = 0
+        self.line_bytes = 0
 
     @property
     def default_input(self) -> IO[str]:
@@ -41,8 +43,8 @@ class MessageReader(GenericSingerReader[str]):
         return sys.stdin
 
     def deserialize_json(self, line: str | bytes) -> dict[str, Any]:
-        """One line as a message; `msgspec.DecodeError` or `ValueError` where it isn't one."""
-        message = _decoder.decode(line)
+        """One line as a message; `ValueError` where it isn't one."""
+        message = values.from_json(line)
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
             raise ValueError("not an object with a type")
         return message
@@ -58,12 +60,16 @@ class MessageReader(GenericSingerReader[str]):
                 self._on_idle()
                 continue
             self.line_number += 1
+            self.line_bytes = len(line)
             if not line or line.isspace():
+                continue
+            if len(line) > LINE_BYTES_MAX:
+                self._on_malformed(_as_text(line[:HEAD_BYTES]), f"the line is longer than {LINE_BYTES_MAX:,} bytes")
                 continue
             try:
                 message = self.deserialize_json(line)
                 handler = handlers[message["type"]]
-            except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+            except ValueError:
                 self._on_malformed(_as_text(line), "the line is not a Singer message")
                 continue
             except KeyError:
@@ -84,8 +90,12 @@ def _lines(source: IO[str]) -> Iterator[str | bytes | None]:
 
 
 def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes | None]:
-    """The lines of a file descriptor, without their ends; None whenever `idle_seconds` pass with nothing to read."""
+    """The lines of a file descriptor, without their ends; None whenever `idle_seconds` pass with nothing to read.
+
+    Of a line longer than `LINE_BYTES_MAX`, that many bytes and a chunk or so are given, and the rest is skipped.
+    """
     pending: list[bytes] = []
+    pending_bytes = 0
     while True:
         if not select.select([descriptor], [], [], idle_seconds)[0]:
             yield None
@@ -94,12 +104,14 @@ def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes
         if not chunk:
             break
         first, *rest = chunk.split(b"\n")
-        pending.append(first)
+        if pending_bytes <= LINE_BYTES_MAX:
+            pending.append(first)
+            pending_bytes += len(first)
         if rest:
             yield b"".join(pending)
             yield from rest[:-1]
-            pending = [rest[-1]]
-    if any(pending):
+            pending, pending_bytes = [rest[-1]], len(rest[-1])
+    if pending_bytes:
         yield b"".join(pending)
 
 

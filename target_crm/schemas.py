@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Boolean, Date
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 EXTRA = "_extra"
 EXTRACTED_AT = "_extracted_at"
 LOADED_AT = "_loaded_at"
+# The version of the table that a full-table tap is about to activate, and when a row turned out to be gone.
+VERSION = "_version"
+DELETED_AT = "_deleted_at"
+_OWN_COLUMNS = {EXTRA, EXTRACTED_AT, LOADED_AT, VERSION, DELETED_AT}
 # The order of arrival, in work tables; the rank by age, in queries of them.
 SEQ = "_seq"
 RANK = "_rank"
@@ -60,7 +65,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Shape:
-    """A stream's rows: one column a property, then what the schema doesn't name as JSON, then two times."""
+    """A stream's rows: a column a property, `_extra` (what the schema doesn't name), and what is known of the row."""
 
     fields: tuple[Field, ...]
     keys: tuple[str, ...]
@@ -76,7 +81,7 @@ class Shape:
         kinds = {**fixed, **kinds}
         for key in key_properties:
             kinds[key] = IDENTIFIER if kinds.get(key) in {None, TEXT, ANY_SCALAR, JSON} else kinds[key]
-        columns = column_names(kinds, taken={EXTRA, EXTRACTED_AT, LOADED_AT, SEQ, RANK})
+        columns = column_names(kinds, taken={*_OWN_COLUMNS, SEQ, RANK})
         required = {*key_properties, *schema.get("required", ())}
         return cls(
             fields=tuple(Field(name, columns[name], kind, name in required) for name, kind in kinds.items()),
@@ -84,8 +89,10 @@ class Shape:
             keeps_extra=schema.get("additionalProperties", True) is not False,
         )
 
-    def row(self, record: Mapping[str, Any], *, extracted_at: datetime, loaded_at: datetime) -> tuple[Any, ...]:
-        """A record as a row: the fields' columns, `_extra`, `_extracted_at`, `_loaded_at`.
+    def row(
+        self, record: Mapping[str, Any], *, extracted_at: datetime, loaded_at: datetime, version: int | None = None
+    ) -> tuple[Any, ...]:
+        """A record as a row: the fields' columns, `_extra`, `_extracted_at`, `_loaded_at`, `_version`, `_deleted_at`.
 
         Raises:
             Invalid: a key or a required property is missing, or a value is not of its column's kind.
@@ -101,7 +108,7 @@ class Shape:
             elif field.required and (field.column in self.keys or field.property not in record):
                 raise MissingProperty(f"{field.property} is missing")
             row.append(value)
-        return (*row, self._extra(record), extracted_at, loaded_at)
+        return (*row, self._extra(record), extracted_at, loaded_at, version, None)
 
     def _extra(self, record: Mapping[str, Any]) -> str | None:
         if not self.keeps_extra:
@@ -109,7 +116,7 @@ class Shape:
         extra = {name: value for name, value in record.items() if name not in self._names}
         return values.json_text(extra) if extra else None
 
-    @property
+    @cached_property
     def _names(self) -> set[str]:
         return {field.property for field in self.fields}
 

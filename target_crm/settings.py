@@ -49,6 +49,13 @@ SETTINGS = th.PropertiesList(
         description="`quarantine` keeps it in `rejected_records` with the reason and goes on; `fail` stops the run.",
     ),
     th.Property(
+        "hard_delete",
+        th.BooleanType(),
+        default=False,
+        title="Hard delete",
+        description="Remove rows that a full-table stream no longer has; else their `_deleted_at` says since when.",
+    ),
+    th.Property(
         "store_payload",
         th.BooleanType(),
         default=True,
@@ -67,6 +74,7 @@ class Settings:
     batch_size_rows: int
     batch_wait_seconds: int
     on_invalid_record: str
+    hard_delete: bool
     store_payload: bool
 
     @classmethod

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any, cast
 
+from singer_sdk import metrics
 from singer_sdk.sinks import Sink
 from sqlalchemy import case, func, select
 
@@ -20,11 +22,22 @@ from target_crm.errors import InputError
 from target_crm.schemas import EXTRACTED_AT, Shape, snake_case
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table
 
     from target_crm.target import TargetCrm
+
+
+class Count(str, Enum):
+    """The counts of a tally, as metrics."""
+
+    read = "records_read"
+    applied = "records_applied"
+    duplicate = "records_duplicate"
+    superseded = "records_superseded"
+    quarantined = "records_quarantined"
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,14 @@ class Tally:
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
+    def log_metrics(self, logger: logging.Logger, stream: str) -> None:
+        """Log each count as a metric of the SDK's kind."""
+        for count in Count:
+            point = metrics.Point(
+                "counter", cast("metrics.Metric", count), getattr(self, count.name), {"stream": stream}
+            )
+            metrics.log(logger, point)
+
     def __str__(self) -> str:
         parts = " + ".join(f"{getattr(self, field.name):,} {field.name}" for field in fields(self)[1:])
         return f"{self.read:,} read = {parts}"
@@ -54,11 +75,20 @@ class Rejection:
     input_line: int
     payload: str
 
-    def row(self, rejected_at: datetime, run_id: str) -> tuple[Any, ...]:
-        """A row of `rejected_records`; the same record for the same reason has the same id, however often it comes."""
+    @property
+    def rejected_id(self) -> str:
+        """The same record for the same reason has the same id, however often it comes."""
         identity = "\x1f".join((self.stream, self.reason, self.payload))
-        rejected_id = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-        return rejected_id, self.stream, self.reason, self.input_line, self.payload, rejected_at, run_id
+        return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+
+    @property
+    def where(self) -> str:
+        """The place and the reason, for an error."""
+        return f"{self.stream or 'input'} line {self.input_line}: {self.reason}"
+
+    def row(self, rejected_at: datetime, run_id: str) -> tuple[Any, ...]:
+        """A row of `rejected_records`."""
+        return self.rejected_id, self.stream, self.reason, self.input_line, self.payload, rejected_at, run_id
 
 
 class CrmSink(Sink):
@@ -74,6 +104,7 @@ class CrmSink(Sink):
         self.tables = target.warehouse.tables
         self.rows: list[tuple[Any, ...]] = []
         self.refused = 0
+        self.contradictions: list[Rejection] = []
         self._flushed = Tally()
 
     def get_validator(self) -> None:
@@ -95,7 +126,8 @@ class CrmSink(Sink):
         raise NotImplementedError
 
     def flush(self, connection: Connection) -> None:
-        """Write the rows held."""
+        """Write the rows held. What contradicts the warehouse is in `contradictions` then."""
+        self.contradictions = []
         self._flushed = Tally(read=self.refused, quarantined=self.refused)
         if self.rows:
             self._flushed += self.write(connection)
@@ -110,6 +142,10 @@ class CrmSink(Sink):
         self.rows.clear()
         self.refused = 0
         return self._flushed
+
+    def activate(self, connection: Connection, version: int) -> int | None:  # noqa: ARG002
+        """Rows that the version does not have are gone; returns their number. None: this stream never loses rows."""
+        return None
 
     def process_record(self, record: dict[str, Any], context: dict[str, Any]) -> None:
         """Not how records come: see `accept`."""
@@ -133,11 +169,12 @@ class LedgerSink(CrmSink):
         leave_out = () if self.target.settings.store_payload else ("payload",)
         applied = insert_absent(connection, ledger, staged, self.rows, *leave_out)
         merge(connection, self.tables, balances.partials_of_actions(staged.fresh_rows()))
-        contradictions = connection.execute(staging.contradictions(ledger, staged)).all()
-        for input_line, payload in contradictions:
-            self.target.reject(self.stream_name, "the ledger has this _id with other content", payload, input_line)
+        self.contradictions = [
+            Rejection(self.stream_name, "the ledger has this _id with other content", input_line, payload)
+            for input_line, payload in connection.execute(staging.contradictions(ledger, staged))
+        ]
         unstage(connection, staged)
-        read, quarantined = len(self.rows), len(contradictions)
+        read, quarantined = len(self.rows), len(self.contradictions)
         return Tally(read, applied, duplicate=read - applied - quarantined, quarantined=quarantined)
 
 
@@ -159,7 +196,13 @@ class TableSink(CrmSink):
 
     def row_of(self, record: dict[str, Any], message: Mapping[str, Any]) -> tuple[Any, ...]:
         """A row of the stream's table."""
-        return self.shape.row(record, extracted_at=self._extracted_at(message), loaded_at=self.target.batch_began_at)
+        version = message.get("version")
+        return self.shape.row(
+            record,
+            extracted_at=self._extracted_at(message),
+            loaded_at=self.target.batch_began_at,
+            version=None if version is None else values.integer(version),
+        )
 
     def write(self, connection: Connection) -> Tally:
         """Let the newest row of each key replace an older one."""
@@ -179,6 +222,11 @@ class TableSink(CrmSink):
 
     def fold(self, connection: Connection) -> None:
         """What else follows from the rows that have just been taken."""
+
+    def activate(self, connection: Connection, version: int) -> int | None:
+        """Rows of older versions are gone: `_deleted_at` says since when, or with `hard_delete` they are removed."""
+        hard = self.target.settings.hard_delete and not self.fixed
+        return connection.execute(staging.activate(self.table, version, hard=hard)).rowcount
 
     def _extracted_at(self, message: Mapping[str, Any]) -> datetime:
         extracted_at = message.get("time_extracted")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -26,10 +27,10 @@ from sqlalchemy import (
 )
 
 from target_crm.columns import JsonText, LongText
-from target_crm.schemas import EXTRACTED_AT, LOADED_AT, RANK, SEQ
+from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, RANK, SEQ, VERSION
 
 if TYPE_CHECKING:
-    from sqlalchemy import Delete, Insert, Select, Table
+    from sqlalchemy import Delete, Insert, Select, Table, Update
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,15 @@ def insert_fresh(table: Table, staged: Staged, *leave_out: str) -> Insert:
 def count_fresh(staged: Staged) -> Select[tuple[int]]:
     """How many rows go on."""
     return select(func.count()).select_from(staged.fresh)
+
+
+def activate(table: Table, version: int, *, hard: bool) -> Delete | Update:
+    """Rows that are not of this version, nor of a newer one, are gone."""
+    older = or_(table.c[VERSION].is_(None), table.c[VERSION] < version)
+    if hard:
+        return table.delete().where(older)
+    now = datetime.now(timezone.utc)
+    return table.update().where(older, table.c[DELETED_AT].is_(None)).values({DELETED_AT: now})
 
 
 def contradictions(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:

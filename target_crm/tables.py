@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, Column, MetaData, Table, cast, func, select, text
 
 from target_crm.columns import Identifier, Instant, JsonText, LongText, Points, exact, exact_sum
-from target_crm.schemas import EXTRA, EXTRACTED_AT, IDENTIFIER, INSTANT, LOADED_AT, POINTS, SEQ, Shape
+from target_crm.schemas import (
+    DELETED_AT,
+    EXTRA,
+    EXTRACTED_AT,
+    IDENTIFIER,
+    INSTANT,
+    LOADED_AT,
+    POINTS,
+    SEQ,
+    VERSION,
+    Shape,
+)
 from target_crm.staging import Staged
 
 if TYPE_CHECKING:
@@ -18,6 +29,7 @@ if TYPE_CHECKING:
 
 NAME_CHARS_MAX = 63
 WORK_PREFIX = "_crm_"
+STAGING_PREFIX = f"{WORK_PREFIX}staging_"
 # What a balance needs of an award, whatever the sender's schema says.
 AWARD_FIELDS = {"_id": IDENTIFIER, "points": POINTS, "userId": IDENTIFIER, "perkId": IDENTIFIER, "updatedAt": INSTANT}
 
@@ -26,7 +38,8 @@ class Tables:
     """The target's tables in one schema of the warehouse.
 
     `actions` is the ledger, `award_balances` what it comes to, `awards` Pepper's own word on each balance,
-    `rejected_records` the quarantine. Those named `_crm_…` are work tables: empty between transactions.
+    `rejected_records` the quarantine. Those named `_crm_…` are for the target alone: what version its tables are of,
+    which batches were committed of late, and work tables that are empty between transactions.
     """
 
     def __init__(self, schema: str | None = None) -> None:
@@ -45,6 +58,13 @@ class Tables:
             Column("payload", LongText, nullable=False),
             Column("rejected_at", Instant, nullable=False),
             Column("run_id", Identifier, nullable=False),
+        )
+        self.version = Table(f"{WORK_PREFIX}version", self.metadata, Column("version", BigInteger, nullable=False))
+        self.commits = Table(
+            f"{WORK_PREFIX}commits",
+            self.metadata,
+            Column("batch_id", Identifier, primary_key=True),
+            Column("committed_at", Instant, nullable=False),
         )
         self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence())
         self.staged_actions = Staged(staging_of(self.actions).to_metadata(self.metadata), self.fresh)
@@ -67,14 +87,19 @@ class Tables:
             exact_sum(column).label(column.name)
             for column in (balances.points, balances.earned_total, balances.redeemed_total, balances.refunded_total)
         ]
-        return select(
-            balances.user_id,
-            balances.perk_id,
-            *sums,
-            func.count().label("award_count"),
-            cast(func.sum(balances.action_count), BigInteger).label("action_count"),
-            func.max(balances.as_of).label("as_of"),
-        ).group_by(balances.user_id, balances.perk_id)
+        return (
+            select(
+                balances.user_id,
+                balances.perk_id,
+                *sums,
+                func.count().label("award_count"),
+                cast(func.sum(balances.action_count), BigInteger).label("action_count"),
+                func.max(balances.as_of).label("as_of"),
+            )
+            .outerjoin_from(self.award_balances, self.awards, self.awards.c["_id"] == balances.award_id)
+            .where(self.awards.c[DELETED_AT].is_(None))
+            .group_by(balances.user_id, balances.perk_id)
+        )
 
     def _award_balance_drift(self) -> Select[Any]:
         balances, awards = self.award_balances.c, self.awards.c
@@ -94,7 +119,7 @@ class Tables:
 
 
 def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
-    """The table of a stream: its fields, `_extra` (what the schema doesn't name), and when it was read and loaded."""
+    """The table of a stream: its fields, `_extra` (what the schema doesn't name), and what is known of each row."""
     fields = [
         Column(field.column, field.kind.type, primary_key=field.column in shape.keys, autoincrement=False)
         for field in shape.fields
@@ -106,13 +131,15 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
         Column(EXTRA, JsonText),
         Column(EXTRACTED_AT, Instant),
         Column(LOADED_AT, Instant),
+        Column(VERSION, BigInteger),
+        Column(DELETED_AT, Instant),
     )
 
 
 def staging_of(table: Table) -> Table:
     """The work table beside a table: its columns, without their constraints, after the order of arrival."""
     columns = [Column(column.name, column.type) for column in table.columns]
-    name = _fitted(f"{WORK_PREFIX}staging_{table.name}")
+    name = _fitted(f"{STAGING_PREFIX}{table.name}")
     return Table(name, MetaData(schema=table.schema), _sequence(), *columns)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import uuid
@@ -33,7 +34,11 @@ from target_crm.warehouse import Warehouse
 if TYPE_CHECKING:
     from types import FrameType
 
+    from sqlalchemy import Connection
+
 SIGNAL_EXIT_CODE = 128
+# Rows are held as Python objects, some five times the size of their lines.
+HELD_BYTES_MAX = 32 * 1024 * 1024
 
 
 class TargetCrm(Target):
@@ -68,6 +73,7 @@ class TargetCrm(Target):
         self._emitted_state: str | None = None
         self._shapes: dict[str, tuple[Any, Any]] = {}
         self._rows_held = 0
+        self._bytes_held = 0
         self._due_at_seconds: float | None = None
 
     @classmethod
@@ -123,10 +129,11 @@ class TargetCrm(Target):
 
     def reject(self, stream: str, reason: values.Invalid | str, payload: str, input_line: int) -> None:
         """Put a record aside for the quarantine, or stop where the settings say so."""
-        where = f"{stream or 'input'} line {input_line}: {reason}"
+        rejection = Rejection(stream, str(reason), input_line, payload)
         if self.settings.on_invalid_record == "fail":
-            raise (MissingKeyPropertiesError if isinstance(reason, MissingProperty) else InvalidRecord)(where, {})
-        self._rejections.append(Rejection(stream, str(reason), input_line, payload))
+            missing = isinstance(reason, MissingProperty)
+            raise (MissingKeyPropertiesError if missing else InvalidRecord)(rejection.where, {})
+        self._rejections.append(rejection)
 
     def _reject_line(self, line: str, reason: str) -> None:
         self._hold()
@@ -187,21 +194,40 @@ class TargetCrm(Target):
         raise InputError(f"stream {message_dict.get('stream')!r}: BATCH messages are not supported; turn batches off")
 
     def _process_activate_version_message(self, message_dict: dict[str, Any]) -> None:
-        self.logger.info("stream %r: ACTIVATE_VERSION is ignored, no row is removed", message_dict.get("stream"))
+        stream, version = message_dict.get("stream"), message_dict.get("version")
+        maps = self.mapper.stream_maps.get(stream, []) if isinstance(stream, str) else []
+        sinks = [self._sinks_active[each.stream_alias] for each in maps if each.stream_alias in self._sinks_active]
+        if not sinks or not isinstance(version, int):
+            self._reject_line(values.json_text(message_dict), "the ACTIVATE_VERSION has no known stream or no version")
+            return
+        self._drain()
+        for sink in sinks:
+            self._activate(cast("CrmSink", sink), version)
+
+    def _activate(self, sink: CrmSink, version: int) -> None:
+        gone: list[int | None] = []
+        self.warehouse.commit_once(lambda connection: gone.append(sink.activate(connection, version)))
+        if gone[-1] is None:
+            self.logger.warning("%s: ACTIVATE_VERSION is refused, the ledger keeps every action", sink.stream_name)
+        else:
+            self.logger.info("%s: version %d is active, %d rows are gone", sink.stream_name, version, gone[-1])
 
     def process_endofpipe(self) -> None:
         """Commit what is left, emit the last STATE, and say what became of every record."""
         self._drain()
+        _ = self.warehouse  # Also where nothing came: the exit code says that a run can load.
         for sink in self._sinks_active.values():
             sink.clean_up()
         for stream, tally in self.tallies.items():
             self.logger.info("%s: %s", stream or "not a stream", tally)
+            tally.log_metrics(self.metrics_logger, stream)
 
     def _hold(self) -> None:
         """Make room for one more row; the first begins a batch."""
         if not self._rows_held:
             self.batch_began_at = datetime.now(timezone.utc)
         self._rows_held += 1
+        self._bytes_held += self._reader.line_bytes
         self._start_clock()
 
     def _start_clock(self) -> None:
@@ -209,7 +235,7 @@ class TargetCrm(Target):
             self._due_at_seconds = time.monotonic() + self.settings.batch_wait_seconds
 
     def _drain_when_due(self) -> None:
-        full = self._rows_held >= self.settings.batch_size_rows
+        full = self._rows_held >= self.settings.batch_size_rows or self._bytes_held >= HELD_BYTES_MAX
         if full or (self._due_at_seconds is not None and time.monotonic() >= self._due_at_seconds):
             self._drain()
 
@@ -217,27 +243,40 @@ class TargetCrm(Target):
         """Commit all that is held in one transaction, then let the newest STATE out: it covers nothing else."""
         sinks = [sink for sink in self._sinks_active.values() if isinstance(sink, CrmSink)]
         if self._rows_held:
-            with self.warehouse.write() as connection:
-                for sink in sinks:
-                    sink.flush(connection)
-                self._quarantine(connection)
+            self.warehouse.commit_once(lambda connection: self._flush(connection, sinks))
             for sink in sinks:
                 self._tally(sink.stream_name, sink.settle())
             self._rejections.clear()
-            self._rows_held = 0
+            self._rows_held = self._bytes_held = 0
         self._due_at_seconds = None
         if self._state is not None and self._state != self._emitted_state:
-            sys.stdout.write(f"{self._state}\n")
-            sys.stdout.flush()
+            self._emit(self._state)
             self._emitted_state = self._state
 
-    def _quarantine(self, connection: Any) -> None:
-        if self._rejections:
-            tables = self.warehouse.tables
-            now = datetime.now(timezone.utc)
-            rows = [(place, *rejection.row(now, self.run_id)) for place, rejection in enumerate(self._rejections)]
+    def _flush(self, connection: Connection, sinks: list[CrmSink]) -> None:
+        for sink in sinks:
+            sink.flush(connection)
+        contradictions = [rejection for sink in sinks for rejection in sink.contradictions]
+        if contradictions and self.settings.on_invalid_record == "fail":
+            raise InvalidRecord(contradictions[0].where, {})
+        self._quarantine(connection, [*self._rejections, *contradictions])
+
+    def _quarantine(self, connection: Connection, rejections: list[Rejection]) -> None:
+        if rejections:
+            tables, now = self.warehouse.tables, datetime.now(timezone.utc)
+            rows = [(place, *rejection.row(now, self.run_id)) for place, rejection in enumerate(rejections)]
             insert_absent(connection, tables.rejected_records, tables.staged_rejections, rows)
             unstage(connection, tables.staged_rejections)
+
+    def _emit(self, state: str) -> None:
+        """Let a STATE out. If nobody takes it, what it covers is loaded all the same, and is read again next time."""
+        try:
+            sys.stdout.write(f"{state}\n")
+            sys.stdout.flush()
+        except OSError as error:
+            self.logger.warning("nobody takes the STATE (%s); loading goes on without", error.strerror)
+            # Whatever is still buffered would fail again at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _tally(self, stream: str, tally: Tally) -> None:
         if tally.read:
@@ -245,7 +284,8 @@ class TargetCrm(Target):
 
     def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
         """Leave at once: an open transaction rolls back, and STATE has gone out for what is committed, no further."""
-        self.logger.warning("stopped by signal %d; what is not committed will be read again", signum)
+        # Not by the logger: the signal may have come while it was writing.
+        os.write(sys.stderr.fileno(), b"target-crm: stopped by a signal; what is not committed will be read again\n")
         sys.exit(SIGNAL_EXIT_CODE + signum)
 
 

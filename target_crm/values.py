@@ -15,12 +15,21 @@ import msgspec
 from target_crm.columns import ID_CHARS_MAX, POINTS_MAX, POINTS_PLACES
 
 _JSON = msgspec.json.Encoder(decimal_format="number")
+_DECODER = msgspec.json.Decoder(float_hook=Decimal)
 _INTEGER_MAX = 2**63 - 1
 _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
 
 
 class Invalid(ValueError):
     """A value that its column can't hold. The message names the kind of value, never the value: it may be personal."""
+
+
+def from_json(document: str | bytes) -> Any:
+    """Decode JSON, numbers with a point as `Decimal`. What isn't JSON is a `ValueError` of one kind or another."""
+    try:
+        return _DECODER.decode(document)
+    except (msgspec.DecodeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(type(error).__name__) from None
 
 
 def identifier(value: Any) -> str:

@@ -1,20 +1,26 @@
-"""The only code that talks to a database: engine, transactions, DDL, bulk load."""
+"""The only code that opens a database: engine, transactions, retries, bulk load."""
 
 from __future__ import annotations
 
+import logging
+import time
+import uuid
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy import Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.schema import CreateColumn, CreateSchema
 
-from target_crm.errors import SettingError, WarehouseError
+from target_crm import ddl
+from target_crm.errors import ConnectionLost, SettingError, WarehouseError
 from target_crm.tables import Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection, Table
     from sqlalchemy.engine import URL
@@ -22,9 +28,15 @@ if TYPE_CHECKING:
 # Engines on which every test of this project runs.
 TESTED_DIALECTS = {"sqlite", "postgresql"}
 LOCK_WAIT_SECONDS = 60
+# Waits before a batch is done again whose connection was lost.
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+# How long it is remembered which batches were committed: far longer than all waits together.
+MARKS_KEPT = timedelta(days=1)
 # One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
 _LOCK_CLASS = 0x63726D
 _DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+
+logger = logging.getLogger("target-crm.warehouse")
 
 
 class Warehouse:
@@ -41,9 +53,12 @@ class Warehouse:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
-        with self._errors(), self._engine.connect() as connection, connection.begin():
-            yield connection
+        """A transaction that only reads, and sees one state of the warehouse throughout."""
+        with self._errors(), self._engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -59,40 +74,72 @@ class Warehouse:
         self._engine.dispose()
 
     def set_up(self) -> None:
-        """Create what is missing of the target's own tables and views."""
+        """Bring the target's own tables and views to this version; create what is missing."""
+        with self.read() as connection:
+            if ddl.version(connection, self.tables) == ddl.VERSION:
+                return
         with self.write() as connection:
-            schema = self.tables.metadata.schema
-            # A loader may well not be allowed to create the schema that it was given.
-            if schema and not inspect(connection).has_schema(schema):
-                connection.execute(CreateSchema(schema))
-            self.tables.metadata.create_all(connection)
-            existing = set(inspect(connection).get_view_names(schema=schema))
-            for name, query in self.tables.views.items():
-                if name not in existing:
-                    body = query.compile(connection, compile_kwargs={"literal_binds": True})
-                    connection.execute(text(f"CREATE VIEW {_qualified(connection, name, schema)} AS {body}"))
+            ddl.set_up(connection, self.tables)
+
+    def is_set_up(self) -> bool:
+        """Whether a loader has been here. Looking leaves no trace, not even an empty file."""
+        if self._engine.dialect.name == "sqlite" and not Path(self._engine.url.database or "").exists():
+            return False
+        with self.read() as connection:
+            return ddl.is_set_up(connection, self.tables)
 
     def ensure(self, *tables: Table) -> None:
-        """Create the tables that are missing, and add the columns that a table of an earlier run lacks."""
+        """Create the tables that are missing, and make room for what the others lack."""
         with self.write() as connection:
             for table in tables:
-                inspector = inspect(connection)
-                if not inspector.has_table(table.name, schema=table.schema):
-                    table.create(connection)
-                    continue
-                existing = {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
-                name = connection.dialect.identifier_preparer.format_table(table)
-                for column in table.columns:
-                    if column.name not in existing:
-                        added = CreateColumn(column).compile(dialect=connection.dialect)
-                        connection.execute(text(f"ALTER TABLE {name} ADD COLUMN {added}"))
+                ddl.ensure(connection, table)
+
+    def commit_once(self, work: Callable[[Connection], None]) -> None:
+        """Do the work in a transaction that is committed once, also where the connection is lost on the way.
+
+        When even the reply to COMMIT is lost, nobody knows whether it was done. So each transaction leaves a mark, and
+        a retry looks for it: under the lock, hence after the lost transaction has come to its end.
+
+        Raises:
+            ConnectionLost: it was lost again after each of the waits in `RETRY_SECONDS`.
+        """
+        batch_id = uuid.uuid4().hex
+        for failures in count():
+            try:
+                with self.write() as connection:
+                    if failures == 0 or not self._is_committed(connection, batch_id):
+                        work(connection)
+                        self._mark_committed(connection, batch_id)
+            except ConnectionLost as error:  # noqa: PERF203 - a try for each try
+                if failures == len(RETRY_SECONDS):
+                    raise
+                logger.warning("%s; the batch is done again in %.1f s", error, RETRY_SECONDS[failures])
+                time.sleep(RETRY_SECONDS[failures])
+            else:
+                return
+
+    def _is_committed(self, connection: Connection, batch_id: str) -> bool:
+        commits = self.tables.commits
+        return connection.scalar(select(commits.c.batch_id).where(commits.c.batch_id == batch_id)) is not None
+
+    def _mark_committed(self, connection: Connection, batch_id: str) -> None:
+        commits, now = self.tables.commits, datetime.now(timezone.utc)
+        connection.execute(commits.delete().where(commits.c.committed_at < now - MARKS_KEPT))
+        connection.execute(commits.insert().values(batch_id=batch_id, committed_at=now))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except (SQLAlchemyError, self._driver.Error) as error:
-            raise WarehouseError(f"{self.name}: {self._reason(error)}") from error
+            kind = ConnectionLost if self._is_lost(error) else WarehouseError
+            raise kind(f"{self.name}: {self._reason(error)}") from error
+
+    def _is_lost(self, error: Exception) -> bool:
+        """Whether the server, or the way to it, failed: worth another try. SQLite has waited for its lock already."""
+        original = getattr(error, "orig", None) or error
+        failed = isinstance(original, (self._driver.OperationalError, self._driver.InterfaceError))
+        return failed and self._engine.dialect.name != "sqlite"
 
     @property
     def _driver(self) -> Any:
@@ -212,8 +259,3 @@ def _lock(connection: Connection, schema: str | None) -> None:
             text("SELECT pg_advisory_xact_lock(:class, hashtext(coalesce(:schema, current_schema(), '')))"),
             {"class": _LOCK_CLASS, "schema": schema},
         )
-
-
-def _qualified(connection: Connection, name: str, schema: str | None) -> str:
-    quote = connection.dialect.identifier_preparer.quote
-    return f"{quote(schema)}.{quote(name)}" if schema else quote(name)

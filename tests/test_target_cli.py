@@ -217,8 +217,8 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
         pytest.param(
             {"SQLALCHEMY_URL": "sqlite:////pa55word/no/such/folder.db"},
             ["rebuild"],
-            "sqlite:////pa55word/no/such/folder.db: OperationalError: unable to open database file",
-            id="no-folder",
+            "sqlite:////pa55word/no/such/folder.db: no balances here",
+            id="no-warehouse",
         ),
         pytest.param({"SQLALCHEMY_URL": "pa55word"}, ["verify"], "sqlalchemy_url: not a SQLAlchemy URL", id="no-url"),
         pytest.param(
@@ -250,3 +250,29 @@ def test_where_it_cannot_tell_it_exits_with_2_and_one_line(
     assert printed.err.startswith(f"crm-balances: {complaint}")
     assert printed.err.count("\n") == 1
     assert "pa55word@" not in printed.err
+
+
+def test_what_has_become_loadable_leaves_the_quarantine(balances: Any, warehouse_url: str) -> None:
+    early = action("r1", delta=1, available=1, award="w9")
+    load(warehouse_url, [early, ACTIONS, action("r2", delta=1, available=2, award="w9", context={}), "no message"])
+    # The user was missing; now the record has been mended by hand, as one would after asking Pepper.
+    execute(
+        warehouse_url,
+        'UPDATE rejected_records SET payload = replace(payload, \'"context":{}\', \'"context":{"user":{"_id":"u1"}}\')',
+    )
+
+    assert balances("replay", "--json") == (0, '{"tried": 2, "loaded": 2, "rejected": 1}\n')
+    assert balances("replay") == (0, "0 records tried, 0 loaded, 1 still rejected\n")
+
+    (row,) = [row for row in table(warehouse_url, "award_balances") if row["award_id"] == "w9"]
+    assert (row["points"], row["earned_total"], row["action_count"]) == (2, 2, 2)
+    assert table(warehouse_url, "rejected_records", "payload") == [{"payload": "no message"}]
+
+
+def test_what_is_still_not_loadable_stays_in_the_quarantine_once(balances: Any, warehouse_url: str) -> None:
+    load(warehouse_url, [ACTIONS, action("r2", context={}), action("a1", delta=5, available=9)])
+    before = table(warehouse_url, "rejected_records")
+
+    assert balances("replay", "--json") == (0, '{"tried": 2, "loaded": 0, "rejected": 2}\n')
+
+    assert table(warehouse_url, "rejected_records") == before

@@ -33,7 +33,9 @@ LOADED_AT = datetime(2026, 10, 5, 0, 1, tzinfo=timezone.utc)
 
 
 def row(shape: Shape, record: dict[str, Any]) -> tuple[Any, ...]:
-    return shape.row(record, extracted_at=READ_AT, loaded_at=LOADED_AT)
+    *row, version, deleted_at = shape.row(record, extracted_at=READ_AT, loaded_at=LOADED_AT)
+    assert (version, deleted_at) == (None, None)
+    return tuple(row)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""Tables as they are in the warehouse → tables as this version wants them. Only ever adds and widens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, cast, inspect, select, text
+from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.schema import CreateColumn, CreateSchema
+from sqlalchemy.types import JSON, String
+
+from target_crm.errors import WarehouseError
+from target_crm.tables import STAGING_PREFIX
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, Connection, Dialect, Table
+    from sqlalchemy.types import TypeEngine
+
+    from target_crm.tables import Tables
+
+# Raised whenever the target's own tables or views change; an older warehouse is brought up to it.
+VERSION = 1
+
+_KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
+    (JSON, "JSON"),
+    (Boolean, "boolean"),
+    (Integer, "integer"),
+    (Numeric, "number"),
+    (DateTime, "time"),
+    (Date, "date"),
+    (String, "text"),
+)
+
+
+def set_up(connection: Connection, tables: Tables) -> None:
+    """Bring the target's own tables and views to this version; create what is missing."""
+    schema = tables.metadata.schema
+    # A loader may well not be allowed to create the schema that it was given.
+    if schema and not inspect(connection).has_schema(schema):
+        connection.execute(CreateSchema(schema))
+    found = version(connection, tables)
+    if found == VERSION:
+        return
+    if found > VERSION:
+        raise WarehouseError(f"the tables are of version {found}, this target knows {VERSION}: upgrade pepper-crm")
+    for table in tables.metadata.sorted_tables:
+        ensure(connection, table)
+    for name, query in tables.views.items():
+        quoted = _qualified(connection, name, schema)
+        body = query.compile(connection, compile_kwargs={"literal_binds": True})
+        if connection.dialect.name == "sqlite":
+            connection.execute(text(f"DROP VIEW IF EXISTS {quoted}"))
+            connection.execute(text(f"CREATE VIEW {quoted} AS {body}"))
+        else:
+            connection.execute(text(f"CREATE OR REPLACE VIEW {quoted} AS {body}"))
+    connection.execute(tables.version.delete())
+    connection.execute(tables.version.insert().values(version=VERSION))
+
+
+def is_set_up(connection: Connection, tables: Tables) -> bool:
+    """Whether a loader has been here."""
+    return inspect(connection).has_table(tables.award_balances.name, schema=tables.metadata.schema)
+
+
+def ensure(connection: Connection, table: Table) -> None:
+    """Create a table that is missing; add the columns that one of an earlier run lacks, and widen those that changed.
+
+    Raises:
+        WarehouseError: the table can't take what the new schema says. Nothing has been changed then.
+    """
+    inspector = inspect(connection)
+    try:
+        found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
+    except NoSuchTableError:
+        table.create(connection)
+        return
+    if table.name.startswith(STAGING_PREFIX):
+        _recreate(connection, table, found)
+        return
+    keys = inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
+    wanted_keys = [column.name for column in table.primary_key.columns]
+    if set(keys) != set(wanted_keys):
+        raise WarehouseError(
+            f"table {table.name!r} has the key {keys}, the new schema {wanted_keys}: rename the stream"
+        )
+    changes = [change for column in table.columns if (change := _change(connection.dialect, table, column, found))]
+    for change in changes:
+        connection.execute(text(f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(table)} {change}"))
+
+
+def _recreate(connection: Connection, table: Table, found: dict[str, TypeEngine[Any]]) -> None:
+    """Make a work table anew where it has changed: it is empty between transactions."""
+    wanted = {column.name: _kind(column.type.dialect_impl(connection.dialect)) for column in table.columns}
+    if {name: _kind(type_) for name, type_ in found.items()} != wanted:
+        table.drop(connection)
+        table.create(connection)
+
+
+def version(connection: Connection, tables: Tables) -> int:
+    """The version of the tables: 0 where there are none, and where they are older than versions are."""
+    if not inspect(connection).has_table(tables.version.name, schema=tables.metadata.schema):
+        return 0
+    return connection.scalar(select(tables.version.c.version)) or 0
+
+
+def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str, TypeEngine[Any]]) -> str | None:
+    """The ALTER TABLE clause that makes room for a column's values, if one is needed."""
+    if column.name not in found:
+        return f"ADD COLUMN {CreateColumn(column).compile(dialect=dialect)}"
+    old, new = _kind(found[column.name]), _kind(column.type.dialect_impl(dialect))
+    if old == new or (old, new) == ("number", "integer"):
+        return None
+    if dialect.name == "sqlite" and (old, new) in {("integer", "number"), ("text", "JSON")}:
+        return None  # SQLite's columns take both.
+    if dialect.name == "postgresql" and ((old, new) == ("integer", "number") or new == "text"):
+        name = dialect.identifier_preparer.quote(column.name)
+        wider = column.type.compile(dialect)
+        return f"ALTER COLUMN {name} TYPE {wider} USING {cast(column, column.type).compile(dialect=dialect)}"
+    raise WarehouseError(
+        f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
+        "can't widen it: rename the property by a stream map"
+    )
+
+
+def _kind(type_: TypeEngine[Any]) -> str:
+    decorated = getattr(type_, "impl_instance", type_)
+    return next((kind for base, kind in _KINDS if isinstance(decorated, base)), "something else")
+
+
+def _qualified(connection: Connection, name: str, schema: str | None) -> str:
+    quote = connection.dialect.identifier_preparer.quote
+    return f"{quote(schema)}.{quote(name)}" if schema else quote(name)

@@ -1,0 +1,128 @@
+"""Tables that an earlier version or an earlier schema left behind."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from target_crm import ddl
+from target_crm.cli import verify
+from target_crm.errors import WarehouseError
+from target_crm.warehouse import Warehouse, parse_url
+from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state, table
+
+SHAPES = Path(__file__).parent / "snapshots" / "shapes"
+TEXT, INTEGER, NUMBER, BOOLEAN = ({"type": [name, "null"]} for name in ("string", "integer", "number", "boolean"))
+
+
+def lay_out(url: str, shape: int) -> None:
+    """Create the target's tables as they were in an earlier version."""
+    engine = create_engine(parse_url(url))
+    statements = (SHAPES / f"{shape}.{engine.dialect.name}.sql").read_text().split(";\n")
+    with engine.begin() as connection:
+        for statement in filter(str.strip, statements):
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("shape", range(ddl.VERSION))
+def test_tables_of_every_earlier_version_are_brought_up_to_date_and_keep_their_rows(
+    warehouse_url: str, shape: int
+) -> None:
+    lay_out(warehouse_url, shape)
+    execute(
+        warehouse_url,
+        "INSERT INTO actions (action_id, award_id, user_id, occurred_at, effect, points_available, points_added, "
+        "content_hash, loaded_at) VALUES ('old', 'w1', 'u1', '2026-10-01 10:00:00', 'earned', 7, 7, 'x', "
+        "'2026-10-01 10:00:00')",
+    )
+    execute(
+        warehouse_url,
+        "INSERT INTO award_balances (award_id, user_id, points, as_of, as_of_source, last_action_id, earned_total, "
+        "action_count, first_action_at, last_action_at, updated_at) VALUES ('w1', 'u1', 7, '2026-10-01 10:00:00', "
+        "'action', 'old', 7, 1, '2026-10-01 10:00:00', '2026-10-01 10:00:00', '2026-10-01 10:00:00')",
+    )
+
+    load(warehouse_url, [AWARDS, snapshot("w2", 4), ACTIONS, action("new", delta=2, available=9), state({})])
+
+    rows = table(warehouse_url, "award_balances", "award_id", "points", "earned_total", "action_count")
+    assert rows == [
+        {"award_id": "w1", "points": Decimal(9), "earned_total": Decimal(9), "action_count": 2},
+        {"award_id": "w2", "points": Decimal(4), "earned_total": Decimal(0), "action_count": 0},
+    ]
+    assert not verify(Warehouse(warehouse_url)).drifted
+    assert query(warehouse_url, "SELECT version FROM _crm_version") == [(ddl.VERSION,)]
+
+
+def test_tables_of_a_newer_version_are_left_alone(warehouse_url: str) -> None:
+    load(warehouse_url, [ACTIONS, action("a1")])
+    execute(warehouse_url, f"UPDATE _crm_version SET version = {ddl.VERSION + 1}")
+
+    with pytest.raises(WarehouseError, match="upgrade pepper-crm"):
+        load(warehouse_url, [ACTIONS, action("a2")])
+
+    assert query(warehouse_url, "SELECT action_id FROM actions") == [("a1",)]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([(INTEGER, 5), (NUMBER, 0.5)], id="integer-to-number"),
+        pytest.param([(NUMBER, 0.5), (INTEGER, 5)], id="number-holds-integers"),
+    ],
+)
+def test_a_column_makes_room_for_wider_values(warehouse_url: str, sent: list[tuple[Any, float]]) -> None:
+    messages = [
+        message
+        for key, (kind, value) in enumerate(sent)
+        for message in (schema("t", {"id": TEXT, "n": kind}, "id"), record("t", {"id": str(key), "n": value}))
+    ]
+
+    load(warehouse_url, messages)
+
+    stored = [float(n) for (n,) in query(warehouse_url, "SELECT n FROM t ORDER BY id")]
+    assert stored == [value for _, value in sent]
+
+
+@pytest.mark.parametrize(
+    ("old", "first", "expected"),
+    [
+        pytest.param(INTEGER, 5, "5", id="integer"),
+        pytest.param(BOOLEAN, True, "true", id="boolean"),
+        pytest.param({"type": "object"}, {"a": 1}, '{"a":1}', id="object"),
+        pytest.param({"type": "string", "format": "date"}, "2026-10-01", "2026-10-01", id="date"),
+    ],
+)
+def test_on_postgresql_any_column_can_become_text(new_postgres_url: str, old: Any, first: Any, expected: str) -> None:
+    execute(new_postgres_url, "DROP TABLE IF EXISTS w")
+    load(new_postgres_url, [schema("w", {"id": TEXT, "v": old}, "id"), record("w", {"id": "1", "v": first})])
+    load(new_postgres_url, [schema("w", {"id": TEXT, "v": TEXT}, "id"), record("w", {"id": "2", "v": "words"})])
+
+    assert query(new_postgres_url, "SELECT v FROM w ORDER BY id") == [(expected,), ("words",)]
+
+
+@pytest.mark.parametrize(
+    ("properties", "keys", "complaint"),
+    [
+        pytest.param({"id": TEXT, "v": BOOLEAN}, ["id"], "column 'v' holds integer.*says boolean", id="narrower"),
+        pytest.param({"id": TEXT, "v": INTEGER}, ["id", "v"], "key", id="other-key"),
+    ],
+)
+def test_a_schema_that_the_table_cannot_take_stops_the_run_before_any_of_its_rows(
+    warehouse_url: str, properties: Any, keys: list[str], complaint: str
+) -> None:
+    messages = [
+        schema("t", {"id": TEXT, "v": INTEGER}, "id"),
+        record("t", {"id": "1", "v": 5}),
+        schema("t", properties, *keys),
+        record("t", {"id": "2", "v": None}),
+    ]
+
+    with pytest.raises(WarehouseError, match=complaint):
+        load(warehouse_url, messages)
+
+    assert query(warehouse_url, "SELECT id, v FROM t") == [("1", 5)]

@@ -1,0 +1,127 @@
+"""Transactions: done once, whatever happens to the connection."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from target_crm import warehouse as room
+from target_crm.errors import ConnectionLost, WarehouseError
+from target_crm.warehouse import Warehouse
+from tests.target_fixtures import query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between tries, which take no time."""
+    seconds: list[float] = []
+    monkeypatch.setattr(room.time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.fixture
+def opened(new_postgres_url: str) -> Iterator[Warehouse]:
+    opened = Warehouse(new_postgres_url)
+    opened.set_up()
+    with opened.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS done (n int)")
+        connection.exec_driver_sql("DELETE FROM done")
+    yield opened
+    opened.dispose()
+
+
+def terminate(connection: Connection) -> None:
+    """Let the server end a connection, as one that is shut down does."""
+    driver_connection: Any = connection.connection.driver_connection
+    info = driver_connection.info
+    with psycopg.connect(host=info.host, port=info.port, user=info.user, dbname=info.dbname, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [info.backend_pid])
+
+
+def count(connection: Connection) -> None:
+    connection.exec_driver_sql("INSERT INTO done VALUES (1)")
+
+
+def test_a_batch_whose_connection_is_lost_is_done_again(
+    opened: Warehouse, new_postgres_url: str, waits: list[float]
+) -> None:
+    tries: list[int] = []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        count(connection)
+        if len(tries) < 3:
+            terminate(connection)
+            count(connection)
+
+    opened.commit_once(work)
+
+    assert query(new_postgres_url, "SELECT n FROM done") == [(1,)]
+    assert waits == [0.5, 1.0]
+
+
+def test_a_batch_is_not_done_again_when_only_the_reply_to_commit_was_lost(
+    opened: Warehouse, new_postgres_url: str, waits: list[float]
+) -> None:
+    with reply_to_commit_lost(opened):
+        opened.commit_once(count)
+
+    assert query(new_postgres_url, "SELECT n FROM done") == [(1,)]
+    assert len(waits) == 1
+
+
+@contextmanager
+def reply_to_commit_lost(opened: Warehouse) -> Iterator[None]:
+    """The first COMMIT is done, and then its connection is gone."""
+    commits: list[int] = []
+    dialect = opened._engine.dialect
+    do_commit = dialect.do_commit
+
+    def commit_and_lose(connection: Any) -> None:
+        do_commit(connection)
+        commits.append(1)
+        if len(commits) == 1:
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    dialect.do_commit = commit_and_lose  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        dialect.do_commit = do_commit  # type: ignore[method-assign]
+
+
+def test_the_tries_come_to_an_end(opened: Warehouse, waits: list[float]) -> None:
+    with pytest.raises(ConnectionLost):
+        opened.commit_once(terminate_and_ask)
+
+    assert waits == list(room.RETRY_SECONDS)
+
+
+def terminate_and_ask(connection: Connection) -> None:
+    terminate(connection)
+    count(connection)
+
+
+def test_what_the_server_refuses_is_not_tried_again(opened: Warehouse, waits: list[float]) -> None:
+    with pytest.raises(WarehouseError, match="no_such_table"):
+        opened.commit_once(lambda connection: connection.exec_driver_sql("SELECT * FROM no_such_table") and None)
+
+    assert waits == []
+
+
+def test_a_reader_sees_one_state_throughout(opened: Warehouse, new_postgres_url: str) -> None:
+    with opened.read() as connection:
+        before = connection.exec_driver_sql("SELECT count(*) FROM done").scalar()
+        opened.commit_once(count)
+        after = connection.exec_driver_sql("SELECT count(*) FROM done").scalar()
+
+    assert (before, after) == (0, 0)
+    assert query(new_postgres_url, "SELECT count(*) FROM done") == [(1,)]
