@@ -19,7 +19,7 @@ from singer_sdk.exceptions import (
     RecordsWithoutSchemaException,
     SingerSDKError,
 )
-from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities
+from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TargetCapabilities
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
 from target_crm import values
@@ -50,6 +50,9 @@ class TargetCrm(Target):
     capabilities: ClassVar[list[CapabilitiesEnum]] = [
         PluginCapabilities.ABOUT,
         PluginCapabilities.STREAM_MAPS,
+        PluginCapabilities.ACTIVATE_VERSION,
+        TargetCapabilities.SOFT_DELETE,
+        TargetCapabilities.HARD_DELETE,
         PluginCapabilities.STRUCTURED_LOGGING,
     ]
     default_sink_class = TableSink
