@@ -13,7 +13,8 @@ of any other type, with a null effect, and never touches a balance.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from target_crm import values
 from target_crm.values import Invalid
@@ -21,7 +22,9 @@ from target_crm.values import Invalid
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
-    from decimal import Decimal
+
+_T = TypeVar("_T")
+_EMPTY: dict[str, Any] = {}
 
 # Pepper's type → what it does to a balance, and where it says by how much.
 EFFECTS = {
@@ -60,67 +63,59 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
     `content_hash` covers all that the ledger keeps but `payload`: an action that is read again with, say, a user's new
     name in it is the same action; one with other points is not.
     """
-    read = _Reader(record)
     action_id = _required(record.get("_id"), values.identifier, "_id")
-    action_type = read.optional(values.text, "type")
+    action_type = _optional(record.get("type"), values.text)
+    context, metadata, when = (_object(record.get(name)) for name in ("context", "metadata", "when"))
+    user_id, award_id = _object(context.get("user")).get("_id"), metadata.get("awardId")
+    occurred_at = _optional(when.get("timestamp"), values.instant) or _optional(
+        record.get("when_timestamp"), values.instant
+    )
     effect, delta_name = EFFECTS.get(action_type or "", (None, ""))
-    metadata = record.get("metadata")
-    block = metadata if isinstance(metadata, dict) else {}
-    if effect and (block.get("pointsAvailable") is None or block.get(delta_name) is None):
+    if effect and (metadata.get("pointsAvailable") is None or metadata.get(delta_name) is None):
         effect = None
     if effect:
         for name in ("pointsAvailable", delta_name):
-            _required(block[name], values.points, f"metadata.{name}")
-        _required(block.get("awardId"), values.identifier, "metadata.awardId")
-        _required(read.at("context", "user", "_id"), values.identifier, "context.user._id")
-    occurred_at = read.optional(values.instant, "when", "timestamp") or read.optional(values.instant, "when_timestamp")
-    if effect and occurred_at is None:
-        raise Invalid("when.timestamp is missing or not an ISO 8601 time")
+            _required(metadata[name], values.points, f"metadata.{name}")
+        _required(award_id, values.identifier, "metadata.awardId")
+        _required(user_id, values.identifier, "context.user._id")
+        if occurred_at is None:
+            raise Invalid("when.timestamp is missing or not an ISO 8601 time")
+    tenant_id = _optional(record.get("tenantId"), values.identifier)
     content = (
         action_id,
         action_type,
-        read.optional(values.identifier, "tenantId") or read.optional(values.identifier, "context", "tenant", "_id"),
-        read.optional(values.identifier, "context", "user", "_id"),
-        read.optional(values.identifier, "metadata", "awardId"),
-        read.optional(values.identifier, "metadata", "perkId"),
-        read.optional(values.identifier, "context", "location", "_id"),
+        tenant_id or _optional(_object(context.get("tenant")).get("_id"), values.identifier),
+        _optional(user_id, values.identifier),
+        _optional(award_id, values.identifier),
+        _optional(metadata.get("perkId"), values.identifier),
+        _optional(_object(context.get("location")).get("_id"), values.identifier),
         occurred_at,
         effect,
-        read.optional(values.points, "metadata", "pointsAvailable"),
-        read.optional(values.points, "metadata", "pointsAdded"),
-        read.optional(values.points, "metadata", "pointsRedeemed"),
-        read.optional(values.points, "metadata", "pointsRefunded"),
-        read.optional(values.text, "source"),
-        read.optional(values.text, "environment"),
+        _optional(metadata.get("pointsAvailable"), values.points),
+        _optional(metadata.get("pointsAdded"), values.points),
+        _optional(metadata.get("pointsRedeemed"), values.points),
+        _optional(metadata.get("pointsRefunded"), values.points),
+        _optional(record.get("source"), values.text),
+        _optional(record.get("environment"), values.text),
     )
     return LedgerRow(*content, content_hash=_hash(content), payload=values.json_text(record), loaded_at=loaded_at)
 
 
-class _Reader:
-    """Reads an action's fields by path; a missing parent, or one of an unexpected kind, reads as null."""
-
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        self._record = record
-
-    def at(self, *path: str) -> Any:
-        value: Any = self._record
-        for name in path:
-            if not isinstance(value, dict):
-                return None
-            value = value.get(name)
-        return value
-
-    def optional(self, convert: Callable[[Any], Any], *path: str) -> Any:
-        value = self.at(*path)
-        if value is None:
-            return None
-        try:
-            return convert(value)
-        except Invalid:
-            return None
+def _object(value: Any) -> Mapping[str, Any]:
+    """A parent that is missing, or of an unexpected kind, has no fields."""
+    return value if isinstance(value, dict) else _EMPTY
 
 
-def _required(value: Any, convert: Callable[[Any], Any], name: str) -> Any:
+def _optional(value: Any, convert: Callable[[Any], _T]) -> _T | None:
+    if value is None:
+        return None
+    try:
+        return convert(value)
+    except Invalid:
+        return None
+
+
+def _required(value: Any, convert: Callable[[Any], _T], name: str) -> _T:
     try:
         return convert(value)
     except Invalid as reason:
@@ -130,7 +125,7 @@ def _required(value: Any, convert: Callable[[Any], Any], name: str) -> Any:
 def _hash(content: tuple[Any, ...]) -> str:
     """Equal for equal content: 2, 2.0 and "2" are the same points."""
     words = (
-        "\0" if value is None else format(value.normalize(), "f") if hasattr(value, "normalize") else str(value)
+        "\0" if value is None else format(value.normalize(), "f") if isinstance(value, Decimal) else str(value)
         for value in content
     )
     return hashlib.blake2b("\x1f".join(words).encode(), digest_size=16).hexdigest()

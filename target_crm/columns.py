@@ -75,7 +75,7 @@ class Instant(TypeDecorator[datetime]):
         """UTC goes in."""
         if value is None:
             return None
-        utc = value.astimezone(timezone.utc)
+        utc = value if value.tzinfo is timezone.utc else value.astimezone(timezone.utc)
         return utc if dialect.name == "postgresql" else utc.replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
