@@ -1,1 +1,1 @@
-"""A local Pepper: a seeded loyalty world, its HTTP API and scripted faults."""
+"""A Pepper for this machine: guests who earn and redeem, an API to read it by, and things that go wrong on demand."""

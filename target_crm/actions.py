@@ -125,7 +125,7 @@ def _required(value: Any, convert: Callable[[Any], _T], name: str) -> _T:
 def _hash(content: tuple[Any, ...]) -> str:
     """Equal for equal content: 2, 2.0 and "2" are the same points."""
     words = (
-        "\0" if value is None else format(value.normalize(), "f") if isinstance(value, Decimal) else str(value)
+        "\0" if value is None else format(value.normalize() + 0, "f") if isinstance(value, Decimal) else str(value)
         for value in content
     )
     return hashlib.blake2b("\x1f".join(words).encode(), digest_size=16).hexdigest()

@@ -109,8 +109,8 @@ def reduce(balances: Table, *partials: Select[Any]) -> Select[Any]:
 
     merged = {
         "award_id": r.award_id,
-        "user_id": of_newest(r.user_id),
-        # An action may leave the perk out; an award is of one perk for life, so any other sight of it will do then.
+        # A sight may leave these out; an award is of one user and one perk, so any other sight of them will do then.
+        "user_id": func.coalesce(of_newest(r.user_id), func.max(r.user_id)),
         "perk_id": func.coalesce(of_newest(r.perk_id), func.max(r.perk_id)),
         "points": of_newest(r.points),
         "as_of": of_newest(r.as_of),

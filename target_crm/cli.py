@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from target_crm.target import TargetCrm, read_config
 from target_crm.warehouse import Warehouse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Connection, Executable, Row, Select, Table
 
@@ -166,7 +167,7 @@ def _as_text(report: Report) -> str:
     if report.gaps.differing:
         lines.append(f"{report.gaps.differing:,} changes came without an action, as edits and expiries do: no drift.")
 
-    verdict = "DRIFT: run crm-balances rebuild" if report.drifted else "all proven"
+    verdict = "DRIFT: run crm-balances rebuild" if report.drifted else "all proven" if report.awards else "none yet"
     lines.append(f"{report.awards:,} balances from {report.actions:,} actions: {verdict}")
     return "\n".join(lines)
 
@@ -191,23 +192,31 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = _arguments(argv)
-    config = read_config(arguments.config) if arguments.config else {}
-    target = TargetCrm(config=config, parse_env_config=not arguments.config)
+    from_environment = arguments.config in {None, "ENV"}
+    config = {} if from_environment else read_config(arguments.config)
+    target = TargetCrm(config=config, parse_env_config=from_environment)
     warehouse = Warehouse(target.settings.sqlalchemy_url, target.settings.default_target_schema)
-    if not warehouse.is_set_up():
-        raise WarehouseError(f"{warehouse.name}: no balances here; is this the URL that target-crm loads?")
-    warehouse.set_up()
-    if arguments.command == "verify":
+    try:
+        if not warehouse.is_set_up():
+            raise WarehouseError(f"{warehouse.name}: no balances here; is this the URL that target-crm loads?")
+        warehouse.set_up()
+        return _answer(arguments.command, warehouse, target.config, as_json=arguments.json)
+    finally:
+        warehouse.dispose()
+
+
+def _answer(command: str, warehouse: Warehouse, config: Mapping[str, Any], *, as_json: bool) -> int:
+    if command == "verify":
         report = verify(warehouse)
-        print(json.dumps({**asdict(report), "drifted": report.drifted}) if arguments.json else _as_text(report))
+        print(json.dumps({**asdict(report), "drifted": report.drifted}) if as_json else _as_text(report), flush=True)
         return EXIT_DRIFT if report.drifted else EXIT_WELL
-    if arguments.command == "rebuild":
+    if command == "rebuild":
         counts = {"balances": rebuild(warehouse)}
         words = "{balances:,} balances computed afresh"
     else:
-        counts = Replay.run(dict(target.config))
+        counts = Replay.run(dict(config))
         words = "{tried:,} records tried, {loaded:,} loaded, {rejected:,} still rejected"
-    print(json.dumps(counts) if arguments.json else words.format(**counts))
+    print(json.dumps(counts) if as_json else words.format(**counts), flush=True)
     return EXIT_WELL
 
 
@@ -219,4 +228,6 @@ def main() -> None:
         sys.exit(run())
     except CrmError as error:
         print(f"crm-balances: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(EXIT_ERROR)

@@ -129,20 +129,21 @@ def kind_of(definition: Mapping[str, Any] | bool) -> Kind:
     """The kind that a property's JSON Schema allows; where it allows several, the one that holds them all."""
     if isinstance(definition, bool):
         return JSON
-    types = set(_types(definition)) - {"null"}
-    if types == {"integer", "number"}:
+    allowed = {(name, format_) for name, format_ in _types(definition) if name != "null"}
+    names = {name for name, _ in allowed}
+    if names == {"integer", "number"}:
         return NUMBER
-    if len(types) == 1:
-        name = types.pop()
-        if name == "string":
-            return _TEXT_FORMATS.get(definition.get("format", ""), TEXT)
-        return _SCALARS.get(name, JSON)
-    return ANY_SCALAR if types and types <= set(_SCALARS) else JSON
+    if len(allowed) == 1:
+        ((name, format_),) = allowed
+        return _TEXT_FORMATS.get(format_, TEXT) if name == "string" else _SCALARS.get(name, JSON)
+    return ANY_SCALAR if names and names <= set(_SCALARS) else JSON
 
 
-def _types(definition: Mapping[str, Any]) -> Iterable[str]:
+def _types(definition: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Each type that is allowed, with its format."""
     declared = definition.get("type", ())
-    yield from [declared] if isinstance(declared, str) else declared
+    for name in [declared] if isinstance(declared, str) else declared:
+        yield name, definition.get("format", "") if name == "string" else ""
     for choice in (*definition.get("anyOf", ()), *definition.get("oneOf", ())):
         yield from _types(choice)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from singer_sdk import typing as th
 
+from target_crm.errors import SettingError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_BOOLEANS = {"true", "1", "yes", "on", "false", "0", "no", "off"}
 
 SETTINGS = th.PropertiesList(
     th.Property(
@@ -85,3 +90,29 @@ class Settings:
             for name, definition in SETTINGS.to_dict()["properties"].items()
         }
         return cls(**{**values, "default_target_schema": values["default_target_schema"] or None})
+
+
+def expectation(name: str, rule: str, value: Any) -> str:
+    """What a setting has to be, in words, where it breaks a rule of its JSON Schema. Its value may be a secret."""
+    if rule == "type":
+        names = [value] if isinstance(value, str) else [each for each in value if each != "null"]
+        return f"{name}: expected {' or '.join({'string': 'text'}.get(each, each) for each in names)}"
+    if rule == "enum":
+        return f"{name}: expected one of {', '.join(str(each) for each in value if each is not None)}"
+    return f"{name}: expected {({'minimum': 'at least', 'maximum': 'at most'}).get(rule, rule)} {value}"
+
+
+def refuse_malformed(environment: Mapping[str, str]) -> None:
+    """Refuse variables that the SDK would take for something else: a number that is none, a "maybe" for false.
+
+    Raises:
+        SettingError: names the variable and what it has to be.
+    """
+    for name, definition in SETTINGS.to_dict()["properties"].items():
+        text = environment.get(f"TARGET_CRM_{name.upper()}")
+        if text is None:
+            continue
+        if "integer" in definition["type"] and not re.fullmatch(r"[+-]?\d+", text):
+            raise SettingError(f"TARGET_CRM_{name.upper()}: expected a whole number")
+        if "boolean" in definition["type"] and text.lower() not in _BOOLEANS:
+            raise SettingError(f"TARGET_CRM_{name.upper()}: expected true or false")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from singer_sdk import metrics
 from singer_sdk.sinks import Sink
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func
 
 from target_crm import balances, staging, tables, values, warehouse
 from target_crm.actions import ledger_row
@@ -207,13 +207,14 @@ class TableSink(CrmSink):
     def write(self, connection: Connection) -> Tally:
         """Let the newest row of each key replace an older one."""
         _stage(connection, self.staged, self.rows)
-        for statement in staging.replace_older(self.table, self.staged, self.ages):
-            connection.execute(statement)
-        read = len(self.rows)
-        applied = connection.scalar(staging.count_fresh(self.staged)) or 0
-        same = connection.scalar(staging.count_same(self.table, self.staged, self.ages)) or applied
+        connection.execute(staging.take_newer(self.table, self.staged, self.ages))
+        applied = connection.scalar(staging.count_changing(self.table, self.staged)) or 0
         self.fold(connection)
+        for statement in staging.replace(self.table, self.staged):
+            connection.execute(statement)
+        same = connection.scalar(staging.count_same(self.table, self.staged)) or applied
         unstage(connection, self.staged)
+        read = len(self.rows)
         return Tally(read, applied, duplicate=same - applied, superseded=read - same)
 
     def ages(self, rows: FromClause) -> list[ColumnElement[Any]]:
@@ -221,7 +222,7 @@ class TableSink(CrmSink):
         return [rows.c[EXTRACTED_AT]]
 
     def fold(self, connection: Connection) -> None:
-        """What else follows from the rows that have just been taken."""
+        """What else follows from the rows that are about to change the table."""
 
     def activate(self, connection: Connection, version: int) -> int | None:
         """Rows of older versions are gone: `_deleted_at` says since when, or with `hard_delete` they are removed."""
@@ -252,9 +253,7 @@ class AwardSink(TableSink):
 
     def fold(self, connection: Connection) -> None:
         """Merge the awards that have changed into the balances."""
-        awards = self.tables.awards
-        changed = select(self.staged.fresh_rows().c["_id"])
-        merge(connection, self.tables, balances.partials_of_awards(awards).where(awards.c["_id"].in_(changed)))
+        merge(connection, self.tables, balances.partials_of_awards(staging.changing_rows(self.table, self.staged)))
 
 
 def merge(connection: Connection, owned: tables.Tables, arrived: Select[Any]) -> None:

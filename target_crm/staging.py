@@ -6,7 +6,7 @@ No statement is told apart by engine: there is no MERGE and no ON CONFLICT in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -55,41 +55,61 @@ def take_absent(table: Table, staged: Staged) -> Insert:
     return staged.fresh.insert().from_select([SEQ], select(ranked.c[SEQ]).where(ranked.c[RANK] == 1, ~known))
 
 
+# What is not said by a row, but known of it: two rows that differ in nothing else say the same.
+KNOWN_OF_A_ROW = {EXTRACTED_AT, LOADED_AT, VERSION}
+
 Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
 """Given rows, the columns that tell which of two is newer, the weightiest first."""
 
 
-def replace_older(table: Table, staged: Staged, ages: Ages) -> list[Insert | Delete]:
-    """Let the newest row of each key replace the table's, unless that is newer still; without a key, append all rows.
+def take_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
+    """`fresh` ← the newest row of each key, unless the table's is newer still; without a key, all rows.
 
-    At the same age the later arrival wins. A row that says what the table says already is left alone.
+    At the same age the later arrival wins. A row that is just what the table has is left alone.
     """
     keys = _keys(table)
     if not keys:
-        everything = staged.fresh.insert().from_select([SEQ], select(staged.table.c[SEQ]))
-        return [everything, insert_fresh(table, staged)]
+        return staged.fresh.insert().from_select([SEQ], select(staged.table.c[SEQ]))
     newest_first = [*(age.desc() for age in ages(staged.table)), staged.table.c[SEQ].desc()]
     ranked = _ranked(staged.table, keys, newest_first)
-    news = and_(_not_older(ages(ranked), ages(table)), not_(_same(table, ranked, ages)))
+    news = and_(_not_older(ages(ranked), ages(table)), not_(_equal(table, ranked, {LOADED_AT})))
     winners = (
         select(ranked.c[SEQ])
-        .outerjoin_from(ranked, table, and_(*(table.c[key] == ranked.c[key] for key in keys)))
+        .outerjoin_from(ranked, table, _same_key(table, ranked))
         .where(ranked.c[RANK] == 1, or_(table.c[keys[0]].is_(None), news))
     )
-    fresh_rows = staged.fresh_rows()
-    replaced = tuple_(*(table.c[key] for key in keys)).in_(select(*(fresh_rows.c[key] for key in keys)))
-    return [
-        staged.fresh.insert().from_select([SEQ], winners),
-        table.delete().where(replaced),
-        insert_fresh(table, staged),
-    ]
+    return staged.fresh.insert().from_select([SEQ], winners)
 
 
-def count_same(table: Table, staged: Staged, ages: Ages) -> Select[tuple[int]]:
+def changing_rows(table: Table, staged: Staged) -> FromClause:
+    """The rows that go on and say something else than the table does, or something new."""
+    rows = staged.fresh_rows()
+    changed = or_(table.c[_keys(table)[0]].is_(None), not_(_equal(table, rows, KNOWN_OF_A_ROW)))
+    return select(rows).outerjoin_from(rows, table, _same_key(table, rows)).where(changed).subquery("changing_rows")
+
+
+def replace(table: Table, staged: Staged) -> list[Insert | Delete]:
+    """Put the rows that go on into the place of those with the same key."""
+    insert = insert_fresh(table, staged)
+    keys = _keys(table)
+    if not keys:
+        return [insert]
+    rows = staged.fresh_rows()
+    replaced = tuple_(*(table.c[key] for key in keys)).in_(select(*(rows.c[key] for key in keys)))
+    return [table.delete().where(replaced), insert]
+
+
+def count_changing(table: Table, staged: Staged) -> Select[tuple[int]]:
+    """How many rows go on and change what the table says; the others are only read anew."""
+    rows = changing_rows(table, staged) if _keys(table) else staged.fresh
+    return select(func.count()).select_from(rows)
+
+
+def count_same(table: Table, staged: Staged) -> Select[tuple[int]]:
     """How many staged rows say what the table says."""
     rows = staged.table
-    same_key = [table.c[key] == rows.c[key] for key in _keys(table)] or [false()]
-    return select(func.count()).select_from(rows).join(table, and_(*same_key, _same(table, rows, ages)))
+    same = and_(_same_key(table, rows), _equal(table, rows, KNOWN_OF_A_ROW)) if _keys(table) else false()
+    return select(func.count()).select_from(rows).join(table, same)
 
 
 def insert_fresh(table: Table, staged: Staged, *leave_out: str) -> Insert:
@@ -128,11 +148,14 @@ def _keys(table: Table) -> list[str]:
     return [column.name for column in table.primary_key.columns]
 
 
-def _same(table: Table, rows: FromClause, ages: Ages) -> ColumnElement[bool]:
-    """Whether two rows of one key say the same, as of the same time."""
-    said = [column.name for column in table.c if column.name not in {EXTRACTED_AT, LOADED_AT}]
-    pairs = [*((table.c[name], rows.c[name]) for name in said), *zip(ages(table), ages(rows), strict=True)]
-    return and_(*(_comparable(one).is_not_distinct_from(_comparable(other)) for one, other in pairs))
+def _same_key(table: Table, rows: FromClause) -> ColumnElement[bool]:
+    return and_(*(table.c[key] == rows.c[key] for key in _keys(table)))
+
+
+def _equal(table: Table, rows: FromClause, leave_out: Collection[str]) -> ColumnElement[bool]:
+    """Whether two rows are equal in all columns but those left out."""
+    names = [column.name for column in table.c if column.name not in leave_out]
+    return and_(*(_comparable(table.c[name]).is_not_distinct_from(_comparable(rows.c[name])) for name in names))
 
 
 def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -1,4 +1,4 @@
-"""The tables and views that the target owns."""
+"""What the target keeps in a warehouse: its own tables and views, and the shape of a stream's table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""target-crm: settings, stream → sink, when to drain, when STATE may go out."""
+"""The target itself: it gives each stream its sink, and decides when a batch is committed and a STATE is true."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from target_crm import values
 from target_crm.errors import CrmError, InputError, SettingError
 from target_crm.messages import MessageReader
 from target_crm.schemas import MissingProperty, snake_case
-from target_crm.settings import SETTINGS, Settings
+from target_crm.settings import SETTINGS, Settings, expectation, refuse_malformed
 from target_crm.sinks import AwardSink, CrmSink, LedgerSink, Rejection, TableSink, Tally, Ticker, insert_absent, unstage
 from target_crm.tables import WORK_PREFIX
 from target_crm.warehouse import Warehouse
@@ -58,13 +58,13 @@ class TargetCrm(Target):
     default_sink_class = TableSink
 
     def __init__(self, **options: Any) -> None:
-        try:
-            super().__init__(**options)
-        except ValueError:
-            raise SettingError("a TARGET_CRM_… variable is not of its setting's type, see --about") from None
+        if options.get("parse_env_config"):
+            refuse_malformed(os.environ)
+        super().__init__(**options)
         if self.config.get("flattening_enabled"):
             raise SettingError("flattening_enabled: target-crm keeps objects as JSON; flatten in the tap if you must")
         self.settings = Settings.of(self.config)
+        self._warehouse = Warehouse(self.settings.sqlalchemy_url, self.settings.default_target_schema)
         self.run_id = uuid.uuid4().hex
         self.tallies: dict[str, Tally] = {}
         self.batch_began_at = datetime.now(timezone.utc)
@@ -88,7 +88,7 @@ class TargetCrm(Target):
         """Check the settings, in words that repeat no value: it may be a secret."""
         self.append_builtin_config(self.config_jsonschema)
         problems = [
-            f"{'.'.join(map(str, error.path)) or 'config'}: expected {error.validator} {error.validator_value}"
+            expectation(".".join(map(str, error.path)) or "config", error.validator, error.validator_value)
             for error in JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
         ]
         if problems and raise_errors:
@@ -106,11 +106,10 @@ class TargetCrm(Target):
     @cached_property
     def warehouse(self) -> Warehouse:
         """The warehouse, with the target's own tables in place."""
-        warehouse = Warehouse(self.settings.sqlalchemy_url, self.settings.default_target_schema)
-        warehouse.set_up()
-        if not warehouse.tested:
-            self.logger.warning("%s: this engine is not among those that target-crm is tested on", warehouse.name)
-        return warehouse
+        self._warehouse.set_up()
+        if not self._warehouse.tested:
+            self.logger.warning("%s: target-crm is not tested on this engine", self._warehouse.name)
+        return self._warehouse
 
     def get_sink_class(self, stream_name: str) -> type[CrmSink]:
         """The sink of a stream: the ledger's for `actions`, the snapshots' for `awards`, else a table of its own."""

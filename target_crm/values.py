@@ -6,7 +6,7 @@ JSON numbers arrive as `int` or `Decimal` (never a binary float); every function
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, timezone
+from datetime import date, datetime, time, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +17,8 @@ from target_crm.columns import ID_CHARS_MAX, POINTS_MAX, POINTS_PLACES
 _JSON = msgspec.json.Encoder(decimal_format="number")
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
 _INTEGER_MAX = 2**63 - 1
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_MINUTE = re.compile(r"(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})(Z|[+-]\d{2}:\d{2})?")
 _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
 
 
@@ -74,9 +76,24 @@ def instant(value: Any) -> datetime:
         raise Invalid(f"is {_kind(value)}, expected an ISO 8601 time")
     try:
         moment = msgspec.convert(value, datetime)
+    except msgspec.ValidationError:
+        moment = _coarse_instant(value)
+    try:
         return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
-    except (msgspec.ValidationError, OverflowError):
+    except OverflowError:
         raise Invalid("is not an ISO 8601 time") from None
+
+
+def _coarse_instant(value: str) -> datetime:
+    """An ISO 8601 date, or a time to the minute."""
+    try:
+        if _DAY.fullmatch(value):
+            return datetime.combine(date.fromisoformat(value), time(), timezone.utc)
+        if parts := _MINUTE.fullmatch(value):
+            return msgspec.convert(f"{parts[1]}:00{parts[2] or 'Z'}", datetime)
+    except ValueError:
+        pass
+    raise Invalid("is not an ISO 8601 time")
 
 
 def day(value: Any) -> date:

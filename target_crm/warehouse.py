@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, create_engine, event, select, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from target_crm import ddl
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection, Table
-    from sqlalchemy.engine import URL
 
 # Engines on which every test of this project runs.
 TESTED_DIALECTS = {"sqlite", "postgresql"}
@@ -44,7 +43,8 @@ class Warehouse:
 
     def __init__(self, sqlalchemy_url: str, schema: str | None = None) -> None:
         url = parse_url(sqlalchemy_url)
-        self.name = url.render_as_string(hide_password=True)
+        # Not the user, nor the query: some drivers take secrets there.
+        self.name = URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
         if schema and url.get_backend_name() == "sqlite":
             raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
         self.tables = Tables(schema)
@@ -218,6 +218,8 @@ def parse_url(sqlalchemy_url: str) -> URL:
         url = make_url(sqlalchemy_url)
     except (ArgumentError, ValueError):
         raise SettingError("sqlalchemy_url: not a SQLAlchemy URL, expected e.g. sqlite:///crm.db") from None
+    if "@" in f"{url.host}{url.database if url.host else ''}":
+        raise SettingError("sqlalchemy_url: has more than one @; percent-encode the password (@ is %40, / is %2F)")
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 

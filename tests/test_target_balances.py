@@ -313,3 +313,23 @@ def test_work_tables_are_empty_between_transactions(warehouse_url: str) -> None:
 
     for name in ("fresh", "staging_actions", "staging_awards", "staging_rejected_records", "merged"):
         assert query(warehouse_url, f"SELECT count(*) FROM _crm_{name}") == [(0,)], name
+
+
+def test_a_snapshot_without_its_user_leaves_the_balance_with_its_user(warehouse_url: str) -> None:
+    without_user = json.loads(snapshot("w1", 7, at="2026-10-02T00:00:00Z"))
+    without_user["record"].update(userId=None, perkId=None)
+
+    load(warehouse_url, [ACTIONS, action("a1", award="w1"), AWARDS, json.dumps(without_user)])
+
+    (row,) = table(warehouse_url, "award_balances", "user_id", "perk_id", "points")
+    assert row == {"user_id": "u1", "perk_id": "p1", "points": Decimal(7)}
+
+
+def test_an_award_that_is_read_again_unchanged_changes_no_balance(warehouse_url: str) -> None:
+    load(warehouse_url, [AWARDS, snapshot("w1", 5, read_at="2026-10-05T00:00:00Z")])
+    before = table(warehouse_url, "award_balances", "updated_at")
+
+    again = load(warehouse_url, [AWARDS, snapshot("w1", 5, read_at="2026-10-06T00:00:00Z")])
+
+    assert again.tallies["awards"] == "1 read = 0 applied + 1 duplicate + 0 superseded + 0 quarantined"
+    assert table(warehouse_url, "award_balances", "updated_at") == before

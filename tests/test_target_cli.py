@@ -211,7 +211,7 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
         pytest.param(
             {"SQLALCHEMY_URL": "postgresql://u:pa55word@127.0.0.1:1/db"},
             ["verify"],
-            "postgresql+psycopg://u:***@127.0.0.1:1/db: OperationalError: ",
+            "postgresql+psycopg://127.0.0.1:1/db: OperationalError: ",
             id="no-warehouse",
         ),
         pytest.param(
@@ -224,9 +224,22 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
         pytest.param(
             {"BATCH_SIZE_ROWS": "pa55word"},
             ["verify"],
-            "a TARGET_CRM_… variable is not of its setting's type",
+            "TARGET_CRM_BATCH_SIZE_ROWS: expected a whole number",
             id="type",
         ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "postgresql://u@127.0.0.1:1/db?password=pa55word"},
+            ["verify"],
+            "postgresql+psycopg://127.0.0.1:1/db: OperationalError: ",
+            id="password-in-the-query",
+        ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "postgresql://u:p@ss/pa55word@h:1/db"},
+            ["verify"],
+            "sqlalchemy_url: has more than one @; percent-encode the password",
+            id="password-with-an-at",
+        ),
+        pytest.param({"STORE_PAYLOAD": "maybe"}, ["verify"], "TARGET_CRM_STORE_PAYLOAD: expected", id="boolean"),
         pytest.param({}, ["verify", "--config", "none.json"], "--config none.json: No such file", id="no-file"),
     ],
 )
@@ -276,3 +289,19 @@ def test_what_is_still_not_loadable_stays_in_the_quarantine_once(balances: Any, 
     assert balances("replay", "--json") == (0, '{"tried": 2, "loaded": 0, "rejected": 2}\n')
 
     assert table(warehouse_url, "rejected_records") == before
+
+
+def test_where_nothing_was_ever_loaded_it_does_not_say_that_all_is_proven(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        command("crm-balances", "verify", "--config", "ENV"),
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "no balances here" in ran.stderr
+    assert list(tmp_path.iterdir()) == []

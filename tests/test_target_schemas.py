@@ -46,6 +46,12 @@ def row(shape: Shape, record: dict[str, Any]) -> tuple[Any, ...]:
         pytest.param({"type": "string", "format": "date-time"}, INSTANT, id="date-time"),
         pytest.param({"type": ["string", "null"], "format": "date"}, DATE, id="date-or-null"),
         pytest.param({"type": "string", "format": "uuid"}, TEXT, id="another-format"),
+        pytest.param(
+            {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]}, INSTANT, id="date-time-or-null"
+        ),
+        pytest.param(
+            {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string"}]}, ANY_SCALAR, id="time-or-text"
+        ),
         pytest.param({"type": "integer"}, INTEGER, id="integer"),
         pytest.param({"type": ["number", "null"]}, NUMBER, id="number"),
         pytest.param({"type": ["integer", "number"]}, NUMBER, id="integer-or-number"),

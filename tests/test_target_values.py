@@ -81,3 +81,16 @@ def test_another_value_is_refused_in_words_that_do_not_repeat_it(
         convert(value)
 
     assert str(refusal.value) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "instant"),
+    [
+        pytest.param("2026-10-01", "2026-10-01T00:00:00+00:00", id="date"),
+        pytest.param("2026-10-01T10:30Z", "2026-10-01T10:30:00+00:00", id="minutes"),
+        pytest.param("2026-10-01T10:30+02:00", "2026-10-01T08:30:00+00:00", id="minutes-with-an-offset"),
+        pytest.param("2026-10-01 10:30", "2026-10-01T10:30:00+00:00", id="minutes-without"),
+    ],
+)
+def test_a_time_may_be_as_coarse_as_a_day(text: str, instant: str) -> None:
+    assert values.instant(text).isoformat() == instant

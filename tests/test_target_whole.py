@@ -297,7 +297,7 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
 
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1].startswith(
-        "target-crm: postgresql+psycopg://loader:***@127.0.0.1:1/crm: OperationalError: "
+        "target-crm: postgresql+psycopg://127.0.0.1:1/crm: OperationalError: "
     )
     assert "Traceback" not in result.stderr
     assert "pa55word" not in result.stderr
@@ -310,15 +310,13 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
         pytest.param("[]", "--config {path}: not a JSON object", id="a-list"),
         pytest.param("{", "--config {path}: not JSON", id="cut"),
         pytest.param(None, "--config {path}: No such file or directory", id="no-file"),
-        pytest.param('{"batch_size_rows": 0}', "batch_size_rows: expected minimum 1", id="no-rows"),
+        pytest.param('{"batch_size_rows": 0}', "batch_size_rows: expected at least 1", id="no-rows"),
         pytest.param(
             '{"on_invalid_record": "pa55word"}',
-            "on_invalid_record: expected enum ['quarantine', 'fail']",
+            "on_invalid_record: expected one of quarantine, fail",
             id="a-choice",
         ),
-        pytest.param(
-            '{"sqlalchemy_url": ["pa55word"]}', "sqlalchemy_url: expected type ['string', 'null']", id="url-is-a-list"
-        ),
+        pytest.param('{"sqlalchemy_url": ["pa55word"]}', "sqlalchemy_url: expected text", id="url-is-a-list"),
         pytest.param(
             '{"sqlalchemy_url": "pa55word"}',
             "sqlalchemy_url: not a SQLAlchemy URL, expected e.g. sqlite:///crm.db",
