@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +178,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_GET(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = self.headers.get("Content-Length") or "0"
+        if not length.isdecimal():
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return
+        self.rfile.read(int(length))
         self._send(self.server.answer(Request.parse(self.command, self.path, dict(self.headers.items()))))
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815 - named by the base class
