@@ -14,7 +14,7 @@ import json
 import logging
 import random
 import re
-import time
+import threading
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -28,13 +28,16 @@ import requests
 import urllib3.exceptions
 from requests.auth import AuthBase
 
-from tap_pepper.errors import StopRun, TryAgain
+from tap_pepper.errors import StopEverything, StopRun, TryAgain
+from tap_pepper.limiter import Limiter, LocalClock
 from tap_pepper.settings import is_loopback
 from tap_pepper.windows import UTC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from threading import Event
 
+    from tap_pepper.limiter import Clock
     from tap_pepper.settings import Settings
 
 logger = logging.getLogger("tap-pepper.client")
@@ -44,6 +47,9 @@ BACKOFF_SECONDS_MAX: Final = 60.0
 RETRY_AFTER_SECONDS_MAX: Final = 300.0
 PAGES_MAX: Final = 1_000_000
 """Pages in one walk; each page's key is remembered, to notice a walk that goes in circles."""
+REQUEST_SECONDS_MAX: Final = 900.0
+"""The longest that one request may take, all tries and waits together."""
+COMPRESSED_BYTES_MAX: Final = 64 * 1024 * 1024
 BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 ERROR_BODY_BYTES_MAX: Final = 64 * 1024
 CHUNK_BYTES: Final = 64 * 1024
@@ -64,7 +70,7 @@ WHAT_TO_DO: Final[dict[int, str]] = {
         "redirects are not followed, the token stays with its host: set api_url to Pepper's own address",
     ),
 }
-"""A status to what to do about it: `RETRY`, or advice to a person. Any status that is not here stops the run, too."""
+"""A status to what to do about it: `RETRY`, or advice to a person. Any status that is not here stops the stream, too."""
 
 SETTING_OF_PARAMETER: Final = {
     "limit": "page_size",
@@ -109,47 +115,77 @@ class _Token(AuthBase):
         return request
 
 
-class PepperClient:
-    """Reads Pepper's list endpoints.
+@dataclass
+class Traffic:
+    """What went to and fro for one endpoint."""
 
-    The client keeps a connection pool and nothing else: every walk through pages carries its own state.
+    pages: int = 0
+    retries: int = 0
+
+
+class PepperClient:
+    """Reads Pepper's list endpoints; any thread may use it.
+
+    Each thread has a session of its own, and all share one limiter. Every walk through pages carries its own state.
 
     Args:
         settings: Where Pepper is, who asks, and how patiently.
-        sleep: Waits for so many seconds.
-        now: The local clock, aware.
+        local: This machine's clock, and how to wait.
         jitter: Draws a number from [0, 1).
+        session: Makes a session of requests.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        sleep: Callable[[float], None] = time.sleep,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        local: Clock | None = None,
         jitter: Callable[[], float] = random.random,
+        session: Callable[[], requests.Session] = requests.Session,
     ) -> None:
         self._settings = settings
-        self._sleep = sleep
-        self.now = now
+        self.local: Clock = LocalClock() if local is None else local
         self._jitter = jitter
-        self._session = requests.Session()
-        self._session.auth = _Token(settings.auth_token)
-        # A proxy from the environment would carry plain http, and with it the token, off this machine.
-        self._session.trust_env = not is_loopback(urlsplit(settings.api_url).hostname or "")
-        self._session.headers.update(
-            {
-                "x-application-id": settings.application_id,
-                "x-api-version": str(settings.api_version),
-                "Accept": "application/json",
-                "Accept-Encoding": "gzip, deflate",
-                "User-Agent": settings.user_agent,
-            }
-        )
+        self._new_session = session
+        self._own = threading.local()
+        self._sessions: list[requests.Session] = []
+        self._lock = threading.Lock()
+        self._traffic: dict[str, Traffic] = {}
+        self._never = threading.Event()
+        self.limiter = Limiter(settings.concurrency, self.local)
+
+    @property
+    def _session(self) -> requests.Session:
+        """This thread's session."""
+        session: requests.Session | None = getattr(self._own, "session", None)
+        if session is None:
+            session = self._own.session = self._new_session()
+            session.auth = _Token(self._settings.auth_token)
+            # A proxy from the environment would carry plain http, and with it the token, off this machine.
+            session.trust_env = not is_loopback(urlsplit(self._settings.api_url).hostname or "")
+            session.headers.update(
+                {
+                    "x-application-id": self._settings.application_id,
+                    "x-api-version": str(self._settings.api_version),
+                    "Accept": "application/json",
+                    "Accept-Encoding": "gzip, deflate",
+                    "User-Agent": self._settings.user_agent,
+                }
+            )
+            with self._lock:
+                self._sessions.append(session)
+        return session
 
     def close(self) -> None:
         """Close the pooled connections."""
-        self._session.close()
+        with self._lock:
+            for session in self._sessions:
+                session.close()
+
+    def traffic(self, path: str) -> Traffic:
+        """What went to and fro for an endpoint so far."""
+        with self._lock:
+            return self._traffic.setdefault(_resource(path), Traffic())
 
     def clock(self, path: str, params: Mapping[str, str] | None = None) -> datetime:
         """Ask for one row of an endpoint, and take the time from the response's `Date`; else the local clock.
@@ -157,8 +193,9 @@ class PepperClient:
         Raises:
             PepperError: As `pages`.
         """
-        date = self._page(path, {**(params or {}), "limit": "1"}, where=f"{_resource(path)} first request").date
-        here = self.now()
+        where = f"{_resource(path)} first request"
+        date = self._page(path, {**(params or {}), "limit": "1"}, where=where, halt=self._never).date
+        here = self.local.now()
         if date is None:
             logger.warning("Pepper's responses carry no Date: the local clock decides what is settled")
             return here
@@ -167,26 +204,30 @@ class PepperClient:
             logger.warning("the local clock is %+.0f s off Pepper's; Pepper's decides", skew_seconds)
         return date
 
-    def pages(self, path: str, params: Mapping[str, str] | None = None) -> Iterator[Page]:
+    def pages(
+        self, path: str, params: Mapping[str, str] | None = None, halt: Event | None = None
+    ) -> Iterator[Page]:
         """Walk through all pages of an endpoint.
 
         Args:
             path: `/actions`.
             params: Query parameters besides those of paging.
+            halt: Ends the walk between two requests, and any wait, once it is set.
 
         Yields:
             Each page as it arrives. A row that only repeats the last one of the page before is left out.
 
         Raises:
             StopRun: Pepper's answer is of no use, and will not become so.
-            TryAgain: The failures did not pass within `max_retries`.
+            TryAgain: The failures did not pass within `max_retries`, or within `REQUEST_SECONDS_MAX`.
+            Halted: `halt` was set.
         """
         asked = {**(params or {}), "limit": str(self._settings.page_size)}
         resource = _resource(path)
         seen: set[str] = set()
         last: tuple[object, bytes] | None = None
         for number in range(1, PAGES_MAX + 1):
-            page = self._page(path, asked, where=f"{resource} page {number}")
+            page = self._page(path, asked, where=f"{resource} page {number}", halt=halt or self._never)
             next_last = _fingerprint(page.rows[-1]) if page.rows else last
             yield page if last is None else Page(_without_repeat(page.rows, last), page.next_key, page.date)
             last = next_last
@@ -200,19 +241,39 @@ class PepperClient:
         msg = f"{resource}: more than {PAGES_MAX:,} pages; shorten window_hours or raise page_size"
         raise StopRun(msg)
 
-    def _page(self, path: str, params: Mapping[str, str], *, where: str) -> Page:
+    def _page(self, path: str, params: Mapping[str, str], *, where: str, halt: Event) -> Page:
         """Get one page, as often as it takes and `max_retries` allows."""
+        traffic = self.traffic(path)
         tries = self._settings.max_retries + 1
+        began_seconds = self.local.seconds()
+        give_up_seconds = began_seconds + REQUEST_SECONDS_MAX
         for number in range(1, tries + 1):
-            try:
-                return self._request(path, params, where=where)
-            except TryAgain as error:  # noqa: PERF203 - a try costs nothing beside a request
-                if number == tries:
-                    msg = f"{where}: {error} (tried {tries}x); {error.advice}"
-                    raise TryAgain(msg, advice=error.advice) from error
+            with self.limiter.slot(halt) as refusals_before:
+                try:
+                    page = self._request(path, params, where=where, give_up_seconds=give_up_seconds)
+                except TryAgain as failed:
+                    error = failed
+                else:
+                    self.limiter.answered()
+                    with self._lock:
+                        traffic.pages += 1
+                    return page
                 wait_seconds = self._wait_seconds(number, error.wait_seconds)
-                logger.warning("%s: %s; try %d of %d in %.1f s", where, error, number + 1, tries, wait_seconds)
-                self._sleep(wait_seconds)
+                if error.for_everyone:
+                    self.limiter.refused(refusals_before)
+                    self.limiter.pause(wait_seconds)
+            if number == tries:
+                msg = f"{where}: {error} (tried {tries}x); {error.advice}"
+                raise TryAgain(msg, advice=error.advice) from error
+            if self.local.seconds() + wait_seconds > give_up_seconds:
+                took_seconds = self.local.seconds() - began_seconds
+                msg = f"{where}: {error} (tried {number}x in {took_seconds:,.0f} s); {error.advice}"
+                raise TryAgain(msg, advice=error.advice) from error
+            with self._lock:
+                traffic.retries += 1
+            logger.warning("%s: %s; try %d of %d in %.1f s", where, error, number + 1, tries, wait_seconds)
+            if not error.for_everyone:
+                self.limiter.sleep(wait_seconds, halt)
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
     def _wait_seconds(self, failures: int, asked_seconds: float | None) -> float:
@@ -224,7 +285,7 @@ class PepperClient:
             return min(asked_seconds, RETRY_AFTER_SECONDS_MAX)
         return self._jitter() * min(BACKOFF_SECONDS_FIRST * 2.0 ** (failures - 1), BACKOFF_SECONDS_MAX)
 
-    def _request(self, path: str, params: Mapping[str, str], *, where: str) -> Page:
+    def _request(self, path: str, params: Mapping[str, str], *, where: str, give_up_seconds: float) -> Page:
         """One request, one response."""
         try:
             with self._session.get(
@@ -236,9 +297,9 @@ class PepperClient:
             ) as response:
                 if response.status_code != HTTPStatus.OK:
                     raise self._refusal(response, where)
-                body = _read(response, BODY_BYTES_MAX, where)
+                body = self._read(response, BODY_BYTES_MAX, where, give_up_seconds)
                 date = _http_date(response.headers.get("Date"))
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._failure(error, where) from error
         try:
             decoded = _decode(body)
@@ -247,38 +308,75 @@ class PepperClient:
             raise TryAgain(problem, advice="check that api_url is Pepper's API, or try later") from error
         return Page(_rows(decoded, _resource(path), where), _next_key(decoded, where), date)
 
+    def _read(self, response: requests.Response, bytes_max: int, where: str, give_up_seconds: float) -> bytes:
+        """Read a response's body, decompressed, and stop at the limits of size and time."""
+        # What has arrived, without waiting for a whole chunk: a body that trickles in must not outlast the request.
+        read = getattr(response.raw, "read1", response.raw.read)
+        chunks = []
+        size_bytes = 0
+        while chunk := read(CHUNK_BYTES, decode_content=True):
+            size_bytes += len(chunk)
+            if size_bytes > bytes_max or response.raw.tell() > COMPRESSED_BYTES_MAX:
+                limit_bytes = bytes_max if size_bytes > bytes_max else COMPRESSED_BYTES_MAX
+                msg = f"{where}: the response is larger than {limit_bytes:,} bytes; lower page_size"
+                raise StopRun(msg)
+            if self.local.seconds() > give_up_seconds:
+                raise TryAgain("the response took too long", advice="lower page_size, or try later")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
     def _refusal(self, response: requests.Response, where: str) -> StopRun | TryAgain:
         """What a status other than 200 means."""
         status = response.status_code
         answered = f"Pepper answered {status}"
         todo = WHAT_TO_DO.get(status, f"no answer of Pepper's API: {CHECK_ADDRESS}")
         if todo == RETRY:
-            wait_seconds = _retry_after_seconds(response.headers, self.now())
-            advice = "run less often, or ask Pepper for a higher limit" if status == 429 else "try later"
-            return TryAgain(answered, advice=advice, wait_seconds=wait_seconds)
+            wait_seconds = _retry_after_seconds(response.headers, self.local.now())
+            too_fast = status == HTTPStatus.TOO_MANY_REQUESTS
+            advice = "run less often, or ask Pepper for a higher limit" if too_fast else "try later"
+            for_everyone = too_fast or wait_seconds is not None
+            return TryAgain(answered, advice=advice, wait_seconds=wait_seconds, for_everyone=for_everyone)
         if status == HTTPStatus.UNPROCESSABLE_ENTITY:
-            code, settings = _validation(response, where)
+            code, settings = self._validation(response, where)
             answered += f" {code}" if code else ""
             todo = f"check {settings}" if settings else todo
         if response.is_redirect:
             target = urlsplit(response.headers.get("Location", "")).hostname
             answered += f", a redirect to {target}" if target else ", a redirect"
-        return StopRun(f"{where}: {answered}; {todo}")
+        kind = StopEverything if status == HTTPStatus.UNAUTHORIZED or response.is_redirect else StopRun
+        return kind(f"{where}: {answered}; {todo}")
 
-    def _failure(self, error: requests.RequestException, where: str) -> StopRun | TryAgain:
+    def _validation(self, response: requests.Response, where: str) -> tuple[str | None, str]:
+        """Read a 422 `{"code": "Validation", "message": "…"}`.
+
+        Returns:
+            The code, where it is no more than a word; and the settings that the message is about. The message itself
+            may quote anything, and stays unsaid.
+        """
+        try:
+            give_up_seconds = self.local.seconds() + self._settings.request_timeout_seconds
+            decoded = _decode(self._read(response, ERROR_BODY_BYTES_MAX, where, give_up_seconds))
+        except (ValueError, RecursionError, StopRun, TryAgain, urllib3.exceptions.HTTPError):
+            return None, ""
+        body = decoded if isinstance(decoded, dict) else {}
+        code, message = body.get("code"), str(body.get("message", "")).lower()
+        settings = dict.fromkeys(setting for name, setting in SETTING_OF_PARAMETER.items() if name in message)
+        return code if isinstance(code, str) and _SAFE_CODE.fullmatch(code) else None, ", ".join(settings)
+
+    def _failure(self, error: Exception, where: str) -> StopRun | TryAgain:
         """What it means that no whole response came."""
         host = urlsplit(self._settings.api_url).netloc
         if isinstance(error, requests.exceptions.SSLError) and "certificate" in str(error).lower():
-            return StopRun(
+            return StopEverything(
                 f"{where}: the certificate of {host} is not trusted; check api_url, and this machine's CA list"
             )
         if isinstance(error, requests.exceptions.InvalidURL):
-            return StopRun(f"{where}: {host} is no host; check api_url")
+            return StopEverything(f"{where}: {host} is no host; check api_url")
         causes = _causes(error)
         if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)) for cause in causes):
             seconds = self._settings.request_timeout_seconds
             return TryAgain(f"{host} was silent for {seconds} s", advice="raise request_timeout_seconds, or try later")
-        if isinstance(error, (requests.exceptions.ContentDecodingError, requests.exceptions.ChunkedEncodingError)):
+        if isinstance(error, (urllib3.exceptions.DecodeError, urllib3.exceptions.ProtocolError)):
             return TryAgain("the response broke off", advice="try later")
         reason = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
         return TryAgain(f"no connection to {host}: {reason or 'it broke off'}", advice=CHECK_ADDRESS)
@@ -287,19 +385,6 @@ class PepperClient:
 def _resource(path: str) -> str:
     """The last part of a path names what it lists: `/users/5f/actions` → `actions`."""
     return path.rsplit("/", 1)[-1]
-
-
-def _read(response: requests.Response, bytes_max: int, where: str) -> bytes:
-    """Read a response's body, decompressed, and stop at the limit."""
-    chunks = []
-    size_bytes = 0
-    for chunk in response.iter_content(CHUNK_BYTES):
-        size_bytes += len(chunk)
-        if size_bytes > bytes_max:
-            msg = f"{where}: the response is larger than {bytes_max:,} bytes; lower page_size"
-            raise StopRun(msg)
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 def _decode(body: bytes) -> object:
@@ -392,23 +477,6 @@ def _retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | N
     # Both dates are by the server's clock; the local one may be off.
     seconds = (until - (_http_date(headers.get("Date")) or now)).total_seconds()
     return seconds if seconds > 0 else None
-
-
-def _validation(response: requests.Response, where: str) -> tuple[str | None, str]:
-    """Read a 422 `{"code": "Validation", "message": "…"}`.
-
-    Returns:
-        The code, where it is no more than a word; and the settings that the message is about. The message itself
-        may quote anything, and stays unsaid.
-    """
-    try:
-        decoded = _decode(_read(response, ERROR_BODY_BYTES_MAX, where))
-    except (ValueError, RecursionError, StopRun, requests.RequestException):
-        return None, ""
-    body = decoded if isinstance(decoded, dict) else {}
-    code, message = body.get("code"), str(body.get("message", "")).lower()
-    settings = dict.fromkeys(setting for name, setting in SETTING_OF_PARAMETER.items() if name in message)
-    return code if isinstance(code, str) and _SAFE_CODE.fullmatch(code) else None, ", ".join(settings)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

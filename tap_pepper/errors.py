@@ -16,7 +16,23 @@ class FixSettings(PepperError):
 
 
 class StopRun(PepperError):
-    """Pepper's answer is one that no further try will mend."""
+    """Pepper's answer is one that no further try will mend. Other streams may have better answers."""
+
+
+class StopEverything(StopRun):
+    """No stream will get another answer."""
+
+
+class StreamsFailed(PepperError):
+    """Several streams ended by an error, the others did not.
+
+    Attributes:
+        failures: Each stream's name, and what ended it.
+    """
+
+    def __init__(self, failures: list[tuple[str, Exception]]) -> None:
+        super().__init__("; ".join(str(error) or type(error).__name__ for _, error in failures))
+        self.failures = failures
 
 
 class TryAgain(PepperError):
@@ -25,9 +41,13 @@ class TryAgain(PepperError):
     Attributes:
         wait_seconds: How long Pepper asked to be left alone; None where it did not say.
         advice: What a person can do if every try fails.
+        for_everyone: Whether Pepper asked the tap as a whole to slow down, not this request alone.
     """
 
-    def __init__(self, problem: str, *, advice: str, wait_seconds: float | None = None) -> None:
+    def __init__(
+        self, problem: str, *, advice: str, wait_seconds: float | None = None, for_everyone: bool = False
+    ) -> None:
         super().__init__(problem)
         self.advice = advice
+        self.for_everyone = for_everyone
         self.wait_seconds = wait_seconds

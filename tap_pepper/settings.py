@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
@@ -106,9 +107,30 @@ CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(
         default=24,
         title="Window (hours)",
         description=(
-            "The actions of at most this many hours are read before the bookmark moves. A run that is killed goes on "
-            "at the last complete window."
+            "The actions of at most this many hours are read before the bookmark moves; of fewer hours where many "
+            "actions happen. A run that is killed goes on at the last complete window."
         ),
+    ),
+    th.Property(
+        "concurrency",
+        th.IntegerType(minimum=1, maximum=16),
+        default=4,
+        title="Concurrency",
+        description=(
+            "How many requests may be under way at once, when more than one window of actions is to be read. Where "
+            "Pepper says that it is too much, the tap halves it by itself, and comes back slowly."
+        ),
+    ),
+    th.Property(
+        "max_run_seconds",
+        th.IntegerType(minimum=1, maximum=604_800),
+        title="Longest run (seconds)",
+        description=(
+            "After this time no further window and no further stream is begun; the run ends well, and the next goes "
+            "on there. A quarter of it is kept for the streams other than actions. By default a run ends when all is "
+            "read."
+        ),
+        examples=[240],
     ),
     th.Property(
         "action_types",
@@ -117,6 +139,26 @@ CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(
         title="Action types",
         description="The types of action to read. Empty: every type.",
         examples=[["REWARD_EARNED", "REDEEM_PERK", "AWARD_POINTS_REFUNDED"]],
+    ),
+    th.Property(
+        "awards_full_refresh_days",
+        th.IntegerType(minimum=0, maximum=366),
+        default=0,
+        title="Full refresh of awards (days)",
+        description=(
+            "Read all awards again every so many days, and tell by an ACTIVATE_VERSION message that those which did "
+            "not come are deleted. 0: never."
+        ),
+    ),
+    th.Property(
+        "max_deleted_fraction",
+        th.NumberType(minimum=0, maximum=1),
+        default=0.5,
+        title="Largest fraction deleted at once",
+        description=(
+            "Where more than this fraction of the known perks (or awards) is missing from a complete list, it is taken "
+            "for an error: a warning is logged, and nothing counts as deleted."
+        ),
     ),
     th.Property(
         "include_credentials",
@@ -152,6 +194,7 @@ CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(
 ).to_dict()
 
 SECRETS = frozenset(name for name, schema in CONFIG_JSONSCHEMA["properties"].items() if schema.get("secret"))
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 SENT_IN_HEADERS = ("auth_token", "application_id", "user_agent")
 
 
@@ -177,7 +220,11 @@ class Settings:
     settle_seconds: int
     lookback_seconds: int
     window_hours: int
+    concurrency: int
+    max_run_seconds: int | None
     action_types: tuple[str, ...]
+    awards_full_refresh_days: int
+    max_deleted_fraction: float
     include_credentials: bool
     request_timeout_seconds: int
     max_retries: int
@@ -200,7 +247,11 @@ class Settings:
             settle_seconds=given["settle_seconds"],
             lookback_seconds=given["lookback_seconds"],
             window_hours=given["window_hours"],
+            concurrency=given["concurrency"],
+            max_run_seconds=given["max_run_seconds"],
             action_types=tuple(name.strip() for name in given["action_types"] if name.strip()),
+            awards_full_refresh_days=given["awards_full_refresh_days"],
+            max_deleted_fraction=given["max_deleted_fraction"],
             include_credentials=given["include_credentials"],
             request_timeout_seconds=given["request_timeout_seconds"],
             max_retries=given["max_retries"],
@@ -245,6 +296,8 @@ def environment_problems(
         kinds = property_schema.get("type", [])
         if "integer" in kinds and not text.strip().lstrip("+-").isdecimal():
             lines.append(f"{variable} is {_shown(text)}, expected {_expected(property_schema)}")
+        if "number" in kinds and not _NUMBER.fullmatch(text.strip()):
+            lines.append(f"{variable} is {_shown(text)}, expected {_expected(property_schema)}")
         if "boolean" in kinds and text.lower() not in {"true", "1", "yes", "on", "false", "0", "no", "off"}:
             lines.append(f"{variable} is {_shown(text)}, expected true or false")
     return lines
@@ -271,6 +324,8 @@ def _expected(schema: Mapping[str, Any]) -> str:
     if "integer" in kinds:
         bounded = "minimum" in schema and "maximum" in schema
         return "a whole number" + (f" from {schema['minimum']} to {schema['maximum']}" if bounded else "")
+    if "number" in kinds:
+        return f"a number from {schema['minimum']} to {schema['maximum']}"
     if "boolean" in kinds:
         return "true or false"
     if "array" in kinds:

@@ -3,45 +3,67 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from contextlib import closing
 from datetime import timedelta
 from functools import cached_property
 from importlib.resources import files
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from singer_sdk import SchemaDirectory, Stream, StreamSchema
+from singer_sdk.helpers._catalog import pop_deselected_record_properties
 from singer_sdk.helpers.conform import TypeConformanceLevel
+from singer_sdk.singerlib import RecordMessage
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
-from tap_pepper.errors import FixSettings
+from tap_pepper.ahead import side_by_side
+from tap_pepper.errors import FixSettings, StopEverything
+from tap_pepper.memory import Border, Census
+from tap_pepper.meters import Measure, measured
 from tap_pepper.windows import (
+    MILLISECOND,
+    UTC,
+    WINDOW_SECONDS_FIRST,
     Window,
+    adapted_seconds,
     advanced,
     bound_of,
     earlier,
     instant_of,
+    later,
     reaches,
     read_bound,
     resume_after,
+    seconds_between,
     windows,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
+    from threading import Event
 
     from singer_sdk.helpers.types import Context
     from singer_sdk.singerlib import Catalog, MetadataMapping
 
+    from tap_pepper.client import Page
     from tap_pepper.tap import TapPepper
 
 Row = dict[str, Any]
 
 TRIAL_PAGES_MAX = 10
 """Pages that a trial run (`--test`) looks at in one stream, to find its rows."""
-TRIAL_WINDOW_HOURS = 100 * 366 * 24
+TRIAL_WINDOW_SECONDS = 100 * 366 * 24 * 3600
+ROWS_AHEAD_MAX = 10_000
+"""Rows in memory that were fetched and are not emitted yet; a page for each window under way at the least."""
+UNKNOWN_NAMES_MAX = 20
+"""Unknown fields that a report names."""
+HOUR_SECONDS = 3600
+DAY_SECONDS = 24 * HOUR_SECONDS
 
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 
@@ -65,36 +87,106 @@ class PepperStream(Stream):
 
     def rows(self) -> Iterator[Row]:
         """All rows of this run; bookmarks are written in between, each as soon as it is true."""
-        return self.walk({}, lambda row: row)
+        if self._tap.may_begin(self.name):
+            yield from self.complete_walk({})
 
-    def walk(self, query: Mapping[str, str], take: Callable[[Row], Row | None], span: str = "") -> Iterator[Row]:
-        """Walk through the pages of one query, and log what came.
+    def complete_walk(self, query: Mapping[str, str], take: Callable[[Row], Row | None] | None = None) -> Iterator[Row]:
+        """Walk through all rows that there are, as a version of the table; what did not come in it is deleted.
+
+        The version is Pepper's time in milliseconds. The ACTIVATE_VERSION message that makes the rest deleted comes
+        after the last row, and not where too many rows are missing to be believed.
+        """
+        state = self.stream_state
+        census = Census(state.get("known"))
+        pages = self.pages(query)
+        first = next(pages)
+        self._stream_version = _version(first.date or self._tap.client.local.now(), state.get("version"))
+        # The rows as they come, also those that are not emitted.
+        yield from self.walk(_counted(chain([first], pages), census), take or self.shaped, "all")
+        if self.on_trial:
+            return
+        state["version"] = self._stream_version
+        if census.vanished_fraction > self._tap.settings.max_deleted_fraction:
+            self.logger.warning(
+                "%s: %.0f%% of those known are missing, more than max_deleted_fraction; nothing counts as deleted",
+                self.name,
+                100 * census.vanished_fraction,
+            )
+        else:
+            self._write_activate_version_message(self._stream_version)
+            state["known"] = census.sample()
+        self.state_manager.is_flushed = False
+        self._write_state_message()
+
+    def pages(self, query: Mapping[str, str], halt: Event | None = None) -> Iterator[Page]:
+        """The pages of one query; on a trial, the first few."""
+        pages = self._tap.client.pages(self.path, query, halt)
+        return islice(pages, TRIAL_PAGES_MAX) if self.on_trial else pages
+
+    def walk(
+        self, pages: Iterable[Page], take: Callable[[Row], Row | None], span: str, ends: str = ""
+    ) -> Generator[Row, None, int]:
+        """Emit the rows of pages, and log what came.
 
         Args:
-            query: The query parameters that choose the rows.
-            take: Gives a row as it is to be emitted; None where the query had asked for others.
-            span: The time that the query covers, for the log.
+            pages: As they are fetched.
+            take: Gives a row as it is to be emitted; None where the query had asked for others, or where an earlier run
+                has emitted it.
+            span: What the query covers, for the log.
+            ends: What else there is to say of it.
+
+        Returns:
+            The number of pages.
         """
-        records = pages = others = 0
-        for page in islice(self._tap.client.pages(self.path, query), TRIAL_PAGES_MAX if self.on_trial else None):
-            pages += 1
+        records = count = others = 0
+        for page in pages:
+            count += 1
             for row in page.rows:
                 taken = take(row)
                 if taken is None:
                     others += 1
                     continue
                 records += 1
-                yield taken if self.fields is None else {name: taken[name] for name in self.fields if name in taken}
-        unasked = f", {others} more that were not asked for" if others else ""
-        self.logger.info("%s:%s %d records, %d pages%s", self.name, span and f" {span}:", records, pages, unasked)
+                yield taken
+        passed = f", {others} more that are known or were not asked for" if others else ""
+        self.logger.info("%s: %s: %d records, %d pages%s%s", self.name, span, records, count, passed, ends)
+        return count
+
+    def shaped(self, row: Row) -> Row:
+        """A row with the fields that are selected; unknown ones are noted. The same row, where nothing is left out."""
+        if not self._declared.issuperset(row):
+            self._unknown.update(row.keys() - self._declared)
+        if self.fields is not None:
+            return {name: row[name] for name in self.fields if name in row}
+        for name in self.deselected:
+            row.pop(name, None)
+        return row
+
+    @cached_property
+    def _declared(self) -> frozenset[str]:
+        return frozenset(self.effective_schema["properties"])
+
+    @cached_property
+    def _unknown(self) -> set[str]:
+        return set()
+
+    @cached_property
+    def deselected(self) -> tuple[str, ...]:
+        """Top-level fields that are not to be emitted."""
+        return tuple(name for name in self.effective_schema["properties"] if not self.mask["properties", name])
+
+    @cached_property
+    def _nested_deselection(self) -> bool:
+        """Whether a field inside of a selected one is not to be emitted."""
+        return any(len(breadcrumb) > 2 and not self.mask[breadcrumb] for breadcrumb in self.metadata)
 
     @cached_property
     def fields(self) -> tuple[str, ...] | None:
-        """The top-level fields to emit, in the schema's order; None means all that come."""
+        """The top-level fields to emit, in the schema's order; None means all that come, but for `deselected`."""
         schema = self.effective_schema
         if schema.get("additionalProperties"):
             return None
-        return tuple(name for name in schema["properties"] if self.mask["properties", name])
+        return tuple(name for name in schema["properties"] if name not in self.deselected)
 
     @property
     def on_trial(self) -> bool:
@@ -119,21 +211,83 @@ class PepperStream(Stream):
             msg = f"state: bookmarks.{self.name}.replication_key_value is {value!r}, expected ISO 8601"
             raise FixSettings(msg) from error
 
-    def checkpoint(self, drained_until: str) -> None:
-        """Say in a STATE message that everything up to a bound was emitted. The bookmark never goes back."""
+    def checkpoint(self, drained_until: str, **more: object) -> None:
+        """Say in a STATE message that everything up to a bound was emitted. The bookmark never goes back.
+
+        Args:
+            drained_until: The bound.
+            more: What else the next run has to know; what is empty is left out.
+        """
         if self.on_trial or self.replication_method != REPLICATION_INCREMENTAL:
             return
-        self.stream_state.update(
-            replication_key=self.replication_key, replication_key_value=advanced(self.bookmark, drained_until)
+        state = self.stream_state
+        state.update(
+            replication_key=self.replication_key, replication_key_value=advanced(self.bookmark, drained_until), **more
         )
+        for name in [name for name in more if not state[name]]:
+            del state[name]
         self.state_manager.is_flushed = False
         self._write_state_message()
+
+    def reread_from(self, drained_until: str) -> str:
+        """Where the next run will begin to read again, if this one drained everything up to a bound."""
+        return earlier(advanced(self.bookmark, drained_until), self._tap.settings.lookback_seconds)
+
+    def report(self) -> None:
+        """Tell operators how the stream went: metrics, and the names of unknown fields."""
+        client = self._tap.client
+        traffic = client.traffic(self.path)
+        measured(Measure.PAGES, traffic.pages, self.name)
+        measured(Measure.RETRIES, traffic.retries, self.name)
+        measured(Measure.WAITED, round(client.limiter.waited_seconds, 3), self.name)
+        bookmark = self.bookmark
+        if bookmark is not None:
+            measured(Measure.LAG, seconds_between(bookmark, bound_of(client.local.now())), self.name)
+        if self._unknown:
+            names = sorted(name if _FIELD_NAME.fullmatch(name) else "(no plain name)" for name in self._unknown)
+            done = "left out" if self.fields is not None else "passed on"
+            shown = ", ".join(list(dict.fromkeys(names))[:UNKNOWN_NAMES_MAX])
+            self.logger.warning("%s: fields that the schema does not name were %s: %s", self.name, done, shown)
 
     # What the SDK calls.
 
     def get_records(self, context: Context | None) -> Iterable[Row]:  # noqa: ARG002
         """The rows of a run, or the first few on a trial."""
-        return islice(self.rows(), self.ABORT_AT_RECORD_COUNT)
+        self._rows = self.rows()
+        return islice(self._rows, self.ABORT_AT_RECORD_COUNT)
+
+    def _sync_records(
+        self, context: Context | None = None, *, write_messages: bool = True
+    ) -> Generator[Row, Any, Any]:
+        """Sync the stream; an error ends it and is kept for the end of the run, after the other streams."""
+        try:
+            yield from super()._sync_records(context, write_messages=write_messages)
+            if not self.on_trial:
+                self.report()
+        except (StopEverything, BrokenPipeError):
+            raise
+        except Exception as error:
+            if self.on_trial:
+                raise
+            self._tap.failures.append((self.name, error))
+        finally:
+            # An error outside of the rows leaves them half read: whatever fetches them ends here.
+            self._rows.close()
+
+    def _generate_record_messages(self, record: Row) -> Generator[RecordMessage, None, None]:
+        """As the SDK does, without its walk through every field of every row where none is deselected."""
+        if self._nested_deselection:
+            pop_deselected_record_properties(record, self.schema, self.mask)
+        extracted_at = self._tap.client.local.now()
+        for stream_map in self.stream_maps:
+            mapped = stream_map.transform(record)
+            if mapped is not None:
+                yield RecordMessage(
+                    stream=stream_map.stream_alias,
+                    record=mapped,
+                    version=self._stream_version,
+                    time_extracted=extracted_at,
+                )
 
     def apply_catalog(self, catalog: Catalog) -> None:
         """Take selection and schema from a catalog. The keys are the stream's own, also where the catalog has none."""
@@ -184,15 +338,48 @@ class ChangesStream(PepperStream):
         """What changed since the bookmark, less the lookback; everything without one.
 
         The bookmark is the run's upper bound, not the newest change that came: a row that changes while its page has
-        long been read is there to be found by the next run.
+        long been read is there to be found by the next run. What an earlier run emitted as it is, is left out.
         """
+        if not self._tap.may_begin(self.name):
+            return
         until = self._tap.upper_bound(self.path)
-        query, since, bookmark = self.query(), None, self.bookmark
-        if bookmark is not None:
-            since = earlier(bookmark, self._tap.settings.lookback_seconds)
-            query[self.since_parameter] = since
-        yield from self.walk(query, lambda row: changed(row, since), f"since {since}" if since else "from the start")
-        self.checkpoint(until)
+        state, bookmark = self.stream_state, self.bookmark
+        again = bookmark is not None and self.refresh_is_due(until)
+        since = None if bookmark is None or again else earlier(bookmark, self._tap.settings.lookback_seconds)
+        border = Border(None if since is None else state.get("border"))
+        reread_from = self.reread_from(until)
+
+        def take(row: Row) -> Row | None:
+            dated = changed(row, since)
+            if dated is None:
+                return None
+            shaped = self.shaped(dated)
+            return shaped if border.admits(shaped, instant_of(row.get("updatedAt")), reread_from) else None
+
+        if since is None and (self.refresh_days or self.replication_method != REPLICATION_INCREMENTAL):
+            yield from self.complete_walk(self.query(), take)
+            self.checkpoint(until, border=border.text(reread_from), refreshed_until=until)
+            return
+        if self.refresh_days:
+            self._stream_version = state.get("version")
+        query = self.query()
+        if since is not None:
+            # A millisecond earlier: whether the moment itself is in the answer or not, what changed then is.
+            query[self.since_parameter] = earlier(since, MILLISECOND.total_seconds())
+        yield from self.walk(self.pages(query), take, f"since {since}" if since else "from the start")
+        self.checkpoint(until, border=border.text(reread_from))
+
+    @property
+    def refresh_days(self) -> int:
+        """Days after which everything is read again, to find deletions; 0: never."""
+        return 0
+
+    def refresh_is_due(self, until: str) -> bool:
+        """Whether everything is to be read again."""
+        if not self.refresh_days or self.on_trial:
+            return False
+        refreshed_until = instant_of(self.stream_state.get("refreshed_until"))
+        return refreshed_until is None or reaches(until, later(refreshed_until, self.refresh_days * DAY_SECONDS))
 
 
 class Perks(PepperStream):
@@ -209,6 +396,11 @@ class Awards(ChangesStream):
     path = "/awards"
     since_parameter = "updatedAt"
     hidden = ("tenantId", "perk")
+
+    @property
+    def refresh_days(self) -> int:
+        """As the user wants it."""
+        return self._tap.settings.awards_full_refresh_days
 
 
 class Users(ChangesStream):
@@ -233,16 +425,56 @@ class Actions(PepperStream):
     replication_key = "when_timestamp"
 
     def rows(self) -> Iterator[Row]:
-        """The actions from the bookmark, less the lookback, to the run's upper bound, a window at a time."""
-        settings = self._tap.settings
-        until = self._tap.upper_bound(self.path, self.query(_last_second(self._tap.client.now())))
+        """The actions from the bookmark, less the lookback, to the run's upper bound, window after window.
+
+        Windows are fetched side by side. What an earlier run emitted as it is, is left out.
+        """
+        settings, client = self._tap.settings, self._tap.client
+        until = self._tap.upper_bound(self.path, self.query(_last_second(client.local.now())))
+        bookmark = self.bookmark
         after = resume_after(
-            bookmark=self.bookmark, start=settings.start, until=until, lookback_seconds=settings.lookback_seconds
+            bookmark=bookmark, start=settings.start, until=until, lookback_seconds=settings.lookback_seconds
         )
+        border = Border(self.stream_state.get("border"))
         types = frozenset(settings.action_types)
-        for window in windows(after, until, TRIAL_WINDOW_HOURS if self.on_trial else settings.window_hours):
-            yield from self.walk(self.query(window), _taker(window, types), f"window {window}")
-            self.checkpoint(window.until)
+        longest_seconds = float(settings.window_hours * HOUR_SECONDS)
+        length_seconds = TRIAL_WINDOW_SECONDS if self.on_trial else min(WINDOW_SECONDS_FIRST, longest_seconds)
+        ahead = side_by_side(
+            windows(after, until, lambda: length_seconds),
+            lambda window, halt: self.pages(self.query(window), halt),
+            workers=1 if self.on_trial else settings.concurrency,
+            size=lambda page: len(page.rows),
+            size_max=ROWS_AHEAD_MAX,
+            wake=client.limiter.wake,
+        )
+        with closing(ahead):
+            for window, pages in ahead:
+                reread_from = self.reread_from(window.until)
+                take = self._taker(window, types, border, reread_from)
+                count = yield from self.walk(pages, take, f"window {window}", _behind(window, until))
+                if bookmark is None or window.until >= bookmark:
+                    border.forget_earlier_runs()
+                self.checkpoint(window.until, border=border.text(reread_from))
+                length_seconds = adapted_seconds(window.seconds, count, longest_seconds)
+                if window.until < until and self._tap.is_over(self.name, window.until):
+                    return
+
+    def _taker(
+        self, window: Window, types: frozenset[str], border: Border, reread_from: str
+    ) -> Callable[[Row], Row | None]:
+        """Check rows against what was asked for, as the server may have ignored it, and against what is known."""
+
+        def take(row: Row) -> Row | None:
+            if types and row.get("type") not in types:
+                return None
+            action = dated(row)
+            instant = action["when_timestamp"]
+            if instant is not None and not window.holds(instant):
+                return None
+            shaped = self.shaped(action)
+            return shaped if border.admits(shaped, instant, reread_from) else None
+
+        return take
 
     def query(self, window: Window) -> dict[str, str]:
         """Parameters that ask for a window."""
@@ -281,17 +513,23 @@ def dated(row: Row) -> Row:
     return row
 
 
-def _taker(window: Window, types: frozenset[str]) -> Callable[[Row], Row | None]:
-    """Check rows against what was asked for, as the server may have ignored it."""
+def _counted(pages: Iterable[Page], census: Census) -> Iterator[Page]:
+    for page in pages:
+        for row in page.rows:
+            census.count(row.get("_id"))
+        yield page
 
-    def take(row: Row) -> Row | None:
-        if types and row.get("type") not in types:
-            return None
-        action = dated(row)
-        instant = action["when_timestamp"]
-        return action if instant is None or window.holds(instant) else None
 
-    return take
+def _version(date: datetime, earlier_version: object) -> int:
+    """A table's version: a moment in milliseconds since 1970, greater than the version before."""
+    version = int(date.astimezone(UTC).timestamp() * 1000)
+    return max(version, earlier_version + 1) if isinstance(earlier_version, int) else version
+
+
+def _behind(window: Window, until: str) -> str:
+    """How far a window's end is from the end of the run, in words for the log."""
+    hours = seconds_between(window.until, until) / HOUR_SECONDS
+    return f", {hours:,.1f} h behind" if hours > 0 else ""
 
 
 def _last_second(now: datetime) -> Window:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -19,8 +20,9 @@ from singer_sdk.plugin_base import JSONSchemaValidator
 from singer_sdk.singerlib import Catalog
 
 from tap_pepper.client import PepperClient
-from tap_pepper.errors import FixSettings, PepperError
+from tap_pepper.errors import FixSettings, PepperError, StopEverything, StreamsFailed
 from tap_pepper.messages import MessageWriter
+from tap_pepper.redaction import keep_out_of_logs
 from tap_pepper.settings import CONFIG_JSONSCHEMA, PACKAGE, Settings, environment_problems, problems
 from tap_pepper.streams import STREAMS, PepperStream
 from tap_pepper.windows import settled
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from singer_sdk.plugin_base import _ConfigInput
 
 STDOUT_BUFFER_BYTES = 64 * 1024
+ACTIONS_SHARE = 0.75
+"""How much of `max_run_seconds` actions may take: a backfill must not keep awards from ever being read."""
 INTERRUPTED = 130
 """Exit code of a run that the keyboard ended."""
 
@@ -62,7 +66,12 @@ class TapPepper(Tap):
             _refuse(environment_problems(self.config_jsonschema, os.environ))
         if isinstance(config, dict):
             config = {name: value for name, value in config.items() if value is not None}
+        self.failures: list[tuple[str, Exception]] = []
+        self._left: list[str] = []
         super().__init__(config=config, parse_env_config=parse_env_config, **kwargs)
+        token = self._config.get("auth_token")
+        if isinstance(token, str) and token.strip():
+            keep_out_of_logs(token.strip())
 
     @cached_property
     def settings(self) -> Settings:
@@ -84,6 +93,50 @@ class TapPepper(Tap):
         if self._upper_bound is None:
             self._upper_bound = settled(self.client.clock(path, query), self.settings.settle_seconds)
         return self._upper_bound
+
+    @cached_property
+    def _began_seconds(self) -> float:
+        return self.client.local.seconds()
+
+    def _seconds_left(self, share: float = 1.0) -> float:
+        longest_seconds = self.settings.max_run_seconds
+        if longest_seconds is None:
+            return inf
+        return self._began_seconds + share * longest_seconds - self.client.local.seconds()
+
+    def may_begin(self, stream: str) -> bool:
+        """Whether there is time left to begin a stream that is read as a whole."""
+        if self._seconds_left() > 0:
+            return True
+        self._left.append(f"{stream} not begun")
+        return False
+
+    def is_over(self, stream: str, drained_until: str) -> bool:
+        """Whether a stream that is read in windows has to stop after one, for the run's time is up."""
+        alone = sum(other.selected for other in self.streams.values()) == 1
+        if self._seconds_left(1.0 if alone else ACTIONS_SHARE) > 0:
+            return False
+        self._left.append(f"{stream} read up to {drained_until}")
+        return True
+
+    def sync_all(self) -> None:  # type: ignore[misc]
+        """Sync all streams. Where one fails the others go on; the errors come at the end.
+
+        Raises:
+            StreamsFailed: More than one stream failed.
+            Exception: What ended the only stream that failed.
+        """
+        _ = self._began_seconds
+        try:
+            super().sync_all()
+        except StopEverything as error:
+            self.failures.append(("all streams", error))
+        if self._left:
+            self.logger.info("max_run_seconds is over: %s; the next run goes on there", ", ".join(self._left))
+        if len(self.failures) == 1:
+            raise self.failures[0][1]
+        if self.failures:
+            raise StreamsFailed(self.failures)
 
     def discover_streams(self) -> list[PepperStream]:
         """One stream for each endpoint."""
@@ -172,10 +225,10 @@ def main() -> NoReturn:
         status = INTERRUPTED
     except click.ClickException as error:
         status = _fail(error.format_message())
-    except (PepperError, SingerSDKError) as error:
-        status = _fail(str(error) or type(error).__name__)
+    except StreamsFailed as error:
+        status = max(_fail(_told(name, failure)) for name, failure in error.failures)
     except Exception as error:  # noqa: BLE001 - its text may quote a record, and its trace helps none but a developer
-        status = _fail(_unexpected(error))
+        status = _fail(_words(error))
     sys.exit(status)
 
 
@@ -191,7 +244,15 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _unexpected(error: Exception) -> str:
+def _told(stream: str, error: Exception) -> str:
+    """Why a stream ended, with its name."""
+    words = _words(error)
+    return words if words.startswith(stream) else f"{stream}: {words}"
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, (PepperError, SingerSDKError)):
+        return str(error) or type(error).__name__
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

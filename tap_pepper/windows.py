@@ -15,12 +15,21 @@ from typing import TYPE_CHECKING
 import pendulum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 UTC = timezone.utc
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 """No window starts before this."""
+MILLISECOND = timedelta(milliseconds=1)
+
+WINDOW_SECONDS_MIN = 60.0
+WINDOW_SECONDS_FIRST = 6 * 3600.0
+"""The first window of a run is no longer than this: how much happens in it is not known yet."""
+PAGES_WANTED = 8
+"""Pages in a window: enough that a STATE costs little beside them, few enough that a killed run repeats little."""
+GROWTH_MAX = 4.0
+SHRINK_MAX = 8.0
 
 _SECONDS_CHARS = len("2026-10-01T08:30:00")
 _MILLIS_CHARS = len("2026-10-01T08:30:00.250")
@@ -103,6 +112,11 @@ def earlier(bound: str, seconds: float) -> str:
     return bound_of(EARLIEST if (moment - EARLIEST).total_seconds() <= seconds else moment - timedelta(seconds=seconds))
 
 
+def later(bound: str, seconds: float) -> str:
+    """The bound that lies `seconds` after."""
+    return bound_of(_moment(bound) + timedelta(seconds=seconds))
+
+
 def settled(now: datetime, settle_seconds: float) -> str:
     """A run's upper bound: the source's clock, less the time that it is given to make an action visible."""
     return earlier(bound_of(now), settle_seconds)
@@ -144,14 +158,40 @@ class Window:
         """
         return self.after[:-1] < instant[:-1] and instant[:_MILLIS_CHARS] <= self.until[:-1]
 
+    @property
+    def seconds(self) -> float:
+        """How long the window is."""
+        return seconds_between(self.after, self.until)
+
     def __str__(self) -> str:
         return f"{self.after}..{self.until}"
 
 
-def windows(after: str, until: str, hours: float) -> Iterator[Window]:
-    """Cut (after, until] into abutting windows of at most `hours`, oldest first; none where `until` is not later."""
+def windows(after: str, until: str, length_seconds: Callable[[], float]) -> Iterator[Window]:
+    """Cut (after, until] into abutting windows, oldest first; none where `until` is not later.
+
+    Args:
+        after: Where the first window begins.
+        until: Where the last window ends.
+        length_seconds: Asked before each cut for the longest that the window may be.
+    """
     start, end = _moment(after), _moment(until)
     while start < end:
-        stop = min(end, start + timedelta(hours=hours))
+        stop = min(end, start + max(timedelta(seconds=length_seconds()), MILLISECOND))
         yield Window(bound_of(start), bound_of(stop))
         start = stop
+
+
+def adapted_seconds(length_seconds: float, pages: int, longest_seconds: float) -> float:
+    """How long a window should be after one of `length_seconds` took so many pages.
+
+    It aims at `PAGES_WANTED` pages. Between one window and the next it grows by at most `GROWTH_MAX` and shrinks by at
+    most `SHRINK_MAX`, and it stays within `WINDOW_SECONDS_MIN` and the longest that the user allows.
+    """
+    change = min(max(PAGES_WANTED / pages, 1 / SHRINK_MAX), GROWTH_MAX)
+    return min(max(length_seconds * change, WINDOW_SECONDS_MIN), longest_seconds)
+
+
+def seconds_between(earlier_bound: str, later_bound: str) -> float:
+    """The time from one bound to another, negative where they are the other way round."""
+    return (_moment(later_bound) - _moment(earlier_bound)).total_seconds()

@@ -100,17 +100,29 @@ def config(url: str, **settings: object) -> dict[str, Any]:
 
 
 class Waits(list[float]):
-    """Stands in for `time.sleep`, and remembers."""
+    """A clock whose time of day stands still; waiting takes no time, and is remembered."""
 
-    def __call__(self, seconds: float) -> None:
+    def __init__(self, now: datetime = NOW) -> None:
+        super().__init__()
+        self.time_of_day = now
+        self._seconds = 0.0
+
+    def now(self) -> datetime:
+        return self.time_of_day
+
+    def seconds(self) -> float:
+        return self._seconds
+
+    def sleep(self, seconds: float, halt: threading.Event) -> None:
         self.append(seconds)
+        self._seconds += seconds
 
 
 @contextmanager
 def client_of(url: str, **settings: object) -> Iterator[tuple[PepperClient, Waits]]:
     """A client that does not really wait; its jitter is always the longest."""
     waits = Waits()
-    client = PepperClient(Settings.of(config(url, **settings)), sleep=waits, now=lambda: NOW, jitter=lambda: 1.0)
+    client = PepperClient(Settings.of(config(url, **settings)), local=waits, jitter=lambda: 1.0)
     try:
         yield client, waits
     finally:
@@ -124,7 +136,7 @@ class PatientTap(TapPepper):
 
     @cached_property
     def client(self) -> PepperClient:
-        return PepperClient(self.settings, sleep=lambda _: None, now=lambda: self.local_clock)
+        return PepperClient(self.settings, local=Waits(self.local_clock))
 
 
 @dataclass
