@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from itertools import chain, islice
 from queue import SimpleQueue
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from tap_pepper.limiter import Halted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from threading import Event
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ P = TypeVar("P")
 WINDOWS_AHEAD_PER_WORKER: Final = 2
 """Windows that are begun or fetched and not handed out yet, for each worker."""
 JOIN_SECONDS_MAX: Final = 1.0
-"""How long the end of a run waits for a worker that is in the middle of a request; it is not waited for longer."""
+"""How long the end waits for workers that are in the middle of a request. After that they are left to end alone."""
 
 
 def side_by_side(
@@ -31,7 +32,7 @@ def side_by_side(
     size: Callable[[P], int],
     size_max: int,
     wake: Callable[[], None],
-) -> Iterator[tuple[T, Iterator[P]]]:
+) -> Generator[tuple[T, Iterator[P]], None, None]:
     """Fetch windows side by side, and hand each out with its pages, in order.
 
     What waits to be handed out has a bound: each window holds its share of `size_max`, or one page if that is larger,
@@ -80,8 +81,9 @@ def side_by_side(
             lane.wake()
         for _ in threads:
             todo.put(None)
+        give_up_seconds = time.monotonic() + JOIN_SECONDS_MAX
         for thread in threads:
-            thread.join(JOIN_SECONDS_MAX)
+            thread.join(max(0.0, give_up_seconds - time.monotonic()))
 
 
 class _Lane(Generic[T, P]):

@@ -16,7 +16,6 @@ import random
 import re
 import threading
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -35,6 +34,7 @@ from tap_pepper.windows import UTC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime
     from threading import Event
 
     from tap_pepper.limiter import Clock
@@ -70,7 +70,7 @@ WHAT_TO_DO: Final[dict[int, str]] = {
         "redirects are not followed, the token stays with its host: set api_url to Pepper's own address",
     ),
 }
-"""A status to what to do about it: `RETRY`, or advice to a person. Any status that is not here stops the stream, too."""
+"""A status to what to do: `RETRY`, or advice to a person. Any status that is not here stops the stream, too."""
 
 SETTING_OF_PARAMETER: Final = {
     "limit": "page_size",

@@ -85,7 +85,7 @@ class PepperStream(Stream):
 
     _tap: TapPepper
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Generator[Row, None, None]:
         """All rows of this run; bookmarks are written in between, each as soon as it is true."""
         if self._tap.may_begin(self.name):
             yield from self.complete_walk({})
@@ -334,7 +334,7 @@ class ChangesStream(PepperStream):
         """Parameters besides the moment."""
         return {}
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Generator[Row, None, None]:
         """What changed since the bookmark, less the lookback; everything without one.
 
         The bookmark is the run's upper bound, not the newest change that came: a row that changes while its page has
@@ -424,7 +424,7 @@ class Actions(PepperStream):
     path = "/actions"
     replication_key = "when_timestamp"
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Generator[Row, None, None]:
         """The actions from the bookmark, less the lookback, to the run's upper bound, window after window.
 
         Windows are fetched side by side. What an earlier run emitted as it is, is left out.

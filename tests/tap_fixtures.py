@@ -113,7 +113,7 @@ class Waits(list[float]):
     def seconds(self) -> float:
         return self._seconds
 
-    def sleep(self, seconds: float, halt: threading.Event) -> None:
+    def sleep(self, seconds: float, halt: threading.Event) -> None:  # noqa: ARG002
         self.append(seconds)
         self._seconds += seconds
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -450,15 +451,27 @@ def test_a_reader_that_goes_away_is_no_traceback_and_no_success(process: list[st
     assert "Exception ignored" not in told
 
 
-def test_a_terminated_run_says_so_and_leaves_whole_lines(pepper: Sandbox, process: list[str]) -> None:
-    with Script(listing(next_key="1"), listing(), Reply(b"", headers={"Content-Length": "5"})) as silent:
-        patience = {"request_timeout_seconds": 20, "max_retries": 0}
+@pytest.mark.parametrize(
+    ("concurrency", "types"),
+    [pytest.param(1, ["SCHEMA", "STATE"], id="one-request"), pytest.param(4, ["SCHEMA"], id="requests-side-by-side")],
+)
+def test_a_terminated_run_says_so_and_leaves_whole_lines(
+    pepper: Sandbox, process: list[str], concurrency: int, types: list[str]
+) -> None:
+    never = Reply(b"", headers={"Content-Length": "5"})
+    answers = [listing(next_key="1"), *[listing()] * (len(types) - 1), never]
+    with Script(*answers) as silent:
+        patience = {"request_timeout_seconds": 60, "max_retries": 0, "concurrency": concurrency}
         settings = json.loads(Path(process[2]).read_text()) | patience | {"api_url": silent.url}
         Path(process[2]).write_text(json.dumps(settings))
         with subprocess.Popen(process, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
             assert running.stdout is not None
-            lines = [running.stdout.readline(), running.stdout.readline()]
+            lines = [running.stdout.readline() for _ in types]
+            while len(silent.asked) < len(answers):
+                time.sleep(0.01)
             running.send_signal(signal.SIGTERM)
+            signalled_seconds = time.monotonic()
             lines += running.stdout.readlines()
+    assert time.monotonic() - signalled_seconds < 10
     assert running.returncode == 128 + signal.SIGTERM
-    assert [json.loads(line)["type"] for line in lines] == ["SCHEMA", "STATE"]
+    assert [json.loads(line)["type"] for line in lines] == types

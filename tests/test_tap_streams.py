@@ -13,7 +13,7 @@ import pytest
 from pepper_sandbox import faults
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
-from tap_pepper.errors import FixSettings, PepperError, StopRun
+from tap_pepper.errors import FixSettings, PepperError, StopRun, StreamsFailed
 from tests.tap_fixtures import (
     NOW,
     PatientTap,
@@ -526,6 +526,237 @@ def test_batch_config_cannot_put_a_state_before_its_records() -> None:
     with Script(listing(action("a", "2026-10-01T11:59:00.000Z"))) as script:
         run = run_script(script, "actions", batch_config={"encoding": {"format": "jsonl"}, "storage": {"root": "/tmp"}})
     assert {m["type"] for m in run.messages} == {"SCHEMA", "RECORD", "STATE"}
+
+
+# What was emitted is not emitted again.
+
+
+def test_an_action_in_the_lookback_comes_again_only_if_it_is_new_or_has_changed() -> None:
+    first, second = action("a", "2026-10-01T11:58:00.000Z"), action("b", "2026-10-01T11:58:30.000Z")
+    late, changed = action("c", "2026-10-01T11:57:00.000Z"), {**second, "type": "REFUND"}
+    with Script(listing(), listing(first, second), listing(), listing(late, first, changed)) as script:
+        before = run_script(script, "actions")
+        after = run_script(script, "actions", state=before.state)
+    assert before.ids("actions") == ["a", "b"]
+    assert [(record["_id"], record["type"]) for record in after.records("actions")] == [("c", "ORDER"), ("b", "REFUND")]
+
+
+@pytest.mark.parametrize("stream", ["awards", "users"])
+def test_a_changed_row_in_the_lookback_comes_again_and_an_unchanged_one_does_not(stream: str) -> None:
+    rows = [{"_id": name, "updatedAt": "2026-10-01T11:58:00.000Z", "points": 1} for name in "ab"]
+    changed = {**rows[1], "state": "X", "points": 2}
+    with Script(listing(), listing(*rows), listing(), listing(rows[0], changed)) as script:
+        before = run_script(script, stream)
+        after = run_script(script, stream, state=before.state)
+    assert before.ids(stream) == ["a", "b"]
+    assert after.ids(stream) == ["b"]
+
+
+def test_rows_that_were_emitted_before_a_failure_come_again() -> None:
+    row = {"_id": "a", "updatedAt": "2026-10-01T11:58:00.000Z"}
+    with Script(listing(), listing(row, next_key="1"), Reply(status=403), listing(), listing(row)) as script:
+        failed = run_script(script, "awards", may_fail=True)
+        after = run_script(script, "awards", state=failed.states[-1] if failed.states else None)
+    assert failed.ids("awards") == after.ids("awards") == ["a"]
+
+
+# What is deleted.
+
+
+def dated(*rows: dict[str, Any], at: str) -> Reply:
+    return Reply({"items": list(rows)}, headers={"Date": f"Thu, 01 Oct 2026 {at} GMT"})
+
+
+def versions(run: Run, stream: str) -> list[tuple[str, int | None]]:
+    """Records and activations of a stream, in order, each with its version."""
+    return [
+        (message["type"] if message["type"] != "RECORD" else message["record"]["_id"], message.get("version"))
+        for message in run.messages
+        if message.get("stream") == stream and message["type"] != "SCHEMA"
+    ]
+
+
+P, Q, R = ({"_id": name} for name in "pqr")
+NOON_MS = 1790856000000
+
+
+def test_perks_carry_a_version_that_is_activated_after_the_last_of_them() -> None:
+    with Script(dated(P, Q, at="12:00:00"), dated(P, at="12:00:05")) as script:
+        first = run_script(script, "perks")
+        second = run_script(script, "perks", state=first.state)
+    assert versions(first, "perks") == [("p", NOON_MS), ("q", NOON_MS), ("ACTIVATE_VERSION", NOON_MS)]
+    assert versions(second, "perks") == [("p", NOON_MS + 5000), ("ACTIVATE_VERSION", NOON_MS + 5000)]
+
+
+def test_a_version_never_goes_back_with_the_clock() -> None:
+    with Script(dated(P, at="12:00:00"), dated(P, at="11:00:00")) as script:
+        first = run_script(script, "perks")
+        second = run_script(script, "perks", state=first.state)
+    assert versions(second, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS + 1)
+
+
+def test_a_walk_that_broke_off_deletes_nothing() -> None:
+    with Script(listing(P, next_key="1"), Reply(status=403)) as script:
+        run = run_script(script, "perks", may_fail=True)
+    assert [kind for kind, _ in versions(run, "perks")] == ["p"]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "left", "activated"),
+    [
+        pytest.param(0.5, [P], True, id="half-is-gone"),
+        pytest.param(0.4, [P], False, id="more-is-gone-than-allowed"),
+        pytest.param(0.5, [R], False, id="others-came-in-their-place"),
+        pytest.param(0.5, [], False, id="nothing-came"),
+        pytest.param(1.0, [], True, id="nothing-came-and-that-is-allowed"),
+    ],
+)
+def test_too_many_deletions_at_once_are_not_believed(
+    fraction: float, left: list[dict[str, Any]], activated: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Script(listing(P, Q), listing(*left), listing(P, Q)) as script:
+        first = run_script(script, "perks", max_deleted_fraction=fraction)
+        second = run_script(script, "perks", max_deleted_fraction=fraction, state=first.state)
+        third = run_script(script, "perks", max_deleted_fraction=fraction, state=second.state)
+    assert ("ACTIVATE_VERSION" in dict(versions(second, "perks"))) is activated
+    assert ("more than max_deleted_fraction; nothing counts as deleted" in caplog.text) is not activated
+    assert versions(third, "perks")[-1][0] == "ACTIVATE_VERSION"
+
+
+def test_an_empty_list_of_perks_on_a_first_run_deletes_nothing() -> None:
+    with Script(listing()) as script:
+        assert versions(run_script(script, "perks"), "perks") == []
+
+
+def test_awards_are_read_again_in_full_when_it_is_time_and_what_did_not_come_is_deleted() -> None:
+    old = "2026-09-01T00:00:00.000Z"
+    kept, gone = ({"_id": name, "updatedAt": old} for name in ("kept", "gone"))
+    with Script(listing(), listing(kept, gone)) as script:
+        seeded = run_script(script, "awards", awards_full_refresh_days=7)
+    assert versions(seeded, "awards") == [(name, NOON_MS) for name in ("kept", "gone", "ACTIVATE_VERSION")]
+
+    new = {"_id": "new", "updatedAt": "2026-10-02T11:00:00.000Z"}
+    a_day_later, a_week_later = ({"Date": f"Thu, {day} Oct 2026 12:00:00 GMT"} for day in ("02", "08"))
+    with Script(Reply(headers=dict(a_day_later)), Reply({"items": [new]}, headers=dict(a_day_later))) as script:
+        followed = run_script(script, "awards", awards_full_refresh_days=7, state=seeded.state)
+    assert "updatedAt" in script.asked[-1].query
+    assert versions(followed, "awards") == [("new", NOON_MS)]
+
+    replies = [Reply(headers=dict(a_week_later)), Reply({"items": [kept, new]}, headers=dict(a_week_later))]
+    with Script(*replies) as script:
+        refreshed = run_script(script, "awards", awards_full_refresh_days=7, state=followed.state)
+    week_ms = NOON_MS + 7 * 24 * 3600 * 1000
+    assert "updatedAt" not in script.asked[-1].query
+    assert versions(refreshed, "awards") == [(name, week_ms) for name in ("kept", "new", "ACTIVATE_VERSION")]
+
+
+def test_without_a_full_refresh_awards_have_no_version() -> None:
+    with Script(listing(), listing({"_id": "a"})) as script:
+        assert versions(run_script(script, "awards"), "awards") == [("a", None)]
+
+
+# A run that has to end.
+
+
+def test_a_run_out_of_time_ends_well_at_a_window_s_edge_and_the_next_goes_on_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    pause = Reply(status=429, headers={"Retry-After": "40"})
+    with Script(listing(), listing(), pause, listing()) as script:
+        run = run_script(script, "actions", "awards", start_date="2026-09-25", max_run_seconds=40)
+    assert run.bookmarks("actions")[-1] == "2026-09-26T06:00:00.000Z"
+    assert {asked.path for asked in script.asked} == {"/actions"}
+    (told,) = [line.getMessage() for line in caplog.records if "max_run_seconds" in line.getMessage()]
+    assert told == (
+        "max_run_seconds is over: actions read up to 2026-09-26T06:00:00.000Z, awards not begun; "
+        "the next run goes on there"
+    )
+    with Script(listing()) as script:
+        after = run_script(script, "actions", state=run.state)
+    assert windows_asked(script)[0][0] == "2026-09-26T05:55:00.000Z"
+    assert after.bookmarks("actions")[-1] == SETTLED
+
+
+def test_a_backfill_leaves_time_for_awards() -> None:
+    pause = Reply(status=429, headers={"Retry-After": "40"})
+    with Script(listing(), listing(), pause, listing()) as script:
+        run = run_script(script, "actions", "awards", start_date="2026-09-25", max_run_seconds=50)
+    assert run.bookmarks("actions")[-1] < SETTLED
+    assert run.bookmarks("awards")[-1] == SETTLED
+
+
+# Streams among each other.
+
+
+def test_an_error_of_one_stream_stops_no_other_and_is_told_at_the_end() -> None:
+    with Script(Reply(status=403), listing(), listing({"_id": "a"}), listing({"_id": "p"})) as script:
+        run = run_script(script, may_fail=True)
+    assert str(run.error).startswith("actions first request: Pepper answered 403")
+    assert (run.ids("awards"), run.ids("perks")) == (["a"], ["p"])
+
+
+def test_several_failures_are_all_told() -> None:
+    with Script(Reply(status=403), Reply(status=404), listing({"_id": "p"})) as script:
+        run = run_script(script, may_fail=True)
+    assert isinstance(run.error, StreamsFailed)
+    assert [name for name, _ in run.error.failures] == ["actions", "awards"]
+    assert run.ids("perks") == ["p"]
+
+
+def test_a_token_that_is_refused_is_not_tried_on_other_streams() -> None:
+    with Script(Reply(status=401)) as script:
+        run = run_script(script, may_fail=True)
+    assert "Pepper answered 401" in str(run.error)
+    assert len(script.asked) == 1
+
+
+def test_an_unexpected_error_of_one_stream_stops_no_other() -> None:
+    row = action("a", "2026-10-01T11:59:00.000Z")
+    with Script(listing(), listing(row), listing({"_id": "b"})) as script:
+        run = run_script(script, may_fail=True, stream_maps={"actions": {"x": "1 / 0"}})
+    assert isinstance(run.error, ZeroDivisionError)
+    assert run.ids("awards") == ["b"]
+
+
+def test_actions_go_first() -> None:
+    with Script(listing()) as script:
+        run = run_script(script)
+    assert [m["stream"] for m in run.messages if m["type"] == "SCHEMA"] == ["actions", "awards", "perks"]
+
+
+# What operators see.
+
+
+def test_unknown_fields_are_named_once_a_run_and_their_values_never(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [action(name, "2026-10-01T11:59:00.000Z", sparkle="Tom Jones", **{"tom@example.com": 1}) for name in "abc"]
+    with Script(listing(), listing(*rows)) as script:
+        run_script(script, "actions")
+    (told,) = [line.getMessage() for line in caplog.records if "does not name" in line.getMessage()]
+    assert told == "actions: fields that the schema does not name were passed on: (no plain name), sparkle"
+
+
+def test_unknown_fields_of_awards_are_named_too(caplog: pytest.LogCaptureFixture) -> None:
+    with Script(listing(), listing({"_id": "a", "sparkle": 1})) as script:
+        run_script(script, "awards")
+    assert "awards: fields that the schema does not name were left out: sparkle" in caplog.text
+
+
+def test_pages_retries_waits_and_lag_are_metrics(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Script(listing(), Reply(status=429, headers={"Retry-After": "7"}), listing()) as script:
+        run_script(script, "actions")
+    points = [json.loads(line.getMessage().split("METRIC: ")[1]) for line in caplog.records if "METRIC" in line.msg]
+    measured = {point["metric"]: point["value"] for point in points if point["tags"].get("stream") == "actions"}
+    names = ("page_count", "http_request_retry_count", "http_wait_seconds", "bookmark_lag_seconds")
+    assert [measured[name] for name in names] == [2, 1, 7.0, 5.0]
+
+
+def test_a_long_run_says_how_far_behind_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Script(listing()) as script:
+        run_script(script, "actions", start_date="2026-10-01T00:00:00Z")
+    assert "2026-10-01T06:00:00.000Z: 0 records, 1 pages, 6.0 h behind" in caplog.text
 
 
 # Against a whole local Pepper.

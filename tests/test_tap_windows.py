@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tap_pepper.windows import (
+    GROWTH_MAX,
+    PAGES_WANTED,
+    SHRINK_MAX,
+    WINDOW_SECONDS_MIN,
     Window,
+    adapted_seconds,
     advanced,
     bound_of,
     earlier,
@@ -134,6 +139,41 @@ def test_windows_abut_cover_and_stay_short(after: str, until: str, hours: int) -
     for window in cut:
         length = datetime.fromisoformat(window.until[:-1]) - datetime.fromisoformat(window.after[:-1])
         assert timedelta(0) < length <= timedelta(hours=hours)
+
+
+lengths = st.floats(WINDOW_SECONDS_MIN, 8784 * 3600)
+
+
+@given(lengths, st.integers(1, 10**6), st.integers(1, 8784))
+def test_a_window_stays_between_the_shortest_and_the_longest(length: float, pages: int, hours: int) -> None:
+    assert WINDOW_SECONDS_MIN <= adapted_seconds(length, pages, hours * 3600) <= hours * 3600
+
+
+@given(lengths, st.integers(1, 10**6), st.integers(1, 10**6))
+def test_more_pages_never_make_a_window_longer(length: float, pages: int, more: int) -> None:
+    assert adapted_seconds(length, pages + more, 10**9) <= adapted_seconds(length, pages, 10**9)
+
+
+@given(lengths, st.integers(1, 10**6))
+def test_a_window_changes_step_by_step(length: float, pages: int) -> None:
+    factor = adapted_seconds(length, pages, 10**9) / length
+    assert factor <= GROWTH_MAX + 1e-9
+    assert factor >= 1 / SHRINK_MAX - 1e-9 or adapted_seconds(length, pages, 10**9) == WINDOW_SECONDS_MIN
+
+
+@given(st.floats(1e-6, 10), lengths)
+def test_windows_come_to_hold_the_pages_wanted_whatever_the_traffic(pages_a_second: float, length: float) -> None:
+    longest = 24 * 3600.0
+    for _ in range(12):
+        length = adapted_seconds(length, max(1, round(length * pages_a_second)), longest)
+    pages = max(1, round(length * pages_a_second))
+    assert PAGES_WANTED / 2 <= pages <= PAGES_WANTED * 2 or length in (longest, WINDOW_SECONDS_MIN)
+
+
+def test_the_length_is_asked_before_each_cut() -> None:
+    lengths_seconds = iter([3600.0, 60.0, 10**9])
+    cut = windows("2026-10-01T00:00:00.000Z", "2026-10-02T00:00:00.000Z", lambda: next(lengths_seconds))
+    assert [window.seconds for window in cut] == [3600, 60, 24 * 3600 - 3660]
 
 
 @given(bounds, st.integers(1, 10**9), st.integers(1, 72), st.data())
