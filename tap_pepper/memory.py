@@ -6,6 +6,7 @@ Nothing here reads a clock or a socket.
 from __future__ import annotations
 
 import heapq
+import re
 from base64 import urlsafe_b64encode
 from hashlib import blake2b
 from typing import Any, Final
@@ -21,6 +22,7 @@ SAMPLE_KEYS_MAX: Final = 256
 DIGEST_BYTES: Final = 12
 DIGEST_CHARS: Final = DIGEST_BYTES * 4 // 3
 
+_HEX: Final = re.compile(r"[0-9a-f]{1,64}")
 _encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 
@@ -108,6 +110,34 @@ class Census:
     def sample(self) -> list[str]:
         """What the next walk is held against."""
         return sorted(self._kept)
+
+
+class HourTally:
+    """How many rows of each hour were emitted, and a fingerprint of which, whatever their order.
+
+    In the state it is `{"2026-10-01T11": "204:5be0…"}`. An hour is named by the first characters of its instants.
+    """
+
+    def __init__(self, kept: object = None) -> None:
+        self._hours: dict[str, tuple[int, int]] = {}
+        for hour, text in kept.items() if isinstance(kept, dict) else ():
+            count, _, mark = str(text).partition(":")
+            if count.isdecimal() and _HEX.fullmatch(mark):
+                self._hours[hour] = int(count), int(mark, 16)
+
+    def add(self, mark: str, hour: str) -> None:
+        """Count a row by its digest."""
+        count, together = self._hours.get(hour, (0, 0))
+        self._hours[hour] = count + 1, together ^ int.from_bytes(mark.encode(), "big")
+
+    def of(self, hour: str) -> tuple[int, int]:
+        """An hour's rows, and their fingerprint."""
+        return self._hours.get(hour, (0, 0))
+
+    def kept(self, first_hour: str) -> dict[str, str]:
+        """What the next run needs: the hours from one on."""
+        kept = sorted(hour for hour in self._hours if hour >= first_hour)
+        return {hour: f"{self._hours[hour][0]}:{self._hours[hour][1]:x}" for hour in kept}
 
 
 class _Reversed(str):

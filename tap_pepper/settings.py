@@ -141,6 +141,16 @@ CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(
         examples=[["REWARD_EARNED", "REDEEM_PERK", "AWARD_POINTS_REFUNDED"]],
     ),
     th.Property(
+        "reconcile_hours",
+        th.IntegerType(minimum=0, maximum=168),
+        default=0,
+        title="Self-audit after (hours)",
+        description=(
+            "Read every hour of actions a second time when it is this old. Where it is not what was emitted, the hour "
+            "is emitted again, and a warning tells how many actions arrived later than lookback_seconds. 0: never."
+        ),
+    ),
+    th.Property(
         "awards_full_refresh_days",
         th.IntegerType(minimum=0, maximum=366),
         default=0,
@@ -223,6 +233,7 @@ class Settings:
     concurrency: int
     max_run_seconds: int | None
     action_types: tuple[str, ...]
+    reconcile_hours: int
     awards_full_refresh_days: int
     max_deleted_fraction: float
     include_credentials: bool
@@ -250,6 +261,7 @@ class Settings:
             concurrency=given["concurrency"],
             max_run_seconds=given["max_run_seconds"],
             action_types=tuple(name.strip() for name in given["action_types"] if name.strip()),
+            reconcile_hours=given["reconcile_hours"],
             awards_full_refresh_days=given["awards_full_refresh_days"],
             max_deleted_fraction=given["max_deleted_fraction"],
             include_credentials=given["include_credentials"],

@@ -20,9 +20,10 @@ from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
 from tap_pepper.ahead import side_by_side
 from tap_pepper.errors import FixSettings, StopEverything
-from tap_pepper.memory import Border, Census
+from tap_pepper.memory import Border, Census, HourTally, digest
 from tap_pepper.meters import Measure, measured
 from tap_pepper.windows import (
+    HOUR_CHARS,
     MILLISECOND,
     UTC,
     WINDOW_SECONDS_FIRST,
@@ -31,12 +32,15 @@ from tap_pepper.windows import (
     advanced,
     bound_of,
     earlier,
+    hours_due,
     instant_of,
     later,
+    next_hour,
     reaches,
     read_bound,
     resume_after,
     seconds_between,
+    window_of_hour,
     windows,
 )
 
@@ -58,11 +62,14 @@ TRIAL_PAGES_MAX = 10
 TRIAL_WINDOW_SECONDS = 100 * 366 * 24 * 3600
 ROWS_AHEAD_MAX = 10_000
 """Rows in memory that were fetched and are not emitted yet; a page for each window under way at the least."""
+AUDIT_HOURS_MAX = 24
+"""Hours that one run reads a second time; the others are left to the next runs."""
 UNKNOWN_NAMES_MAX = 20
 """Unknown fields that a report names."""
 HOUR_SECONDS = 3600
 DAY_SECONDS = 24 * HOUR_SECONDS
 
+_HOUR = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-2][0-9]")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
@@ -436,6 +443,7 @@ class Actions(PepperStream):
             bookmark=bookmark, start=settings.start, until=until, lookback_seconds=settings.lookback_seconds
         )
         border = Border(self.stream_state.get("border"))
+        audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
         types = frozenset(settings.action_types)
         longest_seconds = float(settings.window_hours * HOUR_SECONDS)
         length_seconds = TRIAL_WINDOW_SECONDS if self.on_trial else min(WINDOW_SECONDS_FIRST, longest_seconds)
@@ -450,29 +458,57 @@ class Actions(PepperStream):
         with closing(ahead):
             for window, pages in ahead:
                 reread_from = self.reread_from(window.until)
-                take = self._taker(window, types, border, reread_from)
+                take = self._taker(window, types, border, reread_from, audit)
                 count = yield from self.walk(pages, take, f"window {window}", _behind(window, until))
                 if bookmark is None or window.until >= bookmark:
                     border.forget_earlier_runs()
-                self.checkpoint(window.until, border=border.text(reread_from))
+                self.checkpoint(window.until, border=border.text(reread_from), audit=audit.kept())
                 length_seconds = adapted_seconds(window.seconds, count, longest_seconds)
                 if window.until < until and self._tap.is_over(self.name, window.until):
                     return
+        if not self.on_trial:
+            yield from self._audited(audit, types)
+
+    def _audited(self, audit: Audit, types: frozenset[str]) -> Generator[Row, None, None]:
+        """Read the hours again whose time has come, and emit those that are not what was emitted."""
+        for hour in audit.due():
+            window = window_of_hour(hour)
+
+            def take(row: Row, window: Window = window, hour: str = hour) -> Row | None:
+                action, instant = _asked_for(row, window, types)
+                return self.shaped(action) if action and instant and instant.startswith(hour) else None
+
+            marks = {
+                digest(action)
+                for page in self.pages(self.query(window))
+                for action in map(take, page.rows)
+                if action is not None
+            }
+            late = audit.finding(hour, marks)
+            if late is not None:
+                self.logger.warning(
+                    "%s: hour %s: %d actions arrived later than lookback_seconds; the hour is emitted again",
+                    self.name,
+                    hour,
+                    late,
+                )
+                yield from self.walk(self.pages(self.query(window)), take, f"audit of {window}")
+            self.checkpoint(window.until, audit=audit.kept())
 
     def _taker(
-        self, window: Window, types: frozenset[str], border: Border, reread_from: str
+        self, window: Window, types: frozenset[str], border: Border, reread_from: str, audit: Audit
     ) -> Callable[[Row], Row | None]:
         """Check rows against what was asked for, as the server may have ignored it, and against what is known."""
 
         def take(row: Row) -> Row | None:
-            if types and row.get("type") not in types:
-                return None
-            action = dated(row)
-            instant = action["when_timestamp"]
-            if instant is not None and not window.holds(instant):
+            action, instant = _asked_for(row, window, types)
+            if action is None:
                 return None
             shaped = self.shaped(action)
-            return shaped if border.admits(shaped, instant, reread_from) else None
+            if not border.admits(shaped, instant, reread_from):
+                return None
+            audit.emitted(shaped, instant)
+            return shaped
 
         return take
 
@@ -511,6 +547,60 @@ def dated(row: Row) -> Row:
         row["_id"] = f"content-{hashlib.sha256(_encoder.encode(content)).hexdigest()}"
     row["when_timestamp"] = instant_of(when.get("timestamp")) if isinstance(when, dict) else None
     return row
+
+
+class Audit:
+    """Which hours of actions are to be read a second time, and what was emitted of each.
+
+    In the state: `{"next": "2026-10-01T11", "hours": {…}}`, the first hour that is not audited, and the tally since.
+
+    Args:
+        kept: What the run before left.
+        after: Where this run begins to read; the first hour to be audited begins there or later.
+        until: Where this run ends.
+        age_hours: How old an hour has to be; 0: there is no audit.
+    """
+
+    def __init__(self, kept: object, after: str, until: str, age_hours: int) -> None:
+        kept = kept if isinstance(kept, dict) and age_hours else {}
+        self._age_hours = age_hours
+        self._until = until
+        first = next_hour(max(after, earlier(until, age_hours * HOUR_SECONDS)))
+        known = kept.get("next")
+        self._next = known if isinstance(known, str) and _HOUR.fullmatch(known) else first
+        self._tally = HourTally(kept.get("hours"))
+
+    def emitted(self, row: Row, instant: str | None) -> None:
+        """Note a row that goes out."""
+        if self._age_hours and instant is not None and instant >= self._next:
+            self._tally.add(digest(row), instant[:HOUR_CHARS])
+
+    def due(self) -> list[str]:
+        """The hours whose time has come, oldest first."""
+        return hours_due(self._next, self._until, self._age_hours, AUDIT_HOURS_MAX) if self._age_hours else []
+
+    def finding(self, hour: str, marks: set[str]) -> int | None:
+        """How many rows more there are of an hour than were emitted; None where it is what was emitted."""
+        again = HourTally()
+        for mark in marks:
+            again.add(mark, hour)
+        self._next = next_hour(later(window_of_hour(hour).until, MILLISECOND.total_seconds()))
+        if again.of(hour) == self._tally.of(hour):
+            return None
+        return max(0, again.of(hour)[0] - self._tally.of(hour)[0])
+
+    def kept(self) -> dict[str, Any] | None:
+        """What the next run needs."""
+        return {"next": self._next, "hours": self._tally.kept(self._next)} if self._age_hours else None
+
+
+def _asked_for(row: Row, window: Window, types: frozenset[str]) -> tuple[Row | None, str | None]:
+    """An action with its time, if it is of the window and of the types that were asked for."""
+    if types and row.get("type") not in types:
+        return None, None
+    action = dated(row)
+    instant = action["when_timestamp"]
+    return (action if instant is None or window.holds(instant) else None), instant
 
 
 def _counted(pages: Iterable[Page], census: Census) -> Iterator[Page]:

@@ -21,6 +21,8 @@ UTC = timezone.utc
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 """No window starts before this."""
+HOUR = timedelta(hours=1)
+HOUR_CHARS = len("2026-10-01T08")
 MILLISECOND = timedelta(milliseconds=1)
 
 WINDOW_SECONDS_MIN = 60.0
@@ -131,6 +133,30 @@ def resume_after(*, bookmark: str | None, start: str | None, until: str, lookbac
     if bookmark is not None:
         return earlier(min(bookmark, until), lookback_seconds)
     return earlier(until, lookback_seconds) if start is None else earlier(start, 0)
+
+
+def hours_due(first_hour: str, until: str, age_hours: float, hours_max: int) -> list[str]:
+    """The hours from one on that ended `age_hours` before a bound: `2026-10-01T11`, at most so many."""
+    hour = _moment(f"{first_hour}:00:00.000Z")
+    last_end = _moment(until) - timedelta(hours=age_hours)
+    due: list[str] = []
+    while hour + HOUR <= last_end and len(due) < hours_max:
+        due.append(bound_of(hour)[:HOUR_CHARS])
+        hour += HOUR
+    return due
+
+
+def next_hour(bound: str) -> str:
+    """The first hour that begins at a bound or after it: `2026-10-01T11`."""
+    moment = _moment(bound)
+    begun = moment.replace(minute=0, second=0, microsecond=0)
+    return bound_of(begun if begun == moment else begun + HOUR)[:HOUR_CHARS]
+
+
+def window_of_hour(hour: str) -> Window:
+    """All milliseconds of an hour such as `2026-10-01T11`."""
+    begin = _moment(f"{hour}:00:00.000Z")
+    return Window(bound_of(begin - MILLISECOND), bound_of(begin + HOUR - MILLISECOND))
 
 
 def advanced(bookmark: str | None, drained_until: str) -> str:

@@ -220,6 +220,7 @@ def test_defaults_are_as_documented() -> None:
         concurrency=4,
         max_run_seconds=None,
         action_types=(),
+        reconcile_hours=0,
         awards_full_refresh_days=0,
         max_deleted_fraction=0.5,
         include_credentials=False,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tap_pepper.memory import BORDER_ROWS_MAX, DIGEST_CHARS, SAMPLE_KEYS_MAX, Border, Census
+from tap_pepper.memory import BORDER_ROWS_MAX, DIGEST_CHARS, SAMPLE_KEYS_MAX, Border, Census, HourTally
 
 SINCE, RECENT, OLD = "2026-10-01T11:55:00.000Z", "2026-10-01T11:56:00.000Z", "2026-10-01T11:00:00.000Z"
 ROW = {"_id": "a", "points": Decimal("0.25"), "name": "Tom Jones"}
@@ -90,6 +91,25 @@ def test_a_census_knows_exactly_how_much_of_a_short_list_is_gone(before: set[int
         second.count(key)
     expected = 1.0 if not after else len(before - after) / len(before) if before else 0.0
     assert second.vanished_fraction == expected
+
+
+@given(st.lists(st.text(alphabet="abcXYZ-_", min_size=16, max_size=16), unique=True), st.randoms())
+def test_a_tally_of_an_hour_does_not_depend_on_the_order_and_survives_the_state(marks: list[str], random: Any) -> None:
+    first, second = HourTally(), HourTally()
+    for mark in marks:
+        first.add(mark, "2026-10-01T11")
+    random.shuffle(marks)
+    for mark in marks:
+        second.add(mark, "2026-10-01T11")
+    assert HourTally(second.kept("2026-10-01T00")).of("2026-10-01T11") == first.of("2026-10-01T11")
+    first.add("another-mark-no1", "2026-10-01T11")
+    assert first.of("2026-10-01T11") != second.of("2026-10-01T11")
+    assert second.kept("2026-10-01T12") == {}
+
+
+@pytest.mark.parametrize("kept", [None, [], {"2026-10-01T11": 5}, {"2026-10-01T11": "a:b"}, {"2026-10-01T11": "1:x"}])
+def test_a_tally_that_is_none_is_empty(kept: object) -> None:
+    assert HourTally(kept).of("2026-10-01T11") == (0, 0)
 
 
 def test_a_census_estimates_how_much_of_a_long_list_is_gone() -> None:

@@ -686,6 +686,45 @@ def test_a_backfill_leaves_time_for_awards() -> None:
     assert run.bookmarks("awards")[-1] == SETTLED
 
 
+# Self-audit.
+
+
+def polls_with_audit(world: World, polls: int, **settings: object) -> list[Run]:
+    """Polls every half hour, each with the state of the one before."""
+    runs: list[Run] = []
+    with Sandbox(world) as sandbox:
+        for _ in range(polls):
+            world.advance(timedelta(minutes=30))
+            state = runs[-1].state if runs else state_of(actions=SETTLED)
+            options = settings_of(sandbox, start_date=None, lookback_seconds=60, **settings)
+            runs.append(run_tap(options, "actions", state=state, local_clock=world.now))
+    return runs
+
+
+def test_the_audit_finds_and_emits_what_arrived_later_than_the_lookback(caplog: pytest.LogCaptureFixture) -> None:
+    late = World(seed=3, users=200, days=1, now=NOW, late_fraction=0.2, late_seconds_max=3000)
+    without = {name for run in polls_with_audit(late, 10) for name in run.ids("actions")}
+    world = World(seed=3, users=200, days=1, now=NOW, late_fraction=0.2, late_seconds_max=3000)
+    with_audit = {name for run in polls_with_audit(world, 10, reconcile_hours=1) for name in run.ids("actions")}
+    due = {row["_id"] for row in world.actions(after=NOW, until=NOW + timedelta(hours=3))}
+    assert due - without
+    assert due <= with_audit
+    assert "actions arrived later than lookback_seconds; the hour is emitted again" in caplog.text
+
+
+def test_the_audit_reads_each_hour_once_and_emits_nothing_where_nothing_is_late(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(seed=3, users=100, days=1, now=NOW, late_fraction=0)
+    runs = polls_with_audit(world, 10, reconcile_hours=2)
+    ids = [name for run in runs for name in run.ids("actions")]
+    assert len(ids) == len(set(ids)) > 10
+    assert "arrived later" not in caplog.text
+    audit = runs[-1].state["bookmarks"]["actions"]["audit"]
+    assert audit["next"] == "2026-10-01T14"
+    assert min(audit["hours"]) >= "2026-10-01T14"
+
+
 # Streams among each other.
 
 

@@ -20,11 +20,14 @@ from tap_pepper.windows import (
     advanced,
     bound_of,
     earlier,
+    hours_due,
     instant_of,
+    next_hour,
     reaches,
     read_bound,
     resume_after,
     settled,
+    window_of_hour,
     windows,
 )
 
@@ -242,6 +245,39 @@ def test_a_bookmark_is_the_latest_of_what_was_drained_and_never_goes_back(draine
         before, bookmark = bookmark, advanced(bookmark, bound)
         assert before is None or bookmark >= before
     assert bookmark == max(drained)
+
+
+@given(moments, st.integers(0, 10**6))
+def test_a_millisecond_is_in_the_window_of_its_hour_and_in_no_other(moment: datetime, hours: int) -> None:
+    instant = bound_of(moment)
+    assert window_of_hour(instant[:13]).holds(instant)
+    assert not window_of_hour(bound_of(moment - timedelta(hours=1))[:13]).holds(instant)
+    assert not window_of_hour(bound_of(moment + timedelta(hours=1))[:13]).holds(instant)
+
+
+@pytest.mark.parametrize(
+    ("until", "age_hours", "due"),
+    [
+        pytest.param("2026-10-01T13:59:59.999Z", 1, ["2026-10-01T11"], id="the-hour-before-is-not-old-enough"),
+        pytest.param("2026-10-01T14:00:00.000Z", 1, ["2026-10-01T11", "2026-10-01T12"], id="just-old-enough"),
+        pytest.param("2026-10-01T12:30:00.000Z", 1, [], id="none-yet"),
+        pytest.param("2026-10-09T00:00:00.000Z", 1, [f"2026-10-01T{hour}" for hour in (11, 12, 13)], id="at-most"),
+    ],
+)
+def test_hours_are_due_when_they_are_old_enough(until: str, age_hours: int, due: list[str]) -> None:
+    assert hours_due("2026-10-01T11", until, age_hours, 3) == due
+
+
+@pytest.mark.parametrize(
+    ("bound", "hour"),
+    [
+        pytest.param("2026-10-01T11:00:00.000Z", "2026-10-01T11", id="at-its-beginning"),
+        pytest.param("2026-10-01T11:00:00.001Z", "2026-10-01T12", id="just-after"),
+        pytest.param("2026-12-31T23:59:59.999Z", "2027-01-01T00", id="over-the-year"),
+    ],
+)
+def test_the_next_hour_begins_at_a_bound_or_after_it(bound: str, hour: str) -> None:
+    assert next_hour(bound) == hour
 
 
 def test_the_upper_bound_is_the_clock_less_the_time_to_settle() -> None:
