@@ -204,9 +204,7 @@ class PepperClient:
             logger.warning("the local clock is %+.0f s off Pepper's; Pepper's decides", skew_seconds)
         return date
 
-    def pages(
-        self, path: str, params: Mapping[str, str] | None = None, halt: Event | None = None
-    ) -> Iterator[Page]:
+    def pages(self, path: str, params: Mapping[str, str] | None = None, halt: Event | None = None) -> Iterator[Page]:
         """Walk through all pages of an endpoint.
 
         Args:

@@ -263,9 +263,7 @@ class PepperStream(Stream):
         self._rows = self.rows()
         return islice(self._rows, self.ABORT_AT_RECORD_COUNT)
 
-    def _sync_records(
-        self, context: Context | None = None, *, write_messages: bool = True
-    ) -> Generator[Row, Any, Any]:
+    def _sync_records(self, context: Context | None = None, *, write_messages: bool = True) -> Generator[Row, Any, Any]:
         """Sync the stream; an error ends it and is kept for the end of the run, after the other streams."""
         try:
             yield from super()._sync_records(context, write_messages=write_messages)
@@ -280,6 +278,9 @@ class PepperStream(Stream):
         finally:
             # An error outside of the rows leaves them half read: whatever fetches them ends here.
             self._rows.close()
+
+    def _process_record(self, *_: object, **__: object) -> None:
+        """There are neither children nor partitions."""
 
     def _generate_record_messages(self, record: Row) -> Generator[RecordMessage, None, None]:
         """As the SDK does, without its walk through every field of every row where none is deselected."""

@@ -89,7 +89,7 @@ ODDITIES = [
 def follow(pepper: Pepper, ledger: Ledger, **options: Any) -> BaseException | None:
     """One run, and what it says at its end."""
     clock = options.pop("clock", None) or SimulatedClock(pepper.world)
-    run = run_simulated(pepper, clock, "actions", "awards", state=ledger.state, page_size=20, **options)
+    run = run_simulated(pepper, clock, "actions", "awards", state=ledger.state, **{"page_size": 20, **options})
     ledger.load(run)
     return run.error
 
@@ -156,17 +156,19 @@ def test_a_day_of_polls_misses_nothing_and_repeats_nothing(day: int) -> None:
     random = Random(day)
     begin, before_minutes, after_minutes = CHANGES[day % 2].values
     world = World(seed=day, users=150, days=1, now=begin, late_fraction=0.3, late_seconds_max=240)
-    odd = random.sample(ODDITIES[:4] + ODDITIES[8:14], 2)
+    odd = random.sample(ODDITIES, 2)
     skew_seconds = random.randrange(-30, 31)
+    # These would make a day of downloads out of each poll, or undo the clock of this trial.
+    odd = [fault for fault in odd if not fault.name.startswith(("limit capped", "clock"))]
     rewritten = local_times(begin + timedelta(hours=3), before_minutes, after_minutes)
     pepper = Pepper(world, (faults.clock_skewed(skew_seconds), *odd, rewritten), tick=timedelta(milliseconds=200))
     clock = SimulatedClock(world, timedelta(minutes=random.randrange(-90, 91)))
     ledger = Ledger()
-    assert follow(pepper, ledger, clock=clock) is None
+    assert follow(pepper, ledger, clock=clock, page_size=1000) is None
     assert ledger.awards.keys() >= set(world.balances(begin))
     for _ in range(POLLS_A_DAY):
         world.advance(timedelta(minutes=5) + timedelta(seconds=random.randrange(-20, 21)))
-        assert follow(pepper, ledger, clock=clock) is None
+        assert follow(pepper, ledger, clock=clock, page_size=1000) is None
         assert ledger.went_back == []
         assert ledger.repeated == []
     pepper.tick = timedelta(0)
@@ -174,7 +176,7 @@ def test_a_day_of_polls_misses_nothing_and_repeats_nothing(day: int) -> None:
     expected = due(world) - {row["_id"] for row in world.actions(until=begin)}
     until_skew = timedelta(seconds=min(skew_seconds, 0))
     settled = {row["_id"] for row in world.actions(until=world.now + until_skew - timedelta(seconds=6))}
-    assert follow(pepper, ledger, clock=clock) is None
+    assert follow(pepper, ledger, clock=clock, page_size=1000) is None
     assert ledger.actions >= expected & settled
     assert ledger.awards == world.balances()
 
