@@ -63,7 +63,7 @@ def points(value: Any) -> Decimal:
     elif isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise Invalid(f"is {_kind(value)}, expected points")
     number = Decimal(value)
-    if not number.is_finite() or abs(number) >= POINTS_MAX:
+    if not number.is_finite() or number.copy_abs() >= POINTS_MAX:
         raise Invalid(f"is out of range, expected points below {POINTS_MAX:,}")
     if number != round(number, POINTS_PLACES):
         raise Invalid(f"has more than {POINTS_PLACES} decimal places")
@@ -106,7 +106,9 @@ def day(value: Any) -> date:
 
 def integer(value: Any) -> int:
     """A whole number of 64 bits."""
-    whole = isinstance(value, Decimal) and value.is_finite() and abs(value) <= _INTEGER_MAX and value == int(value)
+    # abs() of a decimal rounds, and 1e999999999 would overflow in it.
+    small = isinstance(value, Decimal) and value.is_finite() and value.copy_abs() <= _INTEGER_MAX
+    whole = small and value == int(value)
     if not whole and (isinstance(value, bool) or not isinstance(value, int)):
         raise Invalid(f"is {_kind(value)}, expected a whole number")
     if abs(value) > _INTEGER_MAX:

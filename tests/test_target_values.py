@@ -65,6 +65,18 @@ def test_a_value_of_the_kind_is_taken(convert: Callable[[Any], Any], value: Any,
         pytest.param(
             values.points, Decimal("Infinity"), "is out of range, expected points below 100,000,000,000", id="∞"
         ),
+        pytest.param(
+            values.points,
+            Decimal("-1E+999999999"),
+            "is out of range, expected points below 100,000,000,000",
+            id="points-of-a-billion-digits",
+        ),
+        pytest.param(
+            values.integer,
+            Decimal("1E+999999999"),
+            "is a number, expected a whole number",
+            id="an-integer-of-a-billion-digits",
+        ),
         pytest.param(values.boolean, 1, "is a number, expected a boolean", id="one-is-not-true"),
         pytest.param(values.boolean, "true", "is text, expected a boolean", id="a-word-is-not-true"),
         pytest.param(values.day, "2023-02-29", "is not an ISO 8601 date", id="no-leap-day"),
