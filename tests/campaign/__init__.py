@@ -1,7 +1,51 @@
-"""Long trials against an oracle: short in `./dev test`, in full in `./dev campaign`."""
+"""The campaign: many seeded attempts to break the promises. Short in `./dev test`, at length in `./dev campaign`.
+
+Every random choice of a case follows from `CAMPAIGN_SEED` and the number of the case; a failure prints both.
+"""
 
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
+from random import Random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    Item = TypeVar("Item")
 
 FULL = os.environ.get("CAMPAIGN") == "full"
+SEED = int(os.environ.get("CAMPAIGN_SEED", "20261001"))
+ONLY = os.environ.get("CAMPAIGN_CASE")
+
+# What a run of the campaign did, by test: told at its end.
+counts: Counter[str] = Counter()
+seconds: Counter[str] = Counter()
+
+
+def size(short: int, full: int) -> int:
+    """How many cases to run."""
+    return full if FULL else short
+
+
+def run_cases(name: str, items: Sequence[Item], case: Callable[[Random, Item], None]) -> None:
+    """Run a case for each item, with random choices of its own; `CAMPAIGN_CASE` picks one of them."""
+    for index in range(len(items)) if ONLY is None else [int(ONLY)]:
+        began = time.perf_counter()
+        try:
+            case(Random(f"{SEED} {name} {index}"), items[index])
+        except BaseException:
+            full = "CAMPAIGN=full " if FULL else ""
+            test = os.environ["PYTEST_CURRENT_TEST"].split(" ")[0]
+            print(f"to see it again: {full}CAMPAIGN_SEED={SEED} CAMPAIGN_CASE={index} ./dev test '{test}'")
+            raise
+        count(name, time.perf_counter() - began)
+
+
+def count(name: str, took_seconds: float = 0, cases: int = 1) -> None:
+    """Note that a case was run."""
+    counts[name] += cases
+    seconds[name] += took_seconds

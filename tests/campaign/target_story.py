@@ -1,0 +1,156 @@
+"""A seeded stream of messages, what the oracle makes of it, and what must be in the warehouse by each STATE."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from tests import oracle
+from tests.oracle import Action, Snapshot
+from tests.target_fixtures import ACTIONS, AWARDS, action, record, schema, state
+
+if TYPE_CHECKING:
+    from random import Random
+
+# Must never be seen in a log, an error or a STATE; a person is in every record, the token in the warehouse's URL.
+PERSON = "Zelda Canaryperson"
+TOKEN = "tok3n-canary-5f1c"
+CANARIES = (PERSON, "Canaryperson", TOKEN)
+
+START = datetime(2026, 10, 1, 12, 0, tzinfo=timezone.utc)
+PERKS = schema("perks", {"_id": {"type": "string"}, "title": {"type": ["string", "null"]}}, "_id")
+SCHEMAS = [PERKS, AWARDS, ACTIONS]
+# Ids that a careless collation merges or puts into another order.
+AWARD_IDS = ["w1", "W1", "é", "w2", "w3", "w4"]
+USER_OF = {award: f"u{number // 2}" for number, award in enumerate(AWARD_IDS)}
+TYPES = {"earned": "REWARD_EARNED", "redeemed": "REDEEM_PERK", "refunded": "AWARD_POINTS_REFUNDED"}
+
+
+@dataclass
+class Story:
+    """Messages in the order in which a tap sends them; STATE says how many of the lines came before it."""
+
+    lines: list[str] = field(default_factory=lambda: list(SCHEMAS))
+    events: list[Action | Snapshot] = field(default_factory=list)
+    needs: list[tuple[int, str, str]] = field(default_factory=list)
+    """From which line on a table must have a key (`rejected_records`: a payload with that word in it)."""
+
+    def add(self, line: str, table: str, key: str) -> None:
+        """A message, and the row that it must leave behind."""
+        self.lines.append(line)
+        self.needs.append((len(self.lines), table, key))
+
+    def tell_state(self) -> None:
+        """A STATE that covers all lines so far."""
+        self.lines.append(state({"bookmarks": {"lines": len(self.lines)}}))
+
+    def input(self, resumed_from: int = 0) -> bytes:
+        """What a tap sends that was resumed from a STATE."""
+        lines = [*SCHEMAS, *self.lines[resumed_from:]] if resumed_from else self.lines
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    def needed(self, lines: int) -> set[tuple[str, str]]:
+        """What the warehouse must have once a STATE of so many lines is visible."""
+        return {(table, key) for line, table, key in self.needs if line <= lines}
+
+    def balances(self) -> list[dict[str, Any]]:
+        """The oracle's answer."""
+        return oracle.balances(self.events, USER_OF)
+
+
+def covered(state_line: str) -> int:
+    """How many lines a STATE covers."""
+    return int(json.loads(state_line)["bookmarks"]["lines"])
+
+
+def story(random: Random, rows: int, *, contradictions: bool = True) -> Story:
+    """Rows of all kinds: in time and late, simultaneous, repeated, contradictory, malformed."""
+    told = Story()
+    told.add(record("perks", {"_id": "p1", "title": "Coffee"}), "perks", "p1")
+    now = START
+    for number in range(rows):
+        now += timedelta(milliseconds=random.choice([0, 0, 1, 500, 1500]))
+        award = random.choice(AWARD_IDS)
+        kind = random.choices(
+            ["action", "late", "snapshot", "again", "legacy", "contradiction", "bad", "noise"],
+            [50, 8, 16, 12, 4, 3 * contradictions, 4, 3],
+        )[0]
+        repeatable = [event for event in told.events if isinstance(event, Action)]
+        if kind in {"again", "contradiction"} and not repeatable:
+            kind = "action"
+        if kind == "snapshot":
+            _tell_snapshot(told, random, award, now, number)
+        elif kind == "again":
+            event = random.choice(repeatable)
+            told.lines.append(line_of(event))
+        elif kind == "contradiction":
+            event = random.choice(repeatable)
+            word = f"contradiction-{number}"
+            told.add(line_of(event, delta=event.delta + 1, note=word), "rejected_records", word)
+        elif kind == "bad":
+            told.add(action(f"bad-{number}", delta="many", context=_person("u1")), "rejected_records", f"bad-{number}")
+        elif kind == "noise":
+            told.add(f'{{"type": "RECORD", "noise-{number} of {PERSON}"', "rejected_records", f"noise-{number}")
+        else:
+            occurred_at = now - timedelta(seconds=random.randrange(10)) if kind == "late" else now
+            effect = None if kind == "legacy" else random.choice(list(TYPES))
+            available = Decimal(random.randrange(-200, 2000)) / random.choice([1, 10, 10000])
+            delta = Decimal(random.randrange(500)) / random.choice([1, 10, 10000])
+            event = Action(_action_id(random, number), award, occurred_at, effect, delta, available, "p1")
+            told.events.append(event)
+            told.add(line_of(event), "actions", event.action_id)
+        if random.randrange(7) == 0:
+            told.tell_state()
+    told.add(record("perks", {"_id": "p2", "title": "Tea"}), "perks", "p2")
+    told.tell_state()
+    return told
+
+
+def line_of(event: Action, *, delta: Decimal | None = None, **more: Any) -> str:
+    """An action as the tap sends it, with a person in it."""
+    sent = event.delta if delta is None else delta
+    line = action(
+        event.action_id,
+        TYPES[event.effect or "earned"],
+        delta=str(sent),
+        available=str(event.available) if event.effect else None,
+        at=event.occurred_at.isoformat(),
+        award=event.award_id,
+        context=_person(USER_OF[event.award_id]),
+    )
+    message = json.loads(line)
+    message["record"].update(more)
+    return json.dumps(message)
+
+
+def snapshot_line(event: Snapshot) -> str:
+    """A snapshot as the tap sends it."""
+    fields = {
+        "_id": event.award_id,
+        "points": None if event.points is None else str(event.points),
+        "userId": USER_OF[event.award_id],
+        "perkId": event.perk_id,
+        "updatedAt": event.updated_at and event.updated_at.isoformat(),
+        "note": PERSON,
+    }
+    return record("awards", fields, event.read_at.isoformat())
+
+
+def _tell_snapshot(told: Story, random: Random, award: str, now: datetime, number: int) -> None:
+    points = random.choice([None, *[Decimal(random.randrange(1000)) / 100] * 6])
+    updated_at = random.choice([None, now, now, now - timedelta(seconds=5)])
+    read_at = now + timedelta(microseconds=number)
+    event = Snapshot(award, points, updated_at, read_at, "p1")
+    told.events.append(event)
+    told.add(snapshot_line(event), "awards", award)
+
+
+def _action_id(random: Random, number: int) -> str:
+    return f"{random.choice('aBbÉzZ9')}{number}"
+
+
+def _person(user: str) -> dict[str, Any]:
+    return {"user": {"_id": user, "fullName": PERSON}}

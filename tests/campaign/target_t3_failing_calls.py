@@ -1,0 +1,33 @@
+"""T3: whichever database call fails, once or for good, no STATE is false, and the next run heals what is left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.campaign import FULL, run_cases
+from tests.campaign.target_forks import DROP
+from tests.campaign.target_recovery import SETTINGS, check, finish, rehearse
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from tests.campaign.target_runs import Forks, Place
+
+SHORT_STEP = 29
+
+
+def test_whichever_database_call_fails_nothing_false_is_said_and_the_next_run_heals(forks: Forks, place: Place) -> None:
+    rehearsal = rehearse(forks, place, rows=12)
+    faults: list[dict[str, Any]] = [
+        {"how": DROP, "at": at, "moment": moment, "for_good": for_good}
+        for at in range(1, rehearsal.calls + 1)
+        for moment in ("before", "after")
+        for for_good in (False, True)
+    ]
+
+    def case(_: Random, fault: dict[str, Any]) -> None:
+        place.clear()
+        ended = forks.run(place.url, rehearsal.told.input(), fault=fault, **SETTINGS)
+        finish(forks, place, rehearsal, check(place, rehearsal.told, ended))
+
+    run_cases(f"T3 a call fails, {place.engine}", faults if FULL else faults[::SHORT_STEP], case)
