@@ -1,0 +1,70 @@
+"""T1: permuted, repeated, overlapping, batched anew: the same tables, and they are the oracle's."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+
+from target_crm.warehouse import Warehouse
+from tests import oracle
+from tests.campaign import SEED, count, size
+from tests.campaign.target_runs import digest
+from tests.test_target_balances import USER_OF, deliver, deliveries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+at_length = settings(
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.fixture(scope="module")
+def sqlite() -> Iterator[Warehouse]:
+    warehouse = Warehouse("sqlite://")
+    warehouse.set_up()
+    yield warehouse
+    warehouse.dispose()
+
+
+@pytest.fixture(scope="module")
+def postgres(new_postgres_url: str) -> Iterator[Warehouse]:
+    warehouse = Warehouse(new_postgres_url)
+    warehouse.set_up()
+    yield warehouse
+    warehouse.dispose()
+
+
+@seed(SEED)
+@settings(at_length, max_examples=size(20, 1000))
+@given(delivery=deliveries())
+def test_any_delivery_gives_the_same_tables_on_sqlite(sqlite: Warehouse, delivery: Any) -> None:
+    check(sqlite, delivery)
+
+
+@seed(SEED)
+@settings(at_length, max_examples=size(6, 150))
+@given(delivery=deliveries())
+def test_any_delivery_gives_the_same_tables_on_postgresql(postgres: Warehouse, delivery: Any) -> None:
+    check(postgres, delivery)
+
+
+def check(warehouse: Warehouse, delivery: Any) -> None:
+    began = time.perf_counter()
+    history, runs, batch_size_rows = delivery
+
+    delivered = deliver(warehouse, runs, batch_size_rows)
+    in_order = deliver(warehouse, [history], 1000)
+
+    assert delivered["award_balances"] == oracle.balances(history, USER_OF)
+    assert digest(delivered) == digest(in_order)
+    count(
+        f"T1 deliveries, {'sqlite' if warehouse.name.startswith('sqlite') else 'postgresql'}",
+        time.perf_counter() - began,
+    )
