@@ -60,7 +60,10 @@ class TargetCrm(Target):
     def __init__(self, **options: Any) -> None:
         if options.get("parse_env_config"):
             refuse_malformed(os.environ)
-        super().__init__(**options)
+        try:
+            super().__init__(**options)
+        except ValueError:
+            raise SettingError("a TARGET_CRM_… variable that takes JSON, such as stream_maps, holds none") from None
         if self.config.get("flattening_enabled"):
             raise SettingError("flattening_enabled: target-crm keeps objects as JSON; flatten in the tap if you must")
         self.settings = Settings.of(self.config)

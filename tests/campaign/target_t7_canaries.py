@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NOWHERE = f"postgresql://loader:{TOKEN}@127.0.0.1:1/crm"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def crm(postgres_url: str) -> Iterator[Place]:
     place = PostgresPlace(postgres_url)
     yield place
@@ -77,7 +77,7 @@ def test_a_malformed_url_is_not_repeated(forks: Forks, url: str) -> None:
     searched(forks.run(url, f"{ACTIONS}\n".encode()), 1)
 
 
-@pytest.mark.parametrize("option", ["batch_size_rows", "on_invalid_record", "stream_maps"])
+@pytest.mark.parametrize("option", ["batch_size_rows", "on_invalid_record", "store_payload", "stream_maps"])
 def test_a_malformed_setting_is_not_repeated(forks: Forks, crm: Place, option: str) -> None:
     searched(forks.run(crm.url, f"{ACTIONS}\n".encode(), **{option: TOKEN}), 1)
 
