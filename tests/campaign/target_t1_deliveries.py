@@ -42,14 +42,14 @@ def postgres(new_postgres_url: str) -> Iterator[Warehouse]:
 
 
 @seed(SEED)
-@settings(at_length, max_examples=size(20, 1000))
+@settings(at_length, max_examples=size(15, 1000))
 @given(delivery=deliveries())
 def test_any_delivery_gives_the_same_tables_on_sqlite(sqlite: Warehouse, delivery: Any) -> None:
     check(sqlite, delivery)
 
 
 @seed(SEED)
-@settings(at_length, max_examples=size(6, 150))
+@settings(at_length, max_examples=size(5, 150))
 @given(delivery=deliveries())
 def test_any_delivery_gives_the_same_tables_on_postgresql(postgres: Warehouse, delivery: Any) -> None:
     check(postgres, delivery)

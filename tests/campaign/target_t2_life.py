@@ -153,7 +153,7 @@ def test_balances_follow_whatever_happens_and_whenever_a_run_dies() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         seed(SEED)(Life),
         settings=settings(
-            max_examples=size(8, 100),
+            max_examples=size(6, 100),
             stateful_step_count=size(25, 50),
             deadline=None,
             database=None,

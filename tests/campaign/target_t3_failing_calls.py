@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tests.campaign.target_runs import Forks, Place
 
-SHORT_STEP = 29
+SHORT_STEP = 61
 
 
 def test_whichever_database_call_fails_nothing_false_is_said_and_the_next_run_heals(forks: Forks, place: Place) -> None:

@@ -42,7 +42,7 @@ def test_a_run_killed_anywhere_ends_where_a_quiet_one_would(forks: Forks, place:
             resumed_from = check(place, rehearsal.told, ended, resumed_from)
         finish(forks, place, rehearsal, resumed_from)
 
-    run_cases(f"T4 SIGKILL, {place.engine}", range(size(5, 150)), case)
+    run_cases(f"T4 SIGKILL, {place.engine}", range(size(4, 150)), case)
 
 
 def test_a_run_told_to_stop_inside_a_drain_acknowledges_only_what_is_committed(forks: Forks, place: Place) -> None:

@@ -50,7 +50,7 @@ def test_a_connection_that_the_server_ends_in_a_transaction_is_made_again(forks:
         check(place, rehearsal.told, ended)
         assert place.contents() == rehearsal.expected
 
-    run_cases("T5 backend terminated, postgresql", range(size(4, 60)), case)
+    run_cases("T5 backend terminated, postgresql", range(size(3, 60)), case)
 
 
 def test_a_server_that_crashes_and_comes_back_loses_nothing(forks: Forks) -> None:
@@ -100,7 +100,7 @@ def test_a_batch_whose_commit_got_no_reply_is_loaded_once(forks: Forks, postgres
             check(place, rehearsal.told, ended)
             assert place.contents() == rehearsal.expected
 
-        run_cases("T5 COMMIT lost, postgresql", range(size(4, 60)), case)
+        run_cases("T5 COMMIT lost, postgresql", range(size(3, 60)), case)
 
 
 def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_fit_the_ledger(
@@ -122,7 +122,7 @@ def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_fi
         place.is_consistent()
         count(f"T5 readings beside two loaders, {place.engine}", cases=readings)
 
-    run_cases(f"T5 two loaders, {place.engine}", range(size(3, 20)), case)
+    run_cases(f"T5 two loaders, {place.engine}", range(size(2, 20)), case)
 
 
 def read_while(place: Place, runs: list[Run]) -> int:
