@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.campaign.target_forks import PAUSE
 from tests.campaign.target_runs import Ended, Forks, Place, digest
-from tests.campaign.target_story import SCHEMAS, Story, covered, story
+from tests.campaign.target_story import Story, as_input, covered, story
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ def rehearse(forks: Forks, place: Place, rows: int = 30, **options: Any) -> Rehe
     place.clear()
     forks.warm(place.url, told.input())
     place.clear()
-    calls_before_rows, _ = count_calls(forks, place, "".join(f"{line}\n" for line in SCHEMAS).encode())
+    calls_before_rows, _ = count_calls(forks, place, as_input(told.schemas))
     place.clear()
     calls, seconds = count_calls(forks, place, told.input())
     expected = place.contents()

@@ -216,7 +216,10 @@ class Place:
         """All that is loaded, but for when and by which run."""
         found: dict[str, Any] = {name: table(self.warehouse, name, *columns) for name, columns in CONTENTS.items()}
         found["rejected_records"].sort(key=str)
+        keyless = "visits" in self.names()
         with self.warehouse.read() as connection:
+            if keyless:
+                found["visits"] = list(connection.scalars(text("SELECT number FROM visits ORDER BY 1")))
             found["perks"] = [tuple(row) for row in connection.execute(text("SELECT _id, title FROM perks ORDER BY 1"))]
         return found
 

@@ -22,6 +22,7 @@ CANARIES = (PERSON, "Canaryperson", TOKEN)
 
 START = datetime(2026, 10, 1, 12, 0, tzinfo=timezone.utc)
 PERKS = schema("perks", {"_id": {"type": "string"}, "title": {"type": ["string", "null"]}}, "_id")
+VISITS = schema("visits", {"number": {"type": "integer"}})
 SCHEMAS = [PERKS, AWARDS, ACTIONS]
 # Ids that a careless collation merges or puts into another order.
 AWARD_IDS = ["w1", "W1", "é", "w2", "w3", "w4"]
@@ -33,7 +34,8 @@ TYPES = {"earned": "REWARD_EARNED", "redeemed": "REDEEM_PERK", "refunded": "AWAR
 class Story:
     """Messages in the order in which a tap sends them; STATE says how many of the lines came before it."""
 
-    lines: list[str] = field(default_factory=lambda: list(SCHEMAS))
+    schemas: list[str]
+    lines: list[str]
     events: list[Action | Snapshot] = field(default_factory=list)
     needs: list[tuple[int, str, str]] = field(default_factory=list)
     """From which line on a table must have a key (`rejected_records`: a payload with that word in it)."""
@@ -49,8 +51,8 @@ class Story:
 
     def input(self, resumed_from: int = 0) -> bytes:
         """What a tap sends that was resumed from a STATE."""
-        lines = [*SCHEMAS, *self.lines[resumed_from:]] if resumed_from else self.lines
-        return "".join(f"{line}\n" for line in lines).encode()
+        lines = [*self.schemas, *self.lines[resumed_from:]] if resumed_from else self.lines
+        return as_input(lines)
 
     def needed(self, lines: int) -> set[tuple[str, str]]:
         """What the warehouse must have once a STATE of so many lines is visible."""
@@ -61,14 +63,24 @@ class Story:
         return oracle.balances(self.events, USER_OF)
 
 
+def as_input(lines: list[str]) -> bytes:
+    """Messages as bytes of a standard input."""
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
 def covered(state_line: str) -> int:
     """How many lines a STATE covers."""
     return int(json.loads(state_line)["bookmarks"]["lines"])
 
 
-def story(random: Random, rows: int, *, contradictions: bool = True) -> Story:
-    """Rows of all kinds: in time and late, simultaneous, repeated, contradictory, malformed."""
-    told = Story()
+def story(random: Random, rows: int, *, contradictions: bool = True, keyless: bool = False) -> Story:
+    """Rows of all kinds: in time and late, simultaneous, repeated, contradictory, malformed.
+
+    Two orders of contradictions are two stories, and keyless rows that are sent twice are two rows: they are left out
+    where several runs deliver a story.
+    """
+    schemas = [*SCHEMAS, VISITS] if keyless else SCHEMAS
+    told = Story(schemas, [*schemas])
     told.add(record("perks", {"_id": "p1", "title": "Coffee"}), "perks", "p1")
     now = START
     for number in range(rows):
@@ -102,6 +114,8 @@ def story(random: Random, rows: int, *, contradictions: bool = True) -> Story:
             event = Action(_action_id(random, number), award, occurred_at, effect, delta, available, "p1")
             told.events.append(event)
             told.add(line_of(event), "actions", event.action_id)
+        if keyless:
+            told.lines.append(record("visits", {"number": number}))
         if random.randrange(7) == 0:
             told.tell_state()
     told.add(record("perks", {"_id": "p2", "title": "Tea"}), "perks", "p2")

@@ -17,7 +17,7 @@ from sqlalchemy import select as sql_select
 from tests.campaign import count, run_cases, size
 from tests.campaign.target_recovery import SETTINGS, check, count_calls, finish, rehearse
 from tests.campaign.target_runs import Place, PostgresPlace
-from tests.campaign.target_story import SCHEMAS
+from tests.campaign.target_story import as_input
 from tests.postgres import PostgresServer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def postgres_place(postgres_url: str) -> Iterator[Place]:
 
 
 def test_a_connection_that_the_server_ends_in_a_transaction_is_made_again(forks: Forks, postgres_place: Place) -> None:
-    place, rehearsal = postgres_place, rehearse(forks, postgres_place)
+    place, rehearsal = postgres_place, rehearse(forks, postgres_place, keyless=True)
 
     def case(random: Random, _: int) -> None:
         place.clear()
@@ -80,10 +80,10 @@ def test_a_server_that_crashes_and_comes_back_loses_nothing(forks: Forks) -> Non
 
 
 def test_a_batch_whose_commit_got_no_reply_is_loaded_once(forks: Forks, postgres_place: Place) -> None:
-    place, rehearsal = postgres_place, rehearse(forks, postgres_place)
+    place, rehearsal = postgres_place, rehearse(forks, postgres_place, keyless=True)
     with lossy_proxy(place.url) as proxy:
         place.clear()
-        count_calls(forks, proxy, "".join(f"{line}\n" for line in SCHEMAS).encode())
+        count_calls(forks, proxy, as_input(rehearsal.told.schemas))
         before_rows = proxy.commits
         place.clear()
         count_calls(forks, proxy, rehearsal.told.input())
@@ -112,7 +112,7 @@ def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_fi
     def case(random: Random, _: int) -> None:
         place.clear()
         cut, overlap = random.randrange(len(told.lines)), random.randrange(len(told.lines))
-        first = "".join(f"{line}\n" for line in told.lines[: cut + overlap]).encode()
+        first = as_input(told.lines[: cut + overlap])
         runs = [forks.start(place.url, first, **SETTINGS), forks.start(place.url, told.input(cut), **SETTINGS)]
         readings = read_while(place, runs)
         for run in runs:

@@ -1,0 +1,168 @@
+"""Proof that the campaign can fail: faults are put into a copy of target_crm, and each has to be caught.
+
+`python -m tests.campaign.target_seeded_faults` runs, for each fault, the short form of the parts that are to catch it,
+and prints which of them did.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent.parent
+COPIED = ("target_crm", "tap_pepper", "pepper_sandbox", "tests", "pyproject.toml", "README.md")
+RUN_SECONDS_MAX = 900
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An edit of one file that breaks a promise."""
+
+    promise: str
+    parts: str
+    """The parts of the campaign, `t1` to `t7`, that are to catch it. Others may as well; they are not run."""
+    file: str
+    right: str
+    wrong: str
+
+
+FAULTS = {
+    "STATE goes out before the commit": Fault(
+        "3",
+        "t3 t4",
+        "target.py",
+        "        if self._rows_held:\n            self.warehouse.commit_once(",
+        "        self._state is None or self._emit(self._state)\n"
+        "        if self._rows_held:\n            self.warehouse.commit_once(",
+    ),
+    "a signal acknowledges what is held": Fault(
+        "3",
+        "t4",
+        "target.py",
+        "        sys.exit(SIGNAL_EXIT_CODE + signum)",
+        "        self._state is None or self._emit(self._state)\n        sys.exit(SIGNAL_EXIT_CODE + signum)",
+    ),
+    "sums over all actions, also repeated ones": Fault(
+        "5", "t1 t4", "sinks.py", "partials_of_actions(staged.fresh_rows())", "partials_of_actions(staged.table)"
+    ),
+    "the last arrival wins, not the newest": Fault(
+        "5",
+        "t1 t2",
+        "balances.py",
+        "            u.as_of.desc(),\n",
+        "            u.arrival.desc(),\n            u.as_of.desc(),\n",
+    ),
+    "no tie-break by action id": Fault(
+        "1", "t1", "balances.py", '            case((by_action, u.last_action_id), else_="").desc(),\n', ""
+    ),
+    "at a tie the snapshot may win": Fault(
+        "1", "t1 t2", "balances.py", "            case((by_action, 1), else_=0).desc(),\n", ""
+    ),
+    "an older snapshot replaces a newer one": Fault(
+        "5",
+        "t1",
+        "staging.py",
+        "and_(_not_older(ages(ranked), ages(table)), not_(",
+        "and_(not_(",
+    ),
+    "the ledger is committed before the balances": Fault(
+        "2",
+        "t2 t5",
+        "sinks.py",
+        "        merge(connection, self.tables, balances.partials_of_actions",
+        '        connection.exec_driver_sql("COMMIT")\n        connection.exec_driver_sql("BEGIN")\n'
+        "        merge(connection, self.tables, balances.partials_of_actions",
+    ),
+    "rows are forgotten before the commit": Fault(
+        "2",
+        "t3 t5",
+        "sinks.py",
+        "            self._flushed += self.write(connection)\n",
+        "            self._flushed += self.write(connection)\n            self.rows = []\n",
+    ),
+    "no lock between loaders": Fault(
+        "7", "t5", "warehouse.py", "                _lock(writer, self.tables.metadata.schema)\n", ""
+    ),
+    "no second try after a lost connection": Fault(
+        "2",
+        "t5",
+        "warehouse.py",
+        "                if failures == len(RETRY_SECONDS):",
+        "                if failures == 0:",
+    ),
+    "a second try doesn't look for the first one's commit": Fault(
+        "2", "t5", "warehouse.py", "if failures == 0 or not self._is_committed(connection, batch_id):", "if batch_id:"
+    ),
+    "what is refused is not kept": Fault(
+        "4", "t4 t6", "target.py", "[*self._rejections, *contradictions]", "contradictions"
+    ),
+    "a failed run exits with 0": Fault("8", "t3 t7", "target.py", 'sys.exit(f"target-crm: {error}")', "sys.exit(0)"),
+    "a line may be of any length": Fault("4", "t6", "messages.py", "MAX = 1 << 24", "MAX = 1 << 40"),
+    "a number may overflow": Fault("4", "t6", "values.py", "number.copy_abs() >=", "abs(number) >="),
+    "a rebuild leaves the snapshots out": Fault(
+        "1",
+        "t2",
+        "balances.py",
+        "reduce(tables.award_balances, partials_of_actions(tables.actions), partials_of_awards(tables.awards))",
+        "reduce(tables.award_balances, partials_of_actions(tables.actions))",
+    ),
+    "errors show the URL's password": Fault(
+        "8",
+        "t5 t7",
+        "warehouse.py",
+        "URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()",
+        "url.render_as_string(hide_password=False)",
+    ),
+    "a refusal repeats the value": Fault(
+        "8", "t7", "values.py", 'f"is {_kind(value)}, expected points"', 'f"is {value!r}, expected points"'
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_seeded_fault_fits_the_source_as_it_is(name: str) -> None:
+    fault = FAULTS[name]
+    assert fault.right in (PROJECT / "target_crm" / fault.file).read_text()
+
+
+def caught_by(fault: Fault) -> list[str]:
+    """The parts that fail with the fault in place."""
+    with tempfile.TemporaryDirectory(prefix="pepper-crm-fault-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = PROJECT / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+        path = copy / "target_crm" / fault.file
+        path.write_text(path.read_text().replace(fault.right, fault.wrong))
+        tests = [str(test) for part in fault.parts.split() for test in copy.glob(f"tests/campaign/target_{part}_*.py")]
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", *tests],
+            cwd=copy,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS_MAX,
+            check=False,
+        )
+    return sorted(set(re.findall(r"^(?:FAILED|ERROR) \S+target_t(\d)_", result.stdout, re.MULTILINE)))
+
+
+def main(names: list[str]) -> int:
+    """Print the table; returns how many faults went unnoticed."""
+    unnoticed = 0
+    print("| seeded fault | promise | caught by |\n|---|---|---|", flush=True)
+    for name in names or FAULTS:
+        caught = ", ".join(f"T{number}" for number in caught_by(FAULTS[name]))
+        unnoticed += not caught
+        print(f"| {name} | {FAULTS[name].promise} | {caught or '**nothing**'} |", flush=True)
+    return unnoticed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
