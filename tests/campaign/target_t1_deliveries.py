@@ -42,7 +42,7 @@ def postgres(new_postgres_url: str) -> Iterator[Warehouse]:
 
 
 @seed(SEED)
-@settings(at_length, max_examples=size(15, 1000))
+@settings(at_length, max_examples=size(40, 1000))
 @given(delivery=deliveries())
 def test_any_delivery_gives_the_same_tables_on_sqlite(sqlite: Warehouse, delivery: Any) -> None:
     check(sqlite, delivery)
