@@ -205,6 +205,9 @@ class TapPepper(Tap):
         except ConfigValidationError as error:
             # The SDK would add a line that says nothing.
             raise FixSettings(str(error)) from error
+        except BrokenPipeError as error:
+            # click would end the process without a word.
+            raise StopEverything("whoever read the messages has gone; its own log says why") from error
 
 
 def main() -> NoReturn:
@@ -224,8 +227,6 @@ def main() -> NoReturn:
     try:
         status = TapPepper.cli.main(prog_name=TapPepper.name, standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:
-        status = _fail("whoever read the messages has gone; its own log says why")
     except (KeyboardInterrupt, click.Abort):
         status = INTERRUPTED
     except click.ClickException as error:
