@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import socket
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,13 @@ def test_a_body_larger_than_the_limit_stops_the_run(monkeypatch: pytest.MonkeyPa
     bomb = gzip.compress(b" " * 10_000_000)
     with Script(Reply(bomb, headers={"Content-Encoding": "gzip"})) as script:
         assert "larger than 100,000 bytes" in str(failure_of(script))
+
+
+def test_a_body_that_is_large_on_its_way_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "COMPRESSED_BYTES_MAX", 10_000)
+    body = gzip.compress(json.dumps({"items": [{"_id": os.urandom(20_000).hex()}]}).encode())
+    with Script(Reply(body, headers={"Content-Encoding": "gzip"})) as script:
+        assert "larger than 10,000 bytes" in str(failure_of(script))
 
 
 # Failures.

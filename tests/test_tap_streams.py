@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -756,6 +757,14 @@ def test_an_unexpected_error_of_one_stream_stops_no_other() -> None:
         run = run_script(script, may_fail=True, stream_maps={"actions": {"x": "1 / 0"}})
     assert isinstance(run.error, ZeroDivisionError)
     assert run.ids("awards") == ["b"]
+
+
+def test_an_error_outside_of_the_rows_ends_what_fetches_them(world: World) -> None:
+    with Sandbox(world) as sandbox:
+        maps = {"actions": {"x": "1 / 0"}}
+        run = run_tap(settings_of(sandbox, stream_maps=maps, page_size=1), "actions", may_fail=True)
+        assert isinstance(run.error, ZeroDivisionError)
+        assert not [thread for thread in threading.enumerate() if thread.name.endswith("(_work)")]
 
 
 def test_actions_go_first() -> None:
