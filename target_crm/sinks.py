@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from singer_sdk import metrics
 from singer_sdk.sinks import Sink
-from sqlalchemy import case, func
+from sqlalchemy import case, func, or_, select
 
 from target_crm import balances, staging, tables, values, warehouse
 from target_crm.actions import ledger_row
@@ -252,8 +252,11 @@ class AwardSink(TableSink):
         return [tells_points, func.coalesce(rows.c.updated_at, rows.c[EXTRACTED_AT]), rows.c[EXTRACTED_AT]]
 
     def fold(self, connection: Connection) -> None:
-        """Merge the awards that have changed into the balances."""
-        merge(connection, self.tables, balances.partials_of_awards(staging.changing_rows(self.table, self.staged)))
+        """Merge the awards that have changed into the balances, and those that tell their time by being read again."""
+        changing = staging.changing_rows(self.table, self.staged)
+        fresh = self.staged.fresh_rows()
+        news = or_(fresh.c.updated_at.is_(None), fresh.c["_id"].in_(select(changing.c["_id"])))
+        merge(connection, self.tables, balances.partials_of_awards(fresh).where(news))
 
 
 def merge(connection: Connection, owned: tables.Tables, arrived: Select[Any]) -> None:

@@ -191,6 +191,17 @@ def test_any_delivery_of_a_history_gives_the_oracles_balances_on_postgresql(post
     check(postgres, delivery)
 
 
+@pytest.mark.parametrize("batch_size_rows", [1, 2])
+def test_a_snapshot_without_a_time_is_as_new_as_its_last_reading(warehouse_url: str, batch_size_rows: int) -> None:
+    first, again = (snapshot(at=None, read_at=f"2026-10-01T12:00:0{second}Z") for second in (3, 4))
+
+    load(warehouse_url, [AWARDS, first, again], batch_size_rows=batch_size_rows)
+    load(warehouse_url, [AWARDS, first])
+
+    (balance,) = table(warehouse_url, "award_balances", "as_of")
+    assert balance == {"as_of": START + timedelta(seconds=4)}
+
+
 def test_points_add_up_exactly(warehouse_url: str) -> None:
     tenths = [action(f"a{n}", delta=0.1, available=n / 10, at=f"2026-10-01T12:00:0{n}Z") for n in range(10)]
 
