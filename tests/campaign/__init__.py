@@ -11,6 +11,8 @@ from collections import Counter
 from random import Random
 from typing import TYPE_CHECKING
 
+from hypothesis import Phase
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeVar
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 FULL = os.environ.get("CAMPAIGN") == "full"
 SEED = int(os.environ.get("CAMPAIGN_SEED", "20261001"))
 ONLY = os.environ.get("CAMPAIGN_CASE")
+# Shrinking a failure takes minutes, which are lost where only its being there counts.
+PHASES = [Phase.generate] if os.environ.get("CAMPAIGN_SHRINK") == "no" else [Phase.generate, Phase.shrink]
 
 # What a run of the campaign did, by test: told at its end.
 counts: Counter[str] = Counter()

@@ -6,6 +6,7 @@ and prints which of them did.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -145,6 +146,7 @@ def caught_by(fault: Fault) -> list[str]:
         result = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", *tests],
             cwd=copy,
+            env={**os.environ, "CAMPAIGN_SHRINK": "no"},
             capture_output=True,
             text=True,
             timeout=RUN_SECONDS_MAX,

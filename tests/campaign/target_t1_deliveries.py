@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, seed, settings
 
 from target_crm.warehouse import Warehouse
 from tests import oracle
-from tests.campaign import SEED, count, size
+from tests.campaign import PHASES, SEED, count, size
 from tests.campaign.target_runs import digest
 from tests.test_target_balances import USER_OF, deliver, deliveries
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 at_length = settings(
+    phases=PHASES,
     deadline=None,
     database=None,
     print_blob=True,

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from target_crm import cli
 from target_crm.target import TargetCrm
 from tests import oracle
-from tests.campaign import SEED, count, size
+from tests.campaign import PHASES, SEED, count, size
 from tests.campaign.target_calls import AFTER, BEFORE, Call, watched
 from tests.campaign.target_runs import SqlitePlace
 from tests.campaign.target_story import AWARD_IDS, START, TYPES, USER_OF, line_of, snapshot_line
@@ -153,6 +153,7 @@ def test_balances_follow_whatever_happens_and_whenever_a_run_dies() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         seed(SEED)(Life),
         settings=settings(
+            phases=PHASES,
             max_examples=size(6, 100),
             stateful_step_count=size(25, 50),
             deadline=None,
