@@ -15,6 +15,7 @@ from pepper_sandbox import faults
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tap_pepper.errors import FixSettings, PepperError, StopRun, StreamsFailed
+from tests.guide import REWARD_EARNED
 from tests.tap_fixtures import (
     NOW,
     PatientTap,
@@ -32,60 +33,6 @@ if TYPE_CHECKING:
     from pepper_sandbox.faults import Fault
 
 SETTLED = "2026-10-01T11:59:55.000Z"
-
-# "Synchronising User Award Information", the example of REWARD_EARNED, as it stands there.
-REWARD_EARNED: dict[str, Any] = json.loads("""
-{
-"_id": "xxxx",
-"context": {
-"tenant": {
-"_id": "xxxx",
-"title": "The Grill"
-},
-"user": {
-"_id": "xxxx",
-"fullName": "Tom Jones",
-"primaryPlatform": "IOS"
-},
-"location": {
-"_id": "xxx",
-"title": "Arches",
-"geo": [
--0.0970637,
-51.5045788
-],
-"regions": [],
-"tags": [
-""
-]
-},
-"tags": []
-},
-"tenantId": "xxxx",
-"type": "REWARD_EARNED",
-"source": "API_SERVER",
-"version": "0",
-"when": {
-"timezone": "Europe/London",
-"timestamp": "2021-03-05T13:37:52.194Z",
-"year": 2021,
-"monthofyear": 2,
-"weekofyear": 10,
-"dayofmonth": 5,
-"dayofweek": 5,
-"daypart": "LUNCH"
-},
-"metadata": {
-"awardId": "xxxxx",
-"perkId": "xxxxx",
-"loyaltyEarned": 2,
-"pointsAdded": 2,
-"pointsAvailable": 2,
-"trigger": "GLOBAL"
-},
-"environment": "BETA"
-}
-""")
 
 
 def action(name: str, at: str, **fields: object) -> dict[str, Any]:
@@ -118,10 +65,10 @@ def run_script(script: Script, *streams: str, **options: Any) -> Run:
 
 
 def test_the_seeds_action_is_emitted_as_it_is_with_its_time_on_top() -> None:
-    with Script(listing(), listing(REWARD_EARNED, key="actions")) as script:
+    with Script(listing(), listing(json.loads(REWARD_EARNED), key="actions")) as script:
         run = run_script(script, "actions", start_date="2021-03-05", window_hours=8784, page_size=1000)
     record = json.loads(json.dumps(run.records("actions")[0], default=float))
-    assert record == {**REWARD_EARNED, "when_timestamp": "2021-03-05T13:37:52.194Z"}
+    assert record == {**json.loads(REWARD_EARNED), "when_timestamp": "2021-03-05T13:37:52.194Z"}
 
 
 def test_the_first_run_reads_the_lookback() -> None:

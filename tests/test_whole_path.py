@@ -16,6 +16,7 @@ from pepper_sandbox import faults
 from pepper_sandbox.faults import Fault
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import Totals, World
+from tests import guide
 from tests.commands import RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings
 
 if TYPE_CHECKING:
@@ -26,58 +27,12 @@ SETTLE = timedelta(seconds=5)
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 PROJECT = Path(__file__).parent.parent
 
-# As in Pepper's guide to synchronising awards: the first example in full, then what differs in the other two.
-REWARD_EARNED: dict[str, Any] = {
-    "_id": "xxxx",
-    "context": {
-        "tenant": {"_id": "xxxx", "title": "The Grill"},
-        "user": {"_id": "xxxx", "fullName": "Tom Jones", "primaryPlatform": "IOS"},
-        "location": {
-            "_id": "xxx",
-            "title": "Arches",
-            "geo": [-0.0970637, 51.5045788],
-            "regions": [],
-            "tags": [""],
-        },
-        "tags": [],
-    },
-    "tenantId": "xxxx",
-    "type": "REWARD_EARNED",
-    "source": "API_SERVER",
-    "version": "0",
-    "when": {
-        "timezone": "Europe/London",
-        "timestamp": "2021-03-05T13:37:52.194Z",
-        "year": 2021,
-        "monthofyear": 2,
-        "weekofyear": 10,
-        "dayofmonth": 5,
-        "dayofweek": 5,
-        "daypart": "LUNCH",
-    },
-    "metadata": {
-        "awardId": "xxxxx",
-        "perkId": "xxxxx",
-        "loyaltyEarned": 2,
-        "pointsAdded": 2,
-        "pointsAvailable": 2,
-        "trigger": "GLOBAL",
-    },
-    "environment": "BETA",
-}
-REDEEM_PERK = {
-    "type": "REDEEM_PERK",
-    "metadata": {"awardId": "xxx", "perkId": "xxx", "pointsAvailable": 5, "pointsRedeemed": 16},
-}
-AWARD_POINTS_REFUNDED = {
-    "type": "AWARD_POINTS_REFUNDED",
-    "metadata": {"awardId": "xxx", "perkId": "xxx", "pointsAvailable": 15, "pointsRefunded": 5},
-}
+EARNED, REDEEMED, REFUNDED = map(json.loads, (guide.REWARD_EARNED, guide.REDEEM_PERK, guide.AWARD_POINTS_REFUNDED))
 
 
 def at(action: dict[str, Any], action_id: str, timestamp: str) -> dict[str, Any]:
     """An example as an action of its own: the guide gives all three one id and one time."""
-    return {**REWARD_EARNED, **action, "_id": action_id, "when": {**REWARD_EARNED["when"], "timestamp": timestamp}}
+    return {**EARNED, **action, "_id": action_id, "when": {**EARNED["when"], "timestamp": timestamp}}
 
 
 def query(warehouse_url: str, statement: str) -> list[tuple[Any, ...]]:
@@ -190,9 +145,9 @@ def test_balances_are_pepper_s_when_pepper_behaves_oddly(scripted: list[Fault], 
 
 def test_the_guide_s_examples_become_balances(warehouse_url: str, tmp_path: Path) -> None:
     actions = [
-        REWARD_EARNED,
-        at(REDEEM_PERK, "yyyy", "2021-03-05T13:38:00.000Z"),
-        at(AWARD_POINTS_REFUNDED, "zzzz", "2021-03-05T13:39:00.000Z"),
+        EARNED,
+        at(REDEEMED, "yyyy", "2021-03-05T13:38:00.000Z"),
+        at(REFUNDED, "zzzz", "2021-03-05T13:39:00.000Z"),
     ]
     serve = Fault("the guide's actions", lambda request, answer: answer(request).with_payload({"actions": actions}))
     nothing = Fault("no rows", lambda request, answer: answer(request).with_payload({"items": []}))
@@ -209,7 +164,7 @@ def test_the_guide_s_examples_become_balances(warehouse_url: str, tmp_path: Path
     ]
     (stored,) = query(warehouse_url, "SELECT payload FROM actions WHERE action_id = 'xxxx'")
     payload = stored[0] if isinstance(stored[0], dict) else json.loads(stored[0])
-    assert payload == {**REWARD_EARNED, "when_timestamp": "2021-03-05T13:37:52.194Z"}
+    assert payload == {**EARNED, "when_timestamp": "2021-03-05T13:37:52.194Z"}
 
 
 def test_meltano_seeds_then_follows_from_its_state(tmp_path: Path) -> None:
