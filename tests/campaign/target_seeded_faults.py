@@ -122,7 +122,7 @@ FAULTS = {
         "url.render_as_string(hide_password=False)",
     ),
     "a refusal repeats the value": Fault(
-        "8", "t7", "values.py", 'f"is {_kind(value)}, expected points"', 'f"is {value!r}, expected points"'
+        "8", "t7", "values.py", 'Invalid("is text, expected points")', 'Invalid(f"is {value}, expected points")'
     ),
 }
 
