@@ -36,6 +36,8 @@ _LOCK_CLASS = 0x63726D
 _DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 
 logger = logging.getLogger("target-crm.warehouse")
+# The pool would log a trace for a connection that can't even be rolled back; what is to be known of it is raised.
+logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 class Warehouse:
