@@ -366,6 +366,7 @@ class ChangesStream(PepperStream):
 
         if since is None and (self.refresh_days or self.replication_method != REPLICATION_INCREMENTAL):
             yield from self.complete_walk(self.query(), take)
+            border.forget_earlier_runs()
             self.checkpoint(until, border=border.text(reread_from), refreshed_until=until)
             return
         if self.refresh_days:
@@ -375,6 +376,8 @@ class ChangesStream(PepperStream):
             # A millisecond earlier: whether the moment itself is in the answer or not, what changed then is.
             query[self.since_parameter] = earlier(since, MILLISECOND.total_seconds())
         yield from self.walk(self.pages(query), take, f"since {since}" if since else "from the start")
+        # A row that changes, and changes back, is news both times: only what it was last is remembered.
+        border.forget_earlier_runs()
         self.checkpoint(until, border=border.text(reread_from))
 
     @property
@@ -443,7 +446,7 @@ class Actions(PepperStream):
         after = resume_after(
             bookmark=bookmark, start=settings.start, until=until, lookback_seconds=settings.lookback_seconds
         )
-        border = Border(self.stream_state.get("border"))
+        border = Border(None if bookmark is None else self.stream_state.get("border"))
         audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
         types = frozenset(settings.action_types)
         longest_seconds = float(settings.window_hours * HOUR_SECONDS)

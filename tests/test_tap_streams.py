@@ -376,6 +376,17 @@ def test_awards_are_seeded_in_full_whatever_the_start_date() -> None:
     assert run.state == state_of(awards=SETTLED)
 
 
+def test_an_award_that_changes_and_changes_back_is_news_each_time() -> None:
+    emitted: list[list[int]] = []
+    state = None
+    for points in (5, 3, 5, 5):
+        with Script(listing(), listing({"_id": "a", "points": points})) as script:
+            run = run_script(script, "awards", state=state)
+        emitted.append([record["points"] for record in run.records("awards")])
+        state = run.state
+    assert emitted == [[5], [3], [5], []]
+
+
 @pytest.mark.parametrize(
     ("stream", "parameter"),
     [pytest.param("awards", "updatedAt", id="awards"), pytest.param("users", "updatedAfter", id="users")],
