@@ -27,8 +27,8 @@ import requests
 import urllib3.exceptions
 from requests.auth import AuthBase
 
-from tap_pepper.errors import StopEverything, StopRun, TryAgain
-from tap_pepper.limiter import Limiter, LocalClock
+from tap_pepper.errors import OutOfTime, StopEverything, StopRun, TryAgain
+from tap_pepper.limiter import Limiter, LocalClock, always
 from tap_pepper.settings import is_loopback
 from tap_pepper.windows import UTC
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from threading import Event
 
-    from tap_pepper.limiter import Clock
+    from tap_pepper.limiter import Clock, MayWait
     from tap_pepper.settings import Settings
 
 logger = logging.getLogger("tap-pepper.client")
@@ -204,13 +204,20 @@ class PepperClient:
             logger.warning("the local clock is %+.0f s off Pepper's; Pepper's decides", skew_seconds)
         return date
 
-    def pages(self, path: str, params: Mapping[str, str] | None = None, halt: Event | None = None) -> Iterator[Page]:
+    def pages(
+        self,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        halt: Event | None = None,
+        may_wait: MayWait = always,
+    ) -> Iterator[Page]:
         """Walk through all pages of an endpoint.
 
         Args:
             path: `/actions`.
             params: Query parameters besides those of paging.
             halt: Ends the walk between two requests, and any wait, once it is set.
+            may_wait: Asked before each pause that Pepper wants, and before each new try.
 
         Yields:
             Each page as it arrives. A row that only repeats the last one of the page before is left out.
@@ -219,13 +226,16 @@ class PepperClient:
             StopRun: Pepper's answer is of no use, and will not become so.
             TryAgain: The failures did not pass within `max_retries`, or within `REQUEST_SECONDS_MAX`.
             Halted: `halt` was set.
+            OutOfTime: `may_wait` said no.
         """
         asked = {**(params or {}), "limit": str(self._settings.page_size)}
         resource = _resource(path)
         seen: set[str] = set()
         last: tuple[object, bytes] | None = None
         for number in range(1, PAGES_MAX + 1):
-            page = self._page(path, asked, where=f"{resource} page {number}", halt=halt or self._never)
+            page = self._page(
+                path, asked, where=f"{resource} page {number}", halt=halt or self._never, may_wait=may_wait
+            )
             next_last = _fingerprint(page.rows[-1]) if page.rows else last
             yield page if last is None else Page(_without_repeat(page.rows, last), page.next_key, page.date)
             last = next_last
@@ -239,14 +249,16 @@ class PepperClient:
         msg = f"{resource}: more than {PAGES_MAX:,} pages; shorten window_hours or raise page_size"
         raise StopRun(msg)
 
-    def _page(self, path: str, params: Mapping[str, str], *, where: str, halt: Event) -> Page:
+    def _page(
+        self, path: str, params: Mapping[str, str], *, where: str, halt: Event, may_wait: MayWait = always
+    ) -> Page:
         """Get one page, as often as it takes and `max_retries` allows."""
         traffic = self.traffic(path)
         tries = self._settings.max_retries + 1
         began_seconds = self.local.seconds()
         give_up_seconds = began_seconds + REQUEST_SECONDS_MAX
         for number in range(1, tries + 1):
-            with self.limiter.slot(halt) as refusals_before:
+            with self.limiter.slot(halt, may_wait) as refusals_before:
                 try:
                     page = self._request(path, params, where=where, give_up_seconds=give_up_seconds)
                 except TryAgain as failed:
@@ -267,6 +279,9 @@ class PepperClient:
                 took_seconds = self.local.seconds() - began_seconds
                 msg = f"{where}: {error} (tried {number}x in {took_seconds:,.0f} s); {error.advice}"
                 raise TryAgain(msg, advice=error.advice) from error
+            if not may_wait(wait_seconds):
+                msg = f"{where}: {error}, and max_run_seconds leaves no time to try again"
+                raise OutOfTime(msg) from error
             with self._lock:
                 traffic.retries += 1
             logger.warning("%s: %s; try %d of %d in %.1f s", where, error, number + 1, tries, wait_seconds)
@@ -434,12 +449,15 @@ def _rows(decoded: object, resource: str, where: str) -> list[dict[str, Any]]:
 def _next_key(decoded: object, where: str) -> str | None:
     """Find the key of the next page, if there is one."""
     page = decoded.get("page") if isinstance(decoded, dict) else None
-    if page is None:
+    if not page:
         return None
-    key = page.get("nextKey") if isinstance(page, dict) else page
-    if key is None or key == "":
+    if not isinstance(page, dict):
+        msg = f"{where}: page is {type(page).__name__}, expected an object"
+        raise StopRun(msg)
+    key = page.get("nextKey")
+    if key in (None, False, ""):
         return None
-    if not isinstance(key, (str, int)):
+    if not isinstance(key, (str, int)) or key is True:
         msg = f"{where}: page.nextKey is {type(key).__name__}, expected text"
         raise StopRun(msg)
     return str(key)

@@ -51,3 +51,7 @@ class TryAgain(PepperError):
         self.advice = advice
         self.for_everyone = for_everyone
         self.wait_seconds = wait_seconds
+
+
+class OutOfTime(PepperError):
+    """Pepper asks to be left alone for longer than the run may last."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tap_pepper.errors import OutOfTime
 from tap_pepper.windows import UTC
 
 if TYPE_CHECKING:
@@ -20,6 +22,15 @@ RECOVERY_ANSWERS: Final = 20
 
 class Halted(Exception):
     """Whoever wanted the answer does so no longer."""
+
+
+MayWait = Callable[[float], bool]
+"""Whether whoever wants an answer still wants it after so many seconds."""
+
+
+def always(seconds: float) -> bool:  # noqa: ARG001
+    """Any answer is worth its wait."""
+    return True
 
 
 class Clock(Protocol):
@@ -76,13 +87,14 @@ class Limiter:
         return self._allowed
 
     @contextmanager
-    def slot(self, halt: Event) -> Iterator[int]:
+    def slot(self, halt: Event, may_wait: MayWait = always) -> Iterator[int]:
         """Hold a place among the requests under way; waits for it. Yields what `refused` wants to know.
 
         Raises:
             Halted: `halt` was set before there was a place.
+            OutOfTime: The wait is not worth it.
         """
-        refusals = self._enter(halt)
+        refusals = self._enter(halt, may_wait)
         try:
             yield refusals
         finally:
@@ -130,7 +142,7 @@ class Limiter:
         with self._changed:
             self._changed.notify_all()
 
-    def _enter(self, halt: Event) -> int:
+    def _enter(self, halt: Event, may_wait: MayWait) -> int:
         while True:
             with self._changed:
                 while self._under_way >= self._allowed and not halt.is_set():
@@ -139,4 +151,6 @@ class Limiter:
                 if pause_seconds <= 0 and not halt.is_set():
                     self._under_way += 1
                     return self._refusals
+            if not may_wait(pause_seconds):
+                raise OutOfTime("Pepper asks for a pause that lasts longer than the run may")
             self.sleep(pause_seconds, halt)

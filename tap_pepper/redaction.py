@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from functools import wraps
+from typing import Any, Final
 from urllib.parse import quote
 
 REDACTED: Final = "***"
@@ -37,6 +38,10 @@ class Redactor(logging.Filter):
             shown = self._redacted(trace)
             if shown != trace:
                 record.exc_info, record.exc_text = None, shown
+        for name, value in vars(record).items():
+            # The stack, and what a library adds by `extra`.
+            if name not in {"msg", "args", "exc_info"} and (shown := self._redacted(str(value))) != str(value):
+                setattr(record, name, shown)
         return True
 
     def _redacted(self, text: str) -> str:
@@ -46,19 +51,18 @@ class Redactor(logging.Filter):
 
 
 _redactor: Final = Redactor()
+_make_record: Final = logging.Logger.makeRecord
+
+
+@wraps(_make_record)
+def _make_redacted(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = _make_record(*args, **kwargs)
+    _redactor.filter(record)
+    return record
 
 
 def keep_out_of_logs(secret: str) -> None:
     """Hide a secret in every log record of this process, before any handler sees it."""
     _redactor.hide(secret)
-    if getattr(logging.getLogRecordFactory(), "redactor", None) is _redactor:
-        return
-    make = logging.getLogRecordFactory()
-
-    def make_redacted(*args: object, **kwargs: object) -> logging.LogRecord:
-        record = make(*args, **kwargs)
-        _redactor.filter(record)
-        return record
-
-    make_redacted.redactor = _redactor  # type: ignore[attr-defined]
-    logging.setLogRecordFactory(make_redacted)
+    # A filter sees one logger's records, or one handler's; a record factory doesn't see what `extra` adds.
+    logging.Logger.makeRecord = _make_redacted  # type: ignore[method-assign]

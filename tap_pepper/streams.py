@@ -19,7 +19,8 @@ from singer_sdk.singerlib import RecordMessage
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
 from tap_pepper.ahead import side_by_side
-from tap_pepper.errors import FixSettings, StopEverything
+from tap_pepper.errors import FixSettings, OutOfTime, StopEverything
+from tap_pepper.limiter import always
 from tap_pepper.memory import Border, Census, HourTally, digest
 from tap_pepper.meters import Measure, measured
 from tap_pepper.windows import (
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from singer_sdk.singerlib import Catalog, MetadataMapping
 
     from tap_pepper.client import Page
+    from tap_pepper.limiter import MayWait
     from tap_pepper.tap import TapPepper
 
 Row = dict[str, Any]
@@ -98,10 +100,11 @@ class PepperStream(Stream):
             yield from self.complete_walk({})
 
     def complete_walk(self, query: Mapping[str, str], take: Callable[[Row], Row | None] | None = None) -> Iterator[Row]:
-        """Walk through all rows that there are, as a version of the table; what did not come in it is deleted.
+        """Walk through all rows that there are, as a version of the table; what two walks in a row miss is deleted.
 
-        The version is Pepper's time in milliseconds. The ACTIVATE_VERSION message that makes the rest deleted comes
-        after the last row, and not where too many rows are missing to be believed.
+        The version is Pepper's time in milliseconds. The ACTIVATE_VERSION message comes after the last row and names
+        the version of the walk before, so that what came in either of the two stays: pages that shift while they are
+        read can hide a row from one walk. A walk in which too many rows are missing to be believed does not count.
         """
         state = self.stream_state
         census = Census(state.get("known"))
@@ -115,19 +118,20 @@ class PepperStream(Stream):
         state["version"] = self._stream_version
         if census.vanished_fraction > self._tap.settings.max_deleted_fraction:
             self.logger.warning(
-                "%s: %.0f%% of those known are missing, more than max_deleted_fraction; nothing counts as deleted",
+                "%s: %.0f%% of those known are missing, more than max_deleted_fraction; nothing counts as deleted. "
+                "If they are gone for good, raise max_deleted_fraction for two runs",
                 self.name,
                 100 * census.vanished_fraction,
             )
         else:
-            self._write_activate_version_message(self._stream_version)
-            state["known"] = census.sample()
-        self.state_manager.is_flushed = False
-        self._write_state_message()
+            if isinstance(believed_version := state.get("believed_version"), int):
+                self._write_activate_version_message(believed_version)
+            state.update(believed_version=self._stream_version, known=census.sample())
+        self.say_state()
 
-    def pages(self, query: Mapping[str, str], halt: Event | None = None) -> Iterator[Page]:
+    def pages(self, query: Mapping[str, str], halt: Event | None = None, may_wait: MayWait = always) -> Iterator[Page]:
         """The pages of one query; on a trial, the first few."""
-        pages = self._tap.client.pages(self.path, query, halt)
+        pages = self._tap.client.pages(self.path, query, halt, may_wait)
         return islice(pages, TRIAL_PAGES_MAX) if self.on_trial else pages
 
     def walk(
@@ -218,6 +222,31 @@ class PepperStream(Stream):
             msg = f"state: bookmarks.{self.name}.replication_key_value is {value!r}, expected ISO 8601"
             raise FixSettings(msg) from error
 
+    @cached_property
+    def read_until(self) -> str | None:
+        """The bound up to which earlier runs have read for sure; None: nothing yet.
+
+        It is behind the bookmark where the clocks did not agree that the bookmark's time had come, and behind it also
+        where that time has still not come: then a clock was wrong, and nobody knows since when.
+        """
+        bookmark = self.bookmark
+        if bookmark is None:
+            return None
+        until = self._tap.upper_bound(self.path)
+        if until < bookmark:
+            self.logger.warning(
+                "%s: the bookmark %s is ahead of Pepper's clock, a clock is or was wrong; if runs come less often than "
+                "lookback_seconds, set the bookmark back to before it was",
+                self.name,
+                bookmark,
+            )
+        kept = instant_of(self.stream_state.get("read_until"))
+        return min(bookmark, until, read_bound(kept) if kept else bookmark)
+
+    def drained(self, until: str) -> str:
+        """The bound up to which the next run can rely on what was read, once this one drained everything up to one."""
+        return advanced(self.read_until, min(until, self._tap.agreed_until))
+
     def checkpoint(self, drained_until: str, **more: object) -> None:
         """Say in a STATE message that everything up to a bound was emitted. The bookmark never goes back.
 
@@ -228,17 +257,22 @@ class PepperStream(Stream):
         if self.on_trial or self.replication_method != REPLICATION_INCREMENTAL:
             return
         state = self.stream_state
-        state.update(
-            replication_key=self.replication_key, replication_key_value=advanced(self.bookmark, drained_until), **more
-        )
+        bookmark, read_until = advanced(self.bookmark, drained_until), self.drained(drained_until)
+        more["read_until"] = read_until if read_until < bookmark else None
+        state.update(replication_key=self.replication_key, replication_key_value=bookmark, **more)
         for name in [name for name in more if not state[name]]:
             del state[name]
+        self.say_state()
+
+    def say_state(self) -> None:
+        """Send a STATE message. It names, in a hash, the merchant that the state is of."""
+        self.stream_state["merchant"] = self._tap.merchant
         self.state_manager.is_flushed = False
         self._write_state_message()
 
     def reread_from(self, drained_until: str) -> str:
         """Where the next run will begin to read again, if this one drained everything up to a bound."""
-        return earlier(advanced(self.bookmark, drained_until), self._tap.settings.lookback_seconds)
+        return earlier(self.drained(drained_until), self._tap.settings.lookback_seconds)
 
     def report(self) -> None:
         """Tell operators how the stream went: metrics, and the names of unknown fields."""
@@ -351,9 +385,9 @@ class ChangesStream(PepperStream):
         if not self._tap.may_begin(self.name):
             return
         until = self._tap.upper_bound(self.path)
-        state, bookmark = self.stream_state, self.bookmark
-        again = bookmark is not None and self.refresh_is_due(until)
-        since = None if bookmark is None or again else earlier(bookmark, self._tap.settings.lookback_seconds)
+        state, read_until = self.stream_state, self.read_until
+        again = read_until is not None and self.refresh_is_due(until)
+        since = None if read_until is None or again else earlier(read_until, self._tap.settings.lookback_seconds)
         border = Border(None if since is None else state.get("border"))
         reread_from = self.reread_from(until)
 
@@ -442,40 +476,57 @@ class Actions(PepperStream):
         """
         settings, client = self._tap.settings, self._tap.client
         until = self._tap.upper_bound(self.path, self.query(_last_second(client.local.now())))
-        bookmark = self.bookmark
+        read_until = self.read_until
         after = resume_after(
-            bookmark=bookmark, start=settings.start, until=until, lookback_seconds=settings.lookback_seconds
+            read_until=read_until, start=settings.start, until=until, lookback_seconds=settings.lookback_seconds
         )
-        border = Border(None if bookmark is None else self.stream_state.get("border"))
+        if after >= until:
+            self.logger.warning("%s: start_date %s has not come yet; there is nothing to read", self.name, after)
+        border = Border(None if read_until is None else self.stream_state.get("border"))
         audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
         types = frozenset(settings.action_types)
         longest_seconds = float(settings.window_hours * HOUR_SECONDS)
         length_seconds = TRIAL_WINDOW_SECONDS if self.on_trial else min(WINDOW_SECONDS_FIRST, longest_seconds)
         ahead = side_by_side(
             windows(after, until, lambda: length_seconds),
-            lambda window, halt: self.pages(self.query(window), halt),
+            lambda window, halt: self.pages(self.query(window), halt, self._may_wait),
             workers=1 if self.on_trial else settings.concurrency,
             size=lambda page: len(page.rows),
             size_max=ROWS_AHEAD_MAX,
             wake=client.limiter.wake,
         )
-        with closing(ahead):
-            for window, pages in ahead:
-                reread_from = self.reread_from(window.until)
-                take = self._taker(window, types, border, reread_from, audit)
-                count = yield from self.walk(pages, take, f"window {window}", _behind(window, until))
-                if bookmark is None or window.until >= bookmark:
-                    border.forget_earlier_runs()
-                self.checkpoint(window.until, border=border.text(reread_from), audit=audit.kept())
-                length_seconds = adapted_seconds(window.seconds, count, longest_seconds)
-                if window.until < until and self._tap.is_over(self.name, window.until):
-                    return
-        if not self.on_trial:
-            yield from self._audited(audit, types)
+        try:
+            with closing(ahead):
+                for window, pages in ahead:
+                    reread_from = self.reread_from(window.until)
+                    take = self._taker(window, types, border, reread_from, audit)
+                    count = yield from self.walk(pages, take, f"window {window}", _behind(window, until))
+                    if read_until is None or window.until >= read_until:
+                        border.forget_earlier_runs()
+                    self.checkpoint(window.until, border=border.text(reread_from), audit=audit.kept(reread_from))
+                    self._news = read_until is None or window.until > read_until
+                    length_seconds = adapted_seconds(window.seconds, count, longest_seconds)
+                    if window.until < until and not self._may_wait(0):
+                        self._tap.leave(f"{self.name} read up to {window.until}")
+                        return
+            if not self.on_trial:
+                yield from self._audited(audit, until, types)
+        except OutOfTime:
+            self._tap.leave(f"{self.name} read up to {self.bookmark}, and Pepper asked to wait")
 
-    def _audited(self, audit: Audit, types: frozenset[str]) -> Generator[Row, None, None]:
-        """Read the hours again whose time has come, and emit those that are not what was emitted."""
+    _news = False
+    """Whether this run has read anything that no run before it had."""
+
+    def _may_wait(self, seconds: float) -> bool:
+        """Whether the run may go on after so many seconds. Until it has got further than the last one, it may."""
+        return not self._news or self._tap.actions_have_time(seconds)
+
+    def _audited(self, audit: Audit, until: str, types: frozenset[str]) -> Generator[Row, None, None]:
+        """Read the hours again whose time has come, and emit those that are not what was read."""
         for hour in audit.due():
+            if not self._may_wait(0):
+                self._tap.leave(f"{self.name} audited up to {hour}")
+                return
             window = window_of_hour(hour)
 
             def take(row: Row, window: Window = window, hour: str = hour) -> Row | None:
@@ -484,20 +535,18 @@ class Actions(PepperStream):
 
             marks = {
                 digest(action)
-                for page in self.pages(self.query(window))
+                for page in self.pages(self.query(window), may_wait=self._may_wait)
                 for action in map(take, page.rows)
                 if action is not None
             }
             late = audit.finding(hour, marks)
             if late is not None:
+                found = f"{late} actions arrived" if late else "actions changed"
                 self.logger.warning(
-                    "%s: hour %s: %d actions arrived later than lookback_seconds; the hour is emitted again",
-                    self.name,
-                    hour,
-                    late,
+                    "%s: hour %s: %s later than lookback_seconds; the hour is emitted again", self.name, hour, found
                 )
                 yield from self.walk(self.pages(self.query(window)), take, f"audit of {window}")
-            self.checkpoint(window.until, audit=audit.kept())
+            self.checkpoint(until, audit=audit.kept(self.reread_from(until)))
 
     def _taker(
         self, window: Window, types: frozenset[str], border: Border, reread_from: str, audit: Audit
@@ -509,10 +558,8 @@ class Actions(PepperStream):
             if action is None:
                 return None
             shaped = self.shaped(action)
-            if not border.admits(shaped, instant, reread_from):
-                return None
-            audit.emitted(shaped, instant)
-            return shaped
+            audit.read(shaped, instant)
+            return shaped if border.admits(shaped, instant, reread_from) else None
 
         return take
 
@@ -554,9 +601,10 @@ def dated(row: Row) -> Row:
 
 
 class Audit:
-    """Which hours of actions are to be read a second time, and what was emitted of each.
+    """Which hours of actions are to be read a second time, and what was read of each.
 
-    In the state: `{"next": "2026-10-01T11", "hours": {…}}`, the first hour that is not audited, and the tally since.
+    In the state: `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…}}`, the first hour that is
+    not audited, and a tally of all actions from then until the bound from which the next run reads again.
 
     Args:
         kept: What the run before left.
@@ -573,18 +621,22 @@ class Audit:
         known = kept.get("next")
         self._next = known if isinstance(known, str) and _HOUR.fullmatch(known) else first
         self._tally = HourTally(kept.get("hours"))
+        self._tallied_until = instant_of(kept.get("until")) or ""
+        # By key, for a row that comes twice or changes before it is tallied counts once, as it was last.
+        self._open: dict[object, tuple[str, str]] = {}
 
-    def emitted(self, row: Row, instant: str | None) -> None:
-        """Note a row that goes out."""
-        if self._age_hours and instant is not None and instant >= self._next:
-            self._tally.add(digest(row), instant[:HOUR_CHARS])
+    def read(self, row: Row, instant: str | None) -> None:
+        """Note a row that Pepper has, emitted now or by an earlier run."""
+        if self._age_hours and instant and instant >= self._next and instant[:-1] > self._tallied_until[:-1]:
+            self._open[row["_id"]] = instant, digest(row)
 
     def due(self) -> list[str]:
         """The hours whose time has come, oldest first."""
         return hours_due(self._next, self._until, self._age_hours, AUDIT_HOURS_MAX) if self._age_hours else []
 
     def finding(self, hour: str, marks: set[str]) -> int | None:
-        """How many rows more there are of an hour than were emitted; None where it is what was emitted."""
+        """How many rows more there are of an hour than were read; None where it is what was read."""
+        self._close(lambda instant: instant.startswith(hour))
         again = HourTally()
         for mark in marks:
             again.add(mark, hour)
@@ -593,9 +645,19 @@ class Audit:
             return None
         return max(0, again.of(hour)[0] - self._tally.of(hour)[0])
 
-    def kept(self) -> dict[str, Any] | None:
-        """What the next run needs."""
-        return {"next": self._next, "hours": self._tally.kept(self._next)} if self._age_hours else None
+    def kept(self, reread_from: str) -> dict[str, Any] | None:
+        """What the next run needs, if it reads again from a bound on."""
+        if not self._age_hours:
+            return None
+        self._close(lambda instant: instant[:-1] <= reread_from[:-1])
+        self._tallied_until = max(self._tallied_until, reread_from)
+        return {"next": self._next, "until": self._tallied_until, "hours": self._tally.kept(self._next)}
+
+    def _close(self, closes: Callable[[str], bool]) -> None:
+        """Tally rows for good."""
+        for key in [key for key, (instant, _) in self._open.items() if closes(instant)]:
+            instant, mark = self._open.pop(key)
+            self._tally.add(mark, instant[:HOUR_CHARS])
 
 
 def _asked_for(row: Row, window: Window, types: frozenset[str]) -> tuple[Row | None, str | None]:

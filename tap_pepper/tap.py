@@ -11,6 +11,7 @@ from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from urllib.parse import urlsplit
 
 import click
 from singer_sdk import Tap
@@ -22,6 +23,7 @@ from singer_sdk.singerlib import Catalog
 
 from tap_pepper.client import PepperClient
 from tap_pepper.errors import FixSettings, PepperError, StopEverything, StreamsFailed
+from tap_pepper.memory import digest
 from tap_pepper.messages import MessageWriter
 from tap_pepper.redaction import keep_out_of_logs
 from tap_pepper.settings import CONFIG_JSONSCHEMA, PACKAGE, Settings, environment_problems, problems
@@ -62,6 +64,8 @@ class TapPepper(Tap):
     message_writer_class = MessageWriter
 
     _upper_bound: str | None = None
+    agreed_until: str
+    """The upper bound by whichever clock is behind, Pepper's or the local one. No clock alone can be relied on."""
 
     def __init__(self, *, config: Any = None, parse_env_config: bool = False, **kwargs: Any) -> None:
         if parse_env_config:
@@ -93,7 +97,9 @@ class TapPepper(Tap):
             query: Parameters that make the answer small.
         """
         if self._upper_bound is None:
-            self._upper_bound = settled(self.client.clock(path, query), self.settings.settle_seconds)
+            now = self.client.clock(path, query)
+            self._upper_bound = settled(now, self.settings.settle_seconds)
+            self.agreed_until = settled(min(now, self.client.local.now()), self.settings.settle_seconds)
         return self._upper_bound
 
     @cached_property
@@ -110,16 +116,22 @@ class TapPepper(Tap):
         """Whether there is time left to begin a stream that is read as a whole."""
         if self._seconds_left() > 0:
             return True
-        self._left.append(f"{stream} not begun")
+        self.leave(f"{stream} not begun")
         return False
 
-    def is_over(self, stream: str, drained_until: str) -> bool:
-        """Whether a stream that is read in windows has to stop after one, for the run's time is up."""
-        alone = sum(other.selected for other in self.streams.values()) == 1
-        if self._seconds_left(1.0 if alone else ACTIONS_SHARE) > 0:
-            return False
-        self._left.append(f"{stream} read up to {drained_until}")
-        return True
+    def actions_have_time(self, seconds: float) -> bool:
+        """Whether there is time left for actions after so many seconds, and for the other streams after them."""
+        alone = sum(stream.selected for stream in self.streams.values()) == 1
+        return self._seconds_left(1.0 if alone else ACTIONS_SHARE) > seconds
+
+    def leave(self, what: str) -> None:
+        """Note what this run leaves to the next one, for it has no time for more."""
+        self._left.append(what)
+
+    @cached_property
+    def merchant(self) -> str:
+        """Whose data this is, as a state names it: a hash of Pepper's host and of the merchant's code."""
+        return digest([urlsplit(self.settings.api_url).hostname, self.settings.application_id])
 
     def sync_all(self) -> None:  # type: ignore[misc]
         """Sync all streams. Where one fails the others go on; the errors come at the end.
@@ -153,11 +165,17 @@ class TapPepper(Tap):
         """Take over the state of an earlier run.
 
         Raises:
-            FixSettings: It is no Singer state.
+            FixSettings: It is no Singer state, or another merchant's.
         """
         bookmarks = state.get("bookmarks", {})
         if not isinstance(bookmarks, dict) or not all(isinstance(value, dict) for value in bookmarks.values()):
             msg = 'state: expected {"bookmarks": {"actions": {…}}}'
+            raise FixSettings(msg)
+        if any(bookmark.get("merchant", self.merchant) != self.merchant for bookmark in bookmarks.values()):
+            msg = (
+                "state: it is of another merchant, written with another host in api_url or another application_id; "
+                "give each merchant a state of its own, or remove every 'merchant' if only the host has changed"
+            )
             raise FixSettings(msg)
         super().load_state(state)
 

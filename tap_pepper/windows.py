@@ -124,14 +124,14 @@ def settled(now: datetime, settle_seconds: float) -> str:
     return earlier(bound_of(now), settle_seconds)
 
 
-def resume_after(*, bookmark: str | None, start: str | None, until: str, lookback_seconds: float) -> str:
+def resume_after(*, read_until: str | None, start: str | None, until: str, lookback_seconds: float) -> str:
     """Where a run's first window begins.
 
-    With a bookmark: the lookback before it, so that late arrivals are read. A bookmark that lies ahead of `until` (a
-    clock was set back) counts as `until`. Without: the start asked for, else the lookback before `until`.
+    Where earlier runs have read: the lookback before the end of it, so that late arrivals are read. Otherwise: the
+    start asked for, else the lookback before `until`.
     """
-    if bookmark is not None:
-        return earlier(min(bookmark, until), lookback_seconds)
+    if read_until is not None:
+        return earlier(read_until, lookback_seconds)
     return earlier(until, lookback_seconds) if start is None else earlier(start, 0)
 
 

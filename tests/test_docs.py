@@ -21,17 +21,34 @@ BUILT_IN = ("stream_maps", "stream_map_config", "faker_config", "flattening_")
 
 
 @cache
-def settings(plugin: str) -> dict[str, dict[str, Any]]:
-    """The plugin's own settings, as `--about --format=json` tells them."""
-    about = subprocess.run(
+def about(plugin: str) -> dict[str, Any]:
+    """What the plugin tells of itself, but for versions and for what the SDK adds."""
+    told = subprocess.run(
         command(plugin, "--about", "--format=json"),
         capture_output=True,
         text=True,
         timeout=RUN_SECONDS_MAX,
         check=True,
     )
-    properties = json.loads(about.stdout)["settings"]["properties"]
-    return {name: definition for name, definition in properties.items() if not name.startswith(BUILT_IN)}
+    whole = json.loads(told.stdout)
+    properties = whole["settings"]["properties"]
+    own = {name: definition for name, definition in properties.items() if not name.startswith(BUILT_IN)}
+    return {**{name: whole[name] for name in ("name", "description", "capabilities")}, "settings": own}
+
+
+def settings(plugin: str) -> dict[str, dict[str, Any]]:
+    """The plugin's own settings."""
+    own: dict[str, dict[str, Any]] = about(plugin)["settings"]
+    return own
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_a_plugin_tells_of_itself_what_is_in_the_snapshot(plugin: str) -> None:
+    """After a wanted change: `GOLDEN=renew ./dev test tests/test_docs.py`."""
+    snapshot = PROJECT / "tests" / "snapshots" / f"{plugin}.about.json"
+    if os.environ.get("GOLDEN") == "renew":
+        snapshot.write_text(json.dumps(about(plugin), indent=2) + "\n")
+    assert about(plugin) == json.loads(snapshot.read_text())
 
 
 def as_table(plugin: str) -> str:

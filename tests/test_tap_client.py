@@ -153,7 +153,9 @@ def test_a_walk_has_a_last_page_at_the_latest(monkeypatch: pytest.MonkeyPatch) -
         pytest.param({"items": [A, None]}, "a row is NoneType", id="a-row-is-null"),
         pytest.param({"items": ["a"]}, "a row is str", id="a-row-is-a-text"),
         pytest.param({"items": [A], "page": {"nextKey": {"_id": "b"}}}, "nextKey is dict", id="nextKey-is-an-object"),
-        pytest.param({"items": [A], "page": [1]}, "nextKey is list", id="page-is-a-list"),
+        pytest.param({"items": [A], "page": {"nextKey": True}}, "nextKey is bool", id="nextKey-is-true"),
+        pytest.param({"items": [A], "page": [1]}, "page is list", id="page-is-a-list"),
+        pytest.param({"items": [A], "page": 1}, "page is int", id="page-is-a-number"),
     ],
 )
 def test_an_answer_of_the_wrong_shape_is_an_error_and_never_no_rows(body: object, words: str) -> None:

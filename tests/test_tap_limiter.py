@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tap_pepper.client import REQUEST_SECONDS_MAX
-from tap_pepper.errors import TryAgain
+from tap_pepper.errors import OutOfTime, TryAgain
 from tap_pepper.limiter import RECOVERY_ANSWERS, Halted, Limiter, LocalClock
 from tests.tap_fixtures import Reply, Script, Waits, client_of, listing
 
@@ -83,6 +83,15 @@ def test_a_halt_cuts_a_pause_short() -> None:
     with pytest.raises(Halted), limiter.slot(halt):
         pass
     assert time.monotonic() - began < 5
+
+
+def test_a_pause_is_not_waited_for_where_nobody_wants_the_answer_after_it() -> None:
+    limiter = Limiter(4, LocalClock())
+    limiter.pause(60)
+    asked: list[float] = []
+    with pytest.raises(OutOfTime), limiter.slot(threading.Event(), lambda seconds: bool(asked.append(seconds))):
+        pass
+    assert asked == [pytest.approx(60, abs=1)]
 
 
 def test_a_refused_client_asks_for_less_at_once_and_slowly_for_more() -> None:

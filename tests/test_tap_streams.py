@@ -49,6 +49,11 @@ def state_of(**bookmarks: str) -> dict[str, Any]:
     }
 
 
+def bookmark_of(run: Run, stream: str) -> dict[str, Any]:
+    """What the last STATE says of a stream, but for whose it is."""
+    return {name: value for name, value in run.state["bookmarks"][stream].items() if name != "merchant"}
+
+
 def windows_asked(script: Script) -> list[tuple[str, str]]:
     """The (gt, lte] of each request for actions but the first, which asks for the time."""
     actions = [asked.query for asked in script.asked if asked.path == "/actions"]
@@ -56,7 +61,8 @@ def windows_asked(script: Script) -> list[tuple[str, str]]:
 
 
 def run_script(script: Script, *streams: str, **options: Any) -> Run:
-    run_options = {name: options.pop(name) for name in ("state", "catalog", "may_fail") if name in options}
+    of_the_run = {"state", "catalog", "local_clock", "may_fail"} & options.keys()
+    run_options = {name: options.pop(name) for name in of_the_run}
     # A script answers in turn, so it is asked in turn.
     return run_tap(config(script.url, **{"concurrency": 1, **options}), *streams, **run_options)
 
@@ -75,7 +81,7 @@ def test_the_first_run_reads_the_lookback() -> None:
     with Script(listing()) as script:
         run = run_script(script, "actions")
     assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
-    assert run.state == state_of(actions=SETTLED)
+    assert bookmark_of(run, "actions") == {"replication_key": "when_timestamp", "replication_key_value": SETTLED}
 
 
 def test_a_start_date_is_read_in_windows_that_abut() -> None:
@@ -110,12 +116,70 @@ def test_the_bookmark_never_goes_back() -> None:
     assert set(run.bookmarks("actions")) == {SETTLED}
 
 
-def test_a_bookmark_ahead_of_peppers_clock_stays_and_the_lookback_is_read() -> None:
-    ahead = "2026-10-03T00:00:00.000Z"
-    with Script(listing()) as script:
-        run = run_script(script, "actions", state=state_of(actions=ahead))
+def at(clock: str) -> Reply:
+    """Nothing, at a time of Pepper's clock on the first of October."""
+    return Reply(headers={"Date": f"Thu, 01 Oct 2026 {clock} GMT"})
+
+
+def test_while_a_bookmark_is_ahead_of_peppers_clock_runs_go_on_where_the_last_one_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ahead = "2026-10-01T15:00:00.000Z"
+    with Script(at("12:00:00")) as script:
+        first = run_script(script, "actions", state=state_of(actions=ahead))
     assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
-    assert set(run.bookmarks("actions")) == {ahead}
+    assert "a clock is or was wrong" in caplog.text
+    with Script(at("14:00:00")) as script:
+        second = run_script(script, "actions", state=first.state, local_clock=NOW + timedelta(hours=2))
+    assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", "2026-10-01T13:59:55.000Z")]
+    with Script(at("16:00:00")) as script:
+        third = run_script(script, "actions", state=second.state, local_clock=NOW + timedelta(hours=4))
+    assert windows_asked(script) == [("2026-10-01T13:54:55.000Z", "2026-10-01T15:59:55.000Z")]
+    assert [bookmark_of(run, "actions")["replication_key_value"] for run in (first, second, third)] == [
+        ahead,
+        ahead,
+        "2026-10-01T15:59:55.000Z",
+    ]
+    assert "read_until" not in bookmark_of(third, "actions")
+
+
+@pytest.mark.parametrize("hours_later", [1, 3, 6])
+def test_what_happens_after_a_run_for_which_peppers_clock_was_fast_is_read(hours_later: int) -> None:
+    with Script(at("17:00:00")) as script:
+        fast = run_script(script, "actions", "awards")
+    assert bookmark_of(fast, "actions")["replication_key_value"] == "2026-10-01T16:59:55.000Z"
+    now = NOW + timedelta(hours=hours_later)
+    with Script(at(f"{now:%H:%M:%S}")) as script:
+        run_script(script, "actions", "awards", state=fast.state, local_clock=now)
+    assert windows_asked(script)[0][0] == "2026-10-01T11:54:55.000Z"
+    assert script.asked[-1].query["updatedAt"] == "2026-10-01T11:54:54.999Z"
+
+
+def test_a_local_clock_that_is_slow_repeats_nothing() -> None:
+    row = action("a", "2026-10-01T11:30:00.000Z")
+    slow = NOW - timedelta(hours=1)
+    with Script(listing(), listing(row), listing(), listing(row)) as script:
+        first = run_script(script, "actions", start_date="2026-10-01T11:00:00Z", local_clock=slow)
+        second = run_script(script, "actions", state=first.state, local_clock=slow)
+    assert first.ids("actions") == ["a"]
+    assert second.ids("actions") == []
+    assert second.bookmarks("actions")[-1] == SETTLED
+
+
+def test_a_start_date_in_the_future_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with Script(listing()) as script:
+        run = run_script(script, "actions", start_date="2026-10-02")
+    assert run.records("actions") == []
+    assert "actions: start_date 2026-10-02T00:00:00.000Z has not come yet" in caplog.text
+
+
+def test_the_state_of_another_merchant_is_refused() -> None:
+    with Script(listing()) as script:
+        state = run_script(script, "actions").state
+        assert "the-grill" not in json.dumps(state)
+        with pytest.raises(FixSettings, match="it is of another merchant"):
+            run_script(script, "actions", state=state, application_id="the-other-grill")
+        assert run_script(script, "actions", state=state).bookmarks("actions")
 
 
 def test_the_bound_is_peppers_clock_and_fixed_for_the_run() -> None:
@@ -276,7 +340,7 @@ def test_a_bookmark_of_another_key_does_not_count() -> None:
     with Script(listing()) as script:
         run = run_script(script, "actions", state={"bookmarks": {"actions": bookmark}})
     assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
-    assert run.state == state_of(actions=SETTLED)
+    assert bookmark_of(run, "actions") == {"replication_key": "when_timestamp", "replication_key_value": SETTLED}
 
 
 @pytest.mark.parametrize(
@@ -373,7 +437,7 @@ def test_awards_are_seeded_in_full_whatever_the_start_date() -> None:
         run = run_script(script, "awards", start_date="2026-09-01")
     assert script.asked[1].query == {"limit": "100"}
     assert run.records("awards") == [old]
-    assert run.state == state_of(awards=SETTLED)
+    assert bookmark_of(run, "awards") == {"replication_key": "updatedAt", "replication_key_value": SETTLED}
 
 
 def test_an_award_that_changes_and_changes_back_is_news_each_time() -> None:
@@ -539,19 +603,32 @@ P, Q, R = ({"_id": name} for name in "pqr")
 NOON_MS = 1790856000000
 
 
-def test_perks_carry_a_version_that_is_activated_after_the_last_of_them() -> None:
-    with Script(dated(P, Q, at="12:00:00"), dated(P, at="12:00:05")) as script:
+def test_perks_carry_a_version_and_what_two_walks_miss_is_deleted() -> None:
+    with Script(dated(P, Q, at="12:00:00"), dated(P, at="12:00:05"), dated(P, at="12:00:10")) as script:
         first = run_script(script, "perks")
         second = run_script(script, "perks", state=first.state)
-    assert versions(first, "perks") == [("p", NOON_MS), ("q", NOON_MS), ("ACTIVATE_VERSION", NOON_MS)]
-    assert versions(second, "perks") == [("p", NOON_MS + 5000), ("ACTIVATE_VERSION", NOON_MS + 5000)]
+        third = run_script(script, "perks", state=second.state)
+    assert versions(first, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
+    # A target deletes what has an older version: nothing yet, as one walk had it.
+    assert versions(second, "perks") == [("p", NOON_MS + 5000), ("ACTIVATE_VERSION", NOON_MS)]
+    assert versions(third, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 5000)]
+
+
+def test_a_walk_that_was_not_believed_is_none_of_the_two() -> None:
+    walks = [dated(P, Q, at="12:00:00"), dated(at="12:00:05"), dated(P, Q, at="12:00:10"), dated(P, Q, at="12:00:15")]
+    state = None
+    with Script(*walks) as script:
+        for expected in (None, None, NOON_MS, NOON_MS + 10_000):
+            run = run_script(script, "perks", state=state)
+            assert dict(versions(run, "perks")).get("ACTIVATE_VERSION") == expected
+            state = run.state
 
 
 def test_a_version_never_goes_back_with_the_clock() -> None:
     with Script(dated(P, at="12:00:00"), dated(P, at="11:00:00")) as script:
         first = run_script(script, "perks")
         second = run_script(script, "perks", state=first.state)
-    assert versions(second, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS + 1)
+    assert versions(second, "perks") == [("p", NOON_MS + 1), ("ACTIVATE_VERSION", NOON_MS)]
 
 
 def test_a_walk_that_broke_off_deletes_nothing() -> None:
@@ -592,21 +669,27 @@ def test_awards_are_read_again_in_full_when_it_is_time_and_what_did_not_come_is_
     kept, gone = ({"_id": name, "updatedAt": old} for name in ("kept", "gone"))
     with Script(listing(), listing(kept, gone)) as script:
         seeded = run_script(script, "awards", awards_full_refresh_days=7)
-    assert versions(seeded, "awards") == [(name, NOON_MS) for name in ("kept", "gone", "ACTIVATE_VERSION")]
+    assert versions(seeded, "awards") == [(name, NOON_MS) for name in ("kept", "gone")]
 
     new = {"_id": "new", "updatedAt": "2026-10-02T11:00:00.000Z"}
-    a_day_later, a_week_later = ({"Date": f"Thu, {day} Oct 2026 12:00:00 GMT"} for day in ("02", "08"))
+    a_day_later = {"Date": "Fri, 02 Oct 2026 12:00:00 GMT"}
     with Script(Reply(headers=dict(a_day_later)), Reply({"items": [new]}, headers=dict(a_day_later))) as script:
         followed = run_script(script, "awards", awards_full_refresh_days=7, state=seeded.state)
     assert "updatedAt" in script.asked[-1].query
     assert versions(followed, "awards") == [("new", NOON_MS)]
 
-    replies = [Reply(headers=dict(a_week_later)), Reply({"items": [kept, new]}, headers=dict(a_week_later))]
-    with Script(*replies) as script:
-        refreshed = run_script(script, "awards", awards_full_refresh_days=7, state=followed.state)
-    week_ms = NOON_MS + 7 * 24 * 3600 * 1000
-    assert "updatedAt" not in script.asked[-1].query
-    assert versions(refreshed, "awards") == [(name, week_ms) for name in ("kept", "new", "ACTIVATE_VERSION")]
+    state, week_ms = followed.state, 7 * 24 * 3600 * 1000
+    for number, date in enumerate(["Thu, 08 Oct 2026 12:00:00 GMT", "Thu, 15 Oct 2026 12:00:00 GMT"], start=1):
+        with Script(Reply(headers={"Date": date}), Reply({"items": [kept, new]}, headers={"Date": date})) as script:
+            run = run_script(script, "awards", awards_full_refresh_days=7, state=state)
+        version = NOON_MS + number * week_ms
+        assert "updatedAt" not in script.asked[-1].query
+        assert versions(run, "awards") == [
+            ("kept", version),
+            ("new", version),
+            ("ACTIVATE_VERSION", version - week_ms),
+        ]
+        state = run.state
 
 
 def test_without_a_full_refresh_awards_have_no_version() -> None:
@@ -622,19 +705,58 @@ def test_a_run_out_of_time_ends_well_at_a_window_s_edge_and_the_next_goes_on_the
 ) -> None:
     caplog.set_level(logging.INFO)
     pause = Reply(status=429, headers={"Retry-After": "40"})
-    with Script(listing(), listing(), pause, listing()) as script:
+    with Script(listing(), pause, listing(), listing()) as script:
         run = run_script(script, "actions", "awards", start_date="2026-09-25", max_run_seconds=40)
-    assert run.bookmarks("actions")[-1] == "2026-09-26T06:00:00.000Z"
+    assert run.bookmarks("actions")[-1] == "2026-09-25T06:00:00.000Z"
     assert {asked.path for asked in script.asked} == {"/actions"}
     (told,) = [line.getMessage() for line in caplog.records if "max_run_seconds" in line.getMessage()]
     assert told == (
-        "max_run_seconds is over: actions read up to 2026-09-26T06:00:00.000Z, awards not begun; "
+        "max_run_seconds is over: actions read up to 2026-09-25T06:00:00.000Z, awards not begun; "
         "the next run goes on there"
     )
     with Script(listing()) as script:
         after = run_script(script, "actions", state=run.state)
-    assert windows_asked(script)[0][0] == "2026-09-26T05:55:00.000Z"
+    assert windows_asked(script)[0][0] == "2026-09-25T05:55:00.000Z"
     assert after.bookmarks("actions")[-1] == SETTLED
+
+
+def test_a_run_does_not_wait_for_longer_than_it_may_last(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    pause = Reply(status=429, headers={"Retry-After": "200"})
+    with Script(listing(), listing(), pause) as script:
+        run = run_script(script, "actions", start_date="2026-09-25", max_run_seconds=60)
+    assert set(run.bookmarks("actions")) == {"2026-09-25T06:00:00.000Z"}
+    assert "and Pepper asked to wait; the next run goes on there" in caplog.text
+
+
+def test_a_run_that_got_nowhere_yet_waits_for_what_pepper_asks() -> None:
+    pause = Reply(status=429, headers={"Retry-After": "200"})
+    with Script(listing(), pause, listing()) as script:
+        run = run_script(script, "actions", start_date="2026-09-25", max_run_seconds=60)
+    assert run.bookmarks("actions") == ["2026-09-25T06:00:00.000Z"]
+
+
+def test_a_run_gets_further_than_the_last_one_however_long_the_lookback_takes() -> None:
+    pause = Reply(status=429, headers={"Retry-After": "40"})
+    bookmark = "2026-09-30T12:00:00.000Z"
+    replies = [listing(), pause, listing(), pause, listing(), pause, listing()]
+    with Script(*replies) as script:
+        run = run_script(
+            script, "actions", state=state_of(actions=bookmark), lookback_seconds=3 * 24 * 3600, max_run_seconds=20
+        )
+    assert bookmark < run.bookmarks("actions")[-1] < SETTLED
+
+
+def test_the_audit_is_left_to_the_next_run_when_there_is_no_time_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    audit = {"next": "2026-10-01T05", "until": "2026-10-01T11:00:00.000Z", "hours": {}}
+    state = state_of(actions="2026-10-01T11:30:00.000Z")
+    state["bookmarks"]["actions"]["audit"] = audit
+    pause = Reply(status=429, headers={"Retry-After": "40"})
+    with Script(listing(), pause, listing()) as script:
+        run = run_script(script, "actions", state=state, reconcile_hours=1, max_run_seconds=20)
+    assert bookmark_of(run, "actions")["audit"]["next"] == "2026-10-01T05"
+    assert "actions audited up to 2026-10-01T05; the next run goes on there" in caplog.text
 
 
 def test_a_backfill_leaves_time_for_awards() -> None:
@@ -682,6 +804,24 @@ def test_the_audit_reads_each_hour_once_and_emits_nothing_where_nothing_is_late(
     audit = runs[-1].state["bookmarks"]["actions"]["audit"]
     assert audit["next"] == "2026-10-01T14"
     assert min(audit["hours"]) >= "2026-10-01T14"
+
+
+def test_an_action_that_changes_or_is_emitted_twice_in_the_lookback_is_no_finding(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tap_pepper.memory.BORDER_ROWS_MAX", 0)
+    first = action("a", "2026-10-01T11:56:00.000Z")
+    changed, second = {**first, "type": "REFUND"}, action("b", "2026-10-01T11:57:00.000Z")
+    with Script(listing(), listing(first, second)) as script:
+        before = state_of(actions="2026-10-01T10:59:59.999Z")
+        state = run_script(script, "actions", state=before, reconcile_hours=1).state
+    later = {"Date": "Thu, 01 Oct 2026 14:00:00 GMT"}
+    page = Reply({"items": [changed, second]}, headers=dict(later))
+    with Script(Reply(headers=dict(later)), page) as script:
+        run = run_script(script, "actions", state=state, reconcile_hours=1, local_clock=NOW + timedelta(hours=2))
+    assert run.ids("actions") == ["a", "b"]
+    assert "the hour is emitted again" not in caplog.text
+    assert bookmark_of(run, "actions")["audit"]["next"] == "2026-10-01T12"
 
 
 # Streams among each other.

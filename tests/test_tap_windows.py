@@ -221,21 +221,20 @@ def test_a_finer_instant_is_held_by_the_window_of_its_exact_and_of_its_cut_time(
 
 
 @pytest.mark.parametrize(
-    ("bookmark", "start", "after"),
+    ("read_until", "start", "after"),
     [
         pytest.param(None, None, "2026-10-01T11:55:00.000Z", id="first-run-reads-the-lookback"),
         pytest.param(None, "2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.000Z", id="first-run-from-start-date"),
-        pytest.param("2026-10-01T11:30:00.000Z", None, "2026-10-01T11:25:00.000Z", id="bookmark-less-lookback"),
+        pytest.param("2026-10-01T11:30:00.000Z", None, "2026-10-01T11:25:00.000Z", id="what-was-read-less-lookback"),
         pytest.param(
-            "2026-10-01T11:30:00.000Z", "2026-10-01T11:40:00.000Z", "2026-10-01T11:25:00.000Z", id="bookmark-wins"
+            "2026-10-01T11:30:00.000Z", "2026-10-01T11:40:00.000Z", "2026-10-01T11:25:00.000Z", id="start-is-past"
         ),
-        pytest.param("2026-10-09T00:00:00.000Z", None, "2026-10-01T11:55:00.000Z", id="bookmark-ahead-of-the-clock"),
         pytest.param(None, "1815-12-10T00:00:00.000Z", "1970-01-01T00:00:00.000Z", id="start-before-everything"),
     ],
 )
-def test_a_run_resumes_where_nothing_is_missed(bookmark: str | None, start: str | None, after: str) -> None:
+def test_a_run_resumes_where_nothing_is_missed(read_until: str | None, start: str | None, after: str) -> None:
     until = "2026-10-01T12:00:00.000Z"
-    assert resume_after(bookmark=bookmark, start=start, until=until, lookback_seconds=300) == after
+    assert resume_after(read_until=read_until, start=start, until=until, lookback_seconds=300) == after
 
 
 @given(st.lists(bounds, min_size=1, max_size=8))
