@@ -364,6 +364,27 @@ def _paged(name: str, next_key: Callable[[Listing, Request, Answer], str | None]
     return _listed(name, change)
 
 
+def pages_by_position() -> Fault:
+    """A `nextKey` counts rows instead of naming one: rows that come or go while pages are read shift the others."""
+
+    def apply(request: Request, answer: Answer) -> Response:
+        key = request.parameter("startKey")
+        first = request.with_parameter("startKey", None)
+        response = answer(first)
+        listing = Listing.of(response)
+        if listing is None:
+            return response
+        rows = list(_all_rows(first, answer))
+        start = int(id_of(key)) if key else 0
+        end = start + listing.page["limit"]
+        page = {"count": len(rows[start:end]), "limit": listing.page["limit"]}
+        if end < len(rows):
+            page["nextKey"] = key_of(str(end))
+        return response.with_payload(listing._replace(rows=rows[start:end], page=page).body())
+
+    return Fault("pages by position", apply)
+
+
 def empty_page_between() -> Fault:
     """An empty page, which has a `nextKey`, comes before each further page."""
     mark = "after an empty page: "

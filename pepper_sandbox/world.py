@@ -95,6 +95,19 @@ class World:
             raise ValueError(f"time cannot pass by {period}")
         self._advance_to(self._now_ms + period // MILLISECOND)
 
+    def change_points(self, award_id: str, points: Decimal) -> None:
+        """Set an award's points by hand, a millisecond from now: no action tells of it."""
+        self.advance(MILLISECOND)
+        self._set_points(self._awards[award_id], points)
+
+    def open_perk(self, title: str) -> str:
+        """Open a perk that no visit earns; its id."""
+        return self._open_perk("VOUCHER", title, earn_steps_max=1, redeem_from=1).id
+
+    def delete_perk(self, perk_id: str) -> None:
+        """Delete a perk. Awards of it stay, with what they hold."""
+        del self._perks[perk_id]
+
     # What the API shows.
 
     def perks(self) -> list[Json]:
@@ -305,7 +318,11 @@ class World:
         if user.awards:
             award = list(user.awards.values())[self._below(len(user.awards))]
             points = award.points + (1 + self._below(5)) * award.perk.step if self._below(3) else Decimal(0)
-            award.history.append((self._now_ms, points))
+            self._set_points(award, points)
+
+    def _set_points(self, award: Award, points: Decimal) -> None:
+        award.user.last_ms = self._now_ms
+        award.history.append((self._now_ms, points))
 
     def _earn_by_legacy(self, user: User) -> None:
         """An event of an older kind, with a current one's name and without its points."""

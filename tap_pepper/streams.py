@@ -476,7 +476,7 @@ class Actions(PepperStream):
         """
         settings, client = self._tap.settings, self._tap.client
         until = self._tap.upper_bound(self.path, self.query(_last_second(client.local.now())))
-        read_until = self.read_until
+        bookmark, read_until = self.bookmark, self.read_until
         after = resume_after(
             read_until=read_until, start=settings.start, until=until, lookback_seconds=settings.lookback_seconds
         )
@@ -501,7 +501,7 @@ class Actions(PepperStream):
                     reread_from = self.reread_from(window.until)
                     take = self._taker(window, types, border, reread_from, audit)
                     count = yield from self.walk(pages, take, f"window {window}", _behind(window, until))
-                    if read_until is None or window.until >= read_until:
+                    if bookmark is None or window.until >= bookmark:
                         border.forget_earlier_runs()
                     self.checkpoint(window.until, border=border.text(reread_from), audit=audit.kept(reread_from))
                     self._news = read_until is None or window.until > read_until

@@ -113,7 +113,7 @@ class SimulatedTap(TapPepper):
         return PepperClient(self.settings, local=self.clock, session=self.pepper.session, jitter=lambda: 0.5)
 
 
-CATALOG = {streams: selection(*streams) for streams in [("actions", "awards"), ("actions", "awards", "perks", "users")]}
+CATALOG = {streams: selection(*streams) for streams in [("actions", "awards"), ("perks",)]}
 
 
 def run_simulated(
