@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, select, text
 from sqlalchemy.engine import URL, make_url
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Engines on which every test of this project runs.
 TESTED_DIALECTS = {"sqlite", "postgresql"}
 LOCK_WAIT_SECONDS = 60
-# Waits before a batch is done again whose connection was lost.
+# Waits before work is done again whose connection was lost.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # How long it is remembered which batches were committed: far longer than all waits together.
 MARKS_KEPT = timedelta(days=1)
@@ -35,6 +35,7 @@ MARKS_KEPT = timedelta(days=1)
 _LOCK_CLASS = 0x63726D
 _DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 
+_T = TypeVar("_T")
 logger = logging.getLogger("target-crm.warehouse")
 # The pool would log a trace for a connection that can't even be rolled back; what is to be known of it is raised.
 logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
@@ -52,11 +53,12 @@ class Warehouse:
         self.tables = Tables(schema)
         self._engine = _create_engine(url)
         self.tested = self._engine.dialect.name in TESTED_DIALECTS
+        self._was_reached = False
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads, and sees one state of the warehouse throughout."""
-        with self._errors(), self._engine.connect() as connection:
+        with self._connect() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -65,7 +67,7 @@ class Warehouse:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that no other loader's write runs beside; committed at the end, rolled back on an error."""
-        with self._errors(), self._engine.connect() as connection:
+        with self._connect() as connection:
             writer = connection.execution_options(crm_writes=True)
             with writer.begin():
                 _lock(writer, self.tables.metadata.schema)
@@ -77,11 +79,8 @@ class Warehouse:
 
     def set_up(self) -> None:
         """Bring the target's own tables and views to this version; create what is missing."""
-        with self.read() as connection:
-            if ddl.version(connection, self.tables) == ddl.VERSION:
-                return
-        with self.write() as connection:
-            ddl.set_up(connection, self.tables)
+        if not self._redone(self._is_up_to_date):
+            self._redone(lambda: self._change(lambda connection: ddl.set_up(connection, self.tables)))
 
     def is_set_up(self) -> bool:
         """Whether a loader has been here. Looking leaves no trace, not even an empty file."""
@@ -92,9 +91,12 @@ class Warehouse:
 
     def ensure(self, *tables: Table) -> None:
         """Create the tables that are missing, and make room for what the others lack."""
-        with self.write() as connection:
+
+        def work(connection: Connection) -> None:
             for table in tables:
                 ddl.ensure(connection, table)
+
+        self._redone(lambda: self._change(work))
 
     def commit_once(self, work: Callable[[Connection], None]) -> None:
         """Do the work in a transaction that is committed once, also where the connection is lost on the way.
@@ -106,19 +108,43 @@ class Warehouse:
             ConnectionLost: it was lost again after each of the waits in `RETRY_SECONDS`.
         """
         batch_id = uuid.uuid4().hex
-        for failures in count():
+        tries = count()
+
+        def once(connection: Connection) -> None:
+            if next(tries) == 0 or not self._is_committed(connection, batch_id):
+                work(connection)
+                self._mark_committed(connection, batch_id)
+
+        self._redone(lambda: self._change(once))
+
+    def _redone(self, work: Callable[[], _T]) -> _T:
+        """Do work again whose connection was lost: it looks for itself how far it came.
+
+        A server that has never answered is not waited for: more likely, a setting is wrong.
+        """
+        for wait_seconds in RETRY_SECONDS:
             try:
-                with self.write() as connection:
-                    if failures == 0 or not self._is_committed(connection, batch_id):
-                        work(connection)
-                        self._mark_committed(connection, batch_id)
+                return work()
             except ConnectionLost as error:  # noqa: PERF203 - a try for each try
-                if failures == len(RETRY_SECONDS):
+                if not self._was_reached:
                     raise
-                logger.warning("%s; the batch is done again in %.1f s", error, RETRY_SECONDS[failures])
-                time.sleep(RETRY_SECONDS[failures])
-            else:
-                return
+                logger.warning("%s; trying again in %.1f s", error, wait_seconds)
+                time.sleep(wait_seconds)
+        return work()
+
+    def _is_up_to_date(self) -> bool:
+        with self.read() as connection:
+            return ddl.version(connection, self.tables) == ddl.VERSION
+
+    def _change(self, work: Callable[[Connection], None]) -> None:
+        with self.write() as connection:
+            work(connection)
+
+    @contextmanager
+    def _connect(self) -> Iterator[Connection]:
+        with self._errors(), self._engine.connect() as connection:
+            self._was_reached = True
+            yield connection
 
     def _is_committed(self, connection: Connection, batch_id: str) -> bool:
         commits = self.tables.commits

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from sqlalchemy import Column, Integer, MetaData, Table, event
 
 from target_crm import warehouse as room
 from target_crm.errors import ConnectionLost, WarehouseError
@@ -66,6 +67,44 @@ def test_a_batch_whose_connection_is_lost_is_done_again(
 
     assert query(new_postgres_url, "SELECT n FROM done") == [(1,)]
     assert waits == [0.5, 1.0]
+
+
+def test_tables_whose_making_is_cut_off_are_made_again(new_postgres_url: str, waits: list[float]) -> None:
+    crm = Warehouse(new_postgres_url, schema="cut_off")
+    table = Table("t", MetaData(schema="cut_off"), Column("id", Integer, primary_key=True))
+    wider = Table("t", MetaData(schema="cut_off"), Column("id", Integer, primary_key=True), Column("more", Integer))
+
+    for work in (crm.set_up, lambda: crm.ensure(table), lambda: crm.ensure(wider)):
+        with cut_off_in_ddl(crm):
+            work()
+    crm.dispose()
+
+    assert query(new_postgres_url, "SELECT * FROM cut_off.award_balances") == []
+    assert query(new_postgres_url, "SELECT id, more FROM cut_off.t") == []
+    assert len(waits) == 3
+
+
+@contextmanager
+def cut_off_in_ddl(crm: Warehouse) -> Iterator[None]:
+    """The server ends the connection when it has made, or changed, the first table."""
+    lost: list[str] = []
+
+    def end(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if not lost and statement.lstrip().startswith(("CREATE TABLE", "ALTER TABLE")):
+            lost.append(statement)
+            terminate(connection)
+
+    event.listen(crm._engine, "after_cursor_execute", end)
+    yield
+    event.remove(crm._engine, "after_cursor_execute", end)
+    assert lost
+
+
+def test_a_server_that_has_never_answered_is_not_waited_for(waits: list[float]) -> None:
+    with pytest.raises(ConnectionLost):
+        Warehouse("postgresql://loader@127.0.0.1:1/crm").set_up()
+
+    assert waits == []
 
 
 def test_a_batch_is_not_done_again_when_only_the_reply_to_commit_was_lost(

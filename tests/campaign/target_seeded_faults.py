@@ -95,11 +95,15 @@ FAULTS = {
         "2",
         "t5",
         "warehouse.py",
-        "                if failures == len(RETRY_SECONDS):",
-        "                if failures == 0:",
+        "                if not self._was_reached:",
+        "                if error:",
     ),
     "a second try doesn't look for the first one's commit": Fault(
-        "2", "t5", "warehouse.py", "if failures == 0 or not self._is_committed(connection, batch_id):", "if batch_id:"
+        "2",
+        "t5",
+        "warehouse.py",
+        "if next(tries) == 0 or not self._is_committed(connection, batch_id):",
+        "if batch_id:",
     ),
     "what is refused is not kept": Fault(
         "4", "t4 t6", "target.py", "[*self._rejections, *contradictions]", "contradictions"
