@@ -23,7 +23,6 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    tuple_,
 )
 
 from target_crm.columns import JsonText, LongText
@@ -88,15 +87,24 @@ def changing_rows(table: Table, staged: Staged) -> FromClause:
     return select(rows).outerjoin_from(rows, table, _same_key(table, rows)).where(changed).subquery("changing_rows")
 
 
-def replace(table: Table, staged: Staged) -> list[Insert | Delete]:
-    """Put the rows that go on into the place of those with the same key."""
-    insert = insert_fresh(table, staged)
-    keys = _keys(table)
-    if not keys:
-        return [insert]
+def replace(table: Table, staged: Staged) -> list[Insert | Update]:
+    """Let the rows that go on take the place of those with the same key.
+
+    Columns that the stream's schema doesn't name keep what they hold: an older schema named them, or a person did.
+    """
+    if not _keys(table):
+        return [insert_fresh(table, staged)]
     rows = staged.fresh_rows()
-    replaced = tuple_(*(table.c[key] for key in keys)).in_(select(*(rows.c[key] for key in keys)))
-    return [table.delete().where(replaced), insert]
+    values = {column.name: rows.c[column.name] for column in table.c if not column.primary_key}
+    absent = (
+        select(*(rows.c[column.name] for column in table.c))
+        .outerjoin_from(rows, table, _same_key(table, rows))
+        .where(table.c[_keys(table)[0]].is_(None))
+    )
+    return [
+        table.update().values(values).where(_same_key(table, rows)),
+        table.insert().from_select(list(table.c), absent),
+    ]
 
 
 def count_changing(table: Table, staged: Staged) -> Select[tuple[int]]:

@@ -537,6 +537,28 @@ def test_new_properties_become_new_columns_in_the_middle_of_a_run_and_in_a_later
     ]
 
 
+def test_columns_that_a_schema_no_longer_names_keep_what_they_hold(warehouse_url: str) -> None:
+    load(
+        warehouse_url,
+        [
+            schema("t", {"id": TEXT, "name": TEXT, "size": INTEGER}, "id"),
+            record("t", {"id": "1", "name": "old", "size": 1}),
+            record("t", {"id": "2", "name": "kept", "size": 2}),
+        ],
+    )
+    execute(warehouse_url, "ALTER TABLE t ADD COLUMN note text")
+    execute(warehouse_url, "UPDATE t SET note = 'by hand'")
+
+    messages = [schema("t", {"id": TEXT, "name": TEXT}, "id"), record("t", {"id": "1", "name": "new"})]
+    load(warehouse_url, [*messages, record("t", {"id": "3", "name": "late"})])
+
+    assert query(warehouse_url, "SELECT id, name, size, note FROM t ORDER BY id") == [
+        ("1", "new", 1, "by hand"),
+        ("2", "kept", 2, "by hand"),
+        ("3", "late", None, None),
+    ]
+
+
 def test_names_may_be_reserved_words_or_the_targets_own_or_long_or_clash(warehouse_url: str) -> None:
     properties = {
         "select": TEXT,
