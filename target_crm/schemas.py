@@ -97,18 +97,28 @@ class Shape:
         Raises:
             Invalid: a key or a required property is missing, or a value is not of its column's kind.
         """
-        row: list[Any] = []
-        for field in self.fields:
-            value = record.get(field.property)
-            if value is not None:
-                try:
-                    value = field.kind.convert(value)
-                except values.Invalid as reason:
-                    raise values.Invalid(f"{field.property} {reason}") from None
-            elif field.required and (field.column in self.keys or field.property not in record):
-                raise MissingProperty(f"{field.property} is missing")
-            row.append(value)
+        row = [self._value(field, record) for field in self.fields]
         return (*row, self._extra(record), extracted_at, loaded_at, version, None)
+
+    def trace(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
+        """What a record that is refused leaves: a row of its key and version alone.
+
+        Raises:
+            Invalid: its key is among what is refused.
+        """
+        row = [self._value(field, record) if field.column in self.keys else None for field in self.fields]
+        return (*row, None, None, None, version, None)
+
+    def _value(self, field: Field, record: Mapping[str, Any]) -> Any:
+        value = record.get(field.property)
+        if value is not None:
+            try:
+                return field.kind.convert(value)
+            except values.Invalid as reason:
+                raise values.Invalid(f"{field.property} {reason}") from None
+        if field.required and (field.column in self.keys or field.property not in record):
+            raise MissingProperty(f"{field.property} is missing")
+        return None
 
     def _extra(self, record: Mapping[str, Any]) -> str | None:
         if not self.keeps_extra:

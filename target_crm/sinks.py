@@ -103,6 +103,7 @@ class CrmSink(Sink):
         self.target = target
         self.tables = target.warehouse.tables
         self.rows: list[tuple[Any, ...]] = []
+        self.traces: list[tuple[Any, ...]] = []
         self.refused = 0
         self.contradictions: list[Rejection] = []
         self._flushed = Tally()
@@ -118,6 +119,7 @@ class CrmSink(Sink):
         except values.Invalid as reason:
             self.refused += 1
             self.target.reject(self.stream_name, reason, values.json_text(record), self.target.input_line)
+            self.traces += [(self.target.input_line, *trace) for trace in self.traces_of(record, message)]
         else:
             self.rows.append((self.target.input_line, *row))
 
@@ -125,11 +127,15 @@ class CrmSink(Sink):
         """A record as a row of the sink's table; raises `values.Invalid`."""
         raise NotImplementedError
 
+    def traces_of(self, record: dict[str, Any], message: Mapping[str, Any]) -> list[tuple[Any, ...]]:  # noqa: ARG002
+        """What a record that was refused still shows: that the row of its key is not gone."""
+        return []
+
     def flush(self, connection: Connection) -> None:
         """Write the rows held. What contradicts the warehouse is in `contradictions` then."""
         self.contradictions = []
         self._flushed = Tally(read=self.refused, quarantined=self.refused)
-        if self.rows:
+        if self.rows or self.traces:
             self._flushed += self.write(connection)
 
     def write(self, connection: Connection) -> Tally:
@@ -140,6 +146,7 @@ class CrmSink(Sink):
         """Forget what has been committed, and say what became of it."""
         self.record_counter_metric.increment(self._flushed.read)
         self.rows.clear()
+        self.traces.clear()
         self.refused = 0
         return self._flushed
 
@@ -204,6 +211,13 @@ class TableSink(CrmSink):
             version=None if version is None else values.integer(version),
         )
 
+    def traces_of(self, record: dict[str, Any], message: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Key and version, where both can be read."""
+        try:
+            return [self.shape.trace(record, values.integer(message.get("version")))] if self.shape.keys else []
+        except values.Invalid:
+            return []
+
     def write(self, connection: Connection) -> Tally:
         """Let the newest row of each key replace an older one."""
         _stage(connection, self.staged, self.rows)
@@ -213,6 +227,9 @@ class TableSink(CrmSink):
         for statement in staging.replace(self.table, self.staged):
             connection.execute(statement)
         same = connection.scalar(staging.count_same(self.table, self.staged)) or applied
+        if self.shape.keys:
+            warehouse.load(connection, self.staged.table, self.traces)
+            connection.execute(staging.see(self.table, self.staged))
         unstage(connection, self.staged)
         read = len(self.rows)
         return Tally(read, applied, duplicate=same - applied, superseded=read - same)

@@ -141,6 +141,16 @@ def activate(table: Table, version: int, *, hard: bool) -> Delete | Update:
     return table.update().where(older, table.c[DELETED_AT].is_(None)).values({DELETED_AT: now})
 
 
+def see(table: Table, staged: Staged) -> Update:
+    """Whatever row a key has, it is of the newest version that the key came with; it is there, hence not gone."""
+    rows = staged.table
+    keys = [rows.c[key] for key in _keys(table)]
+    versions = select(*keys, func.max(rows.c[VERSION]).label(VERSION)).where(rows.c[VERSION].is_not(None))
+    seen = versions.group_by(*keys).subquery("seen")
+    older = or_(table.c[VERSION].is_(None), table.c[VERSION] < seen.c[VERSION])
+    return table.update().values({VERSION: seen.c[VERSION], DELETED_AT: null()}).where(_same_key(table, seen), older)
+
+
 def contradictions(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
     """The places and payloads of staged actions that say something else than the ledger does under the same id."""
     rows = staged.table

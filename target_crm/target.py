@@ -199,10 +199,10 @@ class TargetCrm(Target):
         raise InputError(f"stream {message_dict.get('stream')!r}: BATCH messages are not supported; turn batches off")
 
     def _process_activate_version_message(self, message_dict: dict[str, Any]) -> None:
-        stream, version = message_dict.get("stream"), message_dict.get("version")
+        stream, version = message_dict.get("stream"), _version_of(message_dict)
         maps = self.mapper.stream_maps.get(stream, []) if isinstance(stream, str) else []
         sinks = [self._sinks_active[each.stream_alias] for each in maps if each.stream_alias in self._sinks_active]
-        if not sinks or not isinstance(version, int):
+        if not sinks or version is None:
             self._reject_line(values.json_text(message_dict), "the ACTIVATE_VERSION has no known stream or no version")
             return
         self._drain()
@@ -292,6 +292,13 @@ class TargetCrm(Target):
         # Not by the logger: the signal may have come while it was writing.
         os.write(sys.stderr.fileno(), b"target-crm: stopped by a signal; what is not committed will be read again\n")
         sys.exit(SIGNAL_EXIT_CODE + signum)
+
+
+def _version_of(message: dict[str, Any]) -> int | None:
+    try:
+        return values.integer(message.get("version"))
+    except values.Invalid:
+        return None
 
 
 def read_config(path: str) -> dict[str, Any]:

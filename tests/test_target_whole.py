@@ -629,12 +629,16 @@ def test_a_user_id_can_be_hashed_on_its_way_into_the_ledger(warehouse_url: str) 
     assert query(warehouse_url, "SELECT count(*) FROM actions WHERE CAST(payload AS text) LIKE '%tom@%'") == [(0,)]
 
 
-def activate(stream: str, version: int) -> str:
+def activate(stream: str, version: Any) -> str:
     return json.dumps({"type": "ACTIVATE_VERSION", "stream": stream, "version": version})
 
 
-def versioned(stream: str, key: str, version: int) -> str:
-    return json.dumps({**json.loads(record(stream, {"id": key})), "version": version})
+def versioned(stream: str, key: str, version: int, **fields: Any) -> str:
+    return of_version(version, record(stream, {"id": key, **fields}))
+
+
+def of_version(version: int, message: str) -> str:
+    return json.dumps({**json.loads(message), "version": version})
 
 
 def test_rows_that_an_activated_version_does_not_have_are_marked_and_come_back(warehouse_url: str) -> None:
@@ -662,6 +666,53 @@ def test_an_award_that_is_gone_leaves_its_users_balance_and_keeps_its_history(wa
 
     assert query(warehouse_url, "SELECT * FROM user_balances") == []
     assert [row["points"] for row in table(warehouse_url, "award_balances")] == [Decimal(5), Decimal(7)]
+
+
+@pytest.mark.parametrize("batch_size_rows", [1, 9])
+@pytest.mark.parametrize("hard_delete", [False, True])
+def test_a_row_that_came_is_not_gone_also_if_it_is_refused_or_older(
+    warehouse_url: str, hard_delete: bool, batch_size_rows: int
+) -> None:
+    keyed = schema("perks", {"id": TEXT, "size": INTEGER}, "id")
+    first = [versioned("perks", key, 1, size=1) for key in ("refused", "older", "gone")]
+    older = json.loads(versioned("perks", "older", 2, size=0)) | {"time_extracted": "2026-10-01T00:00:00Z"}
+    second = [versioned("perks", "refused", 2, size="many"), versioned("perks", "new", 2, size=[]), json.dumps(older)]
+
+    settings = {"hard_delete": hard_delete, "batch_size_rows": batch_size_rows}
+    load(warehouse_url, [keyed, *first, activate("perks", 1)], **settings)
+    load(warehouse_url, [keyed, *second, activate("perks", 2)], **settings)
+
+    assert query(warehouse_url, "SELECT id, size FROM perks WHERE _deleted_at IS NULL ORDER BY id") == [
+        ("older", 1),
+        ("refused", 1),
+    ]
+    assert query(warehouse_url, "SELECT id FROM perks WHERE _deleted_at IS NOT NULL") == [
+        ("gone",) for _ in range(not hard_delete)
+    ]
+
+
+def test_an_award_that_comes_without_points_is_not_gone(warehouse_url: str) -> None:
+    silent = snapshot("w1", None, at="2026-10-02T12:00:00Z")
+
+    load(warehouse_url, [AWARDS, *(of_version(1, snapshot(award)) for award in ("w1", "w2", "w3"))])
+    load(warehouse_url, [AWARDS, of_version(2, silent), of_version(2, snapshot("w2", True)), activate("awards", 2)])
+
+    assert query(warehouse_url, "SELECT _id, points FROM awards WHERE _deleted_at IS NULL ORDER BY _id") == [
+        ("w1", 5),
+        ("w2", 5),
+    ]
+
+
+@pytest.mark.parametrize("version", [2**63, "2", 2.5, None])
+def test_a_version_that_is_none_is_set_aside(warehouse_url: str, version: Any) -> None:
+    keyed = schema("perks", {"id": TEXT}, "id")
+
+    load(warehouse_url, [keyed, versioned("perks", "1", 1), activate("perks", version), state({})])
+
+    assert query(warehouse_url, "SELECT id FROM perks WHERE _deleted_at IS NULL") == [("1",)]
+    assert [row["reason"] for row in table(warehouse_url, "rejected_records", "reason")] == [
+        "the ACTIVATE_VERSION has no known stream or no version"
+    ]
 
 
 def test_the_ledger_keeps_every_action_whatever_version_is_activated(warehouse_url: str) -> None:
