@@ -21,10 +21,12 @@ from target_crm.columns import Identifier, Points, exact, exact_sum
 from target_crm.schemas import EXTRACTED_AT, LOADED_AT
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Delete, FromClause, Insert, Select, Table
+    from sqlalchemy import ColumnElement, Delete, FromClause, Insert, Select, Table, Update
 
     from target_crm.tables import Tables
 
+# What is the same in all that is ever said of an award.
+_FOR_LIFE = ("user_id", "perk_id")
 _ZERO = cast(literal_column("0"), Points())
 _ACTION = literal_column("'action'", Identifier)
 _AWARD = literal_column("'award'", Identifier)
@@ -142,6 +144,20 @@ def merge_statements(tables: Tables, arrived: Select[Any]) -> list[Insert | Dele
         balances.delete().where(balances.c.award_id.in_(select(merged.c.award_id))),
         balances.insert().from_select(list(balances.c), select(*merged.c)),
     ]
+
+
+def told_of(awards: FromClause) -> FromClause:
+    """Whose an award is, and of which perk, as far as any of its snapshots that tell points says so."""
+    c = awards.c
+    told = select(c["_id"].label("award_id"), *(func.max(c[name]).label(name) for name in _FOR_LIFE))
+    return told.where(c.points.is_not(None)).group_by(c["_id"]).subquery("told")
+
+
+def complete(table: Table, award_id: ColumnElement[Any], told: FromClause) -> Update:
+    """Let rows that leave out whose an award is, or of which perk, have it from others: that is for life."""
+    values = {name: func.coalesce(table.c[name], told.c[name]) for name in _FOR_LIFE}
+    lacking = or_(*(and_(table.c[name].is_(None), told.c[name].is_not(None)) for name in _FOR_LIFE))
+    return table.update().values(values).where(award_id == told.c.award_id, lacking)
 
 
 def rebuild_statements(tables: Tables) -> list[Insert | Delete]:

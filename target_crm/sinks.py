@@ -220,16 +220,14 @@ class TableSink(CrmSink):
 
     def write(self, connection: Connection) -> Tally:
         """Let the newest row of each key replace an older one."""
-        _stage(connection, self.staged, self.rows)
+        self.stage(connection)
         connection.execute(staging.take_newer(self.table, self.staged, self.ages))
         applied = connection.scalar(staging.count_changing(self.table, self.staged)) or 0
         self.fold(connection)
         for statement in staging.replace(self.table, self.staged):
             connection.execute(statement)
         same = connection.scalar(staging.count_same(self.table, self.staged)) or applied
-        if self.shape.keys:
-            warehouse.load(connection, self.staged.table, self.traces)
-            connection.execute(staging.see(self.table, self.staged))
+        self.see(connection)
         unstage(connection, self.staged)
         read = len(self.rows)
         return Tally(read, applied, duplicate=same - applied, superseded=read - same)
@@ -238,8 +236,18 @@ class TableSink(CrmSink):
         """What makes one row of a key newer than another, the weightiest first."""
         return [rows.c[EXTRACTED_AT]]
 
+    def stage(self, connection: Connection) -> None:
+        """Put the rows held into the work table."""
+        _stage(connection, self.staged, self.rows)
+
     def fold(self, connection: Connection) -> None:
         """What else follows from the rows that are about to change the table."""
+
+    def see(self, connection: Connection) -> None:
+        """What follows also from rows that give way to others, or were refused: their keys are there."""
+        if self.shape.keys:
+            warehouse.load(connection, self.staged.table, self.traces)
+            connection.execute(staging.see(self.table, self.staged))
 
     def activate(self, connection: Connection, version: int) -> int | None:
         """Rows of older versions are gone: `_deleted_at` says since when, or with `hard_delete` they are removed."""
@@ -267,6 +275,20 @@ class AwardSink(TableSink):
         """
         tells_points = case((rows.c.points.is_(None), 0), else_=1)
         return [tells_points, func.coalesce(rows.c.updated_at, rows.c[EXTRACTED_AT]), rows.c[EXTRACTED_AT]]
+
+    def stage(self, connection: Connection) -> None:
+        """Put the rows held into the work table, with what earlier ones of the same awards have told for life."""
+        super().stage(connection)
+        staged = self.staged.table
+        known = select(self.table).where(self.table.c["_id"].in_(select(staged.c["_id"]))).subquery("known")
+        connection.execute(balances.complete(staged, staged.c["_id"], balances.told_of(known)))
+
+    def see(self, connection: Connection) -> None:
+        """Also whose an award is, and of which perk."""
+        super().see(connection)
+        told, stored = balances.told_of(self.staged.table), self.tables.award_balances
+        for table, award_id in ((self.table, self.table.c["_id"]), (stored, stored.c.award_id)):
+            connection.execute(balances.complete(table, award_id, told))
 
     def fold(self, connection: Connection) -> None:
         """Merge the awards that have changed into the balances, and those that tell their time by being read again."""

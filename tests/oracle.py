@@ -74,7 +74,7 @@ def _balance(award: str, user: str, actions: list[Action], snapshots: list[Snaps
     for action in actions:
         assert action.effect is not None
         totals[action.effect] += action.delta
-    # A snapshot that a newer one has replaced is gone, and its perk with it; but an award is of one perk for life.
+    # An award is of one perk for life, whoever leaves it out.
     perks = {sight.perk_id for sight in (*actions, *snapshots)} - {None}
     return {
         "award_id": award,

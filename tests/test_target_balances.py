@@ -68,8 +68,8 @@ def histories(draw: st.DrawFn) -> list[Action | Snapshot]:
                 points=st.one_of(points, points, st.none()),
                 updated_at=st.one_of(instants, instants, st.none()),
                 read_at=instants,
-                perk_id=st.none(),
-            ).map(lambda sight: Snapshot(**{**vars(sight), "perk_id": PERK_OF[sight.award_id]})),
+                perk_id=st.sampled_from([True, True, None]),
+            ).map(lambda sight: Snapshot(**{**vars(sight), "perk_id": sight.perk_id and PERK_OF[sight.award_id]})),
             unique_by=lambda sight: (sight.award_id, sight.as_of, sight.read_at),
             max_size=5,
         )
@@ -334,6 +334,28 @@ def test_a_snapshot_without_its_user_leaves_the_balance_with_its_user(warehouse_
 
     (row,) = table(warehouse_url, "award_balances", "user_id", "perk_id", "points")
     assert row == {"user_id": "u1", "perk_id": "p1", "points": Decimal(7)}
+
+
+@pytest.mark.parametrize("batch_size_rows", [1, 9])
+@pytest.mark.parametrize("order", [1, -1], ids=["in-order", "reversed"])
+def test_whoever_tells_it_an_award_has_its_user_and_perk_for_life(
+    warehouse_url: str, order: int, batch_size_rows: int
+) -> None:
+    without_user = json.loads(snapshot("w1", 7, at="2026-10-02T00:00:00Z"))
+    without_user["record"].update(userId=None, perkId=None)
+    snapshots = [snapshot("w1"), json.dumps(without_user), snapshot("w2")]
+
+    load(warehouse_url, [AWARDS, *snapshots[::order]], batch_size_rows=batch_size_rows)
+    again = load(warehouse_url, [AWARDS, snapshots[1]])
+
+    crm = Warehouse(warehouse_url)
+    stored = table(crm, "award_balances", "award_id", "user_id", "perk_id", "points")
+    assert stored[0] == {"award_id": "w1", "user_id": "u1", "perk_id": "p1", "points": Decimal(7)}
+    assert again.tallies["awards"] == "1 read = 0 applied + 1 duplicate + 0 superseded + 0 quarantined"
+    assert not cli.verify(crm).drifted
+    cli.rebuild(crm)
+    assert table(crm, "award_balances", "award_id", "user_id", "perk_id", "points") == stored
+    crm.dispose()
 
 
 def test_an_award_that_is_read_again_unchanged_changes_no_balance(warehouse_url: str) -> None:
