@@ -89,13 +89,12 @@ def reduce(balances: Table, *partials: Select[Any]) -> Select[Any]:
     """One balance per award of the partials, in the columns of `balances`."""
     union = union_all(*partials).subquery("partials")
     u = union.c
-    by_action = u.as_of_source == _ACTION
     newest = func.row_number().over(
         partition_by=u.award_id,
         order_by=[
             u.as_of.desc(),
-            case((by_action, 1), else_=0).desc(),
-            case((by_action, u.last_action_id), else_="").desc(),
+            # No id is empty, so any action wins over a snapshot.
+            case((u.as_of_source == _ACTION, u.last_action_id), else_="").desc(),
             u.arrival.desc(),
         ],
     )

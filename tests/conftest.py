@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from target_crm.warehouse import Warehouse
 from tests.postgres import postgres_server
 
 if TYPE_CHECKING:
@@ -46,6 +47,25 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def new_postgres_url(postgres_url: str) -> str:
     """An empty PostgreSQL database for the tests of a file that share one."""
     return new_postgres_database(postgres_url)
+
+
+@pytest.fixture(scope="module")
+def sqlite() -> Iterator[Warehouse]:
+    """A warehouse in memory, set up, for the tests of a file that empty it themselves."""
+    yield from set_up("sqlite://")
+
+
+@pytest.fixture(scope="module")
+def postgres(new_postgres_url: str) -> Iterator[Warehouse]:
+    """One in PostgreSQL."""
+    yield from set_up(new_postgres_url)
+
+
+def set_up(url: str) -> Iterator[Warehouse]:
+    warehouse = Warehouse(url)
+    warehouse.set_up()
+    yield warehouse
+    warehouse.dispose()
 
 
 @pytest.fixture(autouse=True)

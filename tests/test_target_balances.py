@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -17,9 +17,6 @@ from target_crm.warehouse import Warehouse
 from tests import oracle
 from tests.oracle import Action, Snapshot
 from tests.target_fixtures import ACTIONS, AWARDS, action, load, query, record, snapshot, table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 START = datetime(2026, 10, 1, 12, 0, tzinfo=timezone.utc)
 # Ids that a careless collation merges or puts into another order.
@@ -157,22 +154,6 @@ BACK_AND_FORTH = [snap(0, 1, 5), snap(0, 2, 7), snap(0, 3, 5)]
 CORRECTED = [snap(0, 1, 5), snap(0, 2, 7)]
 POINTS_GONE = [snap(0, 1, 5), snap(1, 2, None)]
 quick = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@pytest.fixture(scope="module")
-def sqlite() -> Iterator[Warehouse]:
-    warehouse = Warehouse("sqlite://")
-    warehouse.set_up()
-    yield warehouse
-    warehouse.dispose()
-
-
-@pytest.fixture(scope="module")
-def postgres(new_postgres_url: str) -> Iterator[Warehouse]:
-    warehouse = Warehouse(new_postgres_url)
-    warehouse.set_up()
-    yield warehouse
-    warehouse.dispose()
 
 
 @settings(quick, max_examples=60)

@@ -61,10 +61,10 @@ FAULTS = {
         "            u.arrival.desc(),\n            u.as_of.desc(),\n",
     ),
     "no tie-break by action id": Fault(
-        "1", "t1", "balances.py", '            case((by_action, u.last_action_id), else_="").desc(),\n', ""
+        "1", "t1", "balances.py", "_ACTION, u.last_action_id), else_", '_ACTION, "any"), else_'
     ),
     "at a tie the snapshot wins": Fault(
-        "1", "t1", "balances.py", "case((by_action, 1), else_=0).desc()", "case((by_action, 0), else_=1).desc()"
+        "1", "t1", "balances.py", 'u.last_action_id), else_="").desc()', 'u.last_action_id), else_="~").desc()'
     ),
     "an older snapshot replaces a newer one": Fault(
         "5",

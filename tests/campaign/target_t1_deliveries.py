@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
-from target_crm.warehouse import Warehouse
 from tests import oracle
 from tests.campaign import PHASES, SEED, count, size
 from tests.campaign.target_runs import digest
@@ -17,7 +16,7 @@ from tests.oracle import Action, Snapshot
 from tests.test_target_balances import START, USER_OF, deliver, deliveries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from target_crm.warehouse import Warehouse
 
 at_length = settings(
     phases=PHASES,
@@ -34,22 +33,6 @@ SNAPSHOT = Snapshot("w1", Decimal(5), START, START, "p1")
 TIES = [
     ([ACTION, GREATER, SNAPSHOT], [[GREATER, ACTION], [SNAPSHOT]], batch_size_rows) for batch_size_rows in (1, 3)
 ] + [([ACTION, SNAPSHOT], [[SNAPSHOT], [ACTION]], 1), ([ACTION, SNAPSHOT], [[ACTION, SNAPSHOT]], 1)]
-
-
-@pytest.fixture(scope="module")
-def sqlite() -> Iterator[Warehouse]:
-    warehouse = Warehouse("sqlite://")
-    warehouse.set_up()
-    yield warehouse
-    warehouse.dispose()
-
-
-@pytest.fixture(scope="module")
-def postgres(new_postgres_url: str) -> Iterator[Warehouse]:
-    warehouse = Warehouse(new_postgres_url)
-    warehouse.set_up()
-    yield warehouse
-    warehouse.dispose()
 
 
 @seed(SEED)
