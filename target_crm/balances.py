@@ -9,10 +9,13 @@ the balance at its time, and adds to one total), a snapshot (it saw the balance,
 - totals and counts are sums, so each action must come in once: callers pass those that the ledger has just taken.
 
 Hence a batch merged into the stored balances gives the very rows that a fold of the whole history gives.
+
+Statements are built once for their tables: that takes longer than a small batch.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, and_, case, cast, func, literal_column, null, or_, select, union_all
@@ -32,6 +35,7 @@ _ACTION = literal_column("'action'", Identifier)
 _AWARD = literal_column("'award'", Identifier)
 
 
+@cache
 def partials_of_actions(actions: FromClause) -> Select[Any]:
     """One partial balance per action that has an effect; `actions` has the ledger's columns."""
     c = actions.c
@@ -58,6 +62,7 @@ def partials_of_actions(actions: FromClause) -> Select[Any]:
     ).where(c.effect.is_not(None))
 
 
+@cache
 def partials_of_awards(awards: FromClause) -> Select[Any]:
     """One partial balance per snapshot that tells points; `awards` has that table's columns."""
     c = awards.c
@@ -128,11 +133,13 @@ def reduce(balances: Table, *partials: Select[Any]) -> Select[Any]:
     return select(*(merged[column.name].label(column.name) for column in balances.c)).group_by(r.award_id)
 
 
+@cache
 def full_fold(tables: Tables) -> Select[Any]:
     """Every balance afresh, from the whole ledger and all snapshots."""
     return reduce(tables.award_balances, partials_of_actions(tables.actions), partials_of_awards(tables.awards))
 
 
+@cache
 def merge_statements(tables: Tables, arrived: Select[Any]) -> list[Insert | Delete]:
     """Merge partials that have just arrived into the stored balances; `merged` is empty before."""
     balances, merged = tables.award_balances, tables.merged
@@ -145,26 +152,31 @@ def merge_statements(tables: Tables, arrived: Select[Any]) -> list[Insert | Dele
     ]
 
 
-def told_of(awards: FromClause) -> FromClause:
-    """Whose an award is, and of which perk, as far as any of its snapshots that tell points says so."""
+@cache
+def told_of(awards: Table, staged: Table) -> FromClause:
+    """Whose the staged awards are, and of which perk, as far as any row of `awards` that tells points says so."""
     c = awards.c
     told = select(c["_id"].label("award_id"), *(func.max(c[name]).label(name) for name in _FOR_LIFE))
-    return told.where(c.points.is_not(None)).group_by(c["_id"]).subquery("told")
+    telling = told.where(c.points.is_not(None), c["_id"].in_(select(staged.c["_id"])))
+    return telling.group_by(c["_id"]).subquery("told")
 
 
-def complete(table: Table, award_id: ColumnElement[Any], told: FromClause) -> Update:
+@cache
+def complete(table: Table, key: str, told: FromClause) -> Update:
     """Let rows that leave out whose an award is, or of which perk, have it from others: that is for life."""
     values = {name: func.coalesce(table.c[name], told.c[name]) for name in _FOR_LIFE}
     lacking = or_(*(and_(table.c[name].is_(None), told.c[name].is_not(None)) for name in _FOR_LIFE))
-    return table.update().values(values).where(award_id == told.c.award_id, lacking)
+    return table.update().values(values).where(table.c[key] == told.c.award_id, lacking)
 
 
+@cache
 def rebuild_statements(tables: Tables) -> list[Insert | Delete]:
     """Put a full fold in the place of the stored balances."""
     balances = tables.award_balances
     return [balances.delete(), balances.insert().from_select(list(balances.c), full_fold(tables))]
 
 
+@cache
 def drifted(tables: Tables) -> Select[Any]:
     """Awards whose stored balance is not what a full fold gives: what is stored, what is expected, what differs."""
     stored, expected = tables.award_balances, full_fold(tables).subquery("expected")
@@ -189,6 +201,7 @@ def drifted(tables: Tables) -> Select[Any]:
     return select(rows).order_by(rows.c.award_id)
 
 
+@cache
 def contradicted(tables: Tables) -> Select[Any]:
     """Awards whose snapshot is Pepper's newest word, and yet says other points than the balance."""
     balances, awards = tables.award_balances, tables.awards
@@ -208,6 +221,7 @@ def contradicted(tables: Tables) -> Select[Any]:
     )
 
 
+@cache
 def gaps(tables: Tables) -> Select[Any]:
     """Places in an award's chain of actions where the balance before one, and its delta, don't give the balance after.
 

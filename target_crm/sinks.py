@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from enum import Enum
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from singer_sdk import metrics
@@ -175,7 +176,7 @@ class LedgerSink(CrmSink):
         ledger, staged = self.tables.actions, self.tables.staged_actions
         leave_out = () if self.target.settings.store_payload else ("payload",)
         applied = insert_absent(connection, ledger, staged, self.rows, *leave_out)
-        merge(connection, self.tables, balances.partials_of_actions(staged.fresh_rows()))
+        merge(connection, self.tables, balances.partials_of_actions(staging.fresh_rows(staged)))
         self.contradictions = [
             Rejection(self.stream_name, "the ledger has this _id with other content", input_line, payload)
             for input_line, payload in connection.execute(staging.contradictions(ledger, staged))
@@ -232,7 +233,8 @@ class TableSink(CrmSink):
         read = len(self.rows)
         return Tally(read, applied, duplicate=same - applied, superseded=read - same)
 
-    def ages(self, rows: FromClause) -> list[ColumnElement[Any]]:
+    @staticmethod
+    def ages(rows: FromClause) -> list[ColumnElement[Any]]:
         """What makes one row of a key newer than another, the weightiest first."""
         return [rows.c[EXTRACTED_AT]]
 
@@ -268,7 +270,8 @@ class AwardSink(TableSink):
     keys = ("_id",)
     fixed = tables.AWARD_FIELDS
 
-    def ages(self, rows: FromClause) -> list[ColumnElement[Any]]:
+    @staticmethod
+    def ages(rows: FromClause) -> list[ColumnElement[Any]]:
         """By `updatedAt`; a snapshot without one counts as of the time that it was read.
 
         One without points never takes the place of one with: it says nothing that a balance could follow.
@@ -280,22 +283,25 @@ class AwardSink(TableSink):
         """Put the rows held into the work table, with what earlier ones of the same awards have told for life."""
         super().stage(connection)
         staged = self.staged.table
-        known = select(self.table).where(self.table.c["_id"].in_(select(staged.c["_id"]))).subquery("known")
-        connection.execute(balances.complete(staged, staged.c["_id"], balances.told_of(known)))
+        connection.execute(balances.complete(staged, "_id", balances.told_of(self.table, staged)))
 
     def see(self, connection: Connection) -> None:
         """Also whose an award is, and of which perk."""
         super().see(connection)
-        told, stored = balances.told_of(self.staged.table), self.tables.award_balances
-        for table, award_id in ((self.table, self.table.c["_id"]), (stored, stored.c.award_id)):
-            connection.execute(balances.complete(table, award_id, told))
+        told = balances.told_of(self.staged.table, self.staged.table)
+        connection.execute(balances.complete(self.table, "_id", told))
+        connection.execute(balances.complete(self.tables.award_balances, "award_id", told))
 
     def fold(self, connection: Connection) -> None:
         """Merge the awards that have changed into the balances, and those that tell their time by being read again."""
-        changing = staging.changing_rows(self.table, self.staged)
-        fresh = self.staged.fresh_rows()
-        news = or_(fresh.c.updated_at.is_(None), fresh.c["_id"].in_(select(changing.c["_id"])))
-        merge(connection, self.tables, balances.partials_of_awards(fresh).where(news))
+        merge(connection, self.tables, _news_of_awards(self.table, self.staged))
+
+
+@cache
+def _news_of_awards(awards: Table, staged: staging.Staged) -> Select[Any]:
+    changing, fresh = staging.changing_rows(awards, staged), staging.fresh_rows(staged)
+    news = or_(fresh.c.updated_at.is_(None), fresh.c["_id"].in_(select(changing.c["_id"])))
+    return balances.partials_of_awards(fresh).where(news)
 
 
 def merge(connection: Connection, owned: tables.Tables, arrived: Select[Any]) -> None:

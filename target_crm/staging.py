@@ -1,7 +1,8 @@
 """Pure: statements that move rows from a work table into the table beside it.
 
 Rows are staged first, in the order of arrival. Then `fresh` takes the places of those that go on to be inserted.
-No statement is told apart by engine: there is no MERGE and no ON CONFLICT in them.
+No statement is told apart by engine: there is no MERGE and no ON CONFLICT in them. Each is built once for its tables:
+that takes longer than a small batch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -39,13 +41,16 @@ class Staged:
     table: Table
     fresh: Table
 
-    def fresh_rows(self) -> FromClause:
-        """The rows that go on, without their places."""
-        columns = [column for column in self.table.c if column.name != SEQ]
-        same_place = self.fresh.c[SEQ] == self.table.c[SEQ]
-        return select(*columns).join_from(self.table, self.fresh, same_place).subquery("fresh_rows")
+
+@cache
+def fresh_rows(staged: Staged) -> FromClause:
+    """The rows that go on, without their places."""
+    columns = [column for column in staged.table.c if column.name != SEQ]
+    same_place = staged.fresh.c[SEQ] == staged.table.c[SEQ]
+    return select(*columns).join_from(staged.table, staged.fresh, same_place).subquery("fresh_rows")
 
 
+@cache
 def take_absent(table: Table, staged: Staged) -> Insert:
     """`fresh` ← the first row of each key that the table lacks."""
     (key,) = table.primary_key.columns
@@ -61,6 +66,7 @@ Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
 """Given rows, the columns that tell which of two is newer, the weightiest first."""
 
 
+@cache
 def take_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     """`fresh` ← the newest row of each key, unless the table's is newer still; without a key, all rows.
 
@@ -80,13 +86,15 @@ def take_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     return staged.fresh.insert().from_select([SEQ], winners)
 
 
+@cache
 def changing_rows(table: Table, staged: Staged) -> FromClause:
     """The rows that go on and say something else than the table does, or something new."""
-    rows = staged.fresh_rows()
+    rows = fresh_rows(staged)
     changed = or_(table.c[_keys(table)[0]].is_(None), not_(_equal(table, rows, KNOWN_OF_A_ROW)))
     return select(rows).outerjoin_from(rows, table, _same_key(table, rows)).where(changed).subquery("changing_rows")
 
 
+@cache
 def replace(table: Table, staged: Staged) -> list[Insert | Update]:
     """Let the rows that go on take the place of those with the same key.
 
@@ -94,7 +102,7 @@ def replace(table: Table, staged: Staged) -> list[Insert | Update]:
     """
     if not _keys(table):
         return [insert_fresh(table, staged)]
-    rows = staged.fresh_rows()
+    rows = fresh_rows(staged)
     values = {column.name: rows.c[column.name] for column in table.c if not column.primary_key}
     absent = (
         select(*(rows.c[column.name] for column in table.c))
@@ -107,12 +115,14 @@ def replace(table: Table, staged: Staged) -> list[Insert | Update]:
     ]
 
 
+@cache
 def count_changing(table: Table, staged: Staged) -> Select[tuple[int]]:
     """How many rows go on and change what the table says; the others are only read anew."""
     rows = changing_rows(table, staged) if _keys(table) else staged.fresh
     return select(func.count()).select_from(rows)
 
 
+@cache
 def count_same(table: Table, staged: Staged) -> Select[tuple[int]]:
     """How many staged rows say what the table says."""
     rows = staged.table
@@ -120,13 +130,15 @@ def count_same(table: Table, staged: Staged) -> Select[tuple[int]]:
     return select(func.count()).select_from(rows).join(table, same)
 
 
+@cache
 def insert_fresh(table: Table, staged: Staged, *leave_out: str) -> Insert:
     """Insert the rows that go on; the columns to leave out stay null."""
-    rows = staged.fresh_rows()
+    rows = fresh_rows(staged)
     columns = [cast(null(), column.type) if column.name in leave_out else rows.c[column.name] for column in table.c]
     return table.insert().from_select(list(table.c), select(*columns))
 
 
+@cache
 def count_fresh(staged: Staged) -> Select[tuple[int]]:
     """How many rows go on."""
     return select(func.count()).select_from(staged.fresh)
@@ -141,6 +153,7 @@ def activate(table: Table, version: int, *, hard: bool) -> Delete | Update:
     return table.update().where(older, table.c[DELETED_AT].is_(None)).values({DELETED_AT: now})
 
 
+@cache
 def see(table: Table, staged: Staged) -> Update:
     """Whatever row a key has, it is of the newest version that the key came with; it is there, hence not gone."""
     rows = staged.table
@@ -151,6 +164,7 @@ def see(table: Table, staged: Staged) -> Update:
     return table.update().values({VERSION: seen.c[VERSION], DELETED_AT: null()}).where(_same_key(table, seen), older)
 
 
+@cache
 def contradictions(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
     """The places and payloads of staged actions that say something else than the ledger does under the same id."""
     rows = staged.table

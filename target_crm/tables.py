@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Column, MetaData, Table, cast, func, select, text
@@ -118,6 +119,13 @@ class Tables:
         ).select_from(self.award_balances.outerjoin(self.awards, awards["_id"] == balances.award_id))
 
 
+@cache
+def tables_in(schema: str | None) -> Tables:
+    """The target's tables in a schema: the same objects for all who ask, so that statements of them are built once."""
+    return Tables(schema)
+
+
+@cache
 def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
     """The table of a stream: its fields, `_extra` (what the schema doesn't name), and what is known of each row."""
     fields = [
@@ -136,6 +144,7 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
     )
 
 
+@cache
 def staging_of(table: Table) -> Table:
     """The work table beside a table: its columns, without their constraints, after the order of arrival."""
     columns = [Column(column.name, column.type) for column in table.columns]

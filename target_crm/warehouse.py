@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from target_crm import ddl
 from target_crm.errors import ConnectionLost, SettingError, WarehouseError
-from target_crm.tables import Tables
+from target_crm.tables import tables_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ class Warehouse:
         self.name = URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
         if schema and url.get_backend_name() == "sqlite":
             raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
-        self.tables = Tables(schema)
+        self.tables = tables_in(schema)
         self._engine = _create_engine(url)
         self.tested = self._engine.dialect.name in TESTED_DIALECTS
         self._was_reached = False

@@ -51,7 +51,7 @@ FAULTS = {
         "        self._state is None or self._emit(self._state)\n        sys.exit(SIGNAL_EXIT_CODE + signum)",
     ),
     "sums over all actions, also repeated ones": Fault(
-        "5", "t1 t4", "sinks.py", "partials_of_actions(staged.fresh_rows())", "partials_of_actions(staged.table)"
+        "5", "t1 t4", "sinks.py", "partials_of_actions(staging.fresh_rows(staged))", "partials_of_actions(staged.table)"
     ),
     "the last arrival wins, not the newest": Fault(
         "5",
