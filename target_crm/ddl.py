@@ -74,26 +74,23 @@ def ensure(connection: Connection, table: Table) -> None:
     except NoSuchTableError:
         table.create(connection)
         return
-    if table.name.startswith(STAGING_PREFIX):
-        _recreate(connection, table, found)
-        return
     keys = inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
     wanted_keys = [column.name for column in table.primary_key.columns]
     if set(keys) != set(wanted_keys):
         raise WarehouseError(
             f"table {table.name!r} has the key {keys}, the new schema {wanted_keys}: rename the stream"
         )
-    changes = [change for column in table.columns if (change := _change(connection.dialect, table, column, found))]
-    for change in changes:
-        connection.execute(text(f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(table)} {change}"))
-
-
-def _recreate(connection: Connection, table: Table, found: dict[str, TypeEngine[Any]]) -> None:
-    """Make a work table anew where it has changed: it is empty between transactions."""
-    wanted = {column.name: _kind(column.type.dialect_impl(connection.dialect)) for column in table.columns}
-    if {name: _kind(type_) for name, type_ in found.items()} != wanted:
+    try:
+        changes = [change for column in table.columns if (change := _change(connection.dialect, table, column, found))]
+    except WarehouseError:
+        if not table.name.startswith(STAGING_PREFIX):
+            raise
+        # A work table is empty between transactions.
         table.drop(connection)
         table.create(connection)
+        return
+    for change in changes:
+        connection.execute(text(f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(table)} {change}"))
 
 
 def version(connection: Connection, tables: Tables) -> int:

@@ -12,6 +12,8 @@ from sqlalchemy import create_engine, text
 from target_crm import ddl
 from target_crm.cli import verify
 from target_crm.errors import WarehouseError
+from target_crm.target import TargetCrm
+from target_crm.values import from_json
 from target_crm.warehouse import Warehouse, parse_url
 from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state, table
 
@@ -86,6 +88,24 @@ def test_a_column_makes_room_for_wider_values(warehouse_url: str, sent: list[tup
 
     stored = [float(n) for (n,) in query(warehouse_url, "SELECT n FROM t ORDER BY id")]
     assert stored == [value for _, value in sent]
+
+
+def test_a_loader_goes_on_when_another_has_set_up_the_same_stream_with_fewer_and_narrower_columns(
+    warehouse_url: str,
+) -> None:
+    wide, narrow = ({"id": TEXT, "n": NUMBER, "more": TEXT}, {"id": TEXT, "n": INTEGER})
+    crm = Warehouse(warehouse_url)
+    loader = TargetCrm(config={"sqlalchemy_url": warehouse_url})
+    loader._process_schema_message(from_json(schema("t", wide, "id")))
+
+    load(crm, [schema("t", narrow, "id"), record("t", {"id": "1", "n": 1})])
+    loader._process_record_message(from_json(record("t", {"id": "2", "n": 0.5, "more": "x"})))
+    loader.process_endofpipe()
+
+    rows = query(warehouse_url, "SELECT id, n, more FROM t ORDER BY id")
+    assert [(key, float(n), more) for key, n, more in rows] == [("1", 1, None), ("2", 0.5, "x")]
+    crm.dispose()
+    loader.warehouse.dispose()
 
 
 @pytest.mark.parametrize(
