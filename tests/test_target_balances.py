@@ -85,13 +85,13 @@ def deliveries(draw: st.DrawFn) -> tuple[list[Action | Snapshot], list[list[Acti
     return history, [delivered[:cut], delivered[max(cut - overlap, 0) :]], draw(st.integers(1, 5))
 
 
-def message(event: Action | Snapshot) -> str:
+def message(event: Action | Snapshot, user_of: dict[str, str]) -> str:
     """The event as the tap would send it; numbers and times in one of their several ways of being written."""
     if isinstance(event, Snapshot):
         fields = {
             "_id": event.award_id,
             "points": None if event.points is None else _as_sent(event.points),
-            "userId": USER_OF[event.award_id],
+            "userId": user_of[event.award_id],
             "perkId": event.perk_id,
             "updatedAt": event.updated_at and event.updated_at.isoformat(),
         }
@@ -110,7 +110,7 @@ def message(event: Action | Snapshot) -> str:
         "_id": event.action_id,
         "type": action_type,
         "when": {"timestamp": event.occurred_at.astimezone(offset).isoformat()},
-        "context": {"user": {"_id": USER_OF[event.award_id]}},
+        "context": {"user": {"_id": user_of[event.award_id]}},
         "metadata": metadata,
     }
     return record("actions", fields)
@@ -120,13 +120,19 @@ def _as_sent(number: Decimal) -> int | str:
     return int(number) if number == int(number) else str(number)
 
 
-def deliver(warehouse: Warehouse, runs: list[list[Action | Snapshot]], batch_size_rows: int) -> dict[str, Any]:
+def deliver(
+    warehouse: Warehouse,
+    runs: list[list[Action | Snapshot]],
+    batch_size_rows: int,
+    user_of: dict[str, str] = USER_OF,
+) -> dict[str, Any]:
     """Load the runs into the emptied tables; returns all that they then hold, but for the times of loading."""
     with warehouse.write() as connection:
         for name in ("actions", "awards", "award_balances", "rejected_records"):
             connection.execute(delete(getattr(warehouse.tables, name)))
     for run in runs:
-        load(warehouse, [AWARDS, ACTIONS, *map(message, run)], batch_size_rows=batch_size_rows)
+        messages = [message(event, user_of) for event in run]
+        load(warehouse, [AWARDS, ACTIONS, *messages], batch_size_rows=batch_size_rows)
     return {name: table(warehouse, name) for name in ("actions", "awards", "award_balances", "rejected_records")}
 
 

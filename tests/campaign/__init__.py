@@ -25,7 +25,10 @@ ONLY = os.environ.get("CAMPAIGN_CASE")
 # Shrinking a failure takes minutes, which are lost where only its being there counts.
 PHASES = [Phase.generate] if os.environ.get("CAMPAIGN_SHRINK") == "no" else [Phase.generate, Phase.shrink]
 
-# What a run of the campaign did, by test: told at its end.
+# Parts of a long test, for several processes.
+SHARDS = range(4 if FULL else 1)
+
+# What this process did for the campaign: told at its end.
 counts: Counter[str] = Counter()
 seconds: Counter[str] = Counter()
 
@@ -35,9 +38,10 @@ def size(short: int, full: int) -> int:
     return full if FULL else short
 
 
-def run_cases(name: str, items: Sequence[Item], case: Callable[[Random, Item], None]) -> None:
-    """Run a case for each item, with random choices of its own; `CAMPAIGN_CASE` picks one of them."""
-    for index in range(len(items)) if ONLY is None else [int(ONLY)]:
+def run_cases(name: str, items: Sequence[Item], case: Callable[[Random, Item], None], shard: int | None = None) -> None:
+    """Run a case for each item, or each of a shard, with random choices of its own; `CAMPAIGN_CASE` picks one."""
+    mine = range(len(items)) if shard is None else range(shard, len(items), len(SHARDS))
+    for index in mine if ONLY is None else [int(ONLY)]:
         began = time.perf_counter()
         try:
             case(Random(f"{SEED} {name} {index}"), items[index])

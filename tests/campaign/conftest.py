@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,9 @@ from tests.conftest import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+COUNTED = "campaign"
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +41,34 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     place.close()
 
 
+@pytest.fixture(params=campaign.SHARDS)
+def shard(request: pytest.FixtureRequest) -> int:
+    """The number of a part of a long test."""
+    return int(request.param)
+
+
+@pytest.fixture(autouse=True)
+def counted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have the report of a test, which may come from another process, tell what was counted in it."""
+    campaign.counts.clear()
+    campaign.seconds.clear()
+    yield
+    for name, cases in campaign.counts.items():
+        request.node.user_properties.append((COUNTED, (name, cases, campaign.seconds[name])))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The number of cases and the seconds that they took."""
-    if campaign.counts:
+    """The number of cases and the seconds that they took, in all processes together."""
+    cases: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        for kind, value in getattr(report, "user_properties", ()):
+            # What a fixture adds when it ends is in the last report alone.
+            if kind == COUNTED and report.when == "teardown":
+                name, more_cases, more_seconds = value
+                cases[name] += more_cases
+                seconds[name] += more_seconds
+    if cases:
         terminalreporter.section(f"campaign, seed {campaign.SEED}")
-    for name, number in sorted(campaign.counts.items()):
-        terminalreporter.write_line(f"{name:<60}{number:>8,} cases{campaign.seconds[name]:>8.1f} s")
+    for name, number in sorted(cases.items()):
+        terminalreporter.write_line(f"{name:<60}{number:>8,} cases{seconds[name]:>8.1f} s")

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 SHORT_STEP = 61
 
 
-def test_whichever_database_call_fails_nothing_false_is_said_and_the_next_run_heals(forks: Forks, place: Place) -> None:
+def test_whichever_database_call_fails_nothing_false_is_said_and_the_next_run_heals(
+    forks: Forks, place: Place, shard: int
+) -> None:
     rehearsal = rehearse(forks, place, rows=12)
     faults: list[dict[str, Any]] = [
         {"how": DROP, "at": at, "moment": moment, "for_good": for_good}
@@ -30,4 +32,4 @@ def test_whichever_database_call_fails_nothing_false_is_said_and_the_next_run_he
         ended = forks.run(place.url, rehearsal.told.input(), fault=fault, **SETTINGS)
         finish(forks, place, rehearsal, check(place, rehearsal.told, ended))
 
-    run_cases(f"T3 a call fails, {place.engine}", faults if FULL else faults[::SHORT_STEP], case)
+    run_cases(f"T3 a call fails, {place.engine}", faults if FULL else faults[::SHORT_STEP], case, shard)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from random import Random
 
 
-def test_a_run_killed_anywhere_ends_where_a_quiet_one_would(forks: Forks, place: Place) -> None:
+def test_a_run_killed_anywhere_ends_where_a_quiet_one_would(forks: Forks, place: Place, shard: int) -> None:
     rehearsal = rehearse(forks, place)
 
     def case(random: Random, _: int) -> None:
@@ -42,10 +42,12 @@ def test_a_run_killed_anywhere_ends_where_a_quiet_one_would(forks: Forks, place:
             resumed_from = check(place, rehearsal.told, ended, resumed_from)
         finish(forks, place, rehearsal, resumed_from)
 
-    run_cases(f"T4 SIGKILL, {place.engine}", range(size(4, 150)), case)
+    run_cases(f"T4 SIGKILL, {place.engine}", range(size(4, 150)), case, shard)
 
 
-def test_a_run_told_to_stop_inside_a_drain_acknowledges_only_what_is_committed(forks: Forks, place: Place) -> None:
+def test_a_run_told_to_stop_inside_a_drain_acknowledges_only_what_is_committed(
+    forks: Forks, place: Place, shard: int
+) -> None:
     rehearsal = rehearse(forks, place)
 
     def case(random: Random, number: int) -> None:
@@ -56,7 +58,7 @@ def test_a_run_told_to_stop_inside_a_drain_acknowledges_only_what_is_committed(f
         finish(forks, place, rehearsal, check(place, rehearsal.told, ended))
 
     signals = [signal.SIGTERM, signal.SIGTERM, signal.SIGINT] * size(1, 17)
-    run_cases(f"T4 SIGTERM and SIGINT, {place.engine}", signals, case)
+    run_cases(f"T4 SIGTERM and SIGINT, {place.engine}", signals, case, shard)
 
 
 def killed_after(forks: Forks, place: Place, stdin: bytes, seconds: float) -> Ended:
