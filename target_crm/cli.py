@@ -99,19 +99,22 @@ class Replay(TargetCrm):
 
     @classmethod
     def run(cls, config: dict[str, Any]) -> dict[str, int]:
+        """Replay into the warehouse of the settings."""
+        return cls(config={name: value for name, value in config.items() if not name.startswith("stream_map")}).replay()
+
+    def replay(self) -> dict[str, int]:
         """Replay; returns how many records were tried, and loaded, and how many are left, also of other streams.
 
         A record leaves the quarantine after it is committed, so a replay that is killed can simply be repeated.
         """
-        replay = cls(config={name: value for name, value in config.items() if not name.startswith("stream_map")})
-        rejected = replay.warehouse.tables.rejected_records
-        with replay.warehouse.read() as connection:
+        rejected = self.warehouse.tables.rejected_records
+        with self.warehouse.read() as connection:
             rows = connection.execute(select(rejected).order_by(rejected.c.rejected_at, rejected.c.input_line)).all()
         messages = {row.rejected_id: message for row in rows if (message := _as_message(row))}
-        replay.process_lines(io.StringIO("".join(f"{line}\n" for line in [*_SCHEMAS, *messages.values()])))
-        replay.process_endofpipe()
-        loaded = messages.keys() - replay.refused_again
-        replay.warehouse.commit_once(
+        self.process_lines(io.StringIO("".join(f"{line}\n" for line in [*_SCHEMAS, *messages.values()])))
+        self.process_endofpipe()
+        loaded = messages.keys() - self.refused_again
+        self.warehouse.commit_once(
             lambda connection: _each(
                 connection, [rejected.delete().where(rejected.c.rejected_id == rejected_id) for rejected_id in loaded]
             )

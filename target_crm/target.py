@@ -281,7 +281,8 @@ class TargetCrm(Target):
         except OSError as error:
             self.logger.warning("nobody takes the STATE (%s); loading goes on without", error.strerror)
             # Whatever is still buffered would fail again at the end of the process.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
     def _tally(self, stream: str, tally: Tally) -> None:
         if tally.read:

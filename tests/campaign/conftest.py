@@ -13,6 +13,7 @@ import pytest
 from tests import campaign
 from tests.campaign.target_runs import Forks, Place, PostgresPlace, SqlitePlace
 from tests.conftest import ENGINES
+from tests.postgres import fast_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ COUNTED = "campaign"
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """The server that forks target-crm."""
-    with tempfile.TemporaryDirectory(prefix="pepper-crm-campaign-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pepper-crm-campaign-", dir=fast_folder()) as folder:
         server = Forks(Path(folder))
         yield server
         server.close()
