@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.campaign.target_forks import PAUSE
 from tests.campaign.target_runs import Ended, Forks, Place, digest
-from tests.campaign.target_story import Story, as_input, covered, story
+from tests.campaign.target_story import PERKS_IN_THE_END, Story, as_input, covered, story
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +45,7 @@ def rehearse(forks: Forks, place: Place, rows: int = 30, **options: Any) -> Rehe
     calls, seconds = count_calls(forks, place, told.input())
     expected = place.contents()
     assert expected["award_balances"] == told.balances()
+    assert expected["perks"] == [perk for perk in PERKS_IN_THE_END if options.get("ordered", True) or perk[0] != "p0"]
     place.has(told, len(told.lines))
     place.clear()
     return Rehearsal(told, expected, seconds, calls, calls_before_rows)

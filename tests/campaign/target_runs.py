@@ -220,7 +220,12 @@ class Place:
         with self.warehouse.read() as connection:
             if keyless:
                 found["visits"] = list(connection.scalars(text("SELECT number FROM visits ORDER BY 1")))
-            found["perks"] = [tuple(row) for row in connection.execute(text("SELECT _id, title FROM perks ORDER BY 1"))]
+            found["perks"] = [
+                (key, title, None if price is None else float(price), bool(gone))
+                for key, title, price, gone in connection.execute(
+                    text("SELECT _id, title, price, _deleted_at IS NOT NULL FROM perks ORDER BY 1")
+                )
+            ]
         return found
 
     def close(self) -> None:

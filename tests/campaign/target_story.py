@@ -21,7 +21,13 @@ TOKEN = "tok3n-canary-5f1c"
 CANARIES = (PERSON, "Canaryperson", TOKEN)
 
 START = datetime(2026, 10, 1, 12, 0, tzinfo=timezone.utc)
-PERKS = schema("perks", {"_id": {"type": "string"}, "title": {"type": ["string", "null"]}}, "_id")
+PERK = {"_id": {"type": "string"}, "title": {"type": ["string", "null"]}}
+# As time goes by, perks get a price, and then one that is no whole number.
+PERKS, PERKS_PRICED, PERKS_PRICED_FINELY = (
+    schema("perks", {**PERK, **price}, "_id")
+    for price in ({}, {"price": {"type": "integer"}}, {"price": {"type": "number"}})
+)
+PERKS_IN_THE_END = [("p0", "Water", None, True), ("p1", "Coffee", 2.5, False), ("p2", "Tea", 3.0, False)]
 VISITS = schema("visits", {"number": {"type": "integer"}})
 SCHEMAS = [PERKS, AWARDS, ACTIONS]
 # Ids that a careless collation merges or puts into another order.
@@ -73,22 +79,29 @@ def covered(state_line: str) -> int:
     return int(json.loads(state_line)["bookmarks"]["lines"])
 
 
-def story(random: Random, rows: int, *, contradictions: bool = True, keyless: bool = False) -> Story:
-    """Rows of all kinds: in time and late, simultaneous, repeated, contradictory, malformed.
+def story(random: Random, rows: int, *, ordered: bool = True, keyless: bool = False) -> Story:
+    """Rows of all kinds: in time and late, simultaneous, repeated, contradictory, malformed; perks come, change and go.
 
-    Two orders of contradictions are two stories, and keyless rows that are sent twice are two rows: they are left out
-    where several runs deliver a story.
+    Two orders of contradictions, or of what is gone, are two stories, and keyless rows that are sent twice are two
+    rows: they are left out where several runs deliver a story.
     """
-    schemas = [*SCHEMAS, VISITS] if keyless else SCHEMAS
-    told = Story(schemas, [*schemas])
-    told.add(record("perks", {"_id": "p1", "title": "Coffee"}), "perks", "p1")
+    more = [VISITS] if keyless else []
+    told = Story([PERKS_PRICED_FINELY, *SCHEMAS[1:], *more], [*SCHEMAS, *more])
+    _tell_perk(told, 1, _id="p1", title="Coffee")
+    if ordered:
+        _tell_perk(told, 1, _id="p0", title="Water")
     now = START
     for number in range(rows):
         now += timedelta(milliseconds=random.choice([0, 0, 1, 500, 1500]))
+        if number == rows // 3:
+            told.lines.append(PERKS_PRICED)
+            _tell_perk(told, 2, _id="p2", title="Tea", price=3)
+        if number == 2 * rows // 3:
+            told.lines.append(PERKS_PRICED_FINELY)
         award = random.choice(AWARD_IDS)
         kind = random.choices(
             ["action", "late", "snapshot", "again", "legacy", "contradiction", "bad", "noise"],
-            [50, 8, 16, 12, 4, 3 * contradictions, 4, 3],
+            [50, 8, 16, 12, 4, 3 * ordered, 4, 3],
         )[0]
         repeatable = [event for event in told.events if isinstance(event, Action)]
         if kind in {"again", "contradiction"} and not repeatable:
@@ -107,18 +120,14 @@ def story(random: Random, rows: int, *, contradictions: bool = True, keyless: bo
         elif kind == "noise":
             told.add(f'{{"type": "RECORD", "noise-{number} of {PERSON}"', "rejected_records", f"noise-{number}")
         else:
-            occurred_at = now - timedelta(seconds=random.randrange(10)) if kind == "late" else now
-            effect = None if kind == "legacy" else random.choice(list(TYPES))
-            available = Decimal(random.randrange(-200, 2000)) / random.choice([1, 10, 10000])
-            delta = Decimal(random.randrange(500)) / random.choice([1, 10, 10000])
-            event = Action(_action_id(random, number), award, occurred_at, effect, delta, available, "p1")
-            told.events.append(event)
-            told.add(line_of(event), "actions", event.action_id)
+            _tell_action(told, random, award, now, number, kind)
         if keyless:
             told.lines.append(record("visits", {"number": number}))
         if random.randrange(7) == 0:
             told.tell_state()
-    told.add(record("perks", {"_id": "p2", "title": "Tea"}), "perks", "p2")
+    _tell_perk(told, 2, _id="p1", title="Coffee", price=2.5)
+    if ordered:
+        told.lines.append(json.dumps({"type": "ACTIVATE_VERSION", "stream": "perks", "version": 2}))
     told.tell_state()
     return told
 
@@ -151,6 +160,21 @@ def snapshot_line(event: Snapshot) -> str:
         "note": PERSON,
     }
     return record("awards", fields, event.read_at.isoformat())
+
+
+def _tell_perk(told: Story, version: int, **fields: Any) -> None:
+    message = json.loads(record("perks", fields, (START + timedelta(seconds=version)).isoformat()))
+    told.add(json.dumps({**message, "version": version}), "perks", fields["_id"])
+
+
+def _tell_action(told: Story, random: Random, award: str, now: datetime, number: int, kind: str) -> None:
+    occurred_at = now - timedelta(seconds=random.randrange(10)) if kind == "late" else now
+    effect = None if kind == "legacy" else random.choice(list(TYPES))
+    available = Decimal(random.randrange(-200, 2000)) / random.choice([1, 10, 10000])
+    delta = Decimal(random.randrange(500)) / random.choice([1, 10, 10000])
+    event = Action(_action_id(random, number), award, occurred_at, effect, delta, available, "p1")
+    told.events.append(event)
+    told.add(line_of(event), "actions", event.action_id)
 
 
 def _tell_snapshot(told: Story, random: Random, award: str, now: datetime, number: int) -> None:

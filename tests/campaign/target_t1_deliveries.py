@@ -79,11 +79,11 @@ def try_deliveries(warehouse: Warehouse, examples: int, shard: int) -> None:
 
 
 def test_any_delivery_gives_the_same_tables_on_sqlite(sqlite: Warehouse, shard: int) -> None:
-    try_deliveries(sqlite, size(6, 800), shard)
+    try_deliveries(sqlite, size(6, 900), shard)
 
 
 def test_any_delivery_gives_the_same_tables_on_postgresql(postgres: Warehouse, shard: int) -> None:
-    try_deliveries(postgres, size(2, 200), shard)
+    try_deliveries(postgres, size(2, 100), shard)
 
 
 @pytest.mark.parametrize("delivery", TIES)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from random import Random
 
 
+KILLS = {"sqlite": size(4, 700), "postgresql": size(4, 300)}
+
+
 def test_a_run_killed_anywhere_ends_where_a_quiet_one_would(forks: Forks, place: Place, shard: int) -> None:
     rehearsal = rehearse(forks, place)
 
@@ -42,7 +45,7 @@ def test_a_run_killed_anywhere_ends_where_a_quiet_one_would(forks: Forks, place:
             resumed_from = check(place, rehearsal.told, ended, resumed_from)
         finish(forks, place, rehearsal, resumed_from)
 
-    run_cases(f"T4 SIGKILL, {place.engine}", range(size(4, 150)), case, shard)
+    run_cases(f"T4 SIGKILL, {place.engine}", range(KILLS[place.engine]), case, shard)
 
 
 def test_a_run_told_to_stop_inside_a_drain_acknowledges_only_what_is_committed(

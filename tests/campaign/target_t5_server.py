@@ -36,7 +36,9 @@ def postgres_place(postgres_url: str) -> Iterator[Place]:
     place.close()
 
 
-def test_a_connection_that_the_server_ends_in_a_transaction_is_made_again(forks: Forks, postgres_place: Place) -> None:
+def test_a_connection_that_the_server_ends_in_a_transaction_is_made_again(
+    forks: Forks, postgres_place: Place, shard: int
+) -> None:
     place, rehearsal = postgres_place, rehearse(forks, postgres_place, keyless=True)
 
     def case(random: Random, _: int) -> None:
@@ -50,7 +52,7 @@ def test_a_connection_that_the_server_ends_in_a_transaction_is_made_again(forks:
         check(place, rehearsal.told, ended)
         assert place.contents() == rehearsal.expected
 
-    run_cases("T5 backend terminated, postgresql", range(size(3, 60)), case)
+    run_cases("T5 backend terminated, postgresql", range(size(3, 100)), case, shard)
 
 
 def test_a_server_that_crashes_and_comes_back_loses_nothing(forks: Forks) -> None:
@@ -79,7 +81,7 @@ def test_a_server_that_crashes_and_comes_back_loses_nothing(forks: Forks) -> Non
         place.close()
 
 
-def test_a_batch_whose_commit_got_no_reply_is_loaded_once(forks: Forks, postgres_place: Place) -> None:
+def test_a_batch_whose_commit_got_no_reply_is_loaded_once(forks: Forks, postgres_place: Place, shard: int) -> None:
     place, rehearsal = postgres_place, rehearse(forks, postgres_place, keyless=True)
     with lossy_proxy(place.url) as proxy:
         place.clear()
@@ -100,13 +102,13 @@ def test_a_batch_whose_commit_got_no_reply_is_loaded_once(forks: Forks, postgres
             check(place, rehearsal.told, ended)
             assert place.contents() == rehearsal.expected
 
-        run_cases("T5 COMMIT lost, postgresql", range(size(3, 60)), case)
+        run_cases("T5 COMMIT lost, postgresql", range(size(3, 100)), case, shard)
 
 
 def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_fit_the_ledger(
-    forks: Forks, place: Place
+    forks: Forks, place: Place, shard: int
 ) -> None:
-    rehearsal = rehearse(forks, place, contradictions=False)
+    rehearsal = rehearse(forks, place, ordered=False)
     told = rehearsal.told
 
     def case(random: Random, _: int) -> None:
@@ -122,7 +124,8 @@ def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_fi
         place.is_consistent()
         count(f"T5 readings beside two loaders, {place.engine}", cases=readings)
 
-    run_cases(f"T5 two loaders, {place.engine}", range(size(2, 20)), case)
+    rounds = {"sqlite": size(2, 20), "postgresql": size(2, 50)}
+    run_cases(f"T5 two loaders, {place.engine}", range(rounds[place.engine]), case, shard)
 
 
 def read_while(place: Place, runs: list[Run]) -> int:

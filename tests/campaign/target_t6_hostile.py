@@ -105,6 +105,14 @@ HOSTILE: dict[str, Callable[[], Iterator[bytes]]] = {
         '{"type": "RECORD", "stream": "sizes", "record": {"_id": "zero", "size": 0e999999999, "count": 0e-999999999}}',
         '{"type": "RECORD", "stream": "sizes", "record": {"_id": "huge", "size": 1, "count": 1e999999999}}',
     ),
+    "versions-that-are-none": lines(
+        *(
+            json.dumps({"type": "ACTIVATE_VERSION", "stream": "awards", "version": version})
+            for version in (10**30, -(10**30), True, "2", 0.5, None, [], {})
+        ),
+        '{"type": "ACTIVATE_VERSION", "stream": "awards", "version": 1e999999999}',
+        '{"type": "RECORD", "stream": "awards", "record": {"_id": "hostile"}, "version": 1e999999999}',
+    ),
     "a-generic-table-of-hostile-names": lines(
         schema(INJECTION, {'a"; --': {"type": "string"}, "select": {"type": "string"}}, 'a"; --'),
         record(INJECTION, {'a"; --': "'", "select": "''"}),
