@@ -15,6 +15,7 @@ from sqlalchemy import delete
 from target_crm import cli
 from target_crm.warehouse import Warehouse
 from tests import oracle
+from tests.campaign.target_story import PERSON
 from tests.oracle import Action, Snapshot
 from tests.target_fixtures import ACTIONS, AWARDS, action, load, query, record, snapshot, table
 
@@ -95,7 +96,7 @@ def message(event: Action | Snapshot, user_of: dict[str, str]) -> str:
             "perkId": event.perk_id,
             "updatedAt": event.updated_at and event.updated_at.isoformat(),
         }
-        return record("awards", fields, event.read_at.isoformat())
+        return record("awards", fields | {"owner": PERSON}, event.read_at.isoformat())
     action_type, delta = TYPES[event.effect or "earned"]
     offset = timezone(timedelta(hours=len(event.action_id)))
     metadata = {
@@ -110,7 +111,7 @@ def message(event: Action | Snapshot, user_of: dict[str, str]) -> str:
         "_id": event.action_id,
         "type": action_type,
         "when": {"timestamp": event.occurred_at.astimezone(offset).isoformat()},
-        "context": {"user": {"_id": user_of[event.award_id]}},
+        "context": {"user": {"_id": user_of[event.award_id], "fullName": PERSON}},
         "metadata": metadata,
     }
     return record("actions", fields)

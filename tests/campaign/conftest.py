@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
 from itertools import chain
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import campaign
-from tests.campaign.target_runs import Forks, Place, PostgresPlace, SqlitePlace
+from tests.campaign.target_runs import Eavesdropper, Forks, Place, PostgresPlace, SqlitePlace
 from tests.conftest import ENGINES
 from tests.postgres import fast_folder
 
@@ -56,6 +57,17 @@ def counted(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     for name, cases in campaign.counts.items():
         request.node.user_properties.append((COUNTED, (name, cases, campaign.seconds[name])))
+
+
+@pytest.fixture(autouse=True)
+def unnamed(counted: None) -> Iterator[None]:
+    """Fail a test whose runs in this process log a canary; runs of their own are searched in `Run.ended`."""
+    eavesdropper = Eavesdropper()
+    logging.getLogger().addHandler(eavesdropper)
+    yield
+    logging.getLogger().removeHandler(eavesdropper)
+    campaign.count("T7 lines of log searched where runs share a process", cases=eavesdropper.lines)
+    assert eavesdropper.found == []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -118,6 +118,12 @@ FAULTS = {
         "reduce(tables.award_balances, partials_of_actions(tables.actions), partials_of_awards(tables.awards))",
         "reduce(tables.award_balances, partials_of_actions(tables.actions))",
     ),
+    "an activated version takes its own rows for gone": Fault(
+        "1", "t2 t4", "staging.py", "table.c[VERSION] < version)", "table.c[VERSION] <= version)"
+    ),
+    "a replay forgets what it has not loaded": Fault(
+        "2", "t2", "cli.py", "        self.process_endofpipe()\n        loaded", "        loaded"
+    ),
     "errors show the URL's password": Fault(
         "8",
         "t5 t7",

@@ -93,11 +93,7 @@ def story(random: Random, rows: int, *, ordered: bool = True, keyless: bool = Fa
     now = START
     for number in range(rows):
         now += timedelta(milliseconds=random.choice([0, 0, 1, 500, 1500]))
-        if number == rows // 3:
-            told.lines.append(PERKS_PRICED)
-            _tell_perk(told, 2, _id="p2", title="Tea", price=3)
-        if number == 2 * rows // 3:
-            told.lines.append(PERKS_PRICED_FINELY)
+        _tell_of_prices(told, number / rows)
         award = random.choice(AWARD_IDS)
         kind = random.choices(
             ["action", "late", "snapshot", "again", "legacy", "contradiction", "bad", "noise"],
@@ -120,7 +116,7 @@ def story(random: Random, rows: int, *, ordered: bool = True, keyless: bool = Fa
         elif kind == "noise":
             told.add(f'{{"type": "RECORD", "noise-{number} of {PERSON}"', "rejected_records", f"noise-{number}")
         else:
-            _tell_action(told, random, award, now, number, kind)
+            _tell_action(told, random, award, now, number, kind=kind)
         if keyless:
             told.lines.append(record("visits", {"number": number}))
         if random.randrange(7) == 0:
@@ -167,7 +163,16 @@ def _tell_perk(told: Story, version: int, **fields: Any) -> None:
     told.add(json.dumps({**message, "version": version}), "perks", fields["_id"])
 
 
-def _tell_action(told: Story, random: Random, award: str, now: datetime, number: int, kind: str) -> None:
+def _tell_of_prices(told: Story, part: float) -> None:
+    """Perks get a price after a third of the story, and a finer one after two."""
+    if part >= 1 / 3 and PERKS_PRICED not in told.lines:
+        told.lines.append(PERKS_PRICED)
+        _tell_perk(told, 2, _id="p2", title="Tea", price=3)
+    if part >= 2 / 3 and PERKS_PRICED_FINELY not in told.lines:
+        told.lines.append(PERKS_PRICED_FINELY)
+
+
+def _tell_action(told: Story, random: Random, award: str, now: datetime, number: int, *, kind: str) -> None:
     occurred_at = now - timedelta(seconds=random.randrange(10)) if kind == "late" else now
     effect = None if kind == "legacy" else random.choice(list(TYPES))
     available = Decimal(random.randrange(-200, 2000)) / random.choice([1, 10, 10000])

@@ -25,7 +25,7 @@ from target_crm.target import TargetCrm
 from tests import oracle
 from tests.campaign import PHASES, SEED, SHARDS, count, size
 from tests.campaign.target_calls import AFTER, BEFORE, Call, watched
-from tests.campaign.target_story import AWARD_IDS, START, TYPES, USER_OF, line_of, snapshot_line
+from tests.campaign.target_story import AWARD_IDS, CANARIES, START, TYPES, USER_OF, line_of, snapshot_line
 from tests.oracle import Action, Snapshot
 from tests.target_fixtures import ACTIONS, AWARDS, load, record, schema, state, table
 
@@ -244,6 +244,7 @@ class Life(RuleBasedStateMachine):
             with redirect_stdout(output):
                 target.listen(io.StringIO("".join(f"{line}\n" for line in lines)))
         finally:
+            assert not any(canary in output.getvalue() for canary in CANARIES)
             for line in output.getvalue().splitlines():
                 self.acknowledged = json.loads(line)["events"]
         self.check_perks()

@@ -1,19 +1,20 @@
 """T7: a token and a person's name reach no log, error, STATE or `--about`.
 
-Every run of the campaign is searched for them when it ends (`Run.ended`). Here are runs of other kinds: those that
-fail, and those that only talk. Records, ledger payloads and the quarantine are where a person may be.
+Every run of the campaign is searched for them when it ends (`Run.ended`), and all that is logged where runs share a
+process. Here are runs of other kinds: those that fail, and those that only talk. Records, ledger payloads and the quarantine are where a person may be.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.campaign import count
-from tests.campaign.target_runs import PostgresPlace
+from tests.campaign.target_runs import Eavesdropper, PostgresPlace
 from tests.campaign.target_story import PERSON, TOKEN, story
 from tests.target_fixtures import ACTIONS, action, execute, query, record, schema, state
 
@@ -44,6 +45,15 @@ def test_the_search_finds_a_canary_that_a_run_lets_out(forks: Forks, crm: Place)
 
     with pytest.raises(AssertionError, match="in the output of a run"):
         forks.run(crm.url, "\n".join(told).encode())
+
+
+def test_the_search_finds_a_canary_that_this_process_lets_out() -> None:
+    eavesdropper = Eavesdropper()
+
+    for name in ("Tea", PERSON):
+        eavesdropper.handle(logging.makeLogRecord({"msg": "%s came", "args": (name,)}))
+
+    assert (eavesdropper.lines, eavesdropper.found) == (2, [f"{PERSON} came"])
 
 
 def test_persons_are_in_the_warehouse_where_they_belong(forks: Forks, crm: Place) -> None:
