@@ -1,7 +1,7 @@
 """T7: a token and a person's name reach no log, error, STATE or `--about`.
 
-Every run of the campaign is searched for them when it ends (`Run.ended`), and so is all that is logged where runs share a
-process. Here are runs of other kinds: those that fail, and those that only talk. Records, ledger payloads and the
+Every run of the campaign is searched for them when it ends (`Run.ended`), and so is all that is logged where runs share
+a process. Here are runs of other kinds: those that fail, and those that only talk. Records, ledger payloads and the
 quarantine are where a person may be.
 """
 
