@@ -126,9 +126,10 @@ CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(
         th.IntegerType(minimum=1, maximum=604_800),
         title="Longest run (seconds)",
         description=(
-            "After this time no further window and no further stream is begun; the run ends well, and the next goes "
-            "on there. A quarter of it is kept for the streams other than actions. By default a run ends when all is "
-            "read."
+            "After this time no further window and no further stream is begun, and no wait that Pepper asks for is "
+            "sat out; the run ends well, and the next goes on there. A quarter of it is kept for the streams other "
+            "than actions. Every run gets further than the one before, whatever that takes. By default a run ends "
+            "when all is read."
         ),
         examples=[240],
     ),
@@ -156,8 +157,8 @@ CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(
         default=0,
         title="Full refresh of awards (days)",
         description=(
-            "Read all awards again every so many days, and tell by an ACTIVATE_VERSION message that those which did "
-            "not come are deleted. 0: never."
+            "Read all awards again every so many days, and tell by an ACTIVATE_VERSION message that those which two "
+            "such readings in a row have missed are deleted. 0: never."
         ),
     ),
     th.Property(

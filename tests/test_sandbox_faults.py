@@ -231,6 +231,18 @@ def test_empty_pages_come_between(world: World) -> None:
     assert ids(found) == list(world.balances())
 
 
+def test_a_page_by_position_misses_a_row_when_an_earlier_one_goes() -> None:
+    world = World(users=5, days=1, now=NOW)
+    perks = [perk["_id"] for perk in world.perks()]
+    ask = asking(world, faults.pages_by_position())
+    first = ask("/perks?limit=2").payload()
+    world.delete_perk(perks[0])
+    second = ask(f"/perks?limit=2&startKey={first['page']['nextKey']}").payload()
+    assert ids([first]) == perks[:2]
+    assert ids([second]) == perks[3:5], "the third perk has moved onto the page that was read"
+    assert ids(pages(ask, "/perks?limit=2")) == perks[1:]
+
+
 @pytest.mark.parametrize("target", ["/actions?limit=100", "/awards?limit=30", "/users?limit=6", "/perks?limit=2"])
 @pytest.mark.parametrize(
     "fault",

@@ -154,6 +154,20 @@ def test_nothing_is_earned_of_a_deleted_perk(monkeypatch: pytest.MonkeyPatch) ->
     assert all(occurred(action) <= opened[action["metadata"]["awardId"]] + season for action in earned)
 
 
+def test_what_is_changed_by_hand_shows_and_leaves_the_rest() -> None:
+    world = World(seed=3, users=10, days=3, now=NOW)
+    (changed, _), *others = world.balances().items()
+    opened = world.open_perk("Free cake")
+    deleted = world.perks()[0]["_id"]
+    world.change_points(changed, Decimal("7.25"))
+    world.delete_perk(deleted)
+    assert world.balances() == {changed: Decimal("7.25"), **dict(others)}
+    assert world.now == NOW + MILLISECOND
+    assert [award["_id"] for award in world.awards(since=world.now)] == [changed]
+    assert opened in (perks := {perk["_id"] for perk in world.perks()})
+    assert deleted not in perks
+
+
 def test_points_are_never_negative_and_only_currency_has_fractions(world: World) -> None:
     kinds = {award["_id"]: award["perk"]["type"] for award in world.awards()}
     quarters = set()
