@@ -29,6 +29,8 @@ logger = logging.getLogger("crm-balances")
 
 # How many awards a check names; it counts them all.
 EXAMPLES_MAX = 20
+# Rows of the quarantine that are in memory at a time; each may be a line of some megabytes.
+REPLAY_ROWS = 100
 EXIT_WELL, EXIT_DRIFT, EXIT_ERROR = 0, 1, 2
 
 
@@ -88,47 +90,83 @@ def _count(connection: Connection, table: Table) -> int:
 
 
 class Replay(TargetCrm):
-    """Loads quarantined records of `actions` and `awards` as if they came for the first time, and without stream maps.
+    """Loads quarantined records of `actions` and `awards` as if they came for the first time.
 
     Records of other streams stay: without their SCHEMA nobody knows their columns.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.refused_again: set[str] = set()
+        self._refused: dict[int, str] = {}
 
     @classmethod
-    def run(cls, config: dict[str, Any]) -> dict[str, int]:
-        """Replay into the warehouse of the settings."""
-        return cls(config={name: value for name, value in config.items() if not name.startswith("stream_map")}).replay()
+    def run(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """Replay into the warehouse of the settings.
 
-    def replay(self) -> dict[str, int]:
-        """Replay; returns how many records were tried, and loaded, and how many are left, also of other streams.
+        Returns:
+            How many records were tried, and loaded, and how many are left in the quarantine, also of other streams.
+        """
+        # A record that was refused as one of its stream has been through the stream maps; a whole message has not.
+        unmapped = {name: value for name, value in config.items() if not name.startswith("stream_map")}
+        records, messages = cls(config=unmapped), cls(config=dict(config))
+        replayed = records.replay(*_STREAMS), messages.replay("")
+        with messages.warehouse.read() as connection:
+            left = _count(connection, messages.warehouse.tables.rejected_records)
+        tried, loaded = (sum(counts) for counts in zip(*replayed, strict=True))
+        return {"tried": tried, "loaded": loaded, "rejected": left}
+
+    def replay(self, *streams: str) -> tuple[int, int]:
+        """Replay what was refused of some streams; `""` stands for messages that were refused as a whole.
 
         A record leaves the quarantine after it is committed, so a replay that is killed can simply be repeated.
+
+        Returns:
+            How many were tried, and how many of them loaded.
         """
+        tried = loaded = 0
+        last_id = ""
+        while rows := self._rows_after(last_id, streams):
+            last_id = rows[-1].rejected_id
+            messages = {row.rejected_id: message for row in rows if (message := _as_message(row))}
+            self._refused.clear()
+            first_line = self.input_line + len(_SCHEMAS) + 1
+            self.process_lines(io.StringIO("".join(f"{line}\n" for line in [*_SCHEMAS, *messages.values()])))
+            self._drain()
+            # What is refused for another reason than before stands in the quarantine a second time.
+            self._forget(messages.keys() - self._refused.values())
+            tried += len(messages)
+            loaded += len(messages) - sum(line in self._refused for line in range(first_line, self.input_line + 1))
+        return tried, loaded
+
+    def _rows_after(self, rejected_id: str, streams: Sequence[str]) -> Sequence[Row[Any]]:
+        """The next rows of the quarantine, but for those that this replay has put there."""
         rejected = self.warehouse.tables.rejected_records
-        with self.warehouse.read() as connection:
-            rows = connection.execute(select(rejected).order_by(rejected.c.rejected_at, rejected.c.input_line)).all()
-        messages = {row.rejected_id: message for row in rows if (message := _as_message(row))}
-        self.process_lines(io.StringIO("".join(f"{line}\n" for line in [*_SCHEMAS, *messages.values()])))
-        self.process_endofpipe()
-        loaded = messages.keys() - self.refused_again
-        self.warehouse.commit_once(
-            lambda connection: _each(
-                connection, [rejected.delete().where(rejected.c.rejected_id == rejected_id) for rejected_id in loaded]
+        query = (
+            select(rejected)
+            .where(
+                rejected.c.rejected_id > rejected_id, rejected.c.stream.in_(streams), rejected.c.run_id != self.run_id
             )
+            .order_by(rejected.c.rejected_id)
+            .limit(REPLAY_ROWS)
         )
-        return {"tried": len(messages), "loaded": len(loaded), "rejected": len(rows) - len(loaded)}
+        with self.warehouse.read() as connection:
+            return connection.execute(query).all()
+
+    def _forget(self, rejected_ids: Iterable[str]) -> None:
+        rejected = self.warehouse.tables.rejected_records
+        forget = rejected.delete().where(rejected.c.rejected_id.in_(rejected_ids))
+        self.warehouse.commit_once(lambda connection: _each(connection, [forget]))
 
     def _quarantine(self, connection: Connection, rejections: list[Rejection]) -> None:
         super()._quarantine(connection, rejections)
-        self.refused_again |= {rejection.rejected_id for rejection in rejections}
+        self._refused.update((rejection.input_line, rejection.rejected_id) for rejection in rejections)
 
 
+_STREAMS = ("actions", "awards")
+_SCHEMA = {"properties": {"_id": {"type": "string"}}}
 _SCHEMAS = [
-    json.dumps({"type": "SCHEMA", "stream": stream, "schema": {"properties": {}}, "key_properties": ["_id"]})
-    for stream in ("actions", "awards")
+    json.dumps({"type": "SCHEMA", "stream": stream, "schema": _SCHEMA, "key_properties": ["_id"]})
+    for stream in _STREAMS
 ]
 
 
@@ -142,7 +180,7 @@ def _as_message(row: Row[Any]) -> str | None:
         return None
     if row.stream:
         payload = {"stream": row.stream, "record": payload, "time_extracted": row.rejected_at.isoformat()}
-    replayable = payload.get("stream") in {"actions", "awards"} and "record" in payload
+    replayable = payload.get("stream") in _STREAMS and "record" in payload
     return values.json_text({**payload, "type": "RECORD"}) if replayable else None
 
 
@@ -152,12 +190,14 @@ def _each(connection: Connection, statements: Iterable[Executable]) -> None:
 
 
 def _check(connection: Connection, name: str, question: str, query: Select[Any]) -> Check:
-    differing = 0
-    examples: list[dict[str, Any]] = []
-    for row in connection.execute(query).mappings():
-        differing += 1
-        if len(examples) < EXAMPLES_MAX:
-            examples.append({key: None if value is None else str(value) for key, value in row.items()})
+    logger.info("%s …", question)
+    counted = query.add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
+    found = [dict(row) for row in connection.execute(counted).mappings()]
+    differing = found[0]["differing"] if found else 0
+    examples = [
+        {key: None if value is None else str(value) for key, value in row.items() if key != "differing"}
+        for row in found
+    ]
     return Check(name, question, differing, examples)
 
 
@@ -217,7 +257,7 @@ def _answer(command: str, warehouse: Warehouse, config: Mapping[str, Any], *, as
         counts = {"balances": rebuild(warehouse)}
         words = "{balances:,} balances computed afresh"
     else:
-        counts = Replay.run(dict(config))
+        counts = Replay.run(config)
         words = "{tried:,} records tried, {loaded:,} loaded, {rejected:,} still rejected"
     print(json.dumps(counts) if as_json else words.format(**counts), flush=True)
     return EXIT_WELL

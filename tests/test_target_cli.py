@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import subprocess
@@ -289,6 +290,41 @@ def test_what_is_still_not_loadable_stays_in_the_quarantine_once(balances: Any, 
     assert balances("replay", "--json") == (0, '{"tried": 2, "loaded": 0, "rejected": 2}\n')
 
     assert table(warehouse_url, "rejected_records") == before
+
+
+def test_what_is_refused_again_for_another_reason_is_not_taken_for_loaded(balances: Any, warehouse_url: str) -> None:
+    load(warehouse_url, [action("r1", available=True), ACTIONS])
+
+    assert balances("replay", "--json") == (0, '{"tried": 1, "loaded": 0, "rejected": 1}\n')
+
+    (row,) = table(warehouse_url, "rejected_records", "stream", "reason")
+    assert row["stream"] == "actions"
+    assert "came before" not in row["reason"]
+
+
+def test_a_replay_of_more_than_is_held_at_a_time_tries_each_record_once(
+    balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "REPLAY_ROWS", 3)
+    good = [action(f"r{number}", award=f"w{number}") for number in range(7)]
+    load(warehouse_url, [*good, *(action(f"b{number}", available=True) for number in range(4)), ACTIONS])
+
+    assert balances("replay", "--json") == (0, '{"tried": 11, "loaded": 7, "rejected": 4}\n')
+
+    assert {row["action_id"] for row in table(warehouse_url, "actions")} >= {f"r{number}" for number in range(7)}
+
+
+def test_a_message_that_no_stream_map_has_seen_goes_through_it_when_it_is_replayed(
+    balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = json.dumps({"actions": {"context": "{'user': {'_id': md5(context['user']['_id'])}}"}})
+    monkeypatch.setenv("TARGET_CRM_STREAM_MAPS", hidden)
+    load(warehouse_url, [action("r1", award="w9"), ACTIONS])
+
+    assert balances("replay", "--json") == (0, '{"tried": 1, "loaded": 1, "rejected": 0}\n')
+
+    (user_id,) = {row["user_id"] for row in table(warehouse_url, "actions") if row["action_id"] == "r1"}
+    assert user_id == hashlib.md5(b"u1").hexdigest()
 
 
 def test_where_nothing_was_ever_loaded_it_does_not_say_that_all_is_proven(tmp_path: Path) -> None:

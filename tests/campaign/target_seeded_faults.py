@@ -121,9 +121,7 @@ FAULTS = {
     "an activated version takes its own rows for gone": Fault(
         "1", "t2 t4", "staging.py", "table.c[VERSION] < version)", "table.c[VERSION] <= version)"
     ),
-    "a replay forgets what it has not loaded": Fault(
-        "2", "t2", "cli.py", "        self.process_endofpipe()\n        loaded", "        loaded"
-    ),
+    "a replay forgets what it has not loaded": Fault("2", "t2", "cli.py", "            self._drain()\n", ""),
     "errors show the URL's password": Fault(
         "8",
         "t5 t7",

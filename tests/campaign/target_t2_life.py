@@ -257,7 +257,8 @@ class Life(RuleBasedStateMachine):
 
     def replay_all(self) -> None:
         """As `crm-balances replay` does."""
-        self.target(cli.Replay).replay()
+        self.target(cli.Replay).replay("actions", "awards")
+        self.target(cli.Replay).replay("")
 
     @contextmanager
     def killed_at(self, call: int, moment: str) -> Iterator[None]:
