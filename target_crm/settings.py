@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from singer_sdk import typing as th
+from sqlalchemy.engine import URL
 
 from target_crm.errors import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_DEFAULT_URL = "sqlite:///crm.db"
+_PARTS = ("dialect", "host", "port", "user", "password", "database", "options")
 _BOOLEANS = {"true", "1", "yes", "on", "false", "0", "no", "off"}
 
 SETTINGS = th.PropertiesList(
@@ -20,10 +23,35 @@ SETTINGS = th.PropertiesList(
         "sqlalchemy_url",
         th.StringType(),
         secret=True,
-        default="sqlite:///crm.db",
         title="SQLAlchemy URL",
-        description="The warehouse, as a SQLAlchemy URL. `postgresql://` uses psycopg (extra `postgres`).",
+        description=(
+            "The warehouse, as a SQLAlchemy URL. `postgresql://` uses psycopg (extra `postgres`). Where neither it nor "
+            "`dialect` is given, it is `sqlite:///crm.db`."
+        ),
         examples=["sqlite:///crm.db", "postgresql://loader:secret@localhost:5432/crm"],
+    ),
+    th.Property(
+        "dialect",
+        th.StringType(),
+        title="Dialect",
+        description="The kind of warehouse, where its address is given in parts instead of as a URL.",
+        examples=["postgresql", "sqlite"],
+    ),
+    th.Property("host", th.StringType(), title="Host", description="The warehouse's host."),
+    th.Property(
+        "port", th.IntegerType(minimum=1, maximum=65_535), title="Port", description="Its port. Empty: the usual one."
+    ),
+    th.Property("user", th.StringType(), title="User", description="Who loads."),
+    th.Property(
+        "password", th.StringType(), secret=True, title="Password", description="Their password, as it is: unescaped."
+    ),
+    th.Property("database", th.StringType(), title="Database", description="The database's name, or SQLite's file."),
+    th.Property(
+        "options",
+        th.ObjectType(additional_properties=th.StringType()),
+        title="Options",
+        description="What the driver has to know besides, such as where the key and the certificates for TLS are.",
+        examples=[{"sslmode": "verify-full", "sslrootcert": "/etc/ssl/warehouse.pem"}],
     ),
     th.Property(
         "default_target_schema",
@@ -84,12 +112,43 @@ class Settings:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
-        """Read a validated config; null means the default, and so does an empty schema."""
+        """Read a validated config; null means the default, and so does an empty schema.
+
+        Raises:
+            SettingError: the warehouse's address is given twice, or in parts without a dialect.
+        """
         values = {
             name: definition.get("default") if config.get(name) is None else config[name]
             for name, definition in SETTINGS.to_dict()["properties"].items()
         }
-        return cls(**{**values, "default_target_schema": values["default_target_schema"] or None})
+        parts = {name: values.pop(name) for name in _PARTS}
+        schema = values["default_target_schema"] or None
+        return cls(
+            **{**values, "default_target_schema": schema, "sqlalchemy_url": _url(values["sqlalchemy_url"], parts)}
+        )
+
+
+def _url(sqlalchemy_url: str | None, parts: Mapping[str, Any]) -> str:
+    given = [name for name, value in parts.items() if value not in (None, "", {})]
+    if not given:
+        return sqlalchemy_url or _DEFAULT_URL
+    if sqlalchemy_url:
+        raise SettingError(f"sqlalchemy_url: says where the warehouse is, and so do {', '.join(given)}; leave out one")
+    if "dialect" not in given:
+        raise SettingError(f"dialect: expected beside {', '.join(given)}, e.g. postgresql")
+    try:
+        url = URL.create(
+            parts["dialect"],
+            username=parts["user"] or None,
+            password=parts["password"] or None,
+            host=parts["host"] or None,
+            port=parts["port"],
+            database=parts["database"] or None,
+            query=parts["options"] or {},
+        )
+    except TypeError:
+        raise SettingError("options: expected texts") from None
+    return url.render_as_string(hide_password=False)
 
 
 def expectation(name: str, rule: str, value: Any) -> str:

@@ -255,10 +255,12 @@ def _create_engine(url: URL) -> Engine:
     try:
         engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
     except NoSuchModuleError:
-        raise SettingError(f"sqlalchemy_url: no engine is called {url.drivername!r}; is its extra installed?") from None
+        raise SettingError(
+            f"no engine is called {url.drivername!r} (sqlalchemy_url or dialect); is its extra installed?"
+        ) from None
     except ImportError as error:
         raise SettingError(
-            f"sqlalchemy_url: the driver of {url.drivername!r} is missing ({error.name}); "
+            f"the driver of {url.drivername!r} is missing ({error.name}); "
             "install an extra, e.g. pip install 'pepper-crm[postgres]'"
         ) from None
     if engine.dialect.name == "sqlite":

@@ -15,6 +15,7 @@ from hashlib import md5
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import make_url
 
 from target_crm import messages as messages_room
 from target_crm import target
@@ -329,8 +330,28 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
         ),
         pytest.param(
             '{"sqlalchemy_url": "nosql://u:pa55word@h/db"}',
-            "sqlalchemy_url: no engine is called 'nosql'; is its extra installed?",
+            "no engine is called 'nosql' (sqlalchemy_url or dialect); is its extra installed?",
             id="an-unknown-engine",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "dialect": "sqlite", "password": "pa55word"}',
+            "sqlalchemy_url: says where the warehouse is, and so do dialect, password; leave out one",
+            id="two-addresses",
+        ),
+        pytest.param(
+            '{"host": "h", "password": "pa55word"}',
+            "dialect: expected beside host, password, e.g. postgresql",
+            id="no-dialect",
+        ),
+        pytest.param(
+            '{"dialect": "nosql"}',
+            "no engine is called 'nosql' (sqlalchemy_url or dialect); is its extra installed?",
+            id="an-unknown-dialect",
+        ),
+        pytest.param(
+            '{"dialect": "sqlite", "options": {"timeout": ["pa55word"]}}',
+            "options.timeout: expected text",
+            id="an-option-that-is-no-text",
         ),
         pytest.param(
             '{"sqlalchemy_url": "sqlite://", "default_target_schema": "crm"}',
@@ -380,6 +401,24 @@ def test_settings_come_from_the_environment_too(main: Main, monkeypatch: pytest.
 
     monkeypatch.setenv("TARGET_CRM_BATCH_WAIT_SECONDS", "soon")
     assert "\n" not in main("--config", "ENV")
+
+
+def test_the_warehouse_can_be_told_in_parts_whose_password_needs_no_escaping(
+    main: Main, monkeypatch: pytest.MonkeyPatch, new_postgres_url: str
+) -> None:
+    password = "p@ss/w%rd:#?"
+    execute(
+        new_postgres_url, f"CREATE ROLE porter LOGIN PASSWORD '{password}'; GRANT CREATE ON SCHEMA public TO porter"
+    )
+    url = make_url(new_postgres_url)
+    parts = {"dialect": "postgresql", "host": url.host, "port": url.port, "user": "porter", "database": url.database}
+    for name, value in {**parts, "password": password, "options": '{"application_name": "points"}'}.items():
+        monkeypatch.setenv(f"TARGET_CRM_{name.upper()}", str(value))
+
+    assert main("--config", "ENV", messages=f"{ACTIONS}\n{action('a1')}\n") == 0
+
+    assert query(new_postgres_url, "SELECT award_id FROM award_balances") == [("w1",)]
+    assert query(new_postgres_url, "SELECT tableowner FROM pg_tables WHERE tablename = 'actions'") == [("porter",)]
 
 
 def test_null_settings_mean_their_defaults(warehouse_url: str) -> None:
