@@ -1,4 +1,7 @@
-"""crm-balances: prove the balances, compute them afresh, load the quarantine again. Takes target-crm's settings."""
+"""crm-balances: prove the balances, compute them afresh, load the quarantine again, prepare a warehouse.
+
+Takes target-crm's settings.
+"""
 
 from __future__ import annotations
 
@@ -184,6 +187,37 @@ def _as_message(row: Row[Any]) -> str | None:
     return values.json_text({**payload, "type": "RECORD"}) if replayable else None
 
 
+class Plan(Warehouse):
+    """A warehouse that notes what a target would need in it, and changes nothing."""
+
+    def __init__(self, sqlalchemy_url: str, schema: str | None = None) -> None:
+        super().__init__(sqlalchemy_url, schema)
+        self._needed: list[Table] = []
+
+    @classmethod
+    def of(cls, target: TargetCrm, messages: Iterable[str]) -> Plan:
+        """What a target needs for the streams that messages announce; only SCHEMA messages are looked at."""
+        target.warehouse = plan = cls(target.settings.sqlalchemy_url, target.settings.default_target_schema)
+        target.process_lines(io.StringIO("".join(line for line in messages if _is_schema(line))))
+        return plan
+
+    def ensure(self, *tables: Table) -> None:
+        """Note the tables."""
+        self._needed += tables
+
+    def statements(self) -> list[str]:
+        """What to execute, so that a loader has nothing to create or to change any more."""
+        return self.lacks(*self._needed)
+
+
+def _is_schema(line: str) -> bool:
+    try:
+        message = values.from_json(line)
+    except ValueError:
+        return False
+    return isinstance(message, dict) and message.get("type") == "SCHEMA"
+
+
 def _each(connection: Connection, statements: Iterable[Executable]) -> None:
     for statement in statements:
         connection.execute(statement)
@@ -218,17 +252,24 @@ def _as_text(report: Report) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="crm-balances",
-        description="Prove the balances in the warehouse, compute them afresh, or load the quarantine again.",
+        description="Prove the balances in the warehouse, compute them afresh, load the quarantine, print the DDL.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {
         "verify": "hold every balance against its ledger and snapshots; exit code 1 where one drifts",
         "rebuild": "compute every balance afresh from ledger and snapshots, in one transaction",
         "replay": "load what is in quarantine and has become loadable",
+        "ddl": "print the statements that create what a loader lacks, to be run by someone who may",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--config", metavar="FILE", help="target-crm's settings; else TARGET_CRM_… variables")
         command.add_argument("--json", action="store_true", help="speak JSON")
+    commands.choices["ddl"].add_argument(
+        "--schemas",
+        metavar="FILE",
+        type=argparse.FileType(encoding="utf-8"),
+        help="SCHEMA messages of the streams to load, as tap-pepper --test=schema prints them; - is standard input",
+    )
     return parser.parse_args(argv)
 
 
@@ -238,6 +279,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     from_environment = arguments.config in {None, "ENV"}
     config = {} if from_environment else read_config(arguments.config)
     target = TargetCrm(config=config, parse_env_config=from_environment)
+    if arguments.command == "ddl":
+        return _plan(target, arguments.schemas or [], as_json=arguments.json)
     warehouse = Warehouse(target.settings.sqlalchemy_url, target.settings.default_target_schema)
     try:
         if not warehouse.is_set_up():
@@ -246,6 +289,17 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _answer(arguments.command, warehouse, target.config, as_json=arguments.json)
     finally:
         warehouse.dispose()
+
+
+def _plan(target: TargetCrm, messages: Iterable[str], *, as_json: bool) -> int:
+    plan = Plan.of(target, messages)
+    try:
+        statements = plan.statements()
+    finally:
+        plan.dispose()
+    text = "\n\n".join(f"{statement};" for statement in statements)
+    print(json.dumps(statements) if as_json else text or "-- nothing is missing", flush=True)
+    return EXIT_WELL
 
 
 def _answer(command: str, warehouse: Warehouse, config: Mapping[str, Any], *, as_json: bool) -> int:

@@ -1,22 +1,25 @@
-"""Tables as they are in the warehouse → tables as this version wants them. Only ever adds and widens."""
+"""Tables as they are in the warehouse → the statements that make them what is wanted. Only ever adds and widens."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, cast, inspect, select, text
+from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, cast, inspect, literal_column, select, text
 from sqlalchemy.exc import NoSuchTableError
-from sqlalchemy.schema import CreateColumn, CreateSchema
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String
 
 from target_crm.errors import WarehouseError
 from target_crm.tables import STAGING_PREFIX
 
 if TYPE_CHECKING:
-    from sqlalchemy import Column, Connection, Dialect, Table
+    from sqlalchemy import Column, ColumnElement, Connection, Delete, Dialect, Insert, Select, Table, TextClause
+    from sqlalchemy.schema import ExecutableDDLElement
     from sqlalchemy.types import TypeEngine
 
     from target_crm.tables import Tables
+
+    Statement = ExecutableDDLElement | TextClause | Insert | Delete
 
 # Raised whenever the target's own tables or views change; an older warehouse is brought up to it.
 VERSION = 1
@@ -32,29 +35,30 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
 )
 
 
-def set_up(connection: Connection, tables: Tables) -> None:
-    """Bring the target's own tables and views to this version; create what is missing."""
+def set_up(connection: Connection, tables: Tables, *others: Table) -> list[Statement]:
+    """The statements that bring the target's own tables and views to this version, and that make room for others.
+
+    An other table of the name of an own one takes its place: it has more columns.
+
+    Raises:
+        WarehouseError: they are of a newer version.
+    """
     schema = tables.metadata.schema
-    # A loader may well not be allowed to create the schema that it was given.
-    if schema and not inspect(connection).has_schema(schema):
-        connection.execute(CreateSchema(schema))
     found = version(connection, tables)
-    if found == VERSION:
-        return
     if found > VERSION:
         raise WarehouseError(f"the tables are of version {found}, this target knows {VERSION}: upgrade pepper-crm")
-    for table in tables.metadata.sorted_tables:
-        ensure(connection, table)
-    for name, query in tables.views.items():
-        quoted = _qualified(connection, name, schema)
-        body = query.compile(connection, compile_kwargs={"literal_binds": True})
-        if connection.dialect.name == "sqlite":
-            connection.execute(text(f"DROP VIEW IF EXISTS {quoted}"))
-            connection.execute(text(f"CREATE VIEW {quoted} AS {body}"))
-        else:
-            connection.execute(text(f"CREATE OR REPLACE VIEW {quoted} AS {body}"))
-    connection.execute(tables.version.delete())
-    connection.execute(tables.version.insert().values(version=VERSION))
+    # A loader may well not be allowed to create the schema that it was given.
+    is_missing = schema and not inspect(connection).has_schema(schema)
+    statements: list[Statement] = [CreateSchema(schema)] if schema and is_missing else []
+    owned = tables.metadata.sorted_tables if found < VERSION else []
+    for table in {table.name: table for table in (*owned, *others)}.values():
+        statements += ensure(connection, table)
+    if found < VERSION:
+        for name, query in tables.views.items():
+            statements += _view(connection, name, query, schema)
+        number: ColumnElement[int] = literal_column(str(VERSION))
+        statements += [tables.version.delete(), tables.version.insert().values(version=number)]
+    return statements
 
 
 def is_set_up(connection: Connection, tables: Tables) -> bool:
@@ -62,18 +66,17 @@ def is_set_up(connection: Connection, tables: Tables) -> bool:
     return inspect(connection).has_table(tables.award_balances.name, schema=tables.metadata.schema)
 
 
-def ensure(connection: Connection, table: Table) -> None:
-    """Create a table that is missing; add the columns that one of an earlier run lacks, and widen those that changed.
+def ensure(connection: Connection, table: Table) -> list[Statement]:
+    """The statements that create a table, or add the columns that it lacks and widen those that changed.
 
     Raises:
-        WarehouseError: the table can't take what the new schema says. Nothing has been changed then.
+        WarehouseError: the table can't take what the new schema says.
     """
     inspector = inspect(connection)
     try:
         found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
     except NoSuchTableError:
-        table.create(connection)
-        return
+        return _creation(table)
     keys = inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
     wanted_keys = [column.name for column in table.primary_key.columns]
     if set(keys) != set(wanted_keys):
@@ -86,11 +89,9 @@ def ensure(connection: Connection, table: Table) -> None:
         if not table.name.startswith(STAGING_PREFIX):
             raise
         # A work table is empty between transactions.
-        table.drop(connection)
-        table.create(connection)
-        return
-    for change in changes:
-        connection.execute(text(f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(table)} {change}"))
+        return [DropTable(table), *_creation(table)]
+    name = connection.dialect.identifier_preparer.format_table(table)
+    return [text(f"ALTER TABLE {name} {change}") for change in changes]
 
 
 def version(connection: Connection, tables: Tables) -> int:
@@ -122,6 +123,18 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
 def _kind(type_: TypeEngine[Any]) -> str:
     decorated = getattr(type_, "impl_instance", type_)
     return next((kind for base, kind in _KINDS if isinstance(decorated, base)), "something else")
+
+
+def _creation(table: Table) -> list[Statement]:
+    return [CreateTable(table), *map(CreateIndex, table.indexes)]
+
+
+def _view(connection: Connection, name: str, query: Select[Any], schema: str | None) -> list[Statement]:
+    quoted = _qualified(connection, name, schema)
+    body = query.compile(connection, compile_kwargs={"literal_binds": True})
+    if connection.dialect.name == "sqlite":
+        return [text(f"DROP VIEW IF EXISTS {quoted}"), text(f"CREATE VIEW {quoted} AS {body}")]
+    return [text(f"CREATE OR REPLACE VIEW {quoted} AS {body}")]
 
 
 def _qualified(connection: Connection, name: str, schema: str | None) -> str:

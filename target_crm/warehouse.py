@@ -20,9 +20,11 @@ from target_crm.errors import ConnectionLost, SettingError, WarehouseError
 from target_crm.tables import tables_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sqlalchemy import Connection, Table
+
+    from target_crm.ddl import Statement
 
 # Engines on which every test of this project runs.
 TESTED_DIALECTS = {"sqlite", "postgresql"}
@@ -80,7 +82,9 @@ class Warehouse:
     def set_up(self) -> None:
         """Bring the target's own tables and views to this version; create what is missing."""
         if not self._redone(self._is_up_to_date):
-            self._redone(lambda: self._change(lambda connection: ddl.set_up(connection, self.tables)))
+            self._redone(
+                lambda: self._change(lambda connection: _execute(connection, ddl.set_up(connection, self.tables)))
+            )
 
     def is_set_up(self) -> bool:
         """Whether a loader has been here. Looking leaves no trace, not even an empty file."""
@@ -94,9 +98,14 @@ class Warehouse:
 
         def work(connection: Connection) -> None:
             for table in tables:
-                ddl.ensure(connection, table)
+                _execute(connection, ddl.ensure(connection, table))
 
         self._redone(lambda: self._change(work))
+
+    def lacks(self, *tables: Table) -> list[str]:
+        """The statements that `set_up`, and `ensure` for these tables, would execute now, in the engine's own words."""
+        with self.read() as connection:
+            return [str(each.compile(connection)).strip() for each in ddl.set_up(connection, self.tables, *tables)]
 
     def commit_once(self, work: Callable[[Connection], None]) -> None:
         """Do the work in a transaction that is committed once, also where the connection is lost on the way.
@@ -180,6 +189,11 @@ class Warehouse:
         first_line = next(iter(str(original).strip().splitlines()), "")
         refused = isinstance(original, self._driver.DataError)
         return type(original).__name__ if refused else f"{type(error).__name__}: {first_line}"
+
+
+def _execute(connection: Connection, statements: Iterable[Statement]) -> None:
+    for statement in statements:
+        connection.execute(statement)
 
 
 def empty(connection: Connection, table: Table) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from target_crm import ddl
+from target_crm import cli, ddl
 from target_crm.cli import verify
 from target_crm.errors import WarehouseError
 from target_crm.target import TargetCrm
 from target_crm.values import from_json
 from target_crm.warehouse import Warehouse, parse_url
+from tests.commands import environment
 from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state, table
 
 SHAPES = Path(__file__).parent / "snapshots" / "shapes"
@@ -58,6 +59,62 @@ def test_tables_of_every_earlier_version_are_brought_up_to_date_and_keep_their_r
     ]
     assert not verify(Warehouse(warehouse_url)).drifted
     assert query(warehouse_url, "SELECT version FROM _crm_version") == [(ddl.VERSION,)]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert cli.run(["ddl", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_tables_of_this_version_are_on_record_for_those_who_will_upgrade_them(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a release, raise `VERSION` before anything changes; until then, `GOLDEN=renew` writes the record anew."""
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    statements = printed(capsys)
+    golden = SHAPES / f"{ddl.VERSION}.{parse_url(warehouse_url).get_backend_name()}.sql"
+    if environment().get("GOLDEN") == "renew":
+        golden.write_text(statements)
+    assert statements == golden.read_text()
+
+
+def test_a_loader_without_the_right_to_create_loads_into_what_was_prepared(
+    new_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perks = schema("perks", {"_id": TEXT, "title": TEXT}, "_id")
+    awards = schema("awards", {"_id": TEXT, "points": NUMBER, "updatedAt": TEXT, "notes": TEXT}, "_id")
+    schemas = tmp_path / "schemas.jsonl"
+    schemas.write_text(f"{perks}\nno message\n{record('perks', {'_id': 'p1'})}\n{awards}\n{ACTIONS}\n")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
+    monkeypatch.setenv("TARGET_CRM_DEFAULT_TARGET_SCHEMA", "loyalty")
+    execute(new_postgres_url, "CREATE ROLE lodger LOGIN")
+
+    execute(new_postgres_url, printed(capsys, "--schemas", str(schemas)))
+    execute(
+        new_postgres_url,
+        "GRANT USAGE ON SCHEMA loyalty TO lodger; "
+        "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA loyalty TO lodger",
+    )
+
+    assert printed(capsys, "--schemas", str(schemas)) == "-- nothing is missing\n"
+    assert printed(capsys, "--json") == "[]\n"
+    lodger_url = new_postgres_url.replace("//postgres@", "//lodger@")
+    messages = [
+        *(
+            perks,
+            record("perks", {"_id": "p1", "title": "Cake"}),
+            '{"type": "ACTIVATE_VERSION", "stream": "perks", "version": 1}',
+        ),
+        *(awards, snapshot("w2", 4), ACTIONS, action("a1", available=2)),
+    ]
+    load(lodger_url, messages, default_target_schema="loyalty")
+    assert query(new_postgres_url, "SELECT award_id, points FROM loyalty.award_balances ORDER BY award_id") == [
+        ("w1", 2),
+        ("w2", 4),
+    ]
+    with pytest.raises(WarehouseError, match="permission denied"):
+        load(lodger_url, [schema("other", {"id": TEXT}, "id")], default_target_schema="loyalty")
 
 
 def test_tables_of_a_newer_version_are_left_alone(warehouse_url: str) -> None:
