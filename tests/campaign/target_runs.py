@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -67,8 +67,9 @@ class Run:
         return json.loads(self.control.recv(1 << 12) or b"{}")
 
     def go_on(self) -> None:
-        """Let a child that waits go on."""
-        self.control.send(b"!")
+        """Let a child that waits go on; one that a signal has just ended needs no word."""
+        with suppress(BrokenPipeError):
+            self.control.send(b"!")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal; a run that is over already doesn't mind, since nobody has asked for its exit code yet."""
