@@ -110,7 +110,7 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
         return None
     if dialect.name == "sqlite" and (old, new) in {("integer", "number"), ("text", "JSON")}:
         return None  # SQLite's columns take both.
-    if dialect.name == "postgresql" and ((old, new) == ("integer", "number") or new == "text"):
+    if dialect.name in {"postgresql", "duckdb"} and ((old, new) == ("integer", "number") or new == "text"):
         name = dialect.identifier_preparer.quote(column.name)
         wider = column.type.compile(dialect)
         return f"ALTER COLUMN {name} TYPE {wider} USING {cast(column, column.type).compile(dialect=dialect)}"

@@ -17,7 +17,7 @@ from singer_sdk import metrics
 from singer_sdk.sinks import Sink
 from sqlalchemy import case, func, or_, select
 
-from target_crm import balances, staging, tables, values, warehouse
+from target_crm import balances, engines, staging, tables, values
 from target_crm.actions import ledger_row
 from target_crm.errors import InputError
 from target_crm.schemas import EXTRACTED_AT, Shape, snake_case
@@ -248,7 +248,7 @@ class TableSink(CrmSink):
     def see(self, connection: Connection) -> None:
         """What follows also from rows that give way to others, or were refused: their keys are there."""
         if self.shape.keys:
-            warehouse.load(connection, self.staged.table, self.traces)
+            engines.load(connection, self.staged.table, self.traces)
             connection.execute(staging.see(self.table, self.staged))
 
     def activate(self, connection: Connection, version: int) -> int | None:
@@ -306,10 +306,10 @@ def _news_of_awards(awards: Table, staged: staging.Staged) -> Select[Any]:
 
 def merge(connection: Connection, owned: tables.Tables, arrived: Select[Any]) -> None:
     """Merge partial balances into the stored ones."""
-    warehouse.empty(connection, owned.merged)
+    engines.empty(connection, owned.merged)
     for statement in balances.merge_statements(owned, arrived):
         connection.execute(statement)
-    warehouse.empty(connection, owned.merged)
+    engines.empty(connection, owned.merged)
 
 
 def insert_absent(
@@ -324,13 +324,13 @@ def insert_absent(
 
 def unstage(connection: Connection, staged: staging.Staged) -> None:
     """Leave nothing in the work tables."""
-    warehouse.empty(connection, staged.fresh)
-    warehouse.empty(connection, staged.table)
+    engines.empty(connection, staged.fresh)
+    engines.empty(connection, staged.table)
 
 
 def _stage(connection: Connection, staged: staging.Staged, rows: Sequence[tuple[Any, ...]]) -> None:
     unstage(connection, staged)
-    warehouse.load(connection, staged.table, rows)
+    engines.load(connection, staged.table, rows)
 
 
 class Ticker:

@@ -9,32 +9,29 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Engine, create_engine, event, select, text
+from sqlalchemy import create_engine, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from target_crm import ddl
+from target_crm.engines import pep_249_names, ways_of
 from target_crm.errors import ConnectionLost, SettingError, WarehouseError
 from target_crm.tables import tables_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection, Engine, Table
 
     from target_crm.ddl import Statement
+    from target_crm.engines import Ways
 
-# Engines on which every test of this project runs.
-TESTED_DIALECTS = {"sqlite", "postgresql"}
-LOCK_WAIT_SECONDS = 60
 # Waits before work is done again whose connection was lost.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # How long it is remembered which batches were committed: far longer than all waits together.
 MARKS_KEPT = timedelta(days=1)
-# One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
-_LOCK_CLASS = 0x63726D
 _DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 
 _T = TypeVar("_T")
@@ -53,16 +50,16 @@ class Warehouse:
         if schema and url.get_backend_name() == "sqlite":
             raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
         self.tables = tables_in(schema)
-        self._engine = _create_engine(url)
-        self.tested = self._engine.dialect.name in TESTED_DIALECTS
+        self._ways = ways_of(url.get_backend_name())
+        self._engine = _create_engine(url, self._ways)
+        self.tested = self._ways.tested
         self._was_reached = False
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads, and sees one state of the warehouse throughout."""
         with self._connect() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execution_options(isolation_level="REPEATABLE READ")
+            connection.execution_options(**self._ways.read_options)
             with connection.begin():
                 yield connection
 
@@ -71,8 +68,8 @@ class Warehouse:
         """A transaction that no other loader's write runs beside; committed at the end, rolled back on an error."""
         with self._connect() as connection:
             writer = connection.execution_options(crm_writes=True)
-            with writer.begin():
-                _lock(writer, self.tables.metadata.schema)
+            with self._ways.turn(writer, self.tables.metadata.schema), writer.begin():
+                self._ways.lock(writer, self.tables.metadata.schema)
                 yield writer
 
     def dispose(self) -> None:
@@ -168,86 +165,24 @@ class Warehouse:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, self._driver.Error) as error:
-            kind = ConnectionLost if self._is_lost(error) else WarehouseError
-            raise kind(f"{self.name}: {self._reason(error)}") from error
+        # What a driver raises in the middle of a bulk load comes as it is.
+        except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
+            original = getattr(error, "orig", None) or error
+            kind = ConnectionLost if self._ways.is_passing(original) else WarehouseError
+            raise kind(f"{self.name}: {_reason(error, original)}") from error
 
-    def _is_lost(self, error: Exception) -> bool:
-        """Whether the server, or the way to it, failed: worth another try. SQLite has waited for its lock already."""
-        original = getattr(error, "orig", None) or error
-        failed = isinstance(original, (self._driver.OperationalError, self._driver.InterfaceError))
-        return failed and self._engine.dialect.name != "sqlite"
 
-    @property
-    def _driver(self) -> Any:
-        """The driver's module: what it raises in the middle of a COPY comes as it is."""
-        return self._engine.dialect.loaded_dbapi
-
-    def _reason(self, error: Exception) -> str:
-        """The first line of an error; of a refused value only the kind, because that line repeats the value."""
-        original = getattr(error, "orig", None) or error
-        first_line = next(iter(str(original).strip().splitlines()), "")
-        refused = isinstance(original, self._driver.DataError)
-        return type(original).__name__ if refused else f"{type(error).__name__}: {first_line}"
+def _reason(error: Exception, original: Exception) -> str:
+    """The first line of an error; of a refused value only the kind, because that line repeats the value."""
+    if "DataError" in pep_249_names(original):
+        return type(original).__name__
+    first_line = next(iter(str(original).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first_line}"
 
 
 def _execute(connection: Connection, statements: Iterable[Statement]) -> None:
     for statement in statements:
         connection.execute(statement)
-
-
-def empty(connection: Connection, table: Table) -> None:
-    """Remove all rows. PostgreSQL's TRUNCATE leaves no dead rows behind, and rolls back like any statement."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text(f"TRUNCATE {connection.dialect.identifier_preparer.format_table(table)}"))
-    else:
-        connection.execute(table.delete())
-
-
-def load(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Put rows, with a value for every column in the table's order, into a table as fast as the engine can."""
-    if not rows:
-        return
-    if connection.dialect.driver == "psycopg":
-        _copy(connection, table, rows)
-    elif connection.dialect.name == "sqlite":
-        _execute_many(connection, table, rows)
-    else:
-        names = [column.name for column in table.columns]
-        connection.execute(table.insert(), [dict(zip(names, row, strict=True)) for row in rows])
-
-
-def _copy(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-    name = connection.dialect.identifier_preparer.format_table(table)
-    driver_connection: Any = connection.connection.driver_connection
-    with (
-        driver_connection.cursor() as cursor,
-        cursor.copy(f"COPY {name} ({_names(connection, table)}) FROM STDIN") as copy,
-    ):
-        for row in rows:
-            copy.write_row(row)
-
-
-def _names(connection: Connection, table: Table) -> str:
-    quote = connection.dialect.identifier_preparer.quote
-    return ", ".join(quote(column.name) for column in table.columns)
-
-
-def _execute_many(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-    """The driver's own executemany: SQLAlchemy's would make a dict of every row."""
-    dialect = connection.dialect
-    processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in table.columns]
-    converted = zip(
-        *(
-            values if processor is None else map(processor, values)
-            for processor, values in zip(processors, zip(*rows, strict=True), strict=True)
-        ),
-        strict=True,
-    )
-    marks = ", ".join("?" * len(processors))
-    name = dialect.identifier_preparer.format_table(table)
-    statement = f"INSERT INTO {name} ({_names(connection, table)}) VALUES ({marks})"  # noqa: S608 - quoted names only
-    connection.exec_driver_sql(statement, list(converted))
 
 
 def parse_url(sqlalchemy_url: str) -> URL:
@@ -265,9 +200,9 @@ def parse_url(sqlalchemy_url: str) -> URL:
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 
-def _create_engine(url: URL) -> Engine:
+def _create_engine(url: URL, ways: Ways) -> Engine:
     try:
-        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
+        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True, **ways.engine_options)
     except NoSuchModuleError:
         raise SettingError(
             f"no engine is called {url.drivername!r} (sqlalchemy_url or dialect); is its extra installed?"
@@ -277,31 +212,5 @@ def _create_engine(url: URL) -> Engine:
             f"the driver of {url.drivername!r} is missing ({error.name}); "
             "install an extra, e.g. pip install 'pepper-crm[postgres]'"
         ) from None
-    if engine.dialect.name == "sqlite":
-        _make_sqlite_transactional(engine)
+    ways.listen(engine)
     return engine
-
-
-def _make_sqlite_transactional(engine: Engine) -> None:
-    """Let BEGIN be ours: the driver's own begins late, and a writer that reads first could never wait its turn."""
-
-    def on_connect(driver_connection: Any, _record: object) -> None:
-        driver_connection.isolation_level = None
-        driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
-        driver_connection.execute("PRAGMA journal_mode = WAL")
-
-    def on_begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("crm_writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    event.listen(engine, "connect", on_connect)
-    event.listen(engine, "begin", on_begin)
-
-
-def _lock(connection: Connection, schema: str | None) -> None:
-    """Wait until no other loader writes to this schema. SQLite's BEGIN IMMEDIATE has done so already."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(:class, hashtext(coalesce(:schema, current_schema(), '')))"),
-            {"class": _LOCK_CLASS, "schema": schema},
-        )

@@ -1,4 +1,4 @@
-"""What all tests share: two warehouses, each test with an empty one of its own."""
+"""What all tests share: three warehouses, each test with an empty one of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ENGINES = ["sqlite", "postgresql"]
+ENGINES = ["sqlite", "postgresql", "duckdb"]
 _numbers = count()
 
 
@@ -38,8 +38,8 @@ def new_postgres_database(server_url: str) -> str:
 @pytest.fixture(params=ENGINES)
 def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty warehouse; a test that asks for it runs once per engine."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'crm.db'}"
+    if request.param != "postgresql":
+        return f"{request.param}:///{tmp_path / 'crm.db'}"
     return new_postgres_database(request.getfixturevalue("postgres_url"))
 
 

@@ -25,7 +25,10 @@ TEXT, INTEGER, NUMBER, BOOLEAN = ({"type": [name, "null"]} for name in ("string"
 def lay_out(url: str, shape: int) -> None:
     """Create the target's tables as they were in an earlier version."""
     engine = create_engine(parse_url(url))
-    statements = (SHAPES / f"{shape}.{engine.dialect.name}.sql").read_text().split(";\n")
+    path = SHAPES / f"{shape}.{engine.dialect.name}.sql"
+    if not path.exists():
+        pytest.skip(f"version {shape} did not know {engine.dialect.name}")
+    statements = path.read_text().split(";\n")
     with engine.begin() as connection:
         for statement in filter(str.strip, statements):
             connection.execute(text(statement))

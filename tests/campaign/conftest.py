@@ -13,7 +13,6 @@ import pytest
 
 from tests import campaign
 from tests.campaign.target_runs import Eavesdropper, Forks, Place, PostgresPlace, SqlitePlace
-from tests.conftest import ENGINES
 from tests.postgres import fast_folder
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def forks() -> Iterator[Forks]:
         server.close()
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=["sqlite", "postgresql"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """An empty warehouse that can be emptied again; a test that asks for it runs once per engine."""
     if request.param == "sqlite":

@@ -89,7 +89,7 @@ FAULTS = {
         "            self._flushed += self.write(connection)\n            self.rows = []\n",
     ),
     "no lock between loaders": Fault(
-        "7", "t5", "warehouse.py", "                _lock(writer, self.tables.metadata.schema)\n", ""
+        "7", "t5", "warehouse.py", "                self._ways.lock(writer, self.tables.metadata.schema)\n", ""
     ),
     "no second try after a lost connection": Fault(
         "2",

@@ -1,0 +1,204 @@
+"""What each engine wants done its own way: how it is opened, locked, emptied and loaded.
+
+A new engine works with `Ways`, and gets a class of its own where it can do better. Column types and functions that
+differ by engine are in `columns.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import event, text
+from sqlalchemy.pool import NullPool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from sqlalchemy import Connection, Dialect, Engine, Table
+    from sqlalchemy.engine.interfaces import ConnectArgsType
+
+    Rows = Sequence[tuple[Any, ...]]
+
+LOCK_WAIT_SECONDS = 60
+LOCK_POLL_SECONDS = 0.1
+
+
+class Ways:
+    """What serves on an engine that nobody has heard of."""
+
+    tested: ClassVar[bool] = False
+    """Whether every test of this project runs on it."""
+    engine_options: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of `create_engine`."""
+    read_options: ClassVar[Mapping[str, Any]] = {}
+    """Execution options of a transaction that only reads, and has to see one state throughout."""
+
+    def listen(self, engine: Engine) -> None:
+        """Have the engine's events do what it needs."""
+
+    @contextmanager
+    def turn(self, connection: Connection, schema: str | None) -> Iterator[None]:  # noqa: ARG002
+        """Hold back other loaders of a schema from before a transaction until after it."""
+        yield
+
+    def lock(self, connection: Connection, schema: str | None) -> None:
+        """Hold back other loaders of a schema until the end of the transaction that has just begun."""
+
+    def is_passing(self, error: Exception) -> bool:
+        """Whether a driver's error is worth another try: the server, or the way to it, failed."""
+        return bool(pep_249_names(error) & {"OperationalError", "InterfaceError"})
+
+    def empty(self, connection: Connection, table: Table) -> None:
+        """Remove all rows."""
+        connection.execute(table.delete())
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Put rows, with a value for every column in the table's order, into a table as fast as the engine can."""
+        names = [column.name for column in table.columns]
+        connection.execute(table.insert(), [dict(zip(names, row, strict=True)) for row in rows])
+
+
+class Sqlite(Ways):
+    """A file, and one writer at a time."""
+
+    tested = True
+
+    def listen(self, engine: Engine) -> None:
+        """Let BEGIN be ours: the driver's own begins late, and a writer that reads first could never wait its turn."""
+
+        def on_connect(driver_connection: Any, _record: object) -> None:
+            driver_connection.isolation_level = None
+            driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
+            driver_connection.execute("PRAGMA journal_mode = WAL")
+
+        def on_begin(connection: Connection) -> None:
+            writes = connection.get_execution_options().get("crm_writes")
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+        event.listen(engine, "connect", on_connect)
+        event.listen(engine, "begin", on_begin)
+
+    def is_passing(self, error: Exception) -> bool:  # noqa: ARG002
+        """No: it has waited for its lock already."""
+        return False
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """By the driver's own executemany: SQLAlchemy's would make a dict of every row."""
+        marks = ", ".join("?" * len(table.columns))
+        statement = f"INSERT INTO {_quoted(connection, table)} ({_columns(connection, table)}) VALUES ({marks})"  # noqa: S608 - quoted names only
+        connection.exec_driver_sql(statement, list(zip(*_bound(connection.dialect, table, rows), strict=True)))
+
+
+class Postgresql(Ways):
+    """A server with advisory locks and COPY."""
+
+    tested = True
+    read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
+    # One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
+    _LOCK_CLASS = 0x63726D
+
+    def lock(self, connection: Connection, schema: str | None) -> None:
+        """Take an advisory lock, which ends with the transaction."""
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:class, hashtext(coalesce(:schema, current_schema(), '')))"),
+            {"class": self._LOCK_CLASS, "schema": schema},
+        )
+
+    def empty(self, connection: Connection, table: Table) -> None:
+        """TRUNCATE leaves no dead rows behind, and rolls back like any statement."""
+        connection.execute(text(f"TRUNCATE {_quoted(connection, table)}"))
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """By COPY, where the driver has it."""
+        if connection.dialect.driver != "psycopg":
+            super().load(connection, table, rows)
+            return
+        driver_connection: Any = connection.connection.driver_connection
+        statement = f"COPY {_quoted(connection, table)} ({_columns(connection, table)}) FROM STDIN"
+        with driver_connection.cursor() as cursor, cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+
+class Duckdb(Ways):
+    """A file that one process has open at a time, and a reader of columns."""
+
+    tested = True
+    # Between two batches, the file is another process's to open.
+    engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
+
+    def listen(self, engine: Engine) -> None:
+        """Wait for the file while another process has it open."""
+
+        def on_connect(dialect: Dialect, _record: object, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
+            deadline_seconds = time.monotonic() + LOCK_WAIT_SECONDS
+            while True:
+                try:
+                    return dialect.connect(*arguments, **options)
+                except Exception as error:
+                    if "Could not set lock" not in str(error) or time.monotonic() > deadline_seconds:
+                        raise
+                time.sleep(LOCK_POLL_SECONDS)
+
+        event.listen(engine, "do_connect", on_connect)
+
+    def is_passing(self, error: Exception) -> bool:
+        """Where two transactions of a process were in each other's way."""
+        return "TransactionException" in pep_249_names(error)
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """By columns, through Arrow: row by row takes thirty times as long."""
+        import pyarrow  # noqa: PLC0415 - comes with the extra of this engine alone
+
+        arrays = [pyarrow.array(list(values)) for values in _bound(connection.dialect, table, rows)]
+        driver_connection: Any = connection.connection.driver_connection
+        driver_connection.register("_rows", pyarrow.table(arrays, names=[str(place) for place in range(len(arrays))]))
+        try:
+            connection.exec_driver_sql(
+                f"INSERT INTO {_quoted(connection, table)} ({_columns(connection, table)}) SELECT * FROM _rows"  # noqa: S608 - quoted names only
+            )
+        finally:
+            driver_connection.unregister("_rows")
+
+
+_WAYS: dict[str, Ways] = {"sqlite": Sqlite(), "postgresql": Postgresql(), "duckdb": Duckdb()}
+_OTHERS = Ways()
+
+
+def ways_of(backend_name: str) -> Ways:
+    """The ways of an engine, by SQLAlchemy's name of it."""
+    return _WAYS.get(backend_name, _OTHERS)
+
+
+def empty(connection: Connection, table: Table) -> None:
+    """Remove all rows of a table."""
+    ways_of(connection.dialect.name).empty(connection, table)
+
+
+def load(connection: Connection, table: Table, rows: Rows) -> None:
+    """Put rows, with a value for every column in the table's order, into a table."""
+    if rows:
+        ways_of(connection.dialect.name).load(connection, table, rows)
+
+
+def pep_249_names(error: Exception) -> set[str]:
+    """What a driver's error is, in the words that all drivers share."""
+    return {each.__name__ for each in type(error).__mro__}
+
+
+def _quoted(connection: Connection, table: Table) -> str:
+    return connection.dialect.identifier_preparer.format_table(table)
+
+
+def _columns(connection: Connection, table: Table) -> str:
+    quote = connection.dialect.identifier_preparer.quote
+    return ", ".join(quote(column.name) for column in table.columns)
+
+
+def _bound(dialect: Dialect, table: Table, rows: Rows) -> Iterable[Iterable[Any]]:
+    """The rows' columns, each with its values as the driver wants them."""
+    for column, values in zip(table.columns, zip(*rows, strict=True), strict=True):
+        processor = column.type.dialect_impl(dialect).bind_processor(dialect)
+        yield values if processor is None else map(processor, values)
