@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 # What is the same in all that is ever said of an award.
 _FOR_LIFE = ("user_id", "perk_id")
 _ZERO = cast(literal_column("0"), Points())
-_ACTION = literal_column("'action'", Identifier)
-_AWARD = literal_column("'award'", Identifier)
+_ACTION = literal_column("'action'", Identifier())
+_AWARD = literal_column("'award'", Identifier())
 
 
 @cache
@@ -73,7 +73,7 @@ def partials_of_awards(awards: FromClause) -> Select[Any]:
         c.points,
         func.coalesce(c.updated_at, c[EXTRACTED_AT]).label("as_of"),
         _AWARD.label("as_of_source"),
-        cast(null(), Identifier).label("last_action_id"),
+        cast(null(), Identifier()).label("last_action_id"),
         _ZERO.label("earned_total"),
         _ZERO.label("redeemed_total"),
         _ZERO.label("refunded_total"),

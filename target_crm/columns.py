@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, DateTime, Double, Numeric, String, Text
+from sqlalchemy import JSON, DateTime, Double, Numeric, String, Text, cast, func
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -23,30 +23,60 @@ POINTS_PLACES = 4
 POINTS_MAX = Decimal(10) ** 11
 _QUANTUM = Decimal(1).scaleb(-POINTS_PLACES)
 
-# Ids compare byte by byte everywhere: a collation that folds case would merge two awards, one that sorts by
-# language would break ties differently on each engine.
-Identifier = (
-    String(ID_CHARS_MAX)
-    .with_variant(String(ID_CHARS_MAX, collation="C"), "postgresql")
-    .with_variant(String(ID_CHARS_MAX, collation="utf8mb4_nopad_bin"), "mariadb")
-    .with_variant(String(ID_CHARS_MAX, collation="utf8mb4_0900_bin"), "mysql")
-)
-
-LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
-
-# Any number, as exact as the engine can: PostgreSQL's NUMERIC has no bound, while MySQL's would be a whole number.
-Number: TypeEngine[Any] = Double().with_variant(Numeric(), "postgresql")
+# Texts compare byte by byte everywhere: a collation that folds case, or spaces at the end, would merge two awards and
+# take a changed name for the same; one that sorts by language would break ties differently on each engine.
+_BYTEWISE = {
+    "postgresql": "C",
+    "mariadb": "utf8mb4_nopad_bin",
+    "mysql": "utf8mb4_0900_bin",
+    "mssql": "Latin1_General_100_BIN2_UTF8",
+}
 
 
-class JsonText(TypeDecorator[str]):
-    """A JSON document, written as text in the sender's words: JSON on PostgreSQL, text elsewhere."""
+def engine_name(dialect: Dialect) -> str:
+    """SQLAlchemy's name of an engine; a URL of MySQL may well lead to a MariaDB."""
+    return "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
+
+
+class Identifier(TypeDecorator[str]):
+    """An id of at most `ID_CHARS_MAX` characters."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The engine's own type."""
+        return String(ID_CHARS_MAX, collation=_BYTEWISE.get(engine_name(dialect)))
+
+
+class LongText(TypeDecorator[str]):
+    """Text of any length."""
 
     impl = Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The engine's own type. PostgreSQL's default tells any two texts apart, and sorts as its users expect."""
+        name = engine_name(dialect)
+        if name in {"mysql", "mariadb"}:
+            return mysql.LONGTEXT(charset="utf8mb4", collation=_BYTEWISE[name])
+        return Text(collation=_BYTEWISE["mssql"] if name == "mssql" else None)
+
+
+# Any number, as exact as the engine can: PostgreSQL's NUMERIC has no bound, while MySQL's would be a whole number.
+Number: TypeEngine[Any] = Double().with_variant(Numeric(), "postgresql")
+
+
+class JsonText(LongText):
+    """A JSON document, written as text in the sender's words: JSON on PostgreSQL, text elsewhere."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """The engine's own type."""
-        return dialect.type_descriptor(_VerbatimJson() if dialect.name == "postgresql" else LongText)
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(_VerbatimJson())
+        return super().load_dialect_impl(dialect)
 
 
 class _VerbatimJson(JSON):
@@ -112,7 +142,7 @@ class exact_sum(FunctionElement[Decimal]):  # noqa: N801
 
 @compiles(exact_sum)
 def _sum(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST(SUM({compiler.process(element.clauses, **kw)}) AS NUMERIC(19, {POINTS_PLACES}))"
+    return compiler.process(cast(func.sum(*element.clauses), Numeric(19, POINTS_PLACES)), **kw)
 
 
 @compiles(exact_sum, "sqlite")

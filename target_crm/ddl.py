@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, cast, inspect, literal_column, select, text
+from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, inspect, literal_column, select, text
+from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String
 
+from target_crm.engines import CannotWiden, ways_of
 from target_crm.errors import WarehouseError
 from target_crm.tables import STAGING_PREFIX
 
@@ -27,6 +29,7 @@ VERSION = 1
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (JSON, "JSON"),
     (Boolean, "boolean"),
+    (mysql.TINYINT, "boolean"),
     (Integer, "integer"),
     (Numeric, "number"),
     (DateTime, "time"),
@@ -108,16 +111,13 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
     old, new = _kind(found[column.name]), _kind(column.type.dialect_impl(dialect))
     if old == new or (old, new) == ("number", "integer"):
         return None
-    if dialect.name == "sqlite" and (old, new) in {("integer", "number"), ("text", "JSON")}:
-        return None  # SQLite's columns take both.
-    if dialect.name in {"postgresql", "duckdb"} and ((old, new) == ("integer", "number") or new == "text"):
-        name = dialect.identifier_preparer.quote(column.name)
-        wider = column.type.compile(dialect)
-        return f"ALTER COLUMN {name} TYPE {wider} USING {cast(column, column.type).compile(dialect=dialect)}"
-    raise WarehouseError(
-        f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
-        "can't widen it: rename the property by a stream map"
-    )
+    try:
+        return ways_of(dialect.name).widen(dialect, column, old, new)
+    except CannotWiden:
+        raise WarehouseError(
+            f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
+            "can't widen it: rename the property by a stream map"
+        ) from None
 
 
 def _kind(type_: TypeEngine[Any]) -> str:

@@ -6,23 +6,30 @@ differ by engine are in `columns.py`.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import event, text
+from sqlalchemy import cast, event, text
 from sqlalchemy.pool import NullPool
+
+from target_crm.errors import WarehouseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Connection, Dialect, Engine, Table
+    from sqlalchemy import Column, Connection, Dialect, Engine, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
 
     Rows = Sequence[tuple[Any, ...]]
 
 LOCK_WAIT_SECONDS = 60
 LOCK_POLL_SECONDS = 0.1
+
+
+class CannotWiden(Exception):
+    """A column can't be made to take other values than it does."""
 
 
 class Ways:
@@ -49,6 +56,16 @@ class Ways:
     def is_passing(self, error: Exception) -> bool:
         """Whether a driver's error is worth another try: the server, or the way to it, failed."""
         return bool(pep_249_names(error) & {"OperationalError", "InterfaceError"})
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str | None:  # noqa: ARG002
+        """What to say to ALTER TABLE so that a column of one kind takes values of another, too.
+
+        Kinds are those of `ddl`. None: the column takes both as it is.
+
+        Raises:
+            CannotWiden: the engine can't.
+        """
+        raise CannotWiden
 
     def empty(self, connection: Connection, table: Table) -> None:
         """Remove all rows."""
@@ -84,11 +101,15 @@ class Sqlite(Ways):
         """No: it has waited for its lock already."""
         return False
 
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str | None:  # noqa: ARG002
+        """Any column takes any value; only what it makes of it depends on its type."""
+        if (old, new) in {("integer", "number"), ("text", "JSON")}:
+            return None
+        raise CannotWiden
+
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By the driver's own executemany: SQLAlchemy's would make a dict of every row."""
-        marks = ", ".join("?" * len(table.columns))
-        statement = f"INSERT INTO {_quoted(connection, table)} ({_columns(connection, table)}) VALUES ({marks})"  # noqa: S608 - quoted names only
-        connection.exec_driver_sql(statement, list(zip(*_bound(connection.dialect, table, rows), strict=True)))
+        _insert_by_driver(connection, table, rows, mark="?")
 
 
 class Postgresql(Ways):
@@ -105,6 +126,10 @@ class Postgresql(Ways):
             text("SELECT pg_advisory_xact_lock(:class, hashtext(coalesce(:schema, current_schema(), '')))"),
             {"class": self._LOCK_CLASS, "schema": schema},
         )
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+        """By a cast of what is there."""
+        return _alter_using_cast(dialect, column, old, new)
 
     def empty(self, connection: Connection, table: Table) -> None:
         """TRUNCATE leaves no dead rows behind, and rolls back like any statement."""
@@ -148,6 +173,10 @@ class Duckdb(Ways):
         """Where two transactions of a process were in each other's way."""
         return "TransactionException" in pep_249_names(error)
 
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+        """By a cast of what is there."""
+        return _alter_using_cast(dialect, column, old, new)
+
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By columns, through Arrow: row by row takes thirty times as long."""
         import pyarrow  # noqa: PLC0415 - comes with the extra of this engine alone
@@ -163,7 +192,62 @@ class Duckdb(Ways):
             driver_connection.unregister("_rows")
 
 
-_WAYS: dict[str, Ways] = {"sqlite": Sqlite(), "postgresql": Postgresql(), "duckdb": Duckdb()}
+class Mysql(Ways):
+    """MySQL and MariaDB: locks by name that outlast a transaction, and DDL that commits at once."""
+
+    # The server, or the way to it, is gone; too many connections; a lock was not to be had, or another has won it.
+    _PASSING = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
+
+    def listen(self, engine: Engine) -> None:
+        """Have values that don't fit refused: a server may be set up to cut them off, with no more than a warning."""
+
+        def on_connect(driver_connection: Any, _record: object) -> None:
+            with driver_connection.cursor() as cursor:
+                cursor.execute("SET SESSION sql_mode = CONCAT_WS(',', @@sql_mode, 'STRICT_ALL_TABLES')")
+
+        event.listen(engine, "connect", on_connect)
+
+    @contextmanager
+    def turn(self, connection: Connection, schema: str | None) -> Iterator[None]:
+        """Take a lock by name: names are the server's, so the database is a part of this one."""
+        name = _digest(f"{connection.engine.url.database}.{schema}")
+        with closing(connection.connection.cursor()) as cursor:
+            cursor.execute("SELECT GET_LOCK(%s, %s)", (name, LOCK_WAIT_SECONDS))
+            if cursor.fetchone() != (1,):
+                raise WarehouseError(f"another loader has been at work for more than {LOCK_WAIT_SECONDS} s")
+            try:
+                yield
+            finally:
+                # Where the connection is lost, so is the lock.
+                with suppress(connection.dialect.loaded_dbapi.Error):
+                    cursor.execute("SELECT RELEASE_LOCK(%s)", (name,))
+
+    def is_passing(self, error: Exception) -> bool:
+        """By number: the classes of the driver say little."""
+        return bool(error.args) and error.args[0] in self._PASSING
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+        """By a change of type, which converts what is there."""
+        if (old, new) != ("integer", "number") and new != "text":
+            raise CannotWiden
+        name = dialect.identifier_preparer.quote(column.name)
+        return f"MODIFY COLUMN {name} {column.type.compile(dialect)}"
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """By the driver's own executemany, which sends many rows in a statement.
+
+        LOAD DATA LOCAL would be faster, but with it a server may ask this machine for any file.
+        """
+        _insert_by_driver(connection, table, rows, mark="%s")
+
+
+_WAYS: dict[str, Ways] = {
+    "sqlite": Sqlite(),
+    "postgresql": Postgresql(),
+    "duckdb": Duckdb(),
+    "mysql": Mysql(),
+    "mariadb": Mysql(),
+}
 _OTHERS = Ways()
 
 
@@ -183,9 +267,28 @@ def load(connection: Connection, table: Table, rows: Rows) -> None:
         ways_of(connection.dialect.name).load(connection, table, rows)
 
 
+def _digest(name: str) -> str:
+    """A name of any length and alphabet as one that every engine takes."""
+    return f"crm_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
 def pep_249_names(error: Exception) -> set[str]:
     """What a driver's error is, in the words that all drivers share."""
     return {each.__name__ for each in type(error).__mro__}
+
+
+def _alter_using_cast(dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+    if (old, new) != ("integer", "number") and new != "text":
+        raise CannotWiden
+    name = dialect.identifier_preparer.quote(column.name)
+    converted = cast(column, column.type).compile(dialect=dialect)
+    return f"ALTER COLUMN {name} TYPE {column.type.compile(dialect)} USING {converted}"
+
+
+def _insert_by_driver(connection: Connection, table: Table, rows: Rows, mark: str) -> None:
+    marks = ", ".join([mark] * len(table.columns))
+    statement = f"INSERT INTO {_quoted(connection, table)} ({_columns(connection, table)}) VALUES ({marks})"  # noqa: S608 - quoted names only
+    connection.exec_driver_sql(statement, list(zip(*_bound(connection.dialect, table, rows), strict=True)))
 
 
 def _quoted(connection: Connection, table: Table) -> str:

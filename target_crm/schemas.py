@@ -38,16 +38,16 @@ class Kind:
     convert: Callable[[Any], Any]
 
 
-IDENTIFIER = Kind(Identifier, values.identifier)
+IDENTIFIER = Kind(Identifier(), values.identifier)
 POINTS = Kind(Points(), values.points)
 INSTANT = Kind(Instant(), values.instant)
 DATE = Kind(Date(), values.day)
-TEXT = Kind(LongText, values.text)
+TEXT = Kind(LongText(), values.text)
 INTEGER = Kind(BigInteger(), values.integer)
 NUMBER = Kind(Number, values.number)
 BOOLEAN = Kind(Boolean(), values.boolean)
 JSON = Kind(JsonText(), values.json_text)
-ANY_SCALAR = Kind(LongText, values.any_text)
+ANY_SCALAR = Kind(LongText(), values.any_text)
 
 _SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
 _TEXT_FORMATS = {"date-time": INSTANT, "date": DATE}

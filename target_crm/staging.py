@@ -192,7 +192,7 @@ def _equal(table: Table, rows: FromClause, leave_out: Collection[str]) -> Column
 
 def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """PostgreSQL's JSON has no equality; its text has."""
-    return cast(column, LongText) if isinstance(column.type, JsonText) else column
+    return cast(column, LongText()) if isinstance(column.type, JsonText) else column
 
 
 def _ranked(rows: Table, keys: Sequence[str], order_by: Sequence[ColumnElement[Any]]) -> FromClause:

@@ -52,19 +52,19 @@ class Tables:
         self.rejected_records = Table(
             "rejected_records",
             self.metadata,
-            Column("rejected_id", Identifier, primary_key=True),
-            Column("stream", LongText, nullable=False),
-            Column("reason", LongText, nullable=False),
+            Column("rejected_id", Identifier(), primary_key=True),
+            Column("stream", LongText(), nullable=False),
+            Column("reason", LongText(), nullable=False),
             Column("input_line", BigInteger, nullable=False),
-            Column("payload", LongText, nullable=False),
+            Column("payload", LongText(), nullable=False),
             Column("rejected_at", Instant, nullable=False),
-            Column("run_id", Identifier, nullable=False),
+            Column("run_id", Identifier(), nullable=False),
         )
         self.version = Table(f"{WORK_PREFIX}version", self.metadata, Column("version", BigInteger, nullable=False))
         self.commits = Table(
             f"{WORK_PREFIX}commits",
             self.metadata,
-            Column("batch_id", Identifier, primary_key=True),
+            Column("batch_id", Identifier(), primary_key=True),
             Column("committed_at", Instant, nullable=False),
         )
         self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence())
@@ -164,22 +164,22 @@ def _sequence() -> Column[int]:
 
 def _ledger_columns() -> list[Column[Any]]:
     return [
-        Column("action_id", Identifier, primary_key=True),
-        Column("type", LongText),
-        Column("tenant_id", Identifier),
-        Column("user_id", Identifier),
-        Column("award_id", Identifier),
-        Column("perk_id", Identifier),
-        Column("location_id", Identifier),
+        Column("action_id", Identifier(), primary_key=True),
+        Column("type", LongText()),
+        Column("tenant_id", Identifier()),
+        Column("user_id", Identifier()),
+        Column("award_id", Identifier()),
+        Column("perk_id", Identifier()),
+        Column("location_id", Identifier()),
         Column("occurred_at", Instant),
-        Column("effect", Identifier),
+        Column("effect", Identifier()),
         Column("points_available", Points),
         Column("points_added", Points),
         Column("points_redeemed", Points),
         Column("points_refunded", Points),
-        Column("source", LongText),
-        Column("environment", LongText),
-        Column("content_hash", Identifier, nullable=False),
+        Column("source", LongText()),
+        Column("environment", LongText()),
+        Column("content_hash", Identifier(), nullable=False),
         Column("payload", JsonText),
         Column("loaded_at", Instant, nullable=False),
     ]
@@ -188,13 +188,13 @@ def _ledger_columns() -> list[Column[Any]]:
 def _balance_columns(*, work: bool = False) -> list[Column[Any]]:
     zero = text("0")
     return [
-        Column("award_id", Identifier, primary_key=not work, nullable=False),
-        Column("user_id", Identifier),
-        Column("perk_id", Identifier),
+        Column("award_id", Identifier(), primary_key=not work, nullable=False),
+        Column("user_id", Identifier()),
+        Column("perk_id", Identifier()),
         Column("points", Points, nullable=False),
         Column("as_of", Instant, nullable=False),
-        Column("as_of_source", Identifier, nullable=False),
-        Column("last_action_id", Identifier),
+        Column("as_of_source", Identifier(), nullable=False),
+        Column("last_action_id", Identifier()),
         Column("earned_total", Points, nullable=False, server_default=zero),
         Column("redeemed_total", Points, nullable=False, server_default=zero),
         Column("refunded_total", Points, nullable=False, server_default=zero),

@@ -130,7 +130,7 @@ CREATE TABLE rejected_records (
 	PRIMARY KEY (rejected_id)
 );
 
-CREATE OR REPLACE VIEW user_balances AS SELECT award_balances.user_id, award_balances.perk_id, CAST(SUM(award_balances.points) AS NUMERIC(19, 4)) AS points, CAST(SUM(award_balances.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(SUM(award_balances.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(SUM(award_balances.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, count(*) AS award_count, CAST(sum(award_balances.action_count) AS BIGINT) AS action_count, max(award_balances.as_of) AS as_of 
+CREATE OR REPLACE VIEW user_balances AS SELECT award_balances.user_id, award_balances.perk_id, CAST(sum(award_balances.points) AS NUMERIC(19, 4)) AS points, CAST(sum(award_balances.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(award_balances.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(award_balances.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, count(*) AS award_count, CAST(sum(award_balances.action_count) AS BIGINT) AS action_count, max(award_balances.as_of) AS as_of 
 FROM award_balances LEFT OUTER JOIN awards ON awards._id = award_balances.award_id 
 WHERE awards._deleted_at IS NULL GROUP BY award_balances.user_id, award_balances.perk_id;
 
