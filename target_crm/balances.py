@@ -142,11 +142,34 @@ def full_fold(tables: Tables) -> Select[Any]:
 @cache
 def merge_statements(tables: Tables, arrived: Select[Any]) -> list[Insert | Delete]:
     """Merge partials that have just arrived into the stored balances; `merged` is empty before."""
-    balances, merged = tables.award_balances, tables.merged
+    balances = tables.award_balances
     awards = arrived.subquery("arrived")
     stored = partials_of_balances(balances).where(balances.c.award_id.in_(select(awards.c.award_id)))
+    return _replace(tables, reduce(balances, arrived, stored))
+
+
+@cache
+def recompute_statements(tables: Tables, named: Select[Any]) -> list[Insert | Delete]:
+    """Fold some awards afresh from all that is known of them; `merged` is empty before.
+
+    For where a batch may be cut off between two statements, and is then given again: merging would not know what it
+    has merged already. `named` selects the awards' ids; the cost grows with what the ledger has of them.
+    """
+    actions, awards = tables.actions, tables.awards
+    return _replace(
+        tables,
+        reduce(
+            tables.award_balances,
+            partials_of_actions(actions).where(actions.c.award_id.in_(named)),
+            partials_of_awards(awards).where(awards.c["_id"].in_(named)),
+        ),
+    )
+
+
+def _replace(tables: Tables, query: Select[Any]) -> list[Insert | Delete]:
+    balances, merged = tables.award_balances, tables.merged
     return [
-        merged.insert().from_select(list(merged.c), reduce(balances, arrived, stored)),
+        merged.insert().from_select(list(merged.c), query),
         balances.delete().where(balances.c.award_id.in_(select(merged.c.award_id))),
         balances.insert().from_select(list(balances.c), select(*merged.c)),
     ]

@@ -53,6 +53,10 @@ class Ways:
     def lock(self, connection: Connection, schema: str | None) -> None:
         """Hold back other loaders of a schema until the end of the transaction that has just begun."""
 
+    def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
+        """Whether a transaction on the ledger and the balances is done as a whole or not at all."""
+        return True
+
     def is_passing(self, error: Exception) -> bool:
         """Whether a driver's error is worth another try: the server, or the way to it, failed."""
         return bool(pep_249_names(error) & {"OperationalError", "InterfaceError"})
@@ -126,6 +130,14 @@ class Postgresql(Ways):
             text("SELECT pg_advisory_xact_lock(:class, hashtext(coalesce(:schema, current_schema(), '')))"),
             {"class": self._LOCK_CLASS, "schema": schema},
         )
+
+    def is_atomic(self, connection: Connection, schema: str | None) -> bool:
+        """Yes, unless a table has parts on other servers: each of them commits by itself."""
+        foreign_table = (
+            "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+            "WHERE relkind = 'f' AND nspname = coalesce(:schema, current_schema()) LIMIT 1"
+        )
+        return connection.scalar(text(foreign_table), {"schema": schema}) is None
 
     def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
         """By a cast of what is there."""

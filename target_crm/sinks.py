@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table
+    from sqlalchemy import ColumnElement, Connection, Executable, FromClause, Select, Table
 
     from target_crm.target import TargetCrm
 
@@ -176,7 +176,11 @@ class LedgerSink(CrmSink):
         ledger, staged = self.tables.actions, self.tables.staged_actions
         leave_out = () if self.target.settings.store_payload else ("payload",)
         applied = insert_absent(connection, ledger, staged, self.rows, *leave_out)
-        merge(connection, self.tables, balances.partials_of_actions(staging.fresh_rows(staged)))
+        if self.target.warehouse.is_atomic(connection):
+            statements = balances.merge_statements(self.tables, _news_of_actions(staged))
+        else:
+            statements = balances.recompute_statements(self.tables, _named(staged, "award_id"))
+        update_balances(connection, self.tables, statements)
         self.contradictions = [
             Rejection(self.stream_name, "the ledger has this _id with other content", input_line, payload)
             for input_line, payload in connection.execute(staging.contradictions(ledger, staged))
@@ -290,11 +294,28 @@ class AwardSink(TableSink):
         super().see(connection)
         told = balances.told_of(self.staged.table, self.staged.table)
         connection.execute(balances.complete(self.table, "_id", told))
-        connection.execute(balances.complete(self.tables.award_balances, "award_id", told))
+        if self.target.warehouse.is_atomic(connection):
+            connection.execute(balances.complete(self.tables.award_balances, "award_id", told))
+        else:
+            statements = balances.recompute_statements(self.tables, _named(self.staged, "_id"))
+            update_balances(connection, self.tables, statements)
 
     def fold(self, connection: Connection) -> None:
         """Merge the awards that have changed into the balances, and those that tell their time by being read again."""
-        merge(connection, self.tables, _news_of_awards(self.table, self.staged))
+        if self.target.warehouse.is_atomic(connection):
+            statements = balances.merge_statements(self.tables, _news_of_awards(self.table, self.staged))
+            update_balances(connection, self.tables, statements)
+
+
+@cache
+def _named(staged: staging.Staged, column: str) -> Select[Any]:
+    """The awards that a batch names, whether or not it has news of them."""
+    return select(staged.table.c[column])
+
+
+@cache
+def _news_of_actions(staged: staging.Staged) -> Select[Any]:
+    return balances.partials_of_actions(staging.fresh_rows(staged))
 
 
 @cache
@@ -304,10 +325,10 @@ def _news_of_awards(awards: Table, staged: staging.Staged) -> Select[Any]:
     return balances.partials_of_awards(fresh).where(news)
 
 
-def merge(connection: Connection, owned: tables.Tables, arrived: Select[Any]) -> None:
-    """Merge partial balances into the stored ones."""
+def update_balances(connection: Connection, owned: tables.Tables, statements: Sequence[Executable]) -> None:
+    """Execute statements that go by way of `merged`."""
     engines.empty(connection, owned.merged)
-    for statement in balances.merge_statements(owned, arrived):
+    for statement in statements:
         connection.execute(statement)
     engines.empty(connection, owned.merged)
 

@@ -54,6 +54,7 @@ class Warehouse:
         self._engine = _create_engine(url, self._ways)
         self.tested = self._ways.tested
         self._was_reached = False
+        self._is_atomic: bool | None = None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -89,6 +90,12 @@ class Warehouse:
             return False
         with self.read() as connection:
             return ddl.is_set_up(connection, self.tables)
+
+    def is_atomic(self, connection: Connection) -> bool:
+        """Whether a transaction is done as a whole or not at all; it is asked but once."""
+        if self._is_atomic is None:
+            self._is_atomic = self._ways.is_atomic(connection, self.tables.metadata.schema)
+        return self._is_atomic
 
     def ensure(self, *tables: Table) -> None:
         """Create the tables that are missing, and make room for what the others lack."""
