@@ -196,12 +196,11 @@ class Duckdb(Ways):
         arrays = [pyarrow.array(list(values)) for values in _bound(connection.dialect, table, rows)]
         driver_connection: Any = connection.connection.driver_connection
         driver_connection.register("_rows", pyarrow.table(arrays, names=[str(place) for place in range(len(arrays))]))
-        try:
-            connection.exec_driver_sql(
-                f"INSERT INTO {_quoted(connection, table)} ({_columns(connection, table)}) SELECT * FROM _rows"  # noqa: S608 - quoted names only
-            )
-        finally:
-            driver_connection.unregister("_rows")
+        connection.exec_driver_sql(
+            f"INSERT INTO {_quoted(connection, table)} ({_columns(connection, table)}) SELECT * FROM _rows"  # noqa: S608 - quoted names only
+        )
+        # Where this fails, the connection is closed, and what is registered with it.
+        driver_connection.unregister("_rows")
 
 
 class Mysql(Ways):

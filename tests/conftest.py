@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import signal
-from itertools import count
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
 from target_crm.warehouse import Warehouse
-from tests.postgres import postgres_server
+from tests.postgres import PostgresServer, new_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 ENGINES = ["sqlite", "postgresql", "duckdb"]
-_numbers = count()
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A PostgreSQL server, started once for the tests that ask for it."""
-    with postgres_server() as url:
-        yield url
-
-
-def new_postgres_database(server_url: str) -> str:
-    """The URL of an empty database on the server."""
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(f"{server_url}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{server_url}/{name}"
+    with PostgresServer() as server:
+        yield server.url
 
 
 @pytest.fixture(params=ENGINES)
@@ -40,13 +29,13 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty warehouse; a test that asks for it runs once per engine."""
     if request.param != "postgresql":
         return f"{request.param}:///{tmp_path / 'crm.db'}"
-    return new_postgres_database(request.getfixturevalue("postgres_url"))
+    return new_database(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture(scope="module")
 def new_postgres_url(postgres_url: str) -> str:
     """An empty PostgreSQL database for the tests of a file that share one."""
-    return new_postgres_database(postgres_url)
+    return new_database(postgres_url)
 
 
 @pytest.fixture(scope="module")

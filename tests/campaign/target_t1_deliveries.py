@@ -101,5 +101,5 @@ def check(warehouse: Warehouse, delivery: Any, histories: int) -> None:
 
     assert delivered["award_balances"] == oracle.balances(history, users)
     assert digest(delivered) == digest(in_order)
-    engine = "sqlite" if warehouse.name.startswith("sqlite") else "postgresql"
+    engine = warehouse.name.partition(":")[0].partition("+")[0]
     count(f"T1 deliveries, {engine}", time.perf_counter() - began, histories)

@@ -1,0 +1,69 @@
+"""The engines that the cases run on, and how each is had: a function that yields what gives the URL of a new warehouse.
+
+A function raises `Unavailable` where its engine can't be had on a machine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.postgres import PostgresServer, new_database
+from tests.warehouses import Unavailable
+from tests.warehouses.mariadb import mariadb
+from tests.warehouses.sharded import sharded_postgresql
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+DEBIANS_POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine, and what is to be known of it here.
+
+    Attributes:
+        title: its name in docs/warehouses.md.
+        start: has it for as long as a context lasts.
+        deliveries: how many random histories are tried on it.
+        processes: whether two processes can load into one warehouse of it at the same time.
+    """
+
+    title: str
+    start: Callable[[], AbstractContextManager[Callable[[], str]]]
+    deliveries: int = 5
+    processes: bool = True
+
+
+def _files(backend: str) -> Callable[[], AbstractContextManager[Callable[[], str]]]:
+    @contextmanager
+    def start() -> Iterator[Callable[[], str]]:
+        numbers = count()
+        with tempfile.TemporaryDirectory(prefix="pepper-crm-") as folder:
+            yield lambda: f"{backend}:///{folder}/{next(numbers)}.db"
+
+    return start
+
+
+@contextmanager
+def _postgresql(binaries: Path | None = None) -> Iterator[Callable[[], str]]:
+    if binaries and not binaries.exists():
+        raise Unavailable(f"no {binaries}")
+    with PostgresServer(binaries) as server:
+        yield lambda: new_database(server.url)
+
+
+ENGINES = {
+    "sqlite": Engine("SQLite", _files("sqlite"), deliveries=20),
+    "duckdb": Engine("DuckDB", _files("duckdb")),
+    "postgresql": Engine("PostgreSQL 18", _postgresql, deliveries=10),
+    "postgresql_15": Engine("PostgreSQL 15", lambda: _postgresql(DEBIANS_POSTGRESQL)),
+    "sharded_postgresql": Engine("PostgreSQL on 3 servers", sharded_postgresql),
+    "mariadb": Engine("MariaDB", mariadb),
+}

@@ -1,0 +1,47 @@
+"""The table in docs/warehouses.md: what a run of the cases has found, never written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.warehouses import test_conformance
+from tests.warehouses.engines import ENGINES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "warehouses.md"
+BEGIN, END = "<!-- cases: begin -->", "<!-- cases: end -->"
+# A case with variants has the worst of their outcomes.
+WORDS = {"failed": "**no**", "skipped": "not here", "passed": "yes"}
+
+
+CASES = [name for name in vars(test_conformance) if name.startswith("test_")]
+
+
+def title(case: str) -> str:
+    """A test's name as a sentence."""
+    return case.removeprefix("test_").replace("_", " ").capitalize()
+
+
+def as_markdown(outcomes: Mapping[tuple[str, str], Iterable[str]]) -> str:
+    """A row a case, a column an engine, from all outcomes of each (case, engine)."""
+    rows = [["case", *(engine.title for engine in ENGINES.values())], ["---"] * (len(ENGINES) + 1)]
+    for case in CASES:
+        worst = [next((word for word in WORDS if word in outcomes.get((case, each), ())), "") for each in ENGINES]
+        rows.append([title(case), *(WORDS.get(word, "not tried") for word in worst)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def write(outcomes: Mapping[tuple[str, str], Iterable[str]]) -> None:
+    """Put the table into the document."""
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{as_markdown(outcomes)}\n{END}{after}")
+
+
+def documented_titles() -> list[str]:
+    """The first column of the table in the document."""
+    table = DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
+    return [line.split("|")[1].strip() for line in table.strip().splitlines()[2:]]
