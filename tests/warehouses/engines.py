@@ -33,12 +33,14 @@ class Engine:
         start: has it for as long as a context lasts.
         deliveries: how many random histories are tried on it.
         processes: whether two processes can load into one warehouse of it at the same time.
+        lodger: statements that make a user `lodger` who may load into a database, named `{database}`, and no more.
     """
 
     title: str
     start: Callable[[], AbstractContextManager[Callable[[], str]]]
     deliveries: int = 5
     processes: bool = True
+    lodger: tuple[str, ...] = ()
 
 
 def _files(backend: str) -> Callable[[], AbstractContextManager[Callable[[], str]]]:
@@ -52,18 +54,31 @@ def _files(backend: str) -> Callable[[], AbstractContextManager[Callable[[], str
 
 
 @contextmanager
-def _postgresql(binaries: Path | None = None) -> Iterator[Callable[[], str]]:
+def postgresql(
+    binaries: Path | None = None, certificate: tuple[Path, Path] | None = None
+) -> Iterator[Callable[[], str]]:
+    """Start a server of PostgreSQL; yields what gives the URL of a new database."""
     if binaries and not binaries.exists():
-        raise Unavailable(f"no {binaries}")
-    with PostgresServer(binaries) as server:
+        raise Unavailable(f"there is no {binaries}")
+    with PostgresServer(binaries, certificate) as server:
         yield lambda: new_database(server.url)
 
+
+_POSTGRESQL_LODGER = (
+    "DROP ROLE IF EXISTS lodger",
+    "CREATE ROLE lodger LOGIN",
+    "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO lodger",
+)
+_MYSQL_LODGER = (
+    "CREATE OR REPLACE USER lodger",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO lodger",
+)
 
 ENGINES = {
     "sqlite": Engine("SQLite", _files("sqlite"), deliveries=20),
     "duckdb": Engine("DuckDB", _files("duckdb")),
-    "postgresql": Engine("PostgreSQL 18", _postgresql, deliveries=10),
-    "postgresql_15": Engine("PostgreSQL 15", lambda: _postgresql(DEBIANS_POSTGRESQL)),
+    "postgresql": Engine("PostgreSQL 18", postgresql, deliveries=10, lodger=_POSTGRESQL_LODGER),
+    "postgresql_15": Engine("PostgreSQL 15", lambda: postgresql(DEBIANS_POSTGRESQL), lodger=_POSTGRESQL_LODGER),
     "sharded_postgresql": Engine("PostgreSQL on 3 servers", sharded_postgresql),
-    "mariadb": Engine("MariaDB", mariadb),
+    "mariadb": Engine("MariaDB", mariadb, lodger=_MYSQL_LODGER),
 }

@@ -24,8 +24,12 @@ UNPACKED = Path(__file__).parent.parent.parent / ".dev" / "mariadb"
 
 
 @contextmanager
-def mariadb() -> Iterator[Callable[[], str]]:
-    """Start a server, which takes latin1 for granted as most do; yields what gives the URL of a new database."""
+def mariadb(certificate: tuple[Path, Path] | None = None) -> Iterator[Callable[[], str]]:
+    """Start a server, which takes latin1 for granted as most do; yields what gives the URL of a new database.
+
+    Args:
+        certificate: files of a certificate chain and of its private key, for TLS.
+    """
     root = UNPACKED if (UNPACKED / "usr/sbin/mariadbd").exists() else Path("/")
     binary, share = root / "usr/sbin/mariadbd", root / "usr/share/mysql"
     if not binary.exists():
@@ -46,6 +50,9 @@ def mariadb() -> Iterator[Callable[[], str]]:
         )
         port, log = free_port(), Path(folder) / "server.log"
         listening = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket"]
+        if certificate:
+            chain, key = certificate
+            listening += [f"--ssl-cert={chain}", f"--ssl-key={key}"]
         with log.open("wb") as output:
             server = subprocess.Popen(
                 [*command, *listening, "--innodb-flush-log-at-trx-commit=0"],

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, seed, settings
-from sqlalchemy import event, inspect, text
+from sqlalchemy import event, inspect, make_url, text
 
 from target_crm import cli
 from target_crm.errors import WarehouseError
+from target_crm.target import TargetCrm
 from tests.campaign import size
 from tests.campaign.target_story import as_input, story
 from tests.campaign.target_t1_deliveries import HISTORIES, at_length, check, deliveries_at_once
 from tests.commands import RUN_SECONDS_MAX, command, environment
-from tests.target_fixtures import ACTIONS, AWARDS, action, load, record, schema, snapshot, table
+from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, record, schema, snapshot, table
 from tests.warehouses.conftest import empty
 
 if TYPE_CHECKING:
@@ -340,6 +341,27 @@ def test_the_views_tell_sums_per_user_and_what_no_action_explains(crm: Warehouse
         ).all()
     assert [(user, float(points), awards, actions) for user, points, awards, actions in users] == [("u1", 12.5, 2, 1)]
     assert [(award, float(a), float(b)) for award, a, b in drift] == [("w1", 2.0, 10.0), ("w2", 0.0, 0.5)]
+
+
+def test_a_loader_that_may_not_create_tables_loads_into_those_that_ddl_has_printed(
+    engine: Engine, new_url: Callable[[], str]
+) -> None:
+    if not engine.lodger:
+        pytest.skip(f"{engine.title}: has no users here")
+    url, perks = make_url(new_url()), schema("t_perks", {"_id": TEXT, "title": TEXT}, "_id")
+    owner, lodger = (each.render_as_string(hide_password=False) for each in (url, url.set(username="lodger")))
+    target = TargetCrm(config={"sqlalchemy_url": owner})
+    messages = [f"{message}\n" for message in (perks, AWARDS, ACTIONS)]
+    for statement in cli.Plan.of(target, messages).statements():
+        execute(owner, statement)
+    for statement in engine.lodger:
+        execute(owner, statement.format(database=url.database))
+
+    load(lodger, [perks, record("t_perks", {"_id": "p1"}), AWARDS, snapshot("w2"), ACTIONS, action("a1")])
+
+    assert [row["award_id"] for row in table(lodger, "award_balances")] == ["w1", "w2"]
+    with pytest.raises(WarehouseError, match="denied"):
+        load(lodger, [schema("t_more", {"_id": TEXT}, "_id")])
 
 
 def test_two_loaders_at_once_equal_one_after_the_other(engine: Engine, new_url: Callable[[], str]) -> None:
