@@ -485,13 +485,14 @@ def _http_date(text: str | None) -> datetime | None:
 def _retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
     """How long a response asks to be left alone, in seconds. `Retry-After` is a number of seconds or a date."""
     text = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):
-        return float(text)
-    until = _http_date(text) if text else None
-    if until is None:
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
+        seconds = float(text)
+    elif until := _http_date(text):
+        # Both dates are by the server's clock; the local one may be off.
+        seconds = (until - (_http_date(headers.get("Date")) or now)).total_seconds()
+    else:
         return None
-    # Both dates are by the server's clock; the local one may be off.
-    seconds = (until - (_http_date(headers.get("Date")) or now)).total_seconds()
+    # No time at all, asked for again and again, would be no wait between the tries.
     return seconds if seconds > 0 else None
 
 
