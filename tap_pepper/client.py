@@ -161,6 +161,8 @@ class PepperClient:
         if session is None:
             session = self._own.session = self._new_session()
             session.auth = _Token(self._settings.auth_token)
+            # Even told not to follow redirects, requests looks where they lead and reads their bodies to the end.
+            session.get_redirect_target = lambda _: None  # type: ignore[assignment, method-assign]
             # A proxy from the environment would carry plain http, and with it the token, off this machine.
             session.trust_env = not is_loopback(urlsplit(self._settings.api_url).hostname or "")
             session.headers.update(
@@ -354,7 +356,7 @@ class PepperClient:
             answered += f" {code}" if code else ""
             todo = f"check {settings}" if settings else todo
         if response.is_redirect:
-            target = urlsplit(response.headers.get("Location", "")).hostname
+            target = _host(response.headers.get("Location", ""))
             answered += f", a redirect to {target}" if target else ", a redirect"
         kind = StopEverything if status == HTTPStatus.UNAUTHORIZED or response.is_redirect else StopRun
         return kind(f"{where}: {answered}; {todo}")
@@ -393,6 +395,14 @@ class PepperClient:
             return TryAgain("the response broke off", advice="try later")
         reason = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
         return TryAgain(f"no connection to {host}: {reason or 'it broke off'}", advice=CHECK_ADDRESS)
+
+
+def _host(address: str) -> str | None:
+    """The host of an address that Pepper sent; None where it names none."""
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
 
 
 def _resource(path: str) -> str:

@@ -300,6 +300,19 @@ def test_a_redirect_is_not_followed() -> None:
     assert other.asked == []
 
 
+def test_the_body_of_a_redirect_is_not_read() -> None:
+    never = {"Location": "https://elsewhere.example", "Content-Length": "5"}
+    with Script(Reply(b"", status=302, headers=dict(never))) as script:
+        error = failure_of(script, request_timeout_seconds=1, max_retries=0)
+    assert "a redirect to elsewhere.example" in str(error)
+
+
+def test_a_redirect_to_no_address_is_told_as_any_other() -> None:
+    with Script(Reply(status=302, headers={"Location": "http://[::no-address"})) as script:
+        error = failure_of(script)
+    assert "Pepper answered 302, a redirect; redirects are not followed" in str(error)
+
+
 def test_a_failure_that_does_not_pass_is_told_after_the_last_retry() -> None:
     with Script(Reply(status=503)) as script:
         error = failure_of(script, max_retries=3)
