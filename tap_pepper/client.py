@@ -457,14 +457,14 @@ def _rows(decoded: object, resource: str, where: str) -> list[dict[str, Any]]:
 
 
 def _next_key(decoded: object, where: str) -> str | None:
-    """Find the key of the next page, if there is one."""
-    page = decoded.get("page") if isinstance(decoded, dict) else None
-    if not page:
+    """Find the key of the next page, if there is one: in `page`, or beside it."""
+    if not isinstance(decoded, dict):
         return None
+    page = decoded.get("page") or {}
     if not isinstance(page, dict):
         msg = f"{where}: page is {type(page).__name__}, expected an object"
         raise StopRun(msg)
-    key = page.get("nextKey")
+    key = page.get("nextKey", decoded.get("nextKey"))
     if key in (None, False, ""):
         return None
     if not isinstance(key, (str, int)) or key is True:

@@ -106,6 +106,11 @@ def test_a_resource_is_named_by_the_end_of_its_path() -> None:
         assert rows_of(script, "/users/5f/actions") == [A]
 
 
+def test_a_next_key_beside_the_page_counts_too() -> None:
+    with Script(Reply({"items": [A], "nextKey": "1"}), Reply({"items": [B], "nextKey": None})) as script:
+        assert rows_of(script) == [A, B]
+
+
 def test_an_empty_page_in_the_middle_is_not_the_end() -> None:
     with Script(listing(A, next_key="1"), listing(next_key="2"), listing(B)) as script:
         assert rows_of(script) == [A, B]
