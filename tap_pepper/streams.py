@@ -39,6 +39,7 @@ from tap_pepper.windows import (
     next_hour,
     reaches,
     read_bound,
+    read_hour,
     resume_after,
     seconds_between,
     window_of_hour,
@@ -71,7 +72,6 @@ UNKNOWN_NAMES_MAX = 20
 HOUR_SECONDS = 3600
 DAY_SECONDS = 24 * HOUR_SECONDS
 
-_HOUR = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-2][0-9]")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
@@ -424,7 +424,7 @@ class ChangesStream(PepperStream):
         if not self.refresh_days or self.on_trial:
             return False
         refreshed_until = instant_of(self.stream_state.get("refreshed_until"))
-        return refreshed_until is None or reaches(until, later(refreshed_until, self.refresh_days * DAY_SECONDS))
+        return refreshed_until is None or reaches(earlier(until, self.refresh_days * DAY_SECONDS), refreshed_until)
 
 
 class Perks(PepperStream):
@@ -618,8 +618,7 @@ class Audit:
         self._age_hours = age_hours
         self._until = until
         first = next_hour(max(after, earlier(until, age_hours * HOUR_SECONDS)))
-        known = kept.get("next")
-        self._next = known if isinstance(known, str) and _HOUR.fullmatch(known) else first
+        self._next = read_hour(kept.get("next")) or first
         self._tally = HourTally(kept.get("hours"))
         self._tallied_until = instant_of(kept.get("until")) or ""
         # By key, for a row that comes twice or changes before it is tallied counts once, as it was last.

@@ -89,19 +89,21 @@ def read_bound(text: object) -> str:
     if instant is not None:
         return instant[:_MILLIS_CHARS] + "Z"
     parsed = _parsed(text) if isinstance(text, str) and text[:4].isdigit() else None
-    if isinstance(parsed, pendulum.DateTime):
-        return bound_of(parsed)
-    if isinstance(parsed, pendulum.Date):
-        return bound_of(datetime(parsed.year, parsed.month, parsed.day, tzinfo=UTC))
-    msg = "expected an ISO 8601 date or date-time"
-    raise ValueError(msg)
+    if parsed is None:
+        msg = "expected an ISO 8601 date or date-time"
+        raise ValueError(msg)
+    return bound_of(parsed)
 
 
-def _parsed(text: str) -> object:
+def _parsed(text: str) -> datetime | None:
+    """The moment of a text in one of ISO 8601's rarer forms, such as `2026-W40` or a date alone."""
     try:
-        return pendulum.parse(text, exact=True)
-    except ValueError:
+        parsed = pendulum.parse(text, exact=True)
+        if isinstance(parsed, pendulum.DateTime):
+            return parsed.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
+    return datetime(parsed.year, parsed.month, parsed.day, tzinfo=UTC) if isinstance(parsed, pendulum.Date) else None
 
 
 def _moment(bound: str) -> datetime:
@@ -151,6 +153,12 @@ def next_hour(bound: str) -> str:
     moment = _moment(bound)
     begun = moment.replace(minute=0, second=0, microsecond=0)
     return bound_of(begun if begun == moment else begun + HOUR)[:HOUR_CHARS]
+
+
+def read_hour(text: object) -> str | None:
+    """Read an hour that an earlier run wrote: `2026-10-01T11`. None for what is no hour of these times."""
+    instant = instant_of(f"{text}:00:00.000Z")
+    return instant[:HOUR_CHARS] if instant and "1970" <= instant < "9999" else None
 
 
 def window_of_hour(hour: str) -> Window:

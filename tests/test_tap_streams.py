@@ -357,6 +357,27 @@ def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
         run_script(script, "actions", state=state)
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param({"audit": {"next": "2026-13-45T25"}}, id="audit-of-no-hour"),
+        pytest.param({"audit": {"next": "0001-01-01T00"}}, id="audit-from-the-beginning-of-time"),
+        pytest.param({"audit": {"next": "9999-12-31T23"}}, id="audit-at-the-end-of-time"),
+        pytest.param({"audit": {"next": None, "until": 5, "hours": {"x": "y", "z": 7}}}, id="audit-of-other-shape"),
+        pytest.param({"read_until": 5, "border": ["a"]}, id="border-of-other-shape"),
+        pytest.param({"read_until": "9999-12-31T23:59:59Z", "border": "a"}, id="read-in-the-future"),
+        pytest.param({"refreshed_until": "9999-12-31T23:59:59Z", "version": "1"}, id="refreshed-in-the-future"),
+    ],
+)
+def test_what_somebody_wrote_beside_a_bookmark_stops_no_run(kept: dict[str, Any]) -> None:
+    state = state_of(actions="2026-10-01T11:55:00.000Z", awards="2026-10-01T11:55:00.000Z")
+    for bookmark in state["bookmarks"].values():
+        bookmark.update(kept)
+    with Script(listing()) as script:
+        run = run_script(script, "actions", "awards", state=state, reconcile_hours=1, awards_full_refresh_days=366)
+    assert (run.bookmarks("actions")[-1], run.bookmarks("awards")[-1]) == (SETTLED, SETTLED)
+
+
 def test_each_window_is_told_in_the_log_without_personal_data(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     row = action("a", "2026-10-01T11:59:00.000Z", context={"user": {"fullName": "Tom Jones"}})

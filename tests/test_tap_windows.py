@@ -124,7 +124,10 @@ def test_a_person_writes_a_bound_in_any_form_of_iso_8601(written: str, bound: st
     assert read_bound(written) == bound
 
 
-@pytest.mark.parametrize("text", ["", "now", "yesterday", "12:00", "P1D", "2026-13-01", "1700000000", None, 5])
+@pytest.mark.parametrize(
+    "text",
+    ["", "now", "yesterday", "12:00", "P1D", "2026-13-01", "1700000000", None, 5, "0001-01-01T00:00:00+02:00"],
+)
 def test_what_is_no_date_is_no_bound(text: object) -> None:
     with pytest.raises(ValueError, match="expected an ISO 8601 date or date-time"):
         read_bound(text)
