@@ -54,6 +54,8 @@ BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 ERROR_BODY_BYTES_MAX: Final = 64 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 SKEW_SECONDS_QUIET: Final = 60.0
+YEARS: Final = range(2000, 9999)
+"""A clock that shows another year was never set."""
 
 RETRY: Final = "retry"
 CHECK_ADDRESS: Final = "check api_url and the network, or try later"
@@ -482,12 +484,14 @@ def _without_repeat(rows: list[dict[str, Any]], last: tuple[object, bytes]) -> l
 
 
 def _http_date(text: str | None) -> datetime | None:
-    """Read an HTTP date; None where there is none, or it is none."""
+    """Read an HTTP date; None where there is none, or it is none that a running clock shows."""
     if text is None:
         return None
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError):
+        return None
+    if date.year not in YEARS:
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 

@@ -410,7 +410,15 @@ def test_pepper_tells_the_time() -> None:
     assert script.asked[0].query == {"limit": "1"}
 
 
-@pytest.mark.parametrize("date", [pytest.param(None, id="no-date"), pytest.param("yesterday", id="no-date-at-all")])
+@pytest.mark.parametrize(
+    "date",
+    [
+        pytest.param(None, id="no-date"),
+        pytest.param("yesterday", id="no-date-at-all"),
+        pytest.param("Thu, 01 Jan 1970 00:00:07 GMT", id="a-clock-that-was-never-set"),
+        pytest.param("Fri, 31 Dec 9999 23:59:59 -1200", id="the-end-of-time"),
+    ],
+)
 def test_the_local_clock_stands_in(date: str | None, caplog: pytest.LogCaptureFixture) -> None:
     with Script(Reply(headers={"Date": date})) as script, client_of(script.url) as (client, _):
         assert client.clock("/awards") == NOW
