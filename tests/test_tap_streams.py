@@ -523,6 +523,7 @@ USER = {
     "fullName": "Tom Jones",
     "contacts": [{"value": "tom@example.com"}],
     "credentials": [{"id": "tom@example.com"}],
+    "email": "tom@example.com",
     "state": "ACTIVE",
     "updatedAt": "2026-09-01T00:00:00.000Z",
 }
