@@ -127,9 +127,9 @@ CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(
         title="Longest run (seconds)",
         description=(
             "After this time no further window and no further stream is begun, and no wait that Pepper asks for is "
-            "sat out; the run ends well, and the next goes on there. A quarter of it is kept for the streams other "
-            "than actions. Every run gets further than the one before, whatever that takes. By default a run ends "
-            "when all is read."
+            "sat out, but in a reading of all perks, awards or users; the run ends well, and the next goes on there. A "
+            "quarter of it is kept for the streams other than actions. Every run gets further than the one before, "
+            "whatever that takes. By default a run ends when all is read."
         ),
         examples=[240],
     ),

@@ -409,7 +409,13 @@ class ChangesStream(PepperStream):
         if since is not None:
             # A millisecond earlier: whether the moment itself is in the answer or not, what changed then is.
             query[self.since_parameter] = earlier(since, MILLISECOND.total_seconds())
-        yield from self.walk(self.pages(query), take, f"since {since}" if since else "from the start")
+        # To begin a seed again costs all of it, to begin a poll again little.
+        pages = self.pages(query, may_wait=self._tap.has_time if since else always)
+        try:
+            yield from self.walk(pages, take, f"since {since}" if since else "from the start")
+        except OutOfTime:
+            self._tap.leave(f"{self.name} not read, for Pepper asked to wait")
+            return
         # A row that changes, and changes back, is news both times: only what it was last is remembered.
         border.forget_earlier_runs()
         self.checkpoint(until, border=border.text(reread_from))

@@ -112,9 +112,13 @@ class TapPepper(Tap):
             return inf
         return self._began_seconds + share * longest_seconds - self.client.local.seconds()
 
+    def has_time(self, seconds: float) -> bool:
+        """Whether there is time left after so many seconds."""
+        return self._seconds_left() > seconds
+
     def may_begin(self, stream: str) -> bool:
         """Whether there is time left to begin a stream that is read as a whole."""
-        if self._seconds_left() > 0:
+        if self.has_time(0):
             return True
         self.leave(f"{stream} not begun")
         return False

@@ -769,6 +769,24 @@ def test_a_run_gets_further_than_the_last_one_however_long_the_lookback_takes() 
     assert bookmark < run.bookmarks("actions")[-1] < SETTLED
 
 
+@pytest.mark.parametrize(
+    ("bookmark", "waited"),
+    [pytest.param("2026-10-01T11:00:00.000Z", False, id="a-poll"), pytest.param(None, True, id="a-seed")],
+)
+def test_a_poll_of_awards_is_left_where_pepper_asks_for_a_longer_wait_and_a_seed_is_not(
+    bookmark: str | None, waited: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    pause = Reply(status=429, headers={"Retry-After": "200"})
+    state = state_of(awards=bookmark) if bookmark else None
+    with Script(listing(), listing({"_id": "a"}, next_key="1"), pause, listing({"_id": "b"})) as script:
+        run = run_script(script, "awards", state=state, max_run_seconds=60)
+    assert run.ids("awards") == (["a", "b"] if waited else ["a"])
+    assert run.bookmarks("awards")[-1] == (SETTLED if waited else bookmark)
+    told = "max_run_seconds is over: awards not read, for Pepper asked to wait; the next run goes on there"
+    assert (told in caplog.text) is not waited
+
+
 def test_the_audit_is_left_to_the_next_run_when_there_is_no_time_for_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     audit = {"next": "2026-10-01T05", "until": "2026-10-01T11:00:00.000Z", "hours": {}}
