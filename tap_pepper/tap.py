@@ -75,9 +75,6 @@ class TapPepper(Tap):
         self.failures: list[tuple[str, Exception]] = []
         self._left: list[str] = []
         super().__init__(config=config, parse_env_config=parse_env_config, **kwargs)
-        token = self._config.get("auth_token")
-        if isinstance(token, str) and token.strip():
-            keep_out_of_logs(token.strip())
 
     @cached_property
     def settings(self) -> Settings:
@@ -184,7 +181,10 @@ class TapPepper(Tap):
         super().load_state(state)
 
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
-        """Check the settings, in words that show no secret."""
+        """Check the settings, in words that show no secret: not even where it was given for another setting, too."""
+        token = self._config.get("auth_token")
+        if isinstance(token, str) and token.strip():
+            keep_out_of_logs(token.strip())
         self.append_builtin_config(self.config_jsonschema)
         lines = problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
         if raise_errors:

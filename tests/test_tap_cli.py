@@ -190,6 +190,12 @@ def test_a_malformed_setting_is_one_line(
     assert "12345678" not in outcome.stderr
 
 
+def test_a_token_that_was_given_for_another_setting_too_is_not_shown(console: Console) -> None:
+    outcome = console(settings=GOOD | {"start_date": TOKEN})
+    assert outcome.errors == ['start_date is "***", expected ISO 8601, like 2026-01-01 or 2026-01-01T06:00:00Z']
+    assert TOKEN not in outcome.stderr
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "[::1]"])
 def test_http_is_enough_on_this_machine(host: str) -> None:
     tap_module.TapPepper(config=config(f"http://{host}:8765/"))
