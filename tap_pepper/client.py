@@ -316,7 +316,7 @@ class PepperClient:
                     raise self._refusal(response, where)
                 body = self._read(response, BODY_BYTES_MAX, where, give_up_seconds)
                 date = _http_date(response.headers.get("Date"))
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except (OSError, urllib3.exceptions.HTTPError) as error:
             raise self._failure(error, where) from error
         try:
             decoded = _decode(body)
@@ -389,6 +389,9 @@ class PepperClient:
             )
         if isinstance(error, requests.exceptions.InvalidURL):
             return StopEverything(f"{where}: {host} is no host; check api_url")
+        if type(error) is OSError and error.strerror is None:
+            # requests' own way to say that a list of certificates is not there.
+            return StopEverything(f"{where}: no list of trusted certificates; check REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE")
         causes = _causes(error)
         if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)) for cause in causes):
             seconds = self._settings.request_timeout_seconds
@@ -396,7 +399,11 @@ class PepperClient:
         if isinstance(error, (urllib3.exceptions.DecodeError, urllib3.exceptions.ProtocolError)):
             return TryAgain("the response broke off", advice="try later")
         reason = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
-        return TryAgain(f"no connection to {host}: {reason or 'it broke off'}", advice=CHECK_ADDRESS)
+        if isinstance(error, requests.exceptions.ProxyError):
+            host, advice = "the proxy", "check the proxy that https_proxy or all_proxy names, or try later"
+        else:
+            advice = CHECK_ADDRESS
+        return TryAgain(f"no connection to {host}: {reason or 'it broke off'}", advice=advice)
 
 
 def _host(address: str) -> str | None:

@@ -69,6 +69,22 @@ def test_no_proxy_carries_what_is_meant_for_this_machine(monkeypatch: pytest.Mon
         assert rows_of(script) == [A]
 
 
+def test_a_proxy_that_does_not_answer_is_named_instead_of_pepper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://somebody:s3cret@127.0.0.1:9")
+    assert str(failure_of("https://api.pepperhq.com", max_retries=0)) == (
+        "awards page 1: no connection to the proxy: Connection refused (tried 1x); "
+        "check the proxy that https_proxy or all_proxy names, or try later"
+    )
+
+
+def test_a_list_of_certificates_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere")
+    assert str(failure_of("https://api.pepperhq.com")) == (
+        "awards page 1: no list of trusted certificates; check REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE"
+    )
+
+
 # Pages.
 
 
