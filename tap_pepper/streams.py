@@ -301,17 +301,19 @@ class PepperStream(Stream):
         """Sync the stream; an error ends it and is kept for the end of the run, after the other streams."""
         try:
             yield from super()._sync_records(context, write_messages=write_messages)
-            if not self.on_trial:
-                self.report()
         except (StopEverything, BrokenPipeError):
             raise
         except Exception as error:
             if self.on_trial:
                 raise
             self._tap.failures.append((self.name, error))
+            if isinstance(error, FixSettings):
+                return
         finally:
             # An error outside of the rows leaves them half read: whatever fetches them ends here.
             self._rows.close()
+        if not self.on_trial:
+            self.report()
 
     def _process_record(self, *_: object, **__: object) -> None:
         """There are neither children nor partitions."""

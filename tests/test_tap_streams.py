@@ -357,6 +357,13 @@ def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
         run_script(script, "actions", state=state)
 
 
+def test_a_bookmark_that_is_none_stops_no_other_stream() -> None:
+    with Script(listing(), listing({"_id": "a"})) as script:
+        run = run_script(script, "actions", "awards", state=state_of(actions="soon"), may_fail=True)
+    assert isinstance(run.error, FixSettings)
+    assert run.ids("awards") == ["a"]
+
+
 @pytest.mark.parametrize(
     "kept",
     [
@@ -936,6 +943,17 @@ def test_pages_retries_waits_and_lag_are_metrics(caplog: pytest.LogCaptureFixtur
     measured = {point["metric"]: point["value"] for point in points if point["tags"].get("stream") == "actions"}
     names = ("page_count", "http_request_retry_count", "http_wait_seconds", "bookmark_lag_seconds")
     assert [measured[name] for name in names] == [2, 1, 7.0, 5.0]
+
+
+def test_a_stream_that_failed_is_measured_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    busy = Reply(status=429, headers={"Retry-After": "7"})
+    row = action("a", "2026-10-01T11:59:00.000Z", sparkle=1)
+    with Script(listing(), busy, listing(row, next_key="1"), Reply(status=403)) as script:
+        run = run_script(script, "actions", may_fail=True)
+    assert isinstance(run.error, StopRun)
+    assert '"metric":"http_request_retry_count","value":1' in caplog.text
+    assert "fields that the schema does not name were passed on: sparkle" in caplog.text
 
 
 def test_a_long_run_says_how_far_behind_it_is(caplog: pytest.LogCaptureFixture) -> None:
