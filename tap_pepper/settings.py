@@ -313,7 +313,25 @@ def environment_problems(
             lines.append(f"{variable} is {_shown(text)}, expected {_expected(property_schema)}")
         if "boolean" in kinds and text.lower() not in {"true", "1", "yes", "on", "false", "0", "no", "off"}:
             lines.append(f"{variable} is {_shown(text)}, expected true or false")
+        if "object" in kinds and not _is_json(text):
+            lines.append(f"{variable} is not JSON, expected an object")
     return lines
+
+
+def environment_numbers(
+    schema: Mapping[str, Any], environment: Mapping[str, str], *, prefix: str = "TAP_PEPPER_"
+) -> dict[str, float]:
+    """The settings that are numbers with a point, from environment variables: the SDK would leave them texts."""
+    numbers = (name for name, property_schema in schema["properties"].items() if "number" in property_schema["type"])
+    return {name: float(text) for name in numbers if (text := environment.get(prefix + name.upper())) is not None}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _words(error: SchemaError) -> Iterator[str]:

@@ -26,7 +26,14 @@ from tap_pepper.errors import FixSettings, PepperError, StopEverything, StreamsF
 from tap_pepper.memory import digest
 from tap_pepper.messages import MessageWriter
 from tap_pepper.redaction import keep_out_of_logs
-from tap_pepper.settings import CONFIG_JSONSCHEMA, PACKAGE, Settings, environment_problems, problems
+from tap_pepper.settings import (
+    CONFIG_JSONSCHEMA,
+    PACKAGE,
+    Settings,
+    environment_numbers,
+    environment_problems,
+    problems,
+)
 from tap_pepper.streams import STREAMS, PepperStream
 from tap_pepper.windows import settled
 
@@ -68,8 +75,9 @@ class TapPepper(Tap):
     """The upper bound by whichever clock is behind, Pepper's or the local one. No clock alone can be relied on."""
 
     def __init__(self, *, config: Any = None, parse_env_config: bool = False, **kwargs: Any) -> None:
-        if parse_env_config:
-            _refuse(environment_problems(self.config_jsonschema, os.environ))
+        self._environment = os.environ if parse_env_config else {}
+        self.append_builtin_config(self.config_jsonschema)
+        _refuse(environment_problems(self.config_jsonschema, self._environment))
         if isinstance(config, dict):
             config = {name: value for name, value in config.items() if value is not None}
         self.failures: list[tuple[str, Exception]] = []
@@ -185,7 +193,7 @@ class TapPepper(Tap):
         token = self._config.get("auth_token")
         if isinstance(token, str) and token.strip():
             keep_out_of_logs(token.strip())
-        self.append_builtin_config(self.config_jsonschema)
+        self._config.update(environment_numbers(self.config_jsonschema, self._environment))
         lines = problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
         if raise_errors:
             _refuse(lines)

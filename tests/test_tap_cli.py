@@ -249,6 +249,13 @@ def test_defaults_are_as_documented() -> None:
             'TAP_PEPPER_INCLUDE_CREDENTIALS is "oui", expected true or false',
             id="truth",
         ),
+        pytest.param(
+            "MAX_DELETED_FRACTION",
+            "1.5",
+            "max_deleted_fraction is 1.5, expected a number from 0 to 1",
+            id="fraction-too-large",
+        ),
+        pytest.param("STREAM_MAPS", "{", "TAP_PEPPER_STREAM_MAPS is not JSON, expected an object", id="object"),
     ],
 )
 def test_a_malformed_environment_variable_is_one_line(
@@ -260,8 +267,9 @@ def test_a_malformed_environment_variable_is_one_line(
 
 
 def test_settings_come_from_the_environment(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"action_types": '["A", "B"]', "page_size": 7, "max_deleted_fraction": 0.25, "stream_maps": "{}"}
     with Script(listing()) as script:
-        for name, value in config(script.url, action_types='["A", "B"]', page_size=7).items():
+        for name, value in config(script.url, **given).items():
             monkeypatch.setenv(f"TAP_PEPPER_{name.upper()}", str(value))
         outcome = console("--config", "ENV")
     assert outcome.code == 0
