@@ -15,7 +15,7 @@ import msgspec
 from singer_sdk import SchemaDirectory, Stream, StreamSchema
 from singer_sdk.helpers._catalog import pop_deselected_record_properties
 from singer_sdk.helpers.conform import TypeConformanceLevel
-from singer_sdk.singerlib import RecordMessage
+from singer_sdk.singerlib import RecordMessage, Schema
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
 from tap_pepper.ahead import side_by_side
@@ -335,10 +335,14 @@ class PepperStream(Stream):
 
     def apply_catalog(self, catalog: Catalog) -> None:
         """Take selection and schema from a catalog. The keys are the stream's own, also where the catalog has none."""
+        if entry := catalog.get_stream(self.name):
+            given, keys = entry.schema.properties or {}, {*type(self).primary_keys, type(self).replication_key}
+            own = {name: Schema.from_dict(field) for name, field in self.schema["properties"].items() if name in keys}
+            entry.schema.properties = {**own, **given}
         super().apply_catalog(catalog)
         self.primary_keys = type(self).primary_keys
         self.replication_key = type(self).replication_key
-        if entry := catalog.get_stream(self.name):
+        if entry:
             # Stream maps are made from the entry itself.
             entry.key_properties = self.primary_keys
             entry.metadata = self.metadata

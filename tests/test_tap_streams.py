@@ -325,6 +325,18 @@ def test_a_catalog_without_keys_does_not_turn_a_stream_into_a_full_table() -> No
     assert run.bookmarks("actions") == [SETTLED]
 
 
+@pytest.mark.parametrize("schema", [pytest.param({}, id="empty"), pytest.param({"properties": {"x": {}}}, id="other")])
+def test_a_catalog_whose_schema_lacks_the_keys_gets_them(schema: dict[str, Any]) -> None:
+    def bare(entry: dict[str, Any]) -> None:
+        entry.update(schema=schema, metadata=[item for item in entry["metadata"] if not item["breadcrumb"]])
+
+    at = "2026-10-01T11:59:00.000Z"
+    with Script(listing(), listing(action("a", at))) as script:
+        run = run_script(script, catalog=selection("actions", change=bare))
+    assert {"_id", "when_timestamp"} <= run.schema("actions")["schema"]["properties"].keys()
+    assert run.records("actions") == [{"_id": "a", "when_timestamp": at}]
+
+
 def test_a_full_table_catalog_reads_everything_and_keeps_no_bookmark() -> None:
     def full(entry: dict[str, Any]) -> None:
         entry["replication_method"] = "FULL_TABLE"
