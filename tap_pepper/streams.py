@@ -117,12 +117,13 @@ class PepperStream(Stream):
             return
         state["version"] = self._stream_version
         if census.vanished_fraction > self._tap.settings.max_deleted_fraction:
-            self.logger.warning(
-                "%s: %.0f%% of those known are missing, more than max_deleted_fraction; nothing counts as deleted. "
-                "If they are gone for good, raise max_deleted_fraction for two runs",
-                self.name,
-                100 * census.vanished_fraction,
-            )
+            if state.get("known"):
+                self.logger.warning(
+                    "%s: %.0f%% of those known are missing, more than max_deleted_fraction; nothing counts as deleted. "
+                    "If they are gone for good, raise max_deleted_fraction for two runs",
+                    self.name,
+                    100 * census.vanished_fraction,
+                )
         else:
             if isinstance(believed_version := state.get("believed_version"), int):
                 self._write_activate_version_message(believed_version)

@@ -700,9 +700,10 @@ def test_too_many_deletions_at_once_are_not_believed(
     assert versions(third, "perks")[-1][0] == "ACTIVATE_VERSION"
 
 
-def test_an_empty_list_of_perks_on_a_first_run_deletes_nothing() -> None:
+def test_an_empty_list_of_perks_on_a_first_run_deletes_nothing_and_is_no_loss(caplog: pytest.LogCaptureFixture) -> None:
     with Script(listing()) as script:
         assert versions(run_script(script, "perks"), "perks") == []
+    assert "missing" not in caplog.text
 
 
 def test_awards_are_read_again_in_full_when_it_is_time_and_what_did_not_come_is_deleted() -> None:
