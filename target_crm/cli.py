@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 
 from target_crm import balances, values
 from target_crm.errors import CrmError, WarehouseError
-from target_crm.target import TargetCrm, read_config
+from target_crm.target import TargetCrm, read_config, speak_utf8
 from target_crm.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -321,6 +321,7 @@ def main() -> None:
     """The console script: 0 where all is well, 1 on drift, 2 where the question could not be answered."""
     logging.basicConfig(level=logging.WARNING, format="crm-balances: %(message)s")
     logger.setLevel(logging.INFO)
+    speak_utf8()
     try:
         sys.exit(run())
     except CrmError as error:

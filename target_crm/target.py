@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -319,8 +320,17 @@ def read_config(path: str) -> dict[str, Any]:
     return config
 
 
+def speak_utf8() -> None:
+    """Have standard output take any text, whatever the locale; where it is closed, nobody listens, and that is fine."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
 def main() -> None:
     """The console script: an error that a person can mend is one line, and the exit code is 1."""
+    speak_utf8()
     try:
         TargetCrm.cli()
     except (CrmError, SingerSDKError) as error:

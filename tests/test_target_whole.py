@@ -808,6 +808,33 @@ def test_loading_goes_on_when_nobody_takes_the_state(warehouse_url: str, tmp_pat
     assert [row["action_id"] for row in table(warehouse_url, "actions")] == ["a1", "a2"]
 
 
+@pytest.mark.parametrize(
+    ("redirection", "variables", "said"),
+    [
+        pytest.param(">&-", {}, "", id="closed"),
+        pytest.param("", {"PYTHONIOENCODING": "ascii"}, '{"at":"é"}\n', id="ascii"),
+        pytest.param("", {"PYTHONIOENCODING": "latin-1"}, '{"at":"é"}\n', id="latin-1"),
+    ],
+)
+def test_whatever_standard_output_is_a_state_is_json_and_what_it_covers_is_loaded(
+    tmp_path: Path, redirection: str, variables: dict[str, str], said: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+
+    ran = subprocess.run(
+        ["sh", "-c", f'"$0" "$@" {redirection}', *command("target-crm", "--config", "ENV")],
+        input=f"{ACTIONS}\n{action('a1')}\n{state({'at': 'é'})}\n".encode(),
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=url, **variables),
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stdout.decode()) == (0, said), ran.stderr
+    assert table(url, "actions", "action_id") == [{"action_id": "a1"}]
+
+
 def test_awards_are_kept_by_their_id_whatever_key_the_sender_names(warehouse_url: str) -> None:
     keyless = json.loads(AWARDS)
     del keyless["key_properties"]
