@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from singer_sdk.exceptions import SingerSDKError
 from sqlalchemy import func, select
 
 from target_crm import balances, values
@@ -109,9 +110,11 @@ class Replay(TargetCrm):
         Returns:
             How many records were tried, and loaded, and how many are left in the quarantine, also of other streams.
         """
+        # Whatever a loader does, here is where what it refuses belongs.
+        mapped = {**config, "on_invalid_record": "quarantine"}
         # A record that was refused as one of its stream has been through the stream maps; a whole message has not.
-        unmapped = {name: value for name, value in config.items() if not name.startswith("stream_map")}
-        records, messages = cls(config=unmapped), cls(config=dict(config))
+        unmapped = {name: value for name, value in mapped.items() if not name.startswith("stream_map")}
+        records, messages = cls(config=unmapped), cls(config=mapped)
         replayed = records.replay(*_STREAMS), messages.replay("")
         with messages.warehouse.read() as connection:
             left = _count(connection, messages.warehouse.tables.rejected_records)
@@ -324,7 +327,7 @@ def main() -> None:
     speak_utf8()
     try:
         sys.exit(run())
-    except CrmError as error:
+    except (CrmError, SingerSDKError) as error:
         print(f"crm-balances: {error}", file=sys.stderr)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -266,6 +266,23 @@ def test_where_it_cannot_tell_it_exits_with_2_and_one_line(
     assert "pa55word@" not in printed.err
 
 
+def test_a_stream_map_that_a_replay_cannot_read_is_no_drift(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    load(url, [action("r1"), ACTIONS])
+
+    ran = subprocess.run(
+        command("crm-balances", "replay"),
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=url, TARGET_CRM_STREAM_MAPS='{"actions": {"source": "("}}'),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stderr) == (2, "crm-balances: Failed to parse expression (.\n")
+
+
 def test_what_has_become_loadable_leaves_the_quarantine(balances: Any, warehouse_url: str) -> None:
     early = action("r1", delta=1, available=1, award="w9")
     load(warehouse_url, [early, ACTIONS, action("r2", delta=1, available=2, award="w9", context={}), "no message"])
@@ -290,6 +307,15 @@ def test_what_is_still_not_loadable_stays_in_the_quarantine_once(balances: Any, 
     assert balances("replay", "--json") == (0, '{"tried": 2, "loaded": 0, "rejected": 2}\n')
 
     assert table(warehouse_url, "rejected_records") == before
+
+
+def test_a_replay_goes_on_also_where_loaders_stop_at_what_they_refuse(
+    balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(warehouse_url, [action("r1", award="w9"), ACTIONS, action("r2", available=True)])
+    monkeypatch.setenv("TARGET_CRM_ON_INVALID_RECORD", "fail")
+
+    assert balances("replay", "--json") == (0, '{"tried": 2, "loaded": 1, "rejected": 1}\n')
 
 
 def test_what_is_refused_again_for_another_reason_is_not_taken_for_loaded(balances: Any, warehouse_url: str) -> None:
