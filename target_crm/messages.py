@@ -117,4 +117,9 @@ def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes
 
 def _as_text(line: str | bytes) -> str:
     text = line if isinstance(line, str) else line.decode(errors="replace")
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").rstrip("\n")
+    return without_nul(text).rstrip("\n")
+
+
+def without_nul(text: str) -> str:
+    """Text that a database can hold."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.types import TypeEngine
 
+# What PostgreSQL allows, and no other engine undercuts.
+NAME_CHARS_MAX = 63
 EXTRA = "_extra"
 EXTRACTED_AT = "_extracted_at"
 LOADED_AT = "_loaded_at"
@@ -168,7 +170,8 @@ def column_names(properties: Iterable[str], taken: set[str]) -> dict[str, str]:
         count = 1
         while column in used:
             count += 1
-            column = f"{base}_{count}"
+            suffix = f"_{count}"
+            column = f"{base[: NAME_CHARS_MAX - len(suffix)]}{suffix}"
         used.add(column)
         names[name] = column
     return names

@@ -16,6 +16,7 @@ from target_crm.schemas import (
     IDENTIFIER,
     INSTANT,
     LOADED_AT,
+    NAME_CHARS_MAX,
     POINTS,
     SEQ,
     VERSION,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Select
 
-NAME_CHARS_MAX = 63
 WORK_PREFIX = "_crm_"
 STAGING_PREFIX = f"{WORK_PREFIX}staging_"
 # What a balance needs of an award, whatever the sender's schema says.

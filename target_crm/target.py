@@ -25,7 +25,7 @@ from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
 from target_crm import values
 from target_crm.errors import CrmError, InputError, SettingError
-from target_crm.messages import MessageReader
+from target_crm.messages import MessageReader, without_nul
 from target_crm.schemas import MissingProperty, snake_case
 from target_crm.settings import SETTINGS, Settings, expectation, refuse_malformed
 from target_crm.sinks import AwardSink, CrmSink, LedgerSink, Rejection, TableSink, Tally, Ticker, insert_absent, unstage
@@ -135,7 +135,8 @@ class TargetCrm(Target):
 
     def reject(self, stream: str, reason: values.Invalid | str, payload: str, input_line: int) -> None:
         """Put a record aside for the quarantine, or stop where the settings say so."""
-        rejection = Rejection(stream, str(reason), input_line, payload)
+        # Names of streams and of properties are the sender's too.
+        rejection = Rejection(without_nul(stream), without_nul(str(reason)), input_line, payload)
         if self.settings.on_invalid_record == "fail":
             missing = isinstance(reason, MissingProperty)
             raise (MissingKeyPropertiesError if missing else InvalidRecord)(rejection.where, {})
@@ -151,6 +152,7 @@ class TargetCrm(Target):
         stream, schema = message_dict.get("stream"), message_dict.get("schema")
         if (
             not isinstance(stream, str)
+            or not stream
             or not isinstance(schema, dict)
             or not isinstance(schema.get("properties"), dict)
             or not isinstance(message_dict.get("key_properties", []), list | None)
@@ -163,7 +165,10 @@ class TargetCrm(Target):
             # Rows of an older schema, or of another stream mapped to the same table, land before it takes a new shape.
             self._drain()
         self._shapes[stream] = shape
-        super()._process_schema_message(message_dict)
+        try:
+            super()._process_schema_message(message_dict)
+        except RecursionError:
+            raise InputError(f"stream {stream!r}: its SCHEMA message is nested too deeply") from None
 
     def _process_record_message(self, message_dict: dict[str, Any]) -> None:
         stream, record = message_dict.get("stream"), message_dict.get("record")

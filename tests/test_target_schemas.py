@@ -92,6 +92,13 @@ def test_a_name_becomes_snake_case(name: str, column: str) -> None:
     assert snake_case(name) == column
 
 
+def test_a_name_stays_one_that_every_engine_takes_however_many_clash() -> None:
+    names = column_names(["x" * 60 + str(number) for number in range(1000)], taken=set())
+
+    assert len(set(names.values())) == 1000
+    assert max(map(len, names.values())) == 63
+
+
 def test_names_that_clash_get_numbers_in_their_order() -> None:
     names = column_names(["fooBar", "foo_bar", "foo bar", "FOO", "_rank", "x" * 70, "x" * 80], taken={"_rank"})
 

@@ -45,6 +45,14 @@ if TYPE_CHECKING:
 TEXT, NUMBER, INTEGER = {"type": "string"}, {"type": ["number", "null"]}, {"type": ["integer", "null"]}
 
 
+def nested(levels: int) -> dict[str, Any]:
+    """The JSON Schema of an object in an object in …"""
+    definition: dict[str, Any] = TEXT
+    for _ in range(levels):
+        definition = {"type": "object", "properties": {"a": definition}}
+    return definition
+
+
 def run(url: str, folder: Path, *messages: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """The console script, with settings from the environment."""
     variables = {f"TARGET_CRM_{name.upper()}": value for name, value in settings.items()}
@@ -254,6 +262,16 @@ def test_sigterm_acknowledges_what_is_committed_and_no_more(warehouse_url: str, 
             '{"type": "SCHEMA", "stream": "tom", "schema": {"properties": {}}, "key_properties": "id"}',
             "line 3: a SCHEMA message needs a stream, schema.properties and a list of keys",
             id="keys-are-no-list",
+        ),
+        pytest.param(
+            schema("", {"id": TEXT}),
+            "line 3: a SCHEMA message needs a stream, schema.properties and a list of keys",
+            id="a-stream-without-a-name",
+        ),
+        pytest.param(
+            schema("tom", {"id": nested(400)}),
+            "stream 'tom': its SCHEMA message is nested too deeply",
+            id="a-deep-schema",
         ),
         pytest.param(
             schema("tom", {"id": "string"}),
@@ -468,6 +486,17 @@ def test_a_state_without_a_value_and_records_without_a_stream_are_set_aside(ware
         (4, "the RECORD message has no stream or no record"),
         (5, "the RECORD message has no stream or no record"),
         (6, "the record came before its stream's SCHEMA"),
+    ]
+
+
+def test_names_that_a_database_cannot_hold_are_told_without_what_it_cannot(warehouse_url: str) -> None:
+    messages = [schema("a\0b", {"id": TEXT, "n\0": INTEGER}, "id"), record("a\0b", {"id": "1", "n\0": "x"})]
+
+    load(warehouse_url, [*messages, record("a\0b", {"id": "2", "n\0": 5}), state({})])
+
+    assert query(warehouse_url, "SELECT id, n_ FROM a_b") == [("2", 5)]
+    assert table(warehouse_url, "rejected_records", "stream", "reason") == [
+        {"stream": "a\N{REPLACEMENT CHARACTER}b", "reason": "n\N{REPLACEMENT CHARACTER} is text, expected a whole number"}
     ]
 
 
