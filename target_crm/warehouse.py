@@ -219,5 +219,7 @@ def _create_engine(url: URL, ways: Ways) -> Engine:
             f"the driver of {url.drivername!r} is missing ({error.name}); "
             "install an extra, e.g. pip install 'pepper-crm[postgres]'"
         ) from None
+    except (ArgumentError, TypeError, ValueError):
+        raise SettingError(f"{url.drivername} can't take one of the options in sqlalchemy_url or options") from None
     ways.listen(engine)
     return engine

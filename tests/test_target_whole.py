@@ -372,6 +372,11 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
             id="an-option-that-is-no-text",
         ),
         pytest.param(
+            '{"sqlalchemy_url": "sqlite:///crm.db?timeout=pa55word"}',
+            "sqlite can't take one of the options in sqlalchemy_url or options",
+            id="an-option-that-the-driver-cannot-take",
+        ),
+        pytest.param(
             '{"sqlalchemy_url": "sqlite://", "default_target_schema": "crm"}',
             "default_target_schema: SQLite has no schemas, leave it empty",
             id="a-schema-on-sqlite",
