@@ -158,7 +158,9 @@ def expectation(name: str, rule: str, value: Any) -> str:
         return f"{name}: expected {' or '.join({'string': 'text'}.get(each, each) for each in names)}"
     if rule == "enum":
         return f"{name}: expected one of {', '.join(str(each) for each in value if each is not None)}"
-    return f"{name}: expected {({'minimum': 'at least', 'maximum': 'at most'}).get(rule, rule)} {value}"
+    if rule in {"minimum", "maximum"}:
+        return f"{name}: expected {'at least' if rule == 'minimum' else 'at most'} {value}"
+    return f"{name}: malformed; target-crm --about tells what it may be"
 
 
 def refuse_malformed(environment: Mapping[str, str]) -> None:

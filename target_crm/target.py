@@ -21,6 +21,7 @@ from singer_sdk.exceptions import (
     SingerSDKError,
 )
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TargetCapabilities
+from singer_sdk.mapper import CustomStreamMap
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
 from target_crm import values
@@ -184,6 +185,9 @@ class TargetCrm(Target):
         for stream_map in maps:
             try:
                 mapped = stream_map.transform(dict(record) if len(maps) > 1 else record)
+                if isinstance(stream_map, CustomStreamMap) and mapped is not None:
+                    # An expression may give a float or a time: what counts is how it reads as JSON.
+                    mapped = values.from_json(values.json_text(mapped))
             except Exception as error:
                 # Not to the quarantine: what the map was to hide would stand there.
                 reason = error if isinstance(error, SingerSDKError) else type(error).__name__

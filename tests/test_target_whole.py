@@ -401,6 +401,16 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
             "stream 'actions' line 2: a stream map fails: AttributeError",
             id="a-map-that-cannot-take-the-value",
         ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "stream_maps": {"actions": {"source": "md5"}}}',
+            "stream 'actions' line 2: a stream map fails: TypeError",
+            id="a-map-that-gives-no-value",
+        ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "stream_maps": {"actions": {"source": 5}}}',
+            "stream_maps.actions: malformed; target-crm --about tells what it may be",
+            id="a-map-that-is-none",
+        ),
     ],
 )
 def test_a_malformed_setting_is_one_clear_line(main: Main, tmp_path: Path, config: str | None, complaint: str) -> None:
@@ -700,6 +710,22 @@ def test_a_user_id_can_be_hashed_on_its_way_into_the_ledger(warehouse_url: str) 
         {"award_id": "w1", "user_id": user_id, "points": Decimal(2)}
     ]
     assert query(warehouse_url, "SELECT count(*) FROM actions WHERE CAST(payload AS text) LIKE '%tom@%'") == [(0,)]
+
+
+def test_what_a_map_computes_is_loaded_as_the_json_that_it_reads_as(warehouse_url: str) -> None:
+    maps = {
+        "t": {"ratio": "float(a) / 8", "day": "datetime.date(2026, 10, 1)"},
+        "awards": {"points": "float(points) / 100", "updatedAt": "datetime.datetime(2026, 10, 1, 12)"},
+    }
+    messages = [schema("t", {"id": TEXT, "a": NUMBER}, "id"), record("t", {"id": "1", "a": 0.5})]
+
+    load(warehouse_url, [*messages, AWARDS, snapshot("w1", 29)], stream_maps=maps)
+
+    assert table(warehouse_url, "rejected_records") == []
+    ((ratio, day),) = query(warehouse_url, "SELECT ratio, day FROM t")
+    assert (float(ratio), str(day)) == (0.0625, "2026-10-01")
+    (balance,) = table(warehouse_url, "award_balances", "points", "as_of")
+    assert (balance["points"], balance["as_of"].isoformat()) == (Decimal("0.29"), "2026-10-01T12:00:00+00:00")
 
 
 def activate(stream: str, version: Any) -> str:
