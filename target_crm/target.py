@@ -11,7 +11,7 @@ import uuid
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, cast
 
 from singer_sdk import Target
 from singer_sdk.exceptions import (
@@ -21,7 +21,7 @@ from singer_sdk.exceptions import (
     SingerSDKError,
 )
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TargetCapabilities
-from singer_sdk.mapper import CustomStreamMap
+from singer_sdk.mapper import CustomStreamMap, RemoveRecordTransform, StreamMap
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
 from target_crm import values
@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 SIGNAL_EXIT_CODE = 128
 # Rows are held as Python objects, some five times the size of their lines.
 HELD_BYTES_MAX = 32 * 1024 * 1024
+
+
+class Route(NamedTuple):
+    """One of the ways that a stream's records take: through a map, into a sink."""
+
+    map: StreamMap
+    sink: CrmSink
 
 
 class TargetCrm(Target):
@@ -80,6 +87,7 @@ class TargetCrm(Target):
         self._state: str | None = None
         self._emitted_state: str | None = None
         self._shapes: dict[str, tuple[Any, Any]] = {}
+        self._routes: dict[str, list[Route]] = {}
         self._rows_held = 0
         self._bytes_held = 0
         self._due_at_seconds: float | None = None
@@ -134,6 +142,11 @@ class TargetCrm(Target):
         """The number of the line that is being read, from 1."""
         return self._reader.line_number
 
+    @property
+    def _sinks(self) -> list[CrmSink]:
+        """Each sink once; streams of one shape that maps join share one."""
+        return list(dict.fromkeys(route.sink for routes in self._routes.values() for route in routes))
+
     def reject(self, stream: str, reason: values.Invalid | str, payload: str, input_line: int) -> None:
         """Put a record aside for the quarantine, or stop where the settings say so."""
         # Names of streams and of properties are the sender's too.
@@ -162,29 +175,49 @@ class TargetCrm(Target):
                 f"line {self.input_line}: a SCHEMA message needs a stream, schema.properties and a list of keys"
             )
         shape = (schema, message_dict.get("key_properties"))
-        if self._shapes.get(stream) != shape:
-            # Rows of an older schema, or of another stream mapped to the same table, land before it takes a new shape.
-            self._drain()
-        self._shapes[stream] = shape
+        if self._shapes.get(stream) == shape:
+            return
+        # Rows of an older schema, or of another stream mapped to the same table, land before it takes a new shape.
+        self._drain()
         try:
-            super()._process_schema_message(message_dict)
+            self._routes[stream] = self._routes_of(stream, *shape)
         except RecursionError:
             raise InputError(f"stream {stream!r}: its SCHEMA message is nested too deeply") from None
+        self._shapes[stream] = shape
+
+    def _routes_of(self, stream: str, schema: dict[str, Any], keys: list[str] | None) -> list[Route]:
+        """Where a stream's records go: streams that maps join into one table have a sink each, of their own shape."""
+        self.mapper.register_raw_stream_schema(stream, schema, keys)
+        maps = [each for each in self.mapper.stream_maps[stream] if not isinstance(each, RemoveRecordTransform)]
+        return [
+            Route(
+                each,
+                cast(
+                    "CrmSink",
+                    self.get_sink(
+                        each.stream_alias,
+                        schema=each.transformed_schema,
+                        key_properties=each.transformed_key_properties,
+                    ),
+                ),
+            )
+            for each in maps
+        ]
 
     def _process_record_message(self, message_dict: dict[str, Any]) -> None:
         stream, record = message_dict.get("stream"), message_dict.get("record")
         if not isinstance(stream, str) or not isinstance(record, dict):
             self._reject_line(values.json_text(message_dict), "the RECORD message has no stream or no record")
             return
-        maps = self.mapper.stream_maps.get(stream)
-        if maps is None:
+        routes = self._routes.get(stream)
+        if routes is None:
             if self.settings.on_invalid_record == "fail":
                 raise RecordsWithoutSchemaException(f"stream {stream!r}: a record came before its SCHEMA")
             self._reject_line(values.json_text(message_dict), "the record came before its stream's SCHEMA")
             return
-        for stream_map in maps:
+        for stream_map, sink in routes:
             try:
-                mapped = stream_map.transform(dict(record) if len(maps) > 1 else record)
+                mapped = stream_map.transform(dict(record) if len(routes) > 1 else record)
                 if isinstance(stream_map, CustomStreamMap) and mapped is not None:
                     # An expression may give a float or a time: what counts is how it reads as JSON.
                     mapped = values.from_json(values.json_text(mapped))
@@ -194,7 +227,7 @@ class TargetCrm(Target):
                 raise InputError(f"stream {stream!r} line {self.input_line}: a stream map fails: {reason}") from error
             if mapped is not None:
                 self._hold()
-                cast("CrmSink", self._sinks_active[stream_map.stream_alias]).accept(mapped, message_dict)
+                sink.accept(mapped, message_dict)
         self._drain_when_due()
 
     def _process_state_message(self, message_dict: dict[str, Any]) -> None:
@@ -210,14 +243,13 @@ class TargetCrm(Target):
 
     def _process_activate_version_message(self, message_dict: dict[str, Any]) -> None:
         stream, version = message_dict.get("stream"), _version_of(message_dict)
-        maps = self.mapper.stream_maps.get(stream, []) if isinstance(stream, str) else []
-        sinks = [self._sinks_active[each.stream_alias] for each in maps if each.stream_alias in self._sinks_active]
-        if not sinks or version is None:
+        routes = self._routes.get(stream) if isinstance(stream, str) else None
+        if routes is None or version is None:
             self._reject_line(values.json_text(message_dict), "the ACTIVATE_VERSION has no known stream or no version")
             return
         self._drain()
-        for sink in sinks:
-            self._activate(cast("CrmSink", sink), version)
+        for route in routes:
+            self._activate(route.sink, version)
 
     def _activate(self, sink: CrmSink, version: int) -> None:
         gone: list[int | None] = []
@@ -231,7 +263,7 @@ class TargetCrm(Target):
         """Commit what is left, emit the last STATE, and say what became of every record."""
         self._drain()
         _ = self.warehouse  # Also where nothing came: the exit code says that a run can load.
-        for sink in self._sinks_active.values():
+        for sink in self._sinks:
             sink.clean_up()
         for stream, tally in self.tallies.items():
             self.logger.info("%s: %s", stream or "not a stream", tally)
@@ -256,7 +288,7 @@ class TargetCrm(Target):
 
     def _drain(self) -> None:
         """Commit all that is held in one transaction, then let the newest STATE out: it covers nothing else."""
-        sinks = [sink for sink in self._sinks_active.values() if isinstance(sink, CrmSink)]
+        sinks = self._sinks
         if self._rows_held:
             self.warehouse.commit_once(lambda connection: self._flush(connection, sinks))
             for sink in sinks:
@@ -332,7 +364,7 @@ def read_config(path: str) -> dict[str, Any]:
 def speak_utf8() -> None:
     """Have standard output take any text, whatever the locale; where it is closed, nobody listens, and that is fine."""
     if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
 

@@ -511,7 +511,10 @@ def test_names_that_a_database_cannot_hold_are_told_without_what_it_cannot(wareh
 
     assert query(warehouse_url, "SELECT id, n_ FROM a_b") == [("2", 5)]
     assert table(warehouse_url, "rejected_records", "stream", "reason") == [
-        {"stream": "a\N{REPLACEMENT CHARACTER}b", "reason": "n\N{REPLACEMENT CHARACTER} is text, expected a whole number"}
+        {
+            "stream": "a\N{REPLACEMENT CHARACTER}b",
+            "reason": "n\N{REPLACEMENT CHARACTER} is text, expected a whole number",
+        }
     ]
 
 
@@ -683,21 +686,39 @@ def test_two_streams_for_one_table_are_refused(tmp_path: Path) -> None:
     assert str(refusal.value) == "streams 'myPerks' and 'my_perks' would share table 'my_perks'; rename one by a map"
 
 
-def test_two_streams_that_a_map_joins_into_one_table_both_land(warehouse_url: str) -> None:
+def test_streams_that_a_map_joins_into_one_table_land_each_in_its_own_columns(warehouse_url: str) -> None:
     loaded = load(
         warehouse_url,
         [
-            schema("north", {"id": TEXT}, "id"),
-            record("north", {"id": "1"}),
-            schema("south", {"id": TEXT, "sun": TEXT}, "id"),
+            schema("north", {"id": TEXT, "wind": INTEGER}, "id", required=["wind"]),
+            record("north", {"id": "1", "wind": 1}),
+            schema("south", {"id": TEXT, "sun": TEXT}, "id", required=["sun"]),
             record("south", {"id": "2", "sun": "yes"}),
+            record("north", {"id": "3", "wind": 3}),
             state({"n": 1}),
         ],
         stream_maps={"north": {"__alias__": "places"}, "south": {"__alias__": "places"}},
     )
 
-    assert query(warehouse_url, "SELECT id, sun FROM places ORDER BY id") == [("1", None), ("2", "yes")]
-    assert loaded.tallies == {"places": "2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined"}
+    assert query(warehouse_url, "SELECT id, wind, sun FROM places ORDER BY id") == [
+        ("1", 1, None),
+        ("2", None, "yes"),
+        ("3", 3, None),
+    ]
+    assert loaded.tallies == {"places": "3 read = 3 applied + 0 duplicate + 0 superseded + 0 quarantined"}
+
+
+def test_a_stream_that_a_map_drops_leaves_nothing(warehouse_url: str) -> None:
+    # Not even its name stands in the way.
+    messages = [
+        schema("user_balances", {"id": TEXT}, "id"),
+        record("user_balances", {"id": "1"}),
+        activate("user_balances", 1),
+    ]
+
+    loaded = load(warehouse_url, [*messages, state({"n": 1})], stream_maps={"user_balances": None})
+
+    assert (loaded.states, loaded.tallies) == (['{"n":1}'], {})
 
 
 def test_a_user_id_can_be_hashed_on_its_way_into_the_ledger(warehouse_url: str) -> None:
