@@ -98,7 +98,12 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
         _optional(record.get("source"), values.text),
         _optional(record.get("environment"), values.text),
     )
-    return LedgerRow(*content, content_hash=_hash(content), payload=values.json_text(record), loaded_at=loaded_at)
+    return LedgerRow(
+        *content,
+        content_hash=_hash(content),
+        payload=_required(record, values.json_document, "the record"),
+        loaded_at=loaded_at,
+    )
 
 
 def _object(value: Any) -> Mapping[str, Any]:

@@ -48,7 +48,7 @@ TEXT = Kind(LongText(), values.text)
 INTEGER = Kind(BigInteger(), values.integer)
 NUMBER = Kind(Number, values.number)
 BOOLEAN = Kind(Boolean(), values.boolean)
-JSON = Kind(JsonText(), values.json_text)
+JSON = Kind(JsonText(), values.json_document)
 ANY_SCALAR = Kind(LongText(), values.any_text)
 
 _SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
@@ -126,7 +126,10 @@ class Shape:
         if not self.keeps_extra:
             return None
         extra = {name: value for name, value in record.items() if name not in self._names}
-        return values.json_text(extra) if extra else None
+        try:
+            return values.json_document(extra) if extra else None
+        except values.Invalid as reason:
+            raise values.Invalid(f"what the schema does not name {reason}") from None
 
     @cached_property
     def _names(self) -> set[str]:

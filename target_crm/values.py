@@ -19,6 +19,7 @@ _DECODER = msgspec.json.Decoder(float_hook=Decimal)
 _INTEGER_MAX = 2**63 - 1
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MINUTE = re.compile(r"(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})(Z|[+-]\d{2}:\d{2})?")
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
 
 
@@ -136,6 +137,14 @@ def boolean(value: Any) -> bool:
 def json_text(value: Any) -> str:
     """Any value, as compact JSON; decimals keep their digits."""
     return _JSON.encode(value).decode()
+
+
+def json_document(value: Any) -> str:
+    """Any value, as JSON without NUL: PostgreSQL keeps one, but fails at each question to a document that holds it."""
+    document = json_text(value)
+    if "\\u0000" in document and _ESCAPED_NUL.search(document):
+        raise Invalid("holds a NUL character")
+    return document
 
 
 def any_text(value: Any) -> str:

@@ -504,6 +504,31 @@ def test_a_state_without_a_value_and_records_without_a_stream_are_set_aside(ware
     ]
 
 
+def test_a_nul_wherever_it_is_in_a_record_is_set_aside_so_that_json_can_be_asked(warehouse_url: str) -> None:
+    messages = [
+        *(ACTIONS, action("a1", note=r"no NUL: \u0000"), action("a2", note="\0"), action("a3", **{"n\0": 1})),
+        schema("t", {"id": TEXT, "tags": {"type": "array"}}, "id"),
+        record("t", {"id": "1", "tags": [r"no NUL: \\u0000"]}),
+        record("t", {"id": "2", "tags": [{"a": r"a NUL after a backslash: \\" + "\0"}]}),
+        record("t", {"id": "3", "more": "\0"}),
+    ]
+
+    load(warehouse_url, messages)
+
+    if warehouse_url.startswith("postgresql"):
+        assert query(warehouse_url, "SELECT payload->>'note', payload::jsonb->>'type' FROM actions") == [
+            (r"no NUL: \u0000", "REWARD_EARNED")
+        ]
+    assert table(warehouse_url, "actions", "action_id") == [{"action_id": "a1"}]
+    assert query(warehouse_url, "SELECT id FROM t") == [("1",)]
+    assert sorted(row["reason"] for row in table(warehouse_url, "rejected_records", "reason")) == [
+        "tags holds a NUL character",
+        "the record holds a NUL character",
+        "the record holds a NUL character",
+        "what the schema does not name holds a NUL character",
+    ]
+
+
 def test_names_that_a_database_cannot_hold_are_told_without_what_it_cannot(warehouse_url: str) -> None:
     messages = [schema("a\0b", {"id": TEXT, "n\0": INTEGER}, "id"), record("a\0b", {"id": "1", "n\0": "x"})]
 
