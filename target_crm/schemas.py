@@ -83,7 +83,9 @@ class Shape:
         kinds = {**fixed, **kinds}
         for key in key_properties:
             kinds[key] = IDENTIFIER if kinds.get(key) in {None, TEXT, ANY_SCALAR, JSON} else kinds[key]
-        columns = column_names(kinds, taken={*_OWN_COLUMNS, SEQ, RANK})
+        # The order of a schema's properties is nobody's promise: it must not decide which of two has which column.
+        others = sorted(kinds.keys() - fixed.keys(), key=lambda name: (name != snake_case(name), name))
+        columns = column_names([*fixed, *others], taken={*_OWN_COLUMNS, SEQ, RANK})
         required = {*key_properties, *schema.get("required", ())}
         return cls(
             fields=tuple(Field(name, columns[name], kind, name in required) for name, kind in kinds.items()),

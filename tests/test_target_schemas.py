@@ -92,6 +92,17 @@ def test_a_name_becomes_snake_case(name: str, column: str) -> None:
     assert snake_case(name) == column
 
 
+@pytest.mark.parametrize("names", [["userName", "user_name", "user name"], ["user name", "user_name", "userName"]])
+def test_which_column_a_property_has_does_not_depend_on_the_order_of_properties(names: list[str]) -> None:
+    shape = Shape.of({"properties": {name: {"type": "string"} for name in names}}, [])
+
+    assert {field.property: field.column for field in shape.fields} == {
+        "user_name": "user_name",
+        "user name": "user_name_2",
+        "userName": "user_name_3",
+    }
+
+
 def test_a_name_stays_one_that_every_engine_takes_however_many_clash() -> None:
     names = column_names(["x" * 60 + str(number) for number in range(1000)], taken=set())
 
