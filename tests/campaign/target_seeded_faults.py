@@ -77,9 +77,9 @@ FAULTS = {
         "2",
         "t2 t5",
         "sinks.py",
-        "        merge(connection, self.tables, balances.partials_of_actions",
+        "        update_balances(connection, self.tables, statements)\n        self.contradictions",
         '        connection.exec_driver_sql("COMMIT")\n        connection.exec_driver_sql("BEGIN")\n'
-        "        merge(connection, self.tables, balances.partials_of_actions",
+        "        update_balances(connection, self.tables, statements)\n        self.contradictions",
     ),
     "rows are forgotten before the commit": Fault(
         "2",
