@@ -137,7 +137,7 @@ class PepperStream(Stream):
 
     def walk(
         self, pages: Iterable[Page], take: Callable[[Row], Row | None], span: str, ends: str = ""
-    ) -> Generator[Row, None, int]:
+    ) -> Generator[Row, None, float]:
         """Emit the rows of pages, and log what came.
 
         Args:
@@ -148,7 +148,7 @@ class PepperStream(Stream):
             ends: What else there is to say of it.
 
         Returns:
-            The number of pages.
+            How many pages the emitted rows would have filled: all of them, but where Pepper sent others, too.
         """
         records = count = others = 0
         for page in pages:
@@ -162,7 +162,7 @@ class PepperStream(Stream):
                 yield taken
         passed = f", {others} more that are known or were not asked for" if others else ""
         self.logger.info("%s: %s: %d records, %d pages%s%s", self.name, span, records, count, passed, ends)
-        return count
+        return count * records / (records + others) if others else count
 
     def shaped(self, row: Row) -> Row:
         """A row with the fields that are selected; unknown ones are noted. The same row, where nothing is left out."""
@@ -513,12 +513,12 @@ class Actions(PepperStream):
                 for window, pages in ahead:
                     reread_from = self.reread_from(window.until)
                     take = self._taker(window, types, border, reread_from, audit)
-                    count = yield from self.walk(pages, take, f"window {window}", _behind(window, until))
+                    pages_filled = yield from self.walk(pages, take, f"window {window}", _behind(window, until))
                     if bookmark is None or window.until >= bookmark:
                         border.forget_earlier_runs()
                     self.checkpoint(window.until, border=border.text(reread_from), audit=audit.kept(reread_from))
                     self._news = read_until is None or window.until > read_until
-                    length_seconds = adapted_seconds(window.seconds, count, longest_seconds)
+                    length_seconds = adapted_seconds(window.seconds, pages_filled, longest_seconds)
                     if window.until < until and not self._may_wait(0):
                         self._tap.leave(f"{self.name} read up to {window.until}")
                         return

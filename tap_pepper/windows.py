@@ -216,13 +216,13 @@ def windows(after: str, until: str, length_seconds: Callable[[], float]) -> Iter
         start = stop
 
 
-def adapted_seconds(length_seconds: float, pages: int, longest_seconds: float) -> float:
-    """How long a window should be after one of `length_seconds` took so many pages.
+def adapted_seconds(length_seconds: float, pages: float, longest_seconds: float) -> float:
+    """How long a window should be after one of `length_seconds` held so many pages of rows.
 
     It aims at `PAGES_WANTED` pages. Between one window and the next it grows by at most `GROWTH_MAX` and shrinks by at
     most `SHRINK_MAX`, and it stays within `WINDOW_SECONDS_MIN` and the longest that the user allows.
     """
-    change = min(max(PAGES_WANTED / pages, 1 / SHRINK_MAX), GROWTH_MAX)
+    change = max(PAGES_WANTED / max(pages, PAGES_WANTED / GROWTH_MAX), 1 / SHRINK_MAX)
     return min(max(length_seconds * change, WINDOW_SECONDS_MIN), longest_seconds)
 
 

@@ -1045,6 +1045,17 @@ def test_two_runs_emit_all_that_pepper_has_in_every_variant_of_its_api(world: Wo
     assert len(followed.ids("awards")) < len(points)
 
 
+def test_a_backfill_costs_no_more_windows_when_pepper_ignores_the_filter(world: World) -> None:
+    asked = []
+    for injected in ([], [faults.filters_ignored("when.timestamp")]):
+        with Sandbox(world, faults=injected) as sandbox:
+            run = run_tap(settings_of(sandbox, page_size=5), "actions")
+            assert set(run.ids("actions")) == visible(world)
+            asked.append(sum(request.parameter("startKey") is None for request in sandbox.requests))
+    as_documented, ignored = asked
+    assert ignored <= as_documented
+
+
 def test_polls_every_five_minutes_miss_no_late_action() -> None:
     world = World(seed=3, users=200, days=1, now=NOW, late_fraction=0.3, late_seconds_max=240)
     seen: set[str] = set()
