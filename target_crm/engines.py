@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import cast, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from target_crm.errors import WarehouseError
@@ -93,10 +94,22 @@ class Sqlite(Ways):
             driver_connection.isolation_level = None
             driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
             driver_connection.execute("PRAGMA journal_mode = WAL")
+            # A signal is heard between two tries only.
+            driver_connection.execute(f"PRAGMA busy_timeout = {int(LOCK_POLL_SECONDS * 1000)}")
 
         def on_begin(connection: Connection) -> None:
-            writes = connection.get_execution_options().get("crm_writes")
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+            if not connection.get_execution_options().get("crm_writes"):
+                connection.exec_driver_sql("BEGIN")
+                return
+            deadline_seconds = time.monotonic() + LOCK_WAIT_SECONDS
+            while True:
+                try:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                except OperationalError:  # noqa: PERF203 - a try each time is the point
+                    if time.monotonic() > deadline_seconds:
+                        raise
+                else:
+                    return
 
         event.listen(engine, "connect", on_connect)
         event.listen(engine, "begin", on_begin)
@@ -123,6 +136,16 @@ class Postgresql(Ways):
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
     # One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
     _LOCK_CLASS = 0x63726D
+
+    def listen(self, engine: Engine) -> None:
+        """Let the server speak of times in UTC: the driver can't read the year 9999 in some other zones."""
+
+        def on_connect(driver_connection: Any, _record: object) -> None:
+            with closing(driver_connection.cursor()) as cursor:
+                cursor.execute("SET TIME ZONE 'UTC'")
+            driver_connection.commit()
+
+        event.listen(engine, "connect", on_connect)
 
     def lock(self, connection: Connection, schema: str | None) -> None:
         """Take an advisory lock, which ends with the transaction."""
@@ -213,7 +236,7 @@ class Mysql(Ways):
         """Have values that don't fit refused: a server may be set up to cut them off, with no more than a warning."""
 
         def on_connect(driver_connection: Any, _record: object) -> None:
-            with driver_connection.cursor() as cursor:
+            with closing(driver_connection.cursor()) as cursor:
                 cursor.execute("SET SESSION sql_mode = CONCAT_WS(',', @@sql_mode, 'STRICT_ALL_TABLES')")
 
         event.listen(engine, "connect", on_connect)

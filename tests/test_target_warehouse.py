@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import time
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -10,12 +14,14 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, event
 
 from target_crm import warehouse as room
+from target_crm.engines import LOCK_WAIT_SECONDS
 from target_crm.errors import ConnectionLost, WarehouseError
 from target_crm.warehouse import Warehouse
-from tests.target_fixtures import query
+from tests.target_fixtures import AWARDS, execute, load, query, snapshot, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from sqlalchemy import Connection
 
@@ -164,3 +170,31 @@ def test_a_reader_sees_one_state_throughout(opened: Warehouse, new_postgres_url:
 
     assert (before, after) == (0, 0)
     assert query(new_postgres_url, "SELECT count(*) FROM done") == [(1,)]
+
+
+def test_a_loader_that_waits_for_its_turn_hears_a_signal(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    first, second = Warehouse(url), Warehouse(url)
+    first.set_up()
+
+    def stop(*_: object) -> None:
+        sys.exit(143)
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    began_at_seconds = time.monotonic()
+    with first.write():
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(SystemExit), second.write():
+            pass
+    signal.signal(signal.SIGALRM, handler)
+
+    assert time.monotonic() - began_at_seconds < LOCK_WAIT_SECONDS / 2
+
+
+def test_times_at_the_end_of_the_calendar_are_read_whatever_the_servers_zone(new_postgres_url: str) -> None:
+    execute(new_postgres_url, f"ALTER DATABASE {new_postgres_url.rpartition('/')[2]} SET timezone = 'Pacific/Auckland'")
+    load(new_postgres_url, [AWARDS, snapshot("w1", at="9999-12-31T23:00:00Z")])
+
+    assert table(new_postgres_url, "award_balances", "as_of") == [
+        {"as_of": datetime(9999, 12, 31, 23, tzinfo=timezone.utc)}
+    ]
