@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pepper_sandbox.server import Sandbox
 
+PROJECT = Path(__file__).parent.parent
 SCRIPTS = Path(sys.executable).parent
 RUN_SECONDS_MAX = 120
 

@@ -6,15 +6,13 @@ import json
 import os
 import subprocess
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.commands import RUN_SECONDS_MAX, command
+from tests.commands import PROJECT, RUN_SECONDS_MAX, command
 
-PROJECT = Path(__file__).parent.parent
 PLUGINS = ["tap-pepper", "target-crm"]
 # Settings that the SDK adds; README names the one that users want.
 BUILT_IN = ("stream_maps", "stream_map_config", "faker_config", "flattening_")

@@ -17,7 +17,7 @@ from pepper_sandbox.faults import Fault
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import Totals, World
 from tests import guide
-from tests.commands import RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings
+from tests.commands import PROJECT, RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 3, 29, 0, 30, tzinfo=timezone.utc)
 SETTLE = timedelta(seconds=5)
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-PROJECT = Path(__file__).parent.parent
 
 EARNED, REDEEMED, REFUNDED = map(json.loads, (guide.REWARD_EARNED, guide.REDEEM_PERK, guide.AWARD_POINTS_REFUNDED))
 

@@ -1,0 +1,1 @@
+"""What Meltano Hub asks of the two plugins, written by `./dev hub`."""

@@ -1,0 +1,128 @@
+"""Write the plugins' definitions for Meltano Hub: what `--about` tells of each, and what only a person knows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HUB = Path(__file__).parent
+SCRIPTS = Path(sys.executable).parent
+KINDS = {"integer": "integer", "number": "decimal", "boolean": "boolean", "array": "array", "object": "object"}
+INTRODUCTION = {
+    "variant": "pepper-crm",
+    "maintenance_status": "active",
+    "quality": "unknown",
+    "keywords": ["meltano_sdk", "loyalty", "crm"],
+    "domain_url": "https://pepperhq.com",
+    "log_parser": "singer-sdk",
+}
+
+TAP = {
+    **INTRODUCTION,
+    "label": "Pepper",
+    "pip_url": "pepper-crm",
+    "logo_url": "/assets/logos/extractors/pepper.svg",
+    "definition": "reads a merchant's loyalty programme (perks, awards, actions and users) from Pepper's API",
+    "prereq": "A token and the merchant's code, both given out by Pepper, one pair a merchant.",
+    "next_steps": (
+        "Load with `target-crm` for a balance per user and award, or with any other target. "
+        "`users` is personal data: this definition does not select it; say what you want by `select`."
+    ),
+    # Meltano's own default, everything, takes personal data too.
+    "select": [
+        "actions.*",
+        "awards._id",
+        "awards.points",
+        "awards.userId",
+        "awards.perkId",
+        "awards.updatedAt",
+        "perks.*",
+    ],
+}
+TARGET = {
+    **INTRODUCTION,
+    "label": "CRM balances",
+    "pip_url": "pepper-crm[postgres]",
+    "logo_url": "/assets/logos/loaders/crm.svg",
+    "definition": "keeps a ledger of loyalty actions in a SQL warehouse, and per user and award a proven balance",
+    "settings_preamble": "Say where the warehouse is by `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …",
+    "next_steps": "Prove the balances after a load: `meltano invoke target-crm:verify`.",
+}
+
+
+def definitions() -> dict[Path, str]:
+    """The text of each definition, by its path."""
+    project = yaml.safe_load((HUB.parent / "meltano.yml").read_text())
+    (loader,) = [entry for entry in project["plugins"]["loaders"] if entry["name"] == "target-crm"]
+    return {
+        HUB / "extractors" / "tap-pepper.yml": _text(_definition("tap-pepper", TAP)),
+        HUB / "loaders" / "target-crm.yml": _text(
+            {**_definition("target-crm", TARGET), "commands": loader["commands"]}
+        ),
+    }
+
+
+def _definition(plugin: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    told = subprocess.run(  # noqa: S603 - one of this project's own commands
+        [SCRIPTS / plugin, "--about", "--format=json"], capture_output=True, text=True, check=True
+    )
+    about = json.loads(told.stdout)
+    return {
+        "name": plugin,
+        "namespace": plugin.replace("-", "_"),
+        "executable": plugin,
+        "description": about["description"],
+        **more,
+        "capabilities": sorted(about["capabilities"]),
+        "supported_python_versions": about["supported_python_versions"],
+        "settings_group_validation": [about["settings"].get("required", [])],
+        "settings": [
+            _setting(name, setting)
+            for name, setting in about["settings"]["properties"].items()
+            if name != "faker_config"  # Nothing here installs Faker.
+        ],
+    }
+
+
+def _setting(name: str, definition: Mapping[str, Any]) -> dict[str, Any]:
+    setting: dict[str, Any] = {"name": name, "label": definition["title"], "description": definition["description"]}
+    allowed = [value for value in definition.get("enum", []) if value is not None]
+    if allowed:
+        setting["kind"] = "options"
+        setting["options"] = [{"label": value.capitalize(), "value": value} for value in allowed]
+    else:
+        setting["kind"] = "date_iso8601" if name.endswith("_date") else _kind(definition)
+    if definition.get("secret"):
+        setting["sensitive"] = True
+    if definition.get("default") is not None:
+        setting["value"] = definition["default"]
+    return setting
+
+
+def _kind(definition: Mapping[str, Any]) -> str:
+    types = definition.get("type", [])
+    return next((kind for type_, kind in KINDS.items() if type_ in types), "string")
+
+
+def _text(definition: Mapping[str, Any]) -> str:
+    body = yaml.safe_dump(definition, sort_keys=False, allow_unicode=True, width=120)
+    return f"# Written by ./dev hub.\n{body}"
+
+
+def main() -> None:
+    """Write them."""
+    for path, text in definitions().items():
+        path.write_text(text)
+        print(path.relative_to(HUB.parent))
+
+
+if __name__ == "__main__":
+    main()
