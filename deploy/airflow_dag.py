@@ -1,0 +1,24 @@
+"""Meltano's jobs as DAGs of Airflow 3. CRM_PROJECT says where meltano.yml is; `meltano` is on the worker's PATH."""
+
+import os
+from datetime import datetime, timedelta, timezone
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
+
+JOBS = {"loyalty": "*/5 * * * *", "loyalty-shop-b": "1-59/5 * * * *", "perks": "17 3 * * *"}
+
+for job, schedule in JOBS.items():
+    with DAG(
+        dag_id=f"pepper-{job}",
+        schedule=schedule,
+        start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        catchup=False,
+        max_active_runs=1,
+        dagrun_timeout=timedelta(hours=1),
+    ):
+        BashOperator(
+            task_id="run",
+            bash_command=f"meltano --environment prod run {job}",
+            cwd=os.environ.get("CRM_PROJECT", "/srv/crm"),
+        )
