@@ -163,6 +163,9 @@ class Replay(TargetCrm):
         forget = rejected.delete().where(rejected.c.rejected_id.in_(rejected_ids))
         self.warehouse.commit_once(lambda connection: _each(connection, [forget]))
 
+    def _tell(self, *_: Any) -> None:
+        """Nothing: a replay is no run of a tap's messages."""
+
     def _quarantine(self, connection: Connection, rejections: list[Rejection]) -> None:
         super()._quarantine(connection, rejections)
         self._refused.update((rejection.input_line, rejection.rejected_id) for rejection in rejections)

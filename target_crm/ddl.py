@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Statement = ExecutableDDLElement | TextClause | Insert | Delete
 
 # Raised whenever the target's own tables or views change; an older warehouse is brought up to it.
-VERSION = 1
+VERSION = 2
 
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (JSON, "JSON"),

@@ -28,12 +28,19 @@ class MessageReader(GenericSingerReader[str]):
     Args:
         on_idle: called when `IDLE_SECONDS` pass without input.
         on_malformed: called with a line that is not a message, and the reason.
+        on_failure: called with an error of any callback, before it ends the run.
     """
 
-    def __init__(self, on_idle: Callable[[], None], on_malformed: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        on_idle: Callable[[], None],
+        on_malformed: Callable[[str, str], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
         super().__init__()
         self._on_idle = on_idle
         self._on_malformed = on_malformed
+        self._on_failure = on_failure
         self.line_number = 0
         self.line_bytes = 0
 
@@ -53,6 +60,15 @@ class MessageReader(GenericSingerReader[str]):
         self, file_input: IO[str] | None, callbacks: dict[str, Callable[[dict[str, Any]], None]]
     ) -> Counter[str]:
         """Hand every message of the input to the callback of its type, and count them by type."""
+        try:
+            return self._process_lines(file_input, callbacks)
+        except Exception as error:
+            self._on_failure(error)
+            raise
+
+    def _process_lines(
+        self, file_input: IO[str] | None, callbacks: dict[str, Callable[[dict[str, Any]], None]]
+    ) -> Counter[str]:
         counter: Counter[str] = Counter()
         handlers = {SingerMessageType(name).value: callback for name, callback in callbacks.items()}
         for line in _lines(file_input or self.default_input):

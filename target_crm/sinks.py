@@ -1,6 +1,6 @@
 """A batch → the warehouse, inside the transaction that the target has opened; and the tallies of what became of it.
 
-A sink turns records into rows as they come, and holds them. `flush` writes them; `settle` counts and forgets them, and
+A sink turns records into rows as they come, and holds them. `flush` writes and counts them; `settle` forgets them, and
 is called after the commit, so that a batch whose transaction failed can be written again.
 """
 
@@ -107,7 +107,7 @@ class CrmSink(Sink):
         self.traces: list[tuple[Any, ...]] = []
         self.refused = 0
         self.contradictions: list[Rejection] = []
-        self._flushed = Tally()
+        self.flushed = Tally()
 
     def get_validator(self) -> None:
         """None: reading a record into a row is the validation."""
@@ -135,21 +135,20 @@ class CrmSink(Sink):
     def flush(self, connection: Connection) -> None:
         """Write the rows held. What contradicts the warehouse is in `contradictions` then."""
         self.contradictions = []
-        self._flushed = Tally(read=self.refused, quarantined=self.refused)
+        self.flushed = Tally(read=self.refused, quarantined=self.refused)
         if self.rows or self.traces:
-            self._flushed += self.write(connection)
+            self.flushed += self.write(connection)
 
     def write(self, connection: Connection) -> Tally:
         """Write the rows held, and say what became of them."""
         raise NotImplementedError
 
-    def settle(self) -> Tally:
-        """Forget what has been committed, and say what became of it."""
-        self.record_counter_metric.increment(self._flushed.read)
+    def settle(self) -> None:
+        """Forget what has been committed: `flushed` says what became of it."""
+        self.record_counter_metric.increment(self.flushed.read)
         self.rows.clear()
         self.traces.clear()
         self.refused = 0
-        return self._flushed
 
     def activate(self, connection: Connection, version: int) -> int | None:  # noqa: ARG002
         """Rows that the version does not have are gone; returns their number. None: this stream never loses rows."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Column, MetaData, Table, cast, func, select, text
 
-from target_crm.columns import Identifier, Instant, JsonText, LongText, Points, exact, exact_sum
+from target_crm.columns import Identifier, Instant, JsonText, LongText, Number, Points, exact, exact_sum
 from target_crm.schemas import (
     DELETED_AT,
     EXTRA,
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 WORK_PREFIX = "_crm_"
 STAGING_PREFIX = f"{WORK_PREFIX}staging_"
+# What becomes of the records that a run reads; the first is the sum of the others.
+COUNTS = ("read", "applied", "duplicate", "superseded", "quarantined")
 # What a balance needs of an award, whatever the sender's schema says.
 AWARD_FIELDS = {"_id": IDENTIFIER, "points": POINTS, "userId": IDENTIFIER, "perkId": IDENTIFIER, "updatedAt": INSTANT}
 
@@ -39,8 +41,9 @@ class Tables:
     """The target's tables in one schema of the warehouse.
 
     `actions` is the ledger, `award_balances` what it comes to, `awards` Pepper's own word on each balance,
-    `rejected_records` the quarantine. Those named `_crm_…` are for the target alone: what version its tables are of,
-    which batches were committed of late, and work tables that are empty between transactions.
+    `rejected_records` the quarantine, `load_runs` what became of the records of each run. Those named `_crm_…` are for
+    the target alone: what version its tables are of, which batches were committed of late, and work tables that are
+    empty between transactions.
     """
 
     def __init__(self, schema: str | None = None) -> None:
@@ -59,6 +62,17 @@ class Tables:
             Column("payload", LongText(), nullable=False),
             Column("rejected_at", Instant, nullable=False),
             Column("run_id", Identifier(), nullable=False),
+        )
+        self.load_runs = Table(
+            "load_runs",
+            self.metadata,
+            Column("run_id", Identifier(), primary_key=True),
+            Column("stream", Identifier(), primary_key=True),
+            Column("started_at", Instant, nullable=False),
+            Column("finished_at", Instant),
+            Column("exit_state", Identifier()),
+            Column("seconds", Number, nullable=False),
+            *(Column(name, BigInteger, nullable=False) for name in COUNTS),
         )
         self.version = Table(f"{WORK_PREFIX}version", self.metadata, Column("version", BigInteger, nullable=False))
         self.commits = Table(

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import uuid
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +25,10 @@ from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities
 from singer_sdk.mapper import CustomStreamMap, RemoveRecordTransform, StreamMap
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
-from target_crm import values
-from target_crm.errors import CrmError, InputError, SettingError
+from target_crm import engines, values
+from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.messages import MessageReader, without_nul
+from target_crm.runs import DONE, FAILED, Run
 from target_crm.schemas import MissingProperty, snake_case
 from target_crm.settings import SETTINGS, Settings, expectation, refuse_malformed
 from target_crm.sinks import AwardSink, CrmSink, LedgerSink, Rejection, TableSink, Tally, Ticker, insert_absent, unstage
@@ -34,6 +36,7 @@ from target_crm.tables import WORK_PREFIX
 from target_crm.warehouse import Warehouse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import FrameType
 
     from sqlalchemy import Connection
@@ -78,10 +81,11 @@ class TargetCrm(Target):
         self.settings = Settings.of(self.config)
         self._warehouse = Warehouse(self.settings.sqlalchemy_url, self.settings.default_target_schema)
         self.run_id = uuid.uuid4().hex
+        self.started_at = datetime.now(timezone.utc)
         self.tallies: dict[str, Tally] = {}
         self.batch_began_at = datetime.now(timezone.utc)
         self.tick = Ticker().tick
-        self._reader = MessageReader(on_idle=self._drain_when_due, on_malformed=self._reject_line)
+        self._reader = MessageReader(self._drain_when_due, self._reject_line, self._tell_failure)
         self.message_reader = self._reader
         self._rejections: list[Rejection] = []
         self._state: str | None = None
@@ -158,7 +162,6 @@ class TargetCrm(Target):
 
     def _reject_line(self, line: str, reason: str) -> None:
         self._hold()
-        self._tally("", Tally(read=1, quarantined=1))
         self.reject("", reason, line, self.input_line)
         self._drain_when_due()
 
@@ -261,8 +264,13 @@ class TargetCrm(Target):
 
     def process_endofpipe(self) -> None:
         """Commit what is left, emit the last STATE, and say what became of every record."""
-        self._drain()
-        _ = self.warehouse  # Also where nothing came: the exit code says that a run can load.
+        try:
+            self._drain()
+            # Also where nothing came: the exit code says that a run can load.
+            self.warehouse.commit_once(lambda connection: self._tell(connection, self.tallies, DONE))
+        except Exception as error:
+            self._tell_failure(error)
+            raise
         for sink in self._sinks:
             sink.clean_up()
         for stream, tally in self.tallies.items():
@@ -291,8 +299,9 @@ class TargetCrm(Target):
         sinks = self._sinks
         if self._rows_held:
             self.warehouse.commit_once(lambda connection: self._flush(connection, sinks))
+            self.tallies = self._tallies_with(sinks)
             for sink in sinks:
-                self._tally(sink.stream_name, sink.settle())
+                sink.settle()
             self._rejections.clear()
             self._rows_held = self._bytes_held = 0
         self._due_at_seconds = None
@@ -307,6 +316,7 @@ class TargetCrm(Target):
         if contradictions and self.settings.on_invalid_record == "fail":
             raise InvalidRecord(contradictions[0].where, {})
         self._quarantine(connection, [*self._rejections, *contradictions])
+        self._tell(connection, self._tallies_with(sinks))
 
     def _quarantine(self, connection: Connection, rejections: list[Rejection]) -> None:
         if rejections:
@@ -326,9 +336,30 @@ class TargetCrm(Target):
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
-    def _tally(self, stream: str, tally: Tally) -> None:
-        if tally.read:
-            self.tallies[stream] = self.tallies.get(stream, Tally()) + tally
+    def _tallies_with(self, sinks: list[CrmSink]) -> dict[str, Tally]:
+        """What has become of every record once what the sinks have flushed is committed."""
+        tallies, lines = dict(self.tallies), sum(not rejection.stream for rejection in self._rejections)
+        news = [("", Tally(read=lines, quarantined=lines)), *((sink.stream_name, sink.flushed) for sink in sinks)]
+        for stream, tally in news:
+            if tally.read:
+                tallies[stream] = tallies.get(stream, Tally()) + tally
+        return tallies
+
+    def _tell(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
+        """Let `load_runs` say what is committed once this transaction is."""
+        run = Run(self.run_id, self.started_at, datetime.now(timezone.utc), exit_state)
+        load_runs = self.warehouse.tables.load_runs
+        connection.execute(run.outdated(load_runs))
+        silent = dict.fromkeys(("", *(sink.stream_name for sink in self._sinks)), Tally())
+        engines.load(connection, load_runs, run.rows({**silent, **tallies}))
+        if exit_state:
+            connection.execute(run.forgotten(load_runs))
+
+    def _tell_failure(self, error: Exception) -> None:
+        """Let `load_runs` say that the run failed, where the warehouse still takes that: what counts is the error."""
+        if "warehouse" in vars(self) and not isinstance(error, ConnectionLost):
+            with suppress(CrmError), self.warehouse.write() as connection:
+                self._tell(connection, self.tallies, FAILED)
 
     def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
         """Leave at once: an open transaction rolls back, and STATE has gone out for what is committed, no further."""

@@ -72,8 +72,9 @@ class Callbacks:
     def __init__(self) -> None:
         self.taken: list[dict[str, Any]] = []
         self.malformed: list[tuple[int, str, str]] = []
+        self.failures: list[Exception] = []
         self.idle = 0
-        self.reader = MessageReader(self._on_idle, self._on_malformed)
+        self.reader = MessageReader(self._on_idle, self._on_malformed, self.failures.append)
 
     def read(self, source: io.TextIOBase) -> dict[str, int]:
         return dict(self.reader.process_lines(source, dict.fromkeys(SingerMessageType, self.taken.append)))  # type: ignore[arg-type]
@@ -83,6 +84,18 @@ class Callbacks:
 
     def _on_malformed(self, line: str, reason: str) -> None:
         self.malformed.append((self.reader.line_number, line, reason))
+
+
+def test_an_error_of_a_callback_is_told_before_it_ends_the_run() -> None:
+    calls = Callbacks()
+
+    def fail(_: object) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError) as raised:
+        calls.reader.process_lines(io.StringIO('{"type":"STATE"}'), {SingerMessageType.STATE: fail})
+
+    assert calls.failures == [raised.value]
 
 
 def test_messages_are_handed_over_in_their_order_and_counted() -> None:

@@ -214,6 +214,12 @@ class Place:
             report = cli.verify(self.warehouse)
             assert not report.drifted, report
 
+    def says_done(self) -> bool:
+        """Whether a run says that it has come to its end."""
+        return "load_runs" in self.names() and "done" in {
+            row["exit_state"] for row in table(self.warehouse, "load_runs", "exit_state")
+        }
+
     def contents(self) -> dict[str, Any]:
         """All that is loaded, but for when and by which run."""
         found: dict[str, Any] = {name: table(self.warehouse, name, *columns) for name, columns in CONTENTS.items()}

@@ -85,8 +85,8 @@ FAULTS = {
         "2",
         "t3 t5",
         "sinks.py",
-        "            self._flushed += self.write(connection)\n",
-        "            self._flushed += self.write(connection)\n            self.rows = []\n",
+        "            self.flushed += self.write(connection)\n",
+        "            self.flushed += self.write(connection)\n            self.rows = []\n",
     ),
     "no lock between loaders": Fault(
         "7", "t5", "warehouse.py", "                self._ways.lock(writer, self.tables.metadata.schema)\n", ""
@@ -107,6 +107,13 @@ FAULTS = {
     ),
     "what is refused is not kept": Fault(
         "4", "t4 t6", "target.py", "[*self._rejections, *contradictions]", "contradictions"
+    ),
+    "a run says that it is done before it is": Fault(
+        "2",
+        "t3 t4",
+        "target.py",
+        "self._tell(connection, self._tallies_with(sinks))",
+        "self._tell(connection, self._tallies_with(sinks), DONE)",
     ),
     "a failed run exits with 0": Fault("8", "t3 t7", "target.py", 'sys.exit(f"target-crm: {error}")', "sys.exit(0)"),
     "a line may be of any length": Fault("4", "t6", "messages.py", "MAX = 1 << 24", "MAX = 1 << 40"),
