@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # What is the same in all that is ever said of an award.
 _FOR_LIFE = ("user_id", "perk_id")
+_TOTALS = ("earned_total", "redeemed_total", "refunded_total")
 _ZERO = cast(literal_column("0"), Points())
 _ACTION = literal_column("'action'", Identifier())
 _AWARD = literal_column("'award'", Identifier())
@@ -222,6 +223,14 @@ def drifted(tables: Tables) -> Select[Any]:
     )
     rows = union_all(both, missing, unfounded).subquery("drifted")
     return select(rows).order_by(rows.c.award_id)
+
+
+@cache
+def totals(partials: FromClause) -> Select[Any]:
+    """What partial balances of all awards add up to: one row."""
+    c = partials.c
+    sums = [func.coalesce(exact_sum(c[name]), _ZERO).label(name) for name in _TOTALS]
+    return select(*sums, func.coalesce(cast(func.sum(c.action_count), BigInteger), 0).label("action_count"))
 
 
 @cache

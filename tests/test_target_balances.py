@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete
 
-from target_crm import cli
+from target_crm.verify import rebuild, verify
 from target_crm.warehouse import Warehouse
 from tests import oracle
 from tests.campaign.target_story import PERSON
@@ -144,8 +144,8 @@ def check(warehouse: Warehouse, delivery: tuple[list[Action | Snapshot], list[li
 
     assert delivered["award_balances"] == oracle.balances(history, USER_OF)
     assert delivered["rejected_records"] == []
-    assert not cli.verify(warehouse).drifted
-    cli.rebuild(warehouse)
+    assert not verify(warehouse).drifted
+    rebuild(warehouse)
     assert table(warehouse, "award_balances") == delivered["award_balances"]
     in_order = deliver(warehouse, [history], 1000)
     assert in_order == delivered
@@ -340,8 +340,8 @@ def test_whoever_tells_it_an_award_has_its_user_and_perk_for_life(
     stored = table(crm, "award_balances", "award_id", "user_id", "perk_id", "points")
     assert stored[0] == {"award_id": "w1", "user_id": "u1", "perk_id": "p1", "points": Decimal(7)}
     assert again.tallies["awards"] == "1 read = 0 applied + 1 duplicate + 0 superseded + 0 quarantined"
-    assert not cli.verify(crm).drifted
-    cli.rebuild(crm)
+    assert not verify(crm).drifted
+    rebuild(crm)
     assert table(crm, "award_balances", "award_id", "user_id", "perk_id", "points") == stored
     crm.dispose()
 

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from target_crm import cli, ddl
-from target_crm.cli import verify
 from target_crm.errors import WarehouseError
 from target_crm.target import TargetCrm
 from target_crm.values import from_json
+from target_crm.verify import verify
 from target_crm.warehouse import Warehouse, parse_url
 from tests.commands import environment
 from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state, table

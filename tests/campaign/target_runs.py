@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect, text
 
-from target_crm import cli
+from target_crm.verify import verify
 from target_crm.warehouse import Warehouse
 from tests.campaign.target_forks import CRASHED
 from tests.campaign.target_story import CANARIES, TOKEN
@@ -211,7 +211,7 @@ class Place:
     def is_consistent(self) -> None:
         """Fail unless each balance is what ledger and snapshots come to, and no work is left half done."""
         if {"actions", "awards", "award_balances"} <= self.names():
-            report = cli.verify(self.warehouse)
+            report = verify(self.warehouse)
             assert not report.drifted, report
 
     def says_done(self) -> bool:

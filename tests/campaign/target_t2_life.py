@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from sqlalchemy import text
 
-from target_crm import cli
+from target_crm.replay import Replay
 from target_crm.target import TargetCrm
+from target_crm.verify import rebuild
 from tests import oracle
 from tests.campaign import PHASES, SEED, SHARDS, count, size
 from tests.campaign.target_calls import AFTER, BEFORE, Call, watched
@@ -188,7 +189,7 @@ class Life(RuleBasedStateMachine):
     def rebuild(self) -> None:
         """All balances are computed afresh, and nothing changes."""
         before = table(self.place.warehouse, "award_balances")
-        cli.rebuild(self.place.warehouse)
+        rebuild(self.place.warehouse)
         assert table(self.place.warehouse, "award_balances") == before
 
     def check(self) -> None:
@@ -257,8 +258,8 @@ class Life(RuleBasedStateMachine):
 
     def replay_all(self) -> None:
         """As `crm-balances replay` does."""
-        self.target(cli.Replay).replay("actions", "awards")
-        self.target(cli.Replay).replay("")
+        self.target(Replay).replay("actions", "awards")
+        self.target(Replay).replay("")
 
     @contextmanager
     def killed_at(self, call: int, moment: str) -> Iterator[None]:

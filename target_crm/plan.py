@@ -1,0 +1,47 @@
+"""What a target would create in a warehouse, told and not done."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from target_crm import values
+from target_crm.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Table
+
+    from target_crm.target import TargetCrm
+
+
+class Plan(Warehouse):
+    """A warehouse that notes what a target would need in it, and changes nothing."""
+
+    def __init__(self, sqlalchemy_url: str, schema: str | None = None) -> None:
+        super().__init__(sqlalchemy_url, schema)
+        self._needed: list[Table] = []
+
+    @classmethod
+    def of(cls, target: TargetCrm, messages: Iterable[str]) -> Plan:
+        """What a target needs for the streams that messages announce; only SCHEMA messages are looked at."""
+        target.warehouse = plan = cls(target.settings.sqlalchemy_url, target.settings.default_target_schema)
+        target.process_lines(io.StringIO("".join(line for line in messages if _is_schema(line))))
+        return plan
+
+    def ensure(self, *tables: Table) -> None:
+        """Note the tables."""
+        self._needed += tables
+
+    def statements(self) -> list[str]:
+        """What to execute, so that a loader has nothing to create or to change any more."""
+        return self.lacks(*self._needed)
+
+
+def _is_schema(line: str) -> bool:
+    try:
+        message = values.from_json(line)
+    except ValueError:
+        return False
+    return isinstance(message, dict) and message.get("type") == "SCHEMA"

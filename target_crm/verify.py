@@ -1,0 +1,130 @@
+"""The balances held against ledger and snapshots, and computed afresh from them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+
+from target_crm import balances
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Select, Table
+
+    from target_crm.tables import Tables
+    from target_crm.warehouse import Warehouse
+
+logger = logging.getLogger("crm-balances")
+
+# How many awards a check names; it counts them all.
+EXAMPLES_MAX = 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question put to the warehouse, how many awards or actions answer no, and the first of them."""
+
+    name: str
+    question: str
+    differing: int
+    examples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What `verify` finds. A gap is not drift: an edit or an expiry in Pepper makes one, and no action."""
+
+    awards: int
+    actions: int
+    checks: list[Check]
+    gaps: Check
+
+    @property
+    def drifted(self) -> bool:
+        """Whether a balance is not what the ledger and the snapshots say."""
+        return any(check.differing for check in self.checks)
+
+
+def verify(warehouse: Warehouse) -> Proof:
+    """Hold every balance against a fold of the whole ledger and against Pepper's snapshots, in one reading."""
+    with warehouse.read() as connection:
+        return prove(connection, warehouse.tables)
+
+
+def prove(connection: Connection, tables: Tables) -> Proof:
+    """The same within a reading that has begun."""
+    awards, actions = count(connection, tables.award_balances), count(connection, tables.actions)
+    logger.info("holding %s balances against %s actions …", f"{awards:,}", f"{actions:,}")
+    return Proof(
+        awards=awards,
+        actions=actions,
+        checks=[
+            _check(connection, "fold", "balance = fold of ledger and snapshots", balances.drifted(tables)),
+            _snapshot_check(connection, tables),
+        ],
+        gaps=_check(connection, "gaps", "balance before + delta = balance after", balances.gaps(tables)),
+    )
+
+
+def glance(connection: Connection, tables: Tables) -> list[Check]:
+    """What a look at the sums can tell of drift, without folding the ledger."""
+    logger.info("comparing the sums of the balances with those of the ledger …")
+    ledger = balances.partials_of_actions(tables.actions).subquery("ledger")
+    stored, expected = (
+        dict(connection.execute(balances.totals(each)).mappings().one()) for each in (tables.award_balances, ledger)
+    )
+    examples = [
+        {"total": name, "stored": str(stored[name]), "expected": str(expected[name])}
+        for name in stored
+        if stored[name] != expected[name]
+    ]
+    totals = Check("totals", "sums of the balances = sums of the ledger", len(examples), examples)
+    return [totals, _snapshot_check(connection, tables)]
+
+
+def rebuild(warehouse: Warehouse) -> int:
+    """Fold the whole ledger and all snapshots afresh, in one transaction; returns the number of balances."""
+    tables = warehouse.tables
+    with warehouse.write() as connection:
+        logger.info("folding %s actions …", f"{count(connection, tables.actions):,}")
+        for statement in balances.rebuild_statements(tables):
+            connection.execute(statement)
+        return count(connection, tables.award_balances)
+
+
+def count(connection: Connection, table: Table) -> int:
+    """The number of a table's rows."""
+    return connection.scalar(select(func.count()).select_from(table)) or 0
+
+
+def _snapshot_check(connection: Connection, tables: Tables) -> Check:
+    return _check(connection, "snapshot", "balance = Pepper's newer snapshot", balances.contradicted(tables))
+
+
+def _check(connection: Connection, name: str, question: str, query: Select[Any]) -> Check:
+    logger.info("%s …", question)
+    counted = query.add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
+    found = [dict(row) for row in connection.execute(counted).mappings()]
+    differing = found[0]["differing"] if found else 0
+    examples = [
+        {key: None if value is None else str(value) for key, value in row.items() if key != "differing"}
+        for row in found
+    ]
+    return Check(name, question, differing, examples)
+
+
+def as_text(proof: Proof) -> str:
+    """A table of the checks, and what follows."""
+    lines = [f"{'check':<42}{'differ':>8}"]
+    for check in (*proof.checks, proof.gaps):
+        lines.append(f"{check.question:<42}{check.differing:>8,}")
+        if check is not proof.gaps:
+            lines += ["    " + ", ".join(f"{key} {value}" for key, value in row.items()) for row in check.examples]
+    if proof.gaps.differing:
+        lines.append(f"{proof.gaps.differing:,} changes came without an action, as edits and expiries do: no drift.")
+
+    verdict = "DRIFT: run crm-balances rebuild" if proof.drifted else "all proven" if proof.awards else "none yet"
+    lines.append(f"{proof.awards:,} balances from {proof.actions:,} actions: {verdict}")
+    return "\n".join(lines)
