@@ -10,15 +10,17 @@ import logging
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from singer_sdk.exceptions import SingerSDKError
 
-from target_crm import status, values, verify
-from target_crm.errors import CrmError, WarehouseError
+from target_crm import report, status, values
+from target_crm.errors import CrmError, SettingError, WarehouseError
 from target_crm.plan import Plan
 from target_crm.replay import Replay
 from target_crm.target import TargetCrm, read_config, speak_utf8
+from target_crm.verify import as_text, rebuild, verify
 from target_crm.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ EXIT_WELL, EXIT_DRIFT, EXIT_ERROR = 0, 1, 2
 
 def _verify(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
     """Hold every balance against its ledger and snapshots; exit code 1 where one drifts."""
-    proof = verify.verify(warehouse)
-    _print({**asdict(proof), "drifted": proof.drifted} if arguments.json else verify.as_text(proof))
+    proof = verify(warehouse)
+    _print({**asdict(proof), "drifted": proof.drifted} if arguments.json else as_text(proof))
     return EXIT_DRIFT if proof.drifted else EXIT_WELL
 
 
@@ -44,9 +46,17 @@ def _status(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
     return EXIT_DRIFT if told.drifted else EXIT_WELL
 
 
+def _report(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
+    """Tell what is outstanding, what was issued and redeemed, and when and where, as a page for people to look at."""
+    told = report.gather(warehouse, days=arguments.days, zone=arguments.timezone)
+    text = {"html": report.page, "json": report.as_json, "csv": report.as_csv}[arguments.format](told)
+    _write(text, arguments.output)
+    return EXIT_WELL
+
+
 def _rebuild(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
     """Compute every balance afresh from ledger and snapshots, in one transaction."""
-    counts = {"balances": verify.rebuild(warehouse)}
+    counts = {"balances": rebuild(warehouse)}
     _print(counts if arguments.json else "{balances:,} balances computed afresh".format(**counts))
     return EXIT_WELL
 
@@ -62,6 +72,7 @@ def _replay(arguments: Namespace, _: Warehouse, target: TargetCrm) -> int:
 COMMANDS: dict[str, Callable[[Namespace, Warehouse, TargetCrm], int]] = {
     "verify": _verify,
     "status": _status,
+    "report": _report,
     "rebuild": _rebuild,
     "replay": _replay,
 }
@@ -76,10 +87,17 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     for name, text in {**{name: command.__doc__ for name, command in COMMANDS.items()}, "ddl": DDL}.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--config", metavar="FILE", help="target-crm's settings; else TARGET_CRM_… variables")
-        command.add_argument("--json", action="store_true", help="speak JSON")
+        if name != "report":
+            command.add_argument("--json", action="store_true", help="speak JSON")
     commands.choices["status"].add_argument(
         "--verify", action="store_true", help="hold every balance against the whole ledger, instead of their sums"
     )
+    figures = commands.choices["report"]
+    figures.add_argument("--format", choices=report.FORMATS, default="html", help="default: html")
+    figures.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+    figures.add_argument("--output", metavar="FILE", help="where to write it; default: standard output")
+    figures.add_argument("--days", type=_days, default=90, help="how many days, today included; default: 90")
+    figures.add_argument("--timezone", default="UTC", metavar="ZONE", help="whose days and hours; default: UTC")
     commands.choices["ddl"].add_argument(
         "--schemas",
         metavar="FILE",
@@ -116,6 +134,23 @@ def _plan(target: TargetCrm, messages: Iterable[str], *, as_json: bool) -> int:
     text = "\n\n".join(f"{statement};" for statement in statements)
     _print(statements if as_json else text or "-- nothing is missing")
     return EXIT_WELL
+
+
+def _days(text: str) -> int:
+    days = int(text)
+    if not 1 <= days <= report.DAYS_MAX:
+        raise argparse.ArgumentTypeError(f"expected 1 to {report.DAYS_MAX}")
+    return days
+
+
+def _write(text: str, path: str | None) -> None:
+    if path is None:
+        print(text, flush=True)
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"--output {path}: {error.strerror}") from None
 
 
 def _print(told: Any) -> None:

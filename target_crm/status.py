@@ -14,7 +14,7 @@ from target_crm.columns import Instant
 from target_crm.runs import DONE
 from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, snake_case
 from target_crm.tables import COUNTS
-from target_crm.verify import Check, glance, prove
+from target_crm.verify import Check, glance, hold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def look(connection: Connection, tables: Tables, now: datetime, *, full: bool) -
             for name, query in _freshness(connection, tables, read_at).items()
         ],
         rejected=sum(rejected.values()),
-        checks=prove(connection, tables).checks if full else glance(connection, tables),
+        checks=hold(connection, tables) if full else glance(connection, tables),
         runs=[dict(row) for row in connection.execute(_last_runs(tables)).mappings()],
     )
 
@@ -156,7 +156,7 @@ def as_text(told: Status) -> str:
             each.stream,
             f"{each.rows:,}",
             f"{each.newest_at:%Y-%m-%d %H:%M:%S}" if each.newest_at else "-",
-            *(_ago(told.now, time) for time in (each.newest_at, each.loaded_at, each.read_at)),
+            *(ago(told.now, time) for time in (each.newest_at, each.loaded_at, each.read_at)),
             f"{each.rejected:,}",
         )
         for each in told.streams
@@ -182,12 +182,13 @@ def as_text(told: Status) -> str:
     return "\n".join(lines)
 
 
-def _ago(now: datetime, time: datetime | None) -> str:
+def ago(now: datetime, time: datetime | None) -> str:
+    """How long ago a time is, in words: `12 min`; `-` for none."""
     if time is None:
         return "-"
     seconds = (now - time).total_seconds()
     for unit, unit_seconds in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * unit_seconds:
+        if abs(seconds) >= 2 * unit_seconds:
             return f"{seconds / unit_seconds:,.0f} {unit}"
     return f"{seconds:,.0f} s"
 

@@ -78,7 +78,7 @@ def empty(crm: Warehouse) -> None:
         found = MetaData()
         found.reflect(connection)
         for table in found.sorted_tables:
-            if table.name not in own.tables and table.name.startswith(("_crm_staging_t_", "t_")):
+            if table.name not in own.tables and table.name.removeprefix("_crm_staging_").startswith(("t_", "perks")):
                 table.drop(connection)
         for table in own.sorted_tables:
             if table is not crm.tables.version:

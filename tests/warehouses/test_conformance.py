@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, seed, settings
 from sqlalchemy import event, inspect, make_url, text
 
-from target_crm import cli
+from target_crm import cli, figures, report
 from target_crm.errors import WarehouseError
+from target_crm.status import status
 from target_crm.target import TargetCrm
 from tests.campaign import size
 from tests.campaign.target_story import as_input, story
@@ -391,3 +392,45 @@ def test_two_loaders_at_once_equal_one_after_the_other(engine: Engine, new_url: 
 
     assert [loader.wait(RUN_SECONDS_MAX) for loader in loaders] == [0, 0], logs
     assert table(url, "award_balances") == told.balances()
+
+
+def test_the_figures_of_a_report_add_up_to_the_balances_and_fall_into_their_quarter_hours(crm: Warehouse) -> None:
+    noon = datetime(2026, 10, 5, 12, tzinfo=timezone.utc)
+    messages = [
+        *(AWARDS, snapshot("w2", 7, at="2026-10-03T00:00:00Z"), schema("perks", {"_id": TEXT, "title": TEXT}, "_id")),
+        *(record("perks", {"_id": "p1", "title": "Crème 🥐"}), ACTIONS),
+        action("a1", delta=2, available=12, at="2026-10-01T12:14:59.999999Z"),
+        action("a2", "REDEEM_PERK", delta="0.25", available=11, at="2026-10-01T12:15:00Z"),
+        action("a3", "AWARD_POINTS_REFUNDED", delta="0.25", available="11.25", at="2026-10-04T23:59:59Z"),
+    ]
+    load(crm, messages)
+
+    told = report.gather(crm, days=5, now=noon)
+
+    assert [(row["actions"], row["outstanding"]) for row in told.days] == [
+        *[(2, Decimal(18))] * 1,
+        *[(0, Decimal(18))] * 2,
+        *[(1, Decimal("18.25"))] * 1,
+        *[(0, Decimal("18.25"))] * 1,
+    ]
+    assert told.roll_forward == {
+        "before": Decimal(17),
+        "issued": Decimal(2),
+        "redeemed": Decimal("0.25"),
+        "refunded": Decimal("0.25"),
+        "added": Decimal(0),
+        "removed": Decimal("0.75"),
+        "after": Decimal("18.25"),
+    }
+    assert told.outstanding == {"points": Decimal("18.25"), "awards": 2, "holders": 1}
+    assert [(row["title"], row["points"]) for row in told.perks] == [("Crème 🥐", Decimal("18.25"))]
+    assert [(row["weekday"], row["hour"]) for row in told.hours if row["actions"]] == [(3, 12), (6, 23)]
+    with crm.read() as connection:
+        start = {"start": datetime(2026, 10, 1, tzinfo=timezone.utc)}
+        quarters = connection.execute(figures.by_quarter_hour(crm.tables), start).scalars().all()
+    noon_of_the_first = int(datetime(2026, 10, 1, 12, tzinfo=timezone.utc).timestamp()) // 900
+    assert {noon_of_the_first, noon_of_the_first + 1} <= set(quarters)
+    assert {each.stream: each.rows for each in told.status.streams} == {"actions": 3, "awards": 1, "perks": 1}
+    assert [(run["exit_state"], run["read"]) for run in told.status.runs] == [("done", 5)]
+    assert not told.status.drifted
+    assert not status(crm).drifted

@@ -1,0 +1,207 @@
+"""Pure: figures → Vega-Lite specifications of the page's charts.
+
+Colours are the page's CSS variables, so one drawing serves by day and by night. Sizes are in CSS pixels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Rows = Sequence[Mapping[str, Any]]
+    Spec = dict[str, Any]
+
+BAR_PX = 26
+# Of a chart of bars: the room for a number beside its bar, and the share of the width that labels may take.
+NUMBER_PX = 72
+LABELS_SHARE = 0.36
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_COLOURS = {"issued": "var(--issued)", "refunded": "var(--refunded)", "redeemed": "var(--redeemed)"}
+_CONFIG: Spec = {
+    "font": "Liberation Sans, Arial, Helvetica, sans-serif",
+    "background": None,
+    "aria": False,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--muted)",
+        "labelFontSize": 12,
+        "labelPadding": 6,
+        "title": None,
+        "ticks": False,
+        "domainColor": "var(--line)",
+        "gridColor": "var(--line)",
+    },
+    "legend": {
+        "labelColor": "var(--ink)",
+        "labelFontSize": 12,
+        "orient": "top",
+        "title": None,
+        "symbolType": "square",
+        "symbolStrokeWidth": 0,
+        "padding": 0,
+        "offset": 12,
+    },
+}
+_DAY = {"field": "day", "type": "temporal", "scale": {"type": "utc"}}
+_NUMBERS = {
+    "tickCount": 5,
+    "labelExpr": "abs(datum.value) < 1000 ? format(datum.value, ',~r') : format(datum.value, '~s')",
+}
+
+
+def _chart(width: int, height: int, values: list[dict[str, Any]], **more: Any) -> Spec:
+    """A drawing of this size, axes and all."""
+    return {
+        "width": width,
+        "height": height,
+        "autosize": {"type": "fit", "contains": "padding"},
+        "padding": {"left": 0, "right": 8, "top": 4, "bottom": 0},
+        "config": _CONFIG,
+        "data": {"values": values},
+        **more,
+    }
+
+
+def _days_axis(width: int) -> dict[str, Any]:
+    return {"format": "%-d %b", "grid": False, "tickCount": width // 90, "labelOverlap": True}
+
+
+def outstanding(days: Rows, width: int) -> Spec:
+    """Outstanding points at the end of each day."""
+    values = [{"day": day["day"].isoformat(), "points": float(day["outstanding"])} for day in days]
+    return _chart(
+        width,
+        240,
+        values,
+        mark={
+            "type": "area",
+            "interpolate": "step-after",
+            "color": "var(--issued)",
+            "fillOpacity": 0.16,
+            "line": {"color": "var(--issued)"},
+        },
+        encoding={
+            "x": {**_DAY, "axis": _days_axis(width)},
+            "y": {"field": "points", "type": "quantitative", "axis": _NUMBERS},
+        },
+    )
+
+
+def moved(days: Rows, width: int) -> Spec:
+    """Points issued and refunded on each day above the line, redeemed below it."""
+    values = [
+        {"day": day["day"].isoformat(), "kind": kind, "points": sign * float(day[kind])}
+        for day in days
+        for kind, sign in (("issued", 1), ("refunded", 1), ("redeemed", -1))
+    ]
+    return _chart(
+        width,
+        240,
+        values,
+        mark={"type": "bar"},
+        encoding={
+            "x": {**_DAY, "timeUnit": "utcyearmonthdate", "axis": _days_axis(width)},
+            "y": {"field": "points", "type": "quantitative", "stack": "zero", "axis": _NUMBERS},
+            "color": {
+                "field": "kind",
+                "type": "nominal",
+                "scale": {"domain": list(_COLOURS), "range": list(_COLOURS.values())},
+            },
+            "order": {"field": "kind"},
+        },
+    )
+
+
+def bars(numbers: Sequence[tuple[str, float]], width: int) -> Spec:
+    """A bar each, in the order given, between its label and its number."""
+    limit_px = round(width * LABELS_SHARE)
+    labels = [_fitted(label, limit_px) for label, _ in numbers]
+    values = [
+        {"place": place, "label": label, "number": number}
+        for place, (label, (_, number)) in enumerate(zip(labels, numbers, strict=True))
+    ]
+    least, most = (choose(0, *(number for _, number in numbers), 0) for choose in (min, max))
+    room = (most - least or 1) * NUMBER_PX / (width - limit_px)
+    domain = [least - room * (least < 0), most + room * (most > 0 or least == 0)]
+    text = {"type": "text", "baseline": "middle", "fontSize": 12}
+    beside = {"dx": {"expr": "datum.number < 0 ? -6 : 6"}, "align": {"expr": "datum.number < 0 ? 'right' : 'left'"}}
+    return _chart(
+        width,
+        BAR_PX * len(values),
+        values,
+        encoding={"y": {"field": "place", "type": "ordinal", "axis": None}},
+        layer=[
+            {
+                "mark": {"type": "bar", "color": "var(--issued)", "height": {"band": 0.66}},
+                "encoding": {
+                    "x": {
+                        "field": "number",
+                        "type": "quantitative",
+                        "axis": None,
+                        "scale": {"domain": domain, "nice": False},
+                    }
+                },
+            },
+            {
+                "mark": {**text, **beside, "color": "var(--ink)"},
+                "encoding": {
+                    "x": {"field": "number", "type": "quantitative"},
+                    "text": {"field": "number", "type": "quantitative", "format": ",~r"},
+                },
+            },
+            {
+                "mark": {**text, "x": -8, "align": "right", "color": "var(--muted)"},
+                "encoding": {"text": {"field": "label", "type": "nominal"}},
+            },
+        ],
+    )
+
+
+def _text_px(text: str) -> int:
+    """About how wide a text of 12 px is: Latin, or of letters as wide as they are high."""
+    return sum(12 if east_asian_width(character) in "WF" else 7 for character in text)
+
+
+def _fitted(text: str, limit_px: int) -> str:
+    """As much of a text as fits. Vega would cut it in the middle of a character."""
+    if _text_px(text) <= limit_px:
+        return text
+    while _text_px(text) > limit_px - 7:
+        text = text[:-1]
+    return f"{text}\N{HORIZONTAL ELLIPSIS}"
+
+
+def week(hours: Rows, width: int) -> Spec:
+    """The more happened in an hour of the week, the darker it is."""
+    values = [{"hour": row["hour"], "day": WEEKDAYS[row["weekday"]], "actions": row["actions"]} for row in hours]
+    most = max(row["actions"] for row in hours)
+    return _chart(
+        width,
+        7 * BAR_PX + 24,
+        values,
+        mark={"type": "rect", "color": "var(--issued)", "cornerRadius": 2},
+        encoding={
+            "x": {
+                "field": "hour",
+                "type": "ordinal",
+                "scale": {"paddingInner": 0.12},
+                "axis": {"values": [0, 6, 12, 18, 23], "labelAngle": 0, "domain": False},
+            },
+            "y": {
+                "field": "day",
+                "type": "ordinal",
+                "sort": list(WEEKDAYS),
+                "scale": {"paddingInner": 0.12},
+                "axis": {"domain": False},
+            },
+            "opacity": {
+                "field": "actions",
+                "type": "quantitative",
+                "scale": {"domain": [0, max(most, 1)], "range": [0.06, 1]},
+                "legend": None,
+            },
+        },
+    )
