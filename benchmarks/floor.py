@@ -1,0 +1,224 @@
+"""Floors: the least that anyone could write to load actions and keep balances. No checks, no quarantine, no second try.
+
+    python -m benchmarks.floor postgresql://… < messages
+
+Lines are decoded by msgspec into Structs, staged as fast as the engine can, inserted into a ledger where they are new,
+and folded into balances, with a commit every 20,000 rows. Tables hold what the project's do, but for `content_hash`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from datetime import datetime
+from decimal import Decimal
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+BATCH_ROWS = 20_000
+EFFECTS = {"REWARD_EARNED": "earned", "REDEEM_PERK": "redeemed", "AWARD_POINTS_REFUNDED": "refunded"}
+
+Row = tuple[Any, ...]
+
+
+class Named(msgspec.Struct):
+    """A tenant, a user or a location."""
+
+    id: str = msgspec.field(name="_id")
+
+
+class Context(msgspec.Struct):
+    """Whose action it is, and where it happened."""
+
+    user: Named
+    location: Named | None = None
+
+
+class When(msgspec.Struct):
+    """When it happened."""
+
+    timestamp: datetime
+
+
+class Metadata(msgspec.Struct, rename="camel"):
+    """What it did to an award."""
+
+    award_id: str
+    perk_id: str
+    points_available: Decimal
+    points_added: Decimal | None = None
+    points_redeemed: Decimal | None = None
+    points_refunded: Decimal | None = None
+
+
+class Action(msgspec.Struct, rename="camel"):
+    """An action, as far as the ledger keeps it in columns."""
+
+    id: str = msgspec.field(name="_id")
+    type: str
+    tenant_id: str
+    source: str
+    environment: str
+    context: Context
+    when: When
+    metadata: Metadata
+
+
+class Message(msgspec.Struct):
+    """A line."""
+
+    type: str
+    record: msgspec.Raw = msgspec.Raw()
+
+
+def rows(lines: Iterable[bytes]) -> Iterator[Row]:
+    """A row of the ledger for each RECORD."""
+    message = msgspec.json.Decoder(Message).decode
+    action = msgspec.json.Decoder(Action, strict=False).decode
+    for line in lines:
+        record = message(line).record
+        if record:
+            a = action(record)
+            context, metadata = a.context, a.metadata
+            yield (
+                a.id,
+                a.type,
+                a.tenant_id,
+                context.user.id,
+                metadata.award_id,
+                metadata.perk_id,
+                context.location and context.location.id,
+                a.when.timestamp,
+                EFFECTS[a.type],
+                metadata.points_available,
+                metadata.points_added,
+                metadata.points_redeemed,
+                metadata.points_refunded,
+                a.source,
+                a.environment,
+                bytes(record).decode(),
+            )
+
+
+COLUMNS = """action_id {id}, type {text}, tenant_id {id}, user_id {id}, award_id {id}, perk_id {id}, location_id {id},
+    occurred_at {time}, effect {text}, points_available {points}, points_added {points}, points_redeemed {points},
+    points_refunded {points}, source {text}, environment {text}, payload {json}"""
+BALANCES = """CREATE TABLE award_balances (award_id {id} PRIMARY KEY, user_id {id}, perk_id {id}, points {points},
+    as_of {time}, last_action_id {id}, earned_total {points}, redeemed_total {points}, refunded_total {points},
+    action_count BIGINT, first_action_at {time}, updated_at {time})"""
+TYPES = {
+    "postgresql": {
+        "id": 'VARCHAR(255) COLLATE "C"',
+        "text": "TEXT",
+        "time": "TIMESTAMPTZ",
+        "points": "NUMERIC(19, 4)",
+        "json": "JSON",
+    },
+    "sqlite": dict.fromkeys(("id", "text", "time", "json"), "TEXT") | {"points": "NUMERIC(19, 4)"},
+    "duckdb": dict.fromkeys(("id", "text", "json"), "VARCHAR") | {"time": "TIMESTAMP", "points": "DECIMAL(19, 4)"},
+}
+# The rows that the ledger lacks, then a balance for each of their awards.
+INSERT = "INSERT INTO actions SELECT * FROM {staged} WHERE true ON CONFLICT DO NOTHING"
+FOLD = """
+    INSERT INTO award_balances AS b
+    SELECT award_id, max(user_id), max(perk_id), max(CASE WHEN rank = 1 THEN points_available END), max(occurred_at),
+        max(CASE WHEN rank = 1 THEN action_id END), sum(coalesce(points_added, 0)), sum(coalesce(points_redeemed, 0)),
+        sum(coalesce(points_refunded, 0)), count(*), min(occurred_at), current_timestamp
+    FROM (SELECT *, row_number() OVER (PARTITION BY award_id ORDER BY occurred_at DESC, action_id DESC) AS rank
+          FROM {fresh}) AS ranked
+    GROUP BY award_id
+    ON CONFLICT (award_id) DO UPDATE SET
+        points = CASE WHEN excluded.as_of >= b.as_of THEN excluded.points ELSE b.points END,
+        last_action_id = CASE WHEN excluded.as_of >= b.as_of THEN excluded.last_action_id ELSE b.last_action_id END,
+        as_of = CASE WHEN excluded.as_of >= b.as_of THEN excluded.as_of ELSE b.as_of END,
+        earned_total = b.earned_total + excluded.earned_total,
+        redeemed_total = b.redeemed_total + excluded.redeemed_total,
+        refunded_total = b.refunded_total + excluded.refunded_total,
+        action_count = b.action_count + excluded.action_count,
+        first_action_at = CASE WHEN excluded.first_action_at < b.first_action_at
+            THEN excluded.first_action_at ELSE b.first_action_at END,
+        updated_at = excluded.updated_at"""
+
+
+def tables(engine: str) -> list[str]:
+    """The statements that create the ledger and the balances."""
+    columns = COLUMNS.format(**TYPES[engine])
+    return [f"CREATE TABLE actions ({columns}, PRIMARY KEY (action_id))", BALANCES.format(**TYPES[engine])]
+
+
+def into_postgresql(url: str, batches: Iterable[list[Row]]) -> None:
+    """By binary COPY."""
+    import psycopg  # noqa: PLC0415 - each floor needs its own driver alone
+
+    types = ["varchar", "text", *["varchar"] * 5, "timestamptz", "text", *["numeric"] * 4, "text", "text", "json"]
+    fold = FOLD.format(fresh="fresh")
+    with psycopg.connect(url) as connection:
+        for statement in tables("postgresql"):
+            connection.execute(statement)
+        connection.execute("CREATE TEMP TABLE staged (LIKE actions) ON COMMIT DELETE ROWS")
+        connection.commit()
+        for batch in batches:
+            with connection.cursor().copy("COPY staged FROM STDIN (FORMAT BINARY)") as copy:
+                copy.set_types(types)
+                for row in batch:
+                    copy.write_row(row)
+            insert = INSERT.format(staged="staged")
+            connection.execute(f"WITH fresh AS ({insert} RETURNING *) {fold}")
+            connection.commit()
+
+
+def into_sqlite(url: str, batches: Iterable[list[Row]]) -> None:
+    """By the driver's executemany."""
+    sqlite3.register_adapter(Decimal, float)
+    sqlite3.register_adapter(datetime, lambda instant: instant.replace(tzinfo=None).isoformat(" "))
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    for statement in (*tables("sqlite"), f"CREATE TEMP TABLE staged ({COLUMNS.format(**TYPES['sqlite'])})"):
+        connection.execute(statement)
+    for batch in batches:
+        connection.execute("BEGIN")
+        connection.executemany(f"INSERT INTO staged VALUES ({', '.join('?' * 16)})", batch)  # noqa: S608 - marks only
+        connection.execute("DELETE FROM staged WHERE action_id IN (SELECT action_id FROM actions)")
+        connection.execute(INSERT.format(staged="staged"))
+        connection.execute(FOLD.format(fresh="staged"))
+        connection.execute("DELETE FROM staged")
+        connection.execute("COMMIT")
+
+
+def into_duckdb(url: str, batches: Iterable[list[Row]]) -> None:
+    """Through Arrow."""
+    import duckdb  # noqa: PLC0415
+    import pyarrow  # noqa: PLC0415
+
+    points = pyarrow.decimal128(19, 4)
+    types = [*[pyarrow.string()] * 7, pyarrow.timestamp("us"), pyarrow.string(), *[points] * 4, *[pyarrow.string()] * 3]
+    connection = duckdb.connect(url.removeprefix("duckdb:///"))
+    for statement in tables("duckdb"):
+        connection.execute(statement)
+    for batch in batches:
+        columns = zip(types, zip(*batch, strict=True), strict=True)
+        arrays = [pyarrow.array(values, type_) for type_, values in columns]
+        connection.execute("BEGIN")
+        connection.register("rows", pyarrow.table(arrays, names=[f"c{place}" for place in range(len(arrays))]))
+        connection.execute("CREATE OR REPLACE TEMP TABLE staged AS SELECT * FROM actions LIMIT 0")
+        connection.execute("INSERT INTO staged SELECT * FROM rows")
+        connection.execute("DELETE FROM staged WHERE action_id IN (SELECT action_id FROM actions)")
+        connection.execute(INSERT.format(staged="staged"))
+        connection.execute(FOLD.format(fresh="staged"))
+        connection.execute("COMMIT")
+
+
+def main(url: str) -> None:
+    """Load standard input into an empty warehouse."""
+    into = {"postgresql": into_postgresql, "sqlite": into_sqlite, "duckdb": into_duckdb}[url.split(":", maxsplit=1)[0]]
+    incoming = rows(sys.stdin.buffer)
+    into(url, ([first, *islice(incoming, BATCH_ROWS - 1)] for first in chain(incoming)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

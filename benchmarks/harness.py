@@ -1,0 +1,200 @@
+"""Programs measured side by side: environments of their own, runs in turn, medians and ratios, tables and plots.
+
+Machines are noisy, and other work comes and goes: an absolute time says little. So contenders run in turn within one
+run of the benchmark, several rounds of them, and what counts is the ratio of their medians.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+PROJECT = Path(__file__).parent.parent
+ENVIRONMENTS = PROJECT / ".dev" / "bench"
+DOCUMENT = PROJECT / "docs" / "performance.md"
+COLORS = ("#2a78b8", "#d9822b", "#4c9f70", "#a05195", "#8a8a8a", "#c0504d", "#6b8e23", "#5f6caf")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a program took: of a pipe, `cpu_seconds` of all its programs, `peak_mb` of the greatest."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+def run(
+    *commands: Sequence[str | Path],
+    stdin: Path | None = None,
+    stdout: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Run:
+    """Run a command, or a pipe of commands, to the end and measure it.
+
+    Args:
+        commands: each reads what the one before writes.
+        stdin: what the first reads; nothing by default.
+        stdout: where the output of the last goes; nowhere by default.
+        environment: variables to set besides the present ones.
+
+    Raises:
+        RuntimeError: a command has failed; with the end of what they all said on stderr.
+    """
+    with ExitStack() as stack:
+        errors = stack.enter_context(tempfile.TemporaryFile())
+        source = stack.enter_context((stdin or Path(os.devnull)).open("rb"))
+        sink = stack.enter_context((stdout or Path(os.devnull)).open("wb"))
+        started = time.perf_counter()
+        processes: list[subprocess.Popen[bytes]] = []
+        for place, command in enumerate(commands):
+            before = processes[-1].stdout or source if processes else source
+            process = subprocess.Popen(  # noqa: S603 - the commands of this package
+                [str(word) for word in command],
+                stdin=before,
+                stdout=sink if place == len(commands) - 1 else subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, **(environment or {})},
+                cwd=PROJECT,
+            )
+            if before is not source:
+                before.close()
+            processes.append(process)
+        ends = [os.wait4(process.pid, 0) for process in processes]
+        seconds = time.perf_counter() - started
+        for process, (_, status, _) in zip(processes, ends, strict=True):
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if any(process.returncode for process in processes):
+            errors.seek(0)
+            said = errors.read()[-2000:].decode(errors="replace")
+            raise RuntimeError(f"{commands[0][0]}: exit codes {[each.returncode for each in processes]}\n{said}")
+    usages = [usage for _, _, usage in ends]
+    return Run(
+        seconds=seconds,
+        cpu_seconds=sum(usage.ru_utime + usage.ru_stime for usage in usages),
+        peak_mb=max(usage.ru_maxrss for usage in usages) / 1024,
+    )
+
+
+def environment(name: str, *requirements: str) -> Path:
+    """The `bin` folder of a virtual environment that holds the requirements, made when they are not what it has."""
+    folder = ENVIRONMENTS / name
+    stamp = folder / "requirements"
+    wanted = "\n".join(requirements)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        uv = shutil.which("uv") or PROJECT / ".dev" / "uv" / "bin" / "uv"
+        print(f"installing {', '.join(requirements)} …", flush=True)
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)  # noqa: S603
+        install = [uv, "pip", "install", "--quiet", "--python", folder / "bin" / "python", *requirements]
+        subprocess.run(install, check=True)  # noqa: S603
+        stamp.write_text(wanted)
+    return folder / "bin"
+
+
+def in_turn(contenders: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
+    """Run each contender once a round; what takes it long to prepare is for it to do before."""
+    runs: dict[str, list[Run]] = {name: [] for name in contenders}
+    for number in range(1, rounds + 1):
+        for name, contender in contenders.items():
+            print(f"  round {number}: {name} …", end=" ", flush=True)
+            runs[name].append(contender())
+            print(f"{runs[name][-1].seconds:.2f} s", flush=True)
+    return runs
+
+
+def seconds_of(runs: Iterable[Run]) -> float:
+    """The median of their times."""
+    return median(each.seconds for each in runs)
+
+
+def table(results: Mapping[str, Sequence[Run]], *, rows: int, against: str) -> str:
+    """A Markdown table: median seconds, rows a second, the ratio to the time of one of them, peak memory."""
+    base = seconds_of(results[against])
+    lines = [f"| | seconds | rows/s | time ÷ {against} | peak MB |", "|---|---:|---:|---:|---:|"]
+    for name, runs in results.items():
+        seconds, peak_mb = seconds_of(runs), median(each.peak_mb for each in runs)
+        lines.append(f"| {name} | {seconds:,.2f} | {rows / seconds:,.0f} | {seconds / base:,.2f} | {peak_mb:,.0f} |")
+    return "\n".join(lines)
+
+
+def write_section(name: str, text: str) -> None:
+    """Put text between the markers of a section in `docs/performance.md`, which has them."""
+    document = DOCUMENT.read_text()
+    pattern = re.compile(rf"(<!-- bench: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(document):
+        raise ValueError(f"{DOCUMENT.name} has no section {name!r}")
+    DOCUMENT.write_text(pattern.sub(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", document))
+
+
+def write_plot(name: str, svg: str, says: str) -> str:
+    """Put a plot beside `docs/performance.md`; returns the Markdown that shows it."""
+    DOCUMENT.with_name(f"performance-{name}.svg").write_text(svg)
+    return f"![{says}](performance-{name}.svg)"
+
+
+def bars(title: str, values: Mapping[str, float], unit: str) -> str:
+    """An SVG of horizontal bars, in the order given."""
+    label_px, bar_px, line_px, top_px = 260, 380, 26, 40
+    greatest = max(values.values())
+    parts = []
+    for place, (name, value) in enumerate(values.items()):
+        y, width = top_px + place * line_px, max(1.0, value / greatest * bar_px)
+        parts += [
+            f'<text x="{label_px - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>',
+            f'<rect x="{label_px}" y="{y}" width="{width:.1f}" height="18" fill="{COLORS[place % len(COLORS)]}"/>',
+            f'<text x="{label_px + width + 6:.1f}" y="{y + 14}">{value:,.4g} {escape(unit)}</text>',
+        ]
+    return _svg(title, label_px + bar_px + 110, top_px + len(values) * line_px + 8, parts)
+
+
+def curves(title: str, x_label: str, y_label: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """An SVG of lines through points, both axes from zero."""
+    left_px, top_px, width_px, height_px = 60, 40, 480, 240
+    x_greatest = max(x for points in series.values() for x, _ in points)
+    y_greatest = max(y for points in series.values() for _, y in points) * 1.05
+    bottom_px = top_px + height_px
+    parts = [
+        f'<path d="M{left_px} {top_px}V{bottom_px}H{left_px + width_px}" stroke="#8a8a8a" fill="none"/>',
+        f'<text x="{left_px + width_px / 2}" y="{bottom_px + 34}" text-anchor="middle">{escape(x_label)}</text>',
+        f'<text x="{left_px}" y="{top_px - 6}">{escape(y_label)}</text>',
+    ]
+    for quarter in range(5):
+        x, y = left_px + quarter * width_px / 4, bottom_px - quarter * height_px / 4
+        parts += [
+            f'<text x="{x}" y="{bottom_px + 16}" text-anchor="middle">{quarter * x_greatest / 4:,.4g}</text>',
+            f'<text x="{left_px - 6}" y="{y + 4}" text-anchor="end">{quarter * y_greatest / 4:,.3g}</text>',
+        ]
+    for place, (name, points) in enumerate(series.items()):
+        color = COLORS[place % len(COLORS)]
+        placed = [
+            (left_px + x / x_greatest * width_px, bottom_px - y / y_greatest * height_px) for x, y in sorted(points)
+        ]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        parts += [
+            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>',
+            *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in placed),
+            f'<text x="{left_px + width_px + 12}" y="{top_px + 14 + place * 20}" fill="{color}">{escape(name)}</text>',
+        ]
+    return _svg(title, left_px + width_px + 210, bottom_px + 44, parts)
+
+
+def _svg(title: str, width: float, height: float, parts: Iterable[str]) -> str:
+    """Grey letters are legible on white and on black."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}">'
+    style = "<style>text{font:13px sans-serif}text:not([fill]){fill:#777}.title{font-weight:bold}</style>"
+    heading = f'<text class="title" x="8" y="18">{escape(title)}</text>'
+    return "\n".join((head, style, heading, *parts, "</svg>\n"))
