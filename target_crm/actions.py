@@ -13,7 +13,7 @@ of any other type, with a null effect, and never touches a balance.
 from __future__ import annotations
 
 import hashlib
-from decimal import Decimal
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from target_crm import values
@@ -21,7 +21,7 @@ from target_crm.values import Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import datetime
+    from decimal import Decimal
 
 _T = TypeVar("_T")
 _EMPTY: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
     )
     return LedgerRow(
         *content,
-        content_hash=_hash(content),
+        content_hash=content_hash(content),
         payload=_required(record, values.json_document, "the record"),
         loaded_at=loaded_at,
     )
@@ -127,10 +127,12 @@ def _required(value: Any, convert: Callable[[Any], _T], name: str) -> _T:
         raise Invalid(f"{name} {reason}") from None
 
 
-def _hash(content: tuple[Any, ...]) -> str:
+def content_hash(content: tuple[Any, ...]) -> str:
     """Equal for equal content: 2, 2.0 and "2" are the same points."""
-    words = (
-        "\0" if value is None else format(value.normalize() + 0, "f") if isinstance(value, Decimal) else str(value)
-        for value in content
-    )
+    words = ["\0" if value is None else value if type(value) is str else _word(value) for value in content]
     return hashlib.blake2b("\x1f".join(words).encode(), digest_size=16).hexdigest()
+
+
+def _word(value: Decimal | datetime) -> str:
+    text = str(value)
+    return text if isinstance(value, datetime) or text.isdigit() else format(value.normalize() + 0, "f")

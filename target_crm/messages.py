@@ -29,6 +29,7 @@ class MessageReader(GenericSingerReader[str]):
         on_idle: called when `IDLE_SECONDS` pass without input.
         on_malformed: called with a line that is not a message, and the reason.
         on_failure: called with an error of any callback, before it ends the run.
+        take: called with each line before it is decoded; whether it has taken the line, which is a RECORD then.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class MessageReader(GenericSingerReader[str]):
         on_idle: Callable[[], None],
         on_malformed: Callable[[str, str], None],
         on_failure: Callable[[Exception], None],
+        take: Callable[[bytes], bool] = lambda _line: False,
     ) -> None:
         super().__init__()
         self._on_idle = on_idle
         self._on_malformed = on_malformed
         self._on_failure = on_failure
+        self._take = take
         self.line_number = 0
         self.line_bytes = 0
 
@@ -82,6 +85,9 @@ class MessageReader(GenericSingerReader[str]):
             if len(line) > LINE_BYTES_MAX:
                 self._on_malformed(_as_text(line[:HEAD_BYTES]), f"the line is longer than {LINE_BYTES_MAX:,} bytes")
                 continue
+            if self._take(line):
+                counter["RECORD"] += 1
+                continue
             try:
                 message = self.deserialize_json(line)
                 handler = handlers[message["type"]]
@@ -96,11 +102,11 @@ class MessageReader(GenericSingerReader[str]):
         return counter
 
 
-def _lines(source: IO[str]) -> Iterator[str | bytes | None]:
+def _lines(source: IO[str]) -> Iterator[bytes | None]:
     try:
         descriptor = source.fileno()
     except OSError:
-        yield from source
+        yield from (line.encode() for line in source)
     else:
         yield from lines(descriptor)
 
@@ -131,9 +137,8 @@ def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes
         yield b"".join(pending)
 
 
-def _as_text(line: str | bytes) -> str:
-    text = line if isinstance(line, str) else line.decode(errors="replace")
-    return without_nul(text).rstrip("\n")
+def _as_text(line: bytes) -> str:
+    return without_nul(line.decode(errors="replace")).rstrip("\n")
 
 
 def without_nul(text: str) -> str:

@@ -22,12 +22,13 @@ from singer_sdk.exceptions import (
     SingerSDKError,
 )
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TargetCapabilities
-from singer_sdk.mapper import CustomStreamMap, RemoveRecordTransform, StreamMap
+from singer_sdk.mapper import CustomStreamMap, RemoveRecordTransform, SameRecordTransform, StreamMap
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
 from target_crm import engines, values
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.messages import MessageReader, without_nul
+from target_crm.plain import plain_row
 from target_crm.runs import DONE, FAILED, Run
 from target_crm.schemas import MissingProperty, snake_case
 from target_crm.settings import SETTINGS, Settings, expectation, refuse_malformed
@@ -85,13 +86,14 @@ class TargetCrm(Target):
         self.tallies: dict[str, Tally] = {}
         self.batch_began_at = datetime.now(timezone.utc)
         self.tick = Ticker().tick
-        self._reader = MessageReader(self._drain_when_due, self._reject_line, self._tell_failure)
+        self._reader = MessageReader(self._drain_when_due, self._reject_line, self._tell_failure, self._take_plain)
         self.message_reader = self._reader
         self._rejections: list[Rejection] = []
         self._state: str | None = None
         self._emitted_state: str | None = None
         self._shapes: dict[str, tuple[Any, Any]] = {}
         self._routes: dict[str, list[Route]] = {}
+        self._plain_sink: CrmSink | None = None
         self._rows_held = 0
         self._bytes_held = 0
         self._due_at_seconds: float | None = None
@@ -187,6 +189,20 @@ class TargetCrm(Target):
         except RecursionError:
             raise InputError(f"stream {stream!r}: its SCHEMA message is nested too deeply") from None
         self._shapes[stream] = shape
+        routes = self._routes.get("actions", [])
+        is_unmapped = [type(route.map) for route in routes] == [SameRecordTransform]
+        self._plain_sink = routes[0].sink if is_unmapped else None
+
+    def _take_plain(self, line: bytes) -> bool:
+        """Hold an action that is plain to read; whether the line was one. All others go the general way."""
+        sink = self._plain_sink
+        row = plain_row(line) if sink else None
+        if not (sink and row):
+            return False
+        self._hold()
+        sink.rows.append((self.input_line, *row, self.batch_began_at))
+        self._drain_when_due()
+        return True
 
     def _routes_of(self, stream: str, schema: dict[str, Any], keys: list[str] | None) -> list[Route]:
         """Where a stream's records go: streams that maps join into one table have a sink each, of their own shape."""
