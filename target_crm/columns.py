@@ -7,7 +7,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, BigInteger, DateTime, Double, Numeric, String, Text, cast, func
-from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
@@ -60,6 +59,8 @@ class LongText(TypeDecorator[str]):
         """The engine's own type. PostgreSQL's default tells any two texts apart, and sorts as its users expect."""
         name = engine_name(dialect)
         if name in {"mysql", "mariadb"}:
+            from sqlalchemy.dialects import mysql  # noqa: PLC0415 - takes long, and few need it
+
             return mysql.LONGTEXT(charset="utf8mb4", collation=_BYTEWISE[name])
         return Text(collation=_BYTEWISE["mssql"] if name == "mssql" else None)
 
@@ -99,6 +100,8 @@ class Instant(TypeDecorator[datetime]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """The engine's own type."""
         if dialect.name in {"mysql", "mariadb"}:
+            from sqlalchemy.dialects import mysql  # noqa: PLC0415
+
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
         return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
 

@@ -136,6 +136,7 @@ class Postgresql(Ways):
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
     # One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
     _LOCK_CLASS = 0x63726D
+    _JSON_OID = 114
 
     def listen(self, engine: Engine) -> None:
         """Let the server speak of times in UTC: the driver can't read the year 9999 in some other zones."""
@@ -171,15 +172,20 @@ class Postgresql(Ways):
         connection.execute(text(f"TRUNCATE {_quoted(connection, table)}"))
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """By COPY, where the driver has it."""
+        """By binary COPY, where the driver has it."""
         if connection.dialect.driver != "psycopg":
             super().load(connection, table, rows)
             return
+        name, columns = _quoted(connection, table), _columns(connection, table)
         driver_connection: Any = connection.connection.driver_connection
-        statement = f"COPY {_quoted(connection, table)} ({_columns(connection, table)}) FROM STDIN"
-        with driver_connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in rows:
-                copy.write_row(row)
+        with driver_connection.cursor() as cursor:
+            # As they are: an older loader may have made some wider than this one's schema says.
+            types = [column.type_code for column in cursor.execute(f"SELECT {columns} FROM {name} LIMIT 0").description]  # noqa: S608 - quoted names only
+            with cursor.copy(f"COPY {name} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+                # JSON is in the sender's words; the driver would write a string of it.
+                copy.set_types(["text" if each == self._JSON_OID else each for each in types])
+                for row in rows:
+                    copy.write_row(row)
 
 
 class Duckdb(Ways):
