@@ -180,12 +180,14 @@ class LedgerSink(CrmSink):
         else:
             statements = balances.recompute_statements(self.tables, _named(staged, "award_id"))
         update_balances(connection, self.tables, statements)
-        self.contradictions = [
-            Rejection(self.stream_name, "the ledger has this _id with other content", input_line, payload)
-            for input_line, payload in connection.execute(staging.contradictions(ledger, staged))
-        ]
+        read = len(self.rows)
+        if applied < read:
+            self.contradictions = [
+                Rejection(self.stream_name, "the ledger has this _id with other content", input_line, payload)
+                for input_line, payload in connection.execute(staging.contradictions(ledger, staged))
+            ]
         unstage(connection, staged)
-        read, quarantined = len(self.rows), len(self.contradictions)
+        quarantined = len(self.contradictions)
         return Tally(read, applied, duplicate=read - applied - quarantined, quarantined=quarantined)
 
 
