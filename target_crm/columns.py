@@ -12,6 +12,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.engine import Dialect
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
@@ -104,6 +106,17 @@ class Instant(TypeDecorator[datetime]):
 
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
         return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        """What makes the driver's value. SQLAlchemy's own for SQLite writes each part of a time by itself."""
+        if dialect.name != "sqlite":
+            return super().bind_processor(dialect)
+
+        def as_text(value: datetime | None) -> str | None:
+            utc = self.process_bind_param(value, dialect)
+            return utc.isoformat(" ", "microseconds") if utc else None
+
+        return as_text
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """UTC goes in."""

@@ -31,7 +31,7 @@ from target_crm.columns import JsonText, LongText
 from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, RANK, SEQ, VERSION
 
 if TYPE_CHECKING:
-    from sqlalchemy import Delete, Insert, Select, Table, Update
+    from sqlalchemy import Column, Delete, Insert, Select, Table, Update
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def fresh_rows(staged: Staged) -> FromClause:
 def take_absent(table: Table, staged: Staged) -> Insert:
     """`fresh` ← the first row of each key that the table lacks."""
     (key,) = table.primary_key.columns
-    ranked = _ranked(staged.table, [key.name], [staged.table.c[SEQ]])
+    rows = staged.table.c
+    ranked = _ranked([rows[SEQ], rows[key.name]], [key.name], [rows[SEQ]])
     known = select(literal_column("1")).where(key == ranked.c[key.name]).exists()
     return staged.fresh.insert().from_select([SEQ], select(ranked.c[SEQ]).where(ranked.c[RANK] == 1, ~known))
 
@@ -76,7 +77,7 @@ def take_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     if not keys:
         return staged.fresh.insert().from_select([SEQ], select(staged.table.c[SEQ]))
     newest_first = [*(age.desc() for age in ages(staged.table)), staged.table.c[SEQ].desc()]
-    ranked = _ranked(staged.table, keys, newest_first)
+    ranked = _ranked(list(staged.table.c), keys, newest_first)
     news = and_(_not_older(ages(ranked), ages(table)), not_(_equal(table, ranked, {LOADED_AT})))
     winners = (
         select(ranked.c[SEQ])
@@ -195,9 +196,10 @@ def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return cast(column, LongText()) if isinstance(column.type, JsonText) else column
 
 
-def _ranked(rows: Table, keys: Sequence[str], order_by: Sequence[ColumnElement[Any]]) -> FromClause:
-    rank = func.row_number().over(partition_by=[rows.c[key] for key in keys], order_by=order_by)
-    return select(*rows.c, rank.label(RANK)).subquery("ranked")
+def _ranked(columns: Sequence[Column[Any]], keys: Sequence[str], order_by: Sequence[ColumnElement[Any]]) -> FromClause:
+    """Rows with their rank among those of the same key. Only the columns that are needed: they are sorted along."""
+    rank = func.row_number().over(partition_by=[each for each in columns if each.name in keys], order_by=order_by)
+    return select(*columns, rank.label(RANK)).subquery("ranked")
 
 
 def _not_older(ages: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
