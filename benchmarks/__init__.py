@@ -1,1 +1,1 @@
-"""Measurements of the pair against the stock path of the Singer SDK."""
+"""Measurements of the pair against floors and peers: see docs/performance.md."""

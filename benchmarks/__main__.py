@@ -1,81 +1,196 @@
-"""Load the same actions with target-crm and with the stock path, in one run: the ratio is what counts."""
+"""Measure the loader against its floors and its peers, and write tables and plots into docs/performance.md."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from datetime import datetime, timezone
-from importlib.resources import files
-from itertools import islice
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pepper_sandbox.world import World
+from benchmarks import data, harness
+from benchmarks.harness import Run, environment, in_turn, seconds_of
+from tests.postgres import PostgresServer, fast_folder, new_database
 
-NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
-ACTIONS_PER_USER = 110
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Contender = Callable[[], Run]
+
+ENGINES = ("postgresql", "sqlite", "duckdb")
+FLOOR, PROJECT = "floor", "target-crm"
+TARGET = [Path(sys.executable).with_name("target-crm")]
+PYTHON = [sys.executable]
 
 
-def write_messages(path: Path, rows: int) -> int:
-    """Write actions of a sandbox world as Singer messages; returns how many they are."""
-    schema = json.loads((files("tap_pepper") / "schemas" / "actions.json").read_text())
-    world = World(users=rows // ACTIONS_PER_USER + 1, now=NOW)
-    count = 0
-    with path.open("w") as output:
-        print(
-            json.dumps({"type": "SCHEMA", "stream": "actions", "schema": schema, "key_properties": ["_id"]}),
-            file=output,
+class Bench:
+    """A folder for the data, and a PostgreSQL server whose data lies beside it; in memory where there is room."""
+
+    def __init__(self, folder: Path, postgres_url: str) -> None:
+        self.folder = folder
+        self._postgres_url = postgres_url
+        self._numbers = count()
+
+    def new_url(self, engine: str) -> str:
+        """An empty warehouse."""
+        if engine != "postgresql":
+            return f"{engine}:///{self.folder}/{next(self._numbers)}.{engine}"
+        return new_database(self._postgres_url)
+
+    def floor(self, engine: str, messages: Path) -> Run:
+        """Load into an empty warehouse by the floor."""
+        return harness.run([*PYTHON, "-m", "benchmarks.floor", self.new_url(engine)], stdin=messages)
+
+    def load(self, url: str, messages: Path, **settings: Any) -> Run:
+        """Load by this project."""
+        return self._run(TARGET, messages, {"sqlalchemy_url": url, **settings})
+
+    def project(self, engine: str, messages: Path) -> Run:
+        """Load into an empty warehouse by this project."""
+        return self.load(self.new_url(engine), messages)
+
+    def peer(self, command: Sequence[str | Path], engine: str, messages: Path, **settings: Any) -> Run:
+        """Load by another Singer target."""
+        url = self.new_url(engine)
+        if engine == "duckdb":
+            return self._run(command, messages, {"filepath": url.removeprefix("duckdb:///"), **settings})
+        port = int(self._postgres_url.rsplit(":", 1)[1])
+        server = {"host": "127.0.0.1", "port": port, "user": "postgres", "password": "postgres"}
+        database = url.rsplit("/", 1)[1]
+        return self._run(command, messages, {**server, "database": database, "dbname": database, **settings})
+
+    def dlt(self, disposition: str, messages: Path) -> Run:
+        """Load by dlt, without Singer: it reads the lines itself."""
+        script = Path(__file__).with_name("peer_dlt.py")
+        python = environment("dlt", "dlt[postgres]==1.31.0") / "python"
+        url = self.new_url("postgresql").replace("@", ":postgres@")
+        folder = self.folder / f"dlt_{next(self._numbers)}"
+        quiet = {"HOME": str(self.folder), "RUNTIME__DLTHUB_TELEMETRY": "false"}
+        return harness.run([python, script, url, folder, disposition], stdin=messages, environment=quiet)
+
+    def _run(self, command: Sequence[str | Path], messages: Path, settings: Mapping[str, Any]) -> Run:
+        config = self.folder / f"config_{next(self._numbers)}.json"
+        config.write_text(json.dumps(settings))
+        return harness.run([*command, "--config", config], stdin=messages, environment={"LOGLEVEL": "WARNING"})
+
+
+def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
+    """Other loaders for an engine. None of them keeps a balance."""
+    if engine == "duckdb":
+        target = environment("target-duckdb", "target-duckdb==0.8.0") / "target-duckdb"
+        schema = {"default_target_schema": "main", "add_metadata_columns": True}
+        return {"target-duckdb": partial(bench.peer, [target], engine, messages, **schema)}
+    if engine == "sqlite":
+        return {}
+    meltano = environment("target-postgres", "meltanolabs-target-postgres==0.8.1") / "target-postgres"
+    pipelinewise = environment("pipelinewise", "pipelinewise-target-postgres==2.1.2", "setuptools<81")
+    schema = {"default_target_schema": "public"}
+    return {
+        "target-postgres, INSERT": partial(bench.peer, [meltano], engine, messages, **schema),
+        "target-postgres, use_copy": partial(bench.peer, [meltano], engine, messages, use_copy=True, **schema),
+        "pipelinewise": partial(bench.peer, [pipelinewise / "target-postgres"], engine, messages, **schema),
+        "dlt, append": partial(bench.dlt, "append", messages),
+        "dlt, merge": partial(bench.dlt, "merge", messages),
+    }
+
+
+def compare(bench: Bench, rows: int, rounds: int, *, with_peers: bool) -> str:
+    """Each engine's floor, this project and the peers, in turn."""
+    messages = data.write_messages(bench.folder / "actions.jsonl", rows)
+    parts = []
+    for engine in ENGINES:
+        contenders: dict[str, Contender] = {
+            FLOOR: partial(bench.floor, engine, messages),
+            PROJECT: partial(bench.project, engine, messages),
+            **(peers(bench, engine, messages) if with_peers else {}),
+        }
+        print(f"{engine}, {rows:,} actions", flush=True)
+        runs = in_turn(contenders, rounds)
+        plot = harness.bars(f"{rows:,} actions into {engine}", {k: seconds_of(v) for k, v in runs.items()}, "s")
+        parts += [
+            f"### Into {engine}",
+            harness.table(runs, rows=rows, against=FLOOR),
+            harness.write_plot(engine, plot, f"Seconds to load {rows:,} actions into {engine}"),
+        ]
+    return "\n\n".join(parts)
+
+
+def memory(bench: Bench, sizes: Sequence[int]) -> str:
+    """Peak memory by the number of actions."""
+    curves: dict[str, list[tuple[float, float]]] = {engine: [] for engine in ENGINES}
+    for size in sizes:
+        messages = data.write_messages(bench.folder / "more.jsonl", size)
+        for engine in ENGINES:
+            peak_mb = bench.project(engine, messages).peak_mb
+            print(f"memory: {size:,} actions into {engine}: {peak_mb:.0f} MB", flush=True)
+            curves[engine].append((size / 1000, peak_mb))
+    lines = ["| actions | " + " | ".join(ENGINES) + " |", "|---:|" + "---:|" * len(ENGINES)]
+    for place, size in enumerate(sizes):
+        lines.append(f"| {size:,} | " + " | ".join(f"{curves[each][place][1]:,.0f} MB" for each in ENGINES) + " |")
+    plot = harness.curves("Peak memory", "thousand actions", "MB", curves)
+    return "\n\n".join(["\n".join(lines), harness.write_plot("memory", plot, "Peak memory by the number of actions")])
+
+
+def growth(bench: Bench, sizes: Sequence[int], rows: int, rounds: int) -> str:
+    """What one more batch costs, by the size of the ledger that takes it."""
+    curves: dict[str, list[tuple[float, float]]] = {engine: [] for engine in ENGINES}
+    awards = max(sizes)
+    for engine in ENGINES:
+        ledgers = {size: bench.new_url(engine) for size in sizes}
+        for size, url in ledgers.items():
+            bench.load(url, data.write_messages(bench.folder / "ledger.jsonl", size, awards=awards))
+        batches = (
+            data.write_messages(bench.folder / f"batch_{place}.jsonl", rows, max(sizes) + place * rows, awards)
+            for place in range(rounds)
         )
-        for action in islice(world.actions(), rows):
-            record = {**action, "when_timestamp": action["when"]["timestamp"]}
-            print(json.dumps({"type": "RECORD", "stream": "actions", "record": record}, default=float), file=output)
-            count += 1
-        print(json.dumps({"type": "STATE", "value": {}}), file=output)
-    return count
-
-
-def seconds_to_load(command: list[str], messages: Path, database: Path) -> float:
-    """How long a target takes to load the messages into a new SQLite database."""
-    config = database.with_suffix(".json")
-    config.write_text(json.dumps({"sqlalchemy_url": f"sqlite:///{database}"}))
-    started = time.perf_counter()
-    with messages.open("rb") as source:
-        subprocess.run(  # noqa: S603 - the two commands below
-            [*command, "--config", str(config)],
-            stdin=source,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
-            env={**os.environ, "LOGLEVEL": "WARNING"},
+        runs: dict[int, list[Run]] = {size: [] for size in sizes}
+        for batch in batches:
+            for size, url in ledgers.items():
+                runs[size].append(bench.load(url, batch))
+                print(f"growth: {engine}, {size:,}: {runs[size][-1].seconds:.2f} s", flush=True)
+        curves[engine] = [(size / 1000, seconds_of(each)) for size, each in runs.items()]
+    lines = ["| actions in the ledger | " + " | ".join(ENGINES) + " |", "|---:|" + "---:|" * len(ENGINES)]
+    for place, size in enumerate(sizes):
+        cells = (
+            f"{curves[each][place][1]:.2f} s ({curves[each][place][1] / curves[each][0][1]:.2f})" for each in ENGINES
         )
-    return time.perf_counter() - started
+        lines.append(f"| {size:,} | " + " | ".join(cells) + " |")
+    plot = harness.curves(f"{rows:,} more actions", "thousand actions in the ledger", "seconds", curves)
+    return "\n\n".join(["\n".join(lines), harness.write_plot("growth", plot, "Cost of a batch by the ledger's size")])
+
+
+@contextmanager
+def new_bench() -> Iterator[Bench]:
+    """A bench whose data is gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pepper-crm-bench-", dir=fast_folder()) as folder,
+        PostgresServer() as server,
+    ):
+        yield Bench(Path(folder), server.url)
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure what is asked for."""
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    parser.add_argument("--rows", type=int, default=50_000, help="actions to load")
-    rows = parser.parse_args().rows
-    commands = {
-        "stock SDK target": [sys.executable, "-m", "benchmarks.stock"],
-        "target-crm": [sys.executable, "-c", "from target_crm.target import main; main()"],
-    }
-    with tempfile.TemporaryDirectory(prefix="pepper-crm-bench-") as folder:
-        messages = Path(folder) / "actions.jsonl"
-        print(f"writing {rows:,} actions …", flush=True)
-        count = write_messages(messages, rows)
-        size_mb = messages.stat().st_size / 1e6
-        print(f"{count:,} actions, {size_mb:,.0f} MB, into SQLite; start-up included")
-        print(f"{'':<20}{'seconds':>9}{'rows/s':>11}{'ratio':>8}")
-        baseline = None
-        for name, command in commands.items():
-            seconds = seconds_to_load(command, messages, Path(folder) / f"{name.split()[0]}.db")
-            baseline = baseline or seconds
-            print(f"{name:<20}{seconds:>9.1f}{count / seconds:>11,.0f}{baseline / seconds:>8.1f}", flush=True)
+    parser.add_argument("parts", nargs="*", default=["compare", "memory", "growth"], help="what to measure; all")
+    parser.add_argument("--rows", type=int, default=100_000, help="actions to load")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each contender runs")
+    parser.add_argument("--no-peers", action="store_true", help="only the floor and this project")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000], help="ledgers")
+    arguments = parser.parse_args()
+    with new_bench() as bench:
+        if "compare" in arguments.parts:
+            peers_too = not arguments.no_peers
+            text = compare(bench, arguments.rows, arguments.rounds, with_peers=peers_too)
+            harness.write_section("target", f"{arguments.rows:,} actions, {arguments.rounds} rounds.\n\n{text}")
+        if "memory" in arguments.parts:
+            harness.write_section("target-memory", memory(bench, arguments.sizes))
+        if "growth" in arguments.parts:
+            harness.write_section("target-growth", growth(bench, arguments.sizes, 10_000, arguments.rounds))
 
 
 if __name__ == "__main__":

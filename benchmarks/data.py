@@ -1,0 +1,107 @@
+"""Lines to load: actions as Pepper's guide shows them, in tap-pepper's messages. Any number, always the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from datetime import datetime, timedelta, timezone
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SCHEMA = json.loads((files("tap_pepper") / "schemas" / "actions.json").read_text())
+STATE_ROWS = 4_000
+# So many awards for each action: of 100,000 actions, some 95,000 are of different awards.
+AWARDS_PER_ACTION = 10
+EFFECTS = (
+    ("REWARD_EARNED", "pointsAdded", 70),
+    ("REDEEM_PERK", "pointsRedeemed", 25),
+    ("AWARD_POINTS_REFUNDED", "pointsRefunded", 5),
+)
+FIRST = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
+    """Actions number `first` and following; each is the same however many there are beside it."""
+    awards = awards or count * AWARDS_PER_ACTION
+    for number in range(first, first + count):
+        dice = random.Random(number)
+        name, points, _ = dice.choices(EFFECTS, [weight for *_, weight in EFFECTS])[0]
+        award = dice.randrange(awards)
+        timestamp = (FIRST + timedelta(milliseconds=250 * number)).isoformat(timespec="milliseconds")
+        yield {
+            "_id": _id("action", number),
+            "context": {
+                "tenant": {"_id": _id("tenant", 1), "title": "The Grill"},
+                "user": {
+                    "_id": _id("user", award // 3),
+                    "fullName": f"Tom Jones {award // 3}",
+                    "primaryPlatform": "IOS",
+                },
+                "location": {
+                    "_id": _id("location", number % 40),
+                    "title": "Arches",
+                    "geo": [-0.0970637, 51.5045788],
+                    "regions": [],
+                    "tags": [""],
+                },
+                "tags": [],
+            },
+            "tenantId": _id("tenant", 1),
+            "type": name,
+            "source": "API_SERVER",
+            "version": "0",
+            "when": {
+                "timezone": "Europe/London",
+                "timestamp": timestamp.replace("+00:00", "Z"),
+                "year": 2026,
+                "monthofyear": 2,
+                "weekofyear": 10,
+                "dayofmonth": 5,
+                "dayofweek": 5,
+                "daypart": "LUNCH",
+            },
+            "metadata": {
+                "awardId": _id("award", award),
+                "perkId": _id("perk", award % 9),
+                "loyaltyEarned": 2,
+                points: dice.randrange(1, 30),
+                "pointsAvailable": dice.randrange(200),
+                "trigger": "GLOBAL",
+            },
+            "environment": "PRODUCTION",
+        }
+
+
+def write_messages(path: Path, count: int, first: int = 0, awards: int | None = None) -> Path:
+    """Write them as Singer messages, with a STATE every `STATE_ROWS`."""
+    with path.open("w") as output:
+        _write(output, {"type": "SCHEMA", "stream": "actions", "schema": SCHEMA, "key_properties": ["_id"]})
+        for place, action in enumerate(actions(count, first, awards), start=1):
+            timestamp = action["when"]["timestamp"]
+            record = {**action, "when_timestamp": timestamp}
+            _write(
+                output,
+                {
+                    "type": "RECORD",
+                    "stream": "actions",
+                    "record": record,
+                    "time_extracted": "2026-11-25T07:00:00+00:00",
+                },
+            )
+            if place % STATE_ROWS == 0 or place == count:
+                _write(output, {"type": "STATE", "value": {"bookmarks": {"actions": {"when_timestamp": timestamp}}}})
+    return path
+
+
+def _write(output: Any, message: dict[str, Any]) -> None:
+    output.write(json.dumps(message, separators=(",", ":")) + "\n")
+
+
+def _id(kind: str, number: int) -> str:
+    """24 hexadecimal digits that look random, as Pepper's do."""
+    return hashlib.blake2b(f"{kind} {number}".encode(), digest_size=12).hexdigest()
