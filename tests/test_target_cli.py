@@ -315,7 +315,7 @@ def test_a_replay_goes_on_also_where_loaders_stop_at_what_they_refuse(
     load(warehouse_url, [action("r1", award="w9"), ACTIONS, action("r2", available=True)])
     monkeypatch.setenv("TARGET_CRM_ON_INVALID_RECORD", "fail")
 
-    assert balances("replay", "--json") == (0, '{"tried": 2, "loaded": 1, "rejected": 1}\n')
+    assert balances("replay", "--json") == (0, '{"tried":2,"loaded":1,"rejected":1}\n')
 
 
 def test_what_is_refused_again_for_another_reason_is_not_taken_for_loaded(balances: Any, warehouse_url: str) -> None:
