@@ -46,7 +46,7 @@ def test_the_sdist_holds_sources_tests_and_docs_and_nothing_that_was_made_from_t
         names = [name.split("/", 1)[1] for name in sdist.getnames()]
     top_level = {name.split("/")[0] for name in names}
     assert top_level == {
-        *("tap_pepper", "target_crm", "pepper_sandbox", "tests", "benchmarks", "hub", "deploy"),
+        *("tap_pepper", "target_crm", "pepper_sandbox", "tests", "benchmarks", "hub", "deploy", "dbt"),
         *("docs", "requirements"),
         *("dev", "meltano.yml", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "PKG-INFO", ".gitignore"),
     }

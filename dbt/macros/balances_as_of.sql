@@ -1,0 +1,7 @@
+{# Each award's points at a moment, which is an SQL timestamp without a zone, in UTC:
+   select * from ({{ pepper_crm.balances_as_of("timestamp '2026-10-01 00:00:00'") }}) as balances #}
+{% macro balances_as_of(moment) %}
+select award_id, user_id, perk_id, points
+from {{ ref('pepper_crm', 'award_history') }}
+where (valid_from is null or valid_from <= {{ moment }}) and (valid_to is null or valid_to > {{ moment }})
+{% endmacro %}

@@ -1,0 +1,77 @@
+-- Each award's points over time: from one sight of it until the next. Before the first action an award has its opening
+-- points; nobody knows since when, so they count from the beginning.
+with actions as (
+
+    select
+        award_id,
+        action_id,
+        {{ pepper_crm.utc('occurred_at') }} as seen_at,
+        points_available as points,
+        case effect
+            when 'earned' then points_added
+            when 'redeemed' then - points_redeemed
+            else points_refunded
+        end as delta,
+        row_number() over (partition by award_id order by occurred_at, action_id) as number
+    from {{ source('crm', 'actions') }}
+    where effect is not null
+
+),
+
+snapshots as (
+
+    select award_id, {{ pepper_crm.utc('as_of') }} as seen_at, points
+    from {{ source('crm', 'award_balances') }}
+    where as_of_source = 'award'
+
+),
+
+openings as (
+
+    select award_id, points - delta as points
+    from actions
+    where number = 1
+    union all
+    select award_id, points
+    from snapshots
+    where not exists (select 1 from actions where actions.award_id = snapshots.award_id)
+
+),
+
+sights as (
+
+    select award_id, cast(null as timestamp) as seen_at, 0 as number, points from openings
+    union all
+    -- A balance is of a snapshot where that is newer than every action.
+    select award_id, seen_at, 0 as number, points from snapshots
+    union all
+    select award_id, seen_at, number, points from actions
+
+),
+
+intervals as (
+
+    select
+        award_id,
+        points,
+        seen_at as valid_from,
+        lead(seen_at) over (partition by award_id order by seen_at nulls first, number) as next_seen_at
+    from sights
+
+)
+
+select
+    intervals.award_id,
+    balances.user_id,
+    balances.perk_id,
+    intervals.points,
+    intervals.valid_from,
+    least(intervals.next_seen_at, {{ pepper_crm.utc('awards._deleted_at') }}) as valid_to
+from intervals
+inner join {{ source('crm', 'award_balances') }} as balances on balances.award_id = intervals.award_id
+left join {{ source('crm', 'awards') }} as awards on awards._id = intervals.award_id
+where
+    intervals.valid_from is null
+    or intervals.valid_from < coalesce(
+        least(intervals.next_seen_at, {{ pepper_crm.utc('awards._deleted_at') }}), timestamp '9999-12-31 00:00:00'
+    )

@@ -1,0 +1,42 @@
+-- Users by the month (UTC) of their first action, and what they did in each month since.
+with monthly as (
+
+    select
+        user_id,
+        cast(date_trunc('month', {{ pepper_crm.utc('occurred_at') }}) as date) as month,
+        sum(case when effect = 'earned' then points_added else 0 end) as earned,
+        sum(case when effect = 'redeemed' then points_redeemed else 0 end) as redeemed,
+        sum(case when effect = 'refunded' then points_refunded else 0 end) as refunded
+    from {{ source('crm', 'actions') }}
+    where effect is not null
+    group by 1, 2
+
+),
+
+since as (
+
+    select monthly.*, min(month) over (partition by user_id) as cohort_month from monthly
+
+),
+
+sizes as (
+
+    select cohort_month, count(distinct user_id) as users from since group by cohort_month
+
+)
+
+select
+    since.cohort_month,
+    since.month,
+    cast(
+        12 * (extract(year from since.month) - extract(year from since.cohort_month))
+        + extract(month from since.month) - extract(month from since.cohort_month) as integer
+    ) as months_since,
+    sizes.users as cohort_users,
+    count(*) as active_users,
+    sum(since.earned) as earned,
+    sum(since.redeemed) as redeemed,
+    sum(since.refunded) as refunded
+from since
+inner join sizes on sizes.cohort_month = since.cohort_month
+group by 1, 2, 3, 4
