@@ -114,6 +114,7 @@ SCRATCH = ("meltano.yml", "deploy", "hub", "tests/snapshots")
 DEV = """\
 #!/bin/sh
 if [ "$1" = shell ]; then shift; exec "$@"; fi
+if [ "$1" = help ]; then exec "{project}/dev" help; fi
 "{project}/dev" help | grep -q "^  $1 " || {{ echo "./dev $1: no such command" >&2; exit 1; }}
 """
 SQL = """\
@@ -196,3 +197,16 @@ def test_every_command_in_a_document_runs(document: str, guest: dict[str, str], 
 def test_what_is_not_run_is_known() -> None:
     marked = {document: sum(bool(block["mark"]) for block in blocks(document)) for document in DOCUMENTS}
     assert {document: count for document, count in marked.items() if count} == NOT_RUN
+
+
+def test_ci_and_pre_commit_call_commands_that_exist() -> None:
+    usage = subprocess.run([PROJECT / "dev", "help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"^  (\w+)  ", usage, re.MULTILINE))
+    jobs = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    called = set(jobs["check"]["strategy"]["matrix"]["command"])
+    called |= {step["run"].split()[1] for job in jobs.values() for step in job["steps"] if "run" in step} - {
+        '"$COMMAND"'
+    }
+    (repository,) = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
+    called |= {hook["entry"].split()[1] for hook in repository["hooks"]}
+    assert {"test", "lint", "dbt"} <= called <= known
