@@ -93,8 +93,11 @@ class _VerbatimJson(JSON):
         return None
 
 
+_ZONED = frozenset({"postgresql", "snowflake"})
+
+
 class Instant(TypeDecorator[datetime]):
-    """An instant to the microsecond: aware in Python, TIMESTAMPTZ on PostgreSQL, UTC without a zone elsewhere."""
+    """An instant to the microsecond: aware in Python, with a zone where the engine has those, else UTC without."""
 
     impl = DateTime
     cache_ok = True
@@ -105,7 +108,7 @@ class Instant(TypeDecorator[datetime]):
             from sqlalchemy.dialects import mysql  # noqa: PLC0415
 
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
-        return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
+        return dialect.type_descriptor(DateTime(timezone=dialect.name in _ZONED))
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
         """What makes the driver's value. SQLAlchemy's own for SQLite writes each part of a time by itself."""
@@ -123,7 +126,7 @@ class Instant(TypeDecorator[datetime]):
         if value is None:
             return None
         utc = value if value.tzinfo is timezone.utc else value.astimezone(timezone.utc)
-        return utc if dialect.name == "postgresql" else utc.replace(tzinfo=None)
+        return utc if dialect.name in _ZONED else utc.replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """UTC comes out."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, inspect, literal_column, select, text
 from sqlalchemy.dialects import mysql
-from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String
 
@@ -36,6 +35,8 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (Date, "date"),
     (String, "text"),
 )
+# Types of a dialect that are none of SQLAlchemy's own.
+_KINDS_BY_NAME = {"TIMESTAMP_TZ": "time"}
 
 
 def set_up(connection: Connection, tables: Tables, *others: Table) -> list[Statement]:
@@ -76,10 +77,9 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
         WarehouseError: the table can't take what the new schema says.
     """
     inspector = inspect(connection)
-    try:
-        found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
-    except NoSuchTableError:
+    if not inspector.has_table(table.name, schema=table.schema):
         return _creation(table)
+    found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
     keys = inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
     wanted_keys = [column.name for column in table.primary_key.columns]
     if set(keys) != set(wanted_keys):
@@ -122,7 +122,8 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
 
 def _kind(type_: TypeEngine[Any]) -> str:
     decorated = getattr(type_, "impl_instance", type_)
-    return next((kind for base, kind in _KINDS if isinstance(decorated, base)), "something else")
+    named = _KINDS_BY_NAME.get(decorated.__visit_name__, "something else")
+    return next((kind for base, kind in _KINDS if isinstance(decorated, base)), named)
 
 
 def _creation(table: Table) -> list[Statement]:

@@ -7,22 +7,27 @@ differ by engine are in `columns.py`.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from contextlib import closing, contextmanager, suppress
+from datetime import date, datetime
+from decimal import Decimal
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import cast, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import cast, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from target_crm.columns import POINTS_PLACES, Instant, Points
 from target_crm.errors import WarehouseError
+from target_crm.tables import tables_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from sqlalchemy import Column, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, Column, Connection, Dialect, Engine, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
 
     Rows = Sequence[tuple[Any, ...]]
@@ -44,6 +49,10 @@ class Ways:
     """Arguments of `create_engine`."""
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a transaction that only reads, and has to see one state throughout."""
+
+    def create_engine(self, url: URL, **options: Any) -> Engine:
+        """Make a SQLAlchemy engine of a URL."""
+        return create_engine(url, **options, **self.engine_options)
 
     def listen(self, engine: Engine) -> None:
         """Have the engine's events do what it needs."""
@@ -290,12 +299,67 @@ class Mysql(Ways):
         _insert_by_driver(connection, table, rows, mark="%s")
 
 
+class Snowflake(Ways):
+    """Locks by table that last as long as a transaction, DDL that commits at once, files by way of a stage."""
+
+    # A statement that was cut off, by its lock's or its own timeout, or by a person; the way to the server.
+    _PASSING_STATES = frozenset({"08001", "08003", "57014"})
+    # An internal error of the server; a session that is gone, or whose token has expired.
+    _PASSING_NUMBERS = frozenset({603, 390111, 390112, 390114})
+    _NO_SUCH_TABLE = 2003
+    # Its dialect takes these from `connect_args` alone: a URL might come from a stranger.
+    _FILES = ("private_key_file", "token_file_path")
+
+    def create_engine(self, url: URL, **options: Any) -> Engine:
+        """Have sessions wait for locks no longer than on other engines: they would for half a day."""
+        session = {"TIMEZONE": "UTC", "LOCK_TIMEOUT": LOCK_WAIT_SECONDS, "QUERY_TAG": "target-crm"}
+        files = {name: url.query[name] for name in self._FILES if name in url.query}
+        arguments = {"session_parameters": session, **files}
+        return super().create_engine(url.difference_update_query(files), connect_args=arguments, **options)
+
+    def lock(self, connection: Connection, schema: str | None) -> None:
+        """Change a table of one row: others that do so wait. Before there is one, nothing holds them back.
+
+        A loader that dies in a transaction holds it until Snowflake ends that: after five minutes of others' waiting.
+        """
+        version = tables_in(schema).version
+        try:
+            connection.execute(version.update().values(version=version.c.version))
+        except DBAPIError as error:
+            if getattr(error.orig, "errno", None) != self._NO_SUCH_TABLE:
+                raise
+
+    def is_passing(self, error: Exception) -> bool:
+        """By state and number besides: a lock that was not to be had is a ProgrammingError."""
+        state, number = getattr(error, "sqlstate", None), getattr(error, "errno", None)
+        return super().is_passing(error) or state in self._PASSING_STATES or number in self._PASSING_NUMBERS
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """By a file in the user's own stage, which needs no right but to log in.
+
+        It goes when it is loaded; one that was not is overwritten by the next.
+        """
+        quote, compiler = connection.dialect.identifier_preparer.quote_identifier, connection.dialect.type_compiler
+        stage = f"@~/{_digest(str(table))}"
+        with tempfile.TemporaryDirectory(prefix="target-crm-") as folder:
+            path = Path(folder) / "rows.parquet"
+            _write_parquet(path, table, rows)
+            connection.exec_driver_sql(f"PUT 'file://{path}' {stage} AUTO_COMPRESS = FALSE OVERWRITE = TRUE")
+        values = (f"$1:{quote(column.name)}::{compiler.process(column.type)}" for column in table.columns)
+        connection.exec_driver_sql(
+            f"COPY INTO {_quoted(connection, table)} ({_columns(connection, table)}) "
+            f"FROM (SELECT {', '.join(values)} FROM {stage}/{path.name}) "
+            "FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) FORCE = TRUE PURGE = TRUE"
+        )
+
+
 _WAYS: dict[str, Ways] = {
     "sqlite": Sqlite(),
     "postgresql": Postgresql(),
     "duckdb": Duckdb(),
     "mysql": Mysql(),
     "mariadb": Mysql(),
+    "snowflake": Snowflake(),
 }
 _OTHERS = Ways()
 
@@ -340,6 +404,29 @@ def _insert_by_driver(connection: Connection, table: Table, rows: Rows, mark: st
     columns = zip(table.columns, zip(*rows, strict=True), strict=True)
     bound = [_bound(connection.dialect, column, values) for column, values in columns]
     connection.exec_driver_sql(statement, list(zip(*bound, strict=True)))
+
+
+def _write_parquet(path: Path, table: Table, rows: Rows) -> None:
+    """Rows as a file of columns, each of one type; instants in UTC."""
+    import pyarrow  # noqa: PLC0415 - comes with the extras of the engines that take it
+    from pyarrow import parquet  # noqa: PLC0415
+
+    types = {
+        str: pyarrow.string(),
+        int: pyarrow.int64(),
+        bool: pyarrow.bool_(),
+        float: pyarrow.float64(),
+        Decimal: pyarrow.decimal128(19, POINTS_PLACES),
+        datetime: pyarrow.timestamp("us", tz="UTC"),
+        date: pyarrow.date32(),
+    }
+    arrays = []
+    for column, values in zip(table.columns, zip(*rows, strict=True), strict=True):
+        kind = getattr(column.type, "impl_instance", column.type).python_type
+        # A number of any size comes as a decimal, which is not one of Arrow's until its places are known.
+        sent = [None if value is None else float(value) for value in values] if kind is float else values
+        arrays.append(pyarrow.array(sent, types[kind]))
+    parquet.write_table(pyarrow.table(arrays, names=[column.name for column in table.columns]), path)
 
 
 def _quoted(connection: Connection, table: Table) -> str:

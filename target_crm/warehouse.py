@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import create_engine, select
+from sqlalchemy import select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -209,7 +209,7 @@ def parse_url(sqlalchemy_url: str) -> URL:
 
 def _create_engine(url: URL, ways: Ways) -> Engine:
     try:
-        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True, **ways.engine_options)
+        engine = ways.create_engine(url, hide_parameters=True, pool_pre_ping=True)
     except NoSuchModuleError:
         raise SettingError(
             f"no engine is called {url.drivername!r} (sqlalchemy_url or dialect); is its extra installed?"

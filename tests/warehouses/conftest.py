@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import MetaData
+from sqlalchemy import MetaData, Table, inspect
 
 from target_crm.warehouse import Warehouse
 from tests.warehouses import Unavailable
@@ -75,11 +75,9 @@ def empty(crm: Warehouse) -> None:
     """Remove all rows of the target's own tables, and the tables of other streams."""
     own = crm.tables.metadata
     with crm.write() as connection:
-        found = MetaData()
-        found.reflect(connection)
-        for table in found.sorted_tables:
-            if table.name not in own.tables and table.name.removeprefix("_crm_staging_").startswith(("t_", "perks")):
-                table.drop(connection)
+        for name in inspect(connection).get_table_names():
+            if name not in own.tables and name.removeprefix("_crm_staging_").startswith(("t_", "perks")):
+                Table(name, MetaData()).drop(connection)
         for table in own.sorted_tables:
             if table is not crm.tables.version:
                 connection.execute(table.delete())

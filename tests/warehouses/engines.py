@@ -16,6 +16,7 @@ from tests.postgres import PostgresServer, new_database
 from tests.warehouses import Unavailable
 from tests.warehouses.mariadb import mariadb
 from tests.warehouses.sharded import sharded_postgresql
+from tests.warehouses.snowflake import snowflake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,4 +82,5 @@ ENGINES = {
     "postgresql_15": Engine("PostgreSQL 15", lambda: postgresql(DEBIANS_POSTGRESQL), lodger=_POSTGRESQL_LODGER),
     "sharded_postgresql": Engine("PostgreSQL on 3 servers", sharded_postgresql),
     "mariadb": Engine("MariaDB", mariadb, lodger=_MYSQL_LODGER),
+    "snowflake": Engine("Snowflake, by fakesnow", snowflake, processes=False),
 }
