@@ -347,7 +347,7 @@ class Snowflake(Ways):
             connection.exec_driver_sql(f"PUT 'file://{path}' {stage} AUTO_COMPRESS = FALSE OVERWRITE = TRUE")
         values = (f"$1:{quote(column.name)}::{compiler.process(column.type)}" for column in table.columns)
         connection.exec_driver_sql(
-            f"COPY INTO {_quoted(connection, table)} ({_columns(connection, table)}) "
+            f"COPY INTO {_quoted(connection, table)} ({_columns(connection, table)}) "  # noqa: S608 - quoted names only
             f"FROM (SELECT {', '.join(values)} FROM {stage}/{path.name}) "
             "FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) FORCE = TRUE PURGE = TRUE"
         )
