@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _EMPTY: dict[str, Any] = {}
+_BETWEEN = "\x1f"
 
 # Pepper's type → what it does to a balance, and where it says by how much.
 EFFECTS = {
@@ -64,10 +65,10 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
     name in it is the same action; one with other points is not.
     """
     action_id = _required(record.get("_id"), values.identifier, "_id")
-    action_type = _optional(record.get("type"), values.text)
+    action_type = values.optional(record.get("type"), values.text)
     context, metadata, when = (_object(record.get(name)) for name in ("context", "metadata", "when"))
     user_id, award_id = _object(context.get("user")).get("_id"), metadata.get("awardId")
-    occurred_at = _optional(when.get("timestamp"), values.instant) or _optional(
+    occurred_at = values.optional(when.get("timestamp"), values.instant) or values.optional(
         record.get("when_timestamp"), values.instant
     )
     effect, delta_name = EFFECTS.get(action_type or "", (None, ""))
@@ -80,23 +81,23 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
         _required(user_id, values.identifier, "context.user._id")
         if occurred_at is None:
             raise Invalid("when.timestamp is missing or not an ISO 8601 time")
-    tenant_id = _optional(record.get("tenantId"), values.identifier)
+    tenant_id = values.optional(record.get("tenantId"), values.identifier)
     content = (
         action_id,
         action_type,
-        tenant_id or _optional(_object(context.get("tenant")).get("_id"), values.identifier),
-        _optional(user_id, values.identifier),
-        _optional(award_id, values.identifier),
-        _optional(metadata.get("perkId"), values.identifier),
-        _optional(_object(context.get("location")).get("_id"), values.identifier),
+        tenant_id or values.optional(_object(context.get("tenant")).get("_id"), values.identifier),
+        values.optional(user_id, values.identifier),
+        values.optional(award_id, values.identifier),
+        values.optional(metadata.get("perkId"), values.identifier),
+        values.optional(_object(context.get("location")).get("_id"), values.identifier),
         occurred_at,
         effect,
-        _optional(metadata.get("pointsAvailable"), values.points),
-        _optional(metadata.get("pointsAdded"), values.points),
-        _optional(metadata.get("pointsRedeemed"), values.points),
-        _optional(metadata.get("pointsRefunded"), values.points),
-        _optional(record.get("source"), values.text),
-        _optional(record.get("environment"), values.text),
+        values.optional(metadata.get("pointsAvailable"), values.points),
+        values.optional(metadata.get("pointsAdded"), values.points),
+        values.optional(metadata.get("pointsRedeemed"), values.points),
+        values.optional(metadata.get("pointsRefunded"), values.points),
+        values.optional(record.get("source"), values.text),
+        values.optional(record.get("environment"), values.text),
     )
     return LedgerRow(
         *content,
@@ -111,15 +112,6 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else _EMPTY
 
 
-def _optional(value: Any, convert: Callable[[Any], _T]) -> _T | None:
-    if value is None:
-        return None
-    try:
-        return convert(value)
-    except Invalid:
-        return None
-
-
 def _required(value: Any, convert: Callable[[Any], _T], name: str) -> _T:
     try:
         return convert(value)
@@ -130,7 +122,11 @@ def _required(value: Any, convert: Callable[[Any], _T], name: str) -> _T:
 def content_hash(content: tuple[Any, ...]) -> str:
     """Equal for equal content: 2, 2.0 and "2" are the same points."""
     words = ["\0" if value is None else value if type(value) is str else _word(value) for value in content]
-    return hashlib.blake2b("\x1f".join(words).encode(), digest_size=16).hexdigest()
+    text = _BETWEEN.join(words)
+    if text.count(_BETWEEN) >= len(words):
+        # A text holds one too, and could pass for two: no two lists have the same literal.
+        text = repr(words)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _word(value: Decimal | datetime) -> str:

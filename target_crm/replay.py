@@ -122,6 +122,7 @@ def _as_message(row: Row[Any]) -> str | None:
     if not isinstance(payload, dict):
         return None
     if row.stream:
-        payload = {"stream": row.stream, "record": payload, "time_extracted": row.rejected_at.isoformat()}
+        extracted_at = row.extracted_at or row.rejected_at
+        payload = {"stream": row.stream, "record": payload, "time_extracted": extracted_at.isoformat()}
     replayable = payload.get("stream") in _STREAMS and "record" in payload
     return values.json_text({**payload, "type": "RECORD"}) if replayable else None

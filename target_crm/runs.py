@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from target_crm.schemas import snake_case
@@ -37,7 +38,7 @@ class Run:
     def rows(self, tallies: Mapping[str, Tally]) -> list[tuple[Any, ...]]:
         """A row for each stream, by the name of its table, and one for the lines that are of no stream."""
         finished_at = self.now if self.exit_state else None
-        seconds = round((self.now - self.started_at).total_seconds(), 3)
+        seconds = Decimal((self.now - self.started_at) // timedelta(milliseconds=1)) / 1000
         return [
             (
                 self.run_id,

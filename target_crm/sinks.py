@@ -75,6 +75,7 @@ class Rejection:
     reason: str
     input_line: int
     payload: str
+    extracted_at: datetime | None = None
 
     @property
     def rejected_id(self) -> str:
@@ -89,7 +90,8 @@ class Rejection:
 
     def row(self, rejected_at: datetime, run_id: str) -> tuple[Any, ...]:
         """A row of `rejected_records`."""
-        return self.rejected_id, self.stream, self.reason, self.input_line, self.payload, rejected_at, run_id
+        told = (self.rejected_id, self.stream, self.reason, self.input_line, self.payload)
+        return (*told, rejected_at, run_id, self.extracted_at)
 
 
 class CrmSink(Sink):
@@ -119,7 +121,8 @@ class CrmSink(Sink):
             row = self.row_of(record, message)
         except values.Invalid as reason:
             self.refused += 1
-            self.target.reject(self.stream_name, reason, values.json_text(record), self.target.input_line)
+            extracted_at = values.optional(message.get("time_extracted"), values.instant)
+            self.target.reject(self.stream_name, reason, values.json_text(record), extracted_at)
             self.traces += [(self.target.input_line, *trace) for trace in self.traces_of(record, message)]
         else:
             self.rows.append((self.target.input_line, *row))
@@ -183,7 +186,7 @@ class LedgerSink(CrmSink):
         read = len(self.rows)
         if applied < read:
             self.contradictions = [
-                Rejection(self.stream_name, "the ledger has this _id with other content", input_line, payload)
+                Rejection(self.stream_name, "the ledger has this _id with other content", input_line, _compact(payload))
                 for input_line, payload in connection.execute(staging.contradictions(ledger, staged))
             ]
         unstage(connection, staged)
@@ -324,6 +327,11 @@ def _news_of_awards(awards: Table, staged: staging.Staged) -> Select[Any]:
     changing, fresh = staging.changing_rows(awards, staged), staging.fresh_rows(staged)
     news = or_(fresh.c.updated_at.is_(None), fresh.c["_id"].in_(select(changing.c["_id"])))
     return balances.partials_of_awards(fresh).where(news)
+
+
+def _compact(document: str) -> str:
+    """JSON as it comes out of a replay, whichever way it came in: the quarantine knows it again."""
+    return values.json_text(values.from_json(document))
 
 
 def update_balances(connection: Connection, owned: tables.Tables, statements: Sequence[Executable]) -> None:

@@ -62,6 +62,7 @@ class Tables:
             Column("payload", LongText(), nullable=False),
             Column("rejected_at", Instant, nullable=False),
             Column("run_id", Identifier(), nullable=False),
+            Column("extracted_at", Instant),
         )
         self.load_runs = Table(
             "load_runs",

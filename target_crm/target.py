@@ -153,10 +153,13 @@ class TargetCrm(Target):
         """Each sink once; streams of one shape that maps join share one."""
         return list(dict.fromkeys(route.sink for routes in self._routes.values() for route in routes))
 
-    def reject(self, stream: str, reason: values.Invalid | str, payload: str, input_line: int) -> None:
+    def reject(
+        self, stream: str, reason: values.Invalid | str, payload: str, extracted_at: datetime | None = None
+    ) -> None:
         """Put a record aside for the quarantine, or stop where the settings say so."""
         # Names of streams and of properties are the sender's too.
-        rejection = Rejection(without_nul(stream), without_nul(str(reason)), input_line, payload)
+        stream, words = without_nul(stream), without_nul(str(reason))
+        rejection = Rejection(stream, words, self.input_line, payload, extracted_at)
         if self.settings.on_invalid_record == "fail":
             missing = isinstance(reason, MissingProperty)
             raise (MissingKeyPropertiesError if missing else InvalidRecord)(rejection.where, {})
@@ -164,7 +167,7 @@ class TargetCrm(Target):
 
     def _reject_line(self, line: str, reason: str) -> None:
         self._hold()
-        self.reject("", reason, line, self.input_line)
+        self.reject("", reason, line)
         self._drain_when_due()
 
     def _process_schema_message(self, message_dict: dict[str, Any]) -> None:

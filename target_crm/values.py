@@ -8,11 +8,16 @@ from __future__ import annotations
 import re
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from target_crm.columns import ID_CHARS_MAX, POINTS_MAX, POINTS_PLACES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
 
 _JSON = msgspec.json.Encoder(decimal_format="number")
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
@@ -33,6 +38,16 @@ def from_json(document: str | bytes) -> Any:
         return _DECODER.decode(document)
     except (msgspec.DecodeError, ArithmeticError, RecursionError) as error:
         raise ValueError(type(error).__name__) from None
+
+
+def optional(value: Any, convert: Callable[[Any], _T]) -> _T | None:
+    """A value converted; null where there is none, or none that converts."""
+    if value is None:
+        return None
+    try:
+        return convert(value)
+    except Invalid:
+        return None
 
 
 def identifier(value: Any) -> str:

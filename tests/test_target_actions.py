@@ -328,3 +328,8 @@ def test_the_same_content_written_differently_is_the_same_action(changes: dict[s
 )
 def test_other_content_is_another_action(changes: dict[str, Any]) -> None:
     assert read(earned(**changes)).content_hash != read(earned()).content_hash
+
+
+def test_texts_that_look_alike_end_to_end_are_other_content() -> None:
+    one, other = earned(source="A\x1fB", environment="C"), earned(source="A", environment="B\x1fC")
+    assert read(one).content_hash != read(other).content_hash

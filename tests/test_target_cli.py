@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import subprocess
+from datetime import datetime, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -307,6 +308,30 @@ def test_what_is_still_not_loadable_stays_in_the_quarantine_once(balances: Any, 
     assert balances("replay", "--json") == (0, '{"tried":2,"loaded":0,"rejected":2}\n')
 
     assert table(warehouse_url, "rejected_records") == before
+
+
+def test_a_replayed_snapshot_is_as_old_as_its_reading(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `updatedAt`, that is its time; that it was refused later doesn't make it newer."""
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    load(warehouse_url, [snapshot("w1", 5, at=None, read_at="2026-10-01T00:00:00Z")])
+    execute(
+        warehouse_url,
+        "UPDATE rejected_records SET stream = 'awards', extracted_at = '2026-10-01 00:00:00', "
+        """payload = '{"_id": "w1", "points": 5}'""",
+    )
+    load(warehouse_url, [AWARDS, snapshot("w1", 7, at=None, read_at="2026-10-02T00:00:00Z")])
+
+    assert cli.run(["replay"]) == 0
+
+    (stored,) = table(warehouse_url, "award_balances", "points")
+    assert stored == {"points": Decimal(7)}
+
+
+def test_the_quarantine_knows_when_a_record_was_read(warehouse_url: str) -> None:
+    load(warehouse_url, [AWARDS, snapshot("w1", "many", read_at="2026-10-01T00:00:00Z")])
+
+    (refused,) = table(warehouse_url, "rejected_records", "extracted_at")
+    assert refused == {"extracted_at": datetime(2026, 10, 1, tzinfo=timezone.utc)}
 
 
 def test_a_replay_goes_on_also_where_loaders_stop_at_what_they_refuse(

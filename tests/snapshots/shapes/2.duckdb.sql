@@ -58,6 +58,7 @@ CREATE TABLE _crm_staging_rejected_records (
 	payload TEXT, 
 	rejected_at TIMESTAMP WITHOUT TIME ZONE, 
 	run_id VARCHAR(255), 
+	extracted_at TIMESTAMP WITHOUT TIME ZONE, 
 	PRIMARY KEY (_seq)
 );
 
@@ -142,6 +143,7 @@ CREATE TABLE rejected_records (
 	payload TEXT NOT NULL, 
 	rejected_at TIMESTAMP WITHOUT TIME ZONE NOT NULL, 
 	run_id VARCHAR(255) NOT NULL, 
+	extracted_at TIMESTAMP WITHOUT TIME ZONE, 
 	PRIMARY KEY (rejected_id)
 );
 
