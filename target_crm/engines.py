@@ -179,8 +179,12 @@ class Postgresql(Ways):
         return _alter_using_cast(dialect, column, old, new)
 
     def empty(self, connection: Connection, table: Table) -> None:
-        """TRUNCATE leaves no dead rows behind, and rolls back like any statement."""
-        connection.execute(text(f"TRUNCATE {_quoted(connection, table)}"))
+        """By TRUNCATE, which leaves no dead rows behind; but while a backup is made it would have to wait."""
+        name = _quoted(connection, table)
+        connection.exec_driver_sql(
+            f"DO $$ BEGIN LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE {name}; "  # noqa: S608 - quoted names only
+            f"EXCEPTION WHEN lock_not_available THEN DELETE FROM {name}; END $$"
+        )
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By binary COPY, where the driver has it."""

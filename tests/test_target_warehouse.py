@@ -17,7 +17,7 @@ from target_crm import warehouse as room
 from target_crm.engines import LOCK_WAIT_SECONDS
 from target_crm.errors import ConnectionLost, WarehouseError
 from target_crm.warehouse import Warehouse
-from tests.target_fixtures import AWARDS, execute, load, query, snapshot, table
+from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,3 +198,15 @@ def test_times_at_the_end_of_the_calendar_are_read_whatever_the_servers_zone(new
     assert table(new_postgres_url, "award_balances", "as_of") == [
         {"as_of": datetime(9999, 12, 31, 23, tzinfo=timezone.utc)}
     ]
+
+
+def test_a_backup_in_progress_does_not_hold_a_load_up(new_postgres_url: str) -> None:
+    load(new_postgres_url, [AWARDS, snapshot("w1")])
+    execute(new_postgres_url, f"ALTER DATABASE {new_postgres_url.rpartition('/')[2]} SET lock_timeout = '3s'")
+    with psycopg.connect(new_postgres_url) as backup:
+        for (name,) in backup.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall():
+            backup.execute(f"LOCK TABLE {name} IN ACCESS SHARE MODE")
+
+        load(new_postgres_url, [AWARDS, snapshot("w2"), ACTIONS, action("a1", award="w3")])
+
+    assert [row["award_id"] for row in table(new_postgres_url, "award_balances", "award_id")][-2:] == ["w2", "w3"]
