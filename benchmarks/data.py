@@ -23,6 +23,7 @@ EFFECTS = (
     ("AWARD_POINTS_REFUNDED", "pointsRefunded", 5),
 )
 FIRST = datetime(2026, 1, 1, tzinfo=timezone.utc)
+FIRST_SECOND = int(FIRST.timestamp())
 
 
 def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
@@ -34,7 +35,8 @@ def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[d
         award = dice.randrange(awards)
         timestamp = (FIRST + timedelta(milliseconds=250 * number)).isoformat(timespec="milliseconds")
         yield {
-            "_id": _id("action", number),
+            # As Pepper's: the second comes first.
+            "_id": f"{FIRST_SECOND + number // 4:08x}{_id('action', number)[8:]}",
             "context": {
                 "tenant": {"_id": _id("tenant", 1), "title": "The Grill"},
                 "user": {

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, inspect, literal_column, select, text
-from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String
 
 from target_crm.engines import CannotWiden, ways_of
 from target_crm.errors import WarehouseError
-from target_crm.tables import STAGING_PREFIX
+from target_crm.tables import STAGING_PREFIX, WORK
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, ColumnElement, Connection, Delete, Dialect, Insert, Select, Table, TextClause
     from sqlalchemy.schema import ExecutableDDLElement
+    from sqlalchemy.sql.compiler import DDLCompiler
     from sqlalchemy.types import TypeEngine
 
     from target_crm.tables import Tables
@@ -28,7 +29,6 @@ VERSION = 2
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (JSON, "JSON"),
     (Boolean, "boolean"),
-    (mysql.TINYINT, "boolean"),
     (Integer, "integer"),
     (Numeric, "number"),
     (DateTime, "time"),
@@ -36,7 +36,7 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (String, "text"),
 )
 # Types of a dialect that are none of SQLAlchemy's own.
-_KINDS_BY_NAME = {"TIMESTAMP_TZ": "time"}
+_KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
 
 
 def set_up(connection: Connection, tables: Tables, *others: Table) -> list[Statement]:
@@ -122,8 +122,15 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
 
 def _kind(type_: TypeEngine[Any]) -> str:
     decorated = getattr(type_, "impl_instance", type_)
-    named = _KINDS_BY_NAME.get(decorated.__visit_name__, "something else")
-    return next((kind for base, kind in _KINDS if isinstance(decorated, base)), named)
+    named = _KINDS_BY_NAME.get(decorated.__visit_name__)
+    return named or next((kind for base, kind in _KINDS if isinstance(decorated, base)), "something else")
+
+
+@compiles(CreateTable, "postgresql")
+def _create_table(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:
+    """Work tables, which a crash may empty, are kept out of PostgreSQL's log: it would take as much as the ledger."""
+    statement: str = compiler.visit_create_table(element, **kw)  # type: ignore[no-untyped-call]
+    return statement.replace("CREATE TABLE", "CREATE UNLOGGED TABLE", 1) if element.element.info == WORK else statement
 
 
 def _creation(table: Table) -> list[Statement]:

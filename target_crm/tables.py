@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Select
 
 WORK_PREFIX = "_crm_"
+# Marks tables that are empty between transactions.
+WORK = {"work": True}
 STAGING_PREFIX = f"{WORK_PREFIX}staging_"
 # What becomes of the records that a run reads; the first is the sum of the others.
 COUNTS = ("read", "applied", "duplicate", "superseded", "quarantined")
@@ -82,10 +84,10 @@ class Tables:
             Column("batch_id", Identifier(), primary_key=True),
             Column("committed_at", Instant, nullable=False),
         )
-        self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence())
+        self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence(), info=WORK)
         self.staged_actions = Staged(staging_of(self.actions).to_metadata(self.metadata), self.fresh)
         self.staged_rejections = Staged(staging_of(self.rejected_records).to_metadata(self.metadata), self.fresh)
-        self.merged = Table(f"{WORK_PREFIX}merged", self.metadata, *_balance_columns(work=True))
+        self.merged = Table(f"{WORK_PREFIX}merged", self.metadata, *_balance_columns(work=True), info=WORK)
 
     @property
     def reserved_names(self) -> set[str]:
@@ -164,7 +166,7 @@ def staging_of(table: Table) -> Table:
     """The work table beside a table: its columns, without their constraints, after the order of arrival."""
     columns = [Column(column.name, column.type) for column in table.columns]
     name = _fitted(f"{STAGING_PREFIX}{table.name}")
-    return Table(name, MetaData(schema=table.schema), _sequence(), *columns)
+    return Table(name, MetaData(schema=table.schema), _sequence(), *columns, info=WORK)
 
 
 def _fitted(name: str) -> str:

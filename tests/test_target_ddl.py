@@ -206,3 +206,13 @@ def test_a_schema_that_the_table_cannot_take_stops_the_run_before_any_of_its_row
         load(warehouse_url, messages)
 
     assert query(warehouse_url, "SELECT id, v FROM t") == [("1", 5)]
+
+
+def test_on_postgresql_only_work_tables_may_lose_their_rows_in_a_crash(new_postgres_url: str) -> None:
+    load(new_postgres_url, [schema("w", {"id": TEXT}, "id"), ACTIONS])
+
+    in_log = dict(query(new_postgres_url, "SELECT relname, relpersistence = 'p' FROM pg_class WHERE relkind = 'r'"))
+    ours = {name: is_safe for name, is_safe in in_log.items() if not name.startswith(("pg_", "sql_"))}
+    assert {name for name, is_safe in ours.items() if not is_safe} == {
+        name for name in ours if name.startswith(("_crm_staging_", "_crm_fresh", "_crm_merged"))
+    }

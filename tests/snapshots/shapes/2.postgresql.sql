@@ -4,12 +4,12 @@ CREATE TABLE _crm_commits (
 	PRIMARY KEY (batch_id)
 );
 
-CREATE TABLE _crm_fresh (
+CREATE UNLOGGED TABLE _crm_fresh (
 	_seq BIGINT NOT NULL, 
 	PRIMARY KEY (_seq)
 );
 
-CREATE TABLE _crm_merged (
+CREATE UNLOGGED TABLE _crm_merged (
 	award_id VARCHAR(255) COLLATE "C" NOT NULL, 
 	user_id VARCHAR(255) COLLATE "C", 
 	perk_id VARCHAR(255) COLLATE "C", 
@@ -26,7 +26,7 @@ CREATE TABLE _crm_merged (
 	updated_at TIMESTAMP WITH TIME ZONE NOT NULL
 );
 
-CREATE TABLE _crm_staging_actions (
+CREATE UNLOGGED TABLE _crm_staging_actions (
 	_seq BIGINT NOT NULL, 
 	action_id VARCHAR(255) COLLATE "C", 
 	type TEXT, 
@@ -49,7 +49,7 @@ CREATE TABLE _crm_staging_actions (
 	PRIMARY KEY (_seq)
 );
 
-CREATE TABLE _crm_staging_rejected_records (
+CREATE UNLOGGED TABLE _crm_staging_rejected_records (
 	_seq BIGINT NOT NULL, 
 	rejected_id VARCHAR(255) COLLATE "C", 
 	stream TEXT, 
