@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Contender = Callable[[], Run]
 
 ENGINES = ("postgresql", "sqlite", "duckdb")
+PARTS = ("floors", "peers", "memory", "growth")
+BATCH_ROWS = 10_000
 FLOOR, PROJECT = "floor", "target-crm"
 TARGET = [Path(sys.executable).with_name("target-crm")]
 PYTHON = [sys.executable]
@@ -99,23 +101,24 @@ def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
 
 
 def compare(bench: Bench, rows: int, rounds: int, *, with_peers: bool) -> str:
-    """Each engine's floor, this project and the peers, in turn."""
+    """Each engine's floor, this project and, if asked for, the peers, in turn."""
     messages = data.write_messages(bench.folder / "actions.jsonl", rows)
-    parts = []
+    parts = [f"{rows:,} actions, {rounds} rounds."]
     for engine in ENGINES:
+        others = peers(bench, engine, messages) if with_peers else {}
+        if with_peers and not others:
+            continue
         contenders: dict[str, Contender] = {
             FLOOR: partial(bench.floor, engine, messages),
             PROJECT: partial(bench.project, engine, messages),
-            **(peers(bench, engine, messages) if with_peers else {}),
+            **others,
         }
         print(f"{engine}, {rows:,} actions", flush=True)
         runs = in_turn(contenders, rounds)
-        plot = harness.bars(f"{rows:,} actions into {engine}", {k: seconds_of(v) for k, v in runs.items()}, "s")
-        parts += [
-            f"### Into {engine}",
-            harness.table(runs, rows=rows, against=FLOOR),
-            harness.write_plot(engine, plot, f"Seconds to load {rows:,} actions into {engine}"),
-        ]
+        parts += [f"**Into {engine}**", harness.table(runs, rows=rows, against=FLOOR)]
+        if with_peers:
+            plot = harness.bars(f"{rows:,} actions into {engine}", {k: seconds_of(v) for k, v in runs.items()}, "s")
+            parts.append(harness.write_plot(engine, plot, f"Seconds to load {rows:,} actions into {engine}"))
     return "\n\n".join(parts)
 
 
@@ -176,21 +179,21 @@ def new_bench() -> Iterator[Bench]:
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["compare", "memory", "growth"], help="what to measure; all")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure; by default all")
     parser.add_argument("--rows", type=int, default=100_000, help="actions to load")
     parser.add_argument("--rounds", type=int, default=3, help="how often each contender runs")
-    parser.add_argument("--no-peers", action="store_true", help="only the floor and this project")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000], help="ledgers")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000], help="of ledgers")
     arguments = parser.parse_args()
+    rows, rounds, sizes = arguments.rows, arguments.rounds, arguments.sizes
     with new_bench() as bench:
-        if "compare" in arguments.parts:
-            peers_too = not arguments.no_peers
-            text = compare(bench, arguments.rows, arguments.rounds, with_peers=peers_too)
-            harness.write_section("target", f"{arguments.rows:,} actions, {arguments.rounds} rounds.\n\n{text}")
-        if "memory" in arguments.parts:
-            harness.write_section("target-memory", memory(bench, arguments.sizes))
-        if "growth" in arguments.parts:
-            harness.write_section("target-growth", growth(bench, arguments.sizes, 10_000, arguments.rounds))
+        measures = {
+            "floors": lambda: compare(bench, rows, rounds, with_peers=False),
+            "peers": lambda: compare(bench, rows, rounds, with_peers=True),
+            "memory": lambda: memory(bench, sizes),
+            "growth": lambda: growth(bench, sizes, BATCH_ROWS, rounds),
+        }
+        for part in arguments.parts or PARTS:
+            harness.write_section(f"target-{part}", measures[part]())
 
 
 if __name__ == "__main__":

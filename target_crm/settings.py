@@ -62,7 +62,7 @@ SETTINGS = th.PropertiesList(
     th.Property(
         "batch_size_rows",
         th.IntegerType(minimum=1, maximum=1_000_000),
-        default=10_000,
+        default=20_000,
         title="Batch size in rows",
         description="Rows of all streams together that are held in memory before they are committed.",
     ),
