@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -29,6 +29,7 @@ from requests.auth import AuthBase
 
 from tap_pepper.errors import OutOfTime, StopEverything, StopRun, TryAgain
 from tap_pepper.limiter import Limiter, LocalClock, always
+from tap_pepper.rows import JsonText, Row, text_of, value_of
 from tap_pepper.settings import is_loopback
 from tap_pepper.windows import UTC
 
@@ -87,8 +88,8 @@ SETTING_OF_PARAMETER: Final = {
 """A name that Pepper's refusal may mention to the setting that it is made from."""
 
 _SAFE_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
-_decoder = msgspec.json.Decoder(float_hook=Decimal)
-_encoder = msgspec.json.Encoder(decimal_format="number")
+_skimmer = msgspec.json.Decoder(Row | list[JsonText] | str | float | bool | None)
+_rows_decoder = msgspec.json.Decoder(list[Row])
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ class Page:
     """One response of a list endpoint.
 
     Attributes:
-        rows: The rows, numbers with a point as Decimal.
+        rows: The rows, their fields as JSON text that holds no line break.
         next_key: What to send as `startKey` for the page after this one; None on the last.
         date: Pepper's clock when it answered, whole seconds; None where it did not say.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     next_key: str | None
     date: datetime | None
 
@@ -235,13 +236,14 @@ class PepperClient:
         asked = {**(params or {}), "limit": str(self._settings.page_size)}
         resource = _resource(path)
         seen: set[str] = set()
-        last: tuple[object, bytes] | None = None
+        last: Row | None = None
         for number in range(1, PAGES_MAX + 1):
             page = self._page(
                 path, asked, where=f"{resource} page {number}", halt=halt or self._never, may_wait=may_wait
             )
-            next_last = _fingerprint(page.rows[-1]) if page.rows else last
-            yield page if last is None else Page(_without_repeat(page.rows, last), page.next_key, page.date)
+            next_last = dict(page.rows[-1]) if page.rows else last
+            rows = page.rows if last is None else [row for row in page.rows if row != last]
+            yield Page(rows, page.next_key, page.date)
             last = next_last
             if page.next_key is None:
                 return
@@ -319,11 +321,11 @@ class PepperClient:
         except (OSError, urllib3.exceptions.HTTPError) as error:
             raise self._failure(error, where) from error
         try:
-            decoded = _decode(body)
+            fields = _skimmed(body)
         except (ValueError, RecursionError) as error:
             problem = "Pepper answered 200 with a body that is cut short or not JSON"
             raise TryAgain(problem, advice="check that api_url is Pepper's API, or try later") from error
-        return Page(_rows(decoded, _resource(path), where), _next_key(decoded, where), date)
+        return Page(_rows(fields, _resource(path), where), _next_key(fields, where), date)
 
     def _read(self, response: requests.Response, bytes_max: int, where: str, give_up_seconds: float) -> bytes:
         """Read a response's body, decompressed, and stop at the limits of size and time."""
@@ -372,11 +374,10 @@ class PepperClient:
         """
         try:
             give_up_seconds = self.local.seconds() + self._settings.request_timeout_seconds
-            decoded = _decode(self._read(response, ERROR_BODY_BYTES_MAX, where, give_up_seconds))
+            body = _skimmed(self._read(response, ERROR_BODY_BYTES_MAX, where, give_up_seconds))
+            code, message = value_of(body.get("code")), str(value_of(body.get("message"))).lower()
         except (ValueError, RecursionError, StopRun, TryAgain, urllib3.exceptions.HTTPError):
             return None, ""
-        body = decoded if isinstance(decoded, dict) else {}
-        code, message = body.get("code"), str(body.get("message", "")).lower()
         settings = dict.fromkeys(setting for name, setting in SETTING_OF_PARAMETER.items() if name in message)
         return code if isinstance(code, str) and _SAFE_CODE.fullmatch(code) else None, ", ".join(settings)
 
@@ -419,18 +420,28 @@ def _resource(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _decode(body: bytes) -> object:
-    """Decode JSON; a number with a point keeps its decimal digits.
+def _skimmed(body: bytes) -> Row:
+    """Check that a body is JSON, and take it apart no further than to its fields.
+
+    Returns:
+        The fields of an object. A list counts as what is under `items`; anything else has no fields.
 
     Raises:
         ValueError: The body is not JSON, or not all of it.
         RecursionError: It is nested beyond reason.
     """
     try:
-        return _decoder.decode(body)
+        if not body.isascii():
+            # What msgspec passes over, it does not check to be UTF-8.
+            body.decode()
+        of_many_lines = b"\n" in body or b"\r" in body
+        skimmed = _skimmer.decode(msgspec.json.format(body, indent=-1) if of_many_lines else body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         # A name cut in the middle of an emoji leaves half a surrogate pair, which msgspec refuses and JSON allows.
-        return _mended(json.loads(body, parse_float=Decimal))
+        skimmed = _skimmer.decode(text_of(_mended(json.loads(body, parse_float=Decimal))))
+    if isinstance(skimmed, list):
+        return {"items": text_of(skimmed)}
+    return skimmed if isinstance(skimmed, dict) else {}
 
 
 def _mended(value: object) -> object:
@@ -444,50 +455,40 @@ def _mended(value: object) -> object:
     return value
 
 
-def _rows(decoded: object, resource: str, where: str) -> list[dict[str, Any]]:
+def _rows(fields: Row, resource: str, where: str) -> list[Row]:
     """Find the rows in a response.
 
     Raises:
         StopRun: There is no list where one can be: silence about it would look like "nothing happened".
     """
-    rows: object = decoded
-    if isinstance(decoded, dict):
-        rows = next((decoded[key] for key in ("items", resource) if isinstance(decoded.get(key), list)), None)
-    if not isinstance(rows, list):
+    texts = (fields.get(name) for name in ("items", resource))
+    rows = next((text for text in texts if text is not None and bytes(text).startswith(b"[")), None)
+    if rows is None:
         msg = (
             f"{where}: Pepper answered 200 without a list under 'items' or '{resource}'; check api_url and api_version"
         )
         raise StopRun(msg)
-    for row in rows:
-        if not isinstance(row, dict):
-            msg = f"{where}: a row is {type(row).__name__}, expected an object"
-            raise StopRun(msg)
-    return rows
+    try:
+        return _rows_decoder.decode(rows)
+    except msgspec.ValidationError as error:
+        kind = next(type(row).__name__ for row in value_of(rows) if not isinstance(row, dict))
+        msg = f"{where}: a row is {kind}, expected an object"
+        raise StopRun(msg) from error
 
 
-def _next_key(decoded: object, where: str) -> str | None:
+def _next_key(fields: Row, where: str) -> str | None:
     """Find the key of the next page, if there is one: in `page`, or beside it."""
-    if not isinstance(decoded, dict):
-        return None
-    page = decoded.get("page") or {}
+    page = value_of(fields.get("page")) or {}
     if not isinstance(page, dict):
         msg = f"{where}: page is {type(page).__name__}, expected an object"
         raise StopRun(msg)
-    key = page.get("nextKey", decoded.get("nextKey"))
+    key = page.get("nextKey", value_of(fields.get("nextKey")))
     if key in (None, False, ""):
         return None
     if not isinstance(key, (str, int)) or key is True:
         msg = f"{where}: page.nextKey is {type(key).__name__}, expected text"
         raise StopRun(msg)
     return str(key)
-
-
-def _fingerprint(row: dict[str, Any]) -> tuple[object, bytes]:
-    return row.get("_id"), _encoder.encode(row)
-
-
-def _without_repeat(rows: list[dict[str, Any]], last: tuple[object, bytes]) -> list[dict[str, Any]]:
-    return [row for row in rows if row.get("_id") != last[0] or _fingerprint(row) != last]
 
 
 def _http_date(text: str | None) -> datetime | None:

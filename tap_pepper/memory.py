@@ -11,8 +11,7 @@ from base64 import urlsafe_b64encode
 from hashlib import blake2b
 from typing import Any, Final
 
-import msgspec
-
+from tap_pepper.rows import canonical
 from tap_pepper.windows import reaches
 
 BORDER_ROWS_MAX: Final = 2000
@@ -23,12 +22,11 @@ DIGEST_BYTES: Final = 12
 DIGEST_CHARS: Final = DIGEST_BYTES * 4 // 3
 
 _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
-_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 
 def digest(value: object) -> str:
     """The fingerprint of a row or a key: `DIGEST_CHARS` characters."""
-    return urlsafe_b64encode(blake2b(_encoder.encode(value), digest_size=DIGEST_BYTES).digest()).decode()
+    return urlsafe_b64encode(blake2b(canonical(value), digest_size=DIGEST_BYTES).digest()).decode()
 
 
 class Border:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import msgspec
+from singer_sdk.singerlib import RecordMessage
 from singer_sdk.singerlib.encoding.base import GenericSingerWriter, SingerMessageType
 from singer_sdk.singerlib.encoding.simple import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from tap_pepper.rows import Row
 
 _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 
@@ -27,3 +35,10 @@ class MessageWriter(GenericSingerWriter[bytes, Message]):
         sys.stdout.buffer.write(self.serialize_message(message))
         if message.type != SingerMessageType.RECORD:
             sys.stdout.flush()
+
+    def write_records(self, stream: str, rows: Iterable[Row], version: int | None, extracted_at: datetime) -> None:
+        """Write a RECORD message for each of the rows, which were extracted at one time."""
+        message = RecordMessage(stream=stream, record={}, version=version, time_extracted=extracted_at).to_dict()
+        lines = _encoder.encode_lines([{**message, "record": row} for row in rows])
+        # One by one: of a longer write, a signal would leave half a line.
+        sys.stdout.buffer.writelines(lines.splitlines(keepends=True))

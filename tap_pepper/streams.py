@@ -15,6 +15,7 @@ import msgspec
 from singer_sdk import SchemaDirectory, Stream, StreamSchema
 from singer_sdk.helpers._catalog import pop_deselected_record_properties
 from singer_sdk.helpers.conform import TypeConformanceLevel
+from singer_sdk.mapper import SameRecordTransform
 from singer_sdk.singerlib import RecordMessage, Schema
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
@@ -23,6 +24,7 @@ from tap_pepper.errors import FixSettings, OutOfTime, StopEverything
 from tap_pepper.limiter import always
 from tap_pepper.memory import Border, Census, HourTally, digest
 from tap_pepper.meters import Measure, measured
+from tap_pepper.rows import JsonText, Row, canonical, plain, text_of, value_of
 from tap_pepper.windows import (
     HOUR_CHARS,
     MILLISECOND,
@@ -58,8 +60,6 @@ if TYPE_CHECKING:
     from tap_pepper.limiter import MayWait
     from tap_pepper.tap import TapPepper
 
-Row = dict[str, Any]
-
 TRIAL_PAGES_MAX = 10
 """Pages that a trial run (`--test`) looks at in one stream, to find its rows."""
 TRIAL_WINDOW_SECONDS = 100 * 366 * 24 * 3600
@@ -73,7 +73,16 @@ HOUR_SECONDS = 3600
 DAY_SECONDS = 24 * HOUR_SECONDS
 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
+
+
+class _When(msgspec.Struct):
+    """What is read of an action's `when`."""
+
+    timestamp: object = None
+
+
+_when_decoder = msgspec.json.Decoder(_When)
+_NO_KEY = (None, JsonText(b"null"), JsonText(b'""'))
 
 
 class PepperStream(Stream):
@@ -94,12 +103,14 @@ class PepperStream(Stream):
 
     _tap: TapPepper
 
-    def rows(self) -> Generator[Row, None, None]:
-        """All rows of this run; bookmarks are written in between, each as soon as it is true."""
+    def rows(self) -> Generator[list[Row], None, None]:
+        """All rows of this run, in lists; bookmarks are written in between, each as soon as it is true."""
         if self._tap.may_begin(self.name):
             yield from self.complete_walk({})
 
-    def complete_walk(self, query: Mapping[str, str], take: Callable[[Row], Row | None] | None = None) -> Iterator[Row]:
+    def complete_walk(
+        self, query: Mapping[str, str], take: Callable[[Row], Row | None] | None = None
+    ) -> Iterator[list[Row]]:
         """Walk through all rows that there are, as a version of the table; what two walks in a row miss is deleted.
 
         The version is Pepper's time in milliseconds. The ACTIVATE_VERSION message comes after the last row and names
@@ -137,8 +148,8 @@ class PepperStream(Stream):
 
     def walk(
         self, pages: Iterable[Page], take: Callable[[Row], Row | None], span: str, ends: str = ""
-    ) -> Generator[Row, None, float]:
-        """Emit the rows of pages, and log what came.
+    ) -> Generator[list[Row], None, float]:
+        """Emit the rows of pages, page by page, and log what came.
 
         Args:
             pages: As they are fetched.
@@ -152,14 +163,11 @@ class PepperStream(Stream):
         """
         records = count = others = 0
         for page in pages:
+            taken = [row for row in map(take, page.rows) if row is not None]
             count += 1
-            for row in page.rows:
-                taken = take(row)
-                if taken is None:
-                    others += 1
-                    continue
-                records += 1
-                yield taken
+            records += len(taken)
+            others += len(page.rows) - len(taken)
+            yield taken
         passed = f", {others} more that are known or were not asked for" if others else ""
         self.logger.info("%s: %s: %d records, %d pages%s%s", self.name, span, records, count, passed, ends)
         return count * records / (records + others) if others else count
@@ -293,15 +301,20 @@ class PepperStream(Stream):
 
     # What the SDK calls.
 
-    def get_records(self, context: Context | None) -> Iterable[Row]:  # noqa: ARG002
+    def get_records(self, context: Context | None) -> Iterable[dict[str, Any]]:  # noqa: ARG002
         """The rows of a run, or the first few on a trial."""
         self._rows = self.rows()
-        return islice(self._rows, self.ABORT_AT_RECORD_COUNT)
+        return islice(map(plain, chain.from_iterable(self._rows)), self.ABORT_AT_RECORD_COUNT)
 
-    def _sync_records(self, context: Context | None = None, *, write_messages: bool = True) -> Generator[Row, Any, Any]:
+    def _sync_records(
+        self, context: Context | None = None, *, write_messages: bool = True
+    ) -> Generator[dict[str, Any], Any, Any]:
         """Sync the stream; an error ends it and is kept for the end of the run, after the other streams."""
         try:
-            yield from super()._sync_records(context, write_messages=write_messages)
+            if write_messages and self._passes_whole:
+                self._sync_whole()
+            else:
+                yield from super()._sync_records(context, write_messages=write_messages)
         except (StopEverything, BrokenPipeError):
             raise
         except Exception as error:
@@ -316,10 +329,31 @@ class PepperStream(Stream):
         if not self.on_trial:
             self.report()
 
+    @property
+    def _passes_whole(self) -> bool:
+        """Whether rows are emitted without a look inside of them."""
+        untouched = all(
+            isinstance(stream_map, SameRecordTransform) and not stream_map.flattening_enabled
+            for stream_map in self.stream_maps
+        )
+        return untouched and not self._nested_deselection and not self.on_trial
+
+    def _sync_whole(self) -> None:
+        """What the SDK does with each row, with a list of them at a time."""
+        self._rows = self.rows()
+        with self.get_record_counter() as counter, self.get_sync_timer():
+            for rows in self._rows:
+                extracted_at = self._tap.client.local.now()
+                self._tap.message_writer.write_records(self.name, rows, self._stream_version, extracted_at)
+                self.state_manager.is_flushed = False
+                counter.increment(len(rows))
+        self._finalize_state(self.stream_state)
+        self._write_state_message()
+
     def _process_record(self, *_: object, **__: object) -> None:
         """There are neither children nor partitions."""
 
-    def _generate_record_messages(self, record: Row) -> Generator[RecordMessage, None, None]:
+    def _generate_record_messages(self, record: dict[str, Any]) -> Generator[RecordMessage, None, None]:
         """As the SDK does, without its walk through every field of every row where none is deselected."""
         if self._nested_deselection:
             pop_deselected_record_properties(record, self.schema, self.mask)
@@ -363,7 +397,7 @@ class PepperStream(Stream):
 
     # Bookmarks come from windows, not from rows: rows come in any order, and an empty window counts.
 
-    def _increment_stream_state(self, latest_record: Row, *, context: Context | None = None) -> None:
+    def _increment_stream_state(self, latest_record: dict[str, Any], *, context: Context | None = None) -> None:
         pass
 
     def _write_starting_replication_value(self, context: Context | None) -> None:
@@ -383,7 +417,7 @@ class ChangesStream(PepperStream):
         """Parameters besides the moment."""
         return {}
 
-    def rows(self) -> Generator[Row, None, None]:
+    def rows(self) -> Generator[list[Row], None, None]:
         """What changed since the bookmark, less the lookback; everything without one.
 
         The bookmark is the run's upper bound, not the newest change that came: a row that changes while its page has
@@ -403,7 +437,7 @@ class ChangesStream(PepperStream):
             if dated is None:
                 return None
             shaped = self.shaped(dated)
-            return shaped if border.admits(shaped, instant_of(row.get("updatedAt")), reread_from) else None
+            return shaped if border.admits(shaped, instant_of(value_of(row.get("updatedAt"))), reread_from) else None
 
         if since is None and (self.refresh_days or self.replication_method != REPLICATION_INCREMENTAL):
             yield from self.complete_walk(self.query(), take)
@@ -482,7 +516,7 @@ class Actions(PepperStream):
     path = "/actions"
     replication_key = "when_timestamp"
 
-    def rows(self) -> Generator[Row, None, None]:
+    def rows(self) -> Generator[list[Row], None, None]:
         """The actions from the bookmark, less the lookback, to the run's upper bound, window after window.
 
         Windows are fetched side by side. What an earlier run emitted as it is, is left out.
@@ -534,7 +568,7 @@ class Actions(PepperStream):
         """Whether the run may go on after so many seconds. Until it has got further than the last one, it may."""
         return not self._news or self._tap.actions_have_time(seconds)
 
-    def _audited(self, audit: Audit, until: str, types: frozenset[str]) -> Generator[Row, None, None]:
+    def _audited(self, audit: Audit, until: str, types: frozenset[str]) -> Generator[list[Row], None, None]:
         """Read the hours again whose time has come, and emit those that are not what was read."""
         for hour in audit.due():
             if not self._may_wait(0):
@@ -592,25 +626,30 @@ def changed(row: Row, since: str | None) -> Row | None:
 
     A row that does not say when it changed, or says it in no known way, is kept as it is.
     """
-    instant = instant_of(row.get("updatedAt"))
+    instant = instant_of(value_of(row.get("updatedAt")))
     if instant is None:
         return row
-    row["updatedAt"] = instant
+    row["updatedAt"] = text_of(instant)
     return row if since is None or reaches(instant, since) else None
 
 
-def dated(row: Row) -> Row:
-    """An action with its time at the top, as `when_timestamp`, and a key.
+def dated(row: Row) -> str | None:
+    """Put an action's time at its top, as `when_timestamp`, and see that it has a key.
 
-    The time is None where `when.timestamp` is missing or none; who loads the action judges it. An action without `_id`
-    gets a key made from its content, the same each time that it is read.
+    An action without `_id` gets a key made from its content, the same each time that it is read.
+
+    Returns:
+        The time, as an instant; None where `when.timestamp` is missing or none. Who loads the action judges it.
     """
-    when = row.get("when")
-    if row.get("_id") in (None, ""):
-        content = {name: value for name, value in row.items() if name != "_id"}
-        row["_id"] = f"content-{hashlib.sha256(_encoder.encode(content)).hexdigest()}"
-    row["when_timestamp"] = instant_of(when.get("timestamp")) if isinstance(when, dict) else None
-    return row
+    if row.get("_id") in _NO_KEY:
+        content = {name: text for name, text in row.items() if name != "_id"}
+        row["_id"] = text_of(f"content-{hashlib.sha256(canonical(content)).hexdigest()}")
+    try:
+        instant = instant_of(_when_decoder.decode(row["when"]).timestamp)
+    except (KeyError, msgspec.DecodeError):
+        instant = None
+    row["when_timestamp"] = text_of(instant)
+    return instant
 
 
 class Audit:
@@ -635,12 +674,12 @@ class Audit:
         self._tally = HourTally(kept.get("hours"))
         self._tallied_until = instant_of(kept.get("until")) or ""
         # By key, for a row that comes twice or changes before it is tallied counts once, as it was last.
-        self._open: dict[object, tuple[str, str]] = {}
+        self._open: dict[bytes, tuple[str, str]] = {}
 
     def read(self, row: Row, instant: str | None) -> None:
         """Note a row that Pepper has, emitted now or by an earlier run."""
         if self._age_hours and instant and instant >= self._next and instant[:-1] > self._tallied_until[:-1]:
-            self._open[row["_id"]] = instant, digest(row)
+            self._open[bytes(row["_id"])] = instant, digest(row)
 
     def due(self) -> list[str]:
         """The hours whose time has come, oldest first."""
@@ -674,11 +713,10 @@ class Audit:
 
 def _asked_for(row: Row, window: Window, types: frozenset[str]) -> tuple[Row | None, str | None]:
     """An action with its time, if it is of the window and of the types that were asked for."""
-    if types and row.get("type") not in types:
+    if types and value_of(row.get("type")) not in types:
         return None, None
-    action = dated(row)
-    instant = action["when_timestamp"]
-    return (action if instant is None or window.holds(instant) else None), instant
+    instant = dated(row)
+    return (row if instant is None or window.holds(instant) else None), instant
 
 
 def _counted(pages: Iterable[Page], census: Census) -> Iterator[Page]:

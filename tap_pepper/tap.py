@@ -69,6 +69,7 @@ class TapPepper(Tap):
         PluginCapabilities.STRUCTURED_LOGGING,
     ]
     message_writer_class = MessageWriter
+    message_writer: MessageWriter
 
     _upper_bound: str | None = None
     agreed_until: str

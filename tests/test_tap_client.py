@@ -15,6 +15,7 @@ import requests
 
 from tap_pepper import client as client_module
 from tap_pepper.errors import PepperError, StopRun, TryAgain
+from tap_pepper.rows import plain
 from tests.tap_fixtures import DATE, NOW, TOKEN, Reply, Script, client_of, listing
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ A, B, C, D = ({"_id": name} for name in "abcd")
 
 def rows_of(pepper: Script | str, path: str = "/awards", **settings: Any) -> list[dict[str, Any]]:
     with client_of(pepper if isinstance(pepper, str) else pepper.url, **settings) as (client, _):
-        return [row for page in client.pages(path) for row in page.rows]
+        return [plain(row) for page in client.pages(path) for row in page.rows]
 
 
 def failure_of(pepper: Script | str, **settings: Any) -> PepperError:
@@ -199,6 +200,16 @@ def test_decimals_keep_their_digits() -> None:
     assert str(row["points"]) == "0.10"
 
 
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
+def test_a_field_is_one_line_however_pepper_breaks_its_lines(line_break: str) -> None:
+    row = {"_id": "a", "when": {"timestamp": "x", "tags": [1, {"b": "\n"}]}}
+    body = json.dumps({"items": [row]}, indent=2).replace("\n", line_break).encode()
+    with Script(Reply(body)) as script, client_of(script.url) as (client, _):
+        (page,) = client.pages("/awards")
+    assert [plain(row) for row in page.rows] == [row]
+    assert not {b"\n", b"\r"} & {bytes([byte]) for byte in bytes(page.rows[0]["when"])}
+
+
 def test_half_an_emoji_does_not_stop_the_run() -> None:
     body = rb'{"items": [{"_id": "a", "name": "Tom \ud83d", "\ude00": 0.10}, {"_id": "b", "name": "\ud83d\ude00"}]}'
     with Script(Reply(body)) as script:
@@ -247,6 +258,7 @@ CUT = gzip.compress(json.dumps({"items": [A, B, C, D] * 100}).encode())[:60]
         pytest.param(Reply(b""), id="200-with-nothing"),
         pytest.param(Reply(b'{"items": [{"_id"'), id="json-cut-short"),
         pytest.param(Reply(b"\xff\xfe"), id="not-text"),
+        pytest.param(Reply(b'{"items": [{"_id": "a", "name": "T\xf6m"}]}'), id="not-utf-8-inside"),
         pytest.param(Reply(b"[" * 100_000), id="nested-beyond-reason"),
         pytest.param(Reply(CUT, headers=dict(GZIP)), id="gzip-cut-short"),
         pytest.param(Reply(b"not gzip", headers=dict(GZIP)), id="not-gzip-at-all"),
@@ -258,7 +270,7 @@ def test_a_passing_failure_is_tried_again(reply: Reply) -> None:
         Script(reply, reply, listing(A)) as script,
         client_of(script.url, request_timeout_seconds=1) as (client, waits),
     ):
-        assert [page.rows for page in client.pages("/awards")] == [[A]]
+        assert [plain(row) for page in client.pages("/awards") for row in page.rows] == [A]
     assert len(waits) == 2
 
 

@@ -9,7 +9,10 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pepper_sandbox import faults
 from pepper_sandbox.server import Sandbox
@@ -30,6 +33,8 @@ from tests.tap_fixtures import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pepper_sandbox.faults import Fault
 
 SETTLED = "2026-10-01T11:59:55.000Z"
@@ -309,6 +314,48 @@ def test_stream_maps_change_what_is_emitted_and_not_the_bookmark() -> None:
     (record,) = run.records("events")
     assert (record["_id"], record["kind"], "when" in record) == ("b", "CHECK_IN", False)
     assert run.bookmarks("actions") == [SETTLED]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.decimals(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+TIMES = st.sampled_from(["11:59:00.000Z", "13:58:00+02:00", "noon", ""]).map(lambda at: f"2026-10-01T{at}")
+FIELDS = {"_id": st.text(), "context": JSON, "metadata": JSON, "new": JSON}
+ACTIONS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.text(), "when": st.fixed_dictionaries({"timestamp": TIMES}) | JSON}, optional=FIELDS
+    ),
+    max_size=5,
+)
+TO_BYTES = {
+    "as-it-is": lambda text: text,
+    "indented": lambda text: msgspec.json.format(text, indent=2),
+    "escaped": lambda text: json.dumps(json.loads(text, parse_float=float)).encode(),
+}
+
+
+def through_a_stream_map(script: Script) -> Run:
+    return run_script(script, "actions", stream_maps={"actions": {"no such field": None}})
+
+
+def through_a_selection_within_fields(script: Script) -> Run:
+    return run_script(script, catalog=selection("actions", change=lambda e: select_fields(e, "when.x", selected=False)))
+
+
+@pytest.mark.parametrize("taken_apart", [through_a_stream_map, through_a_selection_within_fields])
+@pytest.mark.parametrize("written", list(TO_BYTES))
+@settings(max_examples=20, deadline=None)
+@given(actions=ACTIONS)
+def test_rows_that_pass_whole_are_what_rows_taken_apart_are(
+    actions: list[dict[str, Any]], written: str, taken_apart: Callable[[Script], Run]
+) -> None:
+    text = msgspec.json.Encoder(decimal_format="number").encode({"items": actions})
+    with Script(listing(), Reply(TO_BYTES[written](text)), listing(), Reply(TO_BYTES[written](text))) as script:
+        whole, parted = run_script(script, "actions"), taken_apart(script)
+    # As text, digits count: 0.5 is not 0.50.
+    assert repr(whole.messages[1:]) == repr(parted.messages[1:])
 
 
 def test_a_catalog_without_keys_does_not_turn_a_stream_into_a_full_table() -> None:
