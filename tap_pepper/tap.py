@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import os
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from singer_sdk.plugin_base import _ConfigInput
 
 STDOUT_BUFFER_BYTES = 64 * 1024
-COLLECT_AFTER_ALLOCATIONS = 100_000
 ACTIONS_SHARE = 0.75
 """How much of `max_run_seconds` actions may take: a backfill must not keep awards from ever being read."""
 INTERRUPTED = 130
@@ -248,9 +246,6 @@ def main() -> NoReturn:
     """
     for stream in STREAMS:
         logging.getLogger(f"tap-pepper.{stream.path[1:]}").addFilter(_is_news)
-    # Rows are trees: the search for circles in them finds nothing, and costs a third of the time.
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER_ALLOCATIONS)
     # Containers often set PYTHONUNBUFFERED, at the cost of a system call for each record.
     sys.stdout = open(  # noqa: SIM115 - the interpreter flushes and closes it
         sys.stdout.fileno(), "w", buffering=STDOUT_BUFFER_BYTES, encoding="utf-8", closefd=False
