@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-import pendulum
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -85,7 +83,7 @@ def read_bound(text: object) -> str:
     Raises:
         ValueError: `text` is neither.
     """
-    instant = instant_of(text)
+    instant = instant_of(text) or instant_of(f"{text}T00:00")
     if instant is not None:
         return instant[:_MILLIS_CHARS] + "Z"
     parsed = _parsed(text) if isinstance(text, str) and text[:4].isdigit() else None
@@ -96,7 +94,9 @@ def read_bound(text: object) -> str:
 
 
 def _parsed(text: str) -> datetime | None:
-    """The moment of a text in one of ISO 8601's rarer forms, such as `2026-W40` or a date alone."""
+    """The moment of a text in one of ISO 8601's rarer forms, such as `2026-W40`."""
+    import pendulum  # noqa: PLC0415 - only these forms are worth the time of its import
+
     try:
         parsed = pendulum.parse(text, exact=True)
         if isinstance(parsed, pendulum.DateTime):
