@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import data, harness
+from benchmarks import data, harness, tap_bench
 from benchmarks.harness import Run, environment, in_turn, seconds_of
 from tests.postgres import PostgresServer, fast_folder, new_database
 
@@ -177,7 +177,10 @@ def new_bench() -> Iterator[Bench]:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Measure what is asked for: of the loader, or, after the word `tap`, of the tap."""
+    if sys.argv[1:2] == ["tap"]:
+        tap_bench.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure; by default all")
     parser.add_argument("--rows", type=int, default=100_000, help="actions to load")

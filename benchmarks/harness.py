@@ -31,11 +31,19 @@ COLORS = ("#2a78b8", "#d9822b", "#4c9f70", "#a05195", "#8a8a8a", "#c0504d", "#6b
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a program took: of a pipe, `cpu_seconds` of all its programs, `peak_mb` of the greatest."""
+    """What one run of a program took: of a pipe, `cpu_seconds` of all its programs, `peak_mb` of the greatest.
+
+    `peaks_mb` are those of each program.
+    """
 
     seconds: float
     cpu_seconds: float
-    peak_mb: float
+    peaks_mb: tuple[float, ...]
+
+    @property
+    def peak_mb(self) -> float:
+        """The greatest program's peak memory."""
+        return max(self.peaks_mb)
 
 
 def run(
@@ -87,7 +95,7 @@ def run(
     return Run(
         seconds=seconds,
         cpu_seconds=sum(usage.ru_utime + usage.ru_stime for usage in usages),
-        peak_mb=max(usage.ru_maxrss for usage in usages) / 1024,
+        peaks_mb=tuple(usage.ru_maxrss / 1024 for usage in usages),
     )
 
 

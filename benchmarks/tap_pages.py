@@ -14,7 +14,7 @@ import socketserver
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from itertools import cycle, islice
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -78,7 +78,7 @@ class Pages:
         return self.body(number, min(last, self.count - 1)) if number <= last else NOTHING
 
 
-def _mold(rows: list[dict]) -> bytes:
+def _mold(rows: list[dict[str, Any]]) -> bytes:
     """A page's rows as JSON, spread over the page's minute."""
     for index, row in enumerate(rows):
         after_ms = 1 + index * 59_000 // len(rows)

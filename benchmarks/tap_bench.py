@@ -1,0 +1,242 @@
+"""Measure tap-pepper: against the floor and the stock path, its memory, an idle poll, and the whole path to PostgreSQL.
+
+    ./dev bench tap [--actions 200000] [--rounds 3] [--full] [speed memory idle whole]
+
+writes what it measures into `docs/performance.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from benchmarks.harness import Run, bars, curves, in_turn, run, seconds_of, write_plot, write_section
+from benchmarks.tap_pages import START
+from tests.postgres import PostgresServer, new_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+PYTHON: Final = sys.executable
+TAP, TARGET, MELTANO = (Path(PYTHON).with_name(name) for name in ("tap-pepper", "target-crm", "meltano"))
+QUIET: Final = {"LOGLEVEL": "WARNING", "TAP_PEPPER_LOGLEVEL": "WARNING", "TARGET_CRM_LOGLEVEL": "WARNING"}
+SMALL, LARGE, FULL_LARGE = 100_000, 1_000_000, 5_000_000
+FULL_WHOLE = 1_000_000
+
+
+@contextmanager
+def pepper(actions: int, rows_per_page: int) -> Iterator[str]:
+    """Serve pages from a process of its own; yields its address."""
+    command = (PYTHON, "-m", "benchmarks.tap_pages", f"--actions={actions}", f"--rows-per-page={rows_per_page}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 - this package's own
+        assert server.stdout is not None  # noqa: S101 - a pipe was asked for
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
+
+
+class Contender:
+    """What it takes to run the tap against an address, in a folder of its own."""
+
+    def __init__(self, folder: Path, url: str, rows_per_page: int) -> None:
+        self.folder = folder
+        self.url = url
+        self.rows_per_page = rows_per_page
+        settings = {"auth_token": "a-benchmark", "application_id": "pages", "start_date": START.isoformat()}
+        self.config = self.written("tap", {"api_url": url, "page_size": rows_per_page, **settings})
+        discovered = subprocess.run((TAP, "--discover", "--config", self.config), capture_output=True, check=True)  # noqa: S603
+        self.catalog = self.written("catalog", _only("actions", json.loads(discovered.stdout)))
+
+    def written(self, name: str, content: object) -> Path:
+        """Write JSON into the folder."""
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    @property
+    def tap(self) -> list[str | Path]:
+        """The tap, actions alone."""
+        return [TAP, "--config", self.config, "--catalog", self.catalog]
+
+    @property
+    def floor(self) -> list[str | Path]:
+        """The bare loop."""
+        return [PYTHON, "-m", "benchmarks.tap_floor", self.url, str(self.rows_per_page)]
+
+    @property
+    def stock(self) -> list[str | Path]:
+        """The SDK's tap."""
+        config = self.written("stock", {"api_url": self.url, "page_size": self.rows_per_page})
+        return [PYTHON, "-m", "benchmarks.tap_stock", "--config", config]
+
+    def target(self, url: str, name: str = "target") -> list[str | Path]:
+        """The target, into a warehouse."""
+        return [TARGET, "--config", self.written(name, {"sqlalchemy_url": url})]
+
+
+def _only(stream: str, catalog: dict[str, Any]) -> dict[str, Any]:
+    for entry in catalog["streams"]:
+        for item in entry["metadata"]:
+            if not item["breadcrumb"]:
+                item["metadata"]["selected"] = entry["tap_stream_id"] == stream
+    return catalog
+
+
+@contextmanager
+def contender(actions: int, rows_per_page: int) -> Iterator[Contender]:
+    """A server, and what runs against it."""
+    with tempfile.TemporaryDirectory(prefix="pepper-crm-bench-") as folder, pepper(actions, rows_per_page) as url:
+        yield Contender(Path(folder), url, rows_per_page)
+
+
+def speed(actions: int, rounds: int) -> str:
+    """The tap, the floor and the stock path, with small and with large pages."""
+    parts: list[str] = []
+    rates: dict[str, float] = {}
+    for rows_per_page in (100, 1000):
+        print(f"{actions:,} actions, {rows_per_page:,} a page", flush=True)
+        with contender(actions, rows_per_page) as with_:
+            commands = {"floor": with_.floor, "tap-pepper": with_.tap, "stock tap": with_.stock}
+            results = in_turn(
+                {name: partial(run, command, environment=QUIET) for name, command in commands.items()}, rounds
+            )
+        parts += [f"{actions:,} actions, {rows_per_page:,} a page:", _against_floor(results, actions)]
+        rates |= {f"{name}, {rows_per_page} a page": actions / seconds_of(runs) for name, runs in results.items()}
+    plot = write_plot("tap", bars("actions a second, from Pepper to stdout", rates, ""), "Actions a second")
+    return "\n\n".join([*parts, plot])
+
+
+def _against_floor(results: Mapping[str, Sequence[Run]], actions: int) -> str:
+    """As `harness.table`, with processor time: where others use the machine, it says more than the time does."""
+    floor = results["floor"]
+    lines = [
+        "| | seconds | actions/s | time ÷ floor | processor time ÷ floor | peak MB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, runs in results.items():
+        seconds, processor_seconds = seconds_of(runs), _processor_seconds(runs)
+        ratios = f"{seconds / seconds_of(floor):.2f} | {processor_seconds / _processor_seconds(floor):.2f}"
+        peak_mb = max(each.peak_mb for each in runs)
+        lines.append(f"| {name} | {seconds:.2f} | {actions / seconds:,.0f} | {ratios} | {peak_mb:.0f} |")
+    return "\n".join(lines)
+
+
+def _processor_seconds(runs: Sequence[Run]) -> float:
+    return median(each.cpu_seconds for each in runs)
+
+
+def memory(large: int) -> str:
+    """The tap's peak memory as its input grows."""
+    sizes = (SMALL, (SMALL + large) // 2, large)
+    lines = [f"| peak MB | {' | '.join(f'{actions:,} actions' for actions in sizes)} |", "|---|" + "---:|" * len(sizes)]
+    peaks: dict[str, list[tuple[float, float]]] = {}
+    for rows_per_page in (100, 1000):
+        name = f"{rows_per_page:,} a page"
+        peaks[name] = []
+        for actions in sizes:
+            with contender(actions, rows_per_page) as with_:
+                peaks[name].append((actions, run(with_.tap, environment=QUIET).peak_mb))
+                print(f"{actions:,} actions, {name}: {peaks[name][-1][1]:.0f} MB", flush=True)
+        lines.append(f"| {name} | {' | '.join(f'{peak_mb:.0f}' for _, peak_mb in peaks[name])} |")
+    plot = write_plot("tap-memory", curves("The tap's peak memory", "actions", "MB", peaks), "Peak memory")
+    return "\n".join([*lines, "", plot])
+
+
+def idle(rounds: int) -> str:
+    """A poll that finds nothing new, and what of it is imports."""
+    with contender(3000, 100) as with_:
+        target = with_.target(f"sqlite:///{with_.folder / 'warehouse.db'}")
+        output = with_.folder / "output"
+        run(with_.tap, target, stdout=output, environment=QUIET)
+        state = with_.folder / "state.json"
+        state.write_text(output.read_text().splitlines()[-1])
+        tap = [*with_.tap, "--state", state]
+        run(tap, stdout=output, environment=QUIET)
+        programs: Mapping[str, Sequence[Sequence[str | Path]]] = {
+            "import singer_sdk": [[PYTHON, "-c", "import singer_sdk"]],
+            "import tap_pepper.tap": [[PYTHON, "-c", "import tap_pepper.tap"]],
+            "import target_crm.target": [[PYTHON, "-c", "import target_crm.target"]],
+            "tap-pepper": [tap],
+            "tap-pepper \\| target-crm": [tap, target],
+        }
+        results = in_turn({name: partial(run, *each, environment=QUIET) for name, each in programs.items()}, rounds)
+        results["target-crm"] = [run(target, stdin=output, environment=QUIET) for _ in range(rounds)]
+    lines = ["| | seconds | of processor time |", "|---|---:|---:|"]
+    for name, runs in results.items():
+        lines.append(f"| {name} | {seconds_of(runs):.2f} | {_processor_seconds(runs):.2f} |")
+    return "\n".join(lines)
+
+
+def whole(actions: int) -> str:
+    """Pepper to PostgreSQL, ledger and balances included: by a shell's pipe, and by `meltano run`."""
+    lines = ["| | seconds | actions/s | processor seconds | peak MB |", "|---|---:|---:|---:|---:|"]
+    with contender(actions, 1000) as with_, PostgresServer() as server:
+        for name, through in (("tap-pepper \\| target-crm", _through_a_pipe), ("meltano run", _through_meltano)):
+            database = new_database(server.url)
+            taken = through(with_, database.replace("postgresql:", "postgresql+psycopg:"))
+            with psycopg.connect(database) as connection:
+                (loaded,) = connection.execute("select count(*) from actions").fetchone() or (0,)
+            if loaded != actions:
+                raise RuntimeError(f"{name}: {loaded:,} of {actions:,} actions arrived")
+            figures = f"{taken.seconds:,.1f} | {actions / taken.seconds:,.0f} | {taken.cpu_seconds:,.1f}"
+            lines.append(f"| {name} | {figures} | {', '.join(f'{peak_mb:.0f}' for peak_mb in taken.peaks_mb)} |")
+            print(lines[-1], flush=True)
+    return "\n".join([f"{actions:,} actions, 1,000 a page:", "", *lines])
+
+
+def _through_a_pipe(with_: Contender, url: str) -> Run:
+    return run(with_.tap, with_.target(url), environment=QUIET)
+
+
+def _through_meltano(with_: Contender, url: str) -> Run:
+    """`meltano run` with this project's own `meltano.yml`."""
+    system = with_.folder / "meltano"
+    environment = {
+        "PATH": f"{MELTANO.parent}:{os.environ['PATH']}",
+        "MELTANO_ENVIRONMENT": "prod",
+        "MELTANO_SYS_DIR_ROOT": str(system),
+        "MELTANO_DATABASE_URI": f"sqlite:///{system / 'meltano.db'}",
+        "MELTANO_CLI_LOG_LEVEL": "error",
+        "TAP_PEPPER__SELECT": '["actions.*"]',
+        "TAP_PEPPER_API_URL": with_.url,
+        "TAP_PEPPER_AUTH_TOKEN": "a-benchmark",
+        "TAP_PEPPER_APPLICATION_ID": "pages",
+        "TAP_PEPPER_START_DATE": START.isoformat(),
+        "TAP_PEPPER_PAGE_SIZE": str(with_.rows_per_page),
+        "TARGET_CRM_SQLALCHEMY_URL": url,
+    }
+    return run([MELTANO, "run", "tap-pepper", "target-crm"], environment=environment)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(prog="./dev bench tap", description=__doc__)
+    parser.add_argument("what", nargs="*", help="speed, memory, idle, whole; all by default")
+    parser.add_argument("--actions", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--full", action="store_true", help=f"{FULL_WHOLE:,} actions end to end, {FULL_LARGE:,} for memory"
+    )
+    asked = parser.parse_args(arguments)
+    parts = {
+        "speed": partial(speed, asked.actions, asked.rounds),
+        "memory": partial(memory, FULL_LARGE if asked.full else LARGE),
+        "idle": partial(idle, asked.rounds),
+        "whole": partial(whole, FULL_WHOLE if asked.full else SMALL),
+    }
+    for name in asked.what or parts:
+        text = parts[name]()
+        print(text, flush=True)
+        write_section(f"tap-{name}", text)
