@@ -18,10 +18,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, and_, case, cast, func, literal_column, null, or_, select, union_all
+from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_column, null, or_, select, union_all
 
-from target_crm.columns import Identifier, Points, exact, exact_sum
-from target_crm.schemas import EXTRACTED_AT, LOADED_AT
+from target_crm.columns import Identifier, Instant, Points, exact, exact_sum
+from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Delete, FromClause, Insert, Select, Table, Update
@@ -138,6 +138,29 @@ def reduce(balances: Table, *partials: Select[Any]) -> Select[Any]:
 def full_fold(tables: Tables) -> Select[Any]:
     """Every balance afresh, from the whole ledger and all snapshots."""
     return reduce(tables.award_balances, partials_of_actions(tables.actions), partials_of_awards(tables.awards))
+
+
+@cache
+def as_of(tables: Tables) -> Select[Any]:
+    """Every balance as of a `moment`: the newest sight of each award at or before it, and the sums until then.
+
+    Awards that nobody had seen by then are left out, and so are those that were gone. Of an award's snapshots only the
+    newest is kept, so what an earlier one had said is not known any more.
+    """
+    moment = bindparam("moment", type_=Instant())
+    actions, awards = tables.actions, tables.awards
+    seen_at = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
+    then = reduce(
+        tables.award_balances,
+        partials_of_actions(actions).where(actions.c.occurred_at <= moment),
+        partials_of_awards(awards).where(seen_at <= moment),
+    ).subquery("then")
+    return (
+        select(*(column for column in then.c if column.name != "updated_at"))
+        .outerjoin_from(then, awards, awards.c["_id"] == then.c.award_id)
+        .where(or_(awards.c[DELETED_AT].is_(None), awards.c[DELETED_AT] > moment))
+        .order_by(then.c.award_id)
+    )
 
 
 @cache

@@ -6,16 +6,19 @@ Takes target-crm's settings.
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 import os
 import sys
 from dataclasses import asdict
+from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from singer_sdk.exceptions import SingerSDKError
 
-from target_crm import report, status, values
+from target_crm import balances, report, status, values
 from target_crm.errors import CrmError, SettingError, WarehouseError
 from target_crm.plan import Plan
 from target_crm.replay import Replay
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crm-balances")
 
+# Balances that are in memory at a time on their way out.
+ROWS_AT_A_TIME = 1000
 EXIT_WELL, EXIT_DRIFT, EXIT_ERROR = 0, 1, 2
 
 
@@ -44,6 +49,22 @@ def _status(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
     told = status.status(warehouse, full=arguments.verify)
     _print({**asdict(told), "drifted": told.drifted} if arguments.json else status.as_text(told))
     return EXIT_DRIFT if told.drifted else EXIT_WELL
+
+
+def _as_of(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
+    """Print every balance as of a time, as CSV: the newest sight of each award at or before it."""
+    with warehouse.read() as connection:
+        streamed = connection.execution_options(yield_per=ROWS_AT_A_TIME)
+        rows = streamed.execute(balances.as_of(warehouse.tables), {"moment": arguments.moment})
+        if arguments.json:
+            lines = ((",\n" if place else "") + values.json_text(row._asdict()) for place, row in enumerate(rows))
+            sys.stdout.writelines(chain(["[\n"], lines, ["\n]\n"]))
+        else:
+            writer = csv.writer(sys.stdout, lineterminator="\n")
+            writer.writerow(rows.keys())
+            writer.writerows([_in_csv(value) for value in row] for row in rows)
+    sys.stdout.flush()
+    return EXIT_WELL
 
 
 def _report(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
@@ -73,6 +94,7 @@ COMMANDS: dict[str, Callable[[Namespace, Warehouse, TargetCrm], int]] = {
     "verify": _verify,
     "status": _status,
     "report": _report,
+    "as-of": _as_of,
     "rebuild": _rebuild,
     "replay": _replay,
 }
@@ -98,6 +120,12 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     figures.add_argument("--output", metavar="FILE", help="where to write it; default: standard output")
     figures.add_argument("--days", type=_days, default=90, help="how many days, today included; default: 90")
     figures.add_argument("--timezone", default="UTC", metavar="ZONE", help="whose days and hours; default: UTC")
+    commands.choices["as-of"].add_argument(
+        "moment",
+        type=_converted(values.instant),
+        metavar="TIMESTAMP",
+        help="ISO 8601, e.g. 2026-10-01T00:00Z; in UTC unless it says otherwise",
+    )
     commands.choices["ddl"].add_argument(
         "--schemas",
         metavar="FILE",
@@ -141,6 +169,22 @@ def _days(text: str) -> int:
     if not 1 <= days <= report.DAYS_MAX:
         raise argparse.ArgumentTypeError(f"expected 1 to {report.DAYS_MAX}")
     return days
+
+
+def _converted(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A conversion of values as one of arguments."""
+
+    def argument(text: str) -> Any:
+        try:
+            return convert(text)
+        except values.Invalid as reason:
+            raise argparse.ArgumentTypeError(str(reason)) from None
+
+    return argument
+
+
+def _in_csv(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _write(text: str, path: str | None) -> None:
