@@ -20,6 +20,7 @@ from singer_sdk.exceptions import SingerSDKError
 
 from target_crm import balances, report, status, values
 from target_crm.errors import CrmError, SettingError, WarehouseError
+from target_crm.forget import forget
 from target_crm.plan import Plan
 from target_crm.replay import Replay
 from target_crm.target import TargetCrm, read_config, speak_utf8
@@ -90,6 +91,13 @@ def _replay(arguments: Namespace, _: Warehouse, target: TargetCrm) -> int:
     return EXIT_WELL
 
 
+def _forget(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
+    """Erase what names a person from payloads, columns and quarantine; ids, points and sums stay."""
+    counts = forget(warehouse, arguments.user_id)
+    _print(counts if arguments.json else "erased in " + ", ".join(f"{n:,} {name}" for name, n in counts.items()))
+    return EXIT_WELL
+
+
 COMMANDS: dict[str, Callable[[Namespace, Warehouse, TargetCrm], int]] = {
     "verify": _verify,
     "status": _status,
@@ -97,6 +105,7 @@ COMMANDS: dict[str, Callable[[Namespace, Warehouse, TargetCrm], int]] = {
     "as-of": _as_of,
     "rebuild": _rebuild,
     "replay": _replay,
+    "forget": _forget,
 }
 DDL = "Print the statements that create what a loader lacks, to be run by someone who may."
 
@@ -125,6 +134,9 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         type=_converted(values.instant),
         metavar="TIMESTAMP",
         help="ISO 8601, e.g. 2026-10-01T00:00Z; in UTC unless it says otherwise",
+    )
+    commands.choices["forget"].add_argument(
+        "user_id", metavar="USER_ID", type=_converted(values.identifier), help="the person's id in Pepper"
     )
     commands.choices["ddl"].add_argument(
         "--schemas",
