@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, seed, settings
 from sqlalchemy import event, inspect, make_url, text
 
-from target_crm import cli, figures, report
+from target_crm import balances, cli, figures, report
 from target_crm.errors import WarehouseError
+from target_crm.forget import forget
 from target_crm.status import status
 from target_crm.target import TargetCrm
 from tests.campaign import size
@@ -434,3 +435,38 @@ def test_the_figures_of_a_report_add_up_to_the_balances_and_fall_into_their_quar
     assert [(run["exit_state"], run["read"]) for run in told.status.runs] == [("done", 5)]
     assert not told.status.drifted
     assert not status(crm).drifted
+
+
+def test_a_person_is_forgotten_and_every_balance_stays_as_of_any_time(crm: Warehouse) -> None:
+    def named(name: str) -> dict[str, Any]:
+        return {"context": {"user": {"_id": "u1", "fullName": name}}}
+
+    messages = [
+        *(AWARDS, snapshot("w2", 7, at="2026-10-03T00:00:00Z"), ACTIONS),
+        action("a1", delta=2, available=2, at="2026-10-01T12:00:00Z", **named("Tom Jones")),
+        action("a2", delta=3, available=5, at="2026-10-02T12:00:00Z", **named("Tom Jones")),
+        action("a3", delta=3, available=5, award="w3", user="U1", note="Ann Smith"),
+        action("r1", available=True, **named("Tom Jones")),
+    ]
+    load(crm, messages)
+
+    def known(day: int) -> list[tuple[Any, ...]]:
+        with crm.read() as connection:
+            moment = {"moment": datetime(2026, 10, day, 12, tzinfo=timezone.utc)}
+            return [tuple(row) for row in connection.execute(balances.as_of(crm.tables), moment)]
+
+    then = {day: known(day) for day in (1, 2, 3)}
+    assert [[(row[0], row[3]) for row in rows] for rows in then.values()] == [
+        [("w1", 2), ("w3", 5)],
+        [("w1", 5), ("w3", 5)],
+        [("w1", 5), ("w2", 7), ("w3", 5)],
+    ]
+
+    assert forget(crm, "u1") == {"actions": 2, "awards": 0, "users": 0, "rejected_records": 1}
+
+    load(crm, messages)
+    payloads = [row["payload"] for name in ("actions", "rejected_records") for row in table(crm, name, "payload")]
+    assert [("Tom" in str(each), "Ann" in str(each)) for each in payloads].count((False, True)) == 1
+    assert not any("Tom" in str(each) for each in payloads)
+    assert {day: known(day) for day in (1, 2, 3)} == then
+    assert not cli.verify(crm).drifted
