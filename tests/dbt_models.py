@@ -16,8 +16,7 @@ from typing import Any
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tests.commands import PROJECT, Pipeline
-from tests.conftest import new_postgres_database
-from tests.postgres import postgres_server
+from tests.postgres import PostgresServer, new_database
 from tests.target_fixtures import execute, query
 
 RUN_SECONDS_MAX = 300
@@ -30,9 +29,9 @@ AS_OF = "select * from ({{{{ pepper_crm.balances_as_of(\"timestamp '{moment}'\")
 def main() -> None:
     """Try it with the dbt that is named."""
     dbt = str(Path(sys.argv[1]).resolve())
-    with tempfile.TemporaryDirectory() as name, postgres_server() as server:
+    with tempfile.TemporaryDirectory() as name, PostgresServer() as server:
         folder = Path(name)
-        for url in (f"duckdb:///{folder / 'crm.duckdb'}", new_postgres_database(server)):
+        for url in (f"duckdb:///{folder / 'crm.duckdb'}", new_database(server.url)):
             engine = url.partition(":")[0]
             (folder / engine).mkdir()
             world = load(url, folder / engine)

@@ -34,7 +34,7 @@ def test_the_wheel_holds_the_three_packages_with_their_schemas_and_nothing_else(
         "pepper_crm-0.1.0.dist-info",
     }
     inside = [name for name in names if ".dist-info/" not in name]
-    assert {Path(name).suffix for name in inside} == {".py", ".json", ".typed"}
+    assert {Path(name).suffix for name in inside} == {".py", ".json", ".html", ".typed"}
     assert {"tap_pepper/schemas/actions.json", "tap_pepper/py.typed", "target_crm/py.typed"} <= set(inside)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
