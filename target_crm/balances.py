@@ -99,8 +99,9 @@ def reduce(balances: Table, *partials: Select[Any]) -> Select[Any]:
         partition_by=u.award_id,
         order_by=[
             u.as_of.desc(),
-            # No id is empty, so any action wins over a snapshot.
-            case((u.as_of_source == _ACTION, u.last_action_id), else_="").desc(),
+            # An action wins over a snapshot. There is no empty text in this: on Oracle that would be null, and first.
+            case((u.as_of_source == _ACTION, 1), else_=0).desc(),
+            case((u.as_of_source == _ACTION, u.last_action_id)).desc(),
             u.arrival.desc(),
         ],
     )

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Double, Numeric, String, Text, cast, func
+from sqlalchemy import JSON, TIMESTAMP, BigInteger, DateTime, Double, Numeric, String, Text, cast, func, literal_column
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 ID_CHARS_MAX = 255
+# Redshift's TEXT is of 256 bytes, and Oracle compares no CLOB: of the texts that these have, the longest.
+_TEXT_LENGTHS_MAX = {"redshift": 65_535, "oracle": 4_000}
+# Where a text's length is told in bytes, a character may take four.
+_COUNTED_IN_BYTES = frozenset({"redshift", "mssql"})
 POINTS_PLACES = 4
 # SQLite keeps a decimal as a double, which holds every number of 15 digits: eleven before the point, four behind it.
 POINTS_MAX = Decimal(10) ** 11
@@ -48,7 +52,10 @@ class Identifier(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """The engine's own type."""
-        return String(ID_CHARS_MAX, collation=_BYTEWISE.get(engine_name(dialect)))
+        if dialect.name == "bigquery":
+            return String()
+        length = ID_CHARS_MAX * 4 if dialect.name in _COUNTED_IN_BYTES else ID_CHARS_MAX
+        return String(length, collation=_BYTEWISE.get(engine_name(dialect)))
 
 
 class LongText(TypeDecorator[str]):
@@ -64,6 +71,8 @@ class LongText(TypeDecorator[str]):
             from sqlalchemy.dialects import mysql  # noqa: PLC0415 - takes long, and few need it
 
             return mysql.LONGTEXT(charset="utf8mb4", collation=_BYTEWISE[name])
+        if name in _TEXT_LENGTHS_MAX:
+            return String(_TEXT_LENGTHS_MAX[name])
         return Text(collation=_BYTEWISE["mssql"] if name == "mssql" else None)
 
 
@@ -80,6 +89,8 @@ class JsonText(LongText):
         """The engine's own type."""
         if dialect.name == "postgresql":
             return dialect.type_descriptor(_VerbatimJson())
+        if dialect.name == "oracle":
+            return Text()
         return super().load_dialect_impl(dialect)
 
 
@@ -93,7 +104,7 @@ class _VerbatimJson(JSON):
         return None
 
 
-_ZONED = frozenset({"postgresql", "snowflake"})
+_ZONED = frozenset({"postgresql", "snowflake", "bigquery", "databricks", "redshift"})
 
 
 class Instant(TypeDecorator[datetime]):
@@ -108,6 +119,13 @@ class Instant(TypeDecorator[datetime]):
             from sqlalchemy.dialects import mysql  # noqa: PLC0415
 
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        if dialect.name == "mssql":
+            from sqlalchemy.dialects import mssql  # noqa: PLC0415
+
+            return mssql.DATETIME2(6)  # type: ignore[no-untyped-call]
+        # There, SQLAlchemy's type for a time with a zone would be one without, or of whole seconds.
+        if dialect.name in {"oracle", "bigquery", "databricks"}:
+            return TIMESTAMP()
         return dialect.type_descriptor(DateTime(timezone=dialect.name in _ZONED))
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
@@ -214,3 +232,20 @@ def _quarters_sqlite(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -
 def _quarters_mysql(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
     return f"(TIMESTAMPDIFF(SECOND, '1970-01-01', {instant}) DIV {QUARTER_SECONDS})"
+
+
+_SECONDS_SINCE_1970 = {
+    "bigquery": "UNIX_SECONDS({})",
+    "databricks": "UNIX_TIMESTAMP({})",
+    "mssql": "DATEDIFF_BIG(second, '1970-01-01', {})",
+    "oracle": "(CAST({} AS DATE) - DATE '1970-01-01') * 86400",
+}
+
+
+@compiles(quarter_hours, "bigquery")
+@compiles(quarter_hours, "databricks")
+@compiles(quarter_hours, "mssql")
+@compiles(quarter_hours, "oracle")
+def _quarters_of_seconds(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    seconds = _SECONDS_SINCE_1970[compiler.dialect.name].format(compiler.process(element.clauses, **kw))
+    return compiler.process(cast(literal_column(f"FLOOR({seconds} / {QUARTER_SECONDS}.0)"), BigInteger()), **kw)

@@ -59,7 +59,7 @@ def set_up(connection: Connection, tables: Tables, *others: Table) -> list[State
         statements += ensure(connection, table)
     if found < VERSION:
         for name, query in tables.views.items():
-            statements += _view(connection, name, query, schema)
+            statements += view(connection.dialect, name, query, schema)
         number: ColumnElement[int] = literal_column(str(VERSION))
         statements += [tables.version.delete(), tables.version.insert().values(version=number)]
     return statements
@@ -78,13 +78,13 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
     """
     inspector = inspect(connection)
     if not inspector.has_table(table.name, schema=table.schema):
-        return _creation(table)
+        return creation(table)
     found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
-    keys = inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
+    keys = ways_of(connection.dialect.name).keys(connection, table)
     wanted_keys = [column.name for column in table.primary_key.columns]
     if set(keys) != set(wanted_keys):
         raise WarehouseError(
-            f"table {table.name!r} has the key {keys}, the new schema {wanted_keys}: rename the stream"
+            f"table {table.name!r} has the key {list(keys)}, the new schema {wanted_keys}: rename the stream"
         )
     try:
         changes = [change for column in table.columns if (change := _change(connection.dialect, table, column, found))]
@@ -92,7 +92,7 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
         if not table.name.startswith(STAGING_PREFIX):
             raise
         # A work table is empty between transactions.
-        return [DropTable(table), *_creation(table)]
+        return [DropTable(table), *creation(table)]
     name = connection.dialect.identifier_preparer.format_table(table)
     return [text(f"ALTER TABLE {name} {change}") for change in changes]
 
@@ -107,7 +107,8 @@ def version(connection: Connection, tables: Tables) -> int:
 def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str, TypeEngine[Any]]) -> str | None:
     """The ALTER TABLE clause that makes room for a column's values, if one is needed."""
     if column.name not in found:
-        return f"ADD COLUMN {CreateColumn(column).compile(dialect=dialect)}"
+        add = "ADD" if dialect.name in {"mssql", "oracle"} else "ADD COLUMN"
+        return f"{add} {CreateColumn(column).compile(dialect=dialect)}"
     old, new = _kind(found[column.name]), _kind(column.type.dialect_impl(dialect))
     if old == new or (old, new) == ("number", "integer"):
         return None
@@ -133,18 +134,17 @@ def _create_table(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str
     return statement.replace("CREATE TABLE", "CREATE UNLOGGED TABLE", 1) if element.element.info == WORK else statement
 
 
-def _creation(table: Table) -> list[Statement]:
+def creation(table: Table) -> list[Statement]:
+    """The statements that create a table."""
     return [CreateTable(table), *map(CreateIndex, table.indexes)]
 
 
-def _view(connection: Connection, name: str, query: Select[Any], schema: str | None) -> list[Statement]:
-    quoted = _qualified(connection, name, schema)
-    body = query.compile(connection, compile_kwargs={"literal_binds": True})
-    if connection.dialect.name == "sqlite":
+def view(dialect: Dialect, name: str, query: Select[Any], schema: str | None) -> list[Statement]:
+    """The statements that create a view, or put it in the place of an older one."""
+    quote = dialect.identifier_preparer.quote
+    quoted = f"{quote(schema)}.{quote(name)}" if schema else quote(name)
+    body = query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    if dialect.name == "sqlite":
         return [text(f"DROP VIEW IF EXISTS {quoted}"), text(f"CREATE VIEW {quoted} AS {body}")]
-    return [text(f"CREATE OR REPLACE VIEW {quoted} AS {body}")]
-
-
-def _qualified(connection: Connection, name: str, schema: str | None) -> str:
-    quote = connection.dialect.identifier_preparer.quote
-    return f"{quote(schema)}.{quote(name)}" if schema else quote(name)
+    create = "CREATE OR ALTER VIEW" if dialect.name == "mssql" else "CREATE OR REPLACE VIEW"
+    return [text(f"{create} {quoted} AS {body}")]

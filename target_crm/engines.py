@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
+import uuid
 from contextlib import closing, contextmanager, suppress
 from datetime import date, datetime
 from decimal import Decimal
@@ -16,19 +17,23 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import cast, create_engine, event, text
+from sqlalchemy import Delete, Update, cast, create_engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateTable
+from sqlalchemy.sql import operators, visitors
 
 from target_crm.columns import POINTS_PLACES, Instant, Points
 from target_crm.errors import WarehouseError
-from target_crm.tables import tables_in
+from target_crm.tables import MONTHS_OF, tables_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from sqlalchemy import URL, Column, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, Column, ColumnElement, Connection, Dialect, Engine, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
+    from sqlalchemy.sql.compiler import SQLCompiler
 
     Rows = Sequence[tuple[Any, ...]]
 
@@ -72,6 +77,10 @@ class Ways:
     def is_passing(self, error: Exception) -> bool:
         """Whether a driver's error is worth another try: the server, or the way to it, failed."""
         return bool(pep_249_names(error) & {"OperationalError", "InterfaceError"})
+
+    def keys(self, connection: Connection, table: Table) -> Collection[str]:
+        """The columns that a table in the warehouse tells its rows apart by."""
+        return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
 
     def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str | None:  # noqa: ARG002
         """What to say to ALTER TABLE so that a column of one kind takes values of another, too.
@@ -339,22 +348,105 @@ class Snowflake(Ways):
         return super().is_passing(error) or state in self._PASSING_STATES or number in self._PASSING_NUMBERS
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """By a file in the user's own stage, which needs no right but to log in.
-
-        It goes when it is loaded; one that was not is overwritten by the next.
-        """
-        quote, compiler = connection.dialect.identifier_preparer.quote_identifier, connection.dialect.type_compiler
-        stage = f"@~/{_digest(str(table))}"
+        """By a file in the user's own stage, which needs no right but to log in; it goes when it is loaded."""
+        quote, compiler = (
+            connection.dialect.identifier_preparer.quote_identifier,
+            connection.dialect.type_compiler_instance,
+        )
+        values = (f"$1:{quote(column.name)}::{compiler.process(column.type)}" for column in table.columns)
+        # A user may load several warehouses at once.
+        stage = f"@~/target-crm/{uuid.uuid4().hex}"
         with tempfile.TemporaryDirectory(prefix="target-crm-") as folder:
             path = Path(folder) / "rows.parquet"
             _write_parquet(path, table, rows)
-            connection.exec_driver_sql(f"PUT 'file://{path}' {stage} AUTO_COMPRESS = FALSE OVERWRITE = TRUE")
-        values = (f"$1:{quote(column.name)}::{compiler.process(column.type)}" for column in table.columns)
-        connection.exec_driver_sql(
-            f"COPY INTO {_quoted(connection, table)} ({_columns(connection, table)}) "  # noqa: S608 - quoted names only
-            f"FROM (SELECT {', '.join(values)} FROM {stage}/{path.name}) "
-            "FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) FORCE = TRUE PURGE = TRUE"
+            connection.exec_driver_sql(f"PUT 'file://{path}' {stage} AUTO_COMPRESS = FALSE")
+        into, chosen = f"{_quoted(connection, table)} ({_columns(connection, table)})", ", ".join(values)
+        file = f"(SELECT {chosen} FROM {stage}/{path.name}) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE)"  # noqa: S608 - quoted names only
+        try:
+            connection.exec_driver_sql(f"COPY INTO {into} FROM {file} PURGE = TRUE")
+        except DBAPIError:
+            with suppress(DBAPIError):
+                connection.exec_driver_sql(f"REMOVE {stage}")
+            raise
+
+
+class Bigquery(Ways):
+    """No locks, no keys, no transactions of several statements, and files by load jobs, which cost nothing."""
+
+    # What says that a job was never begun. Of one that is lost on the way nobody knows whether it goes on, and its
+    # repetition must not run beside it.
+    _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
+
+    def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
+        """No: each statement is done by itself."""
+        return False
+
+    def is_passing(self, error: Exception) -> bool:
+        """By reason: the driver wraps what the service said."""
+        reasons = {each.get("reason") for each in getattr(next(iter(error.args), None), "errors", None) or ()}
+        return bool(reasons & self._REFUSALS) or "due to concurrent update" in str(error)
+
+    def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
+        """Nobody can tell; those that are wanted."""
+        return table.primary_key.columns.keys()
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+        """From a whole number alone."""
+        if (old, new) != ("integer", "number"):
+            raise CannotWiden
+        name = dialect.identifier_preparer.quote(column.name)
+        return f"ALTER COLUMN {name} SET DATA TYPE {column.type.compile(dialect)}"
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """By a load job; it is done as a whole or not at all."""
+        from google.cloud import bigquery  # noqa: PLC0415 - comes with the extra of this engine alone
+
+        dialect: Any = connection.dialect
+        client = connection.connection.driver_connection._client  # type: ignore[union-attr]  # noqa: SLF001
+        destination = bigquery.DatasetReference(dialect.project_id, table.schema or dialect.dataset_id).table(
+            table.name
         )
+        settings = bigquery.LoadJobConfig(
+            schema=client.get_table(destination).schema,
+            source_format=bigquery.SourceFormat.PARQUET,
+            write_disposition=bigquery.WriteDisposition.WRITE_APPEND,
+        )
+        with tempfile.TemporaryDirectory(prefix="target-crm-") as folder:
+            path = Path(folder) / "rows.parquet"
+            _write_parquet(path, table, rows)
+            with path.open("rb") as file:
+                client.load_table_from_file(file, destination, job_config=settings).result()
+
+
+class Databricks(Ways):
+    """Each statement is a transaction of its own."""
+
+    def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
+        """No: each statement is done by itself."""
+        return False
+
+
+class Mssql(Ways):
+    """Application locks, and a driver that sends many rows at once."""
+
+    engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
+
+    def lock(self, connection: Connection, schema: str | None) -> None:
+        """Take an application lock, which ends with the transaction; not to get it is no error by itself."""
+        connection.execute(
+            text(
+                "DECLARE @got int; EXEC @got = sp_getapplock @Resource = :name, @LockMode = 'Exclusive', "
+                "@LockOwner = 'Transaction', @LockTimeout = :wait_ms; "
+                "IF @got < 0 THROW 50000, 'another loader has been at work for too long', 1"
+            ),
+            {"name": _digest(f"{schema}"), "wait_ms": LOCK_WAIT_SECONDS * 1000},
+        )
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+        """From a whole number alone."""
+        if (old, new) != ("integer", "number"):
+            raise CannotWiden
+        return f"ALTER COLUMN {dialect.identifier_preparer.quote(column.name)} {column.type.compile(dialect)}"
 
 
 _WAYS: dict[str, Ways] = {
@@ -364,6 +456,9 @@ _WAYS: dict[str, Ways] = {
     "mysql": Mysql(),
     "mariadb": Mysql(),
     "snowflake": Snowflake(),
+    "bigquery": Bigquery(),
+    "databricks": Databricks(),
+    "mssql": Mssql(),
 }
 _OTHERS = Ways()
 
@@ -424,13 +519,14 @@ def _write_parquet(path: Path, table: Table, rows: Rows) -> None:
         datetime: pyarrow.timestamp("us", tz="UTC"),
         date: pyarrow.date32(),
     }
-    arrays = []
+    arrays, fields = [], []
     for column, values in zip(table.columns, zip(*rows, strict=True), strict=True):
         kind = getattr(column.type, "impl_instance", column.type).python_type
         # A number of any size comes as a decimal, which is not one of Arrow's until its places are known.
         sent = [None if value is None else float(value) for value in values] if kind is float else values
         arrays.append(pyarrow.array(sent, types[kind]))
-    parquet.write_table(pyarrow.table(arrays, names=[column.name for column in table.columns]), path)
+        fields.append(pyarrow.field(column.name, types[kind], nullable=bool(column.nullable)))
+    parquet.write_table(pyarrow.table(arrays, schema=pyarrow.schema(fields)), path)
 
 
 def _quoted(connection: Connection, table: Table) -> str:
@@ -446,3 +542,71 @@ def _bound(dialect: Dialect, column: Column[Any], values: Sequence[Any]) -> Sequ
     """A column's values as the driver wants them: each that repeats is converted once."""
     processor = column.type.dialect_impl(dialect).bind_processor(dialect)
     return values if processor is None else list(map(cache(processor), values))
+
+
+# How an engine that reads whole columns keeps the rows of a table that grows with time, so that it may leave some out.
+_LAYOUTS = {
+    "bigquery": "PARTITION BY TIMESTAMP_TRUNC({months_of}, MONTH) CLUSTER BY award_id",
+    "databricks": "CLUSTER BY (award_id)",
+    "snowflake": "CLUSTER BY (TO_DATE({months_of}))",
+}
+
+
+@compiles(CreateTable, "bigquery")
+@compiles(CreateTable, "databricks")
+@compiles(CreateTable, "snowflake")
+def _create_laid_out(create: CreateTable, compiler: Any, **kw: Any) -> str:
+    statement: str = compiler.visit_create_table(create, **kw).rstrip()
+    months_of = create.element.info.get(MONTHS_OF)
+    layout = _LAYOUTS[compiler.dialect.name].format(months_of=months_of)
+    return f"{statement}\n{layout}" if months_of else statement
+
+
+@compiles(Delete, "bigquery")
+def _delete(delete: Delete, compiler: Any, **kw: Any) -> str:
+    """A DELETE without a condition is refused."""
+    truncate = f"TRUNCATE TABLE {compiler.preparer.format_table(delete.table)}"
+    return truncate if delete.whereclause is None else str(compiler.visit_delete(delete, **kw))
+
+
+@compiles(Update, "databricks")
+@compiles(Update, "oracle")
+def _merge(update: Update, compiler: SQLCompiler, **kw: Any) -> str:
+    """UPDATE … FROM, which these lack, as MERGE. What is set may not be in Oracle's ON, hence the second condition."""
+    table: Any = update.table
+    values: dict[Any, ColumnElement[Any]] = update._values or {}  # noqa: SLF001 - what no public name gives
+    conditions = list(_conjuncts(update.whereclause))
+    others = [each for each in {f: None for each in conditions for f in each._from_objects} if each is not table]  # noqa: SLF001
+    if not others:
+        return compiler.visit_update(update, **kw)
+    (other,) = others
+    set_columns = {column for column in table.c if column in values or column.name in values}
+    late = [each for each in conditions if set_columns.intersection(visitors.iterate(each))]
+    compiler.stack.append({"correlate_froms": {table}, "asfrom_froms": {table, other}, "selectable": update})
+    try:
+        words = {
+            "source": compiler.process(other, asfrom=True, **kw),
+            "on": " AND ".join(compiler.process(each, **kw) for each in conditions if each not in late),
+            "late": " AND ".join(f"({compiler.process(each, **kw)})" for each in late),
+            "set": ", ".join(
+                f"{compiler.preparer.quote(getattr(column, 'name', column))} = {compiler.process(value, **kw)}"
+                for column, value in values.items()
+            ),
+        }
+    finally:
+        compiler.stack.pop()
+    oracle = compiler.dialect.name == "oracle"
+    if_late = f" AND {words['late']}" if late and not oracle else ""
+    where_late = f" WHERE {words['late']}" if late and oracle else ""
+    return (
+        f"MERGE INTO {compiler.preparer.format_table(table)} USING {words['source']} ON ({words['on']}) "
+        f"WHEN MATCHED{if_late} THEN UPDATE SET {words['set']}{where_late}"
+    )
+
+
+def _conjuncts(condition: Any) -> Iterator[ColumnElement[bool]]:
+    if getattr(condition, "operator", None) is operators.and_:
+        for each in condition.clauses:
+            yield from _conjuncts(each)
+    else:
+        yield condition

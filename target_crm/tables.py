@@ -33,6 +33,8 @@ WORK_PREFIX = "_crm_"
 # Marks tables that are empty between transactions.
 WORK = {"work": True}
 STAGING_PREFIX = f"{WORK_PREFIX}staging_"
+# Names, in a table's `info`, the column whose months an engine may keep apart.
+MONTHS_OF = "months_of"
 # What becomes of the records that a run reads; the first is the sum of the others.
 COUNTS = ("read", "applied", "duplicate", "superseded", "quarantined")
 # What a balance needs of an award, whatever the sender's schema says.
@@ -50,7 +52,7 @@ class Tables:
 
     def __init__(self, schema: str | None = None) -> None:
         self.metadata = MetaData(schema=schema)
-        self.actions = Table("actions", self.metadata, *_ledger_columns())
+        self.actions = Table("actions", self.metadata, *_ledger_columns(), info={MONTHS_OF: "occurred_at"})
         self.award_balances = Table("award_balances", self.metadata, *_balance_columns())
         award_shape = Shape.of({"properties": {}}, ["_id"], AWARD_FIELDS)
         self.awards = stream_table("awards", award_shape, schema).to_metadata(self.metadata)

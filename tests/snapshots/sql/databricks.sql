@@ -1,0 +1,387 @@
+-- the tables and views
+
+CREATE TABLE _crm_commits (
+	batch_id STRING NOT NULL, 
+	committed_at TIMESTAMP NOT NULL, 
+	PRIMARY KEY (batch_id)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE _crm_fresh (
+	_seq BIGINT NOT NULL, 
+	PRIMARY KEY (_seq)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE _crm_merged (
+	award_id STRING NOT NULL, 
+	user_id STRING, 
+	perk_id STRING, 
+	points DECIMAL(19, 4) NOT NULL, 
+	as_of TIMESTAMP NOT NULL, 
+	as_of_source STRING NOT NULL, 
+	last_action_id STRING, 
+	earned_total DECIMAL(19, 4) DEFAULT 0 NOT NULL, 
+	redeemed_total DECIMAL(19, 4) DEFAULT 0 NOT NULL, 
+	refunded_total DECIMAL(19, 4) DEFAULT 0 NOT NULL, 
+	action_count BIGINT DEFAULT 0 NOT NULL, 
+	first_action_at TIMESTAMP, 
+	last_action_at TIMESTAMP, 
+	updated_at TIMESTAMP NOT NULL
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE _crm_staging_actions (
+	_seq BIGINT NOT NULL, 
+	action_id STRING, 
+	type STRING, 
+	tenant_id STRING, 
+	user_id STRING, 
+	award_id STRING, 
+	perk_id STRING, 
+	location_id STRING, 
+	occurred_at TIMESTAMP, 
+	effect STRING, 
+	points_available DECIMAL(19, 4), 
+	points_added DECIMAL(19, 4), 
+	points_redeemed DECIMAL(19, 4), 
+	points_refunded DECIMAL(19, 4), 
+	source STRING, 
+	environment STRING, 
+	content_hash STRING, 
+	payload STRING, 
+	loaded_at TIMESTAMP, 
+	PRIMARY KEY (_seq)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE _crm_staging_rejected_records (
+	_seq BIGINT NOT NULL, 
+	rejected_id STRING, 
+	stream STRING, 
+	reason STRING, 
+	input_line BIGINT, 
+	payload STRING, 
+	rejected_at TIMESTAMP, 
+	run_id STRING, 
+	PRIMARY KEY (_seq)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE _crm_version (
+	version BIGINT NOT NULL
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE actions (
+	action_id STRING NOT NULL, 
+	type STRING, 
+	tenant_id STRING, 
+	user_id STRING, 
+	award_id STRING, 
+	perk_id STRING, 
+	location_id STRING, 
+	occurred_at TIMESTAMP, 
+	effect STRING, 
+	points_available DECIMAL(19, 4), 
+	points_added DECIMAL(19, 4), 
+	points_redeemed DECIMAL(19, 4), 
+	points_refunded DECIMAL(19, 4), 
+	source STRING, 
+	environment STRING, 
+	content_hash STRING NOT NULL, 
+	payload STRING, 
+	loaded_at TIMESTAMP NOT NULL, 
+	PRIMARY KEY (action_id)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled')
+CLUSTER BY (award_id);
+CREATE TABLE award_balances (
+	award_id STRING NOT NULL, 
+	user_id STRING, 
+	perk_id STRING, 
+	points DECIMAL(19, 4) NOT NULL, 
+	as_of TIMESTAMP NOT NULL, 
+	as_of_source STRING NOT NULL, 
+	last_action_id STRING, 
+	earned_total DECIMAL(19, 4) DEFAULT 0 NOT NULL, 
+	redeemed_total DECIMAL(19, 4) DEFAULT 0 NOT NULL, 
+	refunded_total DECIMAL(19, 4) DEFAULT 0 NOT NULL, 
+	action_count BIGINT DEFAULT 0 NOT NULL, 
+	first_action_at TIMESTAMP, 
+	last_action_at TIMESTAMP, 
+	updated_at TIMESTAMP NOT NULL, 
+	PRIMARY KEY (award_id)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE awards (
+	_id STRING NOT NULL, 
+	points DECIMAL(19, 4), 
+	user_id STRING, 
+	perk_id STRING, 
+	updated_at TIMESTAMP, 
+	_extra STRING, 
+	_extracted_at TIMESTAMP, 
+	_loaded_at TIMESTAMP, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP, 
+	PRIMARY KEY (_id)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE load_runs (
+	run_id STRING NOT NULL, 
+	stream STRING NOT NULL, 
+	started_at TIMESTAMP NOT NULL, 
+	finished_at TIMESTAMP, 
+	exit_state STRING, 
+	seconds DOUBLE NOT NULL, 
+	read BIGINT NOT NULL, 
+	applied BIGINT NOT NULL, 
+	duplicate BIGINT NOT NULL, 
+	superseded BIGINT NOT NULL, 
+	quarantined BIGINT NOT NULL, 
+	PRIMARY KEY (run_id, stream)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE rejected_records (
+	rejected_id STRING NOT NULL, 
+	stream STRING NOT NULL, 
+	reason STRING NOT NULL, 
+	input_line BIGINT NOT NULL, 
+	payload STRING NOT NULL, 
+	rejected_at TIMESTAMP NOT NULL, 
+	run_id STRING NOT NULL, 
+	PRIMARY KEY (rejected_id)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE OR REPLACE VIEW user_balances AS SELECT award_balances.user_id, award_balances.perk_id, CAST(sum(award_balances.points) AS DECIMAL(19, 4)) AS points, CAST(sum(award_balances.earned_total) AS DECIMAL(19, 4)) AS earned_total, CAST(sum(award_balances.redeemed_total) AS DECIMAL(19, 4)) AS redeemed_total, CAST(sum(award_balances.refunded_total) AS DECIMAL(19, 4)) AS refunded_total, count(*) AS award_count, CAST(sum(award_balances.action_count) AS BIGINT) AS action_count, max(award_balances.as_of) AS as_of 
+FROM award_balances LEFT OUTER JOIN awards ON awards._id = award_balances.award_id 
+WHERE awards._deleted_at IS NULL GROUP BY award_balances.user_id, award_balances.perk_id;
+CREATE OR REPLACE VIEW award_balance_drift AS SELECT award_balances.award_id, award_balances.user_id, award_balances.perk_id, award_balances.points, ((award_balances.earned_total - award_balances.redeemed_total) + award_balances.refunded_total) AS explained, (award_balances.points - ((award_balances.earned_total - award_balances.redeemed_total) + award_balances.refunded_total)) AS unexplained, award_balances.as_of, award_balances.as_of_source, awards.points AS snapshot_points, coalesce(awards.updated_at, awards._extracted_at) AS snapshot_as_of 
+FROM award_balances LEFT OUTER JOIN awards ON awards._id = award_balances.award_id;
+
+-- a batch of actions
+
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_actions;
+INSERT INTO _crm_staging_actions (_seq, action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at) VALUES (:`_seq`, :`action_id`, :`type`, :`tenant_id`, :`user_id`, :`award_id`, :`perk_id`, :`location_id`, :`occurred_at`, :`effect`, :`points_available`, :`points_added`, :`points_redeemed`, :`points_refunded`, :`source`, :`environment`, :`content_hash`, :`payload`, :`loaded_at`);
+INSERT INTO _crm_fresh (_seq) SELECT ranked._seq 
+FROM (SELECT _crm_staging_actions._seq AS _seq, _crm_staging_actions.action_id AS action_id, _crm_staging_actions.type AS type, _crm_staging_actions.tenant_id AS tenant_id, _crm_staging_actions.user_id AS user_id, _crm_staging_actions.award_id AS award_id, _crm_staging_actions.perk_id AS perk_id, _crm_staging_actions.location_id AS location_id, _crm_staging_actions.occurred_at AS occurred_at, _crm_staging_actions.effect AS effect, _crm_staging_actions.points_available AS points_available, _crm_staging_actions.points_added AS points_added, _crm_staging_actions.points_redeemed AS points_redeemed, _crm_staging_actions.points_refunded AS points_refunded, _crm_staging_actions.source AS source, _crm_staging_actions.environment AS environment, _crm_staging_actions.content_hash AS content_hash, _crm_staging_actions.payload AS payload, _crm_staging_actions.loaded_at AS loaded_at, row_number() OVER (PARTITION BY _crm_staging_actions.action_id ORDER BY _crm_staging_actions._seq) AS _rank 
+FROM _crm_staging_actions) AS ranked 
+WHERE ranked._rank = :`rank_1` AND NOT (EXISTS (SELECT 1 
+FROM actions 
+WHERE actions.action_id = ranked.action_id));
+INSERT INTO actions (action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at) SELECT fresh_rows.action_id, fresh_rows.type, fresh_rows.tenant_id, fresh_rows.user_id, fresh_rows.award_id, fresh_rows.perk_id, fresh_rows.location_id, fresh_rows.occurred_at, fresh_rows.effect, fresh_rows.points_available, fresh_rows.points_added, fresh_rows.points_redeemed, fresh_rows.points_refunded, fresh_rows.source, fresh_rows.environment, fresh_rows.content_hash, fresh_rows.payload, fresh_rows.loaded_at 
+FROM (SELECT _crm_staging_actions.action_id AS action_id, _crm_staging_actions.type AS type, _crm_staging_actions.tenant_id AS tenant_id, _crm_staging_actions.user_id AS user_id, _crm_staging_actions.award_id AS award_id, _crm_staging_actions.perk_id AS perk_id, _crm_staging_actions.location_id AS location_id, _crm_staging_actions.occurred_at AS occurred_at, _crm_staging_actions.effect AS effect, _crm_staging_actions.points_available AS points_available, _crm_staging_actions.points_added AS points_added, _crm_staging_actions.points_redeemed AS points_redeemed, _crm_staging_actions.points_refunded AS points_refunded, _crm_staging_actions.source AS source, _crm_staging_actions.environment AS environment, _crm_staging_actions.content_hash AS content_hash, _crm_staging_actions.payload AS payload, _crm_staging_actions.loaded_at AS loaded_at 
+FROM _crm_staging_actions JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_actions._seq) AS fresh_rows;
+SELECT count(*) AS count_1 
+FROM _crm_fresh;
+DELETE FROM _crm_merged;
+INSERT INTO _crm_merged (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_1`) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_2`) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = :`rank_3`) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = :`rank_4`) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = :`rank_5`) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = :`action_rank_1`) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS DECIMAL(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS DECIMAL(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS DECIMAL(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN :`param_1` ELSE :`param_2` END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN :`param_3` ELSE :`param_4` END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS DECIMAL(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS DECIMAL(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS DECIMAL(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL AND actions.award_id IN (SELECT _crm_staging_actions.award_id 
+FROM _crm_staging_actions) UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS STRING) AS last_action_id, CAST(0 AS DECIMAL(19, 4)) AS earned_total, CAST(0 AS DECIMAL(19, 4)) AS redeemed_total, CAST(0 AS DECIMAL(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP) AS first_action_at, CAST(NULL AS TIMESTAMP) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL AND awards._id IN (SELECT _crm_staging_actions.award_id 
+FROM _crm_staging_actions)) AS partials) AS ranked GROUP BY ranked.award_id;
+DELETE FROM award_balances WHERE award_balances.award_id IN (SELECT _crm_merged.award_id 
+FROM _crm_merged);
+INSERT INTO award_balances (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT _crm_merged.award_id, _crm_merged.user_id, _crm_merged.perk_id, _crm_merged.points, _crm_merged.as_of, _crm_merged.as_of_source, _crm_merged.last_action_id, _crm_merged.earned_total, _crm_merged.redeemed_total, _crm_merged.refunded_total, _crm_merged.action_count, _crm_merged.first_action_at, _crm_merged.last_action_at, _crm_merged.updated_at 
+FROM _crm_merged;
+DELETE FROM _crm_merged;
+SELECT _crm_staging_actions._seq, CAST(_crm_staging_actions.payload AS STRING) AS payload 
+FROM _crm_staging_actions JOIN actions ON actions.action_id = _crm_staging_actions.action_id 
+WHERE actions.content_hash != _crm_staging_actions.content_hash ORDER BY _crm_staging_actions._seq;
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_actions;
+DELETE FROM load_runs WHERE load_runs.run_id = :`run_id_1`;
+INSERT INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) VALUES (:`run_id`, :`stream`, :`started_at`, :`finished_at`, :`exit_state`, :`seconds`, :`read`, :`applied`, :`duplicate`, :`superseded`, :`quarantined`);
+
+-- a batch of awards
+
+CREATE TABLE awards (
+	_id STRING NOT NULL, 
+	points DECIMAL(19, 4), 
+	user_id STRING, 
+	perk_id STRING, 
+	updated_at TIMESTAMP, 
+	_extra STRING, 
+	_extracted_at TIMESTAMP, 
+	_loaded_at TIMESTAMP, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP, 
+	PRIMARY KEY (_id)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE _crm_staging_awards (
+	_seq BIGINT NOT NULL, 
+	_id STRING, 
+	points DECIMAL(19, 4), 
+	user_id STRING, 
+	perk_id STRING, 
+	updated_at TIMESTAMP, 
+	_extra STRING, 
+	_extracted_at TIMESTAMP, 
+	_loaded_at TIMESTAMP, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP, 
+	PRIMARY KEY (_seq)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_awards;
+INSERT INTO _crm_staging_awards (_seq, _id, points, user_id, perk_id, updated_at, _extra, _extracted_at, _loaded_at, _version, _deleted_at) VALUES (:`_seq`, :`_id`, :`points`, :`user_id`, :`perk_id`, :`updated_at`, :`_extra`, :`_extracted_at`, :`_loaded_at`, :`_version`, :`_deleted_at`);
+MERGE INTO _crm_staging_awards USING (SELECT awards._id AS award_id, max(awards.user_id) AS user_id, max(awards.perk_id) AS perk_id 
+FROM awards 
+WHERE awards.points IS NOT NULL AND awards._id IN (SELECT _crm_staging_awards._id 
+FROM _crm_staging_awards) GROUP BY awards._id) AS told ON (_crm_staging_awards._id = told.award_id) WHEN MATCHED AND ((_crm_staging_awards.user_id IS NULL AND told.user_id IS NOT NULL OR _crm_staging_awards.perk_id IS NULL AND told.perk_id IS NOT NULL)) THEN UPDATE SET user_id = coalesce(_crm_staging_awards.user_id, told.user_id), perk_id = coalesce(_crm_staging_awards.perk_id, told.perk_id);
+INSERT INTO _crm_fresh (_seq) SELECT ranked._seq 
+FROM (SELECT _crm_staging_awards._seq AS _seq, _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at, row_number() OVER (PARTITION BY _crm_staging_awards._id ORDER BY CASE WHEN (_crm_staging_awards.points IS NULL) THEN :`param_1` ELSE :`param_2` END DESC, coalesce(_crm_staging_awards.updated_at, _crm_staging_awards._extracted_at) DESC, _crm_staging_awards._extracted_at DESC, _crm_staging_awards._seq DESC) AS _rank 
+FROM _crm_staging_awards) AS ranked LEFT OUTER JOIN awards ON awards._id = ranked._id 
+WHERE ranked._rank = :`rank_1` AND (awards._id IS NULL OR (CASE WHEN (awards.points IS NULL) THEN :`param_3` ELSE :`param_4` END IS NULL OR CASE WHEN (ranked.points IS NULL) THEN :`param_5` ELSE :`param_6` END > CASE WHEN (awards.points IS NULL) THEN :`param_3` ELSE :`param_4` END OR CASE WHEN (ranked.points IS NULL) THEN :`param_5` ELSE :`param_6` END = CASE WHEN (awards.points IS NULL) THEN :`param_3` ELSE :`param_4` END AND (coalesce(awards.updated_at, awards._extracted_at) IS NULL OR coalesce(ranked.updated_at, ranked._extracted_at) > coalesce(awards.updated_at, awards._extracted_at) OR coalesce(ranked.updated_at, ranked._extracted_at) = coalesce(awards.updated_at, awards._extracted_at) AND (awards._extracted_at IS NULL OR ranked._extracted_at >= awards._extracted_at))) AND NOT (awards._id IS NOT DISTINCT FROM ranked._id AND awards.points IS NOT DISTINCT FROM ranked.points AND awards.user_id IS NOT DISTINCT FROM ranked.user_id AND awards.perk_id IS NOT DISTINCT FROM ranked.perk_id AND awards.updated_at IS NOT DISTINCT FROM ranked.updated_at AND CAST(awards._extra AS STRING) IS NOT DISTINCT FROM CAST(ranked._extra AS STRING) AND awards._extracted_at IS NOT DISTINCT FROM ranked._extracted_at AND awards._version IS NOT DISTINCT FROM ranked._version AND awards._deleted_at IS NOT DISTINCT FROM ranked._deleted_at));
+SELECT count(*) AS count_1 
+FROM (SELECT fresh_rows._id AS _id, fresh_rows.points AS points, fresh_rows.user_id AS user_id, fresh_rows.perk_id AS perk_id, fresh_rows.updated_at AS updated_at, fresh_rows._extra AS _extra, fresh_rows._extracted_at AS _extracted_at, fresh_rows._loaded_at AS _loaded_at, fresh_rows._version AS _version, fresh_rows._deleted_at AS _deleted_at 
+FROM (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows LEFT OUTER JOIN awards ON awards._id = fresh_rows._id 
+WHERE awards._id IS NULL OR NOT (awards._id IS NOT DISTINCT FROM fresh_rows._id AND awards.points IS NOT DISTINCT FROM fresh_rows.points AND awards.user_id IS NOT DISTINCT FROM fresh_rows.user_id AND awards.perk_id IS NOT DISTINCT FROM fresh_rows.perk_id AND awards.updated_at IS NOT DISTINCT FROM fresh_rows.updated_at AND CAST(awards._extra AS STRING) IS NOT DISTINCT FROM CAST(fresh_rows._extra AS STRING) AND awards._deleted_at IS NOT DISTINCT FROM fresh_rows._deleted_at)) AS changing_rows;
+MERGE INTO awards USING (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows ON (awards._id = fresh_rows._id) WHEN MATCHED THEN UPDATE SET points = fresh_rows.points, user_id = fresh_rows.user_id, perk_id = fresh_rows.perk_id, updated_at = fresh_rows.updated_at, _extra = fresh_rows._extra, _extracted_at = fresh_rows._extracted_at, _loaded_at = fresh_rows._loaded_at, _version = fresh_rows._version, _deleted_at = fresh_rows._deleted_at;
+INSERT INTO awards (_id, points, user_id, perk_id, updated_at, _extra, _extracted_at, _loaded_at, _version, _deleted_at) SELECT fresh_rows._id, fresh_rows.points, fresh_rows.user_id, fresh_rows.perk_id, fresh_rows.updated_at, fresh_rows._extra, fresh_rows._extracted_at, fresh_rows._loaded_at, fresh_rows._version, fresh_rows._deleted_at 
+FROM (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows LEFT OUTER JOIN awards ON awards._id = fresh_rows._id 
+WHERE awards._id IS NULL;
+SELECT count(*) AS count_1 
+FROM _crm_staging_awards JOIN awards ON awards._id = _crm_staging_awards._id AND awards._id IS NOT DISTINCT FROM _crm_staging_awards._id AND awards.points IS NOT DISTINCT FROM _crm_staging_awards.points AND awards.user_id IS NOT DISTINCT FROM _crm_staging_awards.user_id AND awards.perk_id IS NOT DISTINCT FROM _crm_staging_awards.perk_id AND awards.updated_at IS NOT DISTINCT FROM _crm_staging_awards.updated_at AND CAST(awards._extra AS STRING) IS NOT DISTINCT FROM CAST(_crm_staging_awards._extra AS STRING) AND awards._deleted_at IS NOT DISTINCT FROM _crm_staging_awards._deleted_at;
+MERGE INTO awards USING (SELECT _crm_staging_awards._id AS _id, max(_crm_staging_awards._version) AS _version 
+FROM _crm_staging_awards 
+WHERE _crm_staging_awards._version IS NOT NULL GROUP BY _crm_staging_awards._id) AS seen ON (awards._id = seen._id) WHEN MATCHED AND ((awards._version IS NULL OR awards._version < seen._version)) THEN UPDATE SET _version = seen._version, _deleted_at = NULL;
+MERGE INTO awards USING (SELECT _crm_staging_awards._id AS award_id, max(_crm_staging_awards.user_id) AS user_id, max(_crm_staging_awards.perk_id) AS perk_id 
+FROM _crm_staging_awards 
+WHERE _crm_staging_awards.points IS NOT NULL AND _crm_staging_awards._id IN (SELECT _crm_staging_awards._id 
+FROM _crm_staging_awards) GROUP BY _crm_staging_awards._id) AS told ON (awards._id = told.award_id) WHEN MATCHED AND ((awards.user_id IS NULL AND told.user_id IS NOT NULL OR awards.perk_id IS NULL AND told.perk_id IS NOT NULL)) THEN UPDATE SET user_id = coalesce(awards.user_id, told.user_id), perk_id = coalesce(awards.perk_id, told.perk_id);
+DELETE FROM _crm_merged;
+INSERT INTO _crm_merged (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_1`) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_2`) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = :`rank_3`) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = :`rank_4`) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = :`rank_5`) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = :`action_rank_1`) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS DECIMAL(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS DECIMAL(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS DECIMAL(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN :`param_1` ELSE :`param_2` END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN :`param_3` ELSE :`param_4` END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS DECIMAL(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS DECIMAL(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS DECIMAL(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL AND actions.award_id IN (SELECT _crm_staging_awards._id 
+FROM _crm_staging_awards) UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS STRING) AS last_action_id, CAST(0 AS DECIMAL(19, 4)) AS earned_total, CAST(0 AS DECIMAL(19, 4)) AS redeemed_total, CAST(0 AS DECIMAL(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP) AS first_action_at, CAST(NULL AS TIMESTAMP) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL AND awards._id IN (SELECT _crm_staging_awards._id 
+FROM _crm_staging_awards)) AS partials) AS ranked GROUP BY ranked.award_id;
+DELETE FROM award_balances WHERE award_balances.award_id IN (SELECT _crm_merged.award_id 
+FROM _crm_merged);
+INSERT INTO award_balances (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT _crm_merged.award_id, _crm_merged.user_id, _crm_merged.perk_id, _crm_merged.points, _crm_merged.as_of, _crm_merged.as_of_source, _crm_merged.last_action_id, _crm_merged.earned_total, _crm_merged.redeemed_total, _crm_merged.refunded_total, _crm_merged.action_count, _crm_merged.first_action_at, _crm_merged.last_action_at, _crm_merged.updated_at 
+FROM _crm_merged;
+DELETE FROM _crm_merged;
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_awards;
+DELETE FROM load_runs WHERE load_runs.run_id = :`run_id_1`;
+INSERT INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) VALUES (:`run_id`, :`stream`, :`started_at`, :`finished_at`, :`exit_state`, :`seconds`, :`read`, :`applied`, :`duplicate`, :`superseded`, :`quarantined`);
+
+-- a batch of another stream
+
+CREATE TABLE perks (
+	_id STRING NOT NULL, 
+	title STRING, 
+	price DOUBLE, 
+	stock BIGINT, 
+	`on` BOOLEAN, 
+	since DATE, 
+	rules STRING, 
+	_extra STRING, 
+	_extracted_at TIMESTAMP, 
+	_loaded_at TIMESTAMP, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP, 
+	PRIMARY KEY (_id)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+CREATE TABLE _crm_staging_perks (
+	_seq BIGINT NOT NULL, 
+	_id STRING, 
+	title STRING, 
+	price DOUBLE, 
+	stock BIGINT, 
+	`on` BOOLEAN, 
+	since DATE, 
+	rules STRING, 
+	_extra STRING, 
+	_extracted_at TIMESTAMP, 
+	_loaded_at TIMESTAMP, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP, 
+	PRIMARY KEY (_seq)
+) USING DELTA
+TBLPROPERTIES('delta.feature.allowColumnDefaults' = 'enabled');
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_perks;
+INSERT INTO _crm_staging_perks (_seq, _id, title, price, stock, `on`, since, rules, _extra, _extracted_at, _loaded_at, _version, _deleted_at) VALUES (:`_seq`, :`_id`, :`title`, :`price`, :`stock`, :`on`, :`since`, :`rules`, :`_extra`, :`_extracted_at`, :`_loaded_at`, :`_version`, :`_deleted_at`);
+INSERT INTO _crm_fresh (_seq) SELECT ranked._seq 
+FROM (SELECT _crm_staging_perks._seq AS _seq, _crm_staging_perks._id AS _id, _crm_staging_perks.title AS title, _crm_staging_perks.price AS price, _crm_staging_perks.stock AS stock, _crm_staging_perks.`on` AS `on`, _crm_staging_perks.since AS since, _crm_staging_perks.rules AS rules, _crm_staging_perks._extra AS _extra, _crm_staging_perks._extracted_at AS _extracted_at, _crm_staging_perks._loaded_at AS _loaded_at, _crm_staging_perks._version AS _version, _crm_staging_perks._deleted_at AS _deleted_at, row_number() OVER (PARTITION BY _crm_staging_perks._id ORDER BY _crm_staging_perks._extracted_at DESC, _crm_staging_perks._seq DESC) AS _rank 
+FROM _crm_staging_perks) AS ranked LEFT OUTER JOIN perks ON perks._id = ranked._id 
+WHERE ranked._rank = :`rank_1` AND (perks._id IS NULL OR (perks._extracted_at IS NULL OR ranked._extracted_at >= perks._extracted_at) AND NOT (perks._id IS NOT DISTINCT FROM ranked._id AND perks.title IS NOT DISTINCT FROM ranked.title AND perks.price IS NOT DISTINCT FROM ranked.price AND perks.stock IS NOT DISTINCT FROM ranked.stock AND perks.`on` IS NOT DISTINCT FROM ranked.`on` AND perks.since IS NOT DISTINCT FROM ranked.since AND CAST(perks.rules AS STRING) IS NOT DISTINCT FROM CAST(ranked.rules AS STRING) AND CAST(perks._extra AS STRING) IS NOT DISTINCT FROM CAST(ranked._extra AS STRING) AND perks._extracted_at IS NOT DISTINCT FROM ranked._extracted_at AND perks._version IS NOT DISTINCT FROM ranked._version AND perks._deleted_at IS NOT DISTINCT FROM ranked._deleted_at));
+SELECT count(*) AS count_1 
+FROM (SELECT fresh_rows._id AS _id, fresh_rows.title AS title, fresh_rows.price AS price, fresh_rows.stock AS stock, fresh_rows.`on` AS `on`, fresh_rows.since AS since, fresh_rows.rules AS rules, fresh_rows._extra AS _extra, fresh_rows._extracted_at AS _extracted_at, fresh_rows._loaded_at AS _loaded_at, fresh_rows._version AS _version, fresh_rows._deleted_at AS _deleted_at 
+FROM (SELECT _crm_staging_perks._id AS _id, _crm_staging_perks.title AS title, _crm_staging_perks.price AS price, _crm_staging_perks.stock AS stock, _crm_staging_perks.`on` AS `on`, _crm_staging_perks.since AS since, _crm_staging_perks.rules AS rules, _crm_staging_perks._extra AS _extra, _crm_staging_perks._extracted_at AS _extracted_at, _crm_staging_perks._loaded_at AS _loaded_at, _crm_staging_perks._version AS _version, _crm_staging_perks._deleted_at AS _deleted_at 
+FROM _crm_staging_perks JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_perks._seq) AS fresh_rows LEFT OUTER JOIN perks ON perks._id = fresh_rows._id 
+WHERE perks._id IS NULL OR NOT (perks._id IS NOT DISTINCT FROM fresh_rows._id AND perks.title IS NOT DISTINCT FROM fresh_rows.title AND perks.price IS NOT DISTINCT FROM fresh_rows.price AND perks.stock IS NOT DISTINCT FROM fresh_rows.stock AND perks.`on` IS NOT DISTINCT FROM fresh_rows.`on` AND perks.since IS NOT DISTINCT FROM fresh_rows.since AND CAST(perks.rules AS STRING) IS NOT DISTINCT FROM CAST(fresh_rows.rules AS STRING) AND CAST(perks._extra AS STRING) IS NOT DISTINCT FROM CAST(fresh_rows._extra AS STRING) AND perks._deleted_at IS NOT DISTINCT FROM fresh_rows._deleted_at)) AS changing_rows;
+MERGE INTO perks USING (SELECT _crm_staging_perks._id AS _id, _crm_staging_perks.title AS title, _crm_staging_perks.price AS price, _crm_staging_perks.stock AS stock, _crm_staging_perks.`on` AS `on`, _crm_staging_perks.since AS since, _crm_staging_perks.rules AS rules, _crm_staging_perks._extra AS _extra, _crm_staging_perks._extracted_at AS _extracted_at, _crm_staging_perks._loaded_at AS _loaded_at, _crm_staging_perks._version AS _version, _crm_staging_perks._deleted_at AS _deleted_at 
+FROM _crm_staging_perks JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_perks._seq) AS fresh_rows ON (perks._id = fresh_rows._id) WHEN MATCHED THEN UPDATE SET title = fresh_rows.title, price = fresh_rows.price, stock = fresh_rows.stock, `on` = fresh_rows.`on`, since = fresh_rows.since, rules = fresh_rows.rules, _extra = fresh_rows._extra, _extracted_at = fresh_rows._extracted_at, _loaded_at = fresh_rows._loaded_at, _version = fresh_rows._version, _deleted_at = fresh_rows._deleted_at;
+INSERT INTO perks (_id, title, price, stock, `on`, since, rules, _extra, _extracted_at, _loaded_at, _version, _deleted_at) SELECT fresh_rows._id, fresh_rows.title, fresh_rows.price, fresh_rows.stock, fresh_rows.`on`, fresh_rows.since, fresh_rows.rules, fresh_rows._extra, fresh_rows._extracted_at, fresh_rows._loaded_at, fresh_rows._version, fresh_rows._deleted_at 
+FROM (SELECT _crm_staging_perks._id AS _id, _crm_staging_perks.title AS title, _crm_staging_perks.price AS price, _crm_staging_perks.stock AS stock, _crm_staging_perks.`on` AS `on`, _crm_staging_perks.since AS since, _crm_staging_perks.rules AS rules, _crm_staging_perks._extra AS _extra, _crm_staging_perks._extracted_at AS _extracted_at, _crm_staging_perks._loaded_at AS _loaded_at, _crm_staging_perks._version AS _version, _crm_staging_perks._deleted_at AS _deleted_at 
+FROM _crm_staging_perks JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_perks._seq) AS fresh_rows LEFT OUTER JOIN perks ON perks._id = fresh_rows._id 
+WHERE perks._id IS NULL;
+SELECT count(*) AS count_1 
+FROM _crm_staging_perks JOIN perks ON perks._id = _crm_staging_perks._id AND perks._id IS NOT DISTINCT FROM _crm_staging_perks._id AND perks.title IS NOT DISTINCT FROM _crm_staging_perks.title AND perks.price IS NOT DISTINCT FROM _crm_staging_perks.price AND perks.stock IS NOT DISTINCT FROM _crm_staging_perks.stock AND perks.`on` IS NOT DISTINCT FROM _crm_staging_perks.`on` AND perks.since IS NOT DISTINCT FROM _crm_staging_perks.since AND CAST(perks.rules AS STRING) IS NOT DISTINCT FROM CAST(_crm_staging_perks.rules AS STRING) AND CAST(perks._extra AS STRING) IS NOT DISTINCT FROM CAST(_crm_staging_perks._extra AS STRING) AND perks._deleted_at IS NOT DISTINCT FROM _crm_staging_perks._deleted_at;
+MERGE INTO perks USING (SELECT _crm_staging_perks._id AS _id, max(_crm_staging_perks._version) AS _version 
+FROM _crm_staging_perks 
+WHERE _crm_staging_perks._version IS NOT NULL GROUP BY _crm_staging_perks._id) AS seen ON (perks._id = seen._id) WHEN MATCHED AND ((perks._version IS NULL OR perks._version < seen._version)) THEN UPDATE SET _version = seen._version, _deleted_at = NULL;
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_perks;
+DELETE FROM load_runs WHERE load_runs.run_id = :`run_id_1`;
+INSERT INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) VALUES (:`run_id`, :`stream`, :`started_at`, :`finished_at`, :`exit_state`, :`seconds`, :`read`, :`applied`, :`duplicate`, :`superseded`, :`quarantined`);
+
+-- crm-balances rebuild
+
+DELETE FROM award_balances;
+INSERT INTO award_balances (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_1`) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_2`) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = :`rank_3`) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = :`rank_4`) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = :`rank_5`) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = :`action_rank_1`) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS DECIMAL(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS DECIMAL(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS DECIMAL(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN :`param_1` ELSE :`param_2` END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN :`param_3` ELSE :`param_4` END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS DECIMAL(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS DECIMAL(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS DECIMAL(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS STRING) AS last_action_id, CAST(0 AS DECIMAL(19, 4)) AS earned_total, CAST(0 AS DECIMAL(19, 4)) AS redeemed_total, CAST(0 AS DECIMAL(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP) AS first_action_at, CAST(NULL AS TIMESTAMP) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL) AS partials) AS ranked GROUP BY ranked.award_id;
+
+-- crm-balances verify
+
+SELECT drifted.award_id, drifted.points, drifted.expected_points 
+FROM (SELECT award_balances.award_id AS award_id, award_balances.points AS points, expected.points AS expected_points 
+FROM award_balances JOIN (SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_1`) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_2`) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = :`rank_3`) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = :`rank_4`) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = :`rank_5`) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = :`action_rank_1`) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS DECIMAL(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS DECIMAL(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS DECIMAL(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN :`param_1` ELSE :`param_2` END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN :`param_3` ELSE :`param_4` END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS DECIMAL(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS DECIMAL(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS DECIMAL(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS STRING) AS last_action_id, CAST(0 AS DECIMAL(19, 4)) AS earned_total, CAST(0 AS DECIMAL(19, 4)) AS redeemed_total, CAST(0 AS DECIMAL(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP) AS first_action_at, CAST(NULL AS TIMESTAMP) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL) AS partials) AS ranked GROUP BY ranked.award_id) AS expected ON award_balances.award_id = expected.award_id 
+WHERE award_balances.user_id IS DISTINCT FROM expected.user_id OR award_balances.perk_id IS DISTINCT FROM expected.perk_id OR award_balances.points IS DISTINCT FROM expected.points OR award_balances.as_of IS DISTINCT FROM expected.as_of OR award_balances.as_of_source IS DISTINCT FROM expected.as_of_source OR award_balances.last_action_id IS DISTINCT FROM expected.last_action_id OR award_balances.earned_total IS DISTINCT FROM expected.earned_total OR award_balances.redeemed_total IS DISTINCT FROM expected.redeemed_total OR award_balances.refunded_total IS DISTINCT FROM expected.refunded_total OR award_balances.action_count IS DISTINCT FROM expected.action_count OR award_balances.first_action_at IS DISTINCT FROM expected.first_action_at OR award_balances.last_action_at IS DISTINCT FROM expected.last_action_at UNION ALL SELECT expected.award_id AS award_id, CAST(NULL AS DECIMAL(19, 4)) AS points, expected.points AS points_1 
+FROM (SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_1`) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_2`) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = :`rank_3`) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = :`rank_4`) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = :`rank_5`) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = :`action_rank_1`) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS DECIMAL(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS DECIMAL(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS DECIMAL(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN :`param_1` ELSE :`param_2` END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN :`param_3` ELSE :`param_4` END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS DECIMAL(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS DECIMAL(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS DECIMAL(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS STRING) AS last_action_id, CAST(0 AS DECIMAL(19, 4)) AS earned_total, CAST(0 AS DECIMAL(19, 4)) AS redeemed_total, CAST(0 AS DECIMAL(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP) AS first_action_at, CAST(NULL AS TIMESTAMP) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL) AS partials) AS ranked GROUP BY ranked.award_id) AS expected LEFT OUTER JOIN award_balances ON award_balances.award_id = expected.award_id 
+WHERE award_balances.award_id IS NULL UNION ALL SELECT award_balances.award_id AS award_id, award_balances.points AS points, CAST(NULL AS DECIMAL(19, 4)) AS anon_1 
+FROM award_balances LEFT OUTER JOIN (SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_1`) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = :`rank_2`) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = :`rank_3`) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = :`rank_4`) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = :`rank_5`) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = :`action_rank_1`) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS DECIMAL(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS DECIMAL(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS DECIMAL(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN :`param_1` ELSE :`param_2` END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN :`param_3` ELSE :`param_4` END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS DECIMAL(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS DECIMAL(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS DECIMAL(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS STRING) AS last_action_id, CAST(0 AS DECIMAL(19, 4)) AS earned_total, CAST(0 AS DECIMAL(19, 4)) AS redeemed_total, CAST(0 AS DECIMAL(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP) AS first_action_at, CAST(NULL AS TIMESTAMP) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL) AS partials) AS ranked GROUP BY ranked.award_id) AS expected ON award_balances.award_id = expected.award_id 
+WHERE expected.award_id IS NULL) AS drifted ORDER BY drifted.award_id;
+SELECT awards._id AS award_id, award_balances.points, awards.points AS expected_points 
+FROM awards LEFT OUTER JOIN award_balances ON award_balances.award_id = awards._id 
+WHERE awards.points IS NOT NULL AND (award_balances.award_id IS NULL OR coalesce(awards.updated_at, awards._extracted_at) > award_balances.as_of OR award_balances.as_of_source = 'award' AND award_balances.points != awards.points) ORDER BY awards._id;
+SELECT chain.award_id, chain.action_id, chain.occurred_at, chain.unexplained 
+FROM (SELECT actions.award_id AS award_id, actions.action_id AS action_id, actions.occurred_at AS occurred_at, ((actions.points_available - lag(actions.points_available) OVER (PARTITION BY actions.award_id ORDER BY actions.occurred_at, actions.action_id)) - CASE WHEN (actions.effect = 'earned') THEN actions.points_added WHEN (actions.effect = 'redeemed') THEN -actions.points_redeemed ELSE actions.points_refunded END) AS unexplained 
+FROM actions 
+WHERE actions.effect IS NOT NULL) AS chain 
+WHERE chain.unexplained != 0 ORDER BY chain.award_id, chain.occurred_at;

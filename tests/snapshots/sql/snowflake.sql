@@ -1,0 +1,396 @@
+-- the tables and views
+
+CREATE TABLE _crm_commits (
+	batch_id VARCHAR(255) NOT NULL, 
+	committed_at TIMESTAMP_TZ NOT NULL, 
+	PRIMARY KEY (batch_id)
+);
+CREATE TABLE _crm_fresh (
+	_seq BIGINT NOT NULL, 
+	PRIMARY KEY (_seq)
+);
+CREATE TABLE _crm_merged (
+	award_id VARCHAR(255) NOT NULL, 
+	user_id VARCHAR(255), 
+	perk_id VARCHAR(255), 
+	points NUMERIC(19, 4) NOT NULL, 
+	as_of TIMESTAMP_TZ NOT NULL, 
+	as_of_source VARCHAR(255) NOT NULL, 
+	last_action_id VARCHAR(255), 
+	earned_total NUMERIC(19, 4) NOT NULL DEFAULT 0, 
+	redeemed_total NUMERIC(19, 4) NOT NULL DEFAULT 0, 
+	refunded_total NUMERIC(19, 4) NOT NULL DEFAULT 0, 
+	action_count BIGINT NOT NULL DEFAULT 0, 
+	first_action_at TIMESTAMP_TZ, 
+	last_action_at TIMESTAMP_TZ, 
+	updated_at TIMESTAMP_TZ NOT NULL
+);
+CREATE TABLE _crm_staging_actions (
+	_seq BIGINT NOT NULL, 
+	action_id VARCHAR(255), 
+	type TEXT, 
+	tenant_id VARCHAR(255), 
+	user_id VARCHAR(255), 
+	award_id VARCHAR(255), 
+	perk_id VARCHAR(255), 
+	location_id VARCHAR(255), 
+	occurred_at TIMESTAMP_TZ, 
+	effect VARCHAR(255), 
+	points_available NUMERIC(19, 4), 
+	points_added NUMERIC(19, 4), 
+	points_redeemed NUMERIC(19, 4), 
+	points_refunded NUMERIC(19, 4), 
+	source TEXT, 
+	environment TEXT, 
+	content_hash VARCHAR(255), 
+	payload TEXT, 
+	loaded_at TIMESTAMP_TZ, 
+	PRIMARY KEY (_seq)
+);
+CREATE TABLE _crm_staging_rejected_records (
+	_seq BIGINT NOT NULL, 
+	rejected_id VARCHAR(255), 
+	stream TEXT, 
+	reason TEXT, 
+	input_line BIGINT, 
+	payload TEXT, 
+	rejected_at TIMESTAMP_TZ, 
+	run_id VARCHAR(255), 
+	PRIMARY KEY (_seq)
+);
+CREATE TABLE _crm_version (
+	version BIGINT NOT NULL
+);
+CREATE TABLE actions (
+	action_id VARCHAR(255) NOT NULL, 
+	type TEXT, 
+	tenant_id VARCHAR(255), 
+	user_id VARCHAR(255), 
+	award_id VARCHAR(255), 
+	perk_id VARCHAR(255), 
+	location_id VARCHAR(255), 
+	occurred_at TIMESTAMP_TZ, 
+	effect VARCHAR(255), 
+	points_available NUMERIC(19, 4), 
+	points_added NUMERIC(19, 4), 
+	points_redeemed NUMERIC(19, 4), 
+	points_refunded NUMERIC(19, 4), 
+	source TEXT, 
+	environment TEXT, 
+	content_hash VARCHAR(255) NOT NULL, 
+	payload TEXT, 
+	loaded_at TIMESTAMP_TZ NOT NULL, 
+	PRIMARY KEY (action_id)
+)
+CLUSTER BY (TO_DATE(occurred_at));
+CREATE TABLE award_balances (
+	award_id VARCHAR(255) NOT NULL, 
+	user_id VARCHAR(255), 
+	perk_id VARCHAR(255), 
+	points NUMERIC(19, 4) NOT NULL, 
+	as_of TIMESTAMP_TZ NOT NULL, 
+	as_of_source VARCHAR(255) NOT NULL, 
+	last_action_id VARCHAR(255), 
+	earned_total NUMERIC(19, 4) NOT NULL DEFAULT 0, 
+	redeemed_total NUMERIC(19, 4) NOT NULL DEFAULT 0, 
+	refunded_total NUMERIC(19, 4) NOT NULL DEFAULT 0, 
+	action_count BIGINT NOT NULL DEFAULT 0, 
+	first_action_at TIMESTAMP_TZ, 
+	last_action_at TIMESTAMP_TZ, 
+	updated_at TIMESTAMP_TZ NOT NULL, 
+	PRIMARY KEY (award_id)
+);
+CREATE TABLE awards (
+	_id VARCHAR(255) NOT NULL, 
+	points NUMERIC(19, 4), 
+	user_id VARCHAR(255), 
+	perk_id VARCHAR(255), 
+	updated_at TIMESTAMP_TZ, 
+	_extra TEXT, 
+	_extracted_at TIMESTAMP_TZ, 
+	_loaded_at TIMESTAMP_TZ, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP_TZ, 
+	PRIMARY KEY (_id)
+);
+CREATE TABLE load_runs (
+	run_id VARCHAR(255) NOT NULL, 
+	stream VARCHAR(255) NOT NULL, 
+	started_at TIMESTAMP_TZ NOT NULL, 
+	finished_at TIMESTAMP_TZ, 
+	exit_state VARCHAR(255), 
+	seconds DOUBLE NOT NULL, 
+	read BIGINT NOT NULL, 
+	applied BIGINT NOT NULL, 
+	duplicate BIGINT NOT NULL, 
+	superseded BIGINT NOT NULL, 
+	quarantined BIGINT NOT NULL, 
+	PRIMARY KEY (run_id, stream)
+);
+CREATE TABLE rejected_records (
+	rejected_id VARCHAR(255) NOT NULL, 
+	stream TEXT NOT NULL, 
+	reason TEXT NOT NULL, 
+	input_line BIGINT NOT NULL, 
+	payload TEXT NOT NULL, 
+	rejected_at TIMESTAMP_TZ NOT NULL, 
+	run_id VARCHAR(255) NOT NULL, 
+	PRIMARY KEY (rejected_id)
+);
+CREATE OR REPLACE VIEW user_balances AS SELECT award_balances.user_id, award_balances.perk_id, CAST(sum(award_balances.points) AS NUMERIC(19, 4)) AS points, CAST(sum(award_balances.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(award_balances.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(award_balances.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, count(*) AS award_count, CAST(sum(award_balances.action_count) AS BIGINT) AS action_count, max(award_balances.as_of) AS as_of 
+FROM award_balances LEFT OUTER JOIN awards ON awards._id = award_balances.award_id 
+WHERE awards._deleted_at IS NULL GROUP BY award_balances.user_id, award_balances.perk_id;
+CREATE OR REPLACE VIEW award_balance_drift AS SELECT award_balances.award_id, award_balances.user_id, award_balances.perk_id, award_balances.points, ((award_balances.earned_total - award_balances.redeemed_total) + award_balances.refunded_total) AS explained, (award_balances.points - ((award_balances.earned_total - award_balances.redeemed_total) + award_balances.refunded_total)) AS unexplained, award_balances.as_of, award_balances.as_of_source, awards.points AS snapshot_points, coalesce(awards.updated_at, awards._extracted_at) AS snapshot_as_of 
+FROM award_balances LEFT OUTER JOIN awards ON awards._id = award_balances.award_id;
+
+-- a batch of actions
+
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_actions;
+PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
+COPY INTO _crm_staging_actions (_seq, action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at) FROM (SELECT $1:"_seq"::BIGINT, $1:"action_id"::VARCHAR(255), $1:"type"::TEXT, $1:"tenant_id"::VARCHAR(255), $1:"user_id"::VARCHAR(255), $1:"award_id"::VARCHAR(255), $1:"perk_id"::VARCHAR(255), $1:"location_id"::VARCHAR(255), $1:"occurred_at"::TIMESTAMP_TZ, $1:"effect"::VARCHAR(255), $1:"points_available"::NUMERIC(19, 4), $1:"points_added"::NUMERIC(19, 4), $1:"points_redeemed"::NUMERIC(19, 4), $1:"points_refunded"::NUMERIC(19, 4), $1:"source"::TEXT, $1:"environment"::TEXT, $1:"content_hash"::VARCHAR(255), $1:"payload"::TEXT, $1:"loaded_at"::TIMESTAMP_TZ FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+INSERT INTO _crm_fresh (_seq) SELECT ranked._seq 
+FROM (SELECT _crm_staging_actions._seq AS _seq, _crm_staging_actions.action_id AS action_id, _crm_staging_actions.type AS type, _crm_staging_actions.tenant_id AS tenant_id, _crm_staging_actions.user_id AS user_id, _crm_staging_actions.award_id AS award_id, _crm_staging_actions.perk_id AS perk_id, _crm_staging_actions.location_id AS location_id, _crm_staging_actions.occurred_at AS occurred_at, _crm_staging_actions.effect AS effect, _crm_staging_actions.points_available AS points_available, _crm_staging_actions.points_added AS points_added, _crm_staging_actions.points_redeemed AS points_redeemed, _crm_staging_actions.points_refunded AS points_refunded, _crm_staging_actions.source AS source, _crm_staging_actions.environment AS environment, _crm_staging_actions.content_hash AS content_hash, _crm_staging_actions.payload AS payload, _crm_staging_actions.loaded_at AS loaded_at, row_number() OVER (PARTITION BY _crm_staging_actions.action_id ORDER BY _crm_staging_actions._seq) AS _rank 
+FROM _crm_staging_actions) AS ranked 
+WHERE ranked._rank = %(rank_1)s AND NOT (EXISTS (SELECT 1 
+FROM actions 
+WHERE actions.action_id = ranked.action_id));
+INSERT INTO actions (action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at) SELECT fresh_rows.action_id, fresh_rows.type, fresh_rows.tenant_id, fresh_rows.user_id, fresh_rows.award_id, fresh_rows.perk_id, fresh_rows.location_id, fresh_rows.occurred_at, fresh_rows.effect, fresh_rows.points_available, fresh_rows.points_added, fresh_rows.points_redeemed, fresh_rows.points_refunded, fresh_rows.source, fresh_rows.environment, fresh_rows.content_hash, fresh_rows.payload, fresh_rows.loaded_at 
+FROM (SELECT _crm_staging_actions.action_id AS action_id, _crm_staging_actions.type AS type, _crm_staging_actions.tenant_id AS tenant_id, _crm_staging_actions.user_id AS user_id, _crm_staging_actions.award_id AS award_id, _crm_staging_actions.perk_id AS perk_id, _crm_staging_actions.location_id AS location_id, _crm_staging_actions.occurred_at AS occurred_at, _crm_staging_actions.effect AS effect, _crm_staging_actions.points_available AS points_available, _crm_staging_actions.points_added AS points_added, _crm_staging_actions.points_redeemed AS points_redeemed, _crm_staging_actions.points_refunded AS points_refunded, _crm_staging_actions.source AS source, _crm_staging_actions.environment AS environment, _crm_staging_actions.content_hash AS content_hash, _crm_staging_actions.payload AS payload, _crm_staging_actions.loaded_at AS loaded_at 
+FROM _crm_staging_actions JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_actions._seq) AS fresh_rows;
+SELECT count(*) AS count_1 
+FROM _crm_fresh;
+DELETE FROM _crm_merged;
+INSERT INTO _crm_merged (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_1)s) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_2)s) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = %(rank_3)s) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = %(rank_4)s) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = %(rank_5)s) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = %(action_rank_1)s) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN %(param_1)s ELSE %(param_2)s END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN %(param_3)s ELSE %(param_4)s END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT fresh_rows.award_id AS award_id, fresh_rows.user_id AS user_id, fresh_rows.perk_id AS perk_id, fresh_rows.points_available AS points, fresh_rows.occurred_at AS as_of, 'action' AS as_of_source, fresh_rows.action_id AS last_action_id, CASE WHEN (fresh_rows.effect = 'earned') THEN fresh_rows.points_added ELSE CAST(0 AS NUMERIC(19, 4)) END AS earned_total, CASE WHEN (fresh_rows.effect = 'redeemed') THEN fresh_rows.points_redeemed ELSE CAST(0 AS NUMERIC(19, 4)) END AS redeemed_total, CASE WHEN (fresh_rows.effect = 'refunded') THEN fresh_rows.points_refunded ELSE CAST(0 AS NUMERIC(19, 4)) END AS refunded_total, 1 AS action_count, fresh_rows.occurred_at AS first_action_at, fresh_rows.occurred_at AS last_action_at, fresh_rows.loaded_at AS updated_at, 1 AS arrival 
+FROM (SELECT _crm_staging_actions.action_id AS action_id, _crm_staging_actions.type AS type, _crm_staging_actions.tenant_id AS tenant_id, _crm_staging_actions.user_id AS user_id, _crm_staging_actions.award_id AS award_id, _crm_staging_actions.perk_id AS perk_id, _crm_staging_actions.location_id AS location_id, _crm_staging_actions.occurred_at AS occurred_at, _crm_staging_actions.effect AS effect, _crm_staging_actions.points_available AS points_available, _crm_staging_actions.points_added AS points_added, _crm_staging_actions.points_redeemed AS points_redeemed, _crm_staging_actions.points_refunded AS points_refunded, _crm_staging_actions.source AS source, _crm_staging_actions.environment AS environment, _crm_staging_actions.content_hash AS content_hash, _crm_staging_actions.payload AS payload, _crm_staging_actions.loaded_at AS loaded_at 
+FROM _crm_staging_actions JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_actions._seq) AS fresh_rows 
+WHERE fresh_rows.effect IS NOT NULL UNION ALL SELECT award_balances.award_id AS award_id, award_balances.user_id AS user_id, award_balances.perk_id AS perk_id, award_balances.points AS points, award_balances.as_of AS as_of, award_balances.as_of_source AS as_of_source, award_balances.last_action_id AS last_action_id, award_balances.earned_total AS earned_total, award_balances.redeemed_total AS redeemed_total, award_balances.refunded_total AS refunded_total, award_balances.action_count AS action_count, award_balances.first_action_at AS first_action_at, award_balances.last_action_at AS last_action_at, award_balances.updated_at AS updated_at, 0 AS arrival 
+FROM award_balances 
+WHERE award_balances.award_id IN (SELECT arrived.award_id 
+FROM (SELECT fresh_rows.award_id AS award_id, fresh_rows.user_id AS user_id, fresh_rows.perk_id AS perk_id, fresh_rows.points_available AS points, fresh_rows.occurred_at AS as_of, 'action' AS as_of_source, fresh_rows.action_id AS last_action_id, CASE WHEN (fresh_rows.effect = 'earned') THEN fresh_rows.points_added ELSE CAST(0 AS NUMERIC(19, 4)) END AS earned_total, CASE WHEN (fresh_rows.effect = 'redeemed') THEN fresh_rows.points_redeemed ELSE CAST(0 AS NUMERIC(19, 4)) END AS redeemed_total, CASE WHEN (fresh_rows.effect = 'refunded') THEN fresh_rows.points_refunded ELSE CAST(0 AS NUMERIC(19, 4)) END AS refunded_total, 1 AS action_count, fresh_rows.occurred_at AS first_action_at, fresh_rows.occurred_at AS last_action_at, fresh_rows.loaded_at AS updated_at, 1 AS arrival 
+FROM (SELECT _crm_staging_actions.action_id AS action_id, _crm_staging_actions.type AS type, _crm_staging_actions.tenant_id AS tenant_id, _crm_staging_actions.user_id AS user_id, _crm_staging_actions.award_id AS award_id, _crm_staging_actions.perk_id AS perk_id, _crm_staging_actions.location_id AS location_id, _crm_staging_actions.occurred_at AS occurred_at, _crm_staging_actions.effect AS effect, _crm_staging_actions.points_available AS points_available, _crm_staging_actions.points_added AS points_added, _crm_staging_actions.points_redeemed AS points_redeemed, _crm_staging_actions.points_refunded AS points_refunded, _crm_staging_actions.source AS source, _crm_staging_actions.environment AS environment, _crm_staging_actions.content_hash AS content_hash, _crm_staging_actions.payload AS payload, _crm_staging_actions.loaded_at AS loaded_at 
+FROM _crm_staging_actions JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_actions._seq) AS fresh_rows 
+WHERE fresh_rows.effect IS NOT NULL) AS arrived)) AS partials) AS ranked GROUP BY ranked.award_id;
+DELETE FROM award_balances WHERE award_balances.award_id IN (SELECT _crm_merged.award_id 
+FROM _crm_merged);
+INSERT INTO award_balances (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT _crm_merged.award_id, _crm_merged.user_id, _crm_merged.perk_id, _crm_merged.points, _crm_merged.as_of, _crm_merged.as_of_source, _crm_merged.last_action_id, _crm_merged.earned_total, _crm_merged.redeemed_total, _crm_merged.refunded_total, _crm_merged.action_count, _crm_merged.first_action_at, _crm_merged.last_action_at, _crm_merged.updated_at 
+FROM _crm_merged;
+DELETE FROM _crm_merged;
+SELECT _crm_staging_actions._seq, CAST(_crm_staging_actions.payload AS TEXT) AS payload 
+FROM _crm_staging_actions JOIN actions ON actions.action_id = _crm_staging_actions.action_id 
+WHERE actions.content_hash != _crm_staging_actions.content_hash ORDER BY _crm_staging_actions._seq;
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_actions;
+DELETE FROM load_runs WHERE load_runs.run_id = %(run_id_1)s;
+PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
+COPY INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) FROM (SELECT $1:"run_id"::VARCHAR(255), $1:"stream"::VARCHAR(255), $1:"started_at"::TIMESTAMP_TZ, $1:"finished_at"::TIMESTAMP_TZ, $1:"exit_state"::VARCHAR(255), $1:"seconds"::DOUBLE, $1:"read"::BIGINT, $1:"applied"::BIGINT, $1:"duplicate"::BIGINT, $1:"superseded"::BIGINT, $1:"quarantined"::BIGINT FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+
+-- a batch of awards
+
+CREATE TABLE awards (
+	_id VARCHAR(255) NOT NULL, 
+	points NUMERIC(19, 4), 
+	user_id VARCHAR(255), 
+	perk_id VARCHAR(255), 
+	updated_at TIMESTAMP_TZ, 
+	_extra TEXT, 
+	_extracted_at TIMESTAMP_TZ, 
+	_loaded_at TIMESTAMP_TZ, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP_TZ, 
+	PRIMARY KEY (_id)
+);
+CREATE TABLE _crm_staging_awards (
+	_seq BIGINT NOT NULL, 
+	_id VARCHAR(255), 
+	points NUMERIC(19, 4), 
+	user_id VARCHAR(255), 
+	perk_id VARCHAR(255), 
+	updated_at TIMESTAMP_TZ, 
+	_extra TEXT, 
+	_extracted_at TIMESTAMP_TZ, 
+	_loaded_at TIMESTAMP_TZ, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP_TZ, 
+	PRIMARY KEY (_seq)
+);
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_awards;
+PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
+COPY INTO _crm_staging_awards (_seq, _id, points, user_id, perk_id, updated_at, _extra, _extracted_at, _loaded_at, _version, _deleted_at) FROM (SELECT $1:"_seq"::BIGINT, $1:"_id"::VARCHAR(255), $1:"points"::NUMERIC(19, 4), $1:"user_id"::VARCHAR(255), $1:"perk_id"::VARCHAR(255), $1:"updated_at"::TIMESTAMP_TZ, $1:"_extra"::TEXT, $1:"_extracted_at"::TIMESTAMP_TZ, $1:"_loaded_at"::TIMESTAMP_TZ, $1:"_version"::BIGINT, $1:"_deleted_at"::TIMESTAMP_TZ FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+UPDATE _crm_staging_awards SET user_id=coalesce(_crm_staging_awards.user_id, told.user_id), perk_id=coalesce(_crm_staging_awards.perk_id, told.perk_id) FROM (SELECT awards._id AS award_id, max(awards.user_id) AS user_id, max(awards.perk_id) AS perk_id 
+FROM awards 
+WHERE awards.points IS NOT NULL AND awards._id IN (SELECT _crm_staging_awards._id 
+FROM _crm_staging_awards) GROUP BY awards._id) AS told WHERE _crm_staging_awards._id = told.award_id AND (_crm_staging_awards.user_id IS NULL AND told.user_id IS NOT NULL OR _crm_staging_awards.perk_id IS NULL AND told.perk_id IS NOT NULL);
+INSERT INTO _crm_fresh (_seq) SELECT ranked._seq 
+FROM (SELECT _crm_staging_awards._seq AS _seq, _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at, row_number() OVER (PARTITION BY _crm_staging_awards._id ORDER BY CASE WHEN (_crm_staging_awards.points IS NULL) THEN %(param_1)s ELSE %(param_2)s END DESC, coalesce(_crm_staging_awards.updated_at, _crm_staging_awards._extracted_at) DESC, _crm_staging_awards._extracted_at DESC, _crm_staging_awards._seq DESC) AS _rank 
+FROM _crm_staging_awards) AS ranked LEFT OUTER JOIN awards ON awards._id = ranked._id 
+WHERE ranked._rank = %(rank_1)s AND (awards._id IS NULL OR (CASE WHEN (awards.points IS NULL) THEN %(param_3)s ELSE %(param_4)s END IS NULL OR CASE WHEN (ranked.points IS NULL) THEN %(param_5)s ELSE %(param_6)s END > CASE WHEN (awards.points IS NULL) THEN %(param_3)s ELSE %(param_4)s END OR CASE WHEN (ranked.points IS NULL) THEN %(param_5)s ELSE %(param_6)s END = CASE WHEN (awards.points IS NULL) THEN %(param_3)s ELSE %(param_4)s END AND (coalesce(awards.updated_at, awards._extracted_at) IS NULL OR coalesce(ranked.updated_at, ranked._extracted_at) > coalesce(awards.updated_at, awards._extracted_at) OR coalesce(ranked.updated_at, ranked._extracted_at) = coalesce(awards.updated_at, awards._extracted_at) AND (awards._extracted_at IS NULL OR ranked._extracted_at >= awards._extracted_at))) AND NOT (awards._id IS NOT DISTINCT FROM ranked._id AND awards.points IS NOT DISTINCT FROM ranked.points AND awards.user_id IS NOT DISTINCT FROM ranked.user_id AND awards.perk_id IS NOT DISTINCT FROM ranked.perk_id AND awards.updated_at IS NOT DISTINCT FROM ranked.updated_at AND CAST(awards._extra AS TEXT) IS NOT DISTINCT FROM CAST(ranked._extra AS TEXT) AND awards._extracted_at IS NOT DISTINCT FROM ranked._extracted_at AND awards._version IS NOT DISTINCT FROM ranked._version AND awards._deleted_at IS NOT DISTINCT FROM ranked._deleted_at));
+SELECT count(*) AS count_1 
+FROM (SELECT fresh_rows._id AS _id, fresh_rows.points AS points, fresh_rows.user_id AS user_id, fresh_rows.perk_id AS perk_id, fresh_rows.updated_at AS updated_at, fresh_rows._extra AS _extra, fresh_rows._extracted_at AS _extracted_at, fresh_rows._loaded_at AS _loaded_at, fresh_rows._version AS _version, fresh_rows._deleted_at AS _deleted_at 
+FROM (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows LEFT OUTER JOIN awards ON awards._id = fresh_rows._id 
+WHERE awards._id IS NULL OR NOT (awards._id IS NOT DISTINCT FROM fresh_rows._id AND awards.points IS NOT DISTINCT FROM fresh_rows.points AND awards.user_id IS NOT DISTINCT FROM fresh_rows.user_id AND awards.perk_id IS NOT DISTINCT FROM fresh_rows.perk_id AND awards.updated_at IS NOT DISTINCT FROM fresh_rows.updated_at AND CAST(awards._extra AS TEXT) IS NOT DISTINCT FROM CAST(fresh_rows._extra AS TEXT) AND awards._deleted_at IS NOT DISTINCT FROM fresh_rows._deleted_at)) AS changing_rows;
+DELETE FROM _crm_merged;
+INSERT INTO _crm_merged (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_1)s) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_2)s) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = %(rank_3)s) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = %(rank_4)s) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = %(rank_5)s) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = %(action_rank_1)s) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN %(param_1)s ELSE %(param_2)s END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN %(param_3)s ELSE %(param_4)s END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT fresh_rows._id AS award_id, fresh_rows.user_id AS user_id, fresh_rows.perk_id AS perk_id, fresh_rows.points AS points, coalesce(fresh_rows.updated_at, fresh_rows._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS VARCHAR(255)) AS last_action_id, CAST(0 AS NUMERIC(19, 4)) AS earned_total, CAST(0 AS NUMERIC(19, 4)) AS redeemed_total, CAST(0 AS NUMERIC(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP_TZ) AS first_action_at, CAST(NULL AS TIMESTAMP_TZ) AS last_action_at, fresh_rows._loaded_at AS updated_at, 1 AS arrival 
+FROM (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows 
+WHERE fresh_rows.points IS NOT NULL AND (fresh_rows.updated_at IS NULL OR fresh_rows._id IN (SELECT changing_rows._id 
+FROM (SELECT fresh_rows._id AS _id, fresh_rows.points AS points, fresh_rows.user_id AS user_id, fresh_rows.perk_id AS perk_id, fresh_rows.updated_at AS updated_at, fresh_rows._extra AS _extra, fresh_rows._extracted_at AS _extracted_at, fresh_rows._loaded_at AS _loaded_at, fresh_rows._version AS _version, fresh_rows._deleted_at AS _deleted_at 
+FROM (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows LEFT OUTER JOIN awards ON awards._id = fresh_rows._id 
+WHERE awards._id IS NULL OR NOT (awards._id IS NOT DISTINCT FROM fresh_rows._id AND awards.points IS NOT DISTINCT FROM fresh_rows.points AND awards.user_id IS NOT DISTINCT FROM fresh_rows.user_id AND awards.perk_id IS NOT DISTINCT FROM fresh_rows.perk_id AND awards.updated_at IS NOT DISTINCT FROM fresh_rows.updated_at AND CAST(awards._extra AS TEXT) IS NOT DISTINCT FROM CAST(fresh_rows._extra AS TEXT) AND awards._deleted_at IS NOT DISTINCT FROM fresh_rows._deleted_at)) AS changing_rows)) UNION ALL SELECT award_balances.award_id AS award_id, award_balances.user_id AS user_id, award_balances.perk_id AS perk_id, award_balances.points AS points, award_balances.as_of AS as_of, award_balances.as_of_source AS as_of_source, award_balances.last_action_id AS last_action_id, award_balances.earned_total AS earned_total, award_balances.redeemed_total AS redeemed_total, award_balances.refunded_total AS refunded_total, award_balances.action_count AS action_count, award_balances.first_action_at AS first_action_at, award_balances.last_action_at AS last_action_at, award_balances.updated_at AS updated_at, 0 AS arrival 
+FROM award_balances 
+WHERE award_balances.award_id IN (SELECT arrived.award_id 
+FROM (SELECT fresh_rows._id AS award_id, fresh_rows.user_id AS user_id, fresh_rows.perk_id AS perk_id, fresh_rows.points AS points, coalesce(fresh_rows.updated_at, fresh_rows._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS VARCHAR(255)) AS last_action_id, CAST(0 AS NUMERIC(19, 4)) AS earned_total, CAST(0 AS NUMERIC(19, 4)) AS redeemed_total, CAST(0 AS NUMERIC(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP_TZ) AS first_action_at, CAST(NULL AS TIMESTAMP_TZ) AS last_action_at, fresh_rows._loaded_at AS updated_at, 1 AS arrival 
+FROM (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows 
+WHERE fresh_rows.points IS NOT NULL AND (fresh_rows.updated_at IS NULL OR fresh_rows._id IN (SELECT changing_rows._id 
+FROM (SELECT fresh_rows._id AS _id, fresh_rows.points AS points, fresh_rows.user_id AS user_id, fresh_rows.perk_id AS perk_id, fresh_rows.updated_at AS updated_at, fresh_rows._extra AS _extra, fresh_rows._extracted_at AS _extracted_at, fresh_rows._loaded_at AS _loaded_at, fresh_rows._version AS _version, fresh_rows._deleted_at AS _deleted_at 
+FROM (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows LEFT OUTER JOIN awards ON awards._id = fresh_rows._id 
+WHERE awards._id IS NULL OR NOT (awards._id IS NOT DISTINCT FROM fresh_rows._id AND awards.points IS NOT DISTINCT FROM fresh_rows.points AND awards.user_id IS NOT DISTINCT FROM fresh_rows.user_id AND awards.perk_id IS NOT DISTINCT FROM fresh_rows.perk_id AND awards.updated_at IS NOT DISTINCT FROM fresh_rows.updated_at AND CAST(awards._extra AS TEXT) IS NOT DISTINCT FROM CAST(fresh_rows._extra AS TEXT) AND awards._deleted_at IS NOT DISTINCT FROM fresh_rows._deleted_at)) AS changing_rows))) AS arrived)) AS partials) AS ranked GROUP BY ranked.award_id;
+DELETE FROM award_balances WHERE award_balances.award_id IN (SELECT _crm_merged.award_id 
+FROM _crm_merged);
+INSERT INTO award_balances (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT _crm_merged.award_id, _crm_merged.user_id, _crm_merged.perk_id, _crm_merged.points, _crm_merged.as_of, _crm_merged.as_of_source, _crm_merged.last_action_id, _crm_merged.earned_total, _crm_merged.redeemed_total, _crm_merged.refunded_total, _crm_merged.action_count, _crm_merged.first_action_at, _crm_merged.last_action_at, _crm_merged.updated_at 
+FROM _crm_merged;
+DELETE FROM _crm_merged;
+UPDATE awards SET points=fresh_rows.points, user_id=fresh_rows.user_id, perk_id=fresh_rows.perk_id, updated_at=fresh_rows.updated_at, _extra=fresh_rows._extra, _extracted_at=fresh_rows._extracted_at, _loaded_at=fresh_rows._loaded_at, _version=fresh_rows._version, _deleted_at=fresh_rows._deleted_at FROM (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows WHERE awards._id = fresh_rows._id;
+INSERT INTO awards (_id, points, user_id, perk_id, updated_at, _extra, _extracted_at, _loaded_at, _version, _deleted_at) SELECT fresh_rows._id, fresh_rows.points, fresh_rows.user_id, fresh_rows.perk_id, fresh_rows.updated_at, fresh_rows._extra, fresh_rows._extracted_at, fresh_rows._loaded_at, fresh_rows._version, fresh_rows._deleted_at 
+FROM (SELECT _crm_staging_awards._id AS _id, _crm_staging_awards.points AS points, _crm_staging_awards.user_id AS user_id, _crm_staging_awards.perk_id AS perk_id, _crm_staging_awards.updated_at AS updated_at, _crm_staging_awards._extra AS _extra, _crm_staging_awards._extracted_at AS _extracted_at, _crm_staging_awards._loaded_at AS _loaded_at, _crm_staging_awards._version AS _version, _crm_staging_awards._deleted_at AS _deleted_at 
+FROM _crm_staging_awards JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_awards._seq) AS fresh_rows LEFT OUTER JOIN awards ON awards._id = fresh_rows._id 
+WHERE awards._id IS NULL;
+SELECT count(*) AS count_1 
+FROM _crm_staging_awards JOIN awards ON awards._id = _crm_staging_awards._id AND awards._id IS NOT DISTINCT FROM _crm_staging_awards._id AND awards.points IS NOT DISTINCT FROM _crm_staging_awards.points AND awards.user_id IS NOT DISTINCT FROM _crm_staging_awards.user_id AND awards.perk_id IS NOT DISTINCT FROM _crm_staging_awards.perk_id AND awards.updated_at IS NOT DISTINCT FROM _crm_staging_awards.updated_at AND CAST(awards._extra AS TEXT) IS NOT DISTINCT FROM CAST(_crm_staging_awards._extra AS TEXT) AND awards._deleted_at IS NOT DISTINCT FROM _crm_staging_awards._deleted_at;
+UPDATE awards SET _version=seen._version, _deleted_at=NULL FROM (SELECT _crm_staging_awards._id AS _id, max(_crm_staging_awards._version) AS _version 
+FROM _crm_staging_awards 
+WHERE _crm_staging_awards._version IS NOT NULL GROUP BY _crm_staging_awards._id) AS seen WHERE awards._id = seen._id AND (awards._version IS NULL OR awards._version < seen._version);
+UPDATE awards SET user_id=coalesce(awards.user_id, told.user_id), perk_id=coalesce(awards.perk_id, told.perk_id) FROM (SELECT _crm_staging_awards._id AS award_id, max(_crm_staging_awards.user_id) AS user_id, max(_crm_staging_awards.perk_id) AS perk_id 
+FROM _crm_staging_awards 
+WHERE _crm_staging_awards.points IS NOT NULL AND _crm_staging_awards._id IN (SELECT _crm_staging_awards._id 
+FROM _crm_staging_awards) GROUP BY _crm_staging_awards._id) AS told WHERE awards._id = told.award_id AND (awards.user_id IS NULL AND told.user_id IS NOT NULL OR awards.perk_id IS NULL AND told.perk_id IS NOT NULL);
+UPDATE award_balances SET user_id=coalesce(award_balances.user_id, told.user_id), perk_id=coalesce(award_balances.perk_id, told.perk_id) FROM (SELECT _crm_staging_awards._id AS award_id, max(_crm_staging_awards.user_id) AS user_id, max(_crm_staging_awards.perk_id) AS perk_id 
+FROM _crm_staging_awards 
+WHERE _crm_staging_awards.points IS NOT NULL AND _crm_staging_awards._id IN (SELECT _crm_staging_awards._id 
+FROM _crm_staging_awards) GROUP BY _crm_staging_awards._id) AS told WHERE award_balances.award_id = told.award_id AND (award_balances.user_id IS NULL AND told.user_id IS NOT NULL OR award_balances.perk_id IS NULL AND told.perk_id IS NOT NULL);
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_awards;
+DELETE FROM load_runs WHERE load_runs.run_id = %(run_id_1)s;
+PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
+COPY INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) FROM (SELECT $1:"run_id"::VARCHAR(255), $1:"stream"::VARCHAR(255), $1:"started_at"::TIMESTAMP_TZ, $1:"finished_at"::TIMESTAMP_TZ, $1:"exit_state"::VARCHAR(255), $1:"seconds"::DOUBLE, $1:"read"::BIGINT, $1:"applied"::BIGINT, $1:"duplicate"::BIGINT, $1:"superseded"::BIGINT, $1:"quarantined"::BIGINT FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+
+-- a batch of another stream
+
+CREATE TABLE perks (
+	_id VARCHAR(255) NOT NULL, 
+	title TEXT, 
+	price DOUBLE, 
+	stock BIGINT, 
+	"on" BOOLEAN, 
+	since DATE, 
+	rules TEXT, 
+	_extra TEXT, 
+	_extracted_at TIMESTAMP_TZ, 
+	_loaded_at TIMESTAMP_TZ, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP_TZ, 
+	PRIMARY KEY (_id)
+);
+CREATE TABLE _crm_staging_perks (
+	_seq BIGINT NOT NULL, 
+	_id VARCHAR(255), 
+	title TEXT, 
+	price DOUBLE, 
+	stock BIGINT, 
+	"on" BOOLEAN, 
+	since DATE, 
+	rules TEXT, 
+	_extra TEXT, 
+	_extracted_at TIMESTAMP_TZ, 
+	_loaded_at TIMESTAMP_TZ, 
+	_version BIGINT, 
+	_deleted_at TIMESTAMP_TZ, 
+	PRIMARY KEY (_seq)
+);
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_perks;
+PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
+COPY INTO _crm_staging_perks (_seq, _id, title, price, stock, "on", since, rules, _extra, _extracted_at, _loaded_at, _version, _deleted_at) FROM (SELECT $1:"_seq"::BIGINT, $1:"_id"::VARCHAR(255), $1:"title"::TEXT, $1:"price"::DOUBLE, $1:"stock"::BIGINT, $1:"on"::BOOLEAN, $1:"since"::DATE, $1:"rules"::TEXT, $1:"_extra"::TEXT, $1:"_extracted_at"::TIMESTAMP_TZ, $1:"_loaded_at"::TIMESTAMP_TZ, $1:"_version"::BIGINT, $1:"_deleted_at"::TIMESTAMP_TZ FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+INSERT INTO _crm_fresh (_seq) SELECT ranked._seq 
+FROM (SELECT _crm_staging_perks._seq AS _seq, _crm_staging_perks._id AS _id, _crm_staging_perks.title AS title, _crm_staging_perks.price AS price, _crm_staging_perks.stock AS stock, _crm_staging_perks."on" AS "on", _crm_staging_perks.since AS since, _crm_staging_perks.rules AS rules, _crm_staging_perks._extra AS _extra, _crm_staging_perks._extracted_at AS _extracted_at, _crm_staging_perks._loaded_at AS _loaded_at, _crm_staging_perks._version AS _version, _crm_staging_perks._deleted_at AS _deleted_at, row_number() OVER (PARTITION BY _crm_staging_perks._id ORDER BY _crm_staging_perks._extracted_at DESC, _crm_staging_perks._seq DESC) AS _rank 
+FROM _crm_staging_perks) AS ranked LEFT OUTER JOIN perks ON perks._id = ranked._id 
+WHERE ranked._rank = %(rank_1)s AND (perks._id IS NULL OR (perks._extracted_at IS NULL OR ranked._extracted_at >= perks._extracted_at) AND NOT (perks._id IS NOT DISTINCT FROM ranked._id AND perks.title IS NOT DISTINCT FROM ranked.title AND perks.price IS NOT DISTINCT FROM ranked.price AND perks.stock IS NOT DISTINCT FROM ranked.stock AND perks."on" IS NOT DISTINCT FROM ranked."on" AND perks.since IS NOT DISTINCT FROM ranked.since AND CAST(perks.rules AS TEXT) IS NOT DISTINCT FROM CAST(ranked.rules AS TEXT) AND CAST(perks._extra AS TEXT) IS NOT DISTINCT FROM CAST(ranked._extra AS TEXT) AND perks._extracted_at IS NOT DISTINCT FROM ranked._extracted_at AND perks._version IS NOT DISTINCT FROM ranked._version AND perks._deleted_at IS NOT DISTINCT FROM ranked._deleted_at));
+SELECT count(*) AS count_1 
+FROM (SELECT fresh_rows._id AS _id, fresh_rows.title AS title, fresh_rows.price AS price, fresh_rows.stock AS stock, fresh_rows."on" AS "on", fresh_rows.since AS since, fresh_rows.rules AS rules, fresh_rows._extra AS _extra, fresh_rows._extracted_at AS _extracted_at, fresh_rows._loaded_at AS _loaded_at, fresh_rows._version AS _version, fresh_rows._deleted_at AS _deleted_at 
+FROM (SELECT _crm_staging_perks._id AS _id, _crm_staging_perks.title AS title, _crm_staging_perks.price AS price, _crm_staging_perks.stock AS stock, _crm_staging_perks."on" AS "on", _crm_staging_perks.since AS since, _crm_staging_perks.rules AS rules, _crm_staging_perks._extra AS _extra, _crm_staging_perks._extracted_at AS _extracted_at, _crm_staging_perks._loaded_at AS _loaded_at, _crm_staging_perks._version AS _version, _crm_staging_perks._deleted_at AS _deleted_at 
+FROM _crm_staging_perks JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_perks._seq) AS fresh_rows LEFT OUTER JOIN perks ON perks._id = fresh_rows._id 
+WHERE perks._id IS NULL OR NOT (perks._id IS NOT DISTINCT FROM fresh_rows._id AND perks.title IS NOT DISTINCT FROM fresh_rows.title AND perks.price IS NOT DISTINCT FROM fresh_rows.price AND perks.stock IS NOT DISTINCT FROM fresh_rows.stock AND perks."on" IS NOT DISTINCT FROM fresh_rows."on" AND perks.since IS NOT DISTINCT FROM fresh_rows.since AND CAST(perks.rules AS TEXT) IS NOT DISTINCT FROM CAST(fresh_rows.rules AS TEXT) AND CAST(perks._extra AS TEXT) IS NOT DISTINCT FROM CAST(fresh_rows._extra AS TEXT) AND perks._deleted_at IS NOT DISTINCT FROM fresh_rows._deleted_at)) AS changing_rows;
+UPDATE perks SET title=fresh_rows.title, price=fresh_rows.price, stock=fresh_rows.stock, "on"=fresh_rows."on", since=fresh_rows.since, rules=fresh_rows.rules, _extra=fresh_rows._extra, _extracted_at=fresh_rows._extracted_at, _loaded_at=fresh_rows._loaded_at, _version=fresh_rows._version, _deleted_at=fresh_rows._deleted_at FROM (SELECT _crm_staging_perks._id AS _id, _crm_staging_perks.title AS title, _crm_staging_perks.price AS price, _crm_staging_perks.stock AS stock, _crm_staging_perks."on" AS "on", _crm_staging_perks.since AS since, _crm_staging_perks.rules AS rules, _crm_staging_perks._extra AS _extra, _crm_staging_perks._extracted_at AS _extracted_at, _crm_staging_perks._loaded_at AS _loaded_at, _crm_staging_perks._version AS _version, _crm_staging_perks._deleted_at AS _deleted_at 
+FROM _crm_staging_perks JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_perks._seq) AS fresh_rows WHERE perks._id = fresh_rows._id;
+INSERT INTO perks (_id, title, price, stock, "on", since, rules, _extra, _extracted_at, _loaded_at, _version, _deleted_at) SELECT fresh_rows._id, fresh_rows.title, fresh_rows.price, fresh_rows.stock, fresh_rows."on", fresh_rows.since, fresh_rows.rules, fresh_rows._extra, fresh_rows._extracted_at, fresh_rows._loaded_at, fresh_rows._version, fresh_rows._deleted_at 
+FROM (SELECT _crm_staging_perks._id AS _id, _crm_staging_perks.title AS title, _crm_staging_perks.price AS price, _crm_staging_perks.stock AS stock, _crm_staging_perks."on" AS "on", _crm_staging_perks.since AS since, _crm_staging_perks.rules AS rules, _crm_staging_perks._extra AS _extra, _crm_staging_perks._extracted_at AS _extracted_at, _crm_staging_perks._loaded_at AS _loaded_at, _crm_staging_perks._version AS _version, _crm_staging_perks._deleted_at AS _deleted_at 
+FROM _crm_staging_perks JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_perks._seq) AS fresh_rows LEFT OUTER JOIN perks ON perks._id = fresh_rows._id 
+WHERE perks._id IS NULL;
+SELECT count(*) AS count_1 
+FROM _crm_staging_perks JOIN perks ON perks._id = _crm_staging_perks._id AND perks._id IS NOT DISTINCT FROM _crm_staging_perks._id AND perks.title IS NOT DISTINCT FROM _crm_staging_perks.title AND perks.price IS NOT DISTINCT FROM _crm_staging_perks.price AND perks.stock IS NOT DISTINCT FROM _crm_staging_perks.stock AND perks."on" IS NOT DISTINCT FROM _crm_staging_perks."on" AND perks.since IS NOT DISTINCT FROM _crm_staging_perks.since AND CAST(perks.rules AS TEXT) IS NOT DISTINCT FROM CAST(_crm_staging_perks.rules AS TEXT) AND CAST(perks._extra AS TEXT) IS NOT DISTINCT FROM CAST(_crm_staging_perks._extra AS TEXT) AND perks._deleted_at IS NOT DISTINCT FROM _crm_staging_perks._deleted_at;
+UPDATE perks SET _version=seen._version, _deleted_at=NULL FROM (SELECT _crm_staging_perks._id AS _id, max(_crm_staging_perks._version) AS _version 
+FROM _crm_staging_perks 
+WHERE _crm_staging_perks._version IS NOT NULL GROUP BY _crm_staging_perks._id) AS seen WHERE perks._id = seen._id AND (perks._version IS NULL OR perks._version < seen._version);
+DELETE FROM _crm_fresh;
+DELETE FROM _crm_staging_perks;
+DELETE FROM load_runs WHERE load_runs.run_id = %(run_id_1)s;
+PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
+COPY INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) FROM (SELECT $1:"run_id"::VARCHAR(255), $1:"stream"::VARCHAR(255), $1:"started_at"::TIMESTAMP_TZ, $1:"finished_at"::TIMESTAMP_TZ, $1:"exit_state"::VARCHAR(255), $1:"seconds"::DOUBLE, $1:"read"::BIGINT, $1:"applied"::BIGINT, $1:"duplicate"::BIGINT, $1:"superseded"::BIGINT, $1:"quarantined"::BIGINT FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+
+-- crm-balances rebuild
+
+DELETE FROM award_balances;
+INSERT INTO award_balances (award_id, user_id, perk_id, points, as_of, as_of_source, last_action_id, earned_total, redeemed_total, refunded_total, action_count, first_action_at, last_action_at, updated_at) SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_1)s) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_2)s) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = %(rank_3)s) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = %(rank_4)s) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = %(rank_5)s) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = %(action_rank_1)s) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN %(param_1)s ELSE %(param_2)s END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN %(param_3)s ELSE %(param_4)s END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS NUMERIC(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS NUMERIC(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS NUMERIC(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS VARCHAR(255)) AS last_action_id, CAST(0 AS NUMERIC(19, 4)) AS earned_total, CAST(0 AS NUMERIC(19, 4)) AS redeemed_total, CAST(0 AS NUMERIC(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP_TZ) AS first_action_at, CAST(NULL AS TIMESTAMP_TZ) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL) AS partials) AS ranked GROUP BY ranked.award_id;
+
+-- crm-balances verify
+
+SELECT drifted.award_id, drifted.points, drifted.expected_points 
+FROM (SELECT award_balances.award_id AS award_id, award_balances.points AS points, expected.points AS expected_points 
+FROM award_balances JOIN (SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_1)s) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_2)s) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = %(rank_3)s) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = %(rank_4)s) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = %(rank_5)s) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = %(action_rank_1)s) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN %(param_1)s ELSE %(param_2)s END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN %(param_3)s ELSE %(param_4)s END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS NUMERIC(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS NUMERIC(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS NUMERIC(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS VARCHAR(255)) AS last_action_id, CAST(0 AS NUMERIC(19, 4)) AS earned_total, CAST(0 AS NUMERIC(19, 4)) AS redeemed_total, CAST(0 AS NUMERIC(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP_TZ) AS first_action_at, CAST(NULL AS TIMESTAMP_TZ) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL) AS partials) AS ranked GROUP BY ranked.award_id) AS expected ON award_balances.award_id = expected.award_id 
+WHERE award_balances.user_id IS DISTINCT FROM expected.user_id OR award_balances.perk_id IS DISTINCT FROM expected.perk_id OR award_balances.points IS DISTINCT FROM expected.points OR award_balances.as_of IS DISTINCT FROM expected.as_of OR award_balances.as_of_source IS DISTINCT FROM expected.as_of_source OR award_balances.last_action_id IS DISTINCT FROM expected.last_action_id OR award_balances.earned_total IS DISTINCT FROM expected.earned_total OR award_balances.redeemed_total IS DISTINCT FROM expected.redeemed_total OR award_balances.refunded_total IS DISTINCT FROM expected.refunded_total OR award_balances.action_count IS DISTINCT FROM expected.action_count OR award_balances.first_action_at IS DISTINCT FROM expected.first_action_at OR award_balances.last_action_at IS DISTINCT FROM expected.last_action_at UNION ALL SELECT expected.award_id AS award_id, CAST(NULL AS NUMERIC(19, 4)) AS points, expected.points AS points_1 
+FROM (SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_1)s) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_2)s) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = %(rank_3)s) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = %(rank_4)s) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = %(rank_5)s) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = %(action_rank_1)s) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN %(param_1)s ELSE %(param_2)s END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN %(param_3)s ELSE %(param_4)s END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS NUMERIC(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS NUMERIC(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS NUMERIC(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS VARCHAR(255)) AS last_action_id, CAST(0 AS NUMERIC(19, 4)) AS earned_total, CAST(0 AS NUMERIC(19, 4)) AS redeemed_total, CAST(0 AS NUMERIC(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP_TZ) AS first_action_at, CAST(NULL AS TIMESTAMP_TZ) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL) AS partials) AS ranked GROUP BY ranked.award_id) AS expected LEFT OUTER JOIN award_balances ON award_balances.award_id = expected.award_id 
+WHERE award_balances.award_id IS NULL UNION ALL SELECT award_balances.award_id AS award_id, award_balances.points AS points, CAST(NULL AS NUMERIC(19, 4)) AS anon_1 
+FROM award_balances LEFT OUTER JOIN (SELECT ranked.award_id AS award_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_1)s) THEN ranked.user_id END), max(ranked.user_id)) AS user_id, coalesce(max(CASE WHEN (ranked.rank = %(rank_2)s) THEN ranked.perk_id END), max(ranked.perk_id)) AS perk_id, max(CASE WHEN (ranked.rank = %(rank_3)s) THEN ranked.points END) AS points, max(CASE WHEN (ranked.rank = %(rank_4)s) THEN ranked.as_of END) AS as_of, max(CASE WHEN (ranked.rank = %(rank_5)s) THEN ranked.as_of_source END) AS as_of_source, max(CASE WHEN (ranked.action_rank = %(action_rank_1)s) THEN ranked.last_action_id END) AS last_action_id, CAST(sum(ranked.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(ranked.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(ranked.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, CAST(sum(ranked.action_count) AS BIGINT) AS action_count, min(ranked.first_action_at) AS first_action_at, max(ranked.last_action_at) AS last_action_at, max(ranked.updated_at) AS updated_at 
+FROM (SELECT partials.award_id AS award_id, partials.user_id AS user_id, partials.perk_id AS perk_id, partials.points AS points, partials.as_of AS as_of, partials.as_of_source AS as_of_source, partials.last_action_id AS last_action_id, partials.earned_total AS earned_total, partials.redeemed_total AS redeemed_total, partials.refunded_total AS refunded_total, partials.action_count AS action_count, partials.first_action_at AS first_action_at, partials.last_action_at AS last_action_at, partials.updated_at AS updated_at, partials.arrival AS arrival, row_number() OVER (PARTITION BY partials.award_id ORDER BY partials.as_of DESC, CASE WHEN (partials.as_of_source = 'action') THEN %(param_1)s ELSE %(param_2)s END DESC, CASE WHEN (partials.as_of_source = 'action') THEN partials.last_action_id END DESC, partials.arrival DESC) AS rank, row_number() OVER (PARTITION BY partials.award_id ORDER BY CASE WHEN (partials.last_action_at IS NULL) THEN %(param_3)s ELSE %(param_4)s END, partials.last_action_at DESC, partials.last_action_id DESC) AS action_rank 
+FROM (SELECT actions.award_id AS award_id, actions.user_id AS user_id, actions.perk_id AS perk_id, actions.points_available AS points, actions.occurred_at AS as_of, 'action' AS as_of_source, actions.action_id AS last_action_id, CASE WHEN (actions.effect = 'earned') THEN actions.points_added ELSE CAST(0 AS NUMERIC(19, 4)) END AS earned_total, CASE WHEN (actions.effect = 'redeemed') THEN actions.points_redeemed ELSE CAST(0 AS NUMERIC(19, 4)) END AS redeemed_total, CASE WHEN (actions.effect = 'refunded') THEN actions.points_refunded ELSE CAST(0 AS NUMERIC(19, 4)) END AS refunded_total, 1 AS action_count, actions.occurred_at AS first_action_at, actions.occurred_at AS last_action_at, actions.loaded_at AS updated_at, 1 AS arrival 
+FROM actions 
+WHERE actions.effect IS NOT NULL UNION ALL SELECT awards._id AS award_id, awards.user_id AS user_id, awards.perk_id AS perk_id, awards.points AS points, coalesce(awards.updated_at, awards._extracted_at) AS as_of, 'award' AS as_of_source, CAST(NULL AS VARCHAR(255)) AS last_action_id, CAST(0 AS NUMERIC(19, 4)) AS earned_total, CAST(0 AS NUMERIC(19, 4)) AS redeemed_total, CAST(0 AS NUMERIC(19, 4)) AS refunded_total, 0 AS action_count, CAST(NULL AS TIMESTAMP_TZ) AS first_action_at, CAST(NULL AS TIMESTAMP_TZ) AS last_action_at, awards._loaded_at AS updated_at, 1 AS arrival 
+FROM awards 
+WHERE awards.points IS NOT NULL) AS partials) AS ranked GROUP BY ranked.award_id) AS expected ON award_balances.award_id = expected.award_id 
+WHERE expected.award_id IS NULL) AS drifted ORDER BY drifted.award_id;
+SELECT awards._id AS award_id, award_balances.points, awards.points AS expected_points 
+FROM awards LEFT OUTER JOIN award_balances ON award_balances.award_id = awards._id 
+WHERE awards.points IS NOT NULL AND (award_balances.award_id IS NULL OR coalesce(awards.updated_at, awards._extracted_at) > award_balances.as_of OR award_balances.as_of_source = 'award' AND award_balances.points != awards.points) ORDER BY awards._id;
+SELECT chain.award_id, chain.action_id, chain.occurred_at, chain.unexplained 
+FROM (SELECT actions.award_id AS award_id, actions.action_id AS action_id, actions.occurred_at AS occurred_at, ((actions.points_available - lag(actions.points_available) OVER (PARTITION BY actions.award_id ORDER BY actions.occurred_at, actions.action_id)) - CASE WHEN (actions.effect = 'earned') THEN actions.points_added WHEN (actions.effect = 'redeemed') THEN -actions.points_redeemed ELSE actions.points_refunded END) AS unexplained 
+FROM actions 
+WHERE actions.effect IS NOT NULL) AS chain 
+WHERE chain.unexplained != 0 ORDER BY chain.award_id, chain.occurred_at;
