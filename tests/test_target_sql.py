@@ -15,8 +15,10 @@ from sqlalchemy.exc import NoSuchModuleError
 
 from target_crm import balances, ddl
 from target_crm.engines import ways_of
+from target_crm.errors import ConnectionLost
 from target_crm.tables import tables_in
 from target_crm.target import TargetCrm
+from target_crm.warehouse import Warehouse
 from tests.commands import environment
 from tests.target_fixtures import ACTIONS, AWARDS, action, record, schema, snapshot
 
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Dialect, Table
-
-    from target_crm.warehouse import Warehouse
 
 TEXT, INTEGER, NUMBER, BOOLEAN = ({"type": [name, "null"]} for name in ("string", "integer", "number", "boolean"))
 DAY = {"type": ["string", "null"], "format": "date"}
@@ -84,7 +84,7 @@ class Paper:
 
     def load_table_from_file(self, file: Any, table: Any, job_config: Any) -> Any:
         names = ", ".join(parquet.read_schema(file).names)
-        self.lines.append(f"-- {job_config.write_disposition} {job_config.source_format} of {names}\n-- to {table};")
+        self.lines.append(f"LOAD {job_config.source_format} {job_config.write_disposition} {table} ({names});")
         return SimpleNamespace(result=lambda: None)
 
 
@@ -121,7 +121,7 @@ def told(dialect: Dialect) -> str:
 
     def load(*messages: str) -> None:
         target = TargetCrm(config={"sqlalchemy_url": "sqlite://"})
-        target.warehouse = cast("Warehouse", paper)
+        target.warehouse = cast("Any", paper)
         for message in messages:
             target.process_lines(io.StringIO(f"{message}\n"))
         target._drain()
@@ -156,3 +156,54 @@ def test_an_engine_that_is_not_here_is_spoken_to_in_these_words(engine: str) -> 
     if environment().get("GOLDEN") == "renew":
         golden.write_text(said)
     assert said == golden.read_text()
+
+
+def test_snowflake_gets_its_key_file_and_sessions_that_do_not_wait_half_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    connector = pytest.importorskip("snowflake.connector")
+    asked: dict[str, Any] = {}
+
+    def refuse(**arguments: Any) -> None:
+        asked.update(arguments)
+        raise connector.errors.OperationalError("nobody is there")
+
+    monkeypatch.setattr(connector, "connect", refuse)
+    with pytest.raises(ConnectionLost, match="nobody is there"):
+        Warehouse("snowflake://LOADER@acme-eu/CRM/LOYALTY?role=LOADER&private_key_file=/keys/loader.p8").set_up()
+
+    wanted = {"database": "CRM", "schema": "LOYALTY", "role": "LOADER", "private_key_file": "/keys/loader.p8"}
+    assert {name: asked[name] for name in wanted} == wanted
+    assert asked["session_parameters"]["LOCK_TIMEOUT"] == 60
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "passing"),
+    [
+        pytest.param(625, "57014", True, id="a-lock-was-not-to-be-had"),
+        pytest.param(390111, "08001", True, id="the-session-is-gone"),
+        pytest.param(603, "XX000", True, id="internal-error"),
+        pytest.param(2003, "42S02", False, id="no-such-table"),
+        pytest.param(100038, "22018", False, id="no-number"),
+    ],
+)
+def test_snowflake_is_asked_again_where_that_may_help(number: int, state: str, passing: bool) -> None:
+    errors = pytest.importorskip("snowflake.connector.errors")
+    error = errors.ProgrammingError("…", errno=number, sqlstate=state)
+    assert ways_of("snowflake").is_passing(error) is passing
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "message", "passing"),
+    [
+        pytest.param("TooManyRequests", "rateLimitExceeded", "…", True, id="too-many-jobs"),
+        pytest.param("BadRequest", "invalidQuery", "… due to concurrent update", True, id="another-update"),
+        pytest.param("ServiceUnavailable", "backendError", "…", False, id="it-may-still-go-on"),
+        pytest.param("Forbidden", "quotaExceeded", "…", False, id="used-up-for-today"),
+    ],
+)
+def test_bigquery_is_asked_again_where_nothing_was_begun(kind: str, reason: str, message: str, passing: bool) -> None:
+    exceptions, driver = (
+        pytest.importorskip("google.api_core.exceptions"),
+        pytest.importorskip("google.cloud.bigquery.dbapi"),
+    )
+    error = driver.DatabaseError(getattr(exceptions, kind)(message, errors=[{"reason": reason}]))
+    assert ways_of("bigquery").is_passing(error) is passing

@@ -34,6 +34,7 @@ class Engine:
         start: has it for as long as a context lasts.
         deliveries: how many random histories are tried on it.
         processes: whether two processes can load into one warehouse of it at the same time.
+        widens: whether a column of whole numbers can become one of fractions.
         lodger: statements that make a user `lodger` who may load into a database, named `{database}`, and no more.
     """
 
@@ -41,6 +42,7 @@ class Engine:
     start: Callable[[], AbstractContextManager[Callable[[], str]]]
     deliveries: int = 5
     processes: bool = True
+    widens: bool = True
     lodger: tuple[str, ...] = ()
 
 
@@ -82,5 +84,5 @@ ENGINES = {
     "postgresql_15": Engine("PostgreSQL 15", lambda: postgresql(DEBIANS_POSTGRESQL), lodger=_POSTGRESQL_LODGER),
     "sharded_postgresql": Engine("PostgreSQL on 3 servers", sharded_postgresql),
     "mariadb": Engine("MariaDB", mariadb, lodger=_MYSQL_LODGER),
-    "snowflake": Engine("Snowflake, by fakesnow", snowflake, processes=False),
+    "snowflake": Engine("Snowflake, by fakesnow", snowflake, deliveries=1, processes=False, widens=False),
 }

@@ -261,20 +261,27 @@ def test_names_may_be_reserved_words_long_or_clash(crm: Warehouse) -> None:
     assert sorted(found[1:]) == sorted(fields.values())
 
 
-def test_a_schema_may_gain_columns_and_a_whole_number_become_a_fraction(crm: Warehouse) -> None:
-    first, second, third = (
-        schema("t_evolving", {"_id": TEXT, **more}, "_id")
-        for more in ({"price": INTEGER}, {"price": INTEGER, "title": TEXT}, {"price": NUMBER})
+def test_a_schema_may_gain_columns(crm: Warehouse) -> None:
+    first, second = (
+        schema("t_growing", {"_id": TEXT, **more}, "_id")
+        for more in ({"price": INTEGER}, {"price": INTEGER, "title": TEXT})
     )
-    load(crm, [first, record("t_evolving", {"_id": "1", "price": 1})])
-    load(crm, [second, record("t_evolving", {"_id": "2", "price": 2, "title": "Tea"})])
-    load(crm, [third, record("t_evolving", {"_id": "3", "price": 2.5})])
+    load(crm, [first, record("t_growing", {"_id": "1", "price": 1})])
+    load(crm, [second, record("t_growing", {"_id": "2", "price": 2, "title": "Tea"})])
 
-    found = rows_of(crm, "t_evolving", "_id", "price", "title")
-    assert [(key, float(price), title) for key, price, title in found] == [
-        ("1", 1.0, None),
-        ("2", 2.0, "Tea"),
-        ("3", 2.5, None),
+    assert rows_of(crm, "t_growing", "_id", "price", "title") == [("1", 1, None), ("2", 2, "Tea")]
+
+
+def test_a_whole_number_may_become_a_fraction(crm: Warehouse, engine: Engine) -> None:
+    if not engine.widens:
+        pytest.skip(f"{engine.title}: changes no whole numbers to fractions, and a load says so")
+    whole, fraction = (schema("t_evolving", {"_id": TEXT, "price": kind}, "_id") for kind in (INTEGER, NUMBER))
+    load(crm, [whole, record("t_evolving", {"_id": "1", "price": 1})])
+    load(crm, [fraction, record("t_evolving", {"_id": "2", "price": 2.5})])
+
+    assert [(key, float(price)) for key, price in rows_of(crm, "t_evolving", "_id", "price")] == [
+        ("1", 1.0),
+        ("2", 2.5),
     ]
 
 

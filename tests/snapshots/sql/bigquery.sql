@@ -138,8 +138,7 @@ FROM `award_balances` LEFT OUTER JOIN `awards` ON `awards`.`_id` = `award_balanc
 
 TRUNCATE TABLE `_crm_fresh`;
 TRUNCATE TABLE `_crm_staging_actions`;
--- WRITE_APPEND PARQUET of _seq, action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at
--- to project.loyalty._crm_staging_actions;
+LOAD PARQUET WRITE_APPEND project.loyalty._crm_staging_actions (_seq, action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at);
 INSERT INTO `_crm_fresh` (`_seq`) SELECT `ranked`.`_seq` 
 FROM (SELECT `_crm_staging_actions`.`_seq` AS `_seq`, `_crm_staging_actions`.`action_id` AS `action_id`, `_crm_staging_actions`.`type` AS `type`, `_crm_staging_actions`.`tenant_id` AS `tenant_id`, `_crm_staging_actions`.`user_id` AS `user_id`, `_crm_staging_actions`.`award_id` AS `award_id`, `_crm_staging_actions`.`perk_id` AS `perk_id`, `_crm_staging_actions`.`location_id` AS `location_id`, `_crm_staging_actions`.`occurred_at` AS `occurred_at`, `_crm_staging_actions`.`effect` AS `effect`, `_crm_staging_actions`.`points_available` AS `points_available`, `_crm_staging_actions`.`points_added` AS `points_added`, `_crm_staging_actions`.`points_redeemed` AS `points_redeemed`, `_crm_staging_actions`.`points_refunded` AS `points_refunded`, `_crm_staging_actions`.`source` AS `source`, `_crm_staging_actions`.`environment` AS `environment`, `_crm_staging_actions`.`content_hash` AS `content_hash`, `_crm_staging_actions`.`payload` AS `payload`, `_crm_staging_actions`.`loaded_at` AS `loaded_at`, row_number() OVER (PARTITION BY `_crm_staging_actions`.`action_id` ORDER BY `_crm_staging_actions`.`_seq`) AS `_rank` 
 FROM `_crm_staging_actions`) AS `ranked` 
@@ -172,8 +171,7 @@ WHERE `actions`.`content_hash` != `_crm_staging_actions`.`content_hash` ORDER BY
 TRUNCATE TABLE `_crm_fresh`;
 TRUNCATE TABLE `_crm_staging_actions`;
 DELETE FROM `load_runs` WHERE `load_runs`.`run_id` = :run_id_1;
--- WRITE_APPEND PARQUET of run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined
--- to project.loyalty.load_runs;
+LOAD PARQUET WRITE_APPEND project.loyalty.load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined);
 
 -- a batch of awards
 
@@ -204,8 +202,7 @@ CREATE TABLE `_crm_staging_awards` (
 );
 TRUNCATE TABLE `_crm_fresh`;
 TRUNCATE TABLE `_crm_staging_awards`;
--- WRITE_APPEND PARQUET of _seq, _id, points, user_id, perk_id, updated_at, _extra, _extracted_at, _loaded_at, _version, _deleted_at
--- to project.loyalty._crm_staging_awards;
+LOAD PARQUET WRITE_APPEND project.loyalty._crm_staging_awards (_seq, _id, points, user_id, perk_id, updated_at, _extra, _extracted_at, _loaded_at, _version, _deleted_at);
 UPDATE `_crm_staging_awards` SET `user_id`=coalesce(`_crm_staging_awards`.`user_id`, `told`.`user_id`), `perk_id`=coalesce(`_crm_staging_awards`.`perk_id`, `told`.`perk_id`) FROM (SELECT `awards`.`_id` AS `award_id`, max(`awards`.`user_id`) AS `user_id`, max(`awards`.`perk_id`) AS `perk_id` 
 FROM `awards` 
 WHERE `awards`.`points` IS NOT NULL AND `awards`.`_id` IN (SELECT `_crm_staging_awards`.`_id` 
@@ -252,8 +249,7 @@ TRUNCATE TABLE `_crm_merged`;
 TRUNCATE TABLE `_crm_fresh`;
 TRUNCATE TABLE `_crm_staging_awards`;
 DELETE FROM `load_runs` WHERE `load_runs`.`run_id` = :run_id_1;
--- WRITE_APPEND PARQUET of run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined
--- to project.loyalty.load_runs;
+LOAD PARQUET WRITE_APPEND project.loyalty.load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined);
 
 -- a batch of another stream
 
@@ -288,8 +284,7 @@ CREATE TABLE `_crm_staging_perks` (
 );
 TRUNCATE TABLE `_crm_fresh`;
 TRUNCATE TABLE `_crm_staging_perks`;
--- WRITE_APPEND PARQUET of _seq, _id, title, price, stock, on, since, rules, _extra, _extracted_at, _loaded_at, _version, _deleted_at
--- to project.loyalty._crm_staging_perks;
+LOAD PARQUET WRITE_APPEND project.loyalty._crm_staging_perks (_seq, _id, title, price, stock, on, since, rules, _extra, _extracted_at, _loaded_at, _version, _deleted_at);
 INSERT INTO `_crm_fresh` (`_seq`) SELECT `ranked`.`_seq` 
 FROM (SELECT `_crm_staging_perks`.`_seq` AS `_seq`, `_crm_staging_perks`.`_id` AS `_id`, `_crm_staging_perks`.`title` AS `title`, `_crm_staging_perks`.`price` AS `price`, `_crm_staging_perks`.`stock` AS `stock`, `_crm_staging_perks`.`on` AS `on`, `_crm_staging_perks`.`since` AS `since`, `_crm_staging_perks`.`rules` AS `rules`, `_crm_staging_perks`.`_extra` AS `_extra`, `_crm_staging_perks`.`_extracted_at` AS `_extracted_at`, `_crm_staging_perks`.`_loaded_at` AS `_loaded_at`, `_crm_staging_perks`.`_version` AS `_version`, `_crm_staging_perks`.`_deleted_at` AS `_deleted_at`, row_number() OVER (PARTITION BY `_crm_staging_perks`.`_id` ORDER BY `_crm_staging_perks`.`_extracted_at` DESC, `_crm_staging_perks`.`_seq` DESC) AS `_rank` 
 FROM `_crm_staging_perks`) AS `ranked` LEFT OUTER JOIN `perks` ON `perks`.`_id` = `ranked`.`_id` 
@@ -313,8 +308,7 @@ WHERE `_crm_staging_perks`.`_version` IS NOT NULL GROUP BY `_crm_staging_perks`.
 TRUNCATE TABLE `_crm_fresh`;
 TRUNCATE TABLE `_crm_staging_perks`;
 DELETE FROM `load_runs` WHERE `load_runs`.`run_id` = :run_id_1;
--- WRITE_APPEND PARQUET of run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined
--- to project.loyalty.load_runs;
+LOAD PARQUET WRITE_APPEND project.loyalty.load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined);
 
 -- crm-balances rebuild
 

@@ -1,0 +1,175 @@
+"""What five-minute polls cost on BigQuery and Snowflake, and how many workers they need: arithmetic, with its premises.
+
+    python -m benchmarks.clouds [--merchants 1000] [--ledger 10000000] [--awards 200000] [--poll-minutes 5] …
+
+What a poll executes is not assumed: it is counted in `tests/snapshots/sql/`, the statements on record for these engines.
+Prices and quotas are public list prices in US regions; they change, and so do discounts: give your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import quantiles
+
+SQL = Path(__file__).parent.parent / "tests" / "snapshots" / "sql"
+MIB, TIB = 1 << 20, 1 << 40
+DAY_MINUTES = 24 * 60
+# BigQuery's sizes of values; a text is its bytes and two. Ids are 24 hexadecimal digits, as Pepper's are.
+TYPE_BYTES = {"STRING": 26, "TIMESTAMP": 8, "NUMERIC": 16, "INT64": 8, "FLOAT64": 8, "BOOL": 1, "DATE": 8}
+COLUMN_BYTES = {
+    "payload": 900,
+    "content_hash": 34,
+    "type": 18,
+    "effect": 8,
+    "source": 8,
+    "environment": 12,
+    "_extra": 100,
+}
+# A query is billed for at least so much of each table that it names.
+BILLED_BYTES_MIN = 10 * MIB
+# A batch of each of these streams; the last statements of each write the run's row in `load_runs`.
+SECTIONS = ("a batch of actions", "a batch of awards")
+
+
+@dataclass(frozen=True)
+class Prices:
+    """List prices in US dollars.
+
+    Attributes:
+        scanned_tib: BigQuery on demand, a TiB.
+        slot_hour: BigQuery Standard edition, a slot and hour.
+        credit: Snowflake Standard edition; an X-Small warehouse takes one an hour.
+    """
+
+    scanned_tib: float = 6.25
+    slot_hour: float = 0.04
+    credit: float = 2.0
+
+
+def statements(engine: str, section: str) -> list[str]:
+    """The statements on record for a part of a run."""
+    (part,) = re.findall(
+        rf"^-- {section}\n\n(.*?)(?=^-- |\Z)", (SQL / f"{engine}.sql").read_text(), re.MULTILINE | re.DOTALL
+    )
+    return [each for each in re.split(r";\n", part) if each.strip() and not each.startswith("CREATE")]
+
+
+def columns() -> dict[str, dict[str, int]]:
+    """Table → column → bytes of a value, from the tables on record."""
+    text = (SQL / "bigquery.sql").read_text()
+    return {
+        table: {
+            name: COLUMN_BYTES.get(name, TYPE_BYTES[kind])
+            for name, kind in re.findall(r"^\t`(\w+)` ([A-Z0-9]+)", body, re.MULTILINE)
+        }
+        for table, body in re.findall(r"CREATE TABLE `(\w+)` \((.*?)\n\)", text, re.DOTALL)
+    }
+
+
+def billed_bytes(statement: str, rows: dict[str, int]) -> dict[str, int]:
+    """What a statement is billed for, by table: the columns that it names, or all of a table that it changes."""
+    if statement.startswith(("TRUNCATE", "LOAD ")):
+        return {}
+    known, billed = columns(), {}
+    changed = re.match(r"(?:UPDATE|DELETE FROM) `(\w+)`", statement)
+    read = statement.split(" SELECT ", 1)[-1] if statement.startswith("INSERT") else statement
+    for table in set(re.findall(r"(?:FROM|JOIN|UPDATE) `(\w+)`", read)) & known.keys():
+        named = set(re.findall(rf"`{table}`\.`(\w+)`", read))
+        whole = changed is not None and changed[1] == table
+        row_bytes = sum(size for name, size in known[table].items() if whole or name in named)
+        billed[table] = max(BILLED_BYTES_MIN, row_bytes * rows.get(table, 0))
+    return billed
+
+
+def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, slot_seconds: float) -> None:
+    """Print what BigQuery costs."""
+    said = [each for section in SECTIONS for each in statements("bigquery", section)]
+    billed = [billed_bytes(each, rows) for each in said]
+    loads = sum(each.startswith("LOAD ") for each in said)
+    ledger = sum(each.get("actions", 0) for each in billed)
+    total = sum(sum(each.values()) for each in billed)
+    on_demand = total / TIB * polls * prices.scanned_tib
+    slot_hours = slot_seconds * (len(said) - loads) * polls / 3600
+    print(f"BigQuery: a poll with news is {len(said) - loads} statements and {loads} load jobs")
+    print(f"  it is billed for {total / MIB:,.0f} MiB, {ledger / MIB:,.0f} of them of the ledger")
+    for each, by_table in zip(said, billed, strict=True):
+        if "actions" in by_table:
+            print(f"    {by_table['actions'] / MIB:8,.0f} MiB of the ledger: {' '.join(each.split())[:60]} …")
+    print(
+        f"  on demand: {total / TIB * polls:,.1f} TiB a day = ${on_demand:,.0f} a day, ${on_demand / merchants:,.2f} a merchant"
+    )
+    print(f"  by slots: {slot_hours:,.0f} slot hours a day = ${slot_hours * prices.slot_hour:,.0f} a day")
+    print(f"  load jobs: {loads * polls:,} a day, of 100,000 that a project may have")
+
+
+def snowflake(polls: int, merchants: int, prices: Prices, statement_seconds: float, at_once: int) -> None:
+    """Print what Snowflake costs."""
+    said = sum(len(statements("snowflake", section)) for section in SECTIONS)
+    busy_seconds = said * statement_seconds
+    clusters = polls * busy_seconds / (24 * 3600 * at_once)
+    awake = min(24.0, polls / merchants * max(60, busy_seconds + 60) / 3600)
+    print(f"Snowflake: a poll with news is {said} statements, {busy_seconds:,.0f} s of a session")
+    print(
+        f"  shared: {clusters:,.1f} X-Small clusters, each of {at_once} sessions, all day = "
+        f"${clusters * 24 * prices.credit:,.0f} a day, ${clusters * 24 * prices.credit / merchants:,.2f} a merchant"
+    )
+    print(
+        f"  one merchant alone: awake {awake:,.1f} h a day (60 s to fall asleep) = ${awake * prices.credit:,.0f} a day"
+    )
+
+
+def workers(
+    merchants: int, poll_minutes: int, run_seconds: float, count: int, seed: int = 1
+) -> tuple[float, list[float]]:
+    """Simulate an hour of polls: the workers' load, and by how many seconds runs began late (median, 99 of 100).
+
+    Merchants begin at any second of the interval; a run takes `run_seconds` in the median, some ten times as long.
+    """
+    random, period = Random(seed), poll_minutes * 60
+    due = sorted(
+        random.uniform(0, period) + n * period for _ in range(merchants) for n in range(60 // poll_minutes or 1)
+    )
+    free, late, busy = [0.0] * count, [], 0.0
+    for at in due:
+        begin = max(at, heapq.heappop(free))
+        taken = run_seconds * random.lognormvariate(0, 0.8)
+        heapq.heappush(free, begin + taken)
+        late.append(begin - at)
+        busy += taken
+    percentiles = quantiles(late, n=100)
+    return busy / (count * max(due[-1], period)), [percentiles[49], percentiles[98]]
+
+
+def main() -> None:
+    """Print it all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--merchants", type=int, default=1000)
+    parser.add_argument("--ledger", type=int, default=10_000_000, help="actions of a merchant")
+    parser.add_argument("--awards", type=int, default=200_000, help="awards of a merchant")
+    parser.add_argument("--poll-minutes", type=int, default=5)
+    parser.add_argument("--share-with-news", type=float, default=1.0, help="of the polls")
+    parser.add_argument("--slot-seconds", type=float, default=2.0, help="of a statement of BigQuery")
+    parser.add_argument("--statement-seconds", type=float, default=0.4, help="of a statement of Snowflake")
+    parser.add_argument("--sessions", type=int, default=8, help="at once on a cluster of Snowflake")
+    parser.add_argument("--run-seconds", type=float, default=20.0, help="of a run of tap and target, in the median")
+    given = parser.parse_args()
+    polls = round(given.merchants * DAY_MINUTES / given.poll_minutes * given.share_with_news)
+    rows = {"actions": given.ledger, "awards": given.awards, "award_balances": given.awards}
+    print(f"{given.merchants:,} merchants of {given.ledger:,} actions each, {polls:,} polls with news a day\n")
+    bigquery(polls, given.merchants, rows, Prices(), given.slot_seconds)
+    snowflake(polls, given.merchants, Prices(), given.statement_seconds, given.sessions)
+    print("Workers: runs at once, their load, and how late runs begin")
+    least = given.merchants * given.run_seconds * 1.38 / (given.poll_minutes * 60)
+    for factor in (1.05, 1.25, 1.5, 2.0):
+        count = max(1, round(least * factor))
+        load, (median, tail) = workers(given.merchants, given.poll_minutes, given.run_seconds, count)
+        print(f"  {count:5,} workers, {load:4.0%} busy: {median:5.1f} s in the median, {tail:5.1f} s for 1 of 100")
+
+
+if __name__ == "__main__":
+    main()
