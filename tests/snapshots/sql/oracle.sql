@@ -56,6 +56,7 @@ CREATE TABLE "_crm_staging_rejected_records" (
 	payload VARCHAR2(4000 CHAR), 
 	rejected_at TIMESTAMP, 
 	run_id VARCHAR2(255 CHAR), 
+	extracted_at TIMESTAMP, 
 	PRIMARY KEY ("_seq")
 );
 CREATE TABLE "_crm_version" (
@@ -134,6 +135,7 @@ CREATE TABLE rejected_records (
 	payload VARCHAR2(4000 CHAR) NOT NULL, 
 	rejected_at TIMESTAMP NOT NULL, 
 	run_id VARCHAR2(255 CHAR) NOT NULL, 
+	extracted_at TIMESTAMP, 
 	PRIMARY KEY (rejected_id)
 );
 CREATE OR REPLACE VIEW user_balances AS SELECT award_balances.user_id, award_balances.perk_id, CAST(sum(award_balances.points) AS NUMERIC(19, 4)) AS points, CAST(sum(award_balances.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(award_balances.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(award_balances.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, count(*) AS award_count, CAST(sum(award_balances.action_count) AS NUMBER(19)) AS action_count, max(award_balances.as_of) AS as_of 
@@ -148,7 +150,7 @@ DELETE FROM "_crm_fresh";
 DELETE FROM "_crm_staging_actions";
 INSERT INTO "_crm_staging_actions" ("_seq", action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at) VALUES (:"_seq", :action_id, :type, :tenant_id, :user_id, :award_id, :perk_id, :location_id, :occurred_at, :effect, :points_available, :points_added, :points_redeemed, :points_refunded, :source, :environment, :content_hash, :payload, :loaded_at);
 INSERT INTO "_crm_fresh" ("_seq") SELECT ranked."_seq" 
-FROM (SELECT "_crm_staging_actions"."_seq" AS "_seq", "_crm_staging_actions".action_id AS action_id, "_crm_staging_actions".type AS type, "_crm_staging_actions".tenant_id AS tenant_id, "_crm_staging_actions".user_id AS user_id, "_crm_staging_actions".award_id AS award_id, "_crm_staging_actions".perk_id AS perk_id, "_crm_staging_actions".location_id AS location_id, "_crm_staging_actions".occurred_at AS occurred_at, "_crm_staging_actions".effect AS effect, "_crm_staging_actions".points_available AS points_available, "_crm_staging_actions".points_added AS points_added, "_crm_staging_actions".points_redeemed AS points_redeemed, "_crm_staging_actions".points_refunded AS points_refunded, "_crm_staging_actions".source AS source, "_crm_staging_actions".environment AS environment, "_crm_staging_actions".content_hash AS content_hash, "_crm_staging_actions".payload AS payload, "_crm_staging_actions".loaded_at AS loaded_at, row_number() OVER (PARTITION BY "_crm_staging_actions".action_id ORDER BY "_crm_staging_actions"."_seq") AS "_rank" 
+FROM (SELECT "_crm_staging_actions"."_seq" AS "_seq", "_crm_staging_actions".action_id AS action_id, row_number() OVER (PARTITION BY "_crm_staging_actions".action_id ORDER BY "_crm_staging_actions"."_seq") AS "_rank" 
 FROM "_crm_staging_actions") ranked 
 WHERE ranked."_rank" = :rank_1 AND NOT (EXISTS (SELECT 1 
 FROM actions 
