@@ -77,9 +77,9 @@ FAULTS = {
         "2",
         "t2 t5",
         "sinks.py",
-        "        update_balances(connection, self.tables, statements)\n        self.contradictions",
+        "        update_balances(connection, self.tables, statements)\n        read =",
         '        connection.exec_driver_sql("COMMIT")\n        connection.exec_driver_sql("BEGIN")\n'
-        "        update_balances(connection, self.tables, statements)\n        self.contradictions",
+        "        update_balances(connection, self.tables, statements)\n        read =",
     ),
     "rows are forgotten before the commit": Fault(
         "2",
@@ -128,7 +128,7 @@ FAULTS = {
     "an activated version takes its own rows for gone": Fault(
         "1", "t2 t4", "staging.py", "table.c[VERSION] < version)", "table.c[VERSION] <= version)"
     ),
-    "a replay forgets what it has not loaded": Fault("2", "t2", "cli.py", "            self._drain()\n", ""),
+    "a replay forgets what it has not loaded": Fault("2", "t2", "replay.py", "            self._drain()\n", ""),
     "errors show the URL's password": Fault(
         "8",
         "t5 t7",
