@@ -1,6 +1,6 @@
 """What five-minute polls cost on BigQuery and Snowflake, and how many workers they need: arithmetic, with its premises.
 
-    python -m benchmarks.clouds [--merchants 1000] [--ledger 10000000] [--awards 200000] [--poll-minutes 5] …
+    python -m benchmarks.clouds [--merchants 1000] [--ledger 10000000] [--awards 200000] [--poll-minutes 5]
 
 What a poll executes is not assumed: it is counted in `tests/snapshots/sql/`, the statements on record for these engines.
 Prices and quotas are public list prices in US regions; they change, and so do discounts: give your own.
@@ -101,7 +101,8 @@ def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, s
         if "actions" in by_table:
             print(f"    {by_table['actions'] / MIB:8,.0f} MiB of the ledger: {' '.join(each.split())[:60]} …")
     print(
-        f"  on demand: {total / TIB * polls:,.1f} TiB a day = ${on_demand:,.0f} a day, ${on_demand / merchants:,.2f} a merchant"
+        f"  on demand: {total / TIB * polls:,.1f} TiB a day = ${on_demand:,.0f} a day, "
+        f"${on_demand / merchants:,.2f} a merchant"
     )
     print(f"  by slots: {slot_hours:,.0f} slot hours a day = ${slot_hours * prices.slot_hour:,.0f} a day")
     print(f"  load jobs: {loads * polls:,} a day, of 100,000 that a project may have")
