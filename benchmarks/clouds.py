@@ -2,7 +2,7 @@
 
     python -m benchmarks.clouds [--merchants 1000] [--ledger 10000000] [--awards 200000] [--poll-minutes 5]
 
-What a poll executes is not assumed: it is counted in `tests/snapshots/sql/`, the statements on record for these engines.
+What a poll executes is not assumed: it is counted in `tests/snapshots/sql/`, the statements on record of these engines.
 Prices and quotas are public list prices in US regions; they change, and so do discounts: give your own.
 """
 
