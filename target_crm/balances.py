@@ -18,7 +18,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_column, null, or_, select, union_all
+from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_column, not_, null, or_, select, union_all
 
 from target_crm.columns import Identifier, Instant, Points, exact, exact_sum
 from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT
@@ -229,23 +229,29 @@ def drifted(tables: Tables) -> Select[Any]:
     """Awards whose stored balance is not what a full fold gives: what is stored, what is expected, what differs."""
     stored, expected = tables.award_balances, full_fold(tables).subquery("expected")
     compared = [name for name in stored.c.keys() if name not in {"award_id", "updated_at"}]  # noqa: SIM118
-    differs = or_(*(stored.c[name].is_distinct_from(expected.c[name]) for name in compared))
-    both = (
-        select(stored.c.award_id, stored.c.points, expected.c.points.label("expected_points"))
-        .join_from(stored, expected, stored.c.award_id == expected.c.award_id)
-        .where(differs)
+    # Side by side in one column, not in a join: so the fold is named, and computed, but once.
+    sides = union_all(
+        *(
+            select(side.c.award_id, literal_column(number).label("side"), *(side.c[name] for name in compared))
+            for side, number in ((stored, "0"), (expected, "1"))
+        )
+    ).subquery("sides")
+    s = sides.c
+    alike = (
+        or_(func.count(s[name]) == 0, and_(func.count(s[name]) == 2, func.min(s[name]) == func.max(s[name])))
+        for name in compared
     )
-    missing = (
-        select(expected.c.award_id, cast(null(), Points()).label("points"), expected.c.points)
-        .outerjoin_from(expected, stored, stored.c.award_id == expected.c.award_id)
-        .where(stored.c.award_id.is_(None))
+    agree = and_(func.count() == 2, func.max(s.side) != func.min(s.side), *alike)
+    rows = (
+        select(
+            s.award_id,
+            func.max(case((s.side == 0, s.points))).label("points"),
+            func.max(case((s.side == 1, s.points))).label("expected_points"),
+        )
+        .group_by(s.award_id)
+        .having(not_(agree))
+        .subquery("drifted")
     )
-    unfounded = (
-        select(stored.c.award_id, stored.c.points, cast(null(), Points()))
-        .outerjoin_from(stored, expected, stored.c.award_id == expected.c.award_id)
-        .where(expected.c.award_id.is_(None))
-    )
-    rows = union_all(both, missing, unfounded).subquery("drifted")
     return select(rows).order_by(rows.c.award_id)
 
 
