@@ -2,8 +2,8 @@
 
     python -m benchmarks.clouds [--merchants 1000] [--ledger 10000000] [--awards 200000] [--poll-minutes 5]
 
-What a poll executes is not assumed: it is counted in `tests/snapshots/sql/`, the statements on record of these engines.
-Prices and quotas are public list prices in US regions; they change, and so do discounts: give your own.
+What a poll executes is not assumed but counted, in `tests/snapshots/sql/`, where the statements are on record.
+Prices are public list prices in US regions; they change, and discounts differ.
 """
 
 from __future__ import annotations
@@ -97,13 +97,11 @@ def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, s
     slot_hours = slot_seconds * (len(said) - loads) * polls / 3600
     print(f"BigQuery: a poll with news is {len(said) - loads} statements and {loads} load jobs")
     print(f"  it is billed for {total / MIB:,.0f} MiB, {ledger / MIB:,.0f} of them of the ledger")
-    for each, by_table in zip(said, billed, strict=True):
+    for statement, by_table in zip(said, billed, strict=True):
         if "actions" in by_table:
-            print(f"    {by_table['actions'] / MIB:8,.0f} MiB of the ledger: {' '.join(each.split())[:60]} …")
-    print(
-        f"  on demand: {total / TIB * polls:,.1f} TiB a day = ${on_demand:,.0f} a day, "
-        f"${on_demand / merchants:,.2f} a merchant"
-    )
+            print(f"    {by_table['actions'] / MIB:8,.0f} MiB of the ledger: {' '.join(statement.split())[:60]} …")
+    each = on_demand / merchants
+    print(f"  on demand: {total / TIB * polls:,.1f} TiB a day = ${on_demand:,.0f} a day, ${each:,.2f} a merchant")
     print(f"  by slots: {slot_hours:,.0f} slot hours a day = ${slot_hours * prices.slot_hour:,.0f} a day")
     print(f"  load jobs: {loads * polls:,} a day, of 100,000 that a project may have")
 

@@ -349,16 +349,14 @@ class Snowflake(Ways):
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By a file in the user's own stage, which needs no right but to log in; it goes when it is loaded."""
-        quote, compiler = (
-            connection.dialect.identifier_preparer.quote_identifier,
-            connection.dialect.type_compiler_instance,
-        )
-        values = (f"$1:{quote(column.name)}::{compiler.process(column.type)}" for column in table.columns)
+        fields = {f"c{place}": column for place, column in enumerate(table.columns)}
+        compiler = connection.dialect.type_compiler_instance
+        values = (f"$1:{field}::{compiler.process(column.type)}" for field, column in fields.items())
         # A user may load several warehouses at once.
         stage = f"@~/target-crm/{uuid.uuid4().hex}"
         with tempfile.TemporaryDirectory(prefix="target-crm-") as folder:
             path = Path(folder) / "rows.parquet"
-            _write_parquet(path, table, rows)
+            _write_parquet(path, fields, rows)
             connection.exec_driver_sql(f"PUT 'file://{path}' {stage} AUTO_COMPRESS = FALSE")
         into, chosen = f"{_quoted(connection, table)} ({_columns(connection, table)})", ", ".join(values)
         file = f"(SELECT {chosen} FROM {stage}/{path.name}) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE)"  # noqa: S608 - quoted names only
@@ -413,7 +411,7 @@ class Bigquery(Ways):
         )
         with tempfile.TemporaryDirectory(prefix="target-crm-") as folder:
             path = Path(folder) / "rows.parquet"
-            _write_parquet(path, table, rows)
+            _write_parquet(path, dict(table.columns), rows)
             with path.open("rb") as file:
                 client.load_table_from_file(file, destination, job_config=settings).result()
 
@@ -505,8 +503,8 @@ def _insert_by_driver(connection: Connection, table: Table, rows: Rows, mark: st
     connection.exec_driver_sql(statement, list(zip(*bound, strict=True)))
 
 
-def _write_parquet(path: Path, table: Table, rows: Rows) -> None:
-    """Rows as a file of columns, each of one type; instants in UTC."""
+def _write_parquet(path: Path, columns: Mapping[str, Column[Any]], rows: Rows) -> None:
+    """Rows as a file of named columns, each of one type; instants in UTC."""
     import pyarrow  # noqa: PLC0415 - comes with the extras of the engines that take it
     from pyarrow import parquet  # noqa: PLC0415
 
@@ -520,12 +518,12 @@ def _write_parquet(path: Path, table: Table, rows: Rows) -> None:
         date: pyarrow.date32(),
     }
     arrays, fields = [], []
-    for column, values in zip(table.columns, zip(*rows, strict=True), strict=True):
+    for (name, column), values in zip(columns.items(), zip(*rows, strict=True), strict=True):
         kind = getattr(column.type, "impl_instance", column.type).python_type
         # A number of any size comes as a decimal, which is not one of Arrow's until its places are known.
         sent = [None if value is None else float(value) for value in values] if kind is float else values
         arrays.append(pyarrow.array(sent, types[kind]))
-        fields.append(pyarrow.field(column.name, types[kind], nullable=bool(column.nullable)))
+        fields.append(pyarrow.field(name, types[kind], nullable=bool(column.nullable)))
     parquet.write_table(pyarrow.table(arrays, schema=pyarrow.schema(fields)), path)
 
 

@@ -150,7 +150,7 @@ FROM award_balances LEFT OUTER JOIN awards ON awards._id = award_balances.award_
 DELETE FROM _crm_fresh;
 DELETE FROM _crm_staging_actions;
 PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
-COPY INTO _crm_staging_actions (_seq, action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at) FROM (SELECT $1:"_seq"::BIGINT, $1:"action_id"::VARCHAR(255), $1:"type"::TEXT, $1:"tenant_id"::VARCHAR(255), $1:"user_id"::VARCHAR(255), $1:"award_id"::VARCHAR(255), $1:"perk_id"::VARCHAR(255), $1:"location_id"::VARCHAR(255), $1:"occurred_at"::TIMESTAMP_TZ, $1:"effect"::VARCHAR(255), $1:"points_available"::NUMERIC(19, 4), $1:"points_added"::NUMERIC(19, 4), $1:"points_redeemed"::NUMERIC(19, 4), $1:"points_refunded"::NUMERIC(19, 4), $1:"source"::TEXT, $1:"environment"::TEXT, $1:"content_hash"::VARCHAR(255), $1:"payload"::TEXT, $1:"loaded_at"::TIMESTAMP_TZ FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+COPY INTO _crm_staging_actions (_seq, action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at) FROM (SELECT $1:c0::BIGINT, $1:c1::VARCHAR(255), $1:c2::TEXT, $1:c3::VARCHAR(255), $1:c4::VARCHAR(255), $1:c5::VARCHAR(255), $1:c6::VARCHAR(255), $1:c7::VARCHAR(255), $1:c8::TIMESTAMP_TZ, $1:c9::VARCHAR(255), $1:c10::NUMERIC(19, 4), $1:c11::NUMERIC(19, 4), $1:c12::NUMERIC(19, 4), $1:c13::NUMERIC(19, 4), $1:c14::TEXT, $1:c15::TEXT, $1:c16::VARCHAR(255), $1:c17::TEXT, $1:c18::TIMESTAMP_TZ FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
 INSERT INTO _crm_fresh (_seq) SELECT ranked._seq 
 FROM (SELECT _crm_staging_actions._seq AS _seq, _crm_staging_actions.action_id AS action_id, row_number() OVER (PARTITION BY _crm_staging_actions.action_id ORDER BY _crm_staging_actions._seq) AS _rank 
 FROM _crm_staging_actions) AS ranked 
@@ -187,7 +187,7 @@ DELETE FROM _crm_fresh;
 DELETE FROM _crm_staging_actions;
 DELETE FROM load_runs WHERE load_runs.run_id = %(run_id_1)s;
 PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
-COPY INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) FROM (SELECT $1:"run_id"::VARCHAR(255), $1:"stream"::VARCHAR(255), $1:"started_at"::TIMESTAMP_TZ, $1:"finished_at"::TIMESTAMP_TZ, $1:"exit_state"::VARCHAR(255), $1:"seconds"::DOUBLE, $1:"read"::BIGINT, $1:"applied"::BIGINT, $1:"duplicate"::BIGINT, $1:"superseded"::BIGINT, $1:"quarantined"::BIGINT FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+COPY INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) FROM (SELECT $1:c0::VARCHAR(255), $1:c1::VARCHAR(255), $1:c2::TIMESTAMP_TZ, $1:c3::TIMESTAMP_TZ, $1:c4::VARCHAR(255), $1:c5::DOUBLE, $1:c6::BIGINT, $1:c7::BIGINT, $1:c8::BIGINT, $1:c9::BIGINT, $1:c10::BIGINT FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
 
 -- a batch of awards
 
@@ -221,7 +221,7 @@ CREATE TABLE _crm_staging_awards (
 DELETE FROM _crm_fresh;
 DELETE FROM _crm_staging_awards;
 PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
-COPY INTO _crm_staging_awards (_seq, _id, points, user_id, perk_id, updated_at, _extra, _extracted_at, _loaded_at, _version, _deleted_at) FROM (SELECT $1:"_seq"::BIGINT, $1:"_id"::VARCHAR(255), $1:"points"::NUMERIC(19, 4), $1:"user_id"::VARCHAR(255), $1:"perk_id"::VARCHAR(255), $1:"updated_at"::TIMESTAMP_TZ, $1:"_extra"::TEXT, $1:"_extracted_at"::TIMESTAMP_TZ, $1:"_loaded_at"::TIMESTAMP_TZ, $1:"_version"::BIGINT, $1:"_deleted_at"::TIMESTAMP_TZ FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+COPY INTO _crm_staging_awards (_seq, _id, points, user_id, perk_id, updated_at, _extra, _extracted_at, _loaded_at, _version, _deleted_at) FROM (SELECT $1:c0::BIGINT, $1:c1::VARCHAR(255), $1:c2::NUMERIC(19, 4), $1:c3::VARCHAR(255), $1:c4::VARCHAR(255), $1:c5::TIMESTAMP_TZ, $1:c6::TEXT, $1:c7::TIMESTAMP_TZ, $1:c8::TIMESTAMP_TZ, $1:c9::BIGINT, $1:c10::TIMESTAMP_TZ FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
 UPDATE _crm_staging_awards SET user_id=coalesce(_crm_staging_awards.user_id, told.user_id), perk_id=coalesce(_crm_staging_awards.perk_id, told.perk_id) FROM (SELECT awards._id AS award_id, max(awards.user_id) AS user_id, max(awards.perk_id) AS perk_id 
 FROM awards 
 WHERE awards.points IS NOT NULL AND awards._id IN (SELECT _crm_staging_awards._id 
@@ -284,7 +284,7 @@ DELETE FROM _crm_fresh;
 DELETE FROM _crm_staging_awards;
 DELETE FROM load_runs WHERE load_runs.run_id = %(run_id_1)s;
 PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
-COPY INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) FROM (SELECT $1:"run_id"::VARCHAR(255), $1:"stream"::VARCHAR(255), $1:"started_at"::TIMESTAMP_TZ, $1:"finished_at"::TIMESTAMP_TZ, $1:"exit_state"::VARCHAR(255), $1:"seconds"::DOUBLE, $1:"read"::BIGINT, $1:"applied"::BIGINT, $1:"duplicate"::BIGINT, $1:"superseded"::BIGINT, $1:"quarantined"::BIGINT FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+COPY INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) FROM (SELECT $1:c0::VARCHAR(255), $1:c1::VARCHAR(255), $1:c2::TIMESTAMP_TZ, $1:c3::TIMESTAMP_TZ, $1:c4::VARCHAR(255), $1:c5::DOUBLE, $1:c6::BIGINT, $1:c7::BIGINT, $1:c8::BIGINT, $1:c9::BIGINT, $1:c10::BIGINT FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
 
 -- a batch of another stream
 
@@ -322,7 +322,7 @@ CREATE TABLE _crm_staging_perks (
 DELETE FROM _crm_fresh;
 DELETE FROM _crm_staging_perks;
 PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
-COPY INTO _crm_staging_perks (_seq, _id, title, price, stock, "on", since, rules, _extra, _extracted_at, _loaded_at, _version, _deleted_at) FROM (SELECT $1:"_seq"::BIGINT, $1:"_id"::VARCHAR(255), $1:"title"::TEXT, $1:"price"::DOUBLE, $1:"stock"::BIGINT, $1:"on"::BOOLEAN, $1:"since"::DATE, $1:"rules"::TEXT, $1:"_extra"::TEXT, $1:"_extracted_at"::TIMESTAMP_TZ, $1:"_loaded_at"::TIMESTAMP_TZ, $1:"_version"::BIGINT, $1:"_deleted_at"::TIMESTAMP_TZ FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+COPY INTO _crm_staging_perks (_seq, _id, title, price, stock, "on", since, rules, _extra, _extracted_at, _loaded_at, _version, _deleted_at) FROM (SELECT $1:c0::BIGINT, $1:c1::VARCHAR(255), $1:c2::TEXT, $1:c3::DOUBLE, $1:c4::BIGINT, $1:c5::BOOLEAN, $1:c6::DATE, $1:c7::TEXT, $1:c8::TEXT, $1:c9::TIMESTAMP_TZ, $1:c10::TIMESTAMP_TZ, $1:c11::BIGINT, $1:c12::TIMESTAMP_TZ FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
 INSERT INTO _crm_fresh (_seq) SELECT ranked._seq 
 FROM (SELECT _crm_staging_perks._seq AS _seq, _crm_staging_perks._id AS _id, _crm_staging_perks.title AS title, _crm_staging_perks.price AS price, _crm_staging_perks.stock AS stock, _crm_staging_perks."on" AS "on", _crm_staging_perks.since AS since, _crm_staging_perks.rules AS rules, _crm_staging_perks._extra AS _extra, _crm_staging_perks._extracted_at AS _extracted_at, _crm_staging_perks._loaded_at AS _loaded_at, _crm_staging_perks._version AS _version, _crm_staging_perks._deleted_at AS _deleted_at, row_number() OVER (PARTITION BY _crm_staging_perks._id ORDER BY _crm_staging_perks._extracted_at DESC, _crm_staging_perks._seq DESC) AS _rank 
 FROM _crm_staging_perks) AS ranked LEFT OUTER JOIN perks ON perks._id = ranked._id 
@@ -347,7 +347,7 @@ DELETE FROM _crm_fresh;
 DELETE FROM _crm_staging_perks;
 DELETE FROM load_runs WHERE load_runs.run_id = %(run_id_1)s;
 PUT …rows.parquet' @~/target-crm/… AUTO_COMPRESS = FALSE;
-COPY INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) FROM (SELECT $1:"run_id"::VARCHAR(255), $1:"stream"::VARCHAR(255), $1:"started_at"::TIMESTAMP_TZ, $1:"finished_at"::TIMESTAMP_TZ, $1:"exit_state"::VARCHAR(255), $1:"seconds"::DOUBLE, $1:"read"::BIGINT, $1:"applied"::BIGINT, $1:"duplicate"::BIGINT, $1:"superseded"::BIGINT, $1:"quarantined"::BIGINT FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
+COPY INTO load_runs (run_id, stream, started_at, finished_at, exit_state, seconds, read, applied, duplicate, superseded, quarantined) FROM (SELECT $1:c0::VARCHAR(255), $1:c1::VARCHAR(255), $1:c2::TIMESTAMP_TZ, $1:c3::TIMESTAMP_TZ, $1:c4::VARCHAR(255), $1:c5::DOUBLE, $1:c6::BIGINT, $1:c7::BIGINT, $1:c8::BIGINT, $1:c9::BIGINT, $1:c10::BIGINT FROM @~/target-crm/…/rows.parquet) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE;
 
 -- crm-balances rebuild
 
