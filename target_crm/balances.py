@@ -22,9 +22,10 @@ from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_co
 
 from target_crm.columns import Identifier, Instant, Points, exact, exact_sum
 from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT
+from target_crm.staging import Change
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Delete, FromClause, Insert, Select, Table, Update
+    from sqlalchemy import ColumnElement, Delete, FromClause, Insert, Select, Table
 
     from target_crm.tables import Tables
 
@@ -210,11 +211,11 @@ def told_of(awards: Table, staged: Table) -> FromClause:
 
 
 @cache
-def complete(table: Table, key: str, told: FromClause) -> Update:
+def complete(table: Table, key: str, told: FromClause) -> Change:
     """Let rows that leave out whose an award is, or of which perk, have it from others: that is for life."""
     values = {name: func.coalesce(table.c[name], told.c[name]) for name in _FOR_LIFE}
     lacking = or_(*(and_(table.c[name].is_(None), told.c[name].is_not(None)) for name in _FOR_LIFE))
-    return table.update().values(values).where(table.c[key] == told.c.award_id, lacking)
+    return Change(table, values, and_(table.c[key] == told.c.award_id, lacking))
 
 
 @cache

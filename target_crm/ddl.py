@@ -123,6 +123,8 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
 
 def _kind(type_: TypeEngine[Any]) -> str:
     decorated = getattr(type_, "impl_instance", type_)
+    if getattr(type(decorated), "python_type", None) is str:
+        return "text"
     named = _KINDS_BY_NAME.get(decorated.__visit_name__)
     return named or next((kind for base, kind in _KINDS if isinstance(decorated, base)), "something else")
 

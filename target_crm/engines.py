@@ -26,16 +26,18 @@ from sqlalchemy.sql import operators, visitors
 
 from target_crm.columns import POINTS_PLACES, Instant, Points
 from target_crm.errors import WarehouseError
+from target_crm.staging import Change
 from target_crm.tables import MONTHS_OF, tables_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from sqlalchemy import URL, Column, ColumnElement, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, Column, ColumnElement, Connection, Dialect, Engine, Insert, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
     from sqlalchemy.sql.compiler import SQLCompiler
 
     Rows = Sequence[tuple[Any, ...]]
+    Statement = Insert | Delete | Change
 
 LOCK_WAIT_SECONDS = 60
 LOCK_POLL_SECONDS = 0.1
@@ -81,6 +83,13 @@ class Ways:
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """The columns that a table in the warehouse tells its rows apart by."""
         return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
+
+    def execute(self, connection: Connection, statement: Statement) -> int:
+        """Change the rows of a table; returns how many were updated or deleted."""
+        return connection.execute(statement.update if isinstance(statement, Change) else statement).rowcount
+
+    def heal(self, connection: Connection, table: Table) -> None:
+        """Finish a change that was cut off, where it is not a single statement."""
 
     def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str | None:  # noqa: ARG002
         """What to say to ALTER TABLE so that a column of one kind takes values of another, too.
@@ -469,6 +478,17 @@ def ways_of(backend_name: str) -> Ways:
 def empty(connection: Connection, table: Table) -> None:
     """Remove all rows of a table."""
     ways_of(connection.dialect.name).empty(connection, table)
+
+
+def execute(connection: Connection, statement: Statement) -> int:
+    """Change the rows of a table; returns how many were updated or deleted."""
+    return ways_of(connection.dialect.name).execute(connection, statement)
+
+
+def heal(connection: Connection, *tables: Table) -> None:
+    """Finish the changes of tables that were cut off, where no transaction has undone them."""
+    for table in tables:
+        ways_of(connection.dialect.name).heal(connection, table)
 
 
 def load(connection: Connection, table: Table, rows: Rows) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from target_crm import values
+from target_crm import engines, values
 from target_crm.target import TargetCrm
 from target_crm.verify import count
 
@@ -102,7 +102,7 @@ class Replay(TargetCrm):
 
 
 def _execute(connection: Connection, statement: Delete) -> None:
-    connection.execute(statement)
+    engines.execute(connection, statement)
 
 
 _STREAMS = ("actions", "awards")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, Executable, FromClause, Select, Table
+    from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table
 
     from target_crm.target import TargetCrm
 
@@ -230,11 +230,11 @@ class TableSink(CrmSink):
     def write(self, connection: Connection) -> Tally:
         """Let the newest row of each key replace an older one."""
         self.stage(connection)
-        connection.execute(staging.take_newer(self.table, self.staged, self.ages))
+        engines.execute(connection, staging.take_newer(self.table, self.staged, self.ages))
         applied = connection.scalar(staging.count_changing(self.table, self.staged)) or 0
         self.fold(connection)
         for statement in staging.replace(self.table, self.staged):
-            connection.execute(statement)
+            engines.execute(connection, statement)
         same = connection.scalar(staging.count_same(self.table, self.staged)) or applied
         self.see(connection)
         unstage(connection, self.staged)
@@ -248,6 +248,7 @@ class TableSink(CrmSink):
 
     def stage(self, connection: Connection) -> None:
         """Put the rows held into the work table."""
+        engines.heal(connection, self.table, self.staged.table)
         _stage(connection, self.staged, self.rows)
 
     def fold(self, connection: Connection) -> None:
@@ -257,12 +258,13 @@ class TableSink(CrmSink):
         """What follows also from rows that give way to others, or were refused: their keys are there."""
         if self.shape.keys:
             engines.load(connection, self.staged.table, self.traces)
-            connection.execute(staging.see(self.table, self.staged))
+            engines.execute(connection, staging.see(self.table, self.staged))
 
     def activate(self, connection: Connection, version: int) -> int | None:
         """Rows of older versions are gone: `_deleted_at` says since when, or with `hard_delete` they are removed."""
+        engines.heal(connection, self.table)
         hard = self.target.settings.hard_delete and not self.fixed
-        return connection.execute(staging.activate(self.table, version, hard=hard)).rowcount
+        return engines.execute(connection, staging.activate(self.table, version, hard=hard))
 
     def _extracted_at(self, message: Mapping[str, Any]) -> datetime:
         extracted_at = message.get("time_extracted")
@@ -291,15 +293,15 @@ class AwardSink(TableSink):
         """Put the rows held into the work table, with what earlier ones of the same awards have told for life."""
         super().stage(connection)
         staged = self.staged.table
-        connection.execute(balances.complete(staged, "_id", balances.told_of(self.table, staged)))
+        engines.execute(connection, balances.complete(staged, "_id", balances.told_of(self.table, staged)))
 
     def see(self, connection: Connection) -> None:
         """Also whose an award is, and of which perk."""
         super().see(connection)
         told = balances.told_of(self.staged.table, self.staged.table)
-        connection.execute(balances.complete(self.table, "_id", told))
+        engines.execute(connection, balances.complete(self.table, "_id", told))
         if self.target.warehouse.is_atomic(connection):
-            connection.execute(balances.complete(self.tables.award_balances, "award_id", told))
+            engines.execute(connection, balances.complete(self.tables.award_balances, "award_id", told))
         else:
             statements = balances.recompute_statements(self.tables, _named(self.staged, "_id"))
             update_balances(connection, self.tables, statements)
@@ -334,11 +336,11 @@ def _compact(document: str) -> str:
     return values.json_text(values.from_json(document))
 
 
-def update_balances(connection: Connection, owned: tables.Tables, statements: Sequence[Executable]) -> None:
+def update_balances(connection: Connection, owned: tables.Tables, statements: Sequence[engines.Statement]) -> None:
     """Execute statements that go by way of `merged`."""
     engines.empty(connection, owned.merged)
     for statement in statements:
-        connection.execute(statement)
+        engines.execute(connection, statement)
     engines.empty(connection, owned.merged)
 
 
@@ -347,8 +349,8 @@ def insert_absent(
 ) -> int:
     """Stage rows and insert the first of each key that the table lacks; returns how many they were."""
     _stage(connection, staged, rows)
-    connection.execute(staging.take_absent(table, staged))
-    connection.execute(staging.insert_fresh(table, staged, *leave_out))
+    engines.execute(connection, staging.take_absent(table, staged))
+    engines.execute(connection, staging.insert_fresh(table, staged, *leave_out))
     return connection.scalar(staging.count_fresh(staged)) or 0
 
 

@@ -7,10 +7,10 @@ that takes longer than a small batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -20,6 +20,7 @@ from sqlalchemy import (
     cast,
     false,
     func,
+    literal,
     literal_column,
     not_,
     null,
@@ -27,7 +28,7 @@ from sqlalchemy import (
     select,
 )
 
-from target_crm.columns import JsonText, LongText
+from target_crm.columns import Instant, JsonText, LongText
 from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, RANK, SEQ, VERSION
 
 if TYPE_CHECKING:
@@ -40,6 +41,23 @@ class Staged:
 
     table: Table
     fresh: Table
+
+
+@dataclass(frozen=True)
+class Change:
+    """New values for the rows of a table with a key that meet a condition; both may speak of other rows, too.
+
+    What an UPDATE … FROM is, for engines that have it and for those that get to the same rows another way.
+    """
+
+    table: Table
+    values: Mapping[str, ColumnElement[Any]]
+    where: ColumnElement[bool]
+
+    @cached_property
+    def update(self) -> Update:
+        """The change as one statement."""
+        return self.table.update().values(dict(self.values)).where(self.where)
 
 
 @cache
@@ -96,7 +114,7 @@ def changing_rows(table: Table, staged: Staged) -> FromClause:
 
 
 @cache
-def replace(table: Table, staged: Staged) -> list[Insert | Update]:
+def replace(table: Table, staged: Staged) -> list[Insert | Change]:
     """Let the rows that go on take the place of those with the same key.
 
     Columns that the stream's schema doesn't name keep what they hold: an older schema named them, or a person did.
@@ -111,7 +129,7 @@ def replace(table: Table, staged: Staged) -> list[Insert | Update]:
         .where(table.c[_keys(table)[0]].is_(None))
     )
     return [
-        table.update().values(values).where(_same_key(table, rows)),
+        Change(table, values, _same_key(table, rows)),
         table.insert().from_select(list(table.c), absent),
     ]
 
@@ -145,24 +163,25 @@ def count_fresh(staged: Staged) -> Select[tuple[int]]:
     return select(func.count()).select_from(staged.fresh)
 
 
-def activate(table: Table, version: int, *, hard: bool) -> Delete | Update:
+def activate(table: Table, version: int, *, hard: bool) -> Delete | Change:
     """Rows that are not of this version, nor of a newer one, are gone."""
     older = or_(table.c[VERSION].is_(None), table.c[VERSION] < version)
     if hard:
         return table.delete().where(older)
-    now = datetime.now(timezone.utc)
-    return table.update().where(older, table.c[DELETED_AT].is_(None)).values({DELETED_AT: now})
+    now = literal(datetime.now(timezone.utc), Instant())
+    return Change(table, {DELETED_AT: now}, and_(older, table.c[DELETED_AT].is_(None)))
 
 
 @cache
-def see(table: Table, staged: Staged) -> Update:
+def see(table: Table, staged: Staged) -> Change:
     """Whatever row a key has, it is of the newest version that the key came with; it is there, hence not gone."""
     rows = staged.table
     keys = [rows.c[key] for key in _keys(table)]
     versions = select(*keys, func.max(rows.c[VERSION]).label(VERSION)).where(rows.c[VERSION].is_not(None))
     seen = versions.group_by(*keys).subquery("seen")
     older = or_(table.c[VERSION].is_(None), table.c[VERSION] < seen.c[VERSION])
-    return table.update().values({VERSION: seen.c[VERSION], DELETED_AT: null()}).where(_same_key(table, seen), older)
+    values = {VERSION: seen.c[VERSION], DELETED_AT: cast(null(), table.c[DELETED_AT].type)}
+    return Change(table, values, and_(_same_key(table, seen), older))
 
 
 @cache

@@ -368,11 +368,11 @@ class TargetCrm(Target):
         """Let `load_runs` say what is committed once this transaction is."""
         run = Run(self.run_id, self.started_at, datetime.now(timezone.utc), exit_state)
         load_runs = self.warehouse.tables.load_runs
-        connection.execute(run.outdated(load_runs))
+        engines.execute(connection, run.outdated(load_runs))
         silent = dict.fromkeys(("", *(sink.stream_name for sink in self._sinks)), Tally())
         engines.load(connection, load_runs, run.rows({**silent, **tallies}))
         if exit_state:
-            connection.execute(run.forgotten(load_runs))
+            engines.execute(connection, run.forgotten(load_runs))
 
     def _tell_failure(self, error: Exception) -> None:
         """Let `load_runs` say that the run failed, where the warehouse still takes that: what counts is the error."""

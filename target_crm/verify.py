@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 
 from target_crm import balances
+from target_crm.engines import execute
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Select, Table
@@ -95,7 +96,7 @@ def rebuild(warehouse: Warehouse) -> int:
     with warehouse.write() as connection:
         logger.info("folding %s actions …", f"{count(connection, tables.actions):,}")
         for statement in balances.rebuild_statements(tables):
-            connection.execute(statement)
+            execute(connection, statement)
         return count(connection, tables.award_balances)
 
 

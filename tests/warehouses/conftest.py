@@ -76,7 +76,8 @@ def empty(crm: Warehouse) -> None:
     own = crm.tables.metadata
     with crm.write() as connection:
         for name in inspect(connection).get_table_names():
-            if name not in own.tables and name.removeprefix("_crm_staging_").startswith(("t_", "perks")):
+            lent = name.removeprefix("_crm_staging_").startswith(("t_", "perks", "_crm_changed_"))
+            if name not in own.tables and lent:
                 Table(name, MetaData()).drop(connection)
         for table in own.sorted_tables:
             if table is not crm.tables.version:

@@ -122,6 +122,28 @@ def test_a_load_cut_off_after_any_statement_and_given_again_leaves_no_trace(crm:
     assert not cli.verify(crm).drifted
 
 
+def test_what_the_table_alone_knows_outlives_a_load_cut_off_after_any_statement(crm: Warehouse) -> None:
+    wide, narrow = (schema("t_kept", {"_id": TEXT, "title": TEXT, **more}, "_id") for more in ({"price": INTEGER}, {}))
+    before = [
+        wide,
+        record("t_kept", {"_id": "1", "title": "Tea", "price": 3}, at="2026-10-02T00:00:00Z"),
+        record("t_kept", {"_id": "2", "title": "Cake", "price": 4}, at="2026-10-02T00:00:00Z"),
+    ]
+    older = json.loads(record("t_kept", {"_id": "1", "title": "Coffee"}, at="2026-10-01T00:00:00Z"))
+    newer = record("t_kept", {"_id": "2", "title": "Cakes"}, at="2026-10-03T00:00:00Z")
+    batch = [narrow, json.dumps({**older, "version": 7}), newer]
+    load(crm, before)
+    statements = load_cut_off(crm, batch, after_statements=-1)
+
+    for after_statements in range(1, statements + 1):
+        empty(crm)
+        load(crm, before)
+        load_cut_off(crm, batch, after_statements)
+        load(crm, batch)
+        kept = rows_of(crm, "t_kept", "_id", "title", "price", "_version")
+        assert kept == [("1", "Tea", 3, 7), ("2", "Cakes", 4, None)], f"cut off after statement {after_statements}"
+
+
 def test_a_late_event_is_counted_and_never_moves_a_balance_back(crm: Warehouse) -> None:
     load(crm, [AWARDS, snapshot("w1", 10), ACTIONS, action("b", delta=5, available=15, at="2026-10-03T00:00:00Z")])
     load(crm, [AWARDS, snapshot("w1", 9, at="2026-09-01T00:00:00Z")])
