@@ -104,7 +104,7 @@ class _VerbatimJson(JSON):
         return None
 
 
-_ZONED = frozenset({"postgresql", "snowflake", "bigquery", "databricks", "redshift"})
+_ZONED = frozenset({"postgresql", "snowflake", "bigquery", "databricks", "redshift", "clickhousedb"})
 
 
 class Instant(TypeDecorator[datetime]):
@@ -126,6 +126,10 @@ class Instant(TypeDecorator[datetime]):
         # There, SQLAlchemy's type for a time with a zone would be one without, or of whole seconds.
         if dialect.name in {"oracle", "bigquery", "databricks"}:
             return TIMESTAMP()
+        if dialect.name == "clickhousedb":
+            from clickhouse_connect.cc_sqlalchemy.types import DateTime64  # noqa: PLC0415 - the engine's own driver
+
+            return DateTime64(6, "UTC")
         return dialect.type_descriptor(DateTime(timezone=dialect.name in _ZONED))
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:

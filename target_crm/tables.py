@@ -37,6 +37,8 @@ STAGING_PREFIX = f"{WORK_PREFIX}staging_"
 MONTHS_OF = "months_of"
 # What becomes of the records that a run reads; the first is the sum of the others.
 COUNTS = ("read", "applied", "duplicate", "superseded", "quarantined")
+# Names, in a table's `info`, the column whose months an engine may keep apart.
+MONTHS_OF = "months_of"
 # What a balance needs of an award, whatever the sender's schema says.
 AWARD_FIELDS = {"_id": IDENTIFIER, "points": POINTS, "userId": IDENTIFIER, "perkId": IDENTIFIER, "updatedAt": INSTANT}
 

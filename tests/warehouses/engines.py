@@ -8,11 +8,13 @@ from __future__ import annotations
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.postgres import PostgresServer, new_database
+from tests.postgres import PostgresServer, fast_folder, new_database
+from tests.target_fixtures import execute
 from tests.warehouses import Unavailable
 from tests.warehouses.mariadb import mariadb
 from tests.warehouses.sharded import sharded_postgresql
@@ -77,6 +79,24 @@ _MYSQL_LODGER = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO lodger",
 )
 
+
+@contextmanager
+def _clickhouse() -> Iterator[Callable[[], str]]:
+    """In this process, which has one folder for all its databases; its server is let go with the process."""
+    if not find_spec("chdb"):
+        raise Unavailable("there is no chdb; ./dev warehouses installs it")
+    numbers = count()
+    with tempfile.TemporaryDirectory(prefix="pepper-crm-", dir=fast_folder(), ignore_cleanup_errors=True) as folder:
+
+        def new() -> str:
+            url = f"clickhousedb:///default?interface=chdb&path={folder}"
+            name = f"crm_{next(numbers)}"
+            execute(url, f"CREATE DATABASE {name}")
+            return url.replace("default", name)
+
+        yield new
+
+
 ENGINES = {
     "sqlite": Engine("SQLite", _files("sqlite"), deliveries=20),
     "duckdb": Engine("DuckDB", _files("duckdb")),
@@ -85,4 +105,5 @@ ENGINES = {
     "sharded_postgresql": Engine("PostgreSQL on 3 servers", sharded_postgresql),
     "mariadb": Engine("MariaDB", mariadb, lodger=_MYSQL_LODGER),
     "snowflake": Engine("Snowflake, by fakesnow", snowflake, deliveries=1, processes=False, widens=False),
+    "clickhouse": Engine("ClickHouse", _clickhouse, deliveries=3, processes=False),
 }
