@@ -253,3 +253,9 @@ _SECONDS_SINCE_1970 = {
 def _quarters_of_seconds(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
     seconds = _SECONDS_SINCE_1970[compiler.dialect.name].format(compiler.process(element.clauses, **kw))
     return compiler.process(cast(literal_column(f"FLOOR({seconds} / {QUARTER_SECONDS}.0)"), BigInteger()), **kw)
+
+
+@compiles(quarter_hours, "clickhousedb")
+def _quarters_clickhouse(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    micros = f"toUnixTimestamp64Micro({compiler.process(element.clauses, **kw)})"
+    return f"CAST(floor({micros} / {QUARTER_SECONDS * 1_000_000}) AS Nullable(Int64))"
