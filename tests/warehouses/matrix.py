@@ -25,20 +25,32 @@ def title(case: str) -> str:
     return case.removeprefix("test_").replace("_", " ").capitalize()
 
 
-def as_markdown(outcomes: Mapping[tuple[str, str], Iterable[str]]) -> str:
-    """A row a case, a column an engine, from all outcomes of each (case, engine)."""
+def as_markdown(outcomes: Mapping[tuple[str, str], Iterable[str]], before: str) -> str:
+    """A row a case, a column an engine, from all outcomes of each (case, engine).
+
+    What this run didn't try is as the table before has it.
+    """
+    (_, *titles), _, *old_rows = map(_cells, before.strip().splitlines())
+    old = {(name, engine): cell for name, *cells in old_rows for engine, cell in zip(titles, cells, strict=True)}
     rows = [["case", *(engine.title for engine in ENGINES.values())], ["---"] * (len(ENGINES) + 1)]
     for case in CASES:
-        worst = [next((word for word in WORDS if word in outcomes.get((case, each), ())), "") for each in ENGINES]
-        rows.append([title(case), *(WORDS.get(word, "not tried") for word in worst)])
+        cells = []
+        for each, engine in ENGINES.items():
+            worst = next((word for word in WORDS if word in outcomes.get((case, each), ())), None)
+            cells.append(WORDS[worst] if worst else old.get((title(case), engine.title), "not tried"))
+        rows.append([title(case), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def write(outcomes: Mapping[tuple[str, str], Iterable[str]]) -> None:
     """Put the table into the document."""
     before, rest = DOCUMENT.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{as_markdown(outcomes)}\n{END}{after}")
+    table, after = rest.split(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{as_markdown(outcomes, table)}\n{END}{after}")
 
 
 def documented_titles() -> list[str]:
