@@ -259,3 +259,9 @@ def _quarters_of_seconds(element: quarter_hours, compiler: SQLCompiler, **kw: An
 def _quarters_clickhouse(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
     micros = f"toUnixTimestamp64Micro({compiler.process(element.clauses, **kw)})"
     return f"CAST(floor({micros} / {QUARTER_SECONDS * 1_000_000}) AS Nullable(Int64))"
+
+
+@compiles(quarter_hours, "spark")
+def _quarters_spark(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    micros = f"unix_micros({compiler.process(element.clauses, **kw)})"
+    return f"CAST(floor({micros} / {QUARTER_SECONDS * 1_000_000}) AS BIGINT)"

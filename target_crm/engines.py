@@ -14,31 +14,40 @@ from contextlib import closing, contextmanager, suppress
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from typing import cast as cast_type
 
 from sqlalchemy import (
     Cast,
     Column,
     Date,
     Delete,
+    Executable,
     Table,
     Update,
+    and_,
     cast,
     create_engine,
     event,
+    false,
     func,
     inspect,
     literal_column,
+    not_,
     select,
     text,
     tuple_,
+    union_all,
 )
+from sqlalchemy.dialects import registry
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateColumn, CreateTable, DropTable, MetaData
 from sqlalchemy.sql import operators, visitors
+from sqlalchemy.sql.elements import ClauseElement
 
 from target_crm.columns import POINTS_PLACES, Instant, Points
 from target_crm.errors import WarehouseError
@@ -48,7 +57,7 @@ from target_crm.tables import MONTHS_OF, WORK_PREFIX, tables_in
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine, Insert
+    from sqlalchemy import URL, ColumnElement, CompoundSelect, Connection, Dialect, Engine, Insert, Select
     from sqlalchemy.engine.interfaces import ConnectArgsType
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler, TypeCompiler
 
@@ -544,15 +553,11 @@ class Clickhouse(Ways):
         table = change.table
         found = connection.scalar(select(func.count()).select_from(table).where(change.where)) or 0
         if found:
-            name, quote = _quoted(connection, table), connection.dialect.identifier_preparer.quote
             whole = _as_it_is(connection, table)
             changed = _beside(whole)
-            values = [
-                change.values.get(column.name, literal_column(f"{name}.{quote(column.name)}", column.type))
-                for column in whole.c
-            ]
+            values = [change.values.get(column.name, _of(connection, table, column)) for column in whole.c]
             copies = select(*values).select_from(table).where(change.where)
-            connection.execute(text(f"CREATE TABLE {_quoted(connection, changed)} AS {name}"))
+            connection.execute(text(f"CREATE TABLE {_quoted(connection, changed)} AS {_quoted(connection, table)}"))
             connection.execute(changed.insert().from_select(list(changed.c), copies))
             connection.execute(whole.delete().where(_key(table, whole).in_(select(_key(table, changed)))))
             connection.execute(whole.insert().from_select(list(whole.c), select(*changed.c)))
@@ -584,6 +589,108 @@ class Clickhouse(Ways):
         driver_connection.client.insert(_quoted(connection, table), columns, names, column_oriented=True)
 
 
+class Spark(Ways):
+    """A cluster that can add rows to a table, and otherwise writes it anew."""
+
+    # Rows come in the text of a statement.
+    _ROWS_MAX = 500
+
+    def listen(self, engine: Engine) -> None:
+        """Have instants without a zone be UTC."""
+
+        def on_connect(driver_connection: Any, _record: object) -> None:
+            with closing(driver_connection.cursor()) as cursor:
+                cursor.execute("SET TIME ZONE 'UTC'")
+
+        event.listen(engine, "connect", on_connect)
+
+    def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
+        """No: each statement is done by itself."""
+        return False
+
+    def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
+        """It knows of none: those that the loader keeps to."""
+        return [column.name for column in table.primary_key.columns]
+
+    def execute(self, connection: Connection, statement: Statement) -> int:
+        """An INSERT as it is; what else changes a table writes it anew, where it has such rows."""
+        if not isinstance(statement, Change | Delete):
+            return connection.execute(statement).rowcount
+        table = cast_type("Table", statement.table)
+        self.heal(connection, table)
+        where = statement.where if isinstance(statement, Change) else statement.whereclause
+        found = select(func.count()).select_from(table)
+        count: int = connection.scalar(found if where is None else found.where(where)) or 0
+        if where is None:
+            self.empty(connection, table)
+        elif count:
+            values = statement.values if isinstance(statement, Change) else None
+            self._overwrite(connection, table, values, where)
+        return count
+
+    def heal(self, connection: Connection, table: Table) -> None:
+        """Write a table anew from its copy: there is one only when it is whole."""
+        copy = Table(_name_beside(table), MetaData(schema=table.schema))
+        if inspect(connection).has_table(copy.name, schema=copy.schema):
+            self._put_back(connection, table, copy)
+
+    def _overwrite(
+        self,
+        connection: Connection,
+        table: Table,
+        values: Mapping[str, ColumnElement[Any]] | None,
+        where: ColumnElement[bool],
+    ) -> None:
+        """Write a table anew, with other values in the rows that meet a condition, or without them."""
+        whole = _as_it_is(connection, table)
+        copy = _beside(whole)
+        as_they_are = [_of(connection, table, column) for column in whole.c]
+        stays = select(*as_they_are).select_from(table)
+        if values is None:
+            rows: Select[Any] | CompoundSelect[Any] = stays.where(not_(func.coalesce(where, false())))
+        else:
+            keys = [column.name for column in table.primary_key.columns]
+            changing = select(*(table.c[key] for key in keys)).where(where).subquery("changing")
+            same_key = and_(*(table.c[key] == changing.c[key] for key in keys))
+            others = stays.outerjoin(changing, same_key).where(changing.c[keys[0]].is_(None))
+            # PyHive makes a text of a time.
+            changed = (
+                cast(values[column.name], column.type).label(column.name) if column.name in values else as_it_is
+                for column, as_it_is in zip(whole.c, as_they_are, strict=True)
+            )
+            rows = union_all(select(*changed).select_from(table).where(where), others)
+        connection.execute(_Written(f"CREATE TABLE {_quoted(connection, copy)} USING PARQUET AS", rows))
+        self._put_back(connection, table, copy)
+
+    def _put_back(self, connection: Connection, table: Table, copy: Table) -> None:
+        rows: Select[Any] = select(literal_column("*")).select_from(copy)
+        connection.execute(_Written(f"INSERT OVERWRITE TABLE {_quoted(connection, table)}", rows))
+        connection.execute(DropTable(copy))
+
+    def is_passing(self, error: Exception) -> bool:  # noqa: ARG002
+        """No: a statement may go on without its client, and must not meet its own repetition."""
+        return False
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Some hundred rows a statement, each value as a text that is cast to its column's type."""
+        types = connection.dialect.type_compiler_instance
+        names = [f"_{place}" for place in range(len(table.columns))]
+        casts = (f"CAST({name} AS {types.process(column.type)})" for name, column in zip(names, table.c, strict=True))
+        into = (
+            f"INSERT INTO {_quoted(connection, table)} ({_columns(connection, table)}) SELECT {', '.join(casts)} FROM"
+        )
+        columns = [
+            [None if value is None else str(value) for value in _bound(connection.dialect, column, values)]
+            for column, values in zip(table.columns, zip(*rows, strict=True), strict=True)
+        ]
+        texts = list(zip(*columns, strict=True))
+        marks = f"({', '.join(['%s'] * len(names))})"
+        for start in range(0, len(texts), self._ROWS_MAX):
+            some = texts[start : start + self._ROWS_MAX]
+            statement = f"{into} VALUES {', '.join([marks] * len(some))} AS _rows({', '.join(names)})"
+            connection.exec_driver_sql(statement, tuple(chain.from_iterable(some)))
+
+
 _WAYS: dict[str, Ways] = {
     "sqlite": Sqlite(),
     "postgresql": Postgresql(),
@@ -595,7 +702,9 @@ _WAYS: dict[str, Ways] = {
     "databricks": Databricks(),
     "mssql": Mssql(),
     "clickhousedb": Clickhouse(),
+    "spark": Spark(),
 }
+registry.register("spark", "target_crm.spark", "SparkDialect")
 _OTHERS = Ways()
 
 
@@ -771,6 +880,12 @@ def _beside(whole: Table) -> Table:
     return whole.to_metadata(MetaData(schema=whole.schema), name=_name_beside(whole))
 
 
+def _of(connection: Connection, table: Table, column: Column[Any]) -> ColumnElement[Any]:
+    """A column of a table, whether or not its stream's schema names it."""
+    quote = connection.dialect.identifier_preparer.quote
+    return literal_column(f"{_quoted(connection, table)}.{quote(column.name)}", column.type).label(column.name)
+
+
 def _name_beside(table: Table) -> str:
     return f"{WORK_PREFIX}changed_{table.name}"
 
@@ -778,6 +893,21 @@ def _name_beside(table: Table) -> str:
 def _key(table: Table, rows: Table) -> ColumnElement[Any]:
     columns = [rows.c[column.name] for column in table.primary_key.columns]
     return columns[0] if len(columns) == 1 else tuple_(*columns)
+
+
+class _Written(Executable, ClauseElement):
+    """What a query gives, written where a statement's head says."""
+
+    inherit_cache = False
+
+    def __init__(self, head: str, rows: Select[Any] | CompoundSelect[Any]) -> None:
+        self.head = head
+        self.rows = rows
+
+
+@compiles(_Written)
+def _write(written: _Written, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"{written.head} {compiler.process(written.rows, **kw)}"
 
 
 @compiles(CreateTable, "clickhousedb")

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from target_crm import ddl
-from target_crm.engines import execute, pep_249_names, ways_of
+from target_crm.engines import execute, load, pep_249_names, ways_of
 from target_crm.errors import ConnectionLost, SettingError, WarehouseError
 from target_crm.tables import tables_in
 
@@ -166,7 +166,7 @@ class Warehouse:
     def _mark_committed(self, connection: Connection, batch_id: str) -> None:
         commits, now = self.tables.commits, datetime.now(timezone.utc)
         execute(connection, commits.delete().where(commits.c.committed_at < now - MARKS_KEPT))
-        connection.execute(commits.insert().values(batch_id=batch_id, committed_at=now))
+        load(connection, commits, [(batch_id, now)])
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -1,0 +1,92 @@
+"""SQLAlchemy's dialect for Spark's Thrift server: PyHive's for Hive, but for what Spark says otherwise.
+
+Spark has no constraints, and no DML on single rows of its own tables: `engines.Spark` writes them anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyhive.sqlalchemy_hive import HiveCompiler, HiveDialect, HiveTypeCompiler
+from sqlalchemy import BigInteger, Boolean, Date, DateTime, Double, Numeric, String, text
+from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, Connection, Delete, Insert
+    from sqlalchemy.schema import CreateTable
+    from sqlalchemy.types import TypeEngine
+
+_TYPES: dict[str, TypeEngine[Any]] = {
+    "bigint": BigInteger(),
+    "boolean": Boolean(),
+    "date": Date(),
+    "double": Double(),
+    "string": String(),
+    "timestamp": DateTime(),
+}
+
+
+class _Statements(HiveCompiler):  # type: ignore[misc]
+    def visit_insert(self, insert_stmt: Insert, *args: Any, **kw: Any) -> str:
+        """With its columns, which PyHive leaves out."""
+        return str(SQLCompiler.visit_insert(self, insert_stmt, *args, **kw))  # type: ignore[no-untyped-call]
+
+    def visit_delete(self, delete_stmt: Delete, *_: Any, **__: Any) -> str:
+        """There is no other than that of all rows."""
+        return f"TRUNCATE TABLE {self.preparer.format_table(delete_stmt.table)}"
+
+
+class _Types(HiveTypeCompiler):  # type: ignore[misc]
+    def visit_NUMERIC(self, type_: Numeric[Any], **_: Any) -> str:  # noqa: N802
+        return f"DECIMAL({type_.precision}, {type_.scale})"
+
+    def visit_DATE(self, _type: Date, **_: Any) -> str:  # noqa: N802
+        return "DATE"
+
+
+class _Definitions(DDLCompiler):
+    def visit_create_table(self, create: CreateTable, **_: Any) -> str:
+        """Columns alone."""
+        columns = ", ".join(map(self.get_column_specification, create.element.columns))
+        return f"CREATE TABLE {self.preparer.format_table(create.element)} ({columns}) USING PARQUET"
+
+    def get_column_specification(self, column: Column[Any], **_: Any) -> str:
+        """Name and type."""
+        return f"{self.preparer.format_column(column)} {self.dialect.type_compiler_instance.process(column.type)}"
+
+
+class SparkDialect(HiveDialect):  # type: ignore[misc]
+    """`spark://user@host:10000/database`; what else PyHive's `connect` takes goes into the query."""
+
+    name = "spark"
+    supports_statement_cache = False
+    statement_compiler = _Statements
+    type_compiler = _Types
+    ddl_compiler = _Definitions
+
+    def get_table_names(self, connection: Connection, schema: str | None = None, **_: Any) -> list[str]:
+        """Tables and views."""
+        within = f" IN {self.identifier_preparer.quote(schema)}" if schema else ""
+        return [row.tableName for row in connection.execute(text(f"SHOW TABLES{within}"))]
+
+    def has_table(self, connection: Connection, table_name: str, schema: str | None = None, **_: Any) -> bool:
+        """Whether there is a table or a view of the name."""
+        return table_name in self.get_table_names(connection, schema)
+
+    def get_columns(
+        self, connection: Connection, table_name: str, schema: str | None = None, **_: Any
+    ) -> list[dict[str, Any]]:
+        """The columns, in the table's order."""
+        quote = self.identifier_preparer.quote
+        name = ".".join(map(quote, filter(None, (schema, table_name))))
+        return [
+            {"name": row.col_name, "type": _type(row.data_type), "nullable": True, "default": None}
+            for row in connection.execute(text(f"DESCRIBE TABLE {name}"))
+        ]
+
+
+def _type(name: str) -> TypeEngine[Any]:
+    if name.startswith("decimal("):
+        precision, scale = name.removeprefix("decimal(").removesuffix(")").split(",")
+        return Numeric(int(precision), int(scale))
+    return _TYPES.get(name, String())
