@@ -944,6 +944,13 @@ def _cast_nullable(cast: Cast[Any], compiler: SQLCompiler, **kw: Any) -> str:
     return f"CAST({compiler.process(cast.clause, **kw)} AS Nullable({compiler.process(cast.typeclause, **kw)}))"
 
 
+@compiles(Update, "clickhousedb")
+def _mutate(update: Update, compiler: SQLCompiler, **kw: Any) -> str:
+    """An UPDATE of one table alone, for which any table will do."""
+    statement: str = compiler.visit_update(update, **kw)
+    return statement.replace("UPDATE ", "ALTER TABLE ", 1).replace(" SET ", " UPDATE ", 1)
+
+
 @compiles(Delete, "clickhousedb")
 def _delete_synchronously(delete: Delete, compiler: SQLCompiler, **kw: Any) -> str:
     """Without a condition, all rows."""
