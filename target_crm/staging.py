@@ -180,7 +180,7 @@ def see(table: Table, staged: Staged) -> Change:
     versions = select(*keys, func.max(rows.c[VERSION]).label(VERSION)).where(rows.c[VERSION].is_not(None))
     seen = versions.group_by(*keys).subquery("seen")
     older = or_(table.c[VERSION].is_(None), table.c[VERSION] < seen.c[VERSION])
-    values = {VERSION: seen.c[VERSION], DELETED_AT: cast(null(), table.c[DELETED_AT].type)}
+    values = {VERSION: seen.c[VERSION], DELETED_AT: null()}
     return Change(table, values, and_(_same_key(table, seen), older))
 
 
