@@ -129,7 +129,8 @@ class Instant(TypeDecorator[datetime]):
         if dialect.name == "clickhousedb":
             from clickhouse_connect.cc_sqlalchemy.types import DateTime64  # noqa: PLC0415 - the engine's own driver
 
-            return DateTime64(6, "UTC")
+            instant: TypeEngine[Any] = DateTime64(6, "UTC")
+            return instant
         return dialect.type_descriptor(DateTime(timezone=dialect.name in _ZONED))
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
