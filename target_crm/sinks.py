@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table
 
+    from target_crm.engines.ways import Statement
     from target_crm.target import TargetCrm
 
 
@@ -336,7 +337,7 @@ def _compact(document: str) -> str:
     return values.json_text(values.from_json(document))
 
 
-def update_balances(connection: Connection, owned: tables.Tables, statements: Sequence[engines.Statement]) -> None:
+def update_balances(connection: Connection, owned: tables.Tables, statements: Sequence[Statement]) -> None:
     """Execute statements that go by way of `merged`."""
     engines.empty(connection, owned.merged)
     for statement in statements:

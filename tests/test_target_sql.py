@@ -45,6 +45,7 @@ class Paper:
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
+        self.ways = ways_of(dialect.name)
         self.tables = tables_in(None)
         self.lines: list[str] = []
         self.rowcount = 0
@@ -65,7 +66,7 @@ class Paper:
         return iter(())
 
     def is_atomic(self, connection: Any) -> bool:
-        return ways_of(self.dialect.name).is_atomic(connection, None)
+        return self.ways.is_atomic(connection, None)
 
     def ensure(self, *tables: Table) -> None:
         for table in tables:

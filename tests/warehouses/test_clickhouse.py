@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import Date, cast, create_engine, null
 from sqlalchemy.schema import Column, CreateColumn, CreateTable
 
-from target_crm import engines  # noqa: F401 - teaches the dialect
 from target_crm.columns import Instant
+from target_crm.engines import clickhouse  # noqa: F401 - teaches the dialect
 from target_crm.tables import tables_in
 
 TABLES = tables_in(None)

@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, event, func, select
 from sqlalchemy.schema import CreateTable
 
 from target_crm import engines
-from target_crm.engines import Spark
+from target_crm.engines.spark import Spark
 from target_crm.staging import Change
 from target_crm.tables import tables_in
 from target_crm.warehouse import Warehouse

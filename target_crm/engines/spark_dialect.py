@@ -1,6 +1,6 @@
 """SQLAlchemy's dialect for Spark's Thrift server: PyHive's for Hive, but for what Spark says otherwise.
 
-Spark has no constraints, and no DML on single rows of its own tables: `engines.Spark` writes them anew.
+Spark has no constraints, and no DML on single rows of its own tables: `Spark` writes them anew.
 """
 
 from __future__ import annotations

@@ -1,0 +1,94 @@
+"""BigQuery."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Column,
+    Delete,
+    Table,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable
+
+from target_crm.engines.parquet import write_parquet
+from target_crm.engines.ways import (
+    CannotWiden,
+    Ways,
+    laid_out,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy import (
+        Column,
+        Connection,
+        Dialect,
+        Table,
+    )
+
+    from target_crm.engines.ways import Rows
+
+
+class Bigquery(Ways):
+    """No locks, no keys, no transactions of several statements, and files by load jobs, which cost nothing."""
+
+    # What says that a job was never begun. Of one that is lost on the way nobody knows whether it goes on, and its
+    # repetition must not run beside it.
+    _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
+
+    def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
+        """No: each statement is done by itself."""
+        return False
+
+    def is_passing(self, error: Exception) -> bool:
+        """By reason: the driver wraps what the service said."""
+        reasons = {each.get("reason") for each in getattr(next(iter(error.args), None), "errors", None) or ()}
+        return bool(reasons & self._REFUSALS) or "due to concurrent update" in str(error)
+
+    def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
+        """Nobody can tell; those that are wanted."""
+        return table.primary_key.columns.keys()
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+        """From a whole number alone."""
+        if (old, new) != ("integer", "number"):
+            raise CannotWiden
+        name = dialect.identifier_preparer.quote(column.name)
+        return f"ALTER COLUMN {name} SET DATA TYPE {column.type.compile(dialect)}"
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """By a load job; it is done as a whole or not at all."""
+        from google.cloud import bigquery  # noqa: PLC0415 - comes with the extra of this engine alone
+
+        dialect: Any = connection.dialect
+        client = connection.connection.driver_connection._client  # type: ignore[union-attr]  # noqa: SLF001
+        destination = bigquery.DatasetReference(dialect.project_id, table.schema or dialect.dataset_id).table(
+            table.name
+        )
+        settings = bigquery.LoadJobConfig(
+            schema=client.get_table(destination).schema,
+            source_format=bigquery.SourceFormat.PARQUET,
+            write_disposition=bigquery.WriteDisposition.WRITE_APPEND,
+        )
+        with tempfile.TemporaryDirectory(prefix="target-crm-") as folder:
+            path = Path(folder) / "rows.parquet"
+            write_parquet(path, dict(table.columns), rows)
+            with path.open("rb") as file:
+                client.load_table_from_file(file, destination, job_config=settings).result()
+
+
+@compiles(Delete, "bigquery")
+def _delete(delete: Delete, compiler: Any, **kw: Any) -> str:
+    """A DELETE without a condition is refused."""
+    truncate = f"TRUNCATE TABLE {compiler.preparer.format_table(delete.table)}"
+    return truncate if delete.whereclause is None else str(compiler.visit_delete(delete, **kw))
+
+
+@compiles(CreateTable, "bigquery")
+def _create(create: CreateTable, compiler: Any, **kw: Any) -> str:
+    return laid_out(create, compiler, "PARTITION BY TIMESTAMP_TRUNC({months_of}, MONTH) CLUSTER BY award_id", **kw)

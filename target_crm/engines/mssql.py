@@ -1,0 +1,49 @@
+"""SQL Server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import (
+    Column,
+    text,
+)
+
+from target_crm.engines.ways import (
+    LOCK_WAIT_SECONDS,
+    CannotWiden,
+    Ways,
+    digest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import (
+        Column,
+        Connection,
+        Dialect,
+    )
+
+
+class Mssql(Ways):
+    """Application locks, and a driver that sends many rows at once."""
+
+    engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
+
+    def lock(self, connection: Connection, schema: str | None) -> None:
+        """Take an application lock, which ends with the transaction; not to get it is no error by itself."""
+        connection.execute(
+            text(
+                "DECLARE @got int; EXEC @got = sp_getapplock @Resource = :name, @LockMode = 'Exclusive', "
+                "@LockOwner = 'Transaction', @LockTimeout = :wait_ms; "
+                "IF @got < 0 THROW 50000, 'another loader has been at work for too long', 1"
+            ),
+            {"name": digest(f"{schema}"), "wait_ms": LOCK_WAIT_SECONDS * 1000},
+        )
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+        """From a whole number alone."""
+        if (old, new) != ("integer", "number"):
+            raise CannotWiden
+        return f"ALTER COLUMN {dialect.identifier_preparer.quote(column.name)} {column.type.compile(dialect)}"

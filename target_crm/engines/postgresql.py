@@ -1,0 +1,96 @@
+"""PostgreSQL."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import (
+    Column,
+    Table,
+    event,
+    text,
+)
+
+from target_crm.engines.ways import (
+    Ways,
+    alter_using_cast,
+    column_names,
+    quoted,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import (
+        Column,
+        Connection,
+        Dialect,
+        Engine,
+        Table,
+    )
+
+    from target_crm.engines.ways import Rows
+
+
+class Postgresql(Ways):
+    """A server with advisory locks and COPY."""
+
+    tested = True
+    read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
+    # One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
+    _LOCK_CLASS = 0x63726D
+    _JSON_OID = 114
+
+    def listen(self, engine: Engine) -> None:
+        """Let the server speak of times in UTC: the driver can't read the year 9999 in some other zones."""
+
+        def on_connect(driver_connection: Any, _record: object) -> None:
+            with closing(driver_connection.cursor()) as cursor:
+                cursor.execute("SET TIME ZONE 'UTC'")
+            driver_connection.commit()
+
+        event.listen(engine, "connect", on_connect)
+
+    def lock(self, connection: Connection, schema: str | None) -> None:
+        """Take an advisory lock, which ends with the transaction."""
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:class, hashtext(coalesce(:schema, current_schema(), '')))"),
+            {"class": self._LOCK_CLASS, "schema": schema},
+        )
+
+    def is_atomic(self, connection: Connection, schema: str | None) -> bool:
+        """Yes, unless a table has parts on other servers: each of them commits by itself."""
+        foreign_table = (
+            "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+            "WHERE relkind = 'f' AND nspname = coalesce(:schema, current_schema()) LIMIT 1"
+        )
+        return connection.scalar(text(foreign_table), {"schema": schema}) is None
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+        """By a cast of what is there."""
+        return alter_using_cast(dialect, column, old, new)
+
+    def empty(self, connection: Connection, table: Table) -> None:
+        """By TRUNCATE, which leaves no dead rows behind; but while a backup is made it would have to wait."""
+        name = quoted(connection, table)
+        connection.exec_driver_sql(
+            f"DO $$ BEGIN LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE {name}; "  # noqa: S608 - quoted names only
+            f"EXCEPTION WHEN lock_not_available THEN DELETE FROM {name}; END $$"
+        )
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """By binary COPY, where the driver has it."""
+        if connection.dialect.driver != "psycopg":
+            super().load(connection, table, rows)
+            return
+        name, columns = quoted(connection, table), column_names(connection, table)
+        driver_connection: Any = connection.connection.driver_connection
+        with driver_connection.cursor() as cursor:
+            # As they are: an older loader may have made some wider than this one's schema says.
+            types = [column.type_code for column in cursor.execute(f"SELECT {columns} FROM {name} LIMIT 0").description]  # noqa: S608 - quoted names only
+            with cursor.copy(f"COPY {name} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+                # JSON is in the sender's words; the driver would write a string of it.
+                copy.set_types(["text" if each == self._JSON_OID else each for each in types])
+                for row in rows:
+                    copy.write_row(row)

@@ -1,0 +1,150 @@
+"""Spark."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+from typing import cast as cast_type
+
+from sqlalchemy import (
+    Delete,
+    Table,
+    and_,
+    cast,
+    event,
+    false,
+    func,
+    inspect,
+    literal_column,
+    not_,
+    select,
+    union_all,
+)
+from sqlalchemy.dialects import registry
+from sqlalchemy.schema import DropTable, MetaData
+
+from target_crm.engines.beside import Written, as_it_is, beside, column_of, name_beside
+from target_crm.engines.ways import (
+    Ways,
+    bound,
+    column_names,
+    quoted,
+)
+from target_crm.staging import Change
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from sqlalchemy import (
+        ColumnElement,
+        CompoundSelect,
+        Connection,
+        Engine,
+        Select,
+    )
+
+    from target_crm.engines.ways import Rows, Statement
+
+
+class Spark(Ways):
+    """A cluster that can add rows to a table, and otherwise writes it anew."""
+
+    # Rows come in the text of a statement.
+    _ROWS_MAX = 500
+
+    def listen(self, engine: Engine) -> None:
+        """Have instants without a zone be UTC."""
+
+        def on_connect(driver_connection: Any, _record: object) -> None:
+            with closing(driver_connection.cursor()) as cursor:
+                cursor.execute("SET TIME ZONE 'UTC'")
+
+        event.listen(engine, "connect", on_connect)
+
+    def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
+        """No: each statement is done by itself."""
+        return False
+
+    def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
+        """It knows of none: those that the loader keeps to."""
+        return [column.name for column in table.primary_key.columns]
+
+    def execute(self, connection: Connection, statement: Statement) -> int:
+        """An INSERT as it is; what else changes a table writes it anew, where it has such rows."""
+        if not isinstance(statement, Change | Delete):
+            return connection.execute(statement).rowcount
+        table = cast_type("Table", statement.table)
+        self.heal(connection, table)
+        where = statement.where if isinstance(statement, Change) else statement.whereclause
+        found = select(func.count()).select_from(table)
+        count: int = connection.scalar(found if where is None else found.where(where)) or 0
+        if where is None:
+            self.empty(connection, table)
+        elif count:
+            values = statement.values if isinstance(statement, Change) else None
+            self._overwrite(connection, table, values, where)
+        return count
+
+    def heal(self, connection: Connection, table: Table) -> None:
+        """Write a table anew from its copy: there is one only when it is whole."""
+        copy = Table(name_beside(table), MetaData(schema=table.schema))
+        if inspect(connection).has_table(copy.name, schema=copy.schema):
+            self._put_back(connection, table, copy)
+
+    def _overwrite(
+        self,
+        connection: Connection,
+        table: Table,
+        values: Mapping[str, ColumnElement[Any]] | None,
+        where: ColumnElement[bool],
+    ) -> None:
+        """Write a table anew, with other values in the rows that meet a condition, or without them."""
+        whole = as_it_is(connection, table)
+        copy = beside(whole)
+        as_they_are = [column_of(connection, table, column) for column in whole.c]
+        stays = select(*as_they_are).select_from(table)
+        if values is None:
+            rows: Select[Any] | CompoundSelect[Any] = stays.where(not_(func.coalesce(where, false())))
+        else:
+            keys = [column.name for column in table.primary_key.columns]
+            changing = select(*(table.c[key] for key in keys)).where(where).subquery("changing")
+            same_key = and_(*(table.c[key] == changing.c[key] for key in keys))
+            others = stays.outerjoin(changing, same_key).where(changing.c[keys[0]].is_(None))
+            # PyHive makes a text of a time.
+            changed = (
+                cast(values[column.name], column.type).label(column.name) if column.name in values else as_it_is
+                for column, as_it_is in zip(whole.c, as_they_are, strict=True)
+            )
+            rows = union_all(select(*changed).select_from(table).where(where), others)
+        connection.execute(Written(f"CREATE TABLE {quoted(connection, copy)} USING PARQUET AS", rows))
+        self._put_back(connection, table, copy)
+
+    def _put_back(self, connection: Connection, table: Table, copy: Table) -> None:
+        rows: Select[Any] = select(literal_column("*")).select_from(copy)
+        connection.execute(Written(f"INSERT OVERWRITE TABLE {quoted(connection, table)}", rows))
+        connection.execute(DropTable(copy))
+
+    def is_passing(self, error: Exception) -> bool:  # noqa: ARG002
+        """No: a statement may go on without its client, and must not meet its own repetition."""
+        return False
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Some hundred rows a statement, each value as a text that is cast to its column's type."""
+        types = connection.dialect.type_compiler_instance
+        names = [f"_{place}" for place in range(len(table.columns))]
+        casts = (f"CAST({name} AS {types.process(column.type)})" for name, column in zip(names, table.c, strict=True))
+        head = f"INSERT INTO {quoted(connection, table)} ({column_names(connection, table)}) SELECT {', '.join(casts)}"
+        columns = [
+            [None if value is None else str(value) for value in bound(connection.dialect, column, values)]
+            for column, values in zip(table.columns, zip(*rows, strict=True), strict=True)
+        ]
+        texts = list(zip(*columns, strict=True))
+        marks = f"({', '.join(['%s'] * len(names))})"
+        for start in range(0, len(texts), self._ROWS_MAX):
+            some = texts[start : start + self._ROWS_MAX]
+            statement = f"{head} FROM VALUES {', '.join([marks] * len(some))} AS _rows({', '.join(names)})"
+            connection.exec_driver_sql(statement, tuple(chain.from_iterable(some)))
+
+
+registry.register("spark", "target_crm.engines.spark_dialect", "SparkDialect")

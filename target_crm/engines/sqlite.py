@@ -1,0 +1,79 @@
+"""SQLite."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Column,
+    Table,
+    event,
+)
+from sqlalchemy.exc import OperationalError
+
+from target_crm.engines.ways import (
+    LOCK_POLL_SECONDS,
+    LOCK_WAIT_SECONDS,
+    CannotWiden,
+    Ways,
+    insert_by_driver,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import (
+        Column,
+        Connection,
+        Dialect,
+        Engine,
+        Table,
+    )
+
+    from target_crm.engines.ways import Rows
+
+
+class Sqlite(Ways):
+    """A file, and one writer at a time."""
+
+    tested = True
+
+    def listen(self, engine: Engine) -> None:
+        """Let BEGIN be ours: the driver's own begins late, and a writer that reads first could never wait its turn."""
+
+        def on_connect(driver_connection: Any, _record: object) -> None:
+            driver_connection.isolation_level = None
+            driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
+            driver_connection.execute("PRAGMA journal_mode = WAL")
+            # A signal is heard between two tries only.
+            driver_connection.execute(f"PRAGMA busy_timeout = {int(LOCK_POLL_SECONDS * 1000)}")
+
+        def on_begin(connection: Connection) -> None:
+            if not connection.get_execution_options().get("crm_writes"):
+                connection.exec_driver_sql("BEGIN")
+                return
+            deadline_seconds = time.monotonic() + LOCK_WAIT_SECONDS
+            while True:
+                try:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                except OperationalError:  # noqa: PERF203 - a try each time is the point
+                    if time.monotonic() > deadline_seconds:
+                        raise
+                else:
+                    return
+
+        event.listen(engine, "connect", on_connect)
+        event.listen(engine, "begin", on_begin)
+
+    def is_passing(self, error: Exception) -> bool:  # noqa: ARG002
+        """No: it has waited for its lock already."""
+        return False
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str | None:  # noqa: ARG002
+        """Any column takes any value; only what it makes of it depends on its type."""
+        if (old, new) in {("integer", "number"), ("text", "JSON")}:
+            return None
+        raise CannotWiden
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """By the driver's own executemany: SQLAlchemy's would make a dict of every row."""
+        insert_by_driver(connection, table, rows, mark="?")

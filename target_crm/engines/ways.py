@@ -1,0 +1,164 @@
+"""How an engine that wants nothing its own way is opened, locked, emptied and loaded; and what several share."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import (
+    Column,
+    Delete,
+    Table,
+    cast,
+    create_engine,
+    inspect,
+)
+
+from target_crm.staging import Change
+from target_crm.tables import MONTHS_OF
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from sqlalchemy import (
+        URL,
+        Column,
+        Connection,
+        Delete,
+        Dialect,
+        Engine,
+        Insert,
+        Table,
+    )
+    from sqlalchemy.schema import CreateTable
+
+    Rows = Sequence[tuple[Any, ...]]
+    Statement = Insert | Delete | Change
+
+
+LOCK_WAIT_SECONDS = 60
+
+
+LOCK_POLL_SECONDS = 0.1
+
+
+class CannotWiden(Exception):
+    """A column can't be made to take other values than it does."""
+
+
+class Ways:
+    """What serves on an engine that nobody has heard of."""
+
+    tested: ClassVar[bool] = False
+    """Whether every test of this project runs on it."""
+    engine_options: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of `create_engine`."""
+    read_options: ClassVar[Mapping[str, Any]] = {}
+    """Execution options of a transaction that only reads, and has to see one state throughout."""
+
+    def create_engine(self, url: URL, **options: Any) -> Engine:
+        """Make a SQLAlchemy engine of a URL."""
+        return create_engine(url, **options, **self.engine_options)
+
+    def listen(self, engine: Engine) -> None:
+        """Have the engine's events do what it needs."""
+
+    @contextmanager
+    def turn(self, connection: Connection, schema: str | None) -> Iterator[None]:  # noqa: ARG002
+        """Hold back other loaders of a schema from before a transaction until after it."""
+        yield
+
+    def lock(self, connection: Connection, schema: str | None) -> None:
+        """Hold back other loaders of a schema until the end of the transaction that has just begun."""
+
+    def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
+        """Whether a transaction on the ledger and the balances is done as a whole or not at all."""
+        return True
+
+    def is_passing(self, error: Exception) -> bool:
+        """Whether a driver's error is worth another try: the server, or the way to it, failed."""
+        return bool(pep_249_names(error) & {"OperationalError", "InterfaceError"})
+
+    def keys(self, connection: Connection, table: Table) -> Collection[str]:
+        """The columns that a table in the warehouse tells its rows apart by."""
+        return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
+
+    def execute(self, connection: Connection, statement: Statement) -> int:
+        """Change the rows of a table; returns how many were updated or deleted."""
+        return connection.execute(statement.update if isinstance(statement, Change) else statement).rowcount
+
+    def heal(self, connection: Connection, table: Table) -> None:
+        """Finish a change that was cut off, where it is not a single statement."""
+
+    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str | None:  # noqa: ARG002
+        """What to say to ALTER TABLE so that a column of one kind takes values of another, too.
+
+        Kinds are those of `ddl`. None: the column takes both as it is.
+
+        Raises:
+            CannotWiden: the engine can't.
+        """
+        raise CannotWiden
+
+    def empty(self, connection: Connection, table: Table) -> None:
+        """Remove all rows."""
+        connection.execute(table.delete())
+
+    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Put rows, with a value for every column in the table's order, into a table as fast as the engine can."""
+        names = [column.name for column in table.columns]
+        connection.execute(table.insert(), [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def digest(name: str) -> str:
+    """A name of any length and alphabet as one that every engine takes."""
+    return f"crm_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+def pep_249_names(error: Exception) -> set[str]:
+    """What a driver's error is, in the words that all drivers share."""
+    return {each.__name__ for each in type(error).__mro__}
+
+
+def alter_using_cast(dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+    """ALTER TABLE's clause that widens a column by a cast of what is there."""
+    if (old, new) != ("integer", "number") and new != "text":
+        raise CannotWiden
+    name = dialect.identifier_preparer.quote(column.name)
+    converted = cast(column, column.type).compile(dialect=dialect)
+    return f"ALTER COLUMN {name} TYPE {column.type.compile(dialect)} USING {converted}"
+
+
+def insert_by_driver(connection: Connection, table: Table, rows: Rows, mark: str) -> None:
+    """Insert by the driver's own executemany; `mark` stands for a value."""
+    marks = ", ".join([mark] * len(table.columns))
+    statement = f"INSERT INTO {quoted(connection, table)} ({column_names(connection, table)}) VALUES ({marks})"  # noqa: S608 - quoted names only
+    columns = zip(table.columns, zip(*rows, strict=True), strict=True)
+    converted = [bound(connection.dialect, column, values) for column, values in columns]
+    connection.exec_driver_sql(statement, list(zip(*converted, strict=True)))
+
+
+def quoted(connection: Connection, table: Table) -> str:
+    """A table's name, as it stands in a statement."""
+    return connection.dialect.identifier_preparer.format_table(table)
+
+
+def column_names(connection: Connection, table: Table) -> str:
+    """The names of its columns, likewise."""
+    quote = connection.dialect.identifier_preparer.quote
+    return ", ".join(quote(column.name) for column in table.columns)
+
+
+def bound(dialect: Dialect, column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
+    """A column's values as the driver wants them: each that repeats is converted once."""
+    processor = column.type.dialect_impl(dialect).bind_processor(dialect)
+    return values if processor is None else list(map(cache(processor), values))
+
+
+def laid_out(create: CreateTable, compiler: Any, layout: str, **kw: Any) -> str:
+    """CREATE TABLE for an engine that reads whole columns: how it keeps the rows of a table that grows with time."""
+    statement: str = compiler.visit_create_table(create, **kw).rstrip()
+    months_of = create.element.info.get(MONTHS_OF)
+    return f"{statement}\n{layout.format(months_of=months_of)}" if months_of else statement
