@@ -61,10 +61,14 @@ FAULTS = {
         "            u.arrival.desc(),\n            u.as_of.desc(),\n",
     ),
     "no tie-break by action id": Fault(
-        "1", "t1", "balances.py", "_ACTION, u.last_action_id), else_", '_ACTION, "any"), else_'
+        "1", "t1", "balances.py", "case((u.as_of_source == _ACTION, u.last_action_id)).desc()", "u.arrival.desc()"
     ),
     "at a tie the snapshot wins": Fault(
-        "1", "t1", "balances.py", 'u.last_action_id), else_="").desc()', 'u.last_action_id), else_="~").desc()'
+        "1",
+        "t1",
+        "balances.py",
+        "case((u.as_of_source == _ACTION, 1), else_=0)",
+        "case((u.as_of_source == _ACTION, 0), else_=1)",
     ),
     "an older snapshot replaces a newer one": Fault(
         "5",
