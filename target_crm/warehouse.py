@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # How long it is remembered which batches were committed: far longer than all waits together.
 MARKS_KEPT = timedelta(days=1)
-_DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+_DRIVERS = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
 
 _T = TypeVar("_T")
 logger = logging.getLogger("target-crm.warehouse")

@@ -35,7 +35,7 @@ _WAYS = {
     "postgresql": ("postgresql", "Postgresql"),
     "duckdb": ("duckdb", "Duckdb"),
     "mysql": ("mysql", "Mysql"),
-    "mariadb": ("mysql", "Mysql"),
+    "mariadb": ("mysql", "Mariadb"),
     "snowflake": ("snowflake", "Snowflake"),
     "bigquery": ("bigquery", "Bigquery"),
     "databricks": ("databricks", "Databricks"),

@@ -81,3 +81,9 @@ class Mysql(Ways):
         LOAD DATA LOCAL would be faster, but with it a server may ask this machine for any file.
         """
         insert_by_driver(connection, table, rows, mark="%s")
+
+
+class Mariadb(Mysql):
+    """Where it is called by its own name."""
+
+    tested = True

@@ -52,7 +52,7 @@ class Ways:
     """What serves on an engine that nobody has heard of."""
 
     tested: ClassVar[bool] = False
-    """Whether every test of this project runs on it."""
+    """Whether the cases that every engine has to pass are run on the real one: see docs/warehouses.md."""
     engine_options: ClassVar[Mapping[str, Any]] = {}
     """Arguments of `create_engine`."""
     read_options: ClassVar[Mapping[str, Any]] = {}

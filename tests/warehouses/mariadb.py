@@ -75,7 +75,7 @@ def _new_database(port: int) -> str:
     name = f"crm_{next(_numbers)}"
     with _connect(port) as connection, connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name}")
-    return f"mysql://root@127.0.0.1:{port}/{name}"
+    return f"mariadb://root@127.0.0.1:{port}/{name}"
 
 
 def _connect(port: int) -> pymysql.Connection[Any]:
