@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from itertools import count
 from pathlib import Path
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 
 START_SECONDS = 30
 FAST_BYTES_MIN = 2 << 30
+# `subprocess` can change the user too, but copies this process to do so: a large one then finds no memory for it.
+BECOME = """\
+import os, sys
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[1]))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class PostgresServer:
@@ -41,30 +50,30 @@ class PostgresServer:
         self._folder = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-")
         self._data = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-", dir=fast_folder())
         home, data = Path(self._folder.name), Path(self._data.name) / "data"
-        identity: dict[str, int] = {}
-        if os.geteuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            identity = {"user": nobody.pw_uid, "group": nobody.pw_gid}
+        nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        if nobody:
             for folder in (home, data.parent):
                 os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        as_nobody = [sys.executable, "-I", "-c", BECOME, str(nobody.pw_uid), str(nobody.pw_gid)] if nobody else []
         binaries = self._binaries or _copy(home)
         environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
-        self._options: dict[str, Any] = {"cwd": home, "env": environment, **identity}
+        self._options: dict[str, Any] = {"cwd": home, "env": environment}
         subprocess.run(
-            [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            [*as_nobody, binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
             check=True,
             capture_output=True,
             **self._options,
         )
         self._port = free_port()
         self._command = [
+            *as_nobody,
             binaries / "postgres", "-D", data, "-p", str(self._port), "-k", home, "-h", "127.0.0.1", "-F",
         ]  # fmt: skip
         if self._certificate:
             chain, key = (shutil.copy(path, home) for path in self._certificate)
             Path(key).chmod(0o600)
-            if identity:
-                os.chown(key, identity["user"], identity["group"])
+            if nobody:
+                os.chown(key, nobody.pw_uid, nobody.pw_gid)
             self._command += ["-c", "ssl=on", "-c", f"ssl_cert_file={chain}", "-c", f"ssl_key_file={key}"]
         self._log = home / "server.log"
         self.url = f"postgresql://postgres@127.0.0.1:{self._port}"

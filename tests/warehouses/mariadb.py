@@ -37,7 +37,9 @@ def mariadb(certificate: tuple[Path, Path] | None = None) -> Iterator[Callable[[
     libraries = {str(path.parent) for path in UNPACKED.glob("usr/lib/*/*.so*")}
     environment = {"LD_LIBRARY_PATH": ":".join(libraries)}
     with tempfile.TemporaryDirectory(prefix="pepper-crm-mariadb-", dir=fast_folder()) as folder:
-        command = [binary, "--no-defaults", f"--datadir={folder}", f"--lc-messages-dir={share}", "--user=root"]
+        # A server that starts clears the folder for temporary files, whoever's they are.
+        folders = [f"--datadir={folder}", f"--tmpdir={folder}", f"--lc-messages-dir={share}"]
+        command = [binary, "--no-defaults", *folders, "--user=root"]
         system_tables = (share / name for name in ("mysql_system_tables.sql", "mysql_system_tables_data.sql"))
         subprocess.run(
             [*command, "--bootstrap", "--skip-networking"],
