@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import sys
 import time
 from contextlib import contextmanager
@@ -189,6 +190,22 @@ def test_a_loader_that_waits_for_its_turn_hears_a_signal(tmp_path: Path) -> None
     signal.signal(signal.SIGALRM, handler)
 
     assert time.monotonic() - began_at_seconds < LOCK_WAIT_SECONDS / 2
+
+
+def test_what_is_no_lock_is_not_waited_for(tmp_path: Path) -> None:
+    crm = Warehouse(f"sqlite:///{tmp_path / 'crm.db'}")
+    tries: list[str] = []
+
+    def fail(_connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if statement == "BEGIN IMMEDIATE":
+            tries.append(statement)
+            raise sqlite3.OperationalError("disk I/O error")
+
+    event.listen(crm._engine, "before_cursor_execute", fail)
+    with pytest.raises((WarehouseError, sqlite3.OperationalError), match="disk I/O error"), crm.write():
+        pass
+
+    assert len(tries) == 1
 
 
 def test_times_at_the_end_of_the_calendar_are_read_whatever_the_servers_zone(new_postgres_url: str) -> None:

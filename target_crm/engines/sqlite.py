@@ -55,8 +55,8 @@ class Sqlite(Ways):
             while True:
                 try:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
-                except OperationalError:  # noqa: PERF203 - a try each time is the point
-                    if time.monotonic() > deadline_seconds:
+                except OperationalError as error:  # noqa: PERF203 - a try each time is the point
+                    if "database is locked" not in str(error.orig) or time.monotonic() > deadline_seconds:
                         raise
                 else:
                     return
