@@ -205,7 +205,7 @@ def page(report: Report) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters.update(number=number, percent=percent, since=lambda time: since(report.now, time), day=day)
     template = environment.from_string(files("target_crm").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.render(
+    page: str = template.render(
         report=report,
         charts=[
             (chart, chart.draw and {"wide": drawn(chart.draw(chart.width)), "narrow": drawn(chart.draw(PHONE_PX))})
@@ -216,6 +216,7 @@ def page(report: Report) -> str:
         empty=not report.outstanding["awards"] and not any(report.all_time.values()),
         differing=sum(check.differing for check in report.status.checks),
     )
+    return page
 
 
 def _charts(report: Report) -> list[Chart]:
