@@ -17,17 +17,7 @@ if TYPE_CHECKING:
 
     from target_crm.engines.ways import Rows, Statement
 
-__all__ = [
-    "LOCK_WAIT_SECONDS",
-    "CannotWiden",
-    "Ways",
-    "empty",
-    "execute",
-    "heal",
-    "load",
-    "pep_249_names",
-    "ways_of",
-]
+__all__ = ["LOCK_WAIT_SECONDS", "CannotWiden", "Ways", "empty", "execute", "heal", "load", "pep_249_names", "ways_of"]
 
 # SQLAlchemy's name of an engine → its module and class.
 _WAYS = {

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    Column,
-    Executable,
-    Table,
-    literal_column,
-    select,
-    tuple_,
-)
+from sqlalchemy import Column, Executable, Table, literal_column, select, tuple_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import MetaData
 from sqlalchemy.sql.elements import ClauseElement
 
-from target_crm.engines.ways import (
-    quoted,
-)
+from target_crm.engines.ways import quoted
 from target_crm.tables import WORK_PREFIX
 
 if TYPE_CHECKING:
-    from sqlalchemy import (
-        ColumnElement,
-        CompoundSelect,
-        Connection,
-        Select,
-    )
+    from sqlalchemy import ColumnElement, CompoundSelect, Connection, Select
     from sqlalchemy.sql.compiler import SQLCompiler
 
 

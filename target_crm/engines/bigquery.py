@@ -6,30 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    Column,
-    Delete,
-    Table,
-)
+from sqlalchemy import Column, Delete, Table
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
 from target_crm.engines.parquet import write_parquet
-from target_crm.engines.ways import (
-    CannotWiden,
-    Ways,
-    laid_out,
-)
+from target_crm.engines.ways import CannotWiden, Ways, laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sqlalchemy import (
-        Column,
-        Connection,
-        Dialect,
-        Table,
-    )
+    from sqlalchemy import Column, Connection, Dialect, Table
 
     from target_crm.engines.ways import Rows
 

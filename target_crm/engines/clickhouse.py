@@ -5,30 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import (
-    Cast,
-    Column,
-    Date,
-    Delete,
-    Table,
-    Update,
-    func,
-    inspect,
-    select,
-    text,
-)
+from sqlalchemy import Cast, Column, Date, Delete, Table, Update, func, inspect, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable, DropTable
 
 from target_crm.engines.beside import as_it_is, beside, column_of, key_of, name_beside
-from target_crm.engines.ways import (
-    LOCK_POLL_SECONDS,
-    LOCK_WAIT_SECONDS,
-    CannotWiden,
-    Ways,
-    bound,
-    quoted,
-)
+from target_crm.engines.ways import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, CannotWiden, Ways, bound, quoted
 from target_crm.errors import WarehouseError
 from target_crm.staging import Change
 from target_crm.tables import MONTHS_OF
@@ -36,12 +18,7 @@ from target_crm.tables import MONTHS_OF
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from sqlalchemy import (
-        Column,
-        Connection,
-        Dialect,
-        Table,
-    )
+    from sqlalchemy import Column, Connection, Dialect, Table
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler, TypeCompiler
 
     from target_crm.engines.ways import Rows, Statement

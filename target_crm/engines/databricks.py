@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    Update,
-)
+from sqlalchemy import Update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql import operators, visitors
 
-from target_crm.engines.ways import (
-    Ways,
-    laid_out,
-)
+from target_crm.engines.ways import Ways, laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import (
-        ColumnElement,
-        Connection,
-    )
+    from sqlalchemy import ColumnElement, Connection
     from sqlalchemy.sql.compiler import SQLCompiler
 
 

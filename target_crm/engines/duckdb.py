@@ -5,11 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import (
-    Column,
-    Table,
-    event,
-)
+from sqlalchemy import Column, Table, event
 from sqlalchemy.pool import NullPool
 
 from target_crm.columns import POINTS_PLACES, Instant, Points
@@ -27,13 +23,7 @@ from target_crm.engines.ways import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import (
-        Column,
-        Connection,
-        Dialect,
-        Engine,
-        Table,
-    )
+    from sqlalchemy import Column, Connection, Dialect, Engine, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
 
     from target_crm.engines.ways import Rows

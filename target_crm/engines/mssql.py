@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import (
-    Column,
-    text,
-)
+from sqlalchemy import Column, text
 
-from target_crm.engines.ways import (
-    LOCK_WAIT_SECONDS,
-    CannotWiden,
-    Ways,
-    digest,
-)
+from target_crm.engines.ways import LOCK_WAIT_SECONDS, CannotWiden, Ways, digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import (
-        Column,
-        Connection,
-        Dialect,
-    )
+    from sqlalchemy import Column, Connection, Dialect
 
 
 class Mssql(Ways):

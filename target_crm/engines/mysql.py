@@ -5,31 +5,15 @@ from __future__ import annotations
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    Column,
-    Table,
-    event,
-)
+from sqlalchemy import Column, Table, event
 
-from target_crm.engines.ways import (
-    LOCK_WAIT_SECONDS,
-    CannotWiden,
-    Ways,
-    digest,
-    insert_by_driver,
-)
+from target_crm.engines.ways import LOCK_WAIT_SECONDS, CannotWiden, Ways, digest, insert_by_driver
 from target_crm.errors import WarehouseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import (
-        Column,
-        Connection,
-        Dialect,
-        Engine,
-        Table,
-    )
+    from sqlalchemy import Column, Connection, Dialect, Engine, Table
 
     from target_crm.engines.ways import Rows
 

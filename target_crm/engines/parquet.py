@@ -6,9 +6,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    Column,
-)
+from sqlalchemy import Column
 
 from target_crm.columns import POINTS_PLACES
 
@@ -16,9 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from sqlalchemy import (
-        Column,
-    )
+    from sqlalchemy import Column
 
     from target_crm.engines.ways import Rows
 

@@ -5,30 +5,14 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import (
-    Column,
-    Table,
-    event,
-    text,
-)
+from sqlalchemy import Column, Table, event, text
 
-from target_crm.engines.ways import (
-    Ways,
-    alter_using_cast,
-    column_names,
-    quoted,
-)
+from target_crm.engines.ways import Ways, alter_using_cast, column_names, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import (
-        Column,
-        Connection,
-        Dialect,
-        Engine,
-        Table,
-    )
+    from sqlalchemy import Column, Connection, Dialect, Engine, Table
 
     from target_crm.engines.ways import Rows
 

@@ -7,42 +7,18 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 from typing import cast as cast_type
 
-from sqlalchemy import (
-    Delete,
-    Table,
-    and_,
-    cast,
-    event,
-    false,
-    func,
-    inspect,
-    literal_column,
-    not_,
-    select,
-    union_all,
-)
+from sqlalchemy import Delete, Table, and_, cast, event, false, func, inspect, literal_column, not_, select, union_all
 from sqlalchemy.dialects import registry
 from sqlalchemy.schema import DropTable, MetaData
 
 from target_crm.engines.beside import Written, as_it_is, beside, column_of, name_beside
-from target_crm.engines.ways import (
-    Ways,
-    bound,
-    column_names,
-    quoted,
-)
+from target_crm.engines.ways import Ways, bound, column_names, quoted
 from target_crm.staging import Change
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from sqlalchemy import (
-        ColumnElement,
-        CompoundSelect,
-        Connection,
-        Engine,
-        Select,
-    )
+    from sqlalchemy import ColumnElement, CompoundSelect, Connection, Engine, Select
 
     from target_crm.engines.ways import Rows, Statement
 

@@ -5,29 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    Column,
-    Table,
-    event,
-)
+from sqlalchemy import Column, Table, event
 from sqlalchemy.exc import OperationalError
 
-from target_crm.engines.ways import (
-    LOCK_POLL_SECONDS,
-    LOCK_WAIT_SECONDS,
-    CannotWiden,
-    Ways,
-    insert_by_driver,
-)
+from target_crm.engines.ways import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, CannotWiden, Ways, insert_by_driver
 
 if TYPE_CHECKING:
-    from sqlalchemy import (
-        Column,
-        Connection,
-        Dialect,
-        Engine,
-        Table,
-    )
+    from sqlalchemy import Column, Connection, Dialect, Engine, Table
 
     from target_crm.engines.ways import Rows
 

@@ -7,14 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import (
-    Column,
-    Delete,
-    Table,
-    cast,
-    create_engine,
-    inspect,
-)
+from sqlalchemy import Column, Delete, Table, cast, create_engine, inspect
 
 from target_crm.staging import Change
 from target_crm.tables import MONTHS_OF
@@ -22,25 +15,13 @@ from target_crm.tables import MONTHS_OF
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from sqlalchemy import (
-        URL,
-        Column,
-        Connection,
-        Delete,
-        Dialect,
-        Engine,
-        Insert,
-        Table,
-    )
+    from sqlalchemy import URL, Column, Connection, Delete, Dialect, Engine, Insert, Table
     from sqlalchemy.schema import CreateTable
 
     Rows = Sequence[tuple[Any, ...]]
     Statement = Insert | Delete | Change
 
-
 LOCK_WAIT_SECONDS = 60
-
-
 LOCK_POLL_SECONDS = 0.1
 
 
