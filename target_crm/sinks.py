@@ -1,13 +1,14 @@
 """A batch → the warehouse, inside the transaction that the target has opened; and the tallies of what became of it.
 
-A sink turns records into rows as they come, and holds them. `flush` writes and counts them; `settle` forgets them, and
-is called after the commit, so that a batch whose transaction failed can be written again.
+A sink turns records into rows as they come, and holds them until they are handed over as a part of a batch. `flush`
+writes such a part and counts what becomes of it. It changes neither part nor sink: where a transaction fails, the part
+is written again, and the sink may be taking rows of the next batch meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 from functools import cache
@@ -95,6 +96,32 @@ class Rejection:
         return (*told, rejected_at, run_id, self.extracted_at)
 
 
+@dataclass
+class Held:
+    """What a sink holds of a batch."""
+
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    """Rows of its work table: the number of the input line, and what the record says."""
+    traces: list[tuple[Any, ...]] = field(default_factory=list)
+    """What records that were refused still show."""
+    refused: int = 0
+    """How many those were."""
+
+    @property
+    def read(self) -> int:
+        """How many records came."""
+        return len(self.rows) + self.refused
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """What became of a part of a batch once its transaction is committed."""
+
+    tally: Tally
+    contradictions: Sequence[Rejection] = ()
+    """Records that say something else than the warehouse does, and are quarantined for it."""
+
+
 class CrmSink(Sink):
     """Rows of one stream on their way into one table."""
 
@@ -106,27 +133,23 @@ class CrmSink(Sink):
         super().__init__(target, stream_name, schema, key_properties)
         self.target = target
         self.tables = target.warehouse.tables
-        self.rows: list[tuple[Any, ...]] = []
-        self.traces: list[tuple[Any, ...]] = []
-        self.refused = 0
-        self.contradictions: list[Rejection] = []
-        self.flushed = Tally()
+        self.held = Held()
 
     def get_validator(self) -> None:
         """None: reading a record into a row is the validation."""
         return
 
     def accept(self, record: dict[str, Any], message: Mapping[str, Any]) -> None:
-        """Hold a record until the next flush, or hand it to the quarantine."""
+        """Hold a record, or hand it to the quarantine."""
         try:
             row = self.row_of(record, message)
         except values.Invalid as reason:
-            self.refused += 1
+            self.held.refused += 1
             extracted_at = values.optional(message.get("time_extracted"), values.instant)
             self.target.reject(self.stream_name, reason, values.json_text(record), extracted_at)
-            self.traces += [(self.target.input_line, *trace) for trace in self.traces_of(record, message)]
+            self.held.traces += [(self.target.input_line, *trace) for trace in self.traces_of(record, message)]
         else:
-            self.rows.append((self.target.input_line, *row))
+            self.held.rows.append((self.target.input_line, *row))
 
     def row_of(self, record: dict[str, Any], message: Mapping[str, Any]) -> tuple[Any, ...]:
         """A record as a row of the sink's table; raises `values.Invalid`."""
@@ -136,23 +159,22 @@ class CrmSink(Sink):
         """What a record that was refused still shows: that the row of its key is not gone."""
         return []
 
-    def flush(self, connection: Connection) -> None:
-        """Write the rows held. What contradicts the warehouse is in `contradictions` then."""
-        self.contradictions = []
-        self.flushed = Tally(read=self.refused, quarantined=self.refused)
-        if self.rows or self.traces:
-            self.flushed += self.write(connection)
+    def hand_over(self) -> Held:
+        """Give away what is held, and begin anew."""
+        held, self.held = self.held, Held()
+        return held
 
-    def write(self, connection: Connection) -> Tally:
-        """Write the rows held, and say what became of them."""
+    def flush(self, connection: Connection, held: Held) -> Flushed:
+        """Write a part of a batch, and say what became of its records."""
+        refused = Tally(read=held.refused, quarantined=held.refused)
+        if not (held.rows or held.traces):
+            return Flushed(refused)
+        written = self.write(connection, held)
+        return replace(written, tally=written.tally + refused)
+
+    def write(self, connection: Connection, held: Held) -> Flushed:
+        """Write the rows of a part, and say what became of them."""
         raise NotImplementedError
-
-    def settle(self) -> None:
-        """Forget what has been committed: `flushed` says what became of it."""
-        self.record_counter_metric.increment(self.flushed.read)
-        self.rows.clear()
-        self.traces.clear()
-        self.refused = 0
 
     def activate(self, connection: Connection, version: int) -> int | None:  # noqa: ARG002
         """Rows that the version does not have are gone; returns their number. None: this stream never loses rows."""
@@ -174,25 +196,26 @@ class LedgerSink(CrmSink):
         """A row of the ledger."""
         return ledger_row(record, loaded_at=self.target.batch_began_at)
 
-    def write(self, connection: Connection) -> Tally:
+    def write(self, connection: Connection, held: Held) -> Flushed:
         """Take into the ledger what it lacks, merge that into the balances, quarantine what contradicts the ledger."""
         ledger, staged = self.tables.actions, self.tables.staged_actions
         leave_out = () if self.target.settings.store_payload else ("payload",)
-        applied = insert_absent(connection, ledger, staged, self.rows, *leave_out)
+        applied = insert_absent(connection, ledger, staged, held.rows, *leave_out)
         if self.target.warehouse.is_atomic(connection):
             statements = balances.merge_statements(self.tables, _news_of_actions(staged))
         else:
             statements = balances.recompute_statements(self.tables, _named(staged, "award_id"))
         update_balances(connection, self.tables, statements)
-        read = len(self.rows)
+        read, contradictions = len(held.rows), []
         if applied < read:
-            self.contradictions = [
+            contradictions = [
                 Rejection(self.stream_name, "the ledger has this _id with other content", input_line, _compact(payload))
                 for input_line, payload in connection.execute(staging.contradictions(ledger, staged))
             ]
         unstage(connection, staged)
-        quarantined = len(self.contradictions)
-        return Tally(read, applied, duplicate=read - applied - quarantined, quarantined=quarantined)
+        quarantined = len(contradictions)
+        tally = Tally(read, applied, duplicate=read - applied - quarantined, quarantined=quarantined)
+        return Flushed(tally, contradictions)
 
 
 class TableSink(CrmSink):
@@ -228,37 +251,37 @@ class TableSink(CrmSink):
         except values.Invalid:
             return []
 
-    def write(self, connection: Connection) -> Tally:
+    def write(self, connection: Connection, held: Held) -> Flushed:
         """Let the newest row of each key replace an older one."""
-        self.stage(connection)
+        self.stage(connection, held)
         engines.execute(connection, staging.take_newer(self.table, self.staged, self.ages))
         applied = connection.scalar(staging.count_changing(self.table, self.staged)) or 0
         self.fold(connection)
         for statement in staging.replace(self.table, self.staged):
             engines.execute(connection, statement)
         same = connection.scalar(staging.count_same(self.table, self.staged)) or applied
-        self.see(connection)
+        self.see(connection, held)
         unstage(connection, self.staged)
-        read = len(self.rows)
-        return Tally(read, applied, duplicate=same - applied, superseded=read - same)
+        read = len(held.rows)
+        return Flushed(Tally(read, applied, duplicate=same - applied, superseded=read - same))
 
     @staticmethod
     def ages(rows: FromClause) -> list[ColumnElement[Any]]:
         """What makes one row of a key newer than another, the weightiest first."""
         return [rows.c[EXTRACTED_AT]]
 
-    def stage(self, connection: Connection) -> None:
-        """Put the rows held into the work table."""
+    def stage(self, connection: Connection, held: Held) -> None:
+        """Put the rows into the work table."""
         engines.heal(connection, self.table, self.staged.table)
-        _stage(connection, self.staged, self.rows)
+        _stage(connection, self.staged, held.rows)
 
     def fold(self, connection: Connection) -> None:
         """What else follows from the rows that are about to change the table."""
 
-    def see(self, connection: Connection) -> None:
+    def see(self, connection: Connection, held: Held) -> None:
         """What follows also from rows that give way to others, or were refused: their keys are there."""
         if self.shape.keys:
-            engines.load(connection, self.staged.table, self.traces)
+            engines.load(connection, self.staged.table, held.traces)
             engines.execute(connection, staging.see(self.table, self.staged))
 
     def activate(self, connection: Connection, version: int) -> int | None:
@@ -290,15 +313,15 @@ class AwardSink(TableSink):
         tells_points = case((rows.c.points.is_(None), 0), else_=1)
         return [tells_points, func.coalesce(rows.c.updated_at, rows.c[EXTRACTED_AT]), rows.c[EXTRACTED_AT]]
 
-    def stage(self, connection: Connection) -> None:
-        """Put the rows held into the work table, with what earlier ones of the same awards have told for life."""
-        super().stage(connection)
+    def stage(self, connection: Connection, held: Held) -> None:
+        """Put the rows into the work table, with what earlier ones of the same awards have told for life."""
+        super().stage(connection, held)
         staged = self.staged.table
         engines.execute(connection, balances.complete(staged, "_id", balances.told_of(self.table, staged)))
 
-    def see(self, connection: Connection) -> None:
+    def see(self, connection: Connection, held: Held) -> None:
         """Also whose an award is, and of which perk."""
-        super().see(connection)
+        super().see(connection, held)
         told = balances.told_of(self.staged.table, self.staged.table)
         engines.execute(connection, balances.complete(self.table, "_id", told))
         if self.target.warehouse.is_atomic(connection):

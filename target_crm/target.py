@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cached_property
@@ -32,19 +33,31 @@ from target_crm.plain import plain_row
 from target_crm.runs import DONE, FAILED, Run
 from target_crm.schemas import MissingProperty, snake_case
 from target_crm.settings import SETTINGS, Settings, expectation, refuse_malformed
-from target_crm.sinks import AwardSink, CrmSink, LedgerSink, Rejection, TableSink, Tally, Ticker, insert_absent, unstage
+from target_crm.sinks import (
+    AwardSink,
+    CrmSink,
+    Held,
+    LedgerSink,
+    Rejection,
+    TableSink,
+    Tally,
+    Ticker,
+    insert_absent,
+    unstage,
+)
 from target_crm.tables import WORK_PREFIX
 from target_crm.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from concurrent.futures import Future
     from types import FrameType
 
     from sqlalchemy import Connection
 
 SIGNAL_EXIT_CODE = 128
-# Rows are held as Python objects, some five times the size of their lines.
-HELD_BYTES_MAX = 32 * 1024 * 1024
+# Rows are held as Python objects, up to five times the size of their lines; and two batches may be in memory.
+HELD_BYTES_MAX = 20 * 1024 * 1024
 
 
 class Route(NamedTuple):
@@ -52,6 +65,14 @@ class Route(NamedTuple):
 
     map: StreamMap
     sink: CrmSink
+
+
+class Batch(NamedTuple):
+    """What is committed at once: what each sink held, and what else was refused; and the STATE that is true then."""
+
+    parts: list[tuple[CrmSink, Held]]
+    rejections: list[Rejection]
+    state: str | None
 
 
 class TargetCrm(Target):
@@ -86,7 +107,7 @@ class TargetCrm(Target):
         self.tallies: dict[str, Tally] = {}
         self.batch_began_at = datetime.now(timezone.utc)
         self.tick = Ticker().tick
-        self._reader = MessageReader(self._drain_when_due, self._reject_line, self._tell_failure, self._take_plain)
+        self._reader = MessageReader(self._idle, self._reject_line, self._tell_failure, self._take_plain)
         self.message_reader = self._reader
         self._rejections: list[Rejection] = []
         self._state: str | None = None
@@ -97,6 +118,8 @@ class TargetCrm(Target):
         self._rows_held = 0
         self._bytes_held = 0
         self._due_at_seconds: float | None = None
+        self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._under_way: Future[None] | None = None
 
     @classmethod
     def append_builtin_config(cls, config_jsonschema: dict[str, Any]) -> None:
@@ -203,7 +226,7 @@ class TargetCrm(Target):
         if not (sink and row):
             return False
         self._hold()
-        sink.rows.append((self.input_line, *row, self.batch_began_at))
+        sink.held.rows.append((self.input_line, *row, self.batch_began_at))
         self._drain_when_due()
         return True
 
@@ -311,31 +334,61 @@ class TargetCrm(Target):
     def _drain_when_due(self) -> None:
         full = self._rows_held >= self.settings.batch_size_rows or self._bytes_held >= HELD_BYTES_MAX
         if full or (self._due_at_seconds is not None and time.monotonic() >= self._due_at_seconds):
-            self._drain()
+            self._hand_over()
+
+    def _idle(self) -> None:
+        if self._under_way and self._under_way.done():
+            self._finish()
+        self._drain_when_due()
 
     def _drain(self) -> None:
-        """Commit all that is held in one transaction, then let the newest STATE out: it covers nothing else."""
-        sinks = self._sinks
-        if self._rows_held:
-            self.warehouse.commit_once(lambda connection: self._flush(connection, sinks))
-            self.tallies = self._tallies_with(sinks)
-            for sink in sinks:
-                sink.settle()
-            self._rejections.clear()
-            self._rows_held = self._bytes_held = 0
-        self._due_at_seconds = None
-        if self._state is not None and self._state != self._emitted_state:
-            self._emit(self._state)
-            self._emitted_state = self._state
+        """Commit all that is held, and come back when that is done."""
+        self._hand_over()
+        self._finish()
 
-    def _flush(self, connection: Connection, sinks: list[CrmSink]) -> None:
-        for sink in sinks:
-            sink.flush(connection)
-        contradictions = [rejection for sink in sinks for rejection in sink.contradictions]
+    def _hand_over(self) -> None:
+        """Have all that is held committed while reading goes on; but first let the batch before it come to its end."""
+        self._finish()
+        batch = Batch([(sink, sink.hand_over()) for sink in self._sinks], self._rejections, self._state)
+        if self._rows_held or batch.state is not None:
+            self._under_way = self._committer.submit(self._commit, batch)
+        self._rejections, self._state = [], None
+        self._rows_held = self._bytes_held = 0
+        self._due_at_seconds = None
+
+    def _finish(self) -> None:
+        """Wait for the batch that is under way; what went wrong with it is raised here."""
+        under_way, self._under_way = self._under_way, None
+        if under_way:
+            under_way.result()
+
+    def _commit(self, batch: Batch) -> None:
+        """Commit a batch in one transaction, then let its STATE out: it covers nothing else."""
+        if batch.rejections or any(held.read for _, held in batch.parts):
+            tallies: dict[str, Tally] = {}
+            self.warehouse.commit_once(lambda connection: tallies.update(self._flush(connection, batch)))
+            self.tallies = tallies
+            for sink, held in batch.parts:
+                sink.record_counter_metric.increment(held.read)
+        if batch.state is not None and batch.state != self._emitted_state:
+            self._emit(batch.state)
+            self._emitted_state = batch.state
+
+    def _flush(self, connection: Connection, batch: Batch) -> dict[str, Tally]:
+        """Write a batch; returns what has become of every record once that is committed."""
+        tallies, lines = dict(self.tallies), sum(not rejection.stream for rejection in batch.rejections)
+        news = {"": Tally(read=lines, quarantined=lines)}
+        contradictions: list[Rejection] = []
+        for sink, held in batch.parts:
+            flushed = sink.flush(connection, held)
+            news[sink.stream_name] = news.get(sink.stream_name, Tally()) + flushed.tally
+            contradictions += flushed.contradictions
         if contradictions and self.settings.on_invalid_record == "fail":
             raise InvalidRecord(contradictions[0].where, {})
-        self._quarantine(connection, [*self._rejections, *contradictions])
-        self._tell(connection, self._tallies_with(sinks))
+        tallies |= {stream: tallies.get(stream, Tally()) + tally for stream, tally in news.items() if tally.read}
+        self._quarantine(connection, [*batch.rejections, *contradictions])
+        self._tell(connection, tallies)
+        return tallies
 
     def _quarantine(self, connection: Connection, rejections: list[Rejection]) -> None:
         if rejections:
@@ -355,15 +408,6 @@ class TargetCrm(Target):
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
-    def _tallies_with(self, sinks: list[CrmSink]) -> dict[str, Tally]:
-        """What has become of every record once what the sinks have flushed is committed."""
-        tallies, lines = dict(self.tallies), sum(not rejection.stream for rejection in self._rejections)
-        news = [("", Tally(read=lines, quarantined=lines)), *((sink.stream_name, sink.flushed) for sink in sinks)]
-        for stream, tally in news:
-            if tally.read:
-                tallies[stream] = tallies.get(stream, Tally()) + tally
-        return tallies
-
     def _tell(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
         """Let `load_runs` say what is committed once this transaction is."""
         run = Run(self.run_id, self.started_at, datetime.now(timezone.utc), exit_state)
@@ -376,6 +420,8 @@ class TargetCrm(Target):
 
     def _tell_failure(self, error: Exception) -> None:
         """Let `load_runs` say that the run failed, where the warehouse still takes that: what counts is the error."""
+        with suppress(Exception):
+            self._finish()
         if "warehouse" in vars(self) and not isinstance(error, ConnectionLost):
             with suppress(CrmError), self.warehouse.write() as connection:
                 self._tell(connection, self.tallies, FAILED)
@@ -384,7 +430,8 @@ class TargetCrm(Target):
         """Leave at once: an open transaction rolls back, and STATE has gone out for what is committed, no further."""
         # Not by the logger: the signal may have come while it was writing.
         os.write(sys.stderr.fileno(), b"target-crm: stopped by a signal; what is not committed will be read again\n")
-        sys.exit(SIGNAL_EXIT_CODE + signum)
+        # Nor by SystemExit, which would wait for the batch that is under way.
+        os._exit(SIGNAL_EXIT_CODE + signum)
 
 
 def _version_of(message: dict[str, Any]) -> int | None:
