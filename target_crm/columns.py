@@ -27,6 +27,7 @@ POINTS_PLACES = 4
 # SQLite keeps a decimal as a double, which holds every number of 15 digits: eleven before the point, four behind it.
 POINTS_MAX = Decimal(10) ** 11
 QUARTER_SECONDS = 900
+_WITHOUT_ZONE = len("2026-01-01 00:00:00.000000")
 _QUANTUM = Decimal(1).scaleb(-POINTS_PLACES)
 
 # Texts compare byte by byte everywhere: a collation that folds case, or spaces at the end, would merge two awards and
@@ -139,8 +140,10 @@ class Instant(TypeDecorator[datetime]):
             return super().bind_processor(dialect)
 
         def as_text(value: datetime | None) -> str | None:
-            utc = self.process_bind_param(value, dialect)
-            return utc.isoformat(" ", "microseconds") if utc else None
+            if value is None:
+                return None
+            utc = value if value.tzinfo is timezone.utc else value.astimezone(timezone.utc)
+            return utc.isoformat(" ", "microseconds")[:_WITHOUT_ZONE]
 
         return as_text
 

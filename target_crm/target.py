@@ -321,6 +321,8 @@ class TargetCrm(Target):
 
     def _hold(self) -> None:
         """Make room for one more row; the first begins a batch."""
+        with engines.binding:
+            pass
         if not self._rows_held:
             self.batch_began_at = datetime.now(timezone.utc)
         self._rows_held += 1

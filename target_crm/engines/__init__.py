@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from target_crm.engines.ways import LOCK_WAIT_SECONDS, CannotWiden, Ways, pep_249_names
@@ -17,8 +18,22 @@ if TYPE_CHECKING:
 
     from target_crm.engines.ways import Rows, Statement
 
-__all__ = ["LOCK_WAIT_SECONDS", "CannotWiden", "Ways", "empty", "execute", "heal", "load", "pep_249_names", "ways_of"]
+__all__ = [
+    "LOCK_WAIT_SECONDS",
+    "CannotWiden",
+    "Ways",
+    "binding",
+    "empty",
+    "execute",
+    "heal",
+    "load",
+    "pep_249_names",
+    "ways_of",
+]
 
+# Held while rows are made what a driver takes, which keeps the interpreter busy: whoever reads on meanwhile makes both
+# slower, and then has nothing to do while the engine works.
+binding = Lock()
 # SQLAlchemy's name of an engine → its module and class.
 _WAYS = {
     "sqlite": ("sqlite", "Sqlite"),
@@ -65,4 +80,5 @@ def heal(connection: Connection, *tables: Table) -> None:
 def load(connection: Connection, table: Table, rows: Rows) -> None:
     """Put rows, with a value for every column in the table's order, into a table."""
     if rows:
-        ways_of(connection.dialect.name).load(connection, table, rows)
+        with binding:
+            ways_of(connection.dialect.name).load(connection, table, rows)

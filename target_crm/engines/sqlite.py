@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Table, event
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import StaticPool
 
 from target_crm.engines.ways import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, CannotWiden, Ways, insert_by_driver
 
 if TYPE_CHECKING:
-    from sqlalchemy import Column, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, Column, Connection, Dialect, Engine, Table
 
     from target_crm.engines.ways import Rows
 
@@ -20,6 +21,12 @@ class Sqlite(Ways):
     """A file, and one writer at a time."""
 
     tested = True
+
+    def create_engine(self, url: URL, **options: Any) -> Engine:
+        """Make a SQLAlchemy engine; a database in memory is that of one connection, which has to serve every thread."""
+        if not url.database or url.database == ":memory:":
+            options |= {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
+        return super().create_engine(url, **options)
 
     def listen(self, engine: Engine) -> None:
         """Let BEGIN be ours: the driver's own begins late, and a writer that reads first could never wait its turn."""

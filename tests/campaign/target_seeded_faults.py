@@ -39,16 +39,18 @@ FAULTS = {
         "3",
         "t3 t4",
         "target.py",
-        "        if self._rows_held:\n            self.warehouse.commit_once(",
-        "        self._state is None or self._emit(self._state)\n"
-        "        if self._rows_held:\n            self.warehouse.commit_once(",
+        "        if batch.rejections or any(",
+        "        batch.state is None or self._emit(batch.state)\n        if batch.rejections or any(",
     ),
     "a signal acknowledges what is held": Fault(
         "3",
         "t4",
         "target.py",
-        "        sys.exit(SIGNAL_EXIT_CODE + signum)",
-        "        self._state is None or self._emit(self._state)\n        sys.exit(SIGNAL_EXIT_CODE + signum)",
+        "        os._exit(SIGNAL_EXIT_CODE + signum)",
+        "        self._state is None or self._emit(self._state)\n        os._exit(SIGNAL_EXIT_CODE + signum)",
+    ),
+    "a batch that failed does not stop the next": Fault(
+        "3", "t3", "target.py", "            under_way.result()", "            under_way.exception()"
     ),
     "sums over all actions, also repeated ones": Fault(
         "5", "t1 t4", "sinks.py", "partials_of_actions(staging.fresh_rows(staged))", "partials_of_actions(staged.table)"
@@ -81,16 +83,16 @@ FAULTS = {
         "2",
         "t2 t5",
         "sinks.py",
-        "        update_balances(connection, self.tables, statements)\n        read =",
+        "        update_balances(connection, self.tables, statements)\n        read, contra",
         '        connection.exec_driver_sql("COMMIT")\n        connection.exec_driver_sql("BEGIN")\n'
-        "        update_balances(connection, self.tables, statements)\n        read =",
+        "        update_balances(connection, self.tables, statements)\n        read, contra",
     ),
     "rows are forgotten before the commit": Fault(
         "2",
         "t3 t5",
         "sinks.py",
-        "            self.flushed += self.write(connection)\n",
-        "            self.flushed += self.write(connection)\n            self.rows = []\n",
+        "        written = self.write(connection, held)\n",
+        "        written = self.write(connection, held)\n        held.rows.clear()\n",
     ),
     "no lock between loaders": Fault(
         "7", "t5", "warehouse.py", "                self._ways.lock(writer, self.tables.metadata.schema)\n", ""
@@ -110,14 +112,14 @@ FAULTS = {
         "if batch_id:",
     ),
     "what is refused is not kept": Fault(
-        "4", "t4 t6", "target.py", "[*self._rejections, *contradictions]", "contradictions"
+        "4", "t4 t6", "target.py", "[*batch.rejections, *contradictions]", "contradictions"
     ),
     "a run says that it is done before it is": Fault(
         "2",
         "t3 t4",
         "target.py",
-        "self._tell(connection, self._tallies_with(sinks))",
-        "self._tell(connection, self._tallies_with(sinks), DONE)",
+        "self._tell(connection, tallies)\n        return",
+        "self._tell(connection, tallies, DONE)\n        return",
     ),
     "a failed run exits with 0": Fault("8", "t3 t7", "target.py", 'sys.exit(f"target-crm: {error}")', "sys.exit(0)"),
     "a line may be of any length": Fault("4", "t6", "messages.py", "MAX = 1 << 24", "MAX = 1 << 40"),
