@@ -6,11 +6,14 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, text
 
 from benchmarks import data, harness, tap_bench
 from benchmarks.harness import Run, environment, in_turn, seconds_of
@@ -25,7 +28,10 @@ ENGINES = ("postgresql", "sqlite", "duckdb")
 PARTS = ("floors", "peers", "memory", "growth")
 BATCH_ROWS = 10_000
 FLOOR, PROJECT = "floor", "target-crm"
+# As many as a programme has whose users come back.
+ACTIONS_PER_AWARD = 10
 TARGET = [Path(sys.executable).with_name("target-crm")]
+BALANCES = Path(sys.executable).with_name("crm-balances")
 PYTHON = [sys.executable]
 
 
@@ -51,6 +57,15 @@ class Bench:
         """Load by this project."""
         return self._run(TARGET, messages, {"sqlalchemy_url": url, **settings})
 
+    def fill(self, url: str, actions: int, first: int = 0, awards: int | None = None) -> Run:
+        """Load any number of actions by this project, without a file for them."""
+        lines = [*PYTHON, "-m", "benchmarks.data", actions, first, awards or actions * data.AWARDS_PER_ACTION]
+        return harness.run(list(map(str, lines)), [*TARGET, "--config", self._config({"sqlalchemy_url": url})])
+
+    def balances(self, url: str, command: str) -> Run:
+        """Run a command of crm-balances."""
+        return harness.run([BALANCES, command], environment={"TARGET_CRM_SQLALCHEMY_URL": url})
+
     def project(self, engine: str, messages: Path) -> Run:
         """Load into an empty warehouse by this project."""
         return self.load(self.new_url(engine), messages)
@@ -75,9 +90,13 @@ class Bench:
         return harness.run([python, script, url, folder, disposition], stdin=messages, environment=quiet)
 
     def _run(self, command: Sequence[str | Path], messages: Path, settings: Mapping[str, Any]) -> Run:
+        config = self._config(settings)
+        return harness.run([*command, "--config", config], stdin=messages, environment={"LOGLEVEL": "WARNING"})
+
+    def _config(self, settings: Mapping[str, Any]) -> Path:
         config = self.folder / f"config_{next(self._numbers)}.json"
         config.write_text(json.dumps(settings))
-        return harness.run([*command, "--config", config], stdin=messages, environment={"LOGLEVEL": "WARNING"})
+        return config
 
 
 def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
@@ -122,58 +141,84 @@ def compare(bench: Bench, rows: int, rounds: int, *, with_peers: bool) -> str:
     return "\n\n".join(parts)
 
 
-def memory(bench: Bench, sizes: Sequence[int]) -> str:
+def memory(bench: Bench, engines: Sequence[str], sizes: Sequence[int]) -> str:
     """Peak memory by the number of actions."""
-    curves: dict[str, list[tuple[float, float]]] = {engine: [] for engine in ENGINES}
-    for size in sizes:
-        messages = data.write_messages(bench.folder / "more.jsonl", size)
-        for engine in ENGINES:
-            peak_mb = bench.project(engine, messages).peak_mb
+    curves: dict[str, list[tuple[float, float]]] = {engine: [] for engine in engines}
+    for engine in engines:
+        for size in sizes:
+            peak_mb = bench.fill(bench.new_url(engine), size).peaks_mb[-1]
             print(f"memory: {size:,} actions into {engine}: {peak_mb:.0f} MB", flush=True)
             curves[engine].append((size / 1000, peak_mb))
-    lines = ["| actions | " + " | ".join(ENGINES) + " |", "|---:|" + "---:|" * len(ENGINES)]
-    for place, size in enumerate(sizes):
-        lines.append(f"| {size:,} | " + " | ".join(f"{curves[each][place][1]:,.0f} MB" for each in ENGINES) + " |")
+    cells = {size: [f"{curves[each][place][1]:,.0f} MB" for each in engines] for place, size in enumerate(sizes)}
     plot = harness.curves("Peak memory", "thousand actions", "MB", curves)
-    return "\n\n".join(["\n".join(lines), harness.write_plot("memory", plot, "Peak memory by the number of actions")])
+    shown = harness.write_plot("memory", plot, "Peak memory by the number of actions")
+    return "\n\n".join([_by_size("actions", engines, cells), shown])
 
 
-def growth(bench: Bench, sizes: Sequence[int], rows: int, rounds: int) -> str:
-    """What one more batch costs, by the size of the ledger that takes it."""
-    curves: dict[str, list[tuple[float, float]]] = {engine: [] for engine in ENGINES}
-    awards = max(sizes)
-    for engine in ENGINES:
+def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: int) -> str:
+    """What one more batch costs by the size of the ledger that takes it, and what it takes to prove the greatest."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    proofs = [
+        "| | plain aggregate | `verify` | `rebuild` |",
+        "|---|---:|---:|---:|",
+    ]
+    awards = max(sizes) // ACTIONS_PER_AWARD
+    for engine in engines:
         ledgers = {size: bench.new_url(engine) for size in sizes}
         for size, url in ledgers.items():
-            bench.load(url, data.write_messages(bench.folder / "ledger.jsonl", size, awards=awards))
-        batches = (
-            data.write_messages(bench.folder / f"batch_{place}.jsonl", rows, max(sizes) + place * rows, awards)
-            for place in range(rounds)
-        )
+            print(f"growth: {engine}, {size:,}: filled in {bench.fill(url, size, 0, awards).seconds:.0f} s", flush=True)
         runs: dict[int, list[Run]] = {size: [] for size in sizes}
-        for batch in batches:
+        for place in range(rounds):
+            first = max(sizes) + place * BATCH_ROWS
+            batch = data.write_messages(bench.folder / "batch.jsonl", BATCH_ROWS, first, awards)
             for size, url in ledgers.items():
                 runs[size].append(bench.load(url, batch))
                 print(f"growth: {engine}, {size:,}: {runs[size][-1].seconds:.2f} s", flush=True)
         curves[engine] = [(size / 1000, seconds_of(each)) for size, each in runs.items()]
-    lines = ["| actions in the ledger | " + " | ".join(ENGINES) + " |", "|---:|" + "---:|" * len(ENGINES)]
-    for place, size in enumerate(sizes):
-        cells = (
-            f"{curves[each][place][1]:.2f} s ({curves[each][place][1] / curves[each][0][1]:.2f})" for each in ENGINES
-        )
-        lines.append(f"| {size:,} | " + " | ".join(cells) + " |")
-    plot = harness.curves(f"{rows:,} more actions", "thousand actions in the ledger", "seconds", curves)
-    return "\n\n".join(["\n".join(lines), harness.write_plot("growth", plot, "Cost of a batch by the ledger's size")])
+        proofs.append(f"| {engine} | {_proof(bench, ledgers[max(sizes)])} |")
+        print(proofs[-1], flush=True)
+    cells = {
+        size: [
+            f"{curves[each][place][1]:.2f} s ({curves[each][place][1] / curves[each][0][1]:.2f})" for each in engines
+        ]
+        for place, size in enumerate(sizes)
+    }
+    plot = harness.curves(f"{BATCH_ROWS:,} more actions", "thousand actions in the ledger", "seconds", curves)
+    shown = harness.write_plot("growth", plot, "Cost of a batch by the ledger's size")
+    proven = f"{max(sizes):,} actions of {awards:,} awards; in brackets, how many plain aggregates that is:"
+    return "\n\n".join([_by_size("actions in the ledger", engines, cells), shown, proven, "\n".join(proofs)])
+
+
+def _proof(bench: Bench, url: str) -> str:
+    """Seconds of a bare GROUP BY over the ledger, of `verify` and of `rebuild`."""
+    plain = (
+        "SELECT count(*) FROM (SELECT award_id, count(*) AS n, sum(points_added) AS added, max(occurred_at) AS newest "
+        "FROM actions WHERE effect IS NOT NULL GROUP BY award_id) AS awards"
+    )
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        connection.execute(text(plain))
+        began = time.perf_counter()
+        connection.execute(text(plain))
+        plain_seconds = time.perf_counter() - began
+    engine.dispose()
+    taken = [bench.balances(url, command).seconds for command in ("verify", "rebuild")]
+    return " | ".join([f"{plain_seconds:.1f} s", *(f"{each:.1f} s ({each / plain_seconds:.1f})" for each in taken)])
+
+
+def _by_size(title: str, engines: Sequence[str], cells: Mapping[int, Sequence[str]]) -> str:
+    lines = [f"| {title} | {' | '.join(engines)} |", "|---:|" + "---:|" * len(engines)]
+    return "\n".join([*lines, *(f"| {size:,} | {' | '.join(each)} |" for size, each in cells.items())])
 
 
 @contextmanager
-def new_bench() -> Iterator[Bench]:
-    """A bench whose data is gone afterwards."""
+def new_bench(folder: str | None) -> Iterator[Bench]:
+    """A bench in a folder, whose data is gone afterwards."""
     with (
-        tempfile.TemporaryDirectory(prefix="pepper-crm-bench-", dir=fast_folder()) as folder,
-        PostgresServer() as server,
+        tempfile.TemporaryDirectory(prefix="pepper-crm-bench-", dir=folder) as own,
+        PostgresServer(folder=Path(folder or tempfile.gettempdir())) as server,
     ):
-        yield Bench(Path(folder), server.url)
+        yield Bench(Path(own), server.url)
 
 
 def main() -> None:
@@ -185,18 +230,20 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure; by default all")
     parser.add_argument("--rows", type=int, default=100_000, help="actions to load")
     parser.add_argument("--rounds", type=int, default=3, help="how often each contender runs")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000], help="of ledgers")
-    arguments = parser.parse_args()
-    rows, rounds, sizes = arguments.rows, arguments.rounds, arguments.sizes
-    with new_bench() as bench:
-        measures = {
-            "floors": lambda: compare(bench, rows, rounds, with_peers=False),
-            "peers": lambda: compare(bench, rows, rounds, with_peers=True),
-            "memory": lambda: memory(bench, sizes),
-            "growth": lambda: growth(bench, sizes, BATCH_ROWS, rounds),
-        }
-        for part in arguments.parts or PARTS:
-            harness.write_section(f"target-{part}", measures[part]())
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000], help="of ledgers")
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, help="for memory and growth")
+    asked = parser.parse_args()
+    # What may be larger than memory lies on the disk.
+    measures: dict[str, tuple[str | None, Callable[[Bench], str]]] = {
+        "floors": (fast_folder(), lambda bench: compare(bench, asked.rows, asked.rounds, with_peers=False)),
+        "peers": (fast_folder(), lambda bench: compare(bench, asked.rows, asked.rounds, with_peers=True)),
+        "memory": (None, lambda bench: memory(bench, asked.engines, asked.sizes)),
+        "growth": (None, lambda bench: growth(bench, asked.engines, asked.sizes, asked.rounds)),
+    }
+    for part in asked.parts or PARTS:
+        folder, measure = measures[part]
+        with new_bench(folder) as bench:
+            harness.write_section(f"target-{part}", measure(bench))
 
 
 if __name__ == "__main__":

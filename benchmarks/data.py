@@ -1,13 +1,19 @@
-"""Lines to load: actions as Pepper's guide shows them, in tap-pepper's messages. Any number, always the same."""
+"""Lines to load: actions as Pepper's guide shows them, in tap-pepper's messages. Any number, always the same.
+
+python -m benchmarks.data 1000000 | target-crm …
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
+import sys
 from datetime import datetime, timedelta, timezone
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,30 +86,32 @@ def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[d
 
 
 def write_messages(path: Path, count: int, first: int = 0, awards: int | None = None) -> Path:
-    """Write them as Singer messages, with a STATE every `STATE_ROWS`."""
-    with path.open("w") as output:
-        _write(output, {"type": "SCHEMA", "stream": "actions", "schema": SCHEMA, "key_properties": ["_id"]})
-        for place, action in enumerate(actions(count, first, awards), start=1):
-            timestamp = action["when"]["timestamp"]
-            record = {**action, "when_timestamp": timestamp}
-            _write(
-                output,
-                {
-                    "type": "RECORD",
-                    "stream": "actions",
-                    "record": record,
-                    "time_extracted": "2026-11-25T07:00:00+00:00",
-                },
-            )
-            if place % STATE_ROWS == 0 or place == count:
-                _write(output, {"type": "STATE", "value": {"bookmarks": {"actions": {"when_timestamp": timestamp}}}})
+    """Write them as Singer messages into a file."""
+    with path.open("wb") as output:
+        output.writelines(messages(count, first, awards))
     return path
 
 
-def _write(output: Any, message: dict[str, Any]) -> None:
-    output.write(json.dumps(message, separators=(",", ":")) + "\n")
+def messages(count: int, first: int = 0, awards: int | None = None) -> Iterator[bytes]:
+    """Their lines as Singer messages, with a STATE every `STATE_ROWS`."""
+    yield _line({"type": "SCHEMA", "stream": "actions", "schema": SCHEMA, "key_properties": ["_id"]})
+    extracted_at = "2026-11-25T07:00:00+00:00"
+    for place, action in enumerate(actions(count, first, awards), start=1):
+        timestamp = action["when"]["timestamp"]
+        record = {**action, "when_timestamp": timestamp}
+        yield _line({"type": "RECORD", "stream": "actions", "record": record, "time_extracted": extracted_at})
+        if place % STATE_ROWS == 0 or place == count:
+            yield _line({"type": "STATE", "value": {"bookmarks": {"actions": {"when_timestamp": timestamp}}}})
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(message) + b"\n"
 
 
 def _id(kind: str, number: int) -> str:
     """24 hexadecimal digits that look random, as Pepper's do."""
     return hashlib.blake2b(f"{kind} {number}".encode(), digest_size=12).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.writelines(messages(*map(int, sys.argv[1:])))

