@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, inspect, literal_column, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
-from sqlalchemy.types import JSON, String
+from sqlalchemy.types import JSON, String, TypeDecorator
 
 from target_crm.engines import CannotWiden, ways_of
 from target_crm.errors import WarehouseError
@@ -109,7 +109,7 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
     if column.name not in found:
         add = "ADD" if dialect.name in {"mssql", "oracle"} else "ADD COLUMN"
         return f"{add} {CreateColumn(column).compile(dialect=dialect)}"
-    old, new = _kind(found[column.name]), _kind(column.type.dialect_impl(dialect))
+    old, new = _kind(found[column.name]), _kind(_as_made(column.type, dialect))
     if old == new or (old, new) == ("number", "integer"):
         return None
     try:
@@ -119,6 +119,11 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
             f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
             "can't widen it: rename the property by a stream map"
         ) from None
+
+
+def _as_made(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """The type that a column of ours was made of; what a dialect puts in its place may be a type of no known kind."""
+    return type_.load_dialect_impl(dialect) if isinstance(type_, TypeDecorator) else type_
 
 
 def _kind(type_: TypeEngine[Any]) -> str:

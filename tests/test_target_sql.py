@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from pyarrow import parquet
-from sqlalchemy import make_url
+from sqlalchemy import TIMESTAMP, Column, Date, MetaData, Numeric, String, Table, make_url
 from sqlalchemy.exc import NoSuchModuleError
 
 from target_crm import balances, ddl
+from target_crm.columns import Identifier, Instant, JsonText, LongText, Points
 from target_crm.engines import ways_of
 from target_crm.errors import ConnectionLost
 from target_crm.tables import tables_in
@@ -25,7 +26,7 @@ from tests.target_fixtures import ACTIONS, AWARDS, action, record, schema, snaps
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Dialect, Table
+    from sqlalchemy import Dialect
 
 TEXT, INTEGER, NUMBER, BOOLEAN = ({"type": [name, "null"]} for name in ("string", "integer", "number", "boolean"))
 DAY = {"type": ["string", "null"], "format": "date"}
@@ -157,6 +158,22 @@ def test_an_engine_that_is_not_here_is_spoken_to_in_these_words(engine: str) -> 
     if environment().get("GOLDEN") == "renew":
         golden.write_text(said)
     assert said == golden.read_text()
+
+
+@pytest.mark.parametrize("engine", URLS)
+def test_a_column_is_known_again_whatever_an_engine_calls_its_type(engine: str) -> None:
+    """As found, by the types that SQLAlchemy has for all; as wanted, by those that the columns are made of."""
+    found = {"at": TIMESTAMP(), "id": String(), "text": String(), "json": String(), "points": Numeric(), "day": Date()}
+    wanted = {
+        "at": Instant(),
+        "id": Identifier(),
+        "text": LongText(),
+        "json": JsonText(),
+        "points": Points(),
+        "day": Date(),
+    }
+    for name, type_ in wanted.items():
+        assert ddl._change(dialect_of(engine), Table("t", MetaData()), Column(name, type_), found) is None
 
 
 def test_snowflake_gets_its_key_file_and_sessions_that_do_not_wait_half_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
