@@ -243,15 +243,11 @@ def _quarters_mysql(element: quarter_hours, compiler: SQLCompiler, **kw: Any) ->
 
 
 _SECONDS_SINCE_1970 = {
-    "bigquery": "UNIX_SECONDS({})",
-    "databricks": "UNIX_TIMESTAMP({})",
     "mssql": "DATEDIFF_BIG(second, '1970-01-01', {})",
     "oracle": "(CAST({} AS DATE) - DATE '1970-01-01') * 86400",
 }
 
 
-@compiles(quarter_hours, "bigquery")
-@compiles(quarter_hours, "databricks")
 @compiles(quarter_hours, "mssql")
 @compiles(quarter_hours, "oracle")
 def _quarters_of_seconds(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
@@ -259,13 +255,17 @@ def _quarters_of_seconds(element: quarter_hours, compiler: SQLCompiler, **kw: An
     return compiler.process(cast(literal_column(f"FLOOR({seconds} / {QUARTER_SECONDS}.0)"), BigInteger()), **kw)
 
 
+@compiles(quarter_hours, "bigquery")
+@compiles(quarter_hours, "databricks")
+@compiles(quarter_hours, "spark")
+def _quarters_of_micros(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    micros = f"UNIX_MICROS({compiler.process(element.clauses, **kw)})"
+    return compiler.process(
+        cast(literal_column(f"FLOOR({micros} / {QUARTER_SECONDS * 1_000_000})"), BigInteger()), **kw
+    )
+
+
 @compiles(quarter_hours, "clickhousedb")
 def _quarters_clickhouse(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
     micros = f"toUnixTimestamp64Micro({compiler.process(element.clauses, **kw)})"
     return f"CAST(floor({micros} / {QUARTER_SECONDS * 1_000_000}) AS Nullable(Int64))"
-
-
-@compiles(quarter_hours, "spark")
-def _quarters_spark(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
-    micros = f"unix_micros({compiler.process(element.clauses, **kw)})"
-    return f"CAST(floor({micros} / {QUARTER_SECONDS * 1_000_000}) AS BIGINT)"
