@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from target_crm import ddl
 from target_crm.engines import execute, load, pep_249_names, ways_of
@@ -177,8 +177,7 @@ class Warehouse:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        # What a driver raises in the middle of a bulk load comes as it is.
-        except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
+        except self._ways.errors(self._engine.dialect) as error:
             original = getattr(error, "orig", None) or error
             kind = ConnectionLost if self._ways.is_passing(original) else WarehouseError
             raise kind(f"{self.name}: {_reason(error, original)}") from error

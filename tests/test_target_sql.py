@@ -223,5 +223,6 @@ def test_bigquery_is_asked_again_where_nothing_was_begun(kind: str, reason: str,
         pytest.importorskip("google.api_core.exceptions"),
         pytest.importorskip("google.cloud.bigquery.dbapi"),
     )
-    error = driver.DatabaseError(getattr(exceptions, kind)(message, errors=[{"reason": reason}]))
-    assert ways_of("bigquery").is_passing(error) is passing
+    error = getattr(exceptions, kind)(message, errors=[{"reason": reason}])
+    for told in (error, driver.DatabaseError(error)):
+        assert ways_of("bigquery").is_passing(told) is passing

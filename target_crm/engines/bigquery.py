@@ -6,17 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from requests import RequestException
 from sqlalchemy import Column, Delete, Table
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
 from target_crm.engines.parquet import write_parquet
-from target_crm.engines.ways import CannotWiden, Ways, laid_out
+from target_crm.engines.ways import CannotWiden, Ways, laid_out, pep_249_names
+from target_crm.errors import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sqlalchemy import Column, Connection, Dialect, Table
+    from sqlalchemy import URL, Column, Connection, Dialect, Engine, Table
 
     from target_crm.engines.ways import Rows
 
@@ -28,13 +30,30 @@ class Bigquery(Ways):
     # repetition must not run beside it.
     _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
 
+    def create_engine(self, url: URL, **options: Any) -> Engine:
+        """Find the credentials, too."""
+        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415 - comes with the extra of this engine alone
+
+        try:
+            return super().create_engine(url, **options)
+        except (OSError, GoogleAuthError) as error:
+            raise SettingError(f"no credentials for BigQuery: {error}") from None
+
+    def errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
+        """Also those of the driver's client, which tells of tables and takes files, and of the way to the service."""
+        from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415
+        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
+
+        return (*super().errors(dialect), GoogleAPIError, GoogleAuthError, RequestException)
+
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
         """No: each statement is done by itself."""
         return False
 
     def is_passing(self, error: Exception) -> bool:
-        """By reason: the driver wraps what the service said."""
-        reasons = {each.get("reason") for each in getattr(next(iter(error.args), None), "errors", None) or ()}
+        """By reason: of what the service said, which the driver may have wrapped."""
+        said = next(iter(error.args), None) if "DatabaseError" in pep_249_names(error) else error
+        reasons = {each.get("reason") for each in getattr(said, "errors", None) or ()}
         return bool(reasons & self._REFUSALS) or "due to concurrent update" in str(error)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Column, Delete, Table, cast, create_engine, inspect
+from sqlalchemy.exc import SQLAlchemyError
 
 from target_crm.staging import Change
 from target_crm.tables import MONTHS_OF
@@ -57,6 +58,10 @@ class Ways:
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
         """Whether a transaction on the ledger and the balances is done as a whole or not at all."""
         return True
+
+    def errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
+        """What is raised where the warehouse, or the way to it, fails; in a bulk load, by the driver itself."""
+        return SQLAlchemyError, dialect.loaded_dbapi.Error
 
     def is_passing(self, error: Exception) -> bool:
         """Whether a driver's error is worth another try: the server, or the way to it, failed."""
