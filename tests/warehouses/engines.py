@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tests.postgres import PostgresServer, fast_folder, new_database
 from tests.target_fixtures import execute
 from tests.warehouses import Unavailable
+from tests.warehouses.bigquery import bigquery
 from tests.warehouses.mariadb import mariadb
 from tests.warehouses.sharded import sharded_postgresql
 from tests.warehouses.snowflake import snowflake
@@ -105,5 +106,6 @@ ENGINES = {
     "sharded_postgresql": Engine("PostgreSQL on 3 servers", sharded_postgresql),
     "mariadb": Engine("MariaDB", mariadb, lodger=_MYSQL_LODGER),
     "snowflake": Engine("Snowflake, by fakesnow", snowflake, deliveries=1, processes=False, widens=False),
+    "bigquery": Engine("BigQuery, by an emulator", bigquery, deliveries=3, processes=False),
     "clickhouse": Engine("ClickHouse", _clickhouse, deliveries=3, processes=False),
 }
