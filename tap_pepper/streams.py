@@ -102,6 +102,7 @@ class PepperStream(Stream):
     TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
 
     _tap: TapPepper
+    _emitted = 0
 
     def rows(self) -> Generator[list[Row], None, None]:
         """All rows of this run, in lists; bookmarks are written in between, each as soon as it is true."""
@@ -166,6 +167,7 @@ class PepperStream(Stream):
             taken = [row for row in map(take, page.rows) if row is not None]
             count += 1
             records += len(taken)
+            self._emitted += len(taken)
             others += len(page.rows) - len(taken)
             yield taken
         passed = f", {others} more that are known or were not asked for" if others else ""
@@ -291,8 +293,12 @@ class PepperStream(Stream):
         measured(Measure.RETRIES, traffic.retries, self.name)
         measured(Measure.WAITED, round(client.limiter.waited_seconds, 3), self.name)
         bookmark = self.bookmark
+        ends = f", {traffic.retries} retries" if traffic.retries else ""
         if bookmark is not None:
-            measured(Measure.LAG, seconds_between(bookmark, bound_of(client.local.now())), self.name)
+            lag_seconds = seconds_between(bookmark, bound_of(client.local.now()))
+            measured(Measure.LAG, lag_seconds, self.name)
+            ends += f", {lag_seconds:,.0f} s behind"
+        self.logger.info("%s: done, %s records from %d pages%s", self.name, f"{self._emitted:,}", traffic.pages, ends)
         if self._unknown:
             names = sorted(name if _FIELD_NAME.fullmatch(name) else "(no plain name)" for name in self._unknown)
             done = "left out" if self.fields is not None else "passed on"

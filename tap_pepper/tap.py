@@ -20,6 +20,7 @@ from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities
 from singer_sdk.plugin_base import JSONSchemaValidator
 from singer_sdk.singerlib import Catalog
 
+from pepper_watch import logs
 from tap_pepper.client import PepperClient
 from tap_pepper.errors import FixSettings, PepperError, StopEverything, StreamsFailed
 from tap_pepper.memory import digest
@@ -205,6 +206,11 @@ class TapPepper(Tap):
     # The command line.
 
     @classmethod
+    def get_singer_command(cls) -> click.Command:
+        """The command, with `--log-format`."""
+        return logs.with_option(super().get_singer_command())
+
+    @classmethod
     def cb_config(cls, ctx: click.Context, param: click.Option, value: tuple[str, ...]) -> _ConfigInput:
         """Read the files of `--config`."""
         for path in value:
@@ -251,7 +257,9 @@ def main() -> NoReturn:
         sys.stdout.fileno(), "w", buffering=STDOUT_BUFFER_BYTES, encoding="utf-8", closefd=False
     )
     try:
-        status = TapPepper.cli.main(prog_name=TapPepper.name, standalone_mode=False)
+        command = TapPepper.cli
+        logs.set_up(TapPepper.name, logs.chosen(TapPepper.name, sys.argv[1:], os.environ))
+        status = command.main(prog_name=TapPepper.name, standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
         status = INTERRUPTED

@@ -14,10 +14,11 @@ from dataclasses import asdict
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from singer_sdk.exceptions import SingerSDKError
 
+from pepper_watch import logs
 from target_crm import balances, report, status, values
 from target_crm.errors import CrmError, SettingError, WarehouseError
 from target_crm.forget import forget
@@ -36,6 +37,7 @@ logger = logging.getLogger("crm-balances")
 # Balances that are in memory at a time on their way out.
 ROWS_AT_A_TIME = 1000
 EXIT_WELL, EXIT_DRIFT, EXIT_ERROR = 0, 1, 2
+PROGRAM = "crm-balances"
 
 
 def _verify(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
@@ -110,14 +112,22 @@ COMMANDS: dict[str, Callable[[Namespace, Warehouse, TargetCrm], int]] = {
 DDL = "Print the statements that create what a loader lacks, to be run by someone who may."
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say how it is used, or where each line is to be JSON, only what is wrong."""
+        if not logs.is_structured():
+            super().error(message)
+        logs.last_words(PROGRAM, message)
+        sys.exit(EXIT_ERROR)
+
+
 def _arguments(argv: Sequence[str] | None) -> Namespace:
-    parser = argparse.ArgumentParser(
-        prog="crm-balances", description="Look after the balances that target-crm keeps in a warehouse."
-    )
+    parser = _Parser(prog=PROGRAM, description="Look after the balances that target-crm keeps in a warehouse.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {**{name: command.__doc__ for name, command in COMMANDS.items()}, "ddl": DDL}.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--config", metavar="FILE", help="target-crm's settings; else TARGET_CRM_… variables")
+        command.add_argument(logs.OPTION, choices=logs.FORMATS, help=logs.HELP.replace(", metrics included", ""))
         if name != "report":
             command.add_argument("--json", action="store_true", help="speak JSON")
     commands.choices["status"].add_argument(
@@ -218,11 +228,12 @@ def main() -> None:
     """The console script: 0 where all is well, 1 on drift, 2 where the question could not be answered."""
     logging.basicConfig(level=logging.WARNING, format="crm-balances: %(message)s")
     logger.setLevel(logging.INFO)
+    logs.set_up(PROGRAM, logs.chosen(TargetCrm.name, sys.argv[1:], os.environ))
     speak_utf8()
     try:
         sys.exit(run())
     except (CrmError, SingerSDKError) as error:
-        print(f"crm-balances: {error}", file=sys.stderr)
+        logs.last_words(PROGRAM, str(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(EXIT_ERROR)

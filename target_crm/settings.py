@@ -95,6 +95,13 @@ SETTINGS = th.PropertiesList(
         title="Store the payload",
         description="Keep each action's whole JSON in the ledger's `payload`.",
     ),
+    th.Property(
+        "log_format",
+        th.StringType(allowed_values=["text", "json"]),
+        default="text",
+        title="Log format",
+        description="Log lines as short text, or one JSON object a line, with the metrics. Also `--log-format`.",
+    ),
 )
 
 
@@ -109,6 +116,7 @@ class Settings:
     on_invalid_record: str
     hard_delete: bool
     store_payload: bool
+    log_format: str
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, cast
 
+import click
 from singer_sdk import Target
 from singer_sdk.exceptions import (
     InvalidRecord,
@@ -26,6 +28,7 @@ from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities
 from singer_sdk.mapper import CustomStreamMap, RemoveRecordTransform, SameRecordTransform, StreamMap
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
+from pepper_watch import logs
 from target_crm import engines, values
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.messages import MessageReader, without_nul
@@ -136,6 +139,11 @@ class TargetCrm(Target):
         if problems and raise_errors:
             raise SettingError("; ".join(problems))
         return problems
+
+    @classmethod
+    def get_singer_command(cls) -> click.Command:
+        """The command, with `--log-format`."""
+        return logs.with_option(super().get_singer_command())
 
     @classmethod
     def cb_config(cls, ctx: Any, param: Any, value: tuple[str, ...]) -> Any:
@@ -431,7 +439,8 @@ class TargetCrm(Target):
     def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
         """Leave at once: an open transaction rolls back, and STATE has gone out for what is committed, no further."""
         # Not by the logger: the signal may have come while it was writing.
-        os.write(sys.stderr.fileno(), b"target-crm: stopped by a signal; what is not committed will be read again\n")
+        words = "stopped by a signal; what is not committed will be read again"
+        os.write(sys.stderr.fileno(), logs.line(self.name, logging.WARNING, words))
         # Nor by SystemExit, which would wait for the batch that is under way.
         os._exit(SIGNAL_EXIT_CODE + signum)
 
@@ -471,7 +480,13 @@ def speak_utf8() -> None:
 def main() -> None:
     """The console script: an error that a person can mend is one line, and the exit code is 1."""
     speak_utf8()
+    command = TargetCrm.cli
+    logs.set_up(TargetCrm.name, logs.chosen(TargetCrm.name, sys.argv[1:], os.environ))
     try:
-        TargetCrm.cli()
+        sys.exit(command.main(prog_name=TargetCrm.name, standalone_mode=False))
+    except click.ClickException as error:
+        logs.last_words(TargetCrm.name, error.format_message())
+        sys.exit(error.exit_code)
     except (CrmError, SingerSDKError) as error:
-        sys.exit(f"target-crm: {error}")
+        logs.last_words(TargetCrm.name, str(error))
+        sys.exit(1)

@@ -27,10 +27,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
     yield build(tmp_path_factory.mktemp("dist"))
 
 
-def test_the_wheel_holds_the_three_packages_with_their_schemas_and_nothing_else(packages: tuple[Path, Path]) -> None:
+def test_the_wheel_holds_the_four_packages_with_their_schemas_and_nothing_else(packages: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(packages[1]).namelist()
     assert {name.split("/")[0] for name in names} == {
-        *("tap_pepper", "target_crm", "pepper_sandbox"),
+        *("tap_pepper", "target_crm", "pepper_sandbox", "pepper_watch"),
         "pepper_crm-0.1.0.dist-info",
     }
     inside = [name for name in names if ".dist-info/" not in name]
@@ -46,7 +46,7 @@ def test_the_sdist_holds_sources_tests_and_docs_and_nothing_that_was_made_from_t
         names = [name.split("/", 1)[1] for name in sdist.getnames()]
     top_level = {name.split("/")[0] for name in names}
     assert top_level == {
-        *("tap_pepper", "target_crm", "pepper_sandbox", "tests", "benchmarks", "hub", "deploy", "dbt"),
+        *("tap_pepper", "target_crm", "pepper_sandbox", "pepper_watch", "tests", "benchmarks", "hub", "deploy", "dbt"),
         *("docs", "requirements"),
         *("dev", "meltano.yml", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "PKG-INFO", ".gitignore"),
     }
