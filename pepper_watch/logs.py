@@ -55,7 +55,7 @@ def set_up(name: str, log_format: str) -> None:
     `SINGER_SDK_LOG_CONFIG`, as Meltano does, keeps them with text.
     """
     level = logging.getLogger().level
-    for handler in _console():
+    for handler in console():
         if log_format == JSON:
             handler.setFormatter(StructuredFormatter(defaults={"app_name": name}))
             handler.addFilter(_with_stream)
@@ -65,10 +65,11 @@ def set_up(name: str, log_format: str) -> None:
 
 def is_structured() -> bool:
     """Whether each line is a JSON object."""
-    return any(isinstance(handler.formatter, StructuredFormatter) for handler in _console())
+    return any(isinstance(handler.formatter, StructuredFormatter) for handler in console())
 
 
-def _console() -> list[logging.Handler]:
+def console() -> list[logging.StreamHandler[Any]]:
+    """The handlers that write to stderr."""
     return [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
 
 

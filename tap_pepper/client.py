@@ -27,6 +27,7 @@ import requests
 import urllib3.exceptions
 from requests.auth import AuthBase
 
+from pepper_watch import telemetry
 from tap_pepper.errors import OutOfTime, StopEverything, StopRun, TryAgain
 from tap_pepper.limiter import Limiter, LocalClock, always
 from tap_pepper.rows import JsonText, Row, text_of, value_of
@@ -266,7 +267,8 @@ class PepperClient:
         for number in range(1, tries + 1):
             with self.limiter.slot(halt, may_wait) as refusals_before:
                 try:
-                    page = self._request(path, params, where=where, give_up_seconds=give_up_seconds)
+                    with telemetry.span(f"GET {path}", resend_count=number - 1):
+                        page = self._request(path, params, where=where, give_up_seconds=give_up_seconds)
                 except TryAgain as failed:
                     error = failed
                 else:

@@ -19,6 +19,7 @@ from singer_sdk.mapper import SameRecordTransform
 from singer_sdk.singerlib import RecordMessage, Schema
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
+from pepper_watch.progress import shown
 from tap_pepper.ahead import side_by_side
 from tap_pepper.errors import FixSettings, OutOfTime, StopEverything
 from tap_pepper.limiter import always
@@ -168,6 +169,7 @@ class PepperStream(Stream):
             count += 1
             records += len(taken)
             self._emitted += len(taken)
+            shown.tell(rows=len(taken), what=f"{self.name}: {span}", fraction=shown.fraction)
             others += len(page.rows) - len(taken)
             yield taken
         passed = f", {others} more that are known or were not asked for" if others else ""
@@ -558,10 +560,12 @@ class Actions(PepperStream):
                         border.forget_earlier_runs()
                     self.checkpoint(window.until, border=border.text(reread_from), audit=audit.kept(reread_from))
                     self._news = read_until is None or window.until > read_until
+                    shown.tell(fraction=seconds_between(after, window.until) / seconds_between(after, until))
                     length_seconds = adapted_seconds(window.seconds, pages_filled, longest_seconds)
                     if window.until < until and not self._may_wait(0):
                         self._tap.leave(f"{self.name} read up to {window.until}")
                         return
+            shown.tell()
             if not self.on_trial:
                 yield from self._audited(audit, until, types)
         except OutOfTime:

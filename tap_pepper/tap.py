@@ -20,7 +20,8 @@ from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities
 from singer_sdk.plugin_base import JSONSchemaValidator
 from singer_sdk.singerlib import Catalog
 
-from pepper_watch import logs
+from pepper_watch import logs, telemetry
+from pepper_watch.progress import shown
 from tap_pepper.client import PepperClient
 from tap_pepper.errors import FixSettings, PepperError, StopEverything, StreamsFailed
 from tap_pepper.memory import digest
@@ -259,6 +260,8 @@ def main() -> NoReturn:
     try:
         command = TapPepper.cli
         logs.set_up(TapPepper.name, logs.chosen(TapPepper.name, sys.argv[1:], os.environ))
+        telemetry.begin(TapPepper.name)
+        shown.begin(TapPepper.name, beside_stdout=False)
         status = command.main(prog_name=TapPepper.name, standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
@@ -269,6 +272,11 @@ def main() -> NoReturn:
         status = max(_fail(_told(name, failure)) for name, failure in error.failures)
     except Exception as error:  # noqa: BLE001 - its text may quote a record, and its trace helps none but a developer
         status = _fail(_words(error))
+    except SystemExit as ending:
+        status = ending.code
+    finally:
+        shown.end()
+    telemetry.end(status)
     sys.exit(status)
 
 

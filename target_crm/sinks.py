@@ -19,7 +19,7 @@ from singer_sdk.sinks import Sink
 from sqlalchemy import case, func, or_, select
 
 from target_crm import balances, engines, staging, tables, values
-from target_crm.actions import ledger_row
+from target_crm.actions import LedgerRow, ledger_row
 from target_crm.errors import InputError
 from target_crm.schemas import EXTRACTED_AT, Shape, snake_case
 
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from target_crm.target import TargetCrm
 
 
+# In a row that is held: after the number of its line.
+_OCCURRED_AT = 1 + LedgerRow._fields.index("occurred_at")
+
+
 class Count(str, Enum):
     """The counts of a tally, as metrics."""
 
@@ -41,6 +45,20 @@ class Count(str, Enum):
     duplicate = "records_duplicate"
     superseded = "records_superseded"
     quarantined = "records_quarantined"
+
+
+class Measure(str, Enum):
+    """What else is measured, in seconds."""
+
+    BATCH = metrics.Metric.BATCH_PROCESSING_TIME.value
+    LAG = "lag_seconds"
+
+
+def measured(measure: Measure, seconds: float, stream: str | None = None) -> None:
+    """Log so many seconds as a metric of the SDK's kind."""
+    kind = "timer" if measure is Measure.BATCH else "gauge"
+    tags = {"stream": stream} if stream else {}
+    metrics.log(metrics.get_metrics_logger(), metrics.Point(kind, cast("metrics.Metric", measure), seconds, tags))
 
 
 @dataclass(frozen=True)
@@ -176,6 +194,10 @@ class CrmSink(Sink):
         """Write the rows of a part, and say what became of them."""
         raise NotImplementedError
 
+    def newest_at(self, held: Held) -> datetime | None:  # noqa: ARG002
+        """When the newest event of a part happened; None where a stream tells of none."""
+        return None
+
     def activate(self, connection: Connection, version: int) -> int | None:  # noqa: ARG002
         """Rows that the version does not have are gone; returns their number. None: this stream never loses rows."""
         return None
@@ -191,6 +213,10 @@ class CrmSink(Sink):
 
 class LedgerSink(CrmSink):
     """`actions`: into the ledger once each, and what the ledger took into the balances."""
+
+    def newest_at(self, held: Held) -> datetime | None:
+        """The newest `occurred_at`."""
+        return max((row[_OCCURRED_AT] for row in held.rows if row[_OCCURRED_AT]), default=None)
 
     def row_of(self, record: dict[str, Any], message: Mapping[str, Any]) -> tuple[Any, ...]:  # noqa: ARG002
         """A row of the ledger."""

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import uuid
@@ -28,7 +29,8 @@ from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities
 from singer_sdk.mapper import CustomStreamMap, RemoveRecordTransform, SameRecordTransform, StreamMap
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
-from pepper_watch import logs
+from pepper_watch import logs, telemetry
+from pepper_watch.progress import shown
 from target_crm import engines, values
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.messages import MessageReader, without_nul
@@ -41,11 +43,13 @@ from target_crm.sinks import (
     CrmSink,
     Held,
     LedgerSink,
+    Measure,
     Rejection,
     TableSink,
     Tally,
     Ticker,
     insert_absent,
+    measured,
     unstage,
 )
 from target_crm.tables import WORK_PREFIX
@@ -108,6 +112,7 @@ class TargetCrm(Target):
         self.run_id = uuid.uuid4().hex
         self.started_at = datetime.now(timezone.utc)
         self.tallies: dict[str, Tally] = {}
+        self.newest_at: datetime | None = None
         self.batch_began_at = datetime.now(timezone.utc)
         self.tick = Ticker().tick
         self._reader = MessageReader(self._idle, self._reject_line, self._tell_failure, self._take_plain)
@@ -326,6 +331,8 @@ class TargetCrm(Target):
         for stream, tally in self.tallies.items():
             self.logger.info("%s: %s", stream or "not a stream", tally)
             tally.log_metrics(self.metrics_logger, stream)
+        if self.newest_at:
+            measured(Measure.LAG, (datetime.now(timezone.utc) - self.newest_at).total_seconds(), "actions")
 
     def _hold(self) -> None:
         """Make room for one more row; the first begins a batch."""
@@ -362,6 +369,8 @@ class TargetCrm(Target):
         batch = Batch([(sink, sink.hand_over()) for sink in self._sinks], self._rejections, self._state)
         if self._rows_held or batch.state is not None:
             self._under_way = self._committer.submit(self._commit, batch)
+        if self._rows_held:
+            telemetry.past("decode", self.batch_began_at, rows=self._rows_held)
         self._rejections, self._state = [], None
         self._rows_held = self._bytes_held = 0
         self._due_at_seconds = None
@@ -376,13 +385,25 @@ class TargetCrm(Target):
         """Commit a batch in one transaction, then let its STATE out: it covers nothing else."""
         if batch.rejections or any(held.read for _, held in batch.parts):
             tallies: dict[str, Tally] = {}
-            self.warehouse.commit_once(lambda connection: tallies.update(self._flush(connection, batch)))
+            began_seconds = time.monotonic()
+            with telemetry.span("commit", rows=sum(held.read for _, held in batch.parts)):
+                self.warehouse.commit_once(lambda connection: tallies.update(self._flush(connection, batch)))
             self.tallies = tallies
+            self._show(batch, time.monotonic() - began_seconds)
             for sink, held in batch.parts:
                 sink.record_counter_metric.increment(held.read)
         if batch.state is not None and batch.state != self._emitted_state:
             self._emit(batch.state)
             self._emitted_state = batch.state
+
+    def _show(self, batch: Batch, seconds: float) -> None:
+        """Show those who watch what was committed, and in how many seconds."""
+        measured(Measure.BATCH, seconds)
+        newest = [at for sink, held in batch.parts if (at := sink.newest_at(held))]
+        self.newest_at = max([*newest, *filter(None, [self.newest_at])], default=None)
+        rows = sum(held.read for _, held in batch.parts)
+        lag = f", {datetime.now(timezone.utc) - self.newest_at} behind".partition(".")[0] if self.newest_at else ""
+        shown.tell(rows=rows, what=f"committed{lag}")
 
     def _flush(self, connection: Connection, batch: Batch) -> dict[str, Tally]:
         """Write a batch; returns what has become of every record once that is committed."""
@@ -410,8 +431,9 @@ class TargetCrm(Target):
     def _emit(self, state: str) -> None:
         """Let a STATE out. If nobody takes it, what it covers is loaded all the same, and is read again next time."""
         try:
-            sys.stdout.write(f"{state}\n")
-            sys.stdout.flush()
+            with shown.aside():
+                sys.stdout.write(f"{state}\n")
+                sys.stdout.flush()
         except OSError as error:
             self.logger.warning("nobody takes the STATE (%s); loading goes on without", error.strerror)
             # Whatever is still buffered would fail again at the end of the process.
@@ -440,6 +462,7 @@ class TargetCrm(Target):
         """Leave at once: an open transaction rolls back, and STATE has gone out for what is committed, no further."""
         # Not by the logger: the signal may have come while it was writing.
         words = "stopped by a signal; what is not committed will be read again"
+        shown.erase_by_signal()
         os.write(sys.stderr.fileno(), logs.line(self.name, logging.WARNING, words))
         # Nor by SystemExit, which would wait for the batch that is under way.
         os._exit(SIGNAL_EXIT_CODE + signum)
@@ -482,11 +505,20 @@ def main() -> None:
     speak_utf8()
     command = TargetCrm.cli
     logs.set_up(TargetCrm.name, logs.chosen(TargetCrm.name, sys.argv[1:], os.environ))
+    telemetry.begin(TargetCrm.name)
+    shown.begin(TargetCrm.name)
+    status: Any = 1
     try:
-        sys.exit(command.main(prog_name=TargetCrm.name, standalone_mode=False))
+        status = command.main(prog_name=TargetCrm.name, standalone_mode=False)
+    except click.Abort:
+        status = SIGNAL_EXIT_CODE + signal.SIGINT
     except click.ClickException as error:
+        status = error.exit_code
         logs.last_words(TargetCrm.name, error.format_message())
-        sys.exit(error.exit_code)
     except (CrmError, SingerSDKError) as error:
+        shown.end()
         logs.last_words(TargetCrm.name, str(error))
-        sys.exit(1)
+    finally:
+        shown.end()
+        telemetry.end(status)
+    sys.exit(status)
