@@ -25,7 +25,7 @@ QUIET_SECONDS: Final = 1.0
 RATE_SECONDS: Final = 10.0
 """The rate is that of so many seconds past."""
 DRAWN_PER_SECOND: Final = 4
-BAR_CHARS: Final = 20
+BAR_CHARS: Final = 12
 ERASE: Final = b"\r\x1b[2K\x1b[?25h"
 """Empties the line, and shows the cursor again."""
 
@@ -71,12 +71,13 @@ class Progress:
             self._drawer = threading.Thread(target=self._draw, name="progress", daemon=True)
             self._drawer.start()
 
-    def tell(self, *, rows: int = 0, what: str | None = None, fraction: float | None = None) -> None:
-        """Say what has happened: so many more rows, of what, and what fraction of the way is done."""
+    def count(self, rows: int) -> None:
+        """Say that so many more rows are done."""
         self.rows += rows
-        if what is not None:
-            self.what = what
-        self.fraction = fraction
+
+    def reach(self, what: str, fraction: float | None = None) -> None:
+        """Say where the run is, and what fraction of the way is behind it, where that is known."""
+        self.what, self.fraction = what, fraction
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -140,15 +141,19 @@ class Progress:
         since_seconds, before = self._marks[0] if len(self._marks) > 1 else (self._began_seconds, 0)
         rate = (self.rows - before) / max(now_seconds - since_seconds, 0.001)
         minutes, seconds = divmod(int(now_seconds - self._began_seconds), 60)
-        line = Table.grid(padding=(0, 1), expand=False)
+        texts = [f"{self.rows:,} rows", f"{rate:,.0f}/s", f"{minutes}:{seconds:02}"]
+        line = Table.grid(padding=(0, 1))
         cells: list[RenderableType] = [self.title]
+        line.add_column(min_width=len(self.title))
         if self.fraction is not None:
-            cells += [ProgressBar(total=1, completed=self.fraction, width=BAR_CHARS), f"{self.fraction:.0%}"]
-        cells += [f"{self.rows:,} rows", f"{rate:,.0f}/s", f"{minutes}:{seconds:02}", self.what]
-        for _ in cells[:-1]:
-            line.add_column(no_wrap=True)
+            texts.insert(0, f"{self.fraction:.0%}")
+            cells.append(ProgressBar(total=1, completed=self.fraction, width=BAR_CHARS))
+            line.add_column(min_width=BAR_CHARS)
+        for text in texts:
+            line.add_column(min_width=len(text), no_wrap=True)
+        # Where the terminal is narrow, this is what is cut off.
         line.add_column(no_wrap=True, overflow="ellipsis")
-        line.add_row(*cells)
+        line.add_row(*cells, *texts, self.what)
         return line
 
 

@@ -72,6 +72,7 @@ UNKNOWN_NAMES_MAX = 20
 """Unknown fields that a report names."""
 HOUR_SECONDS = 3600
 DAY_SECONDS = 24 * HOUR_SECONDS
+MINUTE_CHARS = len("2026-10-01T11:55")
 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -169,7 +170,7 @@ class PepperStream(Stream):
             count += 1
             records += len(taken)
             self._emitted += len(taken)
-            shown.tell(rows=len(taken), what=f"{self.name}: {span}", fraction=shown.fraction)
+            shown.count(len(taken))
             others += len(page.rows) - len(taken)
             yield taken
         passed = f", {others} more that are known or were not asked for" if others else ""
@@ -304,8 +305,8 @@ class PepperStream(Stream):
         if self._unknown:
             names = sorted(name if _FIELD_NAME.fullmatch(name) else "(no plain name)" for name in self._unknown)
             done = "left out" if self.fields is not None else "passed on"
-            shown = ", ".join(list(dict.fromkeys(names))[:UNKNOWN_NAMES_MAX])
-            self.logger.warning("%s: fields that the schema does not name were %s: %s", self.name, done, shown)
+            named = ", ".join(list(dict.fromkeys(names))[:UNKNOWN_NAMES_MAX])
+            self.logger.warning("%s: fields that the schema does not name were %s: %s", self.name, done, named)
 
     # What the SDK calls.
 
@@ -318,6 +319,7 @@ class PepperStream(Stream):
         self, context: Context | None = None, *, write_messages: bool = True
     ) -> Generator[dict[str, Any], Any, Any]:
         """Sync the stream; an error ends it and is kept for the end of the run, after the other streams."""
+        shown.reach(self.name)
         try:
             if write_messages and self._passes_whole:
                 self._sync_whole()
@@ -560,12 +562,12 @@ class Actions(PepperStream):
                         border.forget_earlier_runs()
                     self.checkpoint(window.until, border=border.text(reread_from), audit=audit.kept(reread_from))
                     self._news = read_until is None or window.until > read_until
-                    shown.tell(fraction=seconds_between(after, window.until) / seconds_between(after, until))
+                    done = seconds_between(after, window.until) / seconds_between(after, until)
+                    shown.reach(f"{self.name} up to {window.until[:MINUTE_CHARS]}", done)
                     length_seconds = adapted_seconds(window.seconds, pages_filled, longest_seconds)
                     if window.until < until and not self._may_wait(0):
                         self._tap.leave(f"{self.name} read up to {window.until}")
                         return
-            shown.tell()
             if not self.on_trial:
                 yield from self._audited(audit, until, types)
         except OutOfTime:

@@ -12,7 +12,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, cast
@@ -402,8 +402,10 @@ class TargetCrm(Target):
         newest = [at for sink, held in batch.parts if (at := sink.newest_at(held))]
         self.newest_at = max([*newest, *filter(None, [self.newest_at])], default=None)
         rows = sum(held.read for _, held in batch.parts)
-        lag = f", {datetime.now(timezone.utc) - self.newest_at} behind".partition(".")[0] if self.newest_at else ""
-        shown.tell(rows=rows, what=f"committed{lag}")
+        shown.count(rows)
+        if self.newest_at:
+            lag = datetime.now(timezone.utc) - self.newest_at
+            shown.reach(f"{lag - lag % timedelta(seconds=1)} behind")
 
     def _flush(self, connection: Connection, batch: Batch) -> dict[str, Tally]:
         """Write a batch; returns what has become of every record once that is committed."""

@@ -76,6 +76,7 @@ def test_the_target_draws_rows_and_lag_and_leaves_the_terminal_as_it_was(tmp_pat
     terminal = Terminal()
     with target(terminal, tmp_path, subprocess.DEVNULL) as running:
         shown = terminal.read_until(lambda text: "1 rows" in text and "behind" in text)
+        assert " behind" in shown
         assert running.stdin
         running.stdin.close()
         running.wait(RUN_SECONDS_MAX)
@@ -128,7 +129,6 @@ def test_nothing_is_drawn_where_it_is_not_wanted(variables: dict[str, str], tmp_
     with target(terminal, tmp_path, subprocess.PIPE, **variables) as running:
         assert running.stdout
         running.stdout.readline()
-        time.sleep(0)
         assert running.stdin
         running.stdin.close()
         running.wait(RUN_SECONDS_MAX)
@@ -157,7 +157,8 @@ def test_of_two_plugins_in_a_pipe_the_last_draws_and_a_tap_alone_draws_its_windo
                 else:
                     terminal.read_until(lambda text: "rows" in text and "%" in text)
                 running.terminate()
-                running.stdout and running.stdout.read()
+                if running.stdout:
+                    running.stdout.read()
                 running.wait(RUN_SECONDS_MAX)
             drawn[name] = terminal.read_all()
     assert "tap-pepper" in drawn["alone"]
