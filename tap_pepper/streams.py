@@ -300,7 +300,7 @@ class PepperStream(Stream):
         if bookmark is not None:
             lag_seconds = seconds_between(bookmark, bound_of(client.local.now()))
             measured(Measure.LAG, lag_seconds, self.name)
-            ends += f", {lag_seconds:,.0f} s behind"
+            ends += f", {max(0.0, lag_seconds):,.0f} s behind"
         self.logger.info("%s: done, %s records from %d pages%s", self.name, f"{self._emitted:,}", traffic.pages, ends)
         if self._unknown:
             names = sorted(name if _FIELD_NAME.fullmatch(name) else "(no plain name)" for name in self._unknown)
