@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from singer_sdk import metrics
+from singer_sdk import typing as th
 from singer_sdk.logging import StructuredFormatter
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 OPTION: Final = "--log-format"
 TEXT, JSON = "text", "json"
 FORMATS: Final = (TEXT, JSON)
+SETTING: Final = th.Property(
+    "log_format",
+    th.StringType(allowed_values=list(FORMATS)),
+    default=TEXT,
+    title="Log format",
+    description="Log lines as short text, or one JSON object a line, with the metrics. Also `--log-format`.",
+)
 HELP: Final = "Log lines as short text, or as one JSON object a line, metrics included. Default: text."
 
 # What the SDK says of itself at each start, by the beginning of its templates. Nobody waits for it.

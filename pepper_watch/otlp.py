@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
 
 NANOSECONDS = 1_000_000_000
+PATIENCE_SECONDS = 3.0
+"""How long a collector that does not answer is waited for, where no `OTEL_EXPORTER_OTLP_…TIMEOUT` says so."""
 TAGS = ("stream", "status")
 """The tags of a metric that are passed on."""
 
@@ -47,9 +49,15 @@ class Run:
             resource = own.merge(told)
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
         if environment.get("OTEL_TRACES_EXPORTER") != "none":
-            self._tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+            self._tracers.add_span_processor(
+                BatchSpanProcessor(OTLPSpanExporter(timeout=_patience(environment, "TRACES")))
+            )
         wants_metrics = environment.get("OTEL_METRICS_EXPORTER") != "none"
-        readers = [PeriodicExportingMetricReader(OTLPMetricExporter())] if wants_metrics else []
+        readers = (
+            [PeriodicExportingMetricReader(OTLPMetricExporter(timeout=_patience(environment, "METRICS")))]
+            if wants_metrics
+            else []
+        )
         self._meters = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
         self._points = _Points(self._meters.get_meter(name))
         get_metrics_logger().addHandler(self._points)
@@ -85,6 +93,11 @@ class Run:
         get_metrics_logger().removeHandler(self._points)
         self._tracers.shutdown()
         self._meters.shutdown()
+
+
+def _patience(environment: Mapping[str, str], signal: str) -> float | None:
+    told = ("OTEL_EXPORTER_OTLP_TIMEOUT", f"OTEL_EXPORTER_OTLP_{signal}_TIMEOUT")
+    return None if any(name in environment for name in told) else PATIENCE_SECONDS
 
 
 class _Points(logging.Handler):

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from singer_sdk import typing as th
 
+from pepper_watch.logs import SETTING
 from tap_pepper.windows import read_bound
 
 if TYPE_CHECKING:
@@ -202,13 +203,7 @@ CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(
         description="How the tap presents itself to Pepper. By default the name and version of this package.",
         examples=["the-grill-etl (data@the-grill.example)"],
     ),
-    th.Property(
-        "log_format",
-        th.StringType(allowed_values=["text", "json"]),
-        default="text",
-        title="Log format",
-        description="Log lines as short text, or one JSON object a line, with the metrics. Also `--log-format`.",
-    ),
+    SETTING,
 ).to_dict()
 
 SECRETS = frozenset(name for name, schema in CONFIG_JSONSCHEMA["properties"].items() if schema.get("secret"))

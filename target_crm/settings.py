@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from singer_sdk import typing as th
 from sqlalchemy.engine import URL
 
+from pepper_watch.logs import SETTING
 from target_crm.errors import SettingError
 
 if TYPE_CHECKING:
@@ -95,13 +96,7 @@ SETTINGS = th.PropertiesList(
         title="Store the payload",
         description="Keep each action's whole JSON in the ledger's `payload`.",
     ),
-    th.Property(
-        "log_format",
-        th.StringType(allowed_values=["text", "json"]),
-        default="text",
-        title="Log format",
-        description="Log lines as short text, or one JSON object a line, with the metrics. Also `--log-format`.",
-    ),
+    SETTING,
 )
 
 
