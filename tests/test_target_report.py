@@ -347,6 +347,31 @@ def test_nothing_overflows_on_a_phone_or_a_desk_and_each_chart_is_shown_once(
     assert told["drawings"] == [[True, 1, True]] * 6
 
 
+# What paper shows, shown on the screen: of each table whether all of it is to be seen.
+PRINTED = """page => {
+  for (const rule of page.styleSheets[0].cssRules)
+    if (rule.media) rule.media.mediaText = rule.media.mediaText == "print" ? "all" : "not all";
+  page.querySelector("details").open = true;
+  return [...page.querySelectorAll("table")].filter(table => table.checkVisibility()).map(table => {
+    const card = table.closest(".card").getBoundingClientRect(), box = table.getBoundingClientRect();
+    const around = table.parentElement.getBoundingClientRect();
+    return box.right <= card.right && box.bottom <= Math.min(card.bottom, around.bottom) + 1;
+  });
+}"""
+PAPER_WIDTH = 688
+"""Of a sheet of A4 without its margins, in pixels."""
+
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium on this machine")
+def test_on_paper_no_table_is_cut_and_those_that_were_opened_are_there(sqlite_url: str, tmp_path: Path) -> None:
+    holders = [action(f"h{number}", award=f"h{number}", user=f"{number:024}") for number in range(30)]
+    load(sqlite_url, [*HISTORY, ACTIONS, *holders])
+
+    told = browser.ask(page_of(sqlite_url).html, PRINTED, PAPER_WIDTH, tmp_path)
+
+    assert told == [True] * 5
+
+
 def test_many_awards_give_a_small_page(sqlite_url: str) -> None:
     awards = [snapshot(f"w{number}", number % 9) for number in range(100_000)]
     load(sqlite_url, [AWARDS, *awards], batch_size_rows=50_000)
