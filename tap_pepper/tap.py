@@ -369,7 +369,3 @@ def _checked_catalog(file: IO[str] | None) -> IO[str] | None:
         msg = f"{what}: not a Singer catalog; make one with tap-pepper --discover"
         raise FixSettings(msg) from error
     return io.StringIO(text)
-
-
-if __name__ == "__main__":
-    main()
