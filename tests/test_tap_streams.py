@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from datetime import timedelta
 from decimal import Decimal
@@ -332,7 +333,7 @@ ACTIONS = st.lists(
 TO_BYTES = {
     "as-it-is": lambda text: text,
     "indented": lambda text: msgspec.json.format(text, indent=2),
-    "escaped": lambda text: json.dumps(json.loads(text, parse_float=float)).encode(),
+    "escaped": lambda text: re.sub("[^\0-\x7f]", lambda found: json.dumps(found[0])[1:-1], text.decode()).encode(),
 }
 
 
