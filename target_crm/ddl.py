@@ -9,7 +9,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String, TypeDecorator
 
-from target_crm.engines import CannotWiden, ways_of
+from target_crm.engines import ways_of
 from target_crm.errors import WarehouseError
 from target_crm.tables import STAGING_PREFIX, WORK
 
@@ -112,13 +112,13 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
     old, new = _kind(found[column.name]), _kind(_as_made(column.type, dialect))
     if old == new or (old, new) == ("number", "integer"):
         return None
-    try:
-        return ways_of(dialect.name).widen(dialect, column, old, new)
-    except CannotWiden:
+    ways = ways_of(dialect.name)
+    if new not in ways.widens_to or (new == "number" and old != "integer"):
         raise WarehouseError(
             f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
             "can't widen it: rename the property by a stream map"
-        ) from None
+        )
+    return ways.widen(dialect, column)
 
 
 def _as_made(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:

@@ -11,7 +11,7 @@ from importlib import import_module
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from target_crm.engines.ways import LOCK_WAIT_SECONDS, CannotWiden, Ways, pep_249_names
+from target_crm.engines.ways import LOCK_WAIT_SECONDS, Ways, pep_249_names
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOCK_WAIT_SECONDS",
-    "CannotWiden",
     "Ways",
     "binding",
     "empty",

@@ -12,7 +12,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
 from target_crm.engines.parquet import write_parquet
-from target_crm.engines.ways import CannotWiden, Ways, laid_out, pep_249_names
+from target_crm.engines.ways import Ways, laid_out, pep_249_names
 from target_crm.errors import SettingError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Bigquery(Ways):
     """No locks, no keys, no transactions of several statements, and files by load jobs, which cost nothing."""
 
+    widens_to = ("number",)
     # What says that a job was never begun. Of one that is lost on the way nobody knows whether it goes on, and its
     # repetition must not run beside it.
     _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
@@ -60,10 +61,8 @@ class Bigquery(Ways):
         """Nobody can tell; those that are wanted."""
         return table.primary_key.columns.keys()
 
-    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
-        """From a whole number alone."""
-        if (old, new) != ("integer", "number"):
-            raise CannotWiden
+    def widen(self, dialect: Dialect, column: Column[Any]) -> str:
+        """By a change of type, which converts what is there."""
         name = dialect.identifier_preparer.quote(column.name)
         return f"ALTER COLUMN {name} SET DATA TYPE {column.type.compile(dialect)}"
 

@@ -33,6 +33,7 @@ class Duckdb(Ways):
     """A file that one process has open at a time, and a reader of columns."""
 
     tested = True
+    widens_to = ("number", "text")
     # Between two batches, the file is another process's to open.
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
@@ -55,9 +56,9 @@ class Duckdb(Ways):
         """Where two transactions of a process were in each other's way."""
         return "TransactionException" in pep_249_names(error)
 
-    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+    def widen(self, dialect: Dialect, column: Column[Any]) -> str:
         """By a cast of what is there."""
-        return alter_using_cast(dialect, column, old, new)
+        return alter_using_cast(dialect, column)
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By columns, through Arrow: row by row takes thirty times as long."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Column, text
 
-from target_crm.engines.ways import LOCK_WAIT_SECONDS, CannotWiden, Ways, digest
+from target_crm.engines.ways import LOCK_WAIT_SECONDS, Ways, digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Mssql(Ways):
     """Application locks, and a driver that sends many rows at once."""
 
+    widens_to = ("number",)
     engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
 
     def lock(self, connection: Connection, schema: str | None) -> None:
@@ -30,8 +31,6 @@ class Mssql(Ways):
             {"name": digest(f"{schema}"), "wait_ms": LOCK_WAIT_SECONDS * 1000},
         )
 
-    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
-        """From a whole number alone."""
-        if (old, new) != ("integer", "number"):
-            raise CannotWiden
+    def widen(self, dialect: Dialect, column: Column[Any]) -> str:
+        """By a change of type, which converts what is there."""
         return f"ALTER COLUMN {dialect.identifier_preparer.quote(column.name)} {column.type.compile(dialect)}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Table, event
 
-from target_crm.engines.ways import LOCK_WAIT_SECONDS, CannotWiden, Ways, digest, insert_by_driver
+from target_crm.engines.ways import LOCK_WAIT_SECONDS, Ways, digest, insert_by_driver
 from target_crm.errors import WarehouseError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class Mysql(Ways):
     """MySQL and MariaDB: locks by name that outlast a transaction, and DDL that commits at once."""
 
+    widens_to = ("number", "text")
     # The server, or the way to it, is gone; too many connections; a lock was not to be had, or another has won it.
     _PASSING = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
 
@@ -52,10 +53,8 @@ class Mysql(Ways):
         """By number: the classes of the driver say little."""
         return bool(error.args) and error.args[0] in self._PASSING
 
-    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+    def widen(self, dialect: Dialect, column: Column[Any]) -> str:
         """By a change of type, which converts what is there."""
-        if (old, new) != ("integer", "number") and new != "text":
-            raise CannotWiden
         name = dialect.identifier_preparer.quote(column.name)
         return f"MODIFY COLUMN {name} {column.type.compile(dialect)}"
 

@@ -21,6 +21,7 @@ class Postgresql(Ways):
     """A server with advisory locks and COPY."""
 
     tested = True
+    widens_to = ("number", "text")
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
     # One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
     _LOCK_CLASS = 0x63726D
@@ -51,9 +52,9 @@ class Postgresql(Ways):
         )
         return connection.scalar(text(foreign_table), {"schema": schema}) is None
 
-    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+    def widen(self, dialect: Dialect, column: Column[Any]) -> str:
         """By a cast of what is there."""
-        return alter_using_cast(dialect, column, old, new)
+        return alter_using_cast(dialect, column)
 
     def empty(self, connection: Connection, table: Table) -> None:
         """By TRUNCATE, which leaves no dead rows behind; but while a backup is made it would have to wait."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Table, event
+from sqlalchemy import Table, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
-from target_crm.engines.ways import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, CannotWiden, Ways, insert_by_driver
+from target_crm.engines.ways import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, Ways, insert_by_driver
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Column, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, Connection, Engine, Table
 
     from target_crm.engines.ways import Rows
 
@@ -21,6 +21,8 @@ class Sqlite(Ways):
     """A file, and one writer at a time."""
 
     tested = True
+    # Any column takes any value; only what it makes of it depends on its type.
+    widens_to = ("number",)
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Make a SQLAlchemy engine; a database in memory is that of one connection, which has to serve every thread."""
@@ -58,12 +60,6 @@ class Sqlite(Ways):
     def is_passing(self, error: Exception) -> bool:  # noqa: ARG002
         """No: it has waited for its lock already."""
         return False
-
-    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str | None:  # noqa: ARG002
-        """Any column takes any value; only what it makes of it depends on its type."""
-        if (old, new) in {("integer", "number"), ("text", "JSON")}:
-            return None
-        raise CannotWiden
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By the driver's own executemany: SQLAlchemy's would make a dict of every row."""

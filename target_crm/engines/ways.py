@@ -26,10 +26,6 @@ LOCK_WAIT_SECONDS = 60
 LOCK_POLL_SECONDS = 0.1
 
 
-class CannotWiden(Exception):
-    """A column can't be made to take other values than it does."""
-
-
 class Ways:
     """What serves on an engine that nobody has heard of."""
 
@@ -37,6 +33,8 @@ class Ways:
     """Whether the cases that every engine has to pass are run on the real one: see docs/warehouses.md."""
     engine_options: ClassVar[Mapping[str, Any]] = {}
     """Arguments of `create_engine`."""
+    widens_to: ClassVar[Collection[str]] = ()
+    """Kinds of `ddl` that a column can be made to take: `number` after `integer`, `text` after any."""
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a transaction that only reads, and has to see one state throughout."""
 
@@ -78,15 +76,9 @@ class Ways:
     def heal(self, connection: Connection, table: Table) -> None:
         """Finish a change that was cut off, where it is not a single statement."""
 
-    def widen(self, dialect: Dialect, column: Column[Any], old: str, new: str) -> str | None:  # noqa: ARG002
-        """What to say to ALTER TABLE so that a column of one kind takes values of another, too.
-
-        Kinds are those of `ddl`. None: the column takes both as it is.
-
-        Raises:
-            CannotWiden: the engine can't.
-        """
-        raise CannotWiden
+    def widen(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
+        """What to say to ALTER TABLE so that a column takes what its new type does. None: it does so as it is."""
+        return None
 
     def empty(self, connection: Connection, table: Table) -> None:
         """Remove all rows."""
@@ -108,10 +100,8 @@ def pep_249_names(error: Exception) -> set[str]:
     return {each.__name__ for each in type(error).__mro__}
 
 
-def alter_using_cast(dialect: Dialect, column: Column[Any], old: str, new: str) -> str:
+def alter_using_cast(dialect: Dialect, column: Column[Any]) -> str:
     """ALTER TABLE's clause that widens a column by a cast of what is there."""
-    if (old, new) != ("integer", "number") and new != "text":
-        raise CannotWiden
     name = dialect.identifier_preparer.quote(column.name)
     converted = cast(column, column.type).compile(dialect=dialect)
     return f"ALTER COLUMN {name} TYPE {column.type.compile(dialect)} USING {converted}"
