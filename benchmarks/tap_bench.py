@@ -26,7 +26,7 @@ from benchmarks.tap_pages import START
 from tests.postgres import PostgresServer, new_database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PYTHON: Final = sys.executable
 TAP, TARGET, MELTANO = (Path(PYTHON).with_name(name) for name in ("tap-pepper", "target-crm", "meltano"))
@@ -156,23 +156,29 @@ def memory(large: int) -> str:
 
 def idle(rounds: int) -> str:
     """A poll that finds nothing new, and what of it is imports."""
-    with contender(3000, 100) as with_:
-        target = with_.target(f"sqlite:///{with_.folder / 'warehouse.db'}")
-        output = with_.folder / "output"
-        run(with_.tap, target, stdout=output, environment=QUIET)
-        state = with_.folder / "state.json"
+    with contender(3000, 100) as with_, PostgresServer() as server:
+        engines = {
+            "SQLite": f"sqlite:///{with_.folder / 'warehouse.db'}",
+            "PostgreSQL": new_database(server.url).replace("postgresql:", "postgresql+psycopg:"),
+        }
+        targets = {engine: with_.target(url, engine) for engine, url in engines.items()}
+        output, state = with_.folder / "output", with_.folder / "state.json"
+        for target in targets.values():
+            run(with_.tap, target, stdout=output, environment=QUIET)
         state.write_text(output.read_text().splitlines()[-1])
         tap = [*with_.tap, "--state", state]
         run(tap, stdout=output, environment=QUIET)
-        programs: Mapping[str, Sequence[Sequence[str | Path]]] = {
-            "import singer_sdk": [[PYTHON, "-c", "import singer_sdk"]],
-            "import tap_pepper.tap": [[PYTHON, "-c", "import tap_pepper.tap"]],
-            "import target_crm.target": [[PYTHON, "-c", "import target_crm.target"]],
-            "tap-pepper": [tap],
-            "tap-pepper \\| target-crm": [tap, target],
+        programs: dict[str, Callable[[], Run]] = {
+            "import singer_sdk": partial(run, [PYTHON, "-c", "import singer_sdk"]),
+            "import sqlalchemy": partial(run, [PYTHON, "-c", "import sqlalchemy"]),
+            "tap-pepper --version": partial(run, [TAP, "--version"]),
+            "target-crm --version": partial(run, [TARGET, "--version"]),
+            "tap-pepper": partial(run, tap, environment=QUIET),
         }
-        results = in_turn({name: partial(run, *each, environment=QUIET) for name, each in programs.items()}, rounds)
-        results["target-crm"] = [run(target, stdin=output, environment=QUIET) for _ in range(rounds)]
+        for engine, target in targets.items():
+            programs[f"target-crm into {engine}"] = partial(run, target, stdin=output, environment=QUIET)
+            programs[f"tap-pepper \\| target-crm into {engine}"] = partial(run, tap, target, environment=QUIET)
+        results = in_turn(programs, rounds)
     lines = ["| | seconds | of processor time |", "|---|---:|---:|"]
     for name, runs in results.items():
         lines.append(f"| {name} | {seconds_of(runs):.2f} | {_processor_seconds(runs):.2f} |")
