@@ -15,7 +15,7 @@ from tests.target_fixtures import ACTIONS, state
 if TYPE_CHECKING:
     from pathlib import Path
 
-UNUSED = {"jinja2", "opentelemetry", "pandas", "pendulum", "psycopg", "pyarrow", "sqlalchemy.orm", "vl_convert"}
+UNUSED = {"jinja2", "opentelemetry", "pandas", "pendulum", "psycopg", "pyarrow", "rich", "sqlalchemy.orm", "vl_convert"}
 
 
 def run(folder: Path, name: str, *arguments: str, messages: str = "", **settings: str) -> tuple[str, set[str]]:
