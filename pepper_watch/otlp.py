@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import count
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -14,21 +19,22 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from singer_sdk.metrics import get_metrics_logger
 
 from pepper_watch.logs import point_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from opentelemetry.metrics import Meter
 
 NANOSECONDS = 1_000_000_000
-PATIENCE_SECONDS = 3.0
-"""How long a collector that does not answer is waited for, where no `OTEL_EXPORTER_OTLP_…TIMEOUT` says so."""
+END_SECONDS_MAX = 2.0
+"""How long the end of a run waits for what is left to be sent."""
+SPANS_MAX = 10_000
+"""Spans in one run: a backfill has more requests than a collector wants in one trace. Metrics count them all."""
 TAGS = ("stream", "status")
 """The tags of a metric that are passed on."""
 
@@ -39,65 +45,97 @@ class Run:
     Where `TRACEPARENT` is set, as some orchestrators do, the run is a part of that trace.
     """
 
-    def __init__(self, name: str, environment: Mapping[str, str]) -> None:
-        # What the environment says goes before: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`.
-        own = Resource({SERVICE_NAME: name, SERVICE_VERSION: version("pepper-crm")})
-        told = Resource.create()
-        if str(told.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
-            resource = told.merge(own)
-        else:
-            resource = own.merge(told)
+    def __init__(self, name: str, signals: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._troubles = _Troubles()
+        logs = logging.getLogger("opentelemetry")
+        logs.addHandler(self._troubles)
+        # Where a collector is away there are many, and they may show its whole address.
+        logs.propagate = False
+        resource = _resource(name)
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-        if environment.get("OTEL_TRACES_EXPORTER") != "none":
-            self._tracers.add_span_processor(
-                BatchSpanProcessor(OTLPSpanExporter(timeout=_patience(environment, "TRACES")))
-            )
-        wants_metrics = environment.get("OTEL_METRICS_EXPORTER") != "none"
-        readers = (
-            [PeriodicExportingMetricReader(OTLPMetricExporter(timeout=_patience(environment, "METRICS")))]
-            if wants_metrics
-            else []
-        )
+        if "TRACES" in signals:
+            self._tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        readers = [PeriodicExportingMetricReader(OTLPMetricExporter())] if "METRICS" in signals else []
         self._meters = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
         self._points = _Points(self._meters.get_meter(name))
         get_metrics_logger().addHandler(self._points)
         self._tracer = self._tracers.get_tracer(name)
+        self._spans = count()
         parent = {"traceparent": environment.get("TRACEPARENT", "")}
         self._root = self._tracer.start_span(f"{name} run", context=TraceContextTextMapPropagator().extract(parent))
-        self._inside = set_span_in_context(self._root)
+        self._inside = trace.set_span_in_context(self._root)
 
     @contextmanager
     def span(self, name: str, attributes: Mapping[str, Any]) -> Iterator[None]:
         """A span of the run, in any thread."""
-        span = self._tracer.start_span(name, context=self._inside, attributes=attributes)
-        try:
+        if next(self._spans) >= SPANS_MAX:
             yield
-        except BaseException as error:
-            span.set_status(StatusCode.ERROR)
-            span.set_attribute("error.type", type(error).__name__)
-            raise
-        finally:
-            span.end()
+            return
+        span = self._tracer.start_span(name, context=self._inside, attributes=attributes)
+        # An error's words would be told with it.
+        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            try:
+                yield
+            except BaseException as error:
+                span.set_status(trace.StatusCode.ERROR)
+                span.set_attribute("error.type", type(error).__name__)
+                raise
+
+    def note(self, attributes: Mapping[str, Any]) -> None:
+        """Add to the innermost span of this thread, if it is in one."""
+        trace.get_current_span().set_attributes(dict(attributes))
 
     def past(self, name: str, began_at: datetime, attributes: Mapping[str, Any]) -> None:
         """A span that began then and ends now."""
-        began = int(began_at.timestamp() * NANOSECONDS)
-        self._tracer.start_span(name, context=self._inside, attributes=attributes, start_time=began).end()
+        if next(self._spans) < SPANS_MAX:
+            began = int(began_at.timestamp() * NANOSECONDS)
+            self._tracer.start_span(name, context=self._inside, attributes=attributes, start_time=began).end()
 
-    def end(self, exit_code: object) -> None:
-        """Send all that is left."""
+    def end(self, exit_code: object) -> bool:
+        """Send what is left, for at most `END_SECONDS_MAX`, and only until the first try that fails.
+
+        Returns:
+            Whether the collector took all of it, and all before.
+        """
         self._root.set_attribute("process.exit.code", exit_code if isinstance(exit_code, int) else int(bool(exit_code)))
         if exit_code:
-            self._root.set_status(StatusCode.ERROR)
+            self._root.set_status(trace.StatusCode.ERROR)
         self._root.end()
         get_metrics_logger().removeHandler(self._points)
-        self._tracers.shutdown()
-        self._meters.shutdown()
+        self._troubles.news = news = SimpleQueue[bool]()
+        ends = [self._tracers.shutdown, self._meters.shutdown]
+        for each in ends:
+            Thread(target=lambda end=each: news.put(end() is None), daemon=True).start()
+        give_up_seconds = time.monotonic() + END_SECONDS_MAX
+        try:
+            ended_well = all(news.get(timeout=max(0.0, give_up_seconds - time.monotonic())) for _ in ends)
+        except Empty:
+            return False
+        return ended_well and not self._troubles.lost
 
 
-def _patience(environment: Mapping[str, str], signal: str) -> float | None:
-    told = ("OTEL_EXPORTER_OTLP_TIMEOUT", f"OTEL_EXPORTER_OTLP_{signal}_TIMEOUT")
-    return None if any(name in environment for name in told) else PATIENCE_SECONDS
+def _resource(name: str) -> Resource:
+    """What the environment says goes before: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`."""
+    told = Resource.create()
+    is_named = not str(told.attributes[SERVICE_NAME]).startswith("unknown_service")
+    named = {} if is_named else {SERVICE_NAME: name}
+    return Resource({SERVICE_VERSION: version("pepper-crm")}).merge(told).merge(Resource(named))
+
+
+class _Troubles(logging.Handler):
+    """Notes what OpenTelemetry would warn of, and keeps its words to itself."""
+
+    lost = False
+    """Whether anything was given up. After a warning alone, it is tried again."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.news = SimpleQueue[bool]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Let the end of the run know."""
+        self.lost = self.lost or record.levelno >= logging.ERROR
+        self.news.put(False)
 
 
 class _Points(logging.Handler):

@@ -1,7 +1,7 @@
-"""Traces and metrics of a run, by OpenTelemetry, where the environment names a collector; else nothing happens here.
+"""Traces and metrics of a run, by OpenTelemetry, where the environment asks for them; else nothing happens here.
 
-The standard variables decide: `OTEL_EXPORTER_OTLP_ENDPOINT`, or the one of traces or metrics alone. What is sent is
-what the log's metrics hold, and spans with names, counts and statuses: no rows, no ids, no secrets.
+What is sent is what the log's metrics hold, and spans with names, counts and statuses: no rows, no ids, no secrets, and
+not the words of an error, which may quote a record. No failure of it is a failure of the run.
 """
 
 from __future__ import annotations
@@ -17,37 +17,68 @@ if TYPE_CHECKING:
 
     from pepper_watch.otlp import Run
 
-ENDPOINTS: Final = tuple(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT" for kind in ("", "TRACES_", "METRICS_"))
+SIGNALS: Final = ("TRACES", "METRICS")
+PROTOCOL: Final = "http/protobuf"
 _runs: Final[list[Run]] = []
 
 
-def is_wanted(environment: Mapping[str, str]) -> bool:
-    """Whether a collector is named, and the standard switch is not thrown."""
-    off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    return not off and any(environment.get(name) for name in ENDPOINTS)
+def signals_asked(environment: Mapping[str, str]) -> list[str]:
+    """Which of `SIGNALS` the environment asks for.
+
+    `OTEL_TRACES_EXPORTER` says `otlp` or `none`; where it says nothing, an endpoint for OTLP asks for the signal. An
+    empty variable says nothing. Source: OpenTelemetry's "Environment Variable Specification".
+    """
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return []
+
+    def exporters(signal: str) -> str:
+        addressed = (environment.get(f"OTEL_EXPORTER_OTLP_{infix}ENDPOINT") for infix in ("", f"{signal}_"))
+        return environment.get(f"OTEL_{signal}_EXPORTER") or ("otlp" if any(addressed) else "none")
+
+    return [signal for signal in SIGNALS if "otlp" in map(str.strip, exporters(signal).split(","))]
+
+
+def protocol_asked(signal: str, environment: Mapping[str, str]) -> str:
+    """How a signal is to be sent; `PROTOCOL` is the only way that the extra has."""
+    names = (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    return next(filter(None, map(environment.get, names)), PROTOCOL)
 
 
 def begin(name: str) -> None:
-    """Begin the trace of a run, if it is wanted; without the extra `otel`, a warning says what to install."""
-    if not is_wanted(os.environ):
+    """Begin the trace of a run, if it is wanted; what keeps it from being told is one line."""
+    logger = logging.getLogger(name)
+    signals = signals_asked(os.environ)
+    for signal in list(signals):
+        protocol = protocol_asked(signal, os.environ)
+        if protocol != PROTOCOL:
+            logger.warning("OpenTelemetry: %s are not sent by %s, only by %s", signal.lower(), protocol, PROTOCOL)
+            signals.remove(signal)
+    if not signals:
         return
     try:
         from pepper_watch.otlp import Run  # noqa: PLC0415 - an extra, and it takes a third of a second
+
+        _runs.append(Run(name, signals, os.environ))
     except ImportError:
-        told = "OTEL_EXPORTER_OTLP_… names a collector, but nothing is sent: pip install 'pepper-crm[otel]'"
-        logging.getLogger(name).warning(told)
-        return
-    _runs.append(Run(name, os.environ))
+        logger.warning("OpenTelemetry is asked for, but not installed: pip install 'pepper-crm[otel]'")
+    except Exception as error:  # noqa: BLE001 - a variable that OpenTelemetry can't read is no reason to load nothing
+        logger.warning("OpenTelemetry does not start (%s): check the OTEL_… variables", type(error).__name__)
 
 
 @contextmanager
 def span(name: str, **attributes: int) -> Iterator[None]:
-    """A part of the run. An error in it is told by its kind alone: its text may hold anything."""
+    """A part of the run. An error in it is told by its kind."""
     if not _runs:
         yield
         return
     with _runs[-1].span(name, attributes):
         yield
+
+
+def note(**attributes: int) -> None:
+    """Add to what the innermost span of this thread tells."""
+    if _runs:
+        _runs[-1].note(attributes)
 
 
 def past(name: str, began_at: datetime, **attributes: int) -> None:
@@ -56,7 +87,9 @@ def past(name: str, began_at: datetime, **attributes: int) -> None:
         _runs[-1].past(name, began_at, attributes)
 
 
-def end(exit_code: object) -> None:
+def end(name: str, exit_code: object) -> None:
     """Send what is left. How the run ended is told by its exit code."""
     while _runs:
-        _runs.pop().end(exit_code)
+        if not _runs.pop().end(exit_code):
+            told = "OpenTelemetry: the collector did not take everything; the run is none the worse for it"
+            logging.getLogger(name).warning(told)

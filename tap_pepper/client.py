@@ -316,6 +316,7 @@ class PepperClient:
                 allow_redirects=False,
                 stream=True,
             ) as response:
+                telemetry.note(status=response.status_code)
                 if response.status_code != HTTPStatus.OK:
                     raise self._refusal(response, where)
                 body = self._read(response, BODY_BYTES_MAX, where, give_up_seconds)

@@ -276,7 +276,7 @@ def main() -> NoReturn:
         status = ending.code
     finally:
         shown.end()
-    telemetry.end(status)
+    telemetry.end(TapPepper.name, status)
     sys.exit(status)
 
 

@@ -522,5 +522,5 @@ def main() -> None:
         logs.last_words(TargetCrm.name, str(error))
     finally:
         shown.end()
-        telemetry.end(status)
+        telemetry.end(TargetCrm.name, status)
     sys.exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
+from pepper_watch import otlp, telemetry
 from tests.commands import RUN_SECONDS_MAX, command, environment, pepper_settings
+from tests.tap_fixtures import TOKEN, Reply, Script, config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,10 +134,90 @@ def test_a_run_that_fails_says_so_in_its_trace(collector: Collector) -> None:
     assert root.status.code == root.status.STATUS_CODE_ERROR
 
 
-def test_a_collector_that_is_gone_ends_no_run(tmp_path: Path) -> None:
-    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
-    ran = run("target-crm", THREE_LINES, TARGET_CRM_SQLALCHEMY_URL=f"sqlite:///{tmp_path / 'crm.db'}", **settings)
+def test_a_request_tells_what_pepper_answered(collector: Collector) -> None:
+    with Script(Reply(status=403)) as pepper:
+        given = {f"TAP_PEPPER_{name.upper()}": str(value) for name, value in config(pepper.url).items()}
+        ran = run("tap-pepper", **given, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    assert ran.returncode == 1
+    (request,) = [span for span in collector.spans if span.name == "GET /actions"]
+    assert {each.key: each.value.int_value for each in request.attributes}["status"] == 403
+    assert request.status.code == request.status.STATUS_CODE_ERROR
+    assert not request.events
+    assert TOKEN.encode() not in b"".join(collector.bodies)
+
+
+def test_a_trace_has_an_end_however_many_requests_a_backfill_takes(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setattr(otlp, "SPANS_MAX", 3)
+    telemetry.begin("tap-pepper")
+    for _ in range(9):
+        with telemetry.span("GET /actions"):
+            telemetry.note(status=200)
+    telemetry.end("tap-pepper", 0)
+    assert sorted(span.name for span in collector.spans) == [*["GET /actions"] * 3, "tap-pepper run"]
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A collector that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("is_away", [True, False], ids=["nobody-listens", "nobody-answers"])
+def test_a_collector_that_takes_nothing_fails_no_run(silent: str, tmp_path: Path, *, is_away: bool) -> None:
+    address = "http://127.0.0.1:9" if is_away else silent
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    ran = run("target-crm", THREE_LINES, TARGET_CRM_SQLALCHEMY_URL=url, OTEL_EXPORTER_OTLP_ENDPOINT=address)
     assert (ran.returncode, ran.stdout) == (0, b'{"bookmarks":{}}\n')
+    assert ran.stderr.count(b"OpenTelemetry") == 1
+    assert b"the collector did not take everything" in ran.stderr
+    assert address.encode() not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        pytest.param({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OpenTelemetry", id="unreadable"),
+        pytest.param({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "not sent by grpc, only by http", id="another-protocol"),
+        pytest.param({"PYTHONPATH": "{folder}"}, "pip install 'pepper-crm[otel]'", id="not-installed"),
+    ],
+)
+def test_what_keeps_a_run_from_being_told_is_said_and_stops_no_run(
+    tmp_path: Path, variables: dict[str, str], words: str
+) -> None:
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").write_text("raise ImportError('not installed')")
+    given = {name: value.format(folder=tmp_path) for name, value in variables.items()}
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "TARGET_CRM_SQLALCHEMY_URL": url}
+    ran = run("target-crm", THREE_LINES, **asked, **given)
+    assert (ran.returncode, ran.stdout) == (0, b'{"bookmarks":{}}\n')
+    assert words in ran.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("environ", "asked"),
+    [
+        pytest.param({}, [], id="nothing-is-off"),
+        pytest.param({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, ["TRACES", "METRICS"], id="an-endpoint-is-on"),
+        pytest.param({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, [], id="an-empty-variable-says-nothing"),
+        pytest.param({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c"}, ["METRICS"], id="an-endpoint-of-one-signal"),
+        pytest.param({"OTEL_TRACES_EXPORTER": "otlp"}, ["TRACES"], id="one-signal-by-name"),
+        pytest.param({"OTEL_TRACES_EXPORTER": "console"}, [], id="stdout-belongs-to-the-messages"),
+        pytest.param({"OTEL_METRICS_EXPORTER": "console, otlp"}, ["METRICS"], id="a-list"),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_METRICS_EXPORTER": "none"}, ["TRACES"], id="none-is-off"
+        ),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_SDK_DISABLED": "True"}, [], id="disabled-is-off"
+        ),
+    ],
+)
+def test_the_standard_variables_decide(environ: dict[str, str], asked: list[str]) -> None:
+    assert telemetry.signals_asked(environ) == asked
 
 
 @pytest.mark.parametrize("module", ["tap_pepper.tap", "target_crm.target"])
