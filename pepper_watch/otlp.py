@@ -1,10 +1,11 @@
-"""A run as a trace and as metrics, sent by OTLP over HTTP. Imported only where a collector is named."""
+"""The only code that knows OpenTelemetry: a run as a trace and as metrics, sent by OTLP over HTTP."""
 
 from __future__ import annotations
 
 import logging
 import time
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -12,6 +13,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context, get_current
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -30,11 +32,14 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import Meter
 
+    from pepper_watch.telemetry import Attributes
+
 NANOSECONDS = 1_000_000_000
 END_SECONDS_MAX = 2.0
 """How long the end of a run waits for what is left to be sent."""
 SPANS_MAX = 10_000
 """Spans in one run: a backfill has more requests than a collector wants in one trace. Metrics count them all."""
+BOUNDARIES_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 TAGS = ("stream", "status")
 """The tags of a metric that are passed on."""
 
@@ -61,35 +66,56 @@ class Run:
         get_metrics_logger().addHandler(self._points)
         self._tracer = self._tracers.get_tracer(name)
         self._spans = count()
-        parent = {"traceparent": environment.get("TRACEPARENT", "")}
-        self._root = self._tracer.start_span(f"{name} run", context=TraceContextTextMapPropagator().extract(parent))
-        self._inside = trace.set_span_in_context(self._root)
+        carrier = {name: environment.get(name.upper(), "") for name in ("traceparent", "tracestate")}
+        around = TraceContextTextMapPropagator().extract(carrier, Context())
+        self._root = self._tracer.start_span("run", context=around)
+        self._around = trace.set_span_in_context(self._root, Context())
 
     @contextmanager
-    def span(self, name: str, attributes: Mapping[str, Any]) -> Iterator[None]:
-        """A span of the run, in any thread."""
-        if next(self._spans) >= SPANS_MAX:
-            yield
+    def span(self, name: str, attributes: Attributes, *, calls: bool, holds_others: bool) -> Iterator[None]:
+        """A span; its parent is this thread's innermost one, else the innermost one that holds others."""
+        if next(self._spans) >= SPANS_MAX and not holds_others:
+            # What is noted now is not of the span around it.
+            with trace.use_span(trace.INVALID_SPAN):
+                yield
             return
-        span = self._tracer.start_span(name, context=self._inside, attributes=attributes)
-        # An error's words would be told with it.
-        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+        is_inner = trace.get_current_span().get_span_context().is_valid
+        around = self._around
+        with self._tracer.start_as_current_span(
+            name,
+            context=None if is_inner else around,
+            kind=trace.SpanKind.CLIENT if calls else trace.SpanKind.INTERNAL,
+            attributes=dict(attributes),
+            # They would tell the words of an error.
+            record_exception=False,
+            set_status_on_exception=False,
+        ):
+            if holds_others:
+                self._around = get_current()
             try:
                 yield
             except BaseException as error:
-                span.set_status(trace.StatusCode.ERROR)
-                span.set_attribute("error.type", type(error).__name__)
+                self.failed(error)
                 raise
+            finally:
+                if holds_others:
+                    self._around = around
 
-    def note(self, attributes: Mapping[str, Any]) -> None:
+    def note(self, attributes: Attributes) -> None:
         """Add to the innermost span of this thread, if it is in one."""
         trace.get_current_span().set_attributes(dict(attributes))
 
-    def past(self, name: str, began_at: datetime, attributes: Mapping[str, Any]) -> None:
+    def failed(self, error: BaseException) -> None:
+        """Give the innermost span of this thread the kind of an error."""
+        span = trace.get_current_span()
+        span.set_status(trace.StatusCode.ERROR)
+        span.set_attribute("error.type", type(error).__name__)
+
+    def past(self, name: str, began_at: datetime, attributes: Attributes) -> None:
         """A span that began then and ends now."""
         if next(self._spans) < SPANS_MAX:
             began = int(began_at.timestamp() * NANOSECONDS)
-            self._tracer.start_span(name, context=self._inside, attributes=attributes, start_time=began).end()
+            self._tracer.start_span(name, context=self._around, attributes=dict(attributes), start_time=began).end()
 
     def end(self, exit_code: object) -> bool:
         """Send what is left, for at most `END_SECONDS_MAX`, and only until the first try that fails.
@@ -156,9 +182,10 @@ class _Points(logging.Handler):
             make = {
                 "counter": self._meter.create_counter,
                 "gauge": self._meter.create_gauge,
-                "timer": self._meter.create_histogram,
+                "timer": partial(self._meter.create_histogram, explicit_bucket_boundaries_advisory=BOUNDARIES_SECONDS),
             }[point.metric_type]
-            self._instruments[name] = make(name, unit="s" if point.metric_type == "timer" else "")
+            is_seconds = point.metric_type == "timer" or name.endswith("_seconds")
+            self._instruments[name] = make(name, unit="s" if is_seconds else "")
         instrument = self._instruments[name]
         act = {"counter": "add", "gauge": "set", "timer": "record"}[point.metric_type]
         getattr(instrument, act)(point.value, tags)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from datetime import datetime
+    from typing import TypeAlias
 
     from pepper_watch.otlp import Run
 
+    Attributes: TypeAlias = Mapping[str, str | int | float]
+
 SIGNALS: Final = ("TRACES", "METRICS")
 PROTOCOL: Final = "http/protobuf"
+_NOTHING: Final = nullcontext()
 _runs: Final[list[Run]] = []
 
 
@@ -65,23 +69,33 @@ def begin(name: str) -> None:
         logger.warning("OpenTelemetry does not start (%s): check the OTEL_… variables", type(error).__name__)
 
 
-@contextmanager
-def span(name: str, **attributes: int) -> Iterator[None]:
-    """A part of the run. An error in it is told by its kind."""
-    if not _runs:
-        yield
-        return
-    with _runs[-1].span(name, attributes):
-        yield
+def span(
+    name: str, attributes: Attributes | None = None, *, calls: bool = False, holds_others: bool = False
+) -> AbstractContextManager[None]:
+    """A part of the run: how long it takes, and the kind of the error that ended it, if one did.
+
+    Args:
+        name: What it is; few names, for they are grouped by.
+        attributes: What is known of it.
+        calls: Whether it calls another service, and waits for it.
+        holds_others: Whether what other threads do meanwhile is a part of it.
+    """
+    return _runs[-1].span(name, attributes or {}, calls=calls, holds_others=holds_others) if _runs else _NOTHING
 
 
-def note(**attributes: int) -> None:
+def note(attributes: Attributes) -> None:
     """Add to what the innermost span of this thread tells."""
     if _runs:
         _runs[-1].note(attributes)
 
 
-def past(name: str, began_at: datetime, **attributes: int) -> None:
+def failed(error: BaseException) -> None:
+    """Let this thread's innermost span tell that an error ended it, though it goes no further."""
+    if _runs:
+        _runs[-1].failed(error)
+
+
+def past(name: str, began_at: datetime, attributes: Attributes) -> None:
     """A part of the run that has just come to its end."""
     if _runs:
         _runs[-1].past(name, began_at, attributes)

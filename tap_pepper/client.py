@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from threading import Event
 
+    from pepper_watch.telemetry import Attributes
     from tap_pepper.limiter import Clock, MayWait
     from tap_pepper.settings import Settings
 
@@ -266,8 +267,13 @@ class PepperClient:
         give_up_seconds = began_seconds + REQUEST_SECONDS_MAX
         for number in range(1, tries + 1):
             with self.limiter.slot(halt, may_wait) as refusals_before:
+                told: Attributes = {
+                    "http.request.method": "GET",
+                    "http.request.resend_count": number - 1,
+                    "pepper.where": where,
+                }
                 try:
-                    with telemetry.span(f"GET {path}", resend_count=number - 1):
+                    with telemetry.span(f"GET {_resource(path)}", told, calls=True):
                         page = self._request(path, params, where=where, give_up_seconds=give_up_seconds)
                 except TryAgain as failed:
                     error = failed
@@ -316,7 +322,7 @@ class PepperClient:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                telemetry.note(status=response.status_code)
+                telemetry.note({"http.response.status_code": response.status_code})
                 if response.status_code != HTTPStatus.OK:
                     raise self._refusal(response, where)
                 body = self._read(response, BODY_BYTES_MAX, where, give_up_seconds)

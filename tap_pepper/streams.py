@@ -19,6 +19,7 @@ from singer_sdk.mapper import SameRecordTransform
 from singer_sdk.singerlib import RecordMessage, Schema
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
+from pepper_watch import telemetry
 from pepper_watch.progress import shown
 from tap_pepper.ahead import side_by_side
 from tap_pepper.errors import FixSettings, OutOfTime, StopEverything
@@ -310,6 +311,11 @@ class PepperStream(Stream):
 
     # What the SDK calls.
 
+    def sync(self, context: Context | None = None) -> None:  # type: ignore[misc]
+        """Sync the stream, as a span of the run."""
+        with telemetry.span(f"stream {self.name}", holds_others=True):
+            super().sync(context)
+
     def get_records(self, context: Context | None) -> Iterable[dict[str, Any]]:  # noqa: ARG002
         """The rows of a run, or the first few on a trial."""
         self._rows = self.rows()
@@ -330,6 +336,7 @@ class PepperStream(Stream):
         except Exception as error:
             if self.on_trial:
                 raise
+            telemetry.failed(error)
             self._tap.failures.append((self.name, error))
             if isinstance(error, FixSettings):
                 return

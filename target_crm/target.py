@@ -370,7 +370,7 @@ class TargetCrm(Target):
         if self._rows_held or batch.state is not None:
             self._under_way = self._committer.submit(self._commit, batch)
         if self._rows_held:
-            telemetry.past("decode", self.batch_began_at, rows=self._rows_held)
+            telemetry.past("decode", self.batch_began_at, {"pepper.rows": self._rows_held})
         self._rejections, self._state = [], None
         self._rows_held = self._bytes_held = 0
         self._due_at_seconds = None
@@ -386,7 +386,8 @@ class TargetCrm(Target):
         if batch.rejections or any(held.read for _, held in batch.parts):
             tallies: dict[str, Tally] = {}
             began_seconds = time.monotonic()
-            with telemetry.span("commit", rows=sum(held.read for _, held in batch.parts)):
+            rows = sum(held.read for _, held in batch.parts)
+            with telemetry.span("commit", {"pepper.rows": rows}, calls=True):
                 self.warehouse.commit_once(lambda connection: tallies.update(self._flush(connection, batch)))
             self.tallies = tallies
             self._show(batch, time.monotonic() - began_seconds)
