@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from singer_sdk.io_base import GenericSingerReader, SingerMessageType
 
 from target_crm import values
+from target_crm.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +50,9 @@ class MessageReader(GenericSingerReader[str]):
 
     @property
     def default_input(self) -> IO[str]:
-        """Standard input."""
+        """Standard input; `InputError` where it is closed."""
+        if sys.stdin is None:
+            raise InputError("standard input is closed: nothing can be read")
         return sys.stdin
 
     def deserialize_json(self, line: str | bytes) -> dict[str, Any]:

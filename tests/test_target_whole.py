@@ -942,6 +942,21 @@ def test_whatever_standard_output_is_a_state_is_json_and_what_it_covers_is_loade
     assert table(url, "actions", "action_id") == [{"action_id": "a1"}]
 
 
+def test_a_closed_standard_input_is_one_clear_line(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        ["sh", "-c", '"$0" "$@" <&-', *command("target-crm", "--config", "ENV")],
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=f"sqlite:///{tmp_path / 'crm.db'}"),
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+    assert ran.returncode == 1
+    assert ran.stderr.endswith("\ntarget-crm: standard input is closed: nothing can be read\n")
+    assert "Traceback" not in ran.stderr
+
+
 def test_awards_are_kept_by_their_id_whatever_key_the_sender_names(warehouse_url: str) -> None:
     keyless = json.loads(AWARDS)
     del keyless["key_properties"]
