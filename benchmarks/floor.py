@@ -144,6 +144,11 @@ FOLD = """
             THEN excluded.first_action_at ELSE b.first_action_at END,
         updated_at = excluded.updated_at"""
 
+# Of rows that are staged, the first of each id that the ledger lacks, where no key is declared.
+FRESH = """
+    CREATE OR REPLACE TEMP TABLE fresh AS SELECT * FROM staged WHERE rowid IN (
+        SELECT min(rowid) FROM staged WHERE action_id NOT IN (SELECT action_id FROM actions) GROUP BY action_id)"""
+
 
 def tables(engine: str) -> list[str]:
     """The statements that create the ledger and the balances."""
@@ -197,9 +202,18 @@ def into_duckdb(url: str, batches: Iterable[list[Row]]) -> None:
 
     points = pyarrow.decimal128(19, 4)
     types = [*[pyarrow.string()] * 7, pyarrow.timestamp("us"), pyarrow.string(), *[points] * 4, *[pyarrow.string()] * 3]
-    connection = duckdb.connect(url.removeprefix("duckdb:///"))
+    # What makes it twice as fast: one thread, small parts of tables, and no indexes, which the rest has to do without.
+    connection = duckdb.connect(config={"threads": 1})
+    connection.execute(f"ATTACH '{url.removeprefix('duckdb:///')}' AS warehouse (ROW_GROUP_SIZE 20480)")
+    connection.execute("USE warehouse")
     for statement in tables("duckdb"):
-        connection.execute(statement)
+        connection.execute(statement.replace(", PRIMARY KEY (action_id)", "").replace(" PRIMARY KEY", ""))
+    fold, update = FOLD.format(fresh="fresh").split("ON CONFLICT (award_id) DO UPDATE")
+    names = ", ".join(name for name, *_ in connection.execute("DESCRIBE award_balances").fetchall())
+    merge = f"""
+        MERGE INTO award_balances AS b
+        USING ({fold.replace("INSERT INTO award_balances AS b", "")}) AS excluded({names})
+        ON b.award_id = excluded.award_id WHEN MATCHED THEN UPDATE {update} WHEN NOT MATCHED THEN INSERT"""
     for batch in batches:
         columns = zip(types, zip(*batch, strict=True), strict=True)
         arrays = [pyarrow.array(values, type_) for type_, values in columns]
@@ -207,9 +221,9 @@ def into_duckdb(url: str, batches: Iterable[list[Row]]) -> None:
         connection.register("rows", pyarrow.table(arrays, names=[f"c{place}" for place in range(len(arrays))]))
         connection.execute("CREATE OR REPLACE TEMP TABLE staged AS SELECT * FROM actions LIMIT 0")
         connection.execute("INSERT INTO staged SELECT * FROM rows")
-        connection.execute("DELETE FROM staged WHERE action_id IN (SELECT action_id FROM actions)")
-        connection.execute(INSERT.format(staged="staged"))
-        connection.execute(FOLD.format(fresh="staged"))
+        connection.execute(FRESH)
+        connection.execute("INSERT INTO actions SELECT * FROM fresh")
+        connection.execute(merge)
         connection.execute("COMMIT")
 
 

@@ -129,6 +129,7 @@ class Warehouse:
         tries = count()
 
         def once(connection: Connection) -> None:
+            self._ways.restrain(connection)
             if next(tries) == 0 or not self._is_committed(connection, batch_id):
                 work(connection)
                 self._mark_committed(connection, batch_id)

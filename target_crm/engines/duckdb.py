@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Column, Table, event
+from sqlalchemy import Column, PrimaryKeyConstraint, Table, event, inspect
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
 
 from target_crm.columns import POINTS_PLACES, Instant, Points
@@ -21,7 +22,7 @@ from target_crm.engines.ways import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy import Column, Connection, Dialect, Engine, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
@@ -29,8 +30,31 @@ if TYPE_CHECKING:
     from target_crm.engines.ways import Rows
 
 
+# Rows of one conversion to Arrow, whose buffers are as large as that takes.
+CHUNK_ROWS = 2_000
+# A table grows by parts of so many rows, and a part that is not full yet is written anew with nearly every batch. Of
+# DuckDB's own, six times as large, a poll of ten actions may well write a hundred megabytes.
+ROW_GROUP_ROWS = 20_480
+# For as long as a batch takes, where the URL says nothing else.
+BATCH_SETTINGS = {
+    "threads": "1",
+    "memory_limit": "256MB",
+    "allocator_flush_threshold": "1MB",
+    "allocator_bulk_deallocation_flush_threshold": "1MB",
+}
+_ALIAS = "_crm"
+_NO_FILE = (":memory:", "md:", "motherduck:")
+_COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
+_TAKEN = ("Could not set lock", "Unique file handle conflict")
+
+
 class Duckdb(Ways):
-    """A file that one process has open at a time, and a reader of columns."""
+    """A file that one process has open at a time, and a reader of columns.
+
+    Keys are not declared: an index of ids that look random is written anew with nearly every batch, is held in memory,
+    and keeps the space of rows that are gone. Rows are found without: DuckDB joins by hash, and skips parts of a table
+    whose ids are out of the batch's range. What is inserted is absent, since one writer is at work at a time.
+    """
 
     tested = True
     widens_to = ("number", "text")
@@ -38,19 +62,37 @@ class Duckdb(Ways):
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
     def listen(self, engine: Engine) -> None:
-        """Wait for the file while another process has it open."""
+        """Wait for the file while another process has it open, or another connection of this one."""
 
         def on_connect(dialect: Dialect, _record: object, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
             deadline_seconds = time.monotonic() + LOCK_WAIT_SECONDS
             while True:
                 try:
-                    return dialect.connect(*arguments, **options)
+                    return _open(dialect, arguments, options)
                 except Exception as error:
-                    if "Could not set lock" not in str(error) or time.monotonic() > deadline_seconds:
+                    if not any(each in str(error) for each in _TAKEN) or time.monotonic() > deadline_seconds:
                         raise
                 time.sleep(LOCK_POLL_SECONDS)
 
         event.listen(engine, "do_connect", on_connect)
+
+    def restrain(self, connection: Connection) -> None:
+        """A batch is small: threads would wait for each other, and memory would keep what has been read."""
+        driver_connection: Any = connection.connection.driver_connection
+        # An index, which an older version has declared, has to fit into memory as a whole.
+        (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
+        for name, value in BATCH_SETTINGS.items():
+            if name not in connection.engine.url.query and not (name == "memory_limit" and indexes):
+                driver_connection.execute(f"SET {name} = '{value}'")
+
+    def keys(self, connection: Connection, table: Table) -> Collection[str]:
+        """The key that an older version has declared, or else what can't be null and, if it's no key, could be."""
+        declared = super().keys(connection, table)
+        if declared:
+            return declared
+        columns = inspect(connection).get_columns(table.name, schema=table.schema)
+        others = {column.name for column in table.columns if not (column.primary_key or column.nullable)}
+        return [column["name"] for column in columns if not column["nullable"] and column["name"] not in others]
 
     def is_passing(self, error: Exception) -> bool:
         """Where two transactions of a process were in each other's way."""
@@ -66,16 +108,50 @@ class Duckdb(Ways):
 
         # Of other types, Arrow finds out by looking at the values, which takes long for these.
         kinds = {Instant: pyarrow.timestamp("us"), Points: pyarrow.decimal128(19, POINTS_PLACES)}
-        arrays = [
-            pyarrow.array(values, kind)
-            if (kind := kinds.get(type(column.type)))
-            else pyarrow.array(bound(connection.dialect, column, values))
-            for column, values in zip(table.columns, zip(*rows, strict=True), strict=True)
+        names = [str(place) for place in range(len(table.columns))]
+        # Arrow's own pool would keep what it has once held.
+        pool = pyarrow.system_memory_pool()
+        chunks = [
+            pyarrow.table(
+                [
+                    pyarrow.array(values, kind, memory_pool=pool)
+                    if (kind := kinds.get(type(column.type)))
+                    else pyarrow.array(bound(connection.dialect, column, values), memory_pool=pool)
+                    for column, values in zip(
+                        table.columns, zip(*rows[first : first + CHUNK_ROWS], strict=True), strict=True
+                    )
+                ],
+                names,
+            )
+            for first in range(0, len(rows), CHUNK_ROWS)
         ]
         driver_connection: Any = connection.connection.driver_connection
-        driver_connection.register("_rows", pyarrow.table(arrays, names=[str(place) for place in range(len(arrays))]))
+        driver_connection.register("_rows", pyarrow.concat_tables(chunks, promote_options="permissive"))
         connection.exec_driver_sql(
             f"INSERT INTO {quoted(connection, table)} ({column_names(connection, table)}) SELECT * FROM _rows"  # noqa: S608 - quoted names only
         )
         # Where this fails, the connection is closed, and what is registered with it.
         driver_connection.unregister("_rows")
+
+
+def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
+    """A connection to the warehouse; a file is attached, since only then can it be said how it is laid out."""
+    path, settings = options["database"], options["url_config"]
+    if path.startswith(_NO_FILE) or settings.get("access_mode") == "read_only":
+        return dialect.connect(*arguments, **options)
+    beside_the_file = {"temp_directory": f"{path}.tmp"}
+    in_memory = {**options, "database": ":memory:", "url_config": {**beside_the_file, **settings}}
+    connection: Any = dialect.connect(*arguments, **in_memory)
+    quoted_path = path.replace("'", "''")
+    try:
+        connection.execute(f"ATTACH '{quoted_path}' AS {_ALIAS} (ROW_GROUP_SIZE {ROW_GROUP_ROWS})")
+        connection.execute(f"USE {_ALIAS}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@compiles(PrimaryKeyConstraint, "duckdb")
+def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> None:
+    """Nothing: see `Duckdb`."""

@@ -53,6 +53,9 @@ class Ways:
     def lock(self, connection: Connection, schema: str | None) -> None:
         """Hold back other loaders of a schema until the end of the transaction that has just begun."""
 
+    def restrain(self, connection: Connection) -> None:
+        """Let the batch that is about to be written take no more of this machine than it needs."""
+
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
         """Whether a transaction on the ledger and the balances is done as a whole or not at all."""
         return True

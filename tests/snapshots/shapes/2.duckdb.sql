@@ -1,12 +1,10 @@
 CREATE TABLE _crm_commits (
 	batch_id VARCHAR(255) NOT NULL, 
-	committed_at TIMESTAMP WITHOUT TIME ZONE NOT NULL, 
-	PRIMARY KEY (batch_id)
+	committed_at TIMESTAMP WITHOUT TIME ZONE NOT NULL
 );
 
 CREATE TABLE _crm_fresh (
-	_seq BIGINT NOT NULL, 
-	PRIMARY KEY (_seq)
+	_seq BIGINT NOT NULL
 );
 
 CREATE TABLE _crm_merged (
@@ -45,8 +43,7 @@ CREATE TABLE _crm_staging_actions (
 	environment TEXT, 
 	content_hash VARCHAR(255), 
 	payload TEXT, 
-	loaded_at TIMESTAMP WITHOUT TIME ZONE, 
-	PRIMARY KEY (_seq)
+	loaded_at TIMESTAMP WITHOUT TIME ZONE
 );
 
 CREATE TABLE _crm_staging_rejected_records (
@@ -58,8 +55,7 @@ CREATE TABLE _crm_staging_rejected_records (
 	payload TEXT, 
 	rejected_at TIMESTAMP WITHOUT TIME ZONE, 
 	run_id VARCHAR(255), 
-	extracted_at TIMESTAMP WITHOUT TIME ZONE, 
-	PRIMARY KEY (_seq)
+	extracted_at TIMESTAMP WITHOUT TIME ZONE
 );
 
 CREATE TABLE _crm_version (
@@ -84,8 +80,7 @@ CREATE TABLE actions (
 	environment TEXT, 
 	content_hash VARCHAR(255) NOT NULL, 
 	payload TEXT, 
-	loaded_at TIMESTAMP WITHOUT TIME ZONE NOT NULL, 
-	PRIMARY KEY (action_id)
+	loaded_at TIMESTAMP WITHOUT TIME ZONE NOT NULL
 );
 
 CREATE TABLE award_balances (
@@ -102,8 +97,7 @@ CREATE TABLE award_balances (
 	action_count BIGINT DEFAULT 0 NOT NULL, 
 	first_action_at TIMESTAMP WITHOUT TIME ZONE, 
 	last_action_at TIMESTAMP WITHOUT TIME ZONE, 
-	updated_at TIMESTAMP WITHOUT TIME ZONE NOT NULL, 
-	PRIMARY KEY (award_id)
+	updated_at TIMESTAMP WITHOUT TIME ZONE NOT NULL
 );
 
 CREATE TABLE awards (
@@ -116,8 +110,7 @@ CREATE TABLE awards (
 	_extracted_at TIMESTAMP WITHOUT TIME ZONE, 
 	_loaded_at TIMESTAMP WITHOUT TIME ZONE, 
 	_version BIGINT, 
-	_deleted_at TIMESTAMP WITHOUT TIME ZONE, 
-	PRIMARY KEY (_id)
+	_deleted_at TIMESTAMP WITHOUT TIME ZONE
 );
 
 CREATE TABLE load_runs (
@@ -131,8 +124,7 @@ CREATE TABLE load_runs (
 	applied BIGINT NOT NULL, 
 	duplicate BIGINT NOT NULL, 
 	superseded BIGINT NOT NULL, 
-	quarantined BIGINT NOT NULL, 
-	PRIMARY KEY (run_id, stream)
+	quarantined BIGINT NOT NULL
 );
 
 CREATE TABLE rejected_records (
@@ -143,8 +135,7 @@ CREATE TABLE rejected_records (
 	payload TEXT NOT NULL, 
 	rejected_at TIMESTAMP WITHOUT TIME ZONE NOT NULL, 
 	run_id VARCHAR(255) NOT NULL, 
-	extracted_at TIMESTAMP WITHOUT TIME ZONE, 
-	PRIMARY KEY (rejected_id)
+	extracted_at TIMESTAMP WITHOUT TIME ZONE
 );
 
 CREATE OR REPLACE VIEW user_balances AS SELECT award_balances.user_id, award_balances.perk_id, CAST(sum(award_balances.points) AS NUMERIC(19, 4)) AS points, CAST(sum(award_balances.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(award_balances.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(award_balances.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, count(*) AS award_count, CAST(sum(award_balances.action_count) AS BIGINT) AS action_count, max(award_balances.as_of) AS as_of 

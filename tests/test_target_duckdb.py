@@ -1,0 +1,104 @@
+"""DuckDB's own ways: a file that one connection has at a time, tables without indexes, batches that take little."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pytest
+
+from target_crm.engines.duckdb import ROW_GROUP_ROWS
+from target_crm.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"duckdb:///{tmp_path / 'crm.db'}"
+
+
+def scalar(connection: Connection, sql: str) -> Any:
+    return connection.exec_driver_sql(sql).scalar()
+
+
+def in_a_batch(warehouse: Warehouse, sql: str) -> Any:
+    results: list[Any] = []
+    warehouse.commit_once(lambda connection: results.append(scalar(connection, sql)))
+    return results[0]
+
+
+def test_writers_of_one_process_take_turns_as_those_of_two_do(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Warehouse(url), Warehouse(url)
+    first.set_up()
+    waits = Event()
+    monkeypatch.setattr(time, "sleep", lambda _seconds: waits.set())
+
+    def count() -> Any:
+        with second.write() as connection:
+            return scalar(connection, "SELECT count(*) FROM _crm_commits")
+
+    with ThreadPoolExecutor() as pool:
+        with first.write() as connection:
+            counted = pool.submit(count)
+            assert waits.wait(timeout=30)
+            connection.exec_driver_sql("INSERT INTO _crm_commits VALUES ('b1', '2026-10-01 10:00:00')")
+
+        assert counted.result() == 1
+
+
+def test_a_batch_takes_one_thread_and_a_reader_the_whole_machine(url: str) -> None:
+    crm, threads = Warehouse(url), "SELECT current_setting('threads')"
+    crm.set_up()
+
+    assert in_a_batch(crm, threads) == 1
+    with crm.read() as connection:
+        assert (scalar(connection, threads),) == duckdb.connect().execute(threads).fetchone()
+
+
+def test_a_batch_takes_what_the_url_allows(url: str) -> None:
+    crm = Warehouse(f"{url}?threads=3&memory_limit=1GB")
+    crm.set_up()
+
+    assert in_a_batch(crm, "SELECT current_setting('threads')") == 3
+    assert in_a_batch(crm, "SELECT current_setting('memory_limit')") == "953.6 MiB"
+
+
+def test_memory_is_not_limited_where_an_index_has_to_fit_into_it(url: str) -> None:
+    crm, limit = Warehouse(url), "SELECT current_setting('memory_limit')"
+    crm.set_up()
+    restrained = in_a_batch(crm, limit)
+    with crm.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE plans (name VARCHAR PRIMARY KEY)")
+
+    assert restrained == "244.1 MiB"
+    assert in_a_batch(crm, limit) != restrained
+
+
+def test_tables_grow_by_small_parts_so_that_a_poll_writes_little_anew(url: str) -> None:
+    crm = Warehouse(url)
+    crm.set_up()
+    with crm.write() as connection:
+        rows = f"SELECT i::VARCHAR, TIMESTAMP '2026-10-01' FROM range({3 * ROW_GROUP_ROWS}) r(i)"
+        connection.exec_driver_sql(f"INSERT INTO _crm_commits {rows}")
+
+    with crm.read() as connection:
+        parts = scalar(connection, "SELECT count(DISTINCT row_group_id) FROM pragma_storage_info('_crm_commits')")
+
+    assert parts == 3
+
+
+def test_no_table_of_the_target_has_an_index(url: str) -> None:
+    crm = Warehouse(url)
+    crm.set_up()
+
+    with crm.read() as connection:
+        indexed = scalar(connection, "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'")
+
+    assert indexed == 0
