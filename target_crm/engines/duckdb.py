@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Rows of one conversion to Arrow, whose buffers are as large as that takes.
 CHUNK_ROWS = 2_000
 # A table grows by parts of so many rows, and a part that is not full yet is written anew with nearly every batch. Of
-# DuckDB's own, six times as large, a poll of ten actions may well write a hundred megabytes.
+# DuckDB's own, six times as large, a poll of ten actions may well write tens of megabytes.
 ROW_GROUP_ROWS = 20_480
 # For as long as a batch takes, where the URL says nothing else.
 BATCH_SETTINGS = {
