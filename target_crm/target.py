@@ -81,6 +81,11 @@ class Batch(NamedTuple):
     rejections: list[Rejection]
     state: str | None
 
+    @property
+    def read(self) -> int:
+        """How many records the sinks held."""
+        return sum(held.read for _, held in self.parts)
+
 
 class TargetCrm(Target):
     """Singer streams into a SQL warehouse, and Pepper's loyalty actions into a balance per award."""
@@ -383,11 +388,10 @@ class TargetCrm(Target):
 
     def _commit(self, batch: Batch) -> None:
         """Commit a batch in one transaction, then let its STATE out: it covers nothing else."""
-        if batch.rejections or any(held.read for _, held in batch.parts):
+        if batch.rejections or batch.read:
             tallies: dict[str, Tally] = {}
             began_seconds = time.monotonic()
-            rows = sum(held.read for _, held in batch.parts)
-            with telemetry.span("commit", {"pepper.rows": rows}, calls=True):
+            with telemetry.span("commit", {"pepper.rows": batch.read}, calls=True):
                 self.warehouse.commit_once(lambda connection: tallies.update(self._flush(connection, batch)))
             self.tallies = tallies
             self._show(batch, time.monotonic() - began_seconds)
@@ -402,8 +406,7 @@ class TargetCrm(Target):
         measured(Measure.BATCH, seconds)
         newest = [at for sink, held in batch.parts if (at := sink.newest_at(held))]
         self.newest_at = max([*newest, *filter(None, [self.newest_at])], default=None)
-        rows = sum(held.read for _, held in batch.parts)
-        shown.count(rows)
+        shown.count(batch.read)
         if self.newest_at:
             lag = datetime.now(timezone.utc) - self.newest_at
             shown.reach(f"{lag - lag % timedelta(seconds=1)} behind")

@@ -39,8 +39,8 @@ FAULTS = {
         "3",
         "t3 t4",
         "target.py",
-        "        if batch.rejections or any(",
-        "        batch.state is None or self._emit(batch.state)\n        if batch.rejections or any(",
+        "        if batch.rejections or batch.read:",
+        "        batch.state is None or self._emit(batch.state)\n        if batch.rejections or batch.read:",
     ),
     "a signal acknowledges what is held": Fault(
         "3",
