@@ -1,8 +1,8 @@
 """Pure: the reduction of actions and snapshots to one balance per award, as SQLAlchemy Core statements.
 
-Everything that says something of a balance is first written as a *partial* balance of one award: an action (it saw
-the balance at its time, and adds to one total), a snapshot (it saw the balance, and adds nothing), a stored balance.
-`reduce` merges partials of the same award, and doesn't care about their number, order or grouping:
+Everything that says something of a balance is first written as a *partial* balance of one award: its actions (they saw
+the balance, and add to the totals), its snapshot (it saw the balance, and adds nothing), the stored balance. `union`
+makes one of two, and doesn't care about order or grouping:
 
 - `points` is a register: the newest sight wins. At the same instant an action wins over a snapshot, and of two actions
   the one with the greater id.
@@ -22,16 +22,25 @@ from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_co
 
 from target_crm.columns import Identifier, Instant, Points, exact, exact_sum
 from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT
-from target_crm.staging import Change
+from target_crm.staging import Change, Merge, Replacement
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import ColumnElement, Delete, FromClause, Insert, Select, Table
 
     from target_crm.tables import Tables
 
+    Columns = Mapping[str, ColumnElement[Any]]
+
 # What is the same in all that is ever said of an award.
 _FOR_LIFE = ("user_id", "perk_id")
-_TOTALS = ("earned_total", "redeemed_total", "refunded_total")
+# What an action adds to, by its effect, and where it says how much.
+_TOTALS = {
+    "earned_total": ("earned", "points_added"),
+    "redeemed_total": ("redeemed", "points_redeemed"),
+    "refunded_total": ("refunded", "points_refunded"),
+}
 _ZERO = cast(literal_column("0"), Points())
 _ACTION = literal_column("'action'", Identifier())
 _AWARD = literal_column("'award'", Identifier())
@@ -39,34 +48,49 @@ _AWARD = literal_column("'award'", Identifier())
 
 @cache
 def partials_of_actions(actions: FromClause) -> Select[Any]:
-    """One partial balance per action that has an effect; `actions` has the ledger's columns."""
-    c = actions.c
+    """One partial balance per award of the actions that have an effect; `actions` has the ledger's columns."""
+    newest_first = func.row_number().over(
+        partition_by=actions.c.award_id, order_by=[actions.c.occurred_at.desc(), actions.c.action_id.desc()]
+    )
+    told = ("award_id", *_FOR_LIFE, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
+    ranked = (
+        select(*(actions.c[name] for name in (*told, *(column for _, column in _TOTALS.values()))))
+        .add_columns(newest_first.label("rank"))
+        .where(actions.c.effect.is_not(None))
+        .subquery("ranked")
+    )
+    r = ranked.c
 
-    def delta(effect: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        return case((c.effect == literal_column(f"'{effect}'"), column), else_=_ZERO)
+    def of_newest(column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return func.max(case((r.rank == 1, column)))
 
     return select(
-        c.award_id,
-        c.user_id,
-        c.perk_id,
-        c.points_available.label("points"),
-        c.occurred_at.label("as_of"),
+        r.award_id,
+        # The newest may leave these out; an award is of one user and one perk, so any other action's will do then.
+        *(func.coalesce(of_newest(r[name]), func.max(r[name])).label(name) for name in _FOR_LIFE),
+        of_newest(r.points_available).label("points"),
+        func.max(r.occurred_at).label("as_of"),
         _ACTION.label("as_of_source"),
-        c.action_id.label("last_action_id"),
-        delta("earned", c.points_added).label("earned_total"),
-        delta("redeemed", c.points_redeemed).label("redeemed_total"),
-        delta("refunded", c.points_refunded).label("refunded_total"),
-        literal_column("1").label("action_count"),
-        c.occurred_at.label("first_action_at"),
-        c.occurred_at.label("last_action_at"),
-        c.loaded_at.label("updated_at"),
-        literal_column("1").label("arrival"),
-    ).where(c.effect.is_not(None))
+        of_newest(r.action_id).label("last_action_id"),
+        *_sums(r),
+        cast(func.count(), BigInteger).label("action_count"),
+        func.min(r.occurred_at).label("first_action_at"),
+        func.max(r.occurred_at).label("last_action_at"),
+        func.max(r.loaded_at).label("updated_at"),
+    ).group_by(r.award_id)
+
+
+def _sums(actions: Columns) -> list[ColumnElement[Any]]:
+    """What actions add to each total."""
+    return [
+        exact_sum(case((actions["effect"] == literal_column(f"'{effect}'"), actions[column]), else_=_ZERO)).label(name)
+        for name, (effect, column) in _TOTALS.items()
+    ]
 
 
 @cache
 def partials_of_awards(awards: FromClause) -> Select[Any]:
-    """One partial balance per snapshot that tells points; `awards` has that table's columns."""
+    """One partial balance per snapshot that tells points; `awards` has that table's columns, and an award once."""
     c = awards.c
     return select(
         c["_id"].label("award_id"),
@@ -76,70 +100,85 @@ def partials_of_awards(awards: FromClause) -> Select[Any]:
         func.coalesce(c.updated_at, c[EXTRACTED_AT]).label("as_of"),
         _AWARD.label("as_of_source"),
         cast(null(), Identifier()).label("last_action_id"),
-        _ZERO.label("earned_total"),
-        _ZERO.label("redeemed_total"),
-        _ZERO.label("refunded_total"),
-        literal_column("0").label("action_count"),
+        *(_ZERO.label(name) for name in _TOTALS),
+        cast(literal_column("0"), BigInteger).label("action_count"),
         cast(null(), c.updated_at.type).label("first_action_at"),
         cast(null(), c.updated_at.type).label("last_action_at"),
         c[LOADED_AT].label("updated_at"),
-        literal_column("1").label("arrival"),
     ).where(c.points.is_not(None))
 
 
-def partials_of_balances(balances: Table) -> Select[Any]:
-    """Stored balances, which are partials already; on a full tie they give way to what has just arrived."""
-    return select(*balances.c, literal_column("0").label("arrival"))
+def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
+    """Two partial balances of an award as one; of one that is missing all is null. On a full tie `one` wins."""
 
+    def newer(by: str, tie: ColumnElement[bool]) -> ColumnElement[bool]:
+        return or_(other[by].is_(None), one[by] > other[by], and_(one[by] == other[by], tie))
 
-def reduce(balances: Table, *partials: Select[Any]) -> Select[Any]:
-    """One balance per award of the partials, in the columns of `balances`."""
-    union = union_all(*partials).subquery("partials")
-    u = union.c
-    newest = func.row_number().over(
-        partition_by=u.award_id,
-        order_by=[
-            u.as_of.desc(),
-            # An action wins over a snapshot. There is no empty text in this: on Oracle that would be null, and first.
-            case((u.as_of_source == _ACTION, 1), else_=0).desc(),
-            case((u.as_of_source == _ACTION, u.last_action_id)).desc(),
-            u.arrival.desc(),
-        ],
-    )
-    newest_action = func.row_number().over(
-        partition_by=u.award_id,
-        order_by=[case((u.last_action_at.is_(None), 1), else_=0), u.last_action_at.desc(), u.last_action_id.desc()],
-    )
-    ranked = select(*u, newest.label("rank"), newest_action.label("action_rank")).subquery("ranked")
-    r = ranked.c
+    greater_id = one["last_action_id"] > other["last_action_id"]
+    is_snapshot, is_action = other["as_of_source"] == _AWARD, one["as_of_source"] == _ACTION
+    seen_later = newer("as_of", or_(is_snapshot, and_(is_action, greater_id)))
+    acted_later = newer("last_action_at", greater_id)
 
-    def of_newest(column: ColumnElement[Any]) -> ColumnElement[Any]:
-        return func.max(case((r.rank == 1, column)))
+    def of_newest(name: str) -> ColumnElement[Any]:
+        return case((seen_later, one[name]), else_=other[name])
 
-    merged = {
-        "award_id": r.award_id,
-        # A sight may leave these out; an award is of one user and one perk, so any other sight of them will do then.
-        "user_id": func.coalesce(of_newest(r.user_id), func.max(r.user_id)),
-        "perk_id": func.coalesce(of_newest(r.perk_id), func.max(r.perk_id)),
-        "points": of_newest(r.points),
-        "as_of": of_newest(r.as_of),
-        "as_of_source": of_newest(r.as_of_source),
-        "last_action_id": func.max(case((r.action_rank == 1, r.last_action_id))),
-        "earned_total": exact_sum(r.earned_total),
-        "redeemed_total": exact_sum(r.redeemed_total),
-        "refunded_total": exact_sum(r.refunded_total),
-        "action_count": cast(func.sum(r.action_count), BigInteger),
-        "first_action_at": func.min(r.first_action_at),
-        "last_action_at": func.max(r.last_action_at),
-        "updated_at": func.max(r.updated_at),
+    def least(name: str) -> ColumnElement[Any]:
+        return case((or_(other[name].is_(None), one[name] < other[name]), one[name]), else_=other[name])
+
+    def greatest(name: str) -> ColumnElement[Any]:
+        return case((or_(other[name].is_(None), one[name] > other[name]), one[name]), else_=other[name])
+
+    def sum_of(name: str) -> ColumnElement[Any]:
+        return func.coalesce(one[name], literal_column("0")) + func.coalesce(other[name], literal_column("0"))
+
+    return {
+        "award_id": func.coalesce(one["award_id"], other["award_id"]),
+        **{name: func.coalesce(of_newest(name), one[name], other[name]) for name in _FOR_LIFE},
+        **{name: of_newest(name) for name in ("points", "as_of", "as_of_source")},
+        "last_action_id": case((acted_later, one["last_action_id"]), else_=other["last_action_id"]),
+        **{name: exact(sum_of(name)) for name in _TOTALS},
+        "action_count": sum_of("action_count"),
+        "first_action_at": least("first_action_at"),
+        "last_action_at": greatest("last_action_at"),
+        "updated_at": greatest("updated_at"),
     }
-    return select(*(merged[column.name].label(column.name) for column in balances.c)).group_by(r.award_id)
+
+
+def fold(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
+    """One balance per award of the partials of its actions and of its snapshot.
+
+    Not by a full join: some engines have none.
+    """
+    both = union_all(actions, awards).subquery("partials")
+
+    def of(source: ColumnElement[str], column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return func.max(case((both.c.as_of_source == source, column)))
+
+    names = [column.name for column in both.c if column.name != "award_id"]
+    sides = (
+        select(
+            both.c.award_id,
+            *(of(_AWARD, both.c[name]).label(f"award_{name}") for name in names),
+            *(of(_ACTION, both.c[name]).label(f"action_{name}") for name in names),
+        )
+        .group_by(both.c.award_id)
+        .subquery("sides")
+    )
+    snapshot, acted = (
+        {"award_id": sides.c.award_id, **{name: sides.c[f"{side}_{name}"] for name in names}}
+        for side in ("award", "action")
+    )
+    return _select(union(snapshot, acted))
+
+
+def _select(balance: Columns) -> Select[Any]:
+    return select(*(column.label(name) for name, column in balance.items()))
 
 
 @cache
 def full_fold(tables: Tables) -> Select[Any]:
     """Every balance afresh, from the whole ledger and all snapshots."""
-    return reduce(tables.award_balances, partials_of_actions(tables.actions), partials_of_awards(tables.awards))
+    return fold(partials_of_actions(tables.actions), partials_of_awards(tables.awards))
 
 
 @cache
@@ -152,11 +191,8 @@ def as_of(tables: Tables) -> Select[Any]:
     moment = bindparam("moment", type_=Instant())
     actions, awards = tables.actions, tables.awards
     seen_at = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
-    then = reduce(
-        tables.award_balances,
-        partials_of_actions(actions).where(actions.c.occurred_at <= moment),
-        partials_of_awards(awards).where(seen_at <= moment),
-    ).subquery("then")
+    acted = select(actions).where(actions.c.occurred_at <= moment).subquery("acted")
+    then = fold(partials_of_actions(acted), partials_of_awards(awards).where(seen_at <= moment)).subquery("then")
     return (
         select(*(column for column in then.c if column.name != "updated_at"))
         .outerjoin_from(then, awards, awards.c["_id"] == then.c.award_id)
@@ -166,39 +202,21 @@ def as_of(tables: Tables) -> Select[Any]:
 
 
 @cache
-def merge_statements(tables: Tables, arrived: Select[Any]) -> list[Insert | Delete]:
-    """Merge partials that have just arrived into the stored balances; `merged` is empty before."""
-    balances = tables.award_balances
-    awards = arrived.subquery("arrived")
-    stored = partials_of_balances(balances).where(balances.c.award_id.in_(select(awards.c.award_id)))
-    return _replace(tables, reduce(balances, arrived, stored))
+def merge(tables: Tables, arrived: Select[Any]) -> Merge:
+    """Merge partials that have just arrived, one of each award, into the stored balances."""
+    return Merge(tables.award_balances, arrived, union, tables.merged)
 
 
 @cache
-def recompute_statements(tables: Tables, named: Select[Any]) -> list[Insert | Delete]:
-    """Fold some awards afresh from all that is known of them; `merged` is empty before.
+def recompute(tables: Tables, named: Select[Any]) -> Replacement:
+    """Fold some awards afresh from all that is known of them.
 
     For where a batch may be cut off between two statements, and is then given again: merging would not know what it
     has merged already. `named` selects the awards' ids; the cost grows with what the ledger has of them.
     """
-    actions, awards = tables.actions, tables.awards
-    return _replace(
-        tables,
-        reduce(
-            tables.award_balances,
-            partials_of_actions(actions).where(actions.c.award_id.in_(named)),
-            partials_of_awards(awards).where(awards.c["_id"].in_(named)),
-        ),
-    )
-
-
-def _replace(tables: Tables, query: Select[Any]) -> list[Insert | Delete]:
-    balances, merged = tables.award_balances, tables.merged
-    return [
-        merged.insert().from_select(list(merged.c), query),
-        balances.delete().where(balances.c.award_id.in_(select(merged.c.award_id))),
-        balances.insert().from_select(list(balances.c), select(*merged.c)),
-    ]
+    actions = select(tables.actions).where(tables.actions.c.award_id.in_(named)).subquery("acted")
+    snapshots = partials_of_awards(tables.awards).where(tables.awards.c["_id"].in_(named))
+    return Replacement(tables.award_balances, fold(partials_of_actions(actions), snapshots), tables.merged)
 
 
 @cache

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table
 
-    from target_crm.engines.ways import Statement
     from target_crm.target import TargetCrm
 
 
@@ -228,10 +227,9 @@ class LedgerSink(CrmSink):
         leave_out = () if self.target.settings.store_payload else ("payload",)
         applied = insert_absent(connection, ledger, staged, held.rows, *leave_out)
         if self.target.warehouse.is_atomic(connection):
-            statements = balances.merge_statements(self.tables, _news_of_actions(staged))
+            engines.merge(connection, balances.merge(self.tables, _news_of_actions(staged)))
         else:
-            statements = balances.recompute_statements(self.tables, _named(staged, "award_id"))
-        update_balances(connection, self.tables, statements)
+            engines.replace(connection, balances.recompute(self.tables, _named(staged, "award_id")))
         read, contradictions = len(held.rows), []
         if applied < read:
             contradictions = [
@@ -353,14 +351,12 @@ class AwardSink(TableSink):
         if self.target.warehouse.is_atomic(connection):
             engines.execute(connection, balances.complete(self.tables.award_balances, "award_id", told))
         else:
-            statements = balances.recompute_statements(self.tables, _named(self.staged, "_id"))
-            update_balances(connection, self.tables, statements)
+            engines.replace(connection, balances.recompute(self.tables, _named(self.staged, "_id")))
 
     def fold(self, connection: Connection) -> None:
         """Merge the awards that have changed into the balances, and those that tell their time by being read again."""
         if self.target.warehouse.is_atomic(connection):
-            statements = balances.merge_statements(self.tables, _news_of_awards(self.table, self.staged))
-            update_balances(connection, self.tables, statements)
+            engines.merge(connection, balances.merge(self.tables, _news_of_awards(self.table, self.staged)))
 
 
 @cache
@@ -384,14 +380,6 @@ def _news_of_awards(awards: Table, staged: staging.Staged) -> Select[Any]:
 def _compact(document: str) -> str:
     """JSON as it comes out of a replay, whichever way it came in: the quarantine knows it again."""
     return values.json_text(values.from_json(document))
-
-
-def update_balances(connection: Connection, owned: tables.Tables, statements: Sequence[Statement]) -> None:
-    """Execute statements that go by way of `merged`."""
-    engines.empty(connection, owned.merged)
-    for statement in statements:
-        engines.execute(connection, statement)
-    engines.empty(connection, owned.merged)
 
 
 def insert_absent(

@@ -60,6 +60,50 @@ class Change:
         return self.table.update().values(dict(self.values)).where(self.where)
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """Rows for a table, at most one of each key, in the place of those that it has with these keys.
+
+    They may well be made of the ones that they replace; so `work`, a table of the same columns, takes them first.
+    """
+
+    table: Table
+    rows: Select[Any]
+    work: Table
+
+    @cached_property
+    def statements(self) -> list[Insert | Delete]:
+        """What does so, where `work` is empty."""
+        (key,) = self.table.primary_key.columns
+        return [
+            self.work.insert().from_select(list(self.rows.selected_columns.keys()), self.rows),
+            self.table.delete().where(key.in_(select(self.work.c[key.name]))),
+            self.table.insert().from_select(list(self.table.c), select(*self.work.c)),
+        ]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Rows for a table, at most one of each key; where it has the key, `union` makes one row of the two.
+
+    What an INSERT … ON CONFLICT DO UPDATE is, for engines that have it, and a replacement for the others.
+    """
+
+    table: Table
+    rows: Select[Any]
+    union: Callable[[Any, Any], Mapping[str, ColumnElement[Any]]]
+    work: Table
+
+    @cached_property
+    def replacement(self) -> Replacement:
+        """The rows as they are after the merge."""
+        (key,) = self.table.primary_key.columns
+        arrived = self.rows.subquery("arrived")
+        row = [column.label(name) for name, column in self.union(arrived.c, self.table.c).items()]
+        merged = select(*row).outerjoin_from(arrived, self.table, key == arrived.c[key.name])
+        return Replacement(self.table, merged, self.work)
+
+
 @cache
 def fresh_rows(staged: Staged) -> FromClause:
     """The rows that go on, without their places."""
@@ -73,9 +117,9 @@ def take_absent(table: Table, staged: Staged) -> Insert:
     """`fresh` ← the first row of each key that the table lacks."""
     (key,) = table.primary_key.columns
     rows = staged.table.c
-    ranked = _ranked([rows[SEQ], rows[key.name]], [key.name], [rows[SEQ]])
-    known = select(literal_column("1")).where(key == ranked.c[key.name]).exists()
-    return staged.fresh.insert().from_select([SEQ], select(ranked.c[SEQ]).where(ranked.c[RANK] == 1, ~known))
+    known = select(literal_column("1")).where(key == rows[key.name]).exists()
+    first = select(func.min(rows[SEQ])).where(~known).group_by(rows[key.name])
+    return staged.fresh.insert().from_select([SEQ], first)
 
 
 # What is not said by a row, but known of it: two rows that differ in nothing else say the same.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
     from target_crm.engines.ways import Rows, Statement
+    from target_crm.staging import Merge, Replacement
 
 __all__ = [
     "LOCK_WAIT_SECONDS",
@@ -26,7 +27,9 @@ __all__ = [
     "execute",
     "heal",
     "load",
+    "merge",
     "pep_249_names",
+    "replace",
     "ways_of",
 ]
 
@@ -74,6 +77,16 @@ def heal(connection: Connection, *tables: Table) -> None:
     """Finish the changes of tables that were cut off, where no transaction has undone them."""
     for table in tables:
         ways_of(connection.dialect.name).heal(connection, table)
+
+
+def merge(connection: Connection, rows: Merge) -> None:
+    """Merge rows into those of a table."""
+    ways_of(connection.dialect.name).merge(connection, rows)
+
+
+def replace(connection: Connection, rows: Replacement) -> None:
+    """Put rows in the place of those with the same keys."""
+    ways_of(connection.dialect.name).replace(connection, rows)
 
 
 def load(connection: Connection, table: Table, rows: Rows) -> None:

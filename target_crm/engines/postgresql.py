@@ -6,8 +6,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Column, Table, event, text
+from sqlalchemy.dialects.postgresql import insert
 
-from target_crm.engines.ways import Ways, alter_using_cast, column_names, quoted
+from target_crm.engines.ways import Ways, alter_using_cast, column_names, merge_on_conflict, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, Dialect, Engine, Table
 
     from target_crm.engines.ways import Rows
+    from target_crm.staging import Merge
 
 
 class Postgresql(Ways):
@@ -63,6 +65,10 @@ class Postgresql(Ways):
             f"DO $$ BEGIN LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE {name}; "  # noqa: S608 - quoted names only
             f"EXCEPTION WHEN lock_not_available THEN DELETE FROM {name}; END $$"
         )
+
+    def merge(self, connection: Connection, merge: Merge) -> None:
+        """By ON CONFLICT."""
+        connection.execute(merge_on_conflict(insert, merge))
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By binary COPY, where the driver has it."""

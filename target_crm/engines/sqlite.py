@@ -6,15 +6,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Table, event
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
-from target_crm.engines.ways import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, Ways, insert_by_driver
+from target_crm.engines.ways import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, Ways, insert_by_driver, merge_on_conflict
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Table
 
     from target_crm.engines.ways import Rows
+    from target_crm.staging import Merge
 
 
 class Sqlite(Ways):
@@ -60,6 +62,10 @@ class Sqlite(Ways):
     def is_passing(self, error: Exception) -> bool:  # noqa: ARG002
         """No: it has waited for its lock already."""
         return False
+
+    def merge(self, connection: Connection, merge: Merge) -> None:
+        """By ON CONFLICT."""
+        connection.execute(merge_on_conflict(insert, merge))
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By the driver's own executemany: SQLAlchemy's would make a dict of every row."""

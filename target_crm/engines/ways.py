@@ -14,10 +14,12 @@ from target_crm.staging import Change
 from target_crm.tables import MONTHS_OF
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from sqlalchemy import URL, Column, Connection, Delete, Dialect, Engine, Insert, Table
     from sqlalchemy.schema import CreateTable
+
+    from target_crm.staging import Merge, Replacement
 
     Rows = Sequence[tuple[Any, ...]]
     Statement = Insert | Delete | Change
@@ -76,6 +78,17 @@ class Ways:
         """Change the rows of a table; returns how many were updated or deleted."""
         return connection.execute(statement.update if isinstance(statement, Change) else statement).rowcount
 
+    def merge(self, connection: Connection, merge: Merge) -> None:
+        """Merge rows into those of a table."""
+        self.replace(connection, merge.replacement)
+
+    def replace(self, connection: Connection, replacement: Replacement) -> None:
+        """Put rows in the place of those with the same keys."""
+        self.empty(connection, replacement.work)
+        for statement in replacement.statements:
+            self.execute(connection, statement)
+        self.empty(connection, replacement.work)
+
     def heal(self, connection: Connection, table: Table) -> None:
         """Finish a change that was cut off, where it is not a single statement."""
 
@@ -117,6 +130,16 @@ def insert_by_driver(connection: Connection, table: Table, rows: Rows, mark: str
     columns = zip(table.columns, zip(*rows, strict=True), strict=True)
     converted = [bound(connection.dialect, column, values) for column, values in columns]
     connection.exec_driver_sql(statement, list(zip(*converted, strict=True)))
+
+
+@cache
+def merge_on_conflict(insert: Callable[[Table], Any], merge: Merge) -> Insert:
+    """A merge as one statement, for engines that know a key when they meet it again."""
+    rows = insert(merge.table).from_select(list(merge.rows.selected_columns.keys()), merge.rows)
+    keys = merge.table.primary_key.columns.keys()
+    values = {name: value for name, value in merge.union(rows.excluded, merge.table.c).items() if name not in keys}
+    upsert: Insert = rows.on_conflict_do_update(index_elements=keys, set_=values)
+    return upsert
 
 
 def quoted(connection: Connection, table: Table) -> str:
