@@ -30,9 +30,6 @@ BATCH_ROWS = 10_000
 FLOOR, PROJECT = "floor", "target-crm"
 # As many as a programme has whose users come back.
 ACTIONS_PER_AWARD = 10
-TARGET = [Path(sys.executable).with_name("target-crm")]
-BALANCES = Path(sys.executable).with_name("crm-balances")
-PYTHON = [sys.executable]
 
 
 class Bench:
@@ -42,6 +39,10 @@ class Bench:
         self.folder = folder
         self._postgres_url = postgres_url
         self._numbers = count()
+        # As its users install it, without what its tests need besides: some drivers import more where there is more.
+        self._programs = environment("pepper-crm", "--editable", f"{harness.PROJECT}[duckdb,postgres]")
+        self._python = self._programs / "python"
+        self._target = [self._programs / "target-crm"]
 
     def new_url(self, engine: str) -> str:
         """An empty warehouse."""
@@ -51,20 +52,20 @@ class Bench:
 
     def floor(self, engine: str, messages: Path) -> Run:
         """Load into an empty warehouse by the floor."""
-        return harness.run([*PYTHON, "-m", "benchmarks.floor", self.new_url(engine)], stdin=messages)
+        return harness.run([self._python, "-m", "benchmarks.floor", self.new_url(engine)], stdin=messages)
 
     def load(self, url: str, messages: Path, **settings: Any) -> Run:
         """Load by this project."""
-        return self._run(TARGET, messages, {"sqlalchemy_url": url, **settings})
+        return self._run(self._target, messages, {"sqlalchemy_url": url, **settings})
 
     def fill(self, url: str, actions: int, first: int = 0, awards: int | None = None) -> Run:
         """Load any number of actions by this project, without a file for them."""
-        lines = [*PYTHON, "-m", "benchmarks.data", actions, first, awards or actions * data.AWARDS_PER_ACTION]
-        return harness.run(list(map(str, lines)), [*TARGET, "--config", self._config({"sqlalchemy_url": url})])
+        lines = [self._python, "-m", "benchmarks.data", actions, first, awards or actions * data.AWARDS_PER_ACTION]
+        return harness.run(list(map(str, lines)), [*self._target, "--config", self._config({"sqlalchemy_url": url})])
 
     def balances(self, url: str, command: str) -> Run:
         """Run a command of crm-balances."""
-        return harness.run([BALANCES, command], environment={"TARGET_CRM_SQLALCHEMY_URL": url})
+        return harness.run([self._programs / "crm-balances", command], environment={"TARGET_CRM_SQLALCHEMY_URL": url})
 
     def project(self, engine: str, messages: Path) -> Run:
         """Load into an empty warehouse by this project."""

@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, Column, MetaData, Table, cast, func, select, text
+from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, cast, func, select, text
 
 from target_crm.columns import Identifier, Instant, JsonText, LongText, Number, Points, exact, exact_sum
 from target_crm.schemas import (
@@ -33,8 +33,6 @@ WORK_PREFIX = "_crm_"
 # Marks tables that are empty between transactions.
 WORK = {"work": True}
 STAGING_PREFIX = f"{WORK_PREFIX}staging_"
-# Names, in a table's `info`, the column whose months an engine may keep apart.
-MONTHS_OF = "months_of"
 # What becomes of the records that a run reads; the first is the sum of the others.
 COUNTS = ("read", "applied", "duplicate", "superseded", "quarantined")
 # Names, in a table's `info`, the column whose months an engine may keep apart.
@@ -180,7 +178,9 @@ def _fitted(name: str) -> str:
 
 
 def _sequence() -> Column[int]:
-    return Column(SEQ, BigInteger, primary_key=True, autoincrement=False)
+    # SQLite takes this type, and no other, for the place of the row itself, which needs no index.
+    place = BigInteger().with_variant(Integer(), "sqlite")
+    return Column(SEQ, place, primary_key=True, autoincrement=False)
 
 
 def _ledger_columns() -> list[Column[Any]]:

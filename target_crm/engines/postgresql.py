@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Column, Table, event, text
+from sqlalchemy import Column, PrimaryKeyConstraint, Table, event, text
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.compiler import compiles
 
 from target_crm.engines.ways import Ways, alter_using_cast, column_names, merge_on_conflict, quoted
+from target_crm.tables import WORK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,3 +87,12 @@ class Postgresql(Ways):
                 copy.set_types(["text" if each == self._JSON_OID else each for each in types])
                 for row in rows:
                     copy.write_row(row)
+
+
+@compiles(PrimaryKeyConstraint, "postgresql")
+def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> str | None:
+    """None for work tables: they are read as a whole, and an index would take longer than what it saves."""
+    if element.table.info == WORK:
+        return None
+    constraint: str = compiler.visit_primary_key_constraint(element, **kw)
+    return constraint
