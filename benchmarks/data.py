@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import sys
+from array import array
 from datetime import datetime, timedelta, timezone
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,14 @@ FIRST_SECOND = int(FIRST.timestamp())
 
 
 def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
-    """Actions number `first` and following; each is the same however many there are beside it."""
+    """Actions number `first` and following; each is the same however many there are beside it, but for its balance."""
     awards = awards or count * AWARDS_PER_ACTION
+    balances = array("q", bytes(8 * awards))
     for number in range(first, first + count):
         dice = random.Random(number)
         name, points, _ = dice.choices(EFFECTS, [weight for *_, weight in EFFECTS])[0]
-        award = dice.randrange(awards)
+        award, delta = dice.randrange(awards), dice.randrange(1, 30)
+        balances[award] += -delta if name == "REDEEM_PERK" else delta
         timestamp = (FIRST + timedelta(milliseconds=250 * number)).isoformat(timespec="milliseconds")
         yield {
             # As Pepper's: the second comes first.
@@ -77,8 +80,8 @@ def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[d
                 "awardId": _id("award", award),
                 "perkId": _id("perk", award % 9),
                 "loyaltyEarned": 2,
-                points: dice.randrange(1, 30),
-                "pointsAvailable": dice.randrange(200),
+                points: delta,
+                "pointsAvailable": balances[award],
                 "trigger": "GLOBAL",
             },
             "environment": "PRODUCTION",

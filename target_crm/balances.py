@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import ColumnElement, Delete, FromClause, Insert, Select, Table
+    from sqlalchemy.sql.base import ReadOnlyColumnCollection
+    from sqlalchemy.sql.functions import FunctionElement
 
     from target_crm.tables import Tables
 
-    Columns = Mapping[str, ColumnElement[Any]]
+    Columns = Mapping[str, ColumnElement[Any]] | ReadOnlyColumnCollection[str, Any]
 
 # What is the same in all that is ever said of an award.
 _FOR_LIFE = ("user_id", "perk_id")
@@ -47,15 +49,23 @@ _AWARD = literal_column("'award'", Identifier())
 
 
 @cache
-def partials_of_actions(actions: FromClause) -> Select[Any]:
-    """One partial balance per award of the actions that have an effect; `actions` has the ledger's columns."""
-    newest_first = func.row_number().over(
-        partition_by=actions.c.award_id, order_by=[actions.c.occurred_at.desc(), actions.c.action_id.desc()]
-    )
+def partials_of_actions(actions: FromClause, *, chained: bool = False) -> Select[Any]:
+    """One partial balance per award of the actions that have an effect; `actions` has the ledger's columns.
+
+    If `chained`, with the gaps in each award's chain of actions: how many there are, and when the newest was. A gap is
+    where the balance before an action, and its delta, don't give the balance after: something changed the award without
+    an action of its own, as an edit or an expiry does.
+    """
+
+    def newest_first(function: FunctionElement[Any]) -> ColumnElement[Any]:
+        order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
+        return function.over(partition_by=actions.c.award_id, order_by=order)
+
     told = ("award_id", *_FOR_LIFE, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
+    before = newest_first(func.lead(actions.c.points_available)).label("points_before")
     ranked = (
         select(*(actions.c[name] for name in (*told, *(column for _, column in _TOTALS.values()))))
-        .add_columns(newest_first.label("rank"))
+        .add_columns(newest_first(func.row_number()).label("rank"), *([before] if chained else []))
         .where(actions.c.effect.is_not(None))
         .subquery("ranked")
     )
@@ -77,7 +87,22 @@ def partials_of_actions(actions: FromClause) -> Select[Any]:
         func.min(r.occurred_at).label("first_action_at"),
         func.max(r.occurred_at).label("last_action_at"),
         func.max(r.loaded_at).label("updated_at"),
+        *(_gaps(r) if chained else []),
     ).group_by(r.award_id)
+
+
+def _gaps(actions: Columns) -> list[ColumnElement[Any]]:
+    """The gaps among actions that tell the `points_before` them."""
+    delta = case(
+        (actions["effect"] == literal_column("'earned'"), actions["points_added"]),
+        (actions["effect"] == literal_column("'redeemed'"), -actions["points_redeemed"]),
+        else_=actions["points_refunded"],
+    )
+    is_gap = exact(actions["points_available"] - actions["points_before"]) != delta
+    return [
+        func.count(case((is_gap, actions["action_id"]))).label("gaps"),
+        func.max(case((is_gap, actions["occurred_at"]))).label("gap_at"),
+    ]
 
 
 def _sums(actions: Columns) -> list[ColumnElement[Any]]:
@@ -145,11 +170,13 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
 
 
 def fold(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
-    """One balance per award of the partials of its actions and of its snapshot.
+    """One balance per award of the partials of its actions and of its snapshot; what else actions tell comes along.
 
     Not by a full join: some engines have none.
     """
-    both = union_all(actions, awards).subquery("partials")
+    others = [column for column in actions.selected_columns if column.name not in awards.selected_columns]
+    nothing = (cast(null(), column.type).label(column.name) for column in others)
+    both = union_all(actions, awards.add_columns(*nothing)).subquery("partials")
 
     def of(source: ColumnElement[str], column: ColumnElement[Any]) -> ColumnElement[Any]:
         return func.max(case((both.c.as_of_source == source, column)))
@@ -168,17 +195,8 @@ def fold(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
         {"award_id": sides.c.award_id, **{name: sides.c[f"{side}_{name}"] for name in names}}
         for side in ("award", "action")
     )
-    return _select(union(snapshot, acted))
-
-
-def _select(balance: Columns) -> Select[Any]:
+    balance = {**union(snapshot, acted), **{column.name: acted[column.name] for column in others}}
     return select(*(column.label(name) for name, column in balance.items()))
-
-
-@cache
-def full_fold(tables: Tables) -> Select[Any]:
-    """Every balance afresh, from the whole ledger and all snapshots."""
-    return fold(partials_of_actions(tables.actions), partials_of_awards(tables.awards))
 
 
 @cache
@@ -237,41 +255,58 @@ def complete(table: Table, key: str, told: FromClause) -> Change:
 
 
 @cache
-def rebuild_statements(tables: Tables) -> list[Insert | Delete]:
-    """Put a full fold in the place of the stored balances."""
-    balances = tables.award_balances
-    return [balances.delete(), balances.insert().from_select(list(balances.c), full_fold(tables))]
+def rebuild(tables: Tables) -> tuple[Delete, Insert, Merge]:
+    """Put a fold of the whole ledger in the place of the stored balances, and merge all snapshots into that."""
+    balances, actions = tables.award_balances, partials_of_actions(tables.actions)
+    folded = balances.insert().from_select(list(actions.selected_columns.keys()), actions)
+    return balances.delete(), folded, merge(tables, partials_of_awards(tables.awards))
 
 
 @cache
-def drifted(tables: Tables) -> Select[Any]:
-    """Awards whose stored balance is not what a full fold gives: what is stored, what is expected, what differs."""
-    stored, expected = tables.award_balances, full_fold(tables).subquery("expected")
-    compared = [name for name in stored.c.keys() if name not in {"award_id", "updated_at"}]  # noqa: SIM118
-    # Side by side in one column, not in a join: so the fold is named, and computed, but once.
+def findings(tables: Tables, examples_max: int) -> Select[Any]:
+    """Awards whose stored balance is not what a full fold gives, or whose chain of actions has gaps.
+
+    The first so many of each kind, with what is stored, what is expected, and the gaps; and, in every row, how many
+    drifted awards and how many gaps there are in all. It reads the ledger once.
+    """
+    stored = tables.award_balances
+    actions, awards = partials_of_actions(tables.actions, chained=True), partials_of_awards(tables.awards)
+    expected = fold(actions, awards).subquery("expected")
+    compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118
+    gaps = [expected.c[name] for name in ("gaps", "gap_at")]
+    nothing = [cast(null(), column.type).label(column.name) for column in gaps]
     sides = union_all(
-        *(
-            select(side.c.award_id, literal_column(number).label("side"), *(side.c[name] for name in compared))
-            for side, number in ((stored, "0"), (expected, "1"))
-        )
+        select(*(stored.c[name] for name in compared), *nothing, literal_column("0").label("side")),
+        select(*(expected.c[name] for name in compared), *gaps, literal_column("1").label("side")),
     ).subquery("sides")
+    # What both sides say alike becomes one row, and so does what only one of them says.
     s = sides.c
-    alike = (
-        or_(func.count(s[name]) == 0, and_(func.count(s[name]) == 2, func.min(s[name]) == func.max(s[name])))
-        for name in compared
+    agree = and_(func.count() == 2, func.min(s.side) != func.max(s.side))
+    words = (
+        select(s.award_id, s.points, func.min(s.side).label("side"), case((agree, 1), else_=0).label("agree"))
+        .add_columns(*(func.max(s[column.name]).label(column.name) for column in gaps))
+        .group_by(*(s[name] for name in compared))
+        .having(or_(not_(agree), func.max(s.gaps) > 0))
+        .subquery("words")
     )
-    agree = and_(func.count() == 2, func.max(s.side) != func.min(s.side), *alike)
-    rows = (
+    w = words.c
+    found = (
         select(
-            s.award_id,
-            func.max(case((s.side == 0, s.points))).label("points"),
-            func.max(case((s.side == 1, s.points))).label("expected_points"),
+            w.award_id,
+            func.max(case((w.side == 0, w.points))).label("points"),
+            func.max(case((or_(w.side == 1, w.agree == 1), w.points))).label("expected_points"),
+            (1 - func.min(w.agree)).label("drifted"),
+            *(func.max(w[column.name]).label(column.name) for column in gaps),
         )
-        .group_by(s.award_id)
-        .having(not_(agree))
-        .subquery("drifted")
+        .group_by(w.award_id)
+        .subquery("found")
     )
-    return select(rows).order_by(rows.c.award_id)
+    f = found.c
+    place = func.row_number().over(partition_by=f.drifted, order_by=[f.award_id]).label("place")
+    all_drifted, all_gaps = func.sum(f.drifted).over().label("all_drifted"), func.sum(f.gaps).over().label("all_gaps")
+    counted = select(*f, place, all_drifted, all_gaps).subquery("counted")
+    first = counted.c.place <= literal_column(str(examples_max))
+    return select(counted).where(first).order_by(counted.c.award_id)
 
 
 @cache
@@ -299,27 +334,4 @@ def contradicted(tables: Tables) -> Select[Any]:
             ),
         )
         .order_by(awards.c["_id"])
-    )
-
-
-@cache
-def gaps(tables: Tables) -> Select[Any]:
-    """Places in an award's chain of actions where the balance before one, and its delta, don't give the balance after.
-
-    Something changed the award between two actions without an action of its own: a direct edit, an expiry.
-    """
-    a = tables.actions.c
-    delta = case(
-        (a.effect == literal_column("'earned'"), a.points_added),
-        (a.effect == literal_column("'redeemed'"), -a.points_redeemed),
-        else_=a.points_refunded,
-    )
-    before = func.lag(a.points_available).over(partition_by=a.award_id, order_by=[a.occurred_at, a.action_id])
-    chain = (
-        select(a.award_id, a.action_id, a.occurred_at, exact(a.points_available - before - delta).label("unexplained"))
-        .where(a.effect.is_not(None))
-        .subquery("chain")
-    )
-    return (
-        select(chain).where(chain.c.unexplained != literal_column("0")).order_by(chain.c.award_id, chain.c.occurred_at)
     )

@@ -14,7 +14,7 @@ from target_crm.columns import Instant
 from target_crm.runs import DONE
 from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, snake_case
 from target_crm.tables import COUNTS
-from target_crm.verify import Check, glance, hold
+from target_crm.verify import Check, glance, prove
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def look(connection: Connection, tables: Tables, now: datetime, *, full: bool) -
             for name, query in _freshness(connection, tables, read_at).items()
         ],
         rejected=sum(rejected.values()),
-        checks=hold(connection, tables) if full else glance(connection, tables),
+        checks=prove(connection, tables).checks if full else glance(connection, tables),
         runs=[dict(row) for row in connection.execute(_last_runs(tables)).mappings()],
     )
 

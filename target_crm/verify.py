@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from target_crm import balances
-from target_crm.engines import execute
+from target_crm import balances, engines
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Select, Table
+    from sqlalchemy import Connection, RowMapping, Table
 
     from target_crm.tables import Tables
     from target_crm.warehouse import Warehouse
@@ -56,22 +55,22 @@ def verify(warehouse: Warehouse) -> Proof:
 
 def prove(connection: Connection, tables: Tables) -> Proof:
     """The same within a reading that has begun."""
-    awards, actions = count(connection, tables.award_balances), count(connection, tables.actions)
-    logger.info("holding %s balances against %s actions …", f"{awards:,}", f"{actions:,}")
+    awards = count(connection, tables.award_balances)
+    actions = connection.execute(balances.totals(tables.award_balances)).one().action_count
+    logger.info("holding %s balances against the fold of %s actions …", f"{awards:,}", f"{actions:,}")
+    found = connection.execute(balances.findings(tables, EXAMPLES_MAX)).mappings().all()
+    drifted = [_told(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
+    gaps = [_told(row, "award_id", "gaps", "gap_at") for row in found if row["gaps"]]
+    drifted_count, gap_count = (found[0]["all_drifted"], found[0]["all_gaps"] or 0) if found else (0, 0)
     return Proof(
         awards=awards,
         actions=actions,
-        checks=hold(connection, tables),
-        gaps=_check(connection, "gaps", "balance before + delta = balance after", balances.gaps(tables)),
+        checks=[
+            Check("fold", "balance = fold of ledger and snapshots", drifted_count, drifted),
+            _snapshot_check(connection, tables),
+        ],
+        gaps=Check("gaps", "balance before + delta = balance after", gap_count, gaps[:EXAMPLES_MAX]),
     )
-
-
-def hold(connection: Connection, tables: Tables) -> list[Check]:
-    """Every balance against a fold of all that is known."""
-    return [
-        _check(connection, "fold", "balance = fold of ledger and snapshots", balances.drifted(tables)),
-        _snapshot_check(connection, tables),
-    ]
 
 
 def glance(connection: Connection, tables: Tables) -> list[Check]:
@@ -94,9 +93,11 @@ def rebuild(warehouse: Warehouse) -> int:
     """Fold the whole ledger and all snapshots afresh, in one transaction; returns the number of balances."""
     tables = warehouse.tables
     with warehouse.write() as connection:
-        logger.info("folding %s actions …", f"{count(connection, tables.actions):,}")
-        for statement in balances.rebuild_statements(tables):
-            execute(connection, statement)
+        logger.info("folding the whole ledger …")
+        emptying, folding, snapshots = balances.rebuild(tables)
+        engines.execute(connection, emptying)
+        engines.execute(connection, folding)
+        engines.merge(connection, snapshots)
         return count(connection, tables.award_balances)
 
 
@@ -106,19 +107,16 @@ def count(connection: Connection, table: Table) -> int:
 
 
 def _snapshot_check(connection: Connection, tables: Tables) -> Check:
-    return _check(connection, "snapshot", "balance = Pepper's newer snapshot", balances.contradicted(tables))
-
-
-def _check(connection: Connection, name: str, question: str, query: Select[Any]) -> Check:
+    question = "balance = Pepper's newer snapshot"
     logger.info("%s …", question)
-    counted = query.add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
-    found = [dict(row) for row in connection.execute(counted).mappings()]
-    differing = found[0]["differing"] if found else 0
-    examples = [
-        {key: None if value is None else str(value) for key, value in row.items() if key != "differing"}
-        for row in found
-    ]
-    return Check(name, question, differing, examples)
+    counted = balances.contradicted(tables).add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
+    found = connection.execute(counted).mappings().all()
+    examples = [_told(row, "award_id", "points", "expected_points") for row in found]
+    return Check("snapshot", question, found[0]["differing"] if found else 0, examples)
+
+
+def _told(row: RowMapping, *names: str) -> dict[str, Any]:
+    return {name: None if row[name] is None else str(row[name]) for name in names}
 
 
 def as_text(proof: Proof) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ from target_crm.engines import ways_of
 from target_crm.errors import ConnectionLost
 from target_crm.tables import tables_in
 from target_crm.target import TargetCrm
+from target_crm.verify import rebuild
 from target_crm.warehouse import Warehouse
 from tests.commands import environment
 from tests.target_fixtures import ACTIONS, AWARDS, action, record, schema, snapshot
@@ -75,6 +77,10 @@ class Paper:
 
     def commit_once(self, work: Callable[[Any], None]) -> None:
         work(self)
+
+    @contextmanager
+    def write(self) -> Iterator[Paper]:
+        yield self
 
     @property
     def connection(self) -> Any:
@@ -145,9 +151,9 @@ def told(dialect: Dialect) -> str:
     part("a batch of actions", lambda: load(ACTIONS, action("a1")))
     part("a batch of awards", lambda: load(AWARDS, snapshot()))
     part("a batch of another stream", lambda: load(schema("perks", properties, "_id"), record("perks", {"_id": "p1"})))
-    part("crm-balances rebuild", lambda: each(*balances.rebuild_statements(paper.tables)))
-    proofs = (balances.drifted, balances.contradicted, balances.gaps)
-    part("crm-balances verify", lambda: each(*(proof(paper.tables) for proof in proofs)))
+    part("crm-balances rebuild", lambda: rebuild(cast("Any", paper)))
+    proofs = (balances.findings(paper.tables, 20), balances.contradicted(paper.tables))
+    part("crm-balances verify", lambda: each(*proofs))
     return "\n".join(parts)
 
 

@@ -59,18 +59,29 @@ FAULTS = {
         "5",
         "t1 t2",
         "balances.py",
-        "            u.as_of.desc(),\n",
-        "            u.arrival.desc(),\n            u.as_of.desc(),\n",
+        "or_(other[by].is_(None), one[by] > other[by]",
+        "or_(one[by].is_not(None), one[by] > other[by]",
     ),
     "no tie-break by action id": Fault(
-        "1", "t1", "balances.py", "case((u.as_of_source == _ACTION, u.last_action_id)).desc()", "u.arrival.desc()"
+        "1",
+        "t1",
+        "balances.py",
+        'one["last_action_id"] > other["last_action_id"]',
+        'one["last_action_id"].is_not(None)',
+    ),
+    "no tie-break by action id within a batch": Fault(
+        "1",
+        "t1",
+        "balances.py",
+        "actions.c.occurred_at.desc(), actions.c.action_id.desc()",
+        "actions.c.occurred_at.desc()",
     ),
     "at a tie the snapshot wins": Fault(
         "1",
         "t1",
         "balances.py",
-        "case((u.as_of_source == _ACTION, 1), else_=0)",
-        "case((u.as_of_source == _ACTION, 0), else_=1)",
+        'is_snapshot, is_action = other["as_of_source"] == _AWARD',
+        'is_snapshot, is_action = one["as_of_source"] == _AWARD',
     ),
     "an older snapshot replaces a newer one": Fault(
         "5",
@@ -83,9 +94,9 @@ FAULTS = {
         "2",
         "t2 t5",
         "sinks.py",
-        "        update_balances(connection, self.tables, statements)\n        read, contra",
-        '        connection.exec_driver_sql("COMMIT")\n        connection.exec_driver_sql("BEGIN")\n'
-        "        update_balances(connection, self.tables, statements)\n        read, contra",
+        "            engines.merge(connection, balances.merge(self.tables, _news_of_actions(staged)))",
+        '            connection.exec_driver_sql("COMMIT")\n            connection.exec_driver_sql("BEGIN")\n'
+        "            engines.merge(connection, balances.merge(self.tables, _news_of_actions(staged)))",
     ),
     "rows are forgotten before the commit": Fault(
         "2",
@@ -127,9 +138,9 @@ FAULTS = {
     "a rebuild leaves the snapshots out": Fault(
         "1",
         "t2",
-        "balances.py",
-        "reduce(tables.award_balances, partials_of_actions(tables.actions), partials_of_awards(tables.awards))",
-        "reduce(tables.award_balances, partials_of_actions(tables.actions))",
+        "verify.py",
+        "        engines.merge(connection, snapshots)\n",
+        "",
     ),
     "an activated version takes its own rows for gone": Fault(
         "1", "t2 t4", "staging.py", "table.c[VERSION] < version)", "table.c[VERSION] <= version)"

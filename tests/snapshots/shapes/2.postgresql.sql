@@ -5,8 +5,7 @@ CREATE TABLE _crm_commits (
 );
 
 CREATE UNLOGGED TABLE _crm_fresh (
-	_seq BIGINT NOT NULL, 
-	PRIMARY KEY (_seq)
+	_seq BIGINT NOT NULL
 );
 
 CREATE UNLOGGED TABLE _crm_merged (
@@ -45,8 +44,7 @@ CREATE UNLOGGED TABLE _crm_staging_actions (
 	environment TEXT, 
 	content_hash VARCHAR(255) COLLATE "C", 
 	payload JSON, 
-	loaded_at TIMESTAMP WITH TIME ZONE, 
-	PRIMARY KEY (_seq)
+	loaded_at TIMESTAMP WITH TIME ZONE
 );
 
 CREATE UNLOGGED TABLE _crm_staging_rejected_records (
@@ -58,8 +56,7 @@ CREATE UNLOGGED TABLE _crm_staging_rejected_records (
 	payload TEXT, 
 	rejected_at TIMESTAMP WITH TIME ZONE, 
 	run_id VARCHAR(255) COLLATE "C", 
-	extracted_at TIMESTAMP WITH TIME ZONE, 
-	PRIMARY KEY (_seq)
+	extracted_at TIMESTAMP WITH TIME ZONE
 );
 
 CREATE TABLE _crm_version (

@@ -5,7 +5,7 @@ CREATE TABLE _crm_commits (
 );
 
 CREATE TABLE _crm_fresh (
-	_seq BIGINT NOT NULL, 
+	_seq INTEGER NOT NULL, 
 	PRIMARY KEY (_seq)
 );
 
@@ -27,7 +27,7 @@ CREATE TABLE _crm_merged (
 );
 
 CREATE TABLE _crm_staging_actions (
-	_seq BIGINT NOT NULL, 
+	_seq INTEGER NOT NULL, 
 	action_id VARCHAR(255), 
 	type TEXT, 
 	tenant_id VARCHAR(255), 
@@ -50,7 +50,7 @@ CREATE TABLE _crm_staging_actions (
 );
 
 CREATE TABLE _crm_staging_rejected_records (
-	_seq BIGINT NOT NULL, 
+	_seq INTEGER NOT NULL, 
 	rejected_id VARCHAR(255), 
 	stream TEXT, 
 	reason TEXT, 
