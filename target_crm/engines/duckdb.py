@@ -9,7 +9,7 @@ from sqlalchemy import Column, PrimaryKeyConstraint, Table, event, inspect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
 
-from target_crm.columns import POINTS_PLACES, Instant, Points
+from target_crm.columns import POINTS_PLACES, Identifier, Instant, JsonText, LongText, Points
 from target_crm.engines.ways import (
     LOCK_POLL_SECONDS,
     LOCK_WAIT_SECONDS,
@@ -107,7 +107,11 @@ class Duckdb(Ways):
         import pyarrow  # noqa: PLC0415 - comes with the extra of this engine alone
 
         # Of other types, Arrow finds out by looking at the values, which takes long for these.
-        kinds = {Instant: pyarrow.timestamp("us"), Points: pyarrow.decimal128(19, POINTS_PLACES)}
+        kinds = {
+            Instant: pyarrow.timestamp("us"),
+            Points: pyarrow.decimal128(19, POINTS_PLACES),
+            **dict.fromkeys((Identifier, LongText, JsonText), pyarrow.string()),
+        }
         names = [str(place) for place in range(len(table.columns))]
         # Arrow's own pool would keep what it has once held.
         pool = pyarrow.system_memory_pool()
