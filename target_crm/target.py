@@ -341,6 +341,7 @@ class TargetCrm(Target):
 
     def _hold(self) -> None:
         """Make room for one more row; the first begins a batch."""
+        # Wait while rows of the batch before are bound.
         with engines.binding:
             pass
         if not self._rows_held:

@@ -11,7 +11,9 @@ import duckdb
 import pytest
 
 from target_crm.engines.duckdb import ROW_GROUP_ROWS
+from target_crm.verify import verify
 from target_crm.warehouse import Warehouse
+from tests.target_fixtures import ACTIONS, action, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,3 +104,18 @@ def test_no_table_of_the_target_has_an_index(url: str) -> None:
         indexed = scalar(connection, "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'")
 
     assert indexed == 0
+
+
+@pytest.mark.parametrize("ledger", ["actions", "actions WHERE award_id = 'w2'"])
+def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str) -> None:
+    """There is no key against it; and the second is not to pass for what the ledger says, where that says nothing."""
+    load(url, [ACTIONS, action("a1", award="w1"), action("a2", award="w2")])
+    crm = Warehouse(url)
+    with crm.write() as connection:
+        connection.exec_driver_sql(f"CREATE TEMP TABLE kept AS SELECT * FROM {ledger}")
+        connection.exec_driver_sql("DELETE FROM actions WHERE action_id NOT IN (SELECT action_id FROM kept)")
+        connection.exec_driver_sql("INSERT INTO award_balances SELECT * FROM award_balances WHERE award_id = 'w1'")
+
+    (fold, _) = verify(crm).checks
+
+    assert [example["award_id"] for example in fold.examples] == ["w1"]
