@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import sys
-from array import array
+from collections import defaultdict
 from datetime import datetime, timedelta, timezone
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ FIRST_SECOND = int(FIRST.timestamp())
 def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
     """Actions number `first` and following; each is the same however many there are beside it, but for its balance."""
     awards = awards or count * AWARDS_PER_ACTION
-    balances = array("q", bytes(8 * awards))
+    balances: dict[int, int] = defaultdict(int)
     for number in range(first, first + count):
         dice = random.Random(number)
         name, points, _ = dice.choices(EFFECTS, [weight for *_, weight in EFFECTS])[0]

@@ -2,7 +2,7 @@
 
 Everything that says something of a balance is first written as a *partial* balance of one award: its actions (they saw
 the balance, and add to the totals), its snapshot (it saw the balance, and adds nothing), the stored balance. `union`
-makes one of two, and doesn't care about order or grouping:
+makes one of two. In which order, and how they are grouped, matters only to two snapshots of one instant:
 
 - `points` is a register: the newest sight wins. At the same instant an action wins over a snapshot, and of two actions
   the one with the greater id.
@@ -18,7 +18,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_column, not_, null, or_, select, union_all
+from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_column, null, or_, select, union_all
 
 from target_crm.columns import Identifier, Instant, Points, exact, exact_sum
 from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT
@@ -27,7 +27,7 @@ from target_crm.staging import Change, Merge, Replacement
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import ColumnElement, Delete, FromClause, Insert, Select, Table
+    from sqlalchemy import ColumnElement, FromClause, Label, Select, Table
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
     from sqlalchemy.sql.functions import FunctionElement
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # What is the same in all that is ever said of an award.
 _FOR_LIFE = ("user_id", "perk_id")
+# What a snapshot tells.
+_SEEN = (*_FOR_LIFE, "points", "as_of", "as_of_source", "updated_at")
 # What an action adds to, by its effect, and where it says how much.
 _TOTALS = {
     "earned_total": ("earned", "points_added"),
@@ -57,15 +59,15 @@ def partials_of_actions(actions: FromClause, *, chained: bool = False) -> Select
     an action of its own, as an edit or an expiry does.
     """
 
-    def newest_first(function: FunctionElement[Any]) -> ColumnElement[Any]:
+    def over_newest_first(function: FunctionElement[Any]) -> ColumnElement[Any]:
         order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
         return function.over(partition_by=actions.c.award_id, order_by=order)
 
     told = ("award_id", *_FOR_LIFE, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
-    before = newest_first(func.lead(actions.c.points_available)).label("points_before")
+    before = over_newest_first(func.lead(actions.c.points_available)).label("points_before")
     ranked = (
         select(*(actions.c[name] for name in (*told, *(column for _, column in _TOTALS.values()))))
-        .add_columns(newest_first(func.row_number()).label("rank"), *([before] if chained else []))
+        .add_columns(over_newest_first(func.row_number()).label("rank"), *([before] if chained else []))
         .where(actions.c.effect.is_not(None))
         .subquery("ranked")
     )
@@ -80,7 +82,7 @@ def partials_of_actions(actions: FromClause, *, chained: bool = False) -> Select
         *(func.coalesce(of_newest(r[name]), func.max(r[name])).label(name) for name in _FOR_LIFE),
         of_newest(r.points_available).label("points"),
         func.max(r.occurred_at).label("as_of"),
-        _ACTION.label("as_of_source"),
+        cast(_ACTION, Identifier()).label("as_of_source"),
         of_newest(r.action_id).label("last_action_id"),
         *_sums(r),
         cast(func.count(), BigInteger).label("action_count"),
@@ -105,7 +107,7 @@ def _gaps(actions: Columns) -> list[ColumnElement[Any]]:
     ]
 
 
-def _sums(actions: Columns) -> list[ColumnElement[Any]]:
+def _sums(actions: Columns) -> list[Label[Any]]:
     """What actions add to each total."""
     return [
         exact_sum(case((actions["effect"] == literal_column(f"'{effect}'"), actions[column]), else_=_ZERO)).label(name)
@@ -123,7 +125,7 @@ def partials_of_awards(awards: FromClause) -> Select[Any]:
         c.perk_id,
         c.points,
         func.coalesce(c.updated_at, c[EXTRACTED_AT]).label("as_of"),
-        _AWARD.label("as_of_source"),
+        cast(_AWARD, Identifier()).label("as_of_source"),
         cast(null(), Identifier()).label("last_action_id"),
         *(_ZERO.label(name) for name in _TOTALS),
         cast(literal_column("0"), BigInteger).label("action_count"),
@@ -134,7 +136,10 @@ def partials_of_awards(awards: FromClause) -> Select[Any]:
 
 
 def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
-    """Two partial balances of an award as one; of one that is missing all is null. On a full tie `one` wins."""
+    """Two partial balances of an award as one: what it says besides `award_id`.
+
+    Of one that is missing all is null. On a full tie `one` wins.
+    """
 
     def newer(by: str, tie: ColumnElement[bool]) -> ColumnElement[bool]:
         return or_(other[by].is_(None), one[by] > other[by], and_(one[by] == other[by], tie))
@@ -157,7 +162,6 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
         return func.coalesce(one[name], literal_column("0")) + func.coalesce(other[name], literal_column("0"))
 
     return {
-        "award_id": func.coalesce(one["award_id"], other["award_id"]),
         **{name: func.coalesce(of_newest(name), one[name], other[name]) for name in _FOR_LIFE},
         **{name: of_newest(name) for name in ("points", "as_of", "as_of_source")},
         "last_action_id": case((acted_later, one["last_action_id"]), else_=other["last_action_id"]),
@@ -178,25 +182,27 @@ def fold(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
     nothing = (cast(null(), column.type).label(column.name) for column in others)
     both = union_all(actions, awards.add_columns(*nothing)).subquery("partials")
 
-    def of(source: ColumnElement[str], column: ColumnElement[Any]) -> ColumnElement[Any]:
-        return func.max(case((both.c.as_of_source == source, column)))
+    def of(source: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        is_its = both.c.as_of_source == literal_column(f"'{source}'")
+        return func.max(case((is_its, column))).label(f"{source}_{column.name}")
 
-    names = [column.name for column in both.c if column.name != "award_id"]
-    sides = (
-        select(
-            both.c.award_id,
-            *(of(_AWARD, both.c[name]).label(f"award_{name}") for name in names),
-            *(of(_ACTION, both.c[name]).label(f"action_{name}") for name in names),
-        )
+    told = [column for column in both.c if column.name != "award_id"]
+    halves = (
+        select(both.c.award_id, *(of("award", both.c[name]) for name in _SEEN), *(of("action", each) for each in told))
         .group_by(both.c.award_id)
-        .subquery("sides")
+        .subquery("halves")
     )
-    snapshot, acted = (
-        {"award_id": sides.c.award_id, **{name: sides.c[f"{side}_{name}"] for name in names}}
-        for side in ("award", "action")
-    )
-    balance = {**union(snapshot, acted), **{column.name: acted[column.name] for column in others}}
-    return select(*(column.label(name) for name, column in balance.items()))
+    h = halves.c
+    acted = {column.name: h[f"action_{column.name}"] for column in told}
+    seen = {each.name: h[f"award_{each.name}"] if each.name in _SEEN else cast(null(), each.type) for each in told}
+    balance = {**union(seen, acted), **{column.name: acted[column.name] for column in others}}
+    return select(h.award_id, *(column.label(name) for name, column in balance.items()))
+
+
+@cache
+def full_fold(tables: Tables, *, chained: bool = False) -> Select[Any]:
+    """Every balance afresh, from the whole ledger and all snapshots."""
+    return fold(partials_of_actions(tables.actions, chained=chained), partials_of_awards(tables.awards))
 
 
 @cache
@@ -255,14 +261,6 @@ def complete(table: Table, key: str, told: FromClause) -> Change:
 
 
 @cache
-def rebuild(tables: Tables) -> tuple[Delete, Insert, Merge]:
-    """Put a fold of the whole ledger in the place of the stored balances, and merge all snapshots into that."""
-    balances, actions = tables.award_balances, partials_of_actions(tables.actions)
-    folded = balances.insert().from_select(list(actions.selected_columns.keys()), actions)
-    return balances.delete(), folded, merge(tables, partials_of_awards(tables.awards))
-
-
-@cache
 def findings(tables: Tables, examples_max: int) -> Select[Any]:
     """Awards whose stored balance is not what a full fold gives, or whose chain of actions has gaps.
 
@@ -270,8 +268,7 @@ def findings(tables: Tables, examples_max: int) -> Select[Any]:
     drifted awards and how many gaps there are in all. It reads the ledger once.
     """
     stored = tables.award_balances
-    actions, awards = partials_of_actions(tables.actions, chained=True), partials_of_awards(tables.awards)
-    expected = fold(actions, awards).subquery("expected")
+    expected = full_fold(tables, chained=True).subquery("expected")
     compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118
     gaps = [expected.c[name] for name in ("gaps", "gap_at")]
     nothing = [cast(null(), column.type).label(column.name) for column in gaps]
@@ -283,36 +280,51 @@ def findings(tables: Tables, examples_max: int) -> Select[Any]:
     s = sides.c
     agree = and_(func.count() == 2, func.min(s.side) != func.max(s.side))
     words = (
-        select(s.award_id, s.points, func.min(s.side).label("side"), case((agree, 1), else_=0).label("agree"))
-        .add_columns(*(func.max(s[column.name]).label(column.name) for column in gaps))
+        select(s.award_id, s.points, func.min(s.side).label("first_side"), func.max(s.side).label("last_side"))
+        .add_columns(
+            case((agree, 1), else_=0).label("agree"), *(func.max(s[each.name]).label(each.name) for each in gaps)
+        )
         .group_by(*(s[name] for name in compared))
-        .having(or_(not_(agree), func.max(s.gaps) > 0))
         .subquery("words")
     )
     w = words.c
     found = (
         select(
             w.award_id,
-            func.max(case((w.side == 0, w.points))).label("points"),
-            func.max(case((or_(w.side == 1, w.agree == 1), w.points))).label("expected_points"),
+            func.max(case((w.first_side == 0, w.points))).label("points"),
+            func.max(case((w.last_side == 1, w.points))).label("expected_points"),
             (1 - func.min(w.agree)).label("drifted"),
             *(func.max(w[column.name]).label(column.name) for column in gaps),
         )
         .group_by(w.award_id)
+        .having(or_(func.min(w.agree) == 0, func.max(w.gaps) > 0))
         .subquery("found")
     )
     f = found.c
-    place = func.row_number().over(partition_by=f.drifted, order_by=[f.award_id]).label("place")
-    all_drifted, all_gaps = func.sum(f.drifted).over().label("all_drifted"), func.sum(f.gaps).over().label("all_gaps")
-    counted = select(*f, place, all_drifted, all_gaps).subquery("counted")
-    first = counted.c.place <= literal_column(str(examples_max))
-    return select(counted).where(first).order_by(counted.c.award_id)
+    has_gaps = case((f.gaps > 0, 1), else_=0)
+    places = [func.row_number().over(partition_by=kind, order_by=f.award_id) for kind in (f.drifted, has_gaps)]
+    counted = select(
+        *f,
+        *(place.label(f"place_{number}") for number, place in enumerate(places)),
+        func.sum(f.drifted).over().label("all_drifted"),
+        func.sum(f.gaps).over().label("all_gaps"),
+    ).subquery("counted")
+    c, last = counted.c, literal_column(str(examples_max), BigInteger)
+    is_first = or_(and_(c.drifted == 1, c.place_0 <= last), and_(c.gaps > 0, c.place_1 <= last))
+    return select(counted).where(is_first).order_by(c.award_id)
 
 
 @cache
-def totals(partials: FromClause) -> Select[Any]:
-    """What partial balances of all awards add up to: one row."""
-    c = partials.c
+def totals_of_actions(actions: FromClause) -> Select[Any]:
+    """What all actions that have an effect add up to: one row; `actions` has the ledger's columns."""
+    sums = [func.coalesce(each, _ZERO).label(each.name) for each in _sums(actions.c)]
+    return select(*sums, func.count().label("action_count")).where(actions.c.effect.is_not(None))
+
+
+@cache
+def totals_of_balances(balances: Table) -> Select[Any]:
+    """What all balances add up to: one row."""
+    c = balances.c
     sums = [func.coalesce(exact_sum(c[name]), _ZERO).label(name) for name in _TOTALS]
     return select(*sums, func.coalesce(cast(func.sum(c.action_count), BigInteger), 0).label("action_count"))
 

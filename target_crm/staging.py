@@ -32,7 +32,7 @@ from target_crm.columns import Instant, JsonText, LongText
 from target_crm.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, RANK, SEQ, VERSION
 
 if TYPE_CHECKING:
-    from sqlalchemy import Column, Delete, Insert, Select, Table, Update
+    from sqlalchemy import Delete, Insert, Select, Table, Update
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Merge:
-    """Rows for a table, at most one of each key; where it has the key, `union` makes one row of the two.
+    """Rows for a table, at most one of each key; where it has the key, `union` makes what is beside it of the two.
 
     What an INSERT … ON CONFLICT DO UPDATE is, for engines that have it, and a replacement for the others.
     """
@@ -100,7 +100,7 @@ class Merge:
         (key,) = self.table.primary_key.columns
         arrived = self.rows.subquery("arrived")
         row = [column.label(name) for name, column in self.union(arrived.c, self.table.c).items()]
-        merged = select(*row).outerjoin_from(arrived, self.table, key == arrived.c[key.name])
+        merged = select(arrived.c[key.name], *row).outerjoin_from(arrived, self.table, key == arrived.c[key.name])
         return Replacement(self.table, merged, self.work)
 
 
@@ -139,7 +139,8 @@ def take_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     if not keys:
         return staged.fresh.insert().from_select([SEQ], select(staged.table.c[SEQ]))
     newest_first = [*(age.desc() for age in ages(staged.table)), staged.table.c[SEQ].desc()]
-    ranked = _ranked(list(staged.table.c), keys, newest_first)
+    rank = func.row_number().over(partition_by=[staged.table.c[key] for key in keys], order_by=newest_first)
+    ranked = select(*staged.table.c, rank.label(RANK)).subquery("ranked")
     news = and_(_not_older(ages(ranked), ages(table)), not_(_equal(table, ranked, {LOADED_AT})))
     winners = (
         select(ranked.c[SEQ])
@@ -257,12 +258,6 @@ def _equal(table: Table, rows: FromClause, leave_out: Collection[str]) -> Column
 def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """PostgreSQL's JSON has no equality; its text has."""
     return cast(column, LongText()) if isinstance(column.type, JsonText) else column
-
-
-def _ranked(columns: Sequence[Column[Any]], keys: Sequence[str], order_by: Sequence[ColumnElement[Any]]) -> FromClause:
-    """Rows with their rank among those of the same key. Only the columns that are needed: they are sorted along."""
-    rank = func.row_number().over(partition_by=[each for each in columns if each.name in keys], order_by=order_by)
-    return select(*columns, rank.label(RANK)).subquery("ranked")
 
 
 def _not_older(ages: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:

@@ -34,7 +34,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Proof:
-    """What `verify` finds. A gap is not drift: an edit or an expiry in Pepper makes one, and no action."""
+    """What `verify` finds. A gap is not drift: an edit or an expiry in Pepper makes one, and no action.
+
+    `actions` are those that the balances count; where nothing has drifted, all that have an effect.
+    """
 
     awards: int
     actions: int
@@ -56,8 +59,8 @@ def verify(warehouse: Warehouse) -> Proof:
 def prove(connection: Connection, tables: Tables) -> Proof:
     """The same within a reading that has begun."""
     awards = count(connection, tables.award_balances)
-    actions = connection.execute(balances.totals(tables.award_balances)).one().action_count
-    logger.info("holding %s balances against the fold of %s actions …", f"{awards:,}", f"{actions:,}")
+    actions = connection.execute(balances.totals_of_balances(tables.award_balances)).one().action_count
+    logger.info("holding %s balances against the ledger, of %s actions by their count …", f"{awards:,}", f"{actions:,}")
     found = connection.execute(balances.findings(tables, EXAMPLES_MAX)).mappings().all()
     drifted = [_told(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
     gaps = [_told(row, "award_id", "gaps", "gap_at") for row in found if row["gaps"]]
@@ -76,10 +79,8 @@ def prove(connection: Connection, tables: Tables) -> Proof:
 def glance(connection: Connection, tables: Tables) -> list[Check]:
     """What a look at the sums can tell of drift, without folding the ledger."""
     logger.info("comparing the sums of the balances with those of the ledger …")
-    ledger = balances.partials_of_actions(tables.actions).subquery("ledger")
-    stored, expected = (
-        dict(connection.execute(balances.totals(each)).mappings().one()) for each in (tables.award_balances, ledger)
-    )
+    queries = balances.totals_of_balances(tables.award_balances), balances.totals_of_actions(tables.actions)
+    stored, expected = (dict(connection.execute(query).mappings().one()) for query in queries)
     examples = [
         {"total": name, "stored": str(stored[name]), "expected": str(expected[name])}
         for name in stored
@@ -94,10 +95,9 @@ def rebuild(warehouse: Warehouse) -> int:
     tables = warehouse.tables
     with warehouse.write() as connection:
         logger.info("folding the whole ledger …")
-        emptying, folding, snapshots = balances.rebuild(tables)
-        engines.execute(connection, emptying)
-        engines.execute(connection, folding)
-        engines.merge(connection, snapshots)
+        stored = tables.award_balances
+        engines.execute(connection, stored.delete())
+        engines.fill(connection, stored, balances.full_fold(tables))
         return count(connection, tables.award_balances)
 
 

@@ -13,7 +13,7 @@ from target_crm import cli, ddl
 from target_crm.errors import WarehouseError
 from target_crm.target import TargetCrm
 from target_crm.values import from_json
-from target_crm.verify import verify
+from target_crm.verify import rebuild, verify
 from target_crm.warehouse import Warehouse, parse_url
 from tests.commands import environment
 from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state, table
@@ -116,6 +116,9 @@ def test_a_loader_without_the_right_to_create_loads_into_what_was_prepared(
         ("w1", 2),
         ("w2", 4),
     ]
+    database = new_postgres_url.rsplit("/", 1)[1]
+    execute(new_postgres_url, f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
+    assert rebuild(Warehouse(lodger_url, "loyalty")) == 2
     with pytest.raises(WarehouseError, match="permission denied"):
         load(lodger_url, [schema("other", {"id": TEXT}, "id")], default_target_schema="loyalty")
 

@@ -106,10 +106,10 @@ def test_no_table_of_the_target_has_an_index(url: str) -> None:
     assert indexed == 0
 
 
-@pytest.mark.parametrize("ledger", ["actions", "actions WHERE award_id = 'w2'"])
-def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str) -> None:
+@pytest.mark.parametrize(("ledger", "expected"), [("actions", "5.0000"), ("actions WHERE award_id = 'w2'", None)])
+def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str, expected: str | None) -> None:
     """There is no key against it; and the second is not to pass for what the ledger says, where that says nothing."""
-    load(url, [ACTIONS, action("a1", award="w1"), action("a2", award="w2")])
+    load(url, [ACTIONS, action("a1", award="w1", available=5), action("a2", award="w2")])
     crm = Warehouse(url)
     with crm.write() as connection:
         connection.exec_driver_sql(f"CREATE TEMP TABLE kept AS SELECT * FROM {ledger}")
@@ -118,4 +118,4 @@ def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str) -> N
 
     (fold, _) = verify(crm).checks
 
-    assert [example["award_id"] for example in fold.examples] == ["w1"]
+    assert fold.examples == [{"award_id": "w1", "points": "5.0000", "expected_points": expected}]

@@ -9,12 +9,12 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from target_crm.engines.ways import LOCK_WAIT_SECONDS, Ways, pep_249_names
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection, Select, Table
 
     from target_crm.engines.ways import Rows, Statement
     from target_crm.staging import Merge, Replacement
@@ -25,6 +25,7 @@ __all__ = [
     "binding",
     "empty",
     "execute",
+    "fill",
     "heal",
     "load",
     "merge",
@@ -77,6 +78,11 @@ def heal(connection: Connection, *tables: Table) -> None:
     """Finish the changes of tables that were cut off, where no transaction has undone them."""
     for table in tables:
         ways_of(connection.dialect.name).heal(connection, table)
+
+
+def fill(connection: Connection, table: Table, rows: Select[Any]) -> None:
+    """Put what is computed from a whole ledger into a table."""
+    ways_of(connection.dialect.name).fill(connection, table, rows)
 
 
 def merge(connection: Connection, rows: Merge) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Column, PrimaryKeyConstraint, Table, event, text
+from sqlalchemy import Column, PrimaryKeyConstraint, Table, column, event, select, text
+from sqlalchemy import table as any_table
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.compiler import compiles
 
+from target_crm.engines.beside import Written
 from target_crm.engines.ways import Ways, alter_using_cast, column_names, merge_on_conflict, quoted
-from target_crm.tables import WORK
+from target_crm.tables import WORK, WORK_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import Column, Connection, Dialect, Engine, Table
+    from sqlalchemy import Column, Connection, Dialect, Engine, Select, Table
 
     from target_crm.engines.ways import Rows
     from target_crm.staging import Merge
@@ -67,6 +69,16 @@ class Postgresql(Ways):
             f"DO $$ BEGIN LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE {name}; "  # noqa: S608 - quoted names only
             f"EXCEPTION WHEN lock_not_available THEN DELETE FROM {name}; END $$"
         )
+
+    def fill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
+        """By way of a temporary table: several processes compute what it is made of, one alone what is inserted."""
+        if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')")):
+            super().fill(connection, table, rows)
+            return
+        columns = [column(each.name, each.type) for each in rows.selected_columns]
+        computed = any_table(f"{WORK_PREFIX}computed", *columns)
+        connection.execute(Written(f"CREATE TEMPORARY TABLE {computed.name} ON COMMIT DROP AS", rows))
+        super().fill(connection, table, select(computed))
 
     def merge(self, connection: Connection, merge: Merge) -> None:
         """By ON CONFLICT."""

@@ -1,4 +1,4 @@
-"""How an engine that wants nothing its own way is opened, locked, emptied and loaded; and what several share."""
+"""How an engine that wants nothing its own way is opened, locked, loaded and changed; and what several share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from target_crm.tables import MONTHS_OF
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from sqlalchemy import URL, Column, Connection, Delete, Dialect, Engine, Insert, Table
+    from sqlalchemy import URL, Column, Connection, Delete, Dialect, Engine, Insert, Select, Table
     from sqlalchemy.schema import CreateTable
 
     from target_crm.staging import Merge, Replacement
@@ -78,6 +78,10 @@ class Ways:
         """Change the rows of a table; returns how many were updated or deleted."""
         return connection.execute(statement.update if isinstance(statement, Change) else statement).rowcount
 
+    def fill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
+        """Put what is computed from a whole ledger into a table."""
+        connection.execute(table.insert().from_select(rows.selected_columns.keys(), rows))
+
     def merge(self, connection: Connection, merge: Merge) -> None:
         """Merge rows into those of a table."""
         self.replace(connection, merge.replacement)
@@ -136,9 +140,8 @@ def insert_by_driver(connection: Connection, table: Table, rows: Rows, mark: str
 def merge_on_conflict(insert: Callable[[Table], Any], merge: Merge) -> Insert:
     """A merge as one statement, for engines that know a key when they meet it again."""
     rows = insert(merge.table).from_select(list(merge.rows.selected_columns.keys()), merge.rows)
-    keys = merge.table.primary_key.columns.keys()
-    values = {name: value for name, value in merge.union(rows.excluded, merge.table.c).items() if name not in keys}
-    upsert: Insert = rows.on_conflict_do_update(index_elements=keys, set_=values)
+    keys, values = merge.table.primary_key.columns.keys(), merge.union(rows.excluded, merge.table.c)
+    upsert: Insert = rows.on_conflict_do_update(index_elements=keys, set_=dict(values))
     return upsert
 
 

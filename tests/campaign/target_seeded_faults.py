@@ -139,8 +139,8 @@ FAULTS = {
         "1",
         "t2",
         "verify.py",
-        "        engines.merge(connection, snapshots)\n",
-        "",
+        "balances.full_fold(tables)",
+        "balances.partials_of_actions(tables.actions)",
     ),
     "an activated version takes its own rows for gone": Fault(
         "1", "t2 t4", "staging.py", "table.c[VERSION] < version)", "table.c[VERSION] <= version)"
