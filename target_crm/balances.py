@@ -50,9 +50,8 @@ _ACTION = literal_column("'action'", Identifier())
 _AWARD = literal_column("'award'", Identifier())
 
 
-@cache
-def partials_of_actions(actions: FromClause, *, chained: bool = False) -> Select[Any]:
-    """One partial balance per award of the actions that have an effect; `actions` has the ledger's columns.
+def partials_of_actions(actions: FromClause, *which: ColumnElement[bool], chained: bool = False) -> Select[Any]:
+    """One partial balance per award of those actions that have an effect; `actions` has the ledger's columns.
 
     If `chained`, with the gaps in each award's chain of actions: how many there are, and when the newest was. A gap is
     where the balance before an action, and its delta, don't give the balance after: something changed the award without
@@ -68,7 +67,7 @@ def partials_of_actions(actions: FromClause, *, chained: bool = False) -> Select
     ranked = (
         select(*(actions.c[name] for name in (*told, *(column for _, column in _TOTALS.values()))))
         .add_columns(over_newest_first(func.row_number()).label("rank"), *([before] if chained else []))
-        .where(actions.c.effect.is_not(None))
+        .where(actions.c.effect.is_not(None), *which)
         .subquery("ranked")
     )
     r = ranked.c
@@ -215,8 +214,8 @@ def as_of(tables: Tables) -> Select[Any]:
     moment = bindparam("moment", type_=Instant())
     actions, awards = tables.actions, tables.awards
     seen_at = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
-    acted = select(actions).where(actions.c.occurred_at <= moment).subquery("acted")
-    then = fold(partials_of_actions(acted), partials_of_awards(awards).where(seen_at <= moment)).subquery("then")
+    acted = partials_of_actions(actions, actions.c.occurred_at <= moment)
+    then = fold(acted, partials_of_awards(awards).where(seen_at <= moment)).subquery("then")
     return (
         select(*(column for column in then.c if column.name != "updated_at"))
         .outerjoin_from(then, awards, awards.c["_id"] == then.c.award_id)
@@ -238,9 +237,9 @@ def recompute(tables: Tables, named: Select[Any]) -> Replacement:
     For where a batch may be cut off between two statements, and is then given again: merging would not know what it
     has merged already. `named` selects the awards' ids; the cost grows with what the ledger has of them.
     """
-    actions = select(tables.actions).where(tables.actions.c.award_id.in_(named)).subquery("acted")
+    actions = partials_of_actions(tables.actions, tables.actions.c.award_id.in_(named))
     snapshots = partials_of_awards(tables.awards).where(tables.awards.c["_id"].in_(named))
-    return Replacement(tables.award_balances, fold(partials_of_actions(actions), snapshots), tables.merged)
+    return Replacement(tables.award_balances, fold(actions, snapshots), tables.merged)
 
 
 @cache
