@@ -101,7 +101,7 @@ def _gaps(actions: Columns) -> list[ColumnElement[Any]]:
     )
     is_gap = exact(actions["points_available"] - actions["points_before"]) != delta
     return [
-        func.count(case((is_gap, actions["action_id"]))).label("gaps"),
+        cast(func.count(case((is_gap, actions["action_id"]))), BigInteger).label("gaps"),
         func.max(case((is_gap, actions["occurred_at"]))).label("gap_at"),
     ]
 
