@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, inspect, literal_column, select, text
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String, TypeDecorator
 
@@ -16,7 +15,6 @@ from target_crm.tables import STAGING_PREFIX, WORK
 if TYPE_CHECKING:
     from sqlalchemy import Column, ColumnElement, Connection, Delete, Dialect, Insert, Select, Table, TextClause
     from sqlalchemy.schema import ExecutableDDLElement
-    from sqlalchemy.sql.compiler import DDLCompiler
     from sqlalchemy.types import TypeEngine
 
     from target_crm.tables import Tables
@@ -133,13 +131,6 @@ def _kind(type_: TypeEngine[Any]) -> str:
         return "text"
     named = _KINDS_BY_NAME.get(decorated.__visit_name__)
     return named or next((kind for base, kind in _KINDS if isinstance(decorated, base)), "something else")
-
-
-@compiles(CreateTable, "postgresql")
-def _create_table(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:
-    """Work tables, which a crash may empty, are kept out of PostgreSQL's log: it would take as much as the ledger."""
-    statement: str = compiler.visit_create_table(element, **kw)  # type: ignore[no-untyped-call]
-    return statement.replace("CREATE TABLE", "CREATE UNLOGGED TABLE", 1) if element.element.info == WORK else statement
 
 
 def creation(table: Table) -> list[Statement]:

@@ -58,8 +58,9 @@ def verify(warehouse: Warehouse) -> Proof:
 
 def prove(connection: Connection, tables: Tables) -> Proof:
     """The same within a reading that has begun."""
-    awards = count(connection, tables.award_balances)
-    actions = connection.execute(balances.totals_of_balances(tables.award_balances)).one().action_count
+    counts = balances.totals_of_balances(tables.award_balances).add_columns(func.count().label("award_count"))
+    stored = connection.execute(counts).one()
+    awards, actions = stored.award_count, stored.action_count
     logger.info("holding %s balances against the ledger, of %s actions by their count …", f"{awards:,}", f"{actions:,}")
     found = connection.execute(balances.findings(tables, EXAMPLES_MAX)).mappings().all()
     drifted = [_told(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]

@@ -9,6 +9,7 @@ from sqlalchemy import Column, PrimaryKeyConstraint, Table, column, event, selec
 from sqlalchemy import table as any_table
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable
 
 from target_crm.engines.beside import Written
 from target_crm.engines.ways import Ways, alter_using_cast, column_names, merge_on_conflict, quoted
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Column, Connection, Dialect, Engine, Select, Table
+    from sqlalchemy.sql.compiler import DDLCompiler
 
     from target_crm.engines.ways import Rows
     from target_crm.staging import Merge
@@ -99,6 +101,13 @@ class Postgresql(Ways):
                 copy.set_types(["text" if each == self._JSON_OID else each for each in types])
                 for row in rows:
                     copy.write_row(row)
+
+
+@compiles(CreateTable, "postgresql")
+def _create_table(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:
+    """Work tables, which a crash may empty, are kept out of PostgreSQL's log: it would take as much as the ledger."""
+    statement: str = compiler.visit_create_table(element, **kw)  # type: ignore[no-untyped-call]
+    return statement.replace("CREATE TABLE", "CREATE UNLOGGED TABLE", 1) if element.element.info == WORK else statement
 
 
 @compiles(PrimaryKeyConstraint, "postgresql")
