@@ -120,7 +120,7 @@ TYPES = {
         "json": "JSON",
     },
     "sqlite": dict.fromkeys(("id", "text", "time", "json"), "TEXT") | {"points": "NUMERIC(19, 4)"},
-    "duckdb": dict.fromkeys(("id", "text", "json"), "VARCHAR") | {"time": "TIMESTAMP", "points": "DECIMAL(19, 4)"},
+    "duckdb": dict.fromkeys(("id", "text", "json"), "VARCHAR") | {"time": "TIMESTAMP", "points": "DECIMAL(18, 4)"},
 }
 # The rows that the ledger lacks, then a balance for each of their awards.
 INSERT = "INSERT INTO actions SELECT * FROM {staged} WHERE true ON CONFLICT DO NOTHING"
@@ -200,7 +200,7 @@ def into_duckdb(url: str, batches: Iterable[list[Row]]) -> None:
     import duckdb  # noqa: PLC0415
     import pyarrow  # noqa: PLC0415
 
-    points = pyarrow.decimal128(19, 4)
+    points = pyarrow.decimal128(18, 4)
     types = [*[pyarrow.string()] * 7, pyarrow.timestamp("us"), pyarrow.string(), *[points] * 4, *[pyarrow.string()] * 3]
     # What makes it twice as fast: one thread, small parts of tables, and no indexes, which the rest has to do without.
     connection = duckdb.connect(config={"threads": 1})

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Column, PrimaryKeyConstraint, Table, event, inspect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateColumn
 
-from target_crm.columns import POINTS_PLACES, Identifier, Instant, JsonText, LongText, Points
+from target_crm.columns import POINTS_DIGITS_BY_ENGINE, POINTS_PLACES, Identifier, Instant, JsonText, LongText, Points
 from target_crm.engines.ways import (
     LOCK_POLL_SECONDS,
     LOCK_WAIT_SECONDS,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Column, Connection, Dialect, Engine, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
+    from sqlalchemy.sql.compiler import DDLCompiler
 
     from target_crm.engines.ways import Rows
 
@@ -39,9 +42,15 @@ ROW_GROUP_ROWS = 20_480
 BATCH_SETTINGS = {
     "threads": "1",
     "memory_limit": "256MB",
+    # A batch that is committed goes to its place at once; else it would be written to a log first, and moved on close.
+    "checkpoint_threshold": "0KB",
     "allocator_flush_threshold": "1MB",
     "allocator_bulk_deallocation_flush_threshold": "1MB",
 }
+# Said of new files: older versions than DuckDB 1.2 can't read them, and have no zstd.
+STORAGE_VERSION = "v1.2.0"
+# Texts of which hardly two are alike: to look for a way to compress them takes long, and gains little.
+_ALL_DIFFERENT = frozenset({"action_id", "award_id", "user_id", "last_action_id", "content_hash"})
 _ALIAS = "_crm"
 _NO_FILE = (":memory:", "md:", "motherduck:")
 _COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
@@ -81,9 +90,9 @@ class Duckdb(Ways):
         driver_connection: Any = connection.connection.driver_connection
         # An index, which an older version has declared, has to fit into memory as a whole.
         (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
-        for name, value in BATCH_SETTINGS.items():
-            if name not in connection.engine.url.query and not (name == "memory_limit" and indexes):
-                driver_connection.execute(f"SET {name} = '{value}'")
+        said = {*connection.engine.url.query, *(["memory_limit"] if indexes else [])}
+        settings = (f"SET {name} = '{value}'" for name, value in BATCH_SETTINGS.items() if name not in said)
+        driver_connection.execute("; ".join(settings))
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """The key that an older version has declared, or else what can't be null and, if it's no key, could be."""
@@ -109,7 +118,7 @@ class Duckdb(Ways):
         # Of other types, Arrow finds out by looking at the values, which takes long for these.
         kinds = {
             Instant: pyarrow.timestamp("us"),
-            Points: pyarrow.decimal128(19, POINTS_PLACES),
+            Points: pyarrow.decimal128(POINTS_DIGITS_BY_ENGINE["duckdb"], POINTS_PLACES),
             **dict.fromkeys((Identifier, LongText, JsonText), pyarrow.string()),
         }
         names = [str(place) for place in range(len(table.columns))]
@@ -147,8 +156,10 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
     in_memory = {**options, "database": ":memory:", "url_config": {**beside_the_file, **settings}}
     connection: Any = dialect.connect(*arguments, **in_memory)
     quoted_path = path.replace("'", "''")
+    # One that is there stays as its readers know it.
+    version = "" if Path(path).exists() else f", STORAGE_VERSION '{STORAGE_VERSION}'"
     try:
-        connection.execute(f"ATTACH '{quoted_path}' AS {_ALIAS} (ROW_GROUP_SIZE {ROW_GROUP_ROWS})")
+        connection.execute(f"ATTACH '{quoted_path}' AS {_ALIAS} (ROW_GROUP_SIZE {ROW_GROUP_ROWS}{version})")
         connection.execute(f"USE {_ALIAS}")
     except BaseException:
         connection.close()
@@ -159,3 +170,12 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
 @compiles(PrimaryKeyConstraint, "duckdb")
 def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> None:
     """Nothing: see `Duckdb`."""
+
+
+@compiles(CreateColumn, "duckdb")
+def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str:
+    """How it is compressed, where DuckDB would take long to find out, and then not do what is best."""
+    column, specification = element.element, compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]
+    if isinstance(column.type, JsonText):
+        return f"{specification} USING COMPRESSION zstd"
+    return f"{specification} USING COMPRESSION uncompressed" if column.name in _ALL_DIFFERENT else specification

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column
 
-from target_crm.columns import POINTS_PLACES
+from target_crm.columns import POINTS_DIGITS, POINTS_PLACES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ def write_parquet(path: Path, columns: Mapping[str, Column[Any]], rows: Rows) ->
         int: pyarrow.int64(),
         bool: pyarrow.bool_(),
         float: pyarrow.float64(),
-        Decimal: pyarrow.decimal128(19, POINTS_PLACES),
+        Decimal: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),
         datetime: pyarrow.timestamp("us", tz="UTC"),
         date: pyarrow.date32(),
     }

@@ -8,16 +8,16 @@ CREATE TABLE _crm_fresh (
 );
 
 CREATE TABLE _crm_merged (
-	award_id VARCHAR(255) NOT NULL, 
-	user_id VARCHAR(255), 
+	award_id VARCHAR(255) NOT NULL USING COMPRESSION uncompressed, 
+	user_id VARCHAR(255) USING COMPRESSION uncompressed, 
 	perk_id VARCHAR(255), 
-	points NUMERIC(19, 4) NOT NULL, 
+	points NUMERIC(18, 4) NOT NULL, 
 	as_of TIMESTAMP WITHOUT TIME ZONE NOT NULL, 
 	as_of_source VARCHAR(255) NOT NULL, 
-	last_action_id VARCHAR(255), 
-	earned_total NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	redeemed_total NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	refunded_total NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
+	last_action_id VARCHAR(255) USING COMPRESSION uncompressed, 
+	earned_total NUMERIC(18, 4) DEFAULT 0 NOT NULL, 
+	redeemed_total NUMERIC(18, 4) DEFAULT 0 NOT NULL, 
+	refunded_total NUMERIC(18, 4) DEFAULT 0 NOT NULL, 
 	action_count BIGINT DEFAULT 0 NOT NULL, 
 	first_action_at TIMESTAMP WITHOUT TIME ZONE, 
 	last_action_at TIMESTAMP WITHOUT TIME ZONE, 
@@ -26,23 +26,23 @@ CREATE TABLE _crm_merged (
 
 CREATE TABLE _crm_staging_actions (
 	_seq BIGINT NOT NULL, 
-	action_id VARCHAR(255), 
+	action_id VARCHAR(255) USING COMPRESSION uncompressed, 
 	type TEXT, 
 	tenant_id VARCHAR(255), 
-	user_id VARCHAR(255), 
-	award_id VARCHAR(255), 
+	user_id VARCHAR(255) USING COMPRESSION uncompressed, 
+	award_id VARCHAR(255) USING COMPRESSION uncompressed, 
 	perk_id VARCHAR(255), 
 	location_id VARCHAR(255), 
 	occurred_at TIMESTAMP WITHOUT TIME ZONE, 
 	effect VARCHAR(255), 
-	points_available NUMERIC(19, 4), 
-	points_added NUMERIC(19, 4), 
-	points_redeemed NUMERIC(19, 4), 
-	points_refunded NUMERIC(19, 4), 
+	points_available NUMERIC(18, 4), 
+	points_added NUMERIC(18, 4), 
+	points_redeemed NUMERIC(18, 4), 
+	points_refunded NUMERIC(18, 4), 
 	source TEXT, 
 	environment TEXT, 
-	content_hash VARCHAR(255), 
-	payload TEXT, 
+	content_hash VARCHAR(255) USING COMPRESSION uncompressed, 
+	payload TEXT USING COMPRESSION zstd, 
 	loaded_at TIMESTAMP WITHOUT TIME ZONE
 );
 
@@ -63,37 +63,37 @@ CREATE TABLE _crm_version (
 );
 
 CREATE TABLE actions (
-	action_id VARCHAR(255) NOT NULL, 
+	action_id VARCHAR(255) NOT NULL USING COMPRESSION uncompressed, 
 	type TEXT, 
 	tenant_id VARCHAR(255), 
-	user_id VARCHAR(255), 
-	award_id VARCHAR(255), 
+	user_id VARCHAR(255) USING COMPRESSION uncompressed, 
+	award_id VARCHAR(255) USING COMPRESSION uncompressed, 
 	perk_id VARCHAR(255), 
 	location_id VARCHAR(255), 
 	occurred_at TIMESTAMP WITHOUT TIME ZONE, 
 	effect VARCHAR(255), 
-	points_available NUMERIC(19, 4), 
-	points_added NUMERIC(19, 4), 
-	points_redeemed NUMERIC(19, 4), 
-	points_refunded NUMERIC(19, 4), 
+	points_available NUMERIC(18, 4), 
+	points_added NUMERIC(18, 4), 
+	points_redeemed NUMERIC(18, 4), 
+	points_refunded NUMERIC(18, 4), 
 	source TEXT, 
 	environment TEXT, 
-	content_hash VARCHAR(255) NOT NULL, 
-	payload TEXT, 
+	content_hash VARCHAR(255) NOT NULL USING COMPRESSION uncompressed, 
+	payload TEXT USING COMPRESSION zstd, 
 	loaded_at TIMESTAMP WITHOUT TIME ZONE NOT NULL
 );
 
 CREATE TABLE award_balances (
-	award_id VARCHAR(255) NOT NULL, 
-	user_id VARCHAR(255), 
+	award_id VARCHAR(255) NOT NULL USING COMPRESSION uncompressed, 
+	user_id VARCHAR(255) USING COMPRESSION uncompressed, 
 	perk_id VARCHAR(255), 
-	points NUMERIC(19, 4) NOT NULL, 
+	points NUMERIC(18, 4) NOT NULL, 
 	as_of TIMESTAMP WITHOUT TIME ZONE NOT NULL, 
 	as_of_source VARCHAR(255) NOT NULL, 
-	last_action_id VARCHAR(255), 
-	earned_total NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	redeemed_total NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	refunded_total NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
+	last_action_id VARCHAR(255) USING COMPRESSION uncompressed, 
+	earned_total NUMERIC(18, 4) DEFAULT 0 NOT NULL, 
+	redeemed_total NUMERIC(18, 4) DEFAULT 0 NOT NULL, 
+	refunded_total NUMERIC(18, 4) DEFAULT 0 NOT NULL, 
 	action_count BIGINT DEFAULT 0 NOT NULL, 
 	first_action_at TIMESTAMP WITHOUT TIME ZONE, 
 	last_action_at TIMESTAMP WITHOUT TIME ZONE, 
@@ -102,11 +102,11 @@ CREATE TABLE award_balances (
 
 CREATE TABLE awards (
 	_id VARCHAR(255) NOT NULL, 
-	points NUMERIC(19, 4), 
-	user_id VARCHAR(255), 
+	points NUMERIC(18, 4), 
+	user_id VARCHAR(255) USING COMPRESSION uncompressed, 
 	perk_id VARCHAR(255), 
 	updated_at TIMESTAMP WITHOUT TIME ZONE, 
-	_extra TEXT, 
+	_extra TEXT USING COMPRESSION zstd, 
 	_extracted_at TIMESTAMP WITHOUT TIME ZONE, 
 	_loaded_at TIMESTAMP WITHOUT TIME ZONE, 
 	_version BIGINT, 
@@ -138,7 +138,7 @@ CREATE TABLE rejected_records (
 	extracted_at TIMESTAMP WITHOUT TIME ZONE
 );
 
-CREATE OR REPLACE VIEW user_balances AS SELECT award_balances.user_id, award_balances.perk_id, CAST(sum(award_balances.points) AS NUMERIC(19, 4)) AS points, CAST(sum(award_balances.earned_total) AS NUMERIC(19, 4)) AS earned_total, CAST(sum(award_balances.redeemed_total) AS NUMERIC(19, 4)) AS redeemed_total, CAST(sum(award_balances.refunded_total) AS NUMERIC(19, 4)) AS refunded_total, count(*) AS award_count, CAST(sum(award_balances.action_count) AS BIGINT) AS action_count, max(award_balances.as_of) AS as_of 
+CREATE OR REPLACE VIEW user_balances AS SELECT award_balances.user_id, award_balances.perk_id, CAST(sum(award_balances.points) AS NUMERIC(18, 4)) AS points, CAST(sum(award_balances.earned_total) AS NUMERIC(18, 4)) AS earned_total, CAST(sum(award_balances.redeemed_total) AS NUMERIC(18, 4)) AS redeemed_total, CAST(sum(award_balances.refunded_total) AS NUMERIC(18, 4)) AS refunded_total, count(*) AS award_count, CAST(sum(award_balances.action_count) AS BIGINT) AS action_count, max(award_balances.as_of) AS as_of 
 FROM award_balances LEFT OUTER JOIN awards ON awards._id = award_balances.award_id 
 WHERE awards._deleted_at IS NULL GROUP BY award_balances.user_id, award_balances.perk_id;
 

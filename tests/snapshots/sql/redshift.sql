@@ -150,10 +150,8 @@ DELETE FROM _crm_fresh;
 DELETE FROM _crm_staging_actions;
 INSERT INTO _crm_staging_actions (_seq, action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s);
 INSERT INTO _crm_fresh (_seq) SELECT min(_crm_staging_actions._seq) AS min_1 
-FROM _crm_staging_actions 
-WHERE NOT (EXISTS (SELECT 1 
-FROM actions 
-WHERE actions.action_id = _crm_staging_actions.action_id)) GROUP BY _crm_staging_actions.action_id;
+FROM _crm_staging_actions LEFT OUTER JOIN actions ON actions.action_id = _crm_staging_actions.action_id 
+WHERE actions.action_id IS NULL GROUP BY _crm_staging_actions.action_id;
 INSERT INTO actions (action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded, source, environment, content_hash, payload, loaded_at) SELECT fresh_rows.action_id, fresh_rows.type, fresh_rows.tenant_id, fresh_rows.user_id, fresh_rows.award_id, fresh_rows.perk_id, fresh_rows.location_id, fresh_rows.occurred_at, fresh_rows.effect, fresh_rows.points_available, fresh_rows.points_added, fresh_rows.points_redeemed, fresh_rows.points_refunded, fresh_rows.source, fresh_rows.environment, fresh_rows.content_hash, fresh_rows.payload, fresh_rows.loaded_at 
 FROM (SELECT _crm_staging_actions.action_id AS action_id, _crm_staging_actions.type AS type, _crm_staging_actions.tenant_id AS tenant_id, _crm_staging_actions.user_id AS user_id, _crm_staging_actions.award_id AS award_id, _crm_staging_actions.perk_id AS perk_id, _crm_staging_actions.location_id AS location_id, _crm_staging_actions.occurred_at AS occurred_at, _crm_staging_actions.effect AS effect, _crm_staging_actions.points_available AS points_available, _crm_staging_actions.points_added AS points_added, _crm_staging_actions.points_redeemed AS points_redeemed, _crm_staging_actions.points_refunded AS points_refunded, _crm_staging_actions.source AS source, _crm_staging_actions.environment AS environment, _crm_staging_actions.content_hash AS content_hash, _crm_staging_actions.payload AS payload, _crm_staging_actions.loaded_at AS loaded_at 
 FROM _crm_staging_actions JOIN _crm_fresh ON _crm_fresh._seq = _crm_staging_actions._seq) AS fresh_rows;
