@@ -50,6 +50,7 @@ _ACTION = literal_column("'action'", Identifier())
 _AWARD = literal_column("'award'", Identifier())
 
 
+@cache
 def partials_of_actions(actions: FromClause, *which: ColumnElement[bool], chained: bool = False) -> Select[Any]:
     """One partial balance per award of those actions that have an effect; `actions` has the ledger's columns.
 

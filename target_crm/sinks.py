@@ -225,9 +225,9 @@ class LedgerSink(CrmSink):
         """Take into the ledger what it lacks, merge that into the balances, quarantine what contradicts the ledger."""
         ledger, staged = self.tables.actions, self.tables.staged_actions
         leave_out = () if self.target.settings.store_payload else ("payload",)
-        applied = insert_absent(connection, ledger, staged, held.rows, *leave_out)
+        applied, news = insert_absent(connection, ledger, staged, held.rows, *leave_out)
         if self.target.warehouse.is_atomic(connection):
-            engines.merge(connection, balances.merge(self.tables, _news_of_actions(staged)))
+            engines.merge(connection, balances.merge(self.tables, balances.partials_of_actions(news)))
         else:
             engines.replace(connection, balances.recompute(self.tables, _named(staged, "award_id")))
         read, contradictions = len(held.rows), []
@@ -366,11 +366,6 @@ def _named(staged: staging.Staged, column: str) -> Select[Any]:
 
 
 @cache
-def _news_of_actions(staged: staging.Staged) -> Select[Any]:
-    return balances.partials_of_actions(staging.fresh_rows(staged))
-
-
-@cache
 def _news_of_awards(awards: Table, staged: staging.Staged) -> Select[Any]:
     changing, fresh = staging.changing_rows(awards, staged), staging.fresh_rows(staged)
     news = or_(fresh.c.updated_at.is_(None), fresh.c["_id"].in_(select(changing.c["_id"])))
@@ -384,12 +379,15 @@ def _compact(document: str) -> str:
 
 def insert_absent(
     connection: Connection, table: Table, staged: staging.Staged, rows: Sequence[tuple[Any, ...]], *leave_out: str
-) -> int:
-    """Stage rows and insert the first of each key that the table lacks; returns how many they were."""
+) -> tuple[int, FromClause]:
+    """Stage rows and insert the first of each key that the table lacks; returns how many they were, and which."""
     _stage(connection, staged, rows)
     engines.execute(connection, staging.take_absent(table, staged))
-    engines.execute(connection, staging.insert_fresh(table, staged, *leave_out))
-    return connection.scalar(staging.count_fresh(staged)) or 0
+    count = connection.scalar(staging.count_fresh(staged)) or 0
+    # Mostly all rows are new, and no join has to find out which.
+    fresh = staged.table if count == len(rows) else staging.fresh_rows(staged)
+    engines.execute(connection, staging.insert(table, fresh, *leave_out))
+    return count, fresh
 
 
 def unstage(connection: Connection, staged: staging.Staged) -> None:

@@ -165,7 +165,7 @@ def replace(table: Table, staged: Staged) -> list[Insert | Change]:
     Columns that the stream's schema doesn't name keep what they hold: an older schema named them, or a person did.
     """
     if not _keys(table):
-        return [insert_fresh(table, staged)]
+        return [insert(table, fresh_rows(staged))]
     rows = fresh_rows(staged)
     values = {column.name: rows.c[column.name] for column in table.c if not column.primary_key}
     absent = (
@@ -195,9 +195,8 @@ def count_same(table: Table, staged: Staged) -> Select[tuple[int]]:
 
 
 @cache
-def insert_fresh(table: Table, staged: Staged, *leave_out: str) -> Insert:
-    """Insert the rows that go on; the columns to leave out stay null."""
-    rows = fresh_rows(staged)
+def insert(table: Table, rows: FromClause, *leave_out: str) -> Insert:
+    """Insert rows that have the table's columns; those to leave out stay null."""
     columns = [cast(null(), column.type) if column.name in leave_out else rows.c[column.name] for column in table.c]
     return table.insert().from_select(list(table.c), select(*columns))
 

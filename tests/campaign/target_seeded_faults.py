@@ -53,7 +53,7 @@ FAULTS = {
         "3", "t3", "target.py", "            under_way.result()", "            under_way.exception()"
     ),
     "sums over all actions, also repeated ones": Fault(
-        "5", "t1 t4", "sinks.py", "partials_of_actions(staging.fresh_rows(staged))", "partials_of_actions(staged.table)"
+        "5", "t1 t4", "sinks.py", "partials_of_actions(news)", "partials_of_actions(staged.table)"
     ),
     "the last arrival wins, not the newest": Fault(
         "5",
