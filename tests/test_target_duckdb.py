@@ -79,7 +79,7 @@ def test_memory_is_not_limited_where_an_index_has_to_fit_into_it(url: str) -> No
     with crm.write() as connection:
         connection.exec_driver_sql("CREATE TABLE plans (name VARCHAR PRIMARY KEY)")
 
-    assert restrained == "244.1 MiB"
+    assert restrained == "91.5 MiB"
     assert in_a_batch(crm, limit) != restrained
 
 
@@ -94,6 +94,39 @@ def test_tables_grow_by_small_parts_so_that_a_poll_writes_little_anew(url: str) 
         parts = scalar(connection, "SELECT count(DISTINCT row_group_id) FROM pragma_storage_info('_crm_commits')")
 
     assert parts == 3
+
+
+def test_payloads_are_compressed_well_and_ids_which_are_all_different_not_at_all(url: str) -> None:
+    crm = Warehouse(url)
+    crm.set_up()
+    with crm.write() as connection:
+        row = "i::VARCHAR, md5(i::VARCHAR), '{\"of\": ' || i || '}', TIMESTAMP '2026-10-01'"
+        columns = "action_id, content_hash, payload, loaded_at"
+        connection.exec_driver_sql(f"INSERT INTO actions ({columns}) SELECT {row} FROM range({ROW_GROUP_ROWS}) r(i)")
+
+    with crm.read() as connection:
+        ways = connection.exec_driver_sql(
+            "SELECT DISTINCT column_name, compression FROM pragma_storage_info('actions') WHERE segment_type = 'VARCHAR'"
+        ).all()
+
+    assert {("payload", "ZSTD"), ("action_id", "Uncompressed"), ("content_hash", "Uncompressed")} <= set(
+        map(tuple, ways)
+    )
+
+
+@pytest.mark.parametrize(("is_there", "readers"), [(False, "v1.2.0+"), (True, "v1.0.0+")])
+def test_who_can_read_a_file_that_is_there_can_do_so_afterwards(url: str, *, is_there: bool, readers: str) -> None:
+    if is_there:
+        duckdb.connect(url.removeprefix("duckdb:///")).close()
+    crm = Warehouse(url)
+    crm.set_up()
+
+    with crm.read() as connection:
+        version = scalar(
+            connection, "SELECT tags['storage_version'] FROM duckdb_databases() WHERE NOT internal AND path IS NOT NULL"
+        )
+
+    assert version == readers
 
 
 def test_no_table_of_the_target_has_an_index(url: str) -> None:

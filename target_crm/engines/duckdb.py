@@ -41,7 +41,7 @@ ROW_GROUP_ROWS = 20_480
 # For as long as a batch takes, where the URL says nothing else.
 BATCH_SETTINGS = {
     "threads": "1",
-    "memory_limit": "256MB",
+    "memory_limit": "96MB",
     # A batch that is committed goes to its place at once; else it would be written to a log first, and moved on close.
     "checkpoint_threshold": "0KB",
     "allocator_flush_threshold": "1MB",
