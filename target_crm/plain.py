@@ -86,7 +86,7 @@ def plain_row(line: bytes) -> tuple[Any, ...] | None:
         message = _message(line)
         if message.type != "RECORD" or message.stream != "actions":
             return None
-        if b"\\" in line or _LONG_NUMBER in line.translate(_ALIKE) or not line.decode():
+        if b"\\" in line or _LONG_NUMBER in line.translate(_ALIKE) or not (line.isascii() or line.decode()):
             return None
         action = _action(message.record)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):

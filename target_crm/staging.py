@@ -21,6 +21,7 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    literal_column,
     not_,
     null,
     or_,
@@ -199,6 +200,19 @@ def insert(table: Table, rows: FromClause, *leave_out: str) -> Insert:
     """Insert rows that have the table's columns; those to leave out stay null."""
     columns = [cast(null(), column.type) if column.name in leave_out else rows.c[column.name] for column in table.c]
     return table.insert().from_select(list(table.c), select(*columns))
+
+
+def delete_others(table: Table, rows: FromClause) -> Delete:
+    """Delete the rows of a table that are not among these, with all that they say."""
+    alike = select(literal_column("1")).where(_same_key(table, rows), _equal(table, rows, _keys(table))).exists()
+    return table.delete().where(~alike)
+
+
+def insert_missing(table: Table, rows: FromClause) -> Insert:
+    """Insert those of these rows whose key the table lacks."""
+    (key,) = table.primary_key.columns
+    absent = select(*rows.c).outerjoin_from(rows, table, _same_key(table, rows)).where(key.is_(None))
+    return table.insert().from_select(rows.c.keys(), absent)
 
 
 @cache

@@ -96,9 +96,7 @@ def rebuild(warehouse: Warehouse) -> int:
     tables = warehouse.tables
     with warehouse.write() as connection:
         logger.info("folding the whole ledger …")
-        stored = tables.award_balances
-        engines.execute(connection, stored.delete())
-        engines.fill(connection, stored, balances.full_fold(tables))
+        engines.refill(connection, tables.award_balances, balances.full_fold(tables))
         return count(connection, tables.award_balances)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from target_crm import cli, replay
 from tests.commands import RUN_SECONDS_MAX, command, environment
-from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, snapshot, table
+from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,6 +157,23 @@ def test_rebuild_gives_the_very_rows_that_loading_gave(balances: Any, warehouse_
     assert balances("rebuild") == (0, "4 balances computed afresh\n")
     assert table(warehouse_url, "award_balances") == loaded
     assert balances("rebuild", "--json") == (0, '{"balances":4}\n')
+
+
+def test_rebuild_on_postgresql_writes_nothing_anew_that_is_right(
+    new_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million balances written anew would grow the index and the log, and hold back whoever reads them."""
+    load(new_postgres_url, HISTORY)
+    execute(new_postgres_url, "UPDATE award_balances SET points = -1 WHERE award_id = 'w2'")
+    where = "SELECT award_id, ctid::text FROM award_balances ORDER BY award_id"
+    before = query(new_postgres_url, where)
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
+
+    assert cli.run(["rebuild"]) == 0
+
+    moved = {row[0] for row in set(query(new_postgres_url, where)) ^ set(before)}
+    assert moved == {"w2"}
+    assert cli.run(["verify"]) == 0
 
 
 def test_loading_goes_on_after_a_rebuild(balances: Any, warehouse_url: str) -> None:

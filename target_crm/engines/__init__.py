@@ -25,11 +25,11 @@ __all__ = [
     "binding",
     "empty",
     "execute",
-    "fill",
     "heal",
     "load",
     "merge",
     "pep_249_names",
+    "refill",
     "replace",
     "ways_of",
 ]
@@ -80,14 +80,14 @@ def heal(connection: Connection, *tables: Table) -> None:
         ways_of(connection.dialect.name).heal(connection, table)
 
 
-def fill(connection: Connection, table: Table, rows: Select[Any]) -> None:
-    """Put what is computed from a whole ledger into a table."""
-    ways_of(connection.dialect.name).fill(connection, table, rows)
-
-
 def merge(connection: Connection, rows: Merge) -> None:
     """Merge rows into those of a table."""
     ways_of(connection.dialect.name).merge(connection, rows)
+
+
+def refill(connection: Connection, table: Table, rows: Select[Any]) -> None:
+    """Let a table hold what is computed from a whole ledger, and nothing else."""
+    ways_of(connection.dialect.name).refill(connection, table, rows)
 
 
 def replace(connection: Connection, rows: Replacement) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Column, PrimaryKeyConstraint, Table, column, event, select, text
+from sqlalchemy import Column, PrimaryKeyConstraint, Table, column, event, text
 from sqlalchemy import table as any_table
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
+from target_crm import staging
 from target_crm.engines.beside import Written
 from target_crm.engines.ways import Ways, alter_using_cast, column_names, merge_on_conflict, quoted
 from target_crm.tables import WORK, WORK_PREFIX
@@ -72,15 +73,19 @@ class Postgresql(Ways):
             f"EXCEPTION WHEN lock_not_available THEN DELETE FROM {name}; END $$"
         )
 
-    def fill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
-        """By way of a temporary table: several processes compute what it is made of, one alone what is inserted."""
+    def refill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
+        """By way of a temporary table: several processes compute what it is made of, one alone what is inserted.
+
+        And so a row that is right stays where it is, which is nearly all of them: no index and no log grows.
+        """
         if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')")):
-            super().fill(connection, table, rows)
+            super().refill(connection, table, rows)
             return
         columns = [column(each.name, each.type) for each in rows.selected_columns]
         computed = any_table(f"{WORK_PREFIX}computed", *columns)
         connection.execute(Written(f"CREATE TEMPORARY TABLE {computed.name} ON COMMIT DROP AS", rows))
-        super().fill(connection, table, select(computed))
+        connection.execute(staging.delete_others(table, computed))
+        connection.execute(staging.insert_missing(table, computed))
 
     def merge(self, connection: Connection, merge: Merge) -> None:
         """By ON CONFLICT."""

@@ -78,8 +78,9 @@ class Ways:
         """Change the rows of a table; returns how many were updated or deleted."""
         return connection.execute(statement.update if isinstance(statement, Change) else statement).rowcount
 
-    def fill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
-        """Put what is computed from a whole ledger into a table."""
+    def refill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
+        """Let a table hold what is computed from a whole ledger, and nothing else."""
+        self.execute(connection, table.delete())
         connection.execute(table.insert().from_select(rows.selected_columns.keys(), rows))
 
     def merge(self, connection: Connection, merge: Merge) -> None:
