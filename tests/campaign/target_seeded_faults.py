@@ -94,9 +94,9 @@ FAULTS = {
         "2",
         "t2 t5",
         "sinks.py",
-        "            engines.merge(connection, balances.merge(self.tables, _news_of_actions(staged)))",
+        "            engines.merge(connection, balances.merge(self.tables, balances.partials_of_actions(news)))",
         '            connection.exec_driver_sql("COMMIT")\n            connection.exec_driver_sql("BEGIN")\n'
-        "            engines.merge(connection, balances.merge(self.tables, _news_of_actions(staged)))",
+        "            engines.merge(connection, balances.merge(self.tables, balances.partials_of_actions(news)))",
     ),
     "rows are forgotten before the commit": Fault(
         "2",
