@@ -76,7 +76,7 @@ class Postgresql(Ways):
     def refill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
         """By way of a temporary table: several processes compute what it is made of, one alone what is inserted.
 
-        And so a row that is right stays where it is, which is nearly all of them: no index and no log grows.
+        Then only rows that differ are written, which are few, and neither an index nor the log grows.
         """
         if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')")):
             super().refill(connection, table, rows)

@@ -41,7 +41,7 @@ class Sqlite(Ways):
             driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
             driver_connection.execute("PRAGMA journal_mode = WAL")
             # Of use to what sorts the whole ledger, as `verify` does.
-            driver_connection.execute(f"PRAGMA threads = {os.cpu_count()}")
+            driver_connection.execute(f"PRAGMA threads = {os.cpu_count() or 1}")
             # A signal is heard between two tries only.
             driver_connection.execute(f"PRAGMA busy_timeout = {int(LOCK_POLL_SECONDS * 1000)}")
 
