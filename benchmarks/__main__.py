@@ -187,7 +187,7 @@ def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: i
     plot = harness.curves(f"{BATCH_ROWS:,} more actions", "thousand actions in the ledger", "seconds", curves)
     shown = harness.write_plot("growth", plot, "Cost of a batch by the ledger's size")
     proven = (
-        f"{max(sizes):,} actions of {awards:,} awards. In brackets, how many plain aggregates that is; one computes each "
+        f"{max(sizes):,} actions of {awards:,} awards. In brackets, how many plain aggregates that is; one gives each "
         "award's sums, number of actions, first and last time:"
     )
     return "\n\n".join([_by_size("actions in the ledger", engines, cells), shown, proven, "\n".join(proofs)])
