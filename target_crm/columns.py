@@ -25,7 +25,7 @@ _TEXT_LENGTHS_MAX = {"redshift": 65_535, "oracle": 4_000}
 _COUNTED_IN_BYTES = frozenset({"redshift", "mssql"})
 POINTS_PLACES = 4
 POINTS_DIGITS = 19
-# DuckDB takes eighty times as long to read a decimal that doesn't fit into 64 bits.
+# DuckDB takes over sixty times as long to read a decimal that doesn't fit into 64 bits.
 POINTS_DIGITS_BY_ENGINE = {"duckdb": 18}
 # SQLite keeps a decimal as a double, which holds every number of 15 digits: eleven before the point, four behind it.
 POINTS_MAX = Decimal(10) ** 11

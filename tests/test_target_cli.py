@@ -176,6 +176,19 @@ def test_rebuild_on_postgresql_writes_nothing_anew_that_is_right(
     assert cli.run(["verify"]) == 0
 
 
+def test_rebuild_on_postgresql_mends_a_balance_that_is_there_twice_for_want_of_a_key(
+    new_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(new_postgres_url, HISTORY)
+    execute(new_postgres_url, "ALTER TABLE award_balances DROP CONSTRAINT award_balances_pkey")
+    execute(new_postgres_url, "INSERT INTO award_balances SELECT * FROM award_balances WHERE award_id = 'w2'")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
+
+    assert cli.run(["verify"]) == 1
+    assert cli.run(["rebuild"]) == 0
+    assert cli.run(["verify"]) == 0
+
+
 def test_loading_goes_on_after_a_rebuild(balances: Any, warehouse_url: str) -> None:
     balances("rebuild")
 

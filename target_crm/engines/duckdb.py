@@ -49,9 +49,12 @@ BATCH_SETTINGS = {
 }
 # Said of new files: older versions than DuckDB 1.2 can't read them, and have no zstd.
 STORAGE_VERSION = "v1.2.0"
-# Texts of which hardly two are alike: to look for a way to compress them takes long, and gains little.
-_ALL_DIFFERENT = frozenset({"action_id", "award_id", "user_id", "last_action_id", "content_hash"})
+# Texts that repeat too seldom: to look for a way to compress them takes long, and gains little.
+_SELDOM_ALIKE = frozenset({"action_id", "award_id", "user_id", "last_action_id", "content_hash"})
 _ALIAS = "_crm"
+_STORED_AS = f"SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = '{_ALIAS}'"  # noqa: S608 - our own name
+# What a dialect is told of the file that its engine opens.
+_HAS_ZSTD = "crm_has_zstd"
 _NO_FILE = (":memory:", "md:", "motherduck:")
 _COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
 _TAKEN = ("Could not set lock", "Unique file handle conflict")
@@ -161,6 +164,8 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
     try:
         connection.execute(f"ATTACH '{quoted_path}' AS {_ALIAS} (ROW_GROUP_SIZE {ROW_GROUP_ROWS}{version})")
         connection.execute(f"USE {_ALIAS}")
+        (stored,) = connection.execute(_STORED_AS).fetchone()
+        setattr(dialect, _HAS_ZSTD, tuple(map(int, stored.strip("v+").split("."))) >= (1, 2))
     except BaseException:
         connection.close()
         raise
@@ -175,7 +180,11 @@ def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> Non
 @compiles(CreateColumn, "duckdb")
 def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str:
     """How it is compressed, where DuckDB would take long to find out, and then not do what is best."""
-    column, specification = element.element, compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]
-    if isinstance(column.type, JsonText):
+    column = element.element
+    specification: str = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]
+    # In an older file, what is to be zstd is not compressed at all.
+    if isinstance(column.type, JsonText) and getattr(compiler.dialect, _HAS_ZSTD, False):
         return f"{specification} USING COMPRESSION zstd"
-    return f"{specification} USING COMPRESSION uncompressed" if column.name in _ALL_DIFFERENT else specification
+    if isinstance(column.type, Identifier) and column.name in _SELDOM_ALIKE:
+        return f"{specification} USING COMPRESSION uncompressed"
+    return specification

@@ -74,11 +74,12 @@ class Postgresql(Ways):
         )
 
     def refill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
-        """By way of a temporary table: several processes compute what it is made of, one alone what is inserted.
+        """By way of a temporary table, which several processes can compute; then only rows that differ are written.
 
-        Then only rows that differ are written, which are few, and neither an index nor the log grows.
+        Without a key, a row could be there twice, and both would be as they should.
         """
-        if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')")):
+        may_have_one = connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')"))
+        if not (may_have_one and self.keys(connection, table)):
             super().refill(connection, table, rows)
             return
         columns = [column(each.name, each.type) for each in rows.selected_columns]
