@@ -169,15 +169,7 @@ def replace(table: Table, staged: Staged) -> list[Insert | Change]:
         return [insert(table, fresh_rows(staged))]
     rows = fresh_rows(staged)
     values = {column.name: rows.c[column.name] for column in table.c if not column.primary_key}
-    absent = (
-        select(*(rows.c[column.name] for column in table.c))
-        .outerjoin_from(rows, table, _same_key(table, rows))
-        .where(table.c[_keys(table)[0]].is_(None))
-    )
-    return [
-        Change(table, values, _same_key(table, rows)),
-        table.insert().from_select(list(table.c), absent),
-    ]
+    return [Change(table, values, _same_key(table, rows)), insert_missing(table, rows)]
 
 
 @cache
@@ -210,9 +202,12 @@ def delete_others(table: Table, rows: FromClause) -> Delete:
 
 def insert_missing(table: Table, rows: FromClause) -> Insert:
     """Insert those of these rows whose key the table lacks."""
-    (key,) = table.primary_key.columns
-    absent = select(*rows.c).outerjoin_from(rows, table, _same_key(table, rows)).where(key.is_(None))
-    return table.insert().from_select(rows.c.keys(), absent)
+    absent = (
+        select(*(rows.c[column.name] for column in table.c))
+        .outerjoin_from(rows, table, _same_key(table, rows))
+        .where(table.c[_keys(table)[0]].is_(None))
+    )
+    return table.insert().from_select(list(table.c), absent)
 
 
 @cache

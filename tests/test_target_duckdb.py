@@ -30,6 +30,15 @@ def scalar(connection: Connection, sql: str) -> Any:
     return connection.exec_driver_sql(sql).scalar()
 
 
+def set_up(url: str, *, is_there: bool) -> Warehouse:
+    """A warehouse in a file made anew, or in one that is there, made by DuckDB alone."""
+    if is_there:
+        duckdb.connect(url.removeprefix("duckdb:///")).close()
+    crm = Warehouse(url)
+    crm.set_up()
+    return crm
+
+
 def in_a_batch(warehouse: Warehouse, sql: str) -> Any:
     results: list[Any] = []
     warehouse.commit_once(lambda connection: results.append(scalar(connection, sql)))
@@ -98,10 +107,7 @@ def test_tables_grow_by_small_parts_so_that_a_poll_writes_little_anew(url: str) 
 
 @pytest.mark.parametrize(("is_there", "way"), [(False, "ZSTD"), (True, "FSST")])
 def test_payloads_are_compressed_as_the_file_can_and_ids_not_at_all(url: str, *, is_there: bool, way: str) -> None:
-    if is_there:
-        duckdb.connect(url.removeprefix("duckdb:///")).close()
-    crm = Warehouse(url)
-    crm.set_up()
+    crm = set_up(url, is_there=is_there)
     with crm.write() as connection:
         row = "i::VARCHAR, md5(i::VARCHAR), '{\"the number of this action\": ' || i || '}', TIMESTAMP '2026-10-01'"
         columns = "action_id, content_hash, payload, loaded_at"
@@ -116,10 +122,7 @@ def test_payloads_are_compressed_as_the_file_can_and_ids_not_at_all(url: str, *,
 
 @pytest.mark.parametrize(("is_there", "readers"), [(False, "v1.2.0+"), (True, "v1.0.0+")])
 def test_who_can_read_a_file_that_is_there_can_do_so_afterwards(url: str, *, is_there: bool, readers: str) -> None:
-    if is_there:
-        duckdb.connect(url.removeprefix("duckdb:///")).close()
-    crm = Warehouse(url)
-    crm.set_up()
+    crm = set_up(url, is_there=is_there)
 
     with crm.read() as connection:
         version = scalar(

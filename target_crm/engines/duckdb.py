@@ -74,7 +74,7 @@ class Duckdb(Ways):
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
     def listen(self, engine: Engine) -> None:
-        """Wait for the file while another process has it open, or another connection of this one."""
+        """Wait for the file while another process has it open, or another connection of this one; see what it can."""
 
         def on_connect(dialect: Dialect, _record: object, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
             deadline_seconds = time.monotonic() + LOCK_WAIT_SECONDS
@@ -86,7 +86,13 @@ class Duckdb(Ways):
                         raise
                 time.sleep(LOCK_POLL_SECONDS)
 
+        def on_first_connect(driver_connection: Any, _record: object) -> None:
+            stored = driver_connection.execute(_STORED_AS).fetchone()
+            has_zstd = stored is not None and tuple(map(int, stored[0].strip("v+").split("."))) >= (1, 2)
+            setattr(engine.dialect, _HAS_ZSTD, has_zstd)
+
         event.listen(engine, "do_connect", on_connect)
+        event.listen(engine, "first_connect", on_first_connect)
 
     def restrain(self, connection: Connection) -> None:
         """A batch is small: threads would wait for each other, and memory would keep what has been read."""
@@ -164,8 +170,6 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
     try:
         connection.execute(f"ATTACH '{quoted_path}' AS {_ALIAS} (ROW_GROUP_SIZE {ROW_GROUP_ROWS}{version})")
         connection.execute(f"USE {_ALIAS}")
-        (stored,) = connection.execute(_STORED_AS).fetchone()
-        setattr(dialect, _HAS_ZSTD, tuple(map(int, stored.strip("v+").split("."))) >= (1, 2))
     except BaseException:
         connection.close()
         raise
