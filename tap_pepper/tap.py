@@ -195,7 +195,11 @@ class TapPepper(Tap):
         if isinstance(token, str) and token.strip():
             keep_out_of_logs(token.strip())
         self._config.update(environment_numbers(self.config_jsonschema, self._environment))
-        lines = problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
+        try:
+            lines = problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
+        except AttributeError:
+            # What the SDK says of it is no JSON Schema, which shows where the value is not allowed.
+            lines = ["stream_maps holds an __else__ that is neither null nor __NULL__"]
         if raise_errors:
             _refuse(lines)
         return lines

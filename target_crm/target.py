@@ -142,10 +142,14 @@ class TargetCrm(Target):
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         """Check the settings, in words that repeat no value: it may be a secret."""
         self.append_builtin_config(self.config_jsonschema)
-        problems = [
-            expectation(".".join(map(str, error.path)) or "config", error.validator, error.validator_value)
-            for error in JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
-        ]
+        try:
+            problems = [
+                expectation(".".join(map(str, error.path)) or "config", error.validator, error.validator_value)
+                for error in JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
+            ]
+        except AttributeError:
+            # What the SDK says of it is no JSON Schema, which shows where the value is not allowed.
+            problems = ["stream_maps: __else__ may be null or __NULL__ only"]
         if problems and raise_errors:
             raise SettingError("; ".join(problems))
         return problems

@@ -177,6 +177,11 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
             "stream_maps.actions is 1, which is not allowed there",
             id="stream-maps",
         ),
+        pytest.param(
+            GOOD | {"stream_maps": {"actions": {"__else__": "source"}}},
+            "stream_maps holds an __else__ that is neither null nor __NULL__",
+            id="a-stream-map-for-all-else",
+        ),
     ],
 )
 @pytest.mark.parametrize("arguments", [pytest.param([], id="sync"), pytest.param(["--test"], id="test")])

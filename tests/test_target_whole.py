@@ -412,6 +412,11 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
             "stream_maps.actions: malformed; target-crm --about tells what it may be",
             id="a-map-that-is-none",
         ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "stream_maps": {"actions": {"__else__": "source"}}}',
+            "stream_maps: __else__ may be null or __NULL__ only",
+            id="a-map-for-all-else",
+        ),
     ],
 )
 def test_a_malformed_setting_is_one_clear_line(main: Main, tmp_path: Path, config: str | None, complaint: str) -> None:
