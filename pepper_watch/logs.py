@@ -89,6 +89,17 @@ def last_words(name: str, message: str) -> None:
         print(f"{name}: {message}", file=sys.stderr)
 
 
+def unforeseen(name: str, error: Exception) -> str:
+    """An error that nobody has thought of, in one line. Its text, and its trace, may quote a record or a secret."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "nowhere"
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    variable = f"{name.upper().replace('-', '_')}_LOGLEVEL"
+    return f"unexpected {type(error).__name__}{reason} at {place}; {variable}=DEBUG shows the way there"
+
+
 def line(name: str, level: int, message: str) -> bytes:
     """What a log line is like, for a signal's handler, which must not use a logger: it may be in use."""
     if not is_structured():

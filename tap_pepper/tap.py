@@ -195,6 +195,8 @@ class TapPepper(Tap):
         if isinstance(token, str) and token.strip():
             keep_out_of_logs(token.strip())
         self._config.update(environment_numbers(self.config_jsonschema, self._environment))
+        if self._config.get("stream_maps") is None:
+            self._config.pop("stream_maps", None)
         try:
             lines = problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
         except AttributeError:
@@ -257,9 +259,10 @@ def main() -> NoReturn:
     """
     for stream in STREAMS:
         logging.getLogger(f"tap-pepper.{stream.path[1:]}").addFilter(_is_news)
-    # Containers often set PYTHONUNBUFFERED, at the cost of a system call for each record.
+    # Where it is closed, nobody listens. Containers often set PYTHONUNBUFFERED, at the cost of a system call a record.
+    descriptor = sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY)
     sys.stdout = open(  # noqa: SIM115 - the interpreter flushes and closes it
-        sys.stdout.fileno(), "w", buffering=STDOUT_BUFFER_BYTES, encoding="utf-8", closefd=False
+        descriptor, "w", buffering=STDOUT_BUFFER_BYTES, encoding="utf-8", closefd=False
     )
     try:
         command = TapPepper.cli
@@ -305,12 +308,7 @@ def _told(stream: str, error: Exception) -> str:
 def _words(error: Exception) -> str:
     if isinstance(error, (PepperError, SingerSDKError)):
         return str(error) or type(error).__name__
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "nowhere"
-    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
-    return f"unexpected {type(error).__name__}{reason} at {place}; TAP_PEPPER_LOGLEVEL=DEBUG shows the way there"
+    return logs.unforeseen(TapPepper.name, error)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

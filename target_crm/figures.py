@@ -39,6 +39,10 @@ USERS_TOLD = 20
 LOCATIONS_TOLD = 20
 # Outstanding points by how many days ago their award last moved; the last class has no end.
 AGES_DAYS = (30, 90, 180, 365)
+# Days that are still to come are told so far; what is dated later counts on the last of them.
+DAYS_AHEAD_MAX = timedelta(days=2)
+# No zone takes it beyond the last year that there is.
+_LAST_QUARTER = int(datetime(9999, 12, 30, tzinfo=timezone.utc).timestamp()) // QUARTER_SECONDS
 
 MOVEMENTS = ("opening", "issued", "redeemed", "refunded", "added", "removed")
 _ZERO = cast(literal_column("0"), Points())
@@ -269,10 +273,11 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
         if row["quarter"] is None:
             outstanding_points += _net(row)
         else:
-            of_day = moved[_local(row["quarter"], period.zone).date()]
+            # A clock that is ahead may have brought a day that is still to come; one far ahead is no such clock.
+            day = _local(row["quarter"], period.zone).date()
+            of_day = moved[min(day, period.last + DAYS_AHEAD_MAX)]
             for name in of_day:
                 of_day[name] += row[name]
-    # A clock that is ahead may have brought a day that is still to come.
     last = max([period.last, *moved])
     days = []
     for day in (period.first + timedelta(days=number) for number in range((last - period.first).days + 1)):
@@ -348,4 +353,4 @@ def _share(part: Decimal, whole: Decimal) -> Decimal | None:
 
 
 def _local(quarter: int, zone: tzinfo) -> datetime:
-    return datetime.fromtimestamp(quarter * QUARTER_SECONDS, zone)
+    return datetime.fromtimestamp(min(quarter, _LAST_QUARTER) * QUARTER_SECONDS, zone)

@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from target_crm import values
+from target_crm.errors import InputError
 from target_crm.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ class Plan(Warehouse):
     def of(cls, target: TargetCrm, messages: Iterable[str]) -> Plan:
         """What a target needs for the streams that messages announce; only SCHEMA messages are looked at."""
         target.warehouse = plan = cls(target.settings.sqlalchemy_url, target.settings.default_target_schema)
-        target.process_lines(io.StringIO("".join(line for line in messages if _is_schema(line))))
+        lines = list(messages)
+        schemas = [line for line in lines if _is_schema(line)]
+        if lines and not schemas:
+            raise InputError("--schemas: no SCHEMA message in it; tap-pepper --test=schema prints them")
+        target.process_lines(io.StringIO("".join(schemas)))
         return plan
 
     def ensure(self, *tables: Table) -> None:

@@ -142,6 +142,8 @@ class TargetCrm(Target):
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         """Check the settings, in words that repeat no value: it may be a secret."""
         self.append_builtin_config(self.config_jsonschema)
+        if self._config.get("stream_maps") is None:
+            self._config.pop("stream_maps", None)
         try:
             problems = [
                 expectation(".".join(map(str, error.path)) or "config", error.validator, error.validator_value)
@@ -171,6 +173,10 @@ class TargetCrm(Target):
     def warehouse(self) -> Warehouse:
         """The warehouse, with the target's own tables in place."""
         self._warehouse.set_up()
+        if self._warehouse.is_in_memory:
+            self.logger.warning(
+                "%s: in memory; all is gone when this run ends, also what its STATE covers", self._warehouse.name
+            )
         if not self._warehouse.tested:
             self.logger.warning("%s: target-crm is not tested on this engine", self._warehouse.name)
         return self._warehouse
@@ -447,9 +453,7 @@ class TargetCrm(Target):
                 sys.stdout.flush()
         except OSError as error:
             self.logger.warning("nobody takes the STATE (%s); loading goes on without", error.strerror)
-            # Whatever is still buffered would fail again at the end of the process.
-            with Path(os.devnull).open("wb") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            leave_stdout()
 
     def _tell(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
         """Let `load_runs` say what is committed once this transaction is."""
@@ -511,6 +515,14 @@ def speak_utf8() -> None:
         sys.stdout.reconfigure(encoding="utf-8")
 
 
+def leave_stdout() -> None:
+    """Write no more of what stdout still buffers: that failed, and would fail again at the end of the process."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """The console script: an error that a person can mend is one line, and the exit code is 1."""
     speak_utf8()
@@ -529,6 +541,11 @@ def main() -> None:
     except (CrmError, SingerSDKError) as error:
         shown.end()
         logs.last_words(TargetCrm.name, str(error))
+    except Exception as error:
+        shown.end()
+        logs.last_words(TargetCrm.name, logs.unforeseen(TargetCrm.name, error))
+        logging.getLogger(TargetCrm.name).debug("where it came from", exc_info=True)
+        leave_stdout()
     finally:
         shown.end()
         telemetry.end(TargetCrm.name, status)

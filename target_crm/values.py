@@ -22,6 +22,8 @@ _T = TypeVar("_T")
 _JSON = msgspec.json.Encoder(decimal_format="number")
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
 _INTEGER_MAX = 2**63 - 1
+# PostgreSQL's NUMERIC has no more.
+_NUMBER_PLACES_MAX = 16_383
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MINUTE = re.compile(r"(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})(Z|[+-]\d{2}:\d{2})?")
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -81,9 +83,11 @@ def points(value: Any) -> Decimal:
     number = Decimal(value)
     if not number.is_finite() or number.copy_abs() >= POINTS_MAX:
         raise Invalid(f"is out of range, expected points below {POINTS_MAX:,}")
-    if number != round(number, POINTS_PLACES):
+    rounded = round(number, POINTS_PLACES)
+    if number != rounded:
         raise Invalid(f"has more than {POINTS_PLACES} decimal places")
-    return number
+    # Not as they came: a thousand zeros behind the point are more than a driver can take.
+    return rounded
 
 
 def instant(value: Any) -> datetime:
@@ -139,7 +143,10 @@ def number(value: Any) -> Decimal:
     result = Decimal(value)
     if not result.is_finite() or (result and abs(result.adjusted()) > 300):
         raise Invalid("is out of range")
-    return result
+    exponent = result.as_tuple().exponent
+    if result and isinstance(exponent, int) and exponent < -_NUMBER_PLACES_MAX:
+        raise Invalid(f"has more than {_NUMBER_PLACES_MAX:,} decimal places")
+    return result or Decimal(0)
 
 
 def boolean(value: Any) -> bool:

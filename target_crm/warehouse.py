@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from target_crm import ddl
 from target_crm.engines import execute, load, pep_249_names, ways_of
-from target_crm.errors import ConnectionLost, SettingError, WarehouseError
+from target_crm.errors import ConnectionLost, CrmError, SettingError, WarehouseError
 from target_crm.tables import tables_in
 
 if TYPE_CHECKING:
@@ -54,12 +54,16 @@ class Warehouse:
         self.name = URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
         if schema and url.get_backend_name() == "sqlite":
             raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
+        self.is_in_memory = url.get_backend_name() in {"sqlite", "duckdb"} and url.database in {None, "", ":memory:"}
+        if self.is_in_memory and url.get_backend_name() == "duckdb":
+            raise SettingError("duckdb: expected the warehouse's file, as in duckdb:///crm.duckdb")
         self.tables = tables_in(schema)
         self._ways = ways_of(url.get_backend_name())
         self._engine = _create_engine(url, self._ways)
         self.tested = self._ways.tested
         self._was_reached = False
         self._is_atomic: bool | None = None
+        self._is_restrained = True
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -129,8 +133,12 @@ class Warehouse:
         tries = count()
 
         def once(connection: Connection) -> None:
-            self._ways.restrain(connection)
-            if next(tries) == 0 or not self._is_committed(connection, batch_id):
+            number = next(tries)
+            # A try that failed may have lacked what it was denied.
+            self._is_restrained &= number == 0
+            if self._is_restrained:
+                self._ways.restrain(connection)
+            if number == 0 or not self._is_committed(connection, batch_id):
                 work(connection)
                 self._mark_committed(connection, batch_id)
 
@@ -161,9 +169,22 @@ class Warehouse:
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
-        with self._errors(), self._engine.connect() as connection:
+        with self._errors(), self._opened() as connection:
             self._was_reached = True
             yield connection
+
+    def _opened(self) -> Connection:
+        foreseen: tuple[type[Exception], ...] = (CrmError, *self._ways.errors(self._engine.dialect))
+        try:
+            return self._engine.connect()
+        except foreseen:
+            raise
+        # What else a driver raises may repeat what it was given, also the password.
+        except (TypeError, ValueError):
+            raise _wrong_option(self._engine.dialect.name) from None
+        except Exception as error:  # noqa: BLE001 - as many kinds as drivers
+            reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+            raise WarehouseError(f"{self.name}: {type(error).__name__}{reason}") from None
 
     def _is_committed(self, connection: Connection, batch_id: str) -> bool:
         commits = self.tables.commits
@@ -212,6 +233,10 @@ def parse_url(sqlalchemy_url: str) -> URL:
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 
+def _wrong_option(name: str) -> SettingError:
+    return SettingError(f"{name} can't take one of the options in sqlalchemy_url or options")
+
+
 def _create_engine(url: URL, ways: Ways) -> Engine:
     try:
         engine = ways.create_engine(url, hide_parameters=True, pool_pre_ping=True)
@@ -225,6 +250,6 @@ def _create_engine(url: URL, ways: Ways) -> Engine:
             "install an extra, e.g. pip install 'pepper-crm[postgres]'"
         ) from None
     except (ArgumentError, TypeError, ValueError):
-        raise SettingError(f"{url.drivername} can't take one of the options in sqlalchemy_url or options") from None
+        raise _wrong_option(url.drivername) from None
     ways.listen(engine)
     return engine

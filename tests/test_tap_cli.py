@@ -182,6 +182,12 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
             "stream_maps holds an __else__ that is neither null nor __NULL__",
             id="a-stream-map-for-all-else",
         ),
+        pytest.param(
+            {"stream_maps": None},
+            "auth_token is missing: set it in the config file or as TAP_PEPPER_AUTH_TOKEN; "
+            "application_id is missing: set it in the config file or as TAP_PEPPER_APPLICATION_ID",
+            id="no-stream-maps",
+        ),
     ],
 )
 @pytest.mark.parametrize("arguments", [pytest.param([], id="sync"), pytest.param(["--test"], id="test")])
@@ -380,6 +386,11 @@ def test_debug_shows_where_an_error_came_from(console: Console, monkeypatch: pyt
         outcome = console(settings=config(script.url))
     assert "Traceback" in outcome.stderr
     assert TOKEN not in outcome.stderr
+
+
+def test_where_stdout_is_closed_nobody_listens(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert console("--version").code == 0
 
 
 # What it prints.

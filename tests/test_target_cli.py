@@ -8,16 +8,14 @@ import logging
 import subprocess
 from datetime import datetime, timezone
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from target_crm import cli, replay
 from tests.commands import RUN_SECONDS_MAX, command, environment
 from tests.target_fixtures import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # Two awards that actions explain from end to end, one that was edited in between, one known by its snapshot alone.
 HISTORY = [
@@ -271,6 +269,18 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
             "sqlalchemy_url: has more than one @; percent-encode the password",
             id="password-with-an-at",
         ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "duckdb://u:pa55word@h/crm.duckdb"},
+            ["verify"],
+            "duckdb can't take one of the options in sqlalchemy_url or options",
+            id="password-that-the-driver-repeats",
+        ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "mysql://u:pa55word@127.0.0.1:1/db?sslmode=verify-full"},
+            ["verify"],
+            "mysql can't take one of the options in sqlalchemy_url or options",
+            id="an-option-of-another-engine",
+        ),
         pytest.param({"STORE_PAYLOAD": "maybe"}, ["verify"], "TARGET_CRM_STORE_PAYLOAD: expected", id="boolean"),
         pytest.param({}, ["verify", "--config", "none.json"], "--config none.json: No such file", id="no-file"),
     ],
@@ -295,6 +305,28 @@ def test_where_it_cannot_tell_it_exits_with_2_and_one_line(
     assert printed.err.startswith(f"crm-balances: {complaint}")
     assert printed.err.count("\n") == 1
     assert "pa55word@" not in printed.err
+    assert "'pa55word'" not in printed.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_what_nobody_has_foreseen_is_no_drift_either(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    load(url, HISTORY)
+
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            command("crm-balances", "verify"),
+            env=environment(TARGET_CRM_SQLALCHEMY_URL=url),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=RUN_SECONDS_MAX,
+            check=False,
+        )
+
+    assert ran.returncode == 2
+    assert "crm-balances: unexpected OSError (No space left on device) at cli.py:" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_a_stream_map_that_a_replay_cannot_read_is_no_drift(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from target_crm import cli, ddl
-from target_crm.errors import WarehouseError
+from target_crm.errors import InputError, WarehouseError
 from target_crm.target import TargetCrm
 from target_crm.values import from_json
 from target_crm.verify import rebuild, verify
@@ -80,6 +80,17 @@ def test_the_tables_of_this_version_are_on_record_for_those_who_will_upgrade_the
     if environment().get("GOLDEN") == "renew":
         golden.write_text(statements)
     assert statements == golden.read_text()
+
+
+def test_a_file_without_schemas_is_not_taken_for_one(
+    warehouse_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    schemas = tmp_path / "schemas.jsonl"
+    schemas.write_text("tap-pepper: auth_token is missing\n")
+
+    with pytest.raises(InputError, match="--schemas: no SCHEMA message in it"):
+        cli.run(["ddl", "--schemas", str(schemas)])
 
 
 def test_a_loader_without_the_right_to_create_loads_into_what_was_prepared(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from random import Random
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
 
+from target_crm import warehouse as room
+from target_crm.engines import duckdb as duckdb_ways
 from target_crm.engines.duckdb import ROW_GROUP_ROWS
+from target_crm.errors import SettingError
 from target_crm.verify import verify
 from target_crm.warehouse import Warehouse
-from tests.target_fixtures import ACTIONS, action, load
+from tests.commands import RUN_SECONDS_MAX, command, environment
+from tests.target_fixtures import ACTIONS, action, load, query, record, schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +87,73 @@ def test_a_batch_takes_what_the_url_allows(url: str) -> None:
 
     assert in_a_batch(crm, "SELECT current_setting('threads')") == 3
     assert in_a_batch(crm, "SELECT current_setting('memory_limit')") == "953.6 MiB"
+
+
+def test_a_setting_of_the_url_counts_by_any_of_its_names(url: str) -> None:
+    crm = Warehouse(f"{url}?worker_threads=3&max_memory=1GB")
+    crm.set_up()
+
+    assert in_a_batch(crm, "SELECT current_setting('threads')") == 3
+    assert in_a_batch(crm, "SELECT current_setting('memory_limit')") == "953.6 MiB"
+
+
+def test_a_batch_that_lacks_memory_gets_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(duckdb_ways.BATCH_SETTINGS, "memory_limit", "8MB")
+    waits: list[float] = []
+    monkeypatch.setattr(room.time, "sleep", waits.append)
+    # Hardly any of it can be compressed.
+    messages = [
+        action(f"a{place}", award=f"w{place}", note=Random(place).randbytes(100_000).hex()) for place in range(100)
+    ]
+
+    loaded = load(url, [ACTIONS, *messages, *messages], batch_size_rows=50)
+
+    assert loaded.tallies == {"actions": "200 read = 100 applied + 100 duplicate + 0 superseded + 0 quarantined"}
+    assert len(waits) == 1
+    assert not verify(Warehouse(url)).drifted
+
+
+def test_any_number_is_the_nearest_double_in_whatever_company(url: str) -> None:
+    numbers = ["1e300", "1e-300", "-0.5338310994848547", "12345678901234567890", "1e20", "1e-20"]
+    messages = [record("things", {"id": str(place), "x": "@"}) for place in range(len(numbers))]
+    lines = [line.replace('"@"', number) for line, number in zip(messages, numbers, strict=True)]
+
+    load(url, [schema("things", {"id": {"type": "string"}, "x": {"type": "number"}}, "id"), *lines])
+
+    assert query(url, "SELECT x FROM things ORDER BY id") == [(float(number),) for number in numbers]
+
+
+def test_points_with_many_zeros_are_loaded_as_they_are(url: str) -> None:
+    messages = [action("a1", delta="@", available=7).replace('"@"', f"7.{'0' * zeros}") for zeros in (40, 43, 108)]
+
+    for message in messages:
+        loaded = load(url, [ACTIONS, message])
+    assert loaded.tallies == {"actions": "1 read = 0 applied + 1 duplicate + 0 superseded + 0 quarantined"}
+    assert query(url, "SELECT earned_total FROM award_balances") == [(Decimal(7),)]
+
+
+def test_a_file_that_could_not_be_begun_is_not_in_the_way_of_the_next_run(tmp_path: Path) -> None:
+    def run(bytes_max: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command("target-crm", "--config", "ENV"),
+            env=environment(TARGET_CRM_SQLALCHEMY_URL="duckdb:///crm.duckdb"),
+            input=f"{ACTIONS}\n{action('a1')}\n",
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS_MAX,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_max, resource.RLIM_INFINITY)),
+        )
+
+    assert run(0).returncode == 1
+    assert run(resource.RLIM_INFINITY).returncode == 0
+
+
+@pytest.mark.parametrize("nowhere", ["duckdb://", "duckdb:///:memory:"])
+def test_a_warehouse_in_memory_is_refused(nowhere: str) -> None:
+    with pytest.raises(SettingError, match="duckdb: expected the warehouse's file"):
+        Warehouse(nowhere)
 
 
 def test_memory_is_not_limited_where_an_index_has_to_fit_into_it(url: str) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from target_crm import cli, report
 from target_crm.errors import SettingError
+from target_crm.figures import DAYS_AHEAD_MAX
 from target_crm.warehouse import Warehouse
 from tests import browser
 from tests.target_fixtures import (
@@ -104,6 +105,19 @@ def test_days_and_hours_are_those_of_the_zone(crm: Warehouse) -> None:
     # Thursday 14:55, 15:05 and 15:45, and Friday 5:15.
     assert busy == {(3, 14): 1, (3, 15): 2, (4, 5): 1}
     assert sum(row["actions"] for row in london.hours) == 4
+
+
+@pytest.mark.parametrize("year", [2126, 9999])
+def test_what_is_dated_far_ahead_counts_in_the_days_to_come_and_makes_no_endless_report(
+    sqlite_url: str, year: int
+) -> None:
+    load(sqlite_url, [*HISTORY, action("z1", delta=5, available=5, award="w9", at=f"{year}-12-31T23:59:59Z")])
+
+    told = report.gather(Warehouse(sqlite_url), days=5, now=NOW, zone="Pacific/Apia")
+
+    assert len(told.days) == 5 + DAYS_AHEAD_MAX.days
+    assert told.days[-1]["actions"] == 1
+    assert told.roll_forward["after"] == told.outstanding["points"]
 
 
 def test_a_zone_that_is_none_is_told(crm: Warehouse) -> None:

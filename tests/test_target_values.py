@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         pytest.param(values.number, 3, Decimal(3), id="an-integer-is-a-number"),
         pytest.param(values.number, Decimal("1E+300"), Decimal("1E+300"), id="a-huge-number"),
         pytest.param(values.number, Decimal("0E-400"), Decimal(0), id="zero-however-written"),
+        pytest.param(values.number, Decimal("0E-99999"), Decimal(0), id="zero-however-long"),
         pytest.param(values.boolean, False, False, id="false"),
         pytest.param(values.day, "2024-02-29", date(2024, 2, 29), id="a-leap-day"),
         pytest.param(
@@ -63,6 +64,12 @@ def test_a_value_of_the_kind_is_taken(convert: Callable[[Any], Any], value: Any,
         pytest.param(values.number, Decimal("1E+400"), "is out of range", id="beyond-a-double"),
         pytest.param(values.number, Decimal("NaN"), "is out of range", id="nan"),
         pytest.param(
+            values.number,
+            Decimal(f"1.{'0' * 16_384}"),
+            "has more than 16,383 decimal places",
+            id="more-places-than-postgresql-takes",
+        ),
+        pytest.param(
             values.points, Decimal("Infinity"), "is out of range, expected points below 100,000,000,000", id="∞"
         ),
         pytest.param(
@@ -93,6 +100,11 @@ def test_another_value_is_refused_in_words_that_do_not_repeat_it(
         convert(value)
 
     assert str(refusal.value) == reason
+
+
+@pytest.mark.parametrize("zeros", [0, 4, 43, 16_384])
+def test_points_are_as_many_places_as_a_warehouse_keeps_however_they_are_written(zeros: int) -> None:
+    assert str(values.points(Decimal(f"7.{'0' * zeros}"))) == "7.0000"
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,22 @@ def test_times_at_the_end_of_the_calendar_are_read_whatever_the_servers_zone(new
     ]
 
 
+def test_loaders_that_find_the_same_tables_by_other_paths_take_turns(new_postgres_url: str) -> None:
+    execute(new_postgres_url, "CREATE SCHEMA own")
+    execute(new_postgres_url, "CREATE SCHEMA shared")
+    shared, both = (
+        Warehouse(f"{new_postgres_url}?options=-csearch_path%3D{path}") for path in ("shared", "own,shared")
+    )
+    shared.set_up()
+
+    def locks(crm: Warehouse) -> set[Any]:
+        with crm.write() as connection:
+            held = "SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+            return set(connection.exec_driver_sql(held).scalars())
+
+    assert locks(both) == locks(shared) != set()
+
+
 def test_a_backup_in_progress_does_not_hold_a_load_up(new_postgres_url: str) -> None:
     load(new_postgres_url, [AWARDS, snapshot("w1")])
     execute(new_postgres_url, f"ALTER DATABASE {new_postgres_url.rpartition('/')[2]} SET lock_timeout = '3s'")

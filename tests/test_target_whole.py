@@ -417,6 +417,11 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
             "stream_maps: __else__ may be null or __NULL__ only",
             id="a-map-for-all-else",
         ),
+        pytest.param(
+            '{"sqlalchemy_url": "sqlite://", "stream_maps": null, "store_payload": 5}',
+            "store_payload: expected boolean",
+            id="no-maps",
+        ),
     ],
 )
 def test_a_malformed_setting_is_one_clear_line(main: Main, tmp_path: Path, config: str | None, complaint: str) -> None:
@@ -427,6 +432,14 @@ def test_a_malformed_setting_is_one_clear_line(main: Main, tmp_path: Path, confi
     ending = main("--config", str(path), messages=f"{ACTIONS}\n{action('a1')}\n")
 
     assert ending == f"target-crm: {complaint.format(path=path)}"
+
+
+def test_a_warehouse_that_ends_with_the_run_is_no_secret(main: Main, tmp_path: Path, caplog: Any) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"sqlalchemy_url": "sqlite://"}')
+
+    assert main("--config", str(path), messages=f"{ACTIONS}\n{action('a1')}\n") == 0
+    assert "in memory; all is gone when this run ends" in caplog.text
 
 
 def test_settings_come_from_the_environment_too(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Column, PrimaryKeyConstraint, Table, event, inspect
+from sqlalchemy import Column, Double, PrimaryKeyConstraint, Table, event, inspect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateColumn
@@ -17,6 +17,7 @@ from target_crm.engines.ways import (
     LOCK_WAIT_SECONDS,
     Ways,
     alter_using_cast,
+    as_doubles,
     bound,
     column_names,
     pep_249_names,
@@ -47,6 +48,8 @@ BATCH_SETTINGS = {
     "allocator_flush_threshold": "1MB",
     "allocator_bulk_deallocation_flush_threshold": "1MB",
 }
+# Other names that a URL may have for them.
+_ALIASES = {"max_memory": "memory_limit", "worker_threads": "threads", "wal_autocheckpoint": "checkpoint_threshold"}
 # Said of new files: older versions than DuckDB 1.2 can't read them, and have no zstd.
 STORAGE_VERSION = "v1.2.0"
 # Texts that repeat too seldom: to look for a way to compress them takes long, and gains little.
@@ -57,6 +60,7 @@ _STORED_AS = f"SELECT tags['storage_version'] FROM duckdb_databases() WHERE data
 _HAS_ZSTD = "crm_has_zstd"
 _NO_FILE = (":memory:", "md:", "motherduck:")
 _COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
+_LACKS_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate block")
 _TAKEN = ("Could not set lock", "Unique file handle conflict")
 
 
@@ -99,7 +103,9 @@ class Duckdb(Ways):
         driver_connection: Any = connection.connection.driver_connection
         # An index, which an older version has declared, has to fit into memory as a whole.
         (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
-        said = {*connection.engine.url.query, *(["memory_limit"] if indexes else [])}
+        said = {_ALIASES.get(name, name) for name in connection.engine.url.query} | (
+            {"memory_limit"} if indexes else set()
+        )
         settings = (f"SET {name} = '{value}'" for name, value in BATCH_SETTINGS.items() if name not in said)
         driver_connection.execute("; ".join(settings))
 
@@ -113,8 +119,8 @@ class Duckdb(Ways):
         return [column["name"] for column in columns if not column["nullable"] and column["name"] not in others]
 
     def is_passing(self, error: Exception) -> bool:
-        """Where two transactions of a process were in each other's way."""
-        return "TransactionException" in pep_249_names(error)
+        """Where two transactions of a process were in each other's way, or one lacked memory, also for a checkpoint."""
+        return "TransactionException" in pep_249_names(error) or any(each in str(error) for each in _LACKS_MEMORY)
 
     def widen(self, dialect: Dialect, column: Column[Any]) -> str:
         """By a cast of what is there."""
@@ -128,6 +134,7 @@ class Duckdb(Ways):
         kinds = {
             Instant: pyarrow.timestamp("us"),
             Points: pyarrow.decimal128(POINTS_DIGITS_BY_ENGINE["duckdb"], POINTS_PLACES),
+            Double: pyarrow.float64(),
             **dict.fromkeys((Identifier, LongText, JsonText), pyarrow.string()),
         }
         names = [str(place) for place in range(len(table.columns))]
@@ -136,7 +143,7 @@ class Duckdb(Ways):
         chunks = [
             pyarrow.table(
                 [
-                    pyarrow.array(values, kind, memory_pool=pool)
+                    pyarrow.array(as_doubles(values) if kind is kinds[Double] else values, kind, memory_pool=pool)
                     if (kind := kinds.get(type(column.type)))
                     else pyarrow.array(bound(connection.dialect, column, values), memory_pool=pool)
                     for column, values in zip(
@@ -166,12 +173,21 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
     connection: Any = dialect.connect(*arguments, **in_memory)
     quoted_path = path.replace("'", "''")
     # One that is there stays as its readers know it.
-    version = "" if Path(path).exists() else f", STORAGE_VERSION '{STORAGE_VERSION}'"
+    is_new = not Path(path).exists()
+    version = f", STORAGE_VERSION '{STORAGE_VERSION}'" if is_new else ""
     try:
         connection.execute(f"ATTACH '{quoted_path}' AS {_ALIAS} (ROW_GROUP_SIZE {ROW_GROUP_ROWS}{version})")
         connection.execute(f"USE {_ALIAS}")
-    except BaseException:
+    except BaseException as error:
         connection.close()
+        # On a full disk an empty file is left, which is no database. Another process's file is not ours to remove.
+        if (
+            is_new
+            and not any(each in str(error) for each in _TAKEN)
+            and Path(path).exists()
+            and not Path(path).stat().st_size
+        ):
+            Path(path).unlink()
         raise
     return connection
 

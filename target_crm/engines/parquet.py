@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column
 
 from target_crm.columns import POINTS_DIGITS, POINTS_PLACES
+from target_crm.engines.ways import as_doubles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,8 +37,7 @@ def write_parquet(path: Path, columns: Mapping[str, Column[Any]], rows: Rows) ->
     arrays, fields = [], []
     for (name, column), values in zip(columns.items(), zip(*rows, strict=True), strict=True):
         kind = getattr(column.type, "impl_instance", column.type).python_type
-        # A number of any size comes as a decimal, which is not one of Arrow's until its places are known.
-        sent = [None if value is None else float(value) for value in values] if kind is float else values
+        sent = as_doubles(values) if kind is float else values
         arrays.append(pyarrow.array(sent, types[kind]))
         fields.append(pyarrow.field(name, types[kind], nullable=bool(column.nullable)))
     parquet.write_table(pyarrow.table(arrays, schema=pyarrow.schema(fields)), path)

@@ -34,6 +34,11 @@ class Postgresql(Ways):
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
     # One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
     _LOCK_CLASS = 0x63726D
+    # Where the tables are, or will be: two roles may find them along different paths.
+    _SCHEMA = (
+        "coalesce(:schema, (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+        "WHERE pg_class.oid = to_regclass('award_balances')), current_schema(), '')"
+    )
     _JSON_OID = 114
 
     def listen(self, engine: Engine) -> None:
@@ -49,17 +54,17 @@ class Postgresql(Ways):
     def lock(self, connection: Connection, schema: str | None) -> None:
         """Take an advisory lock, which ends with the transaction."""
         connection.execute(
-            text("SELECT pg_advisory_xact_lock(:class, hashtext(coalesce(:schema, current_schema(), '')))"),
+            text(f"SELECT pg_advisory_xact_lock(:class, hashtext({self._SCHEMA}))"),
             {"class": self._LOCK_CLASS, "schema": schema},
         )
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:
         """Yes, unless a table has parts on other servers: each of them commits by itself."""
-        foreign_table = (
-            "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
-            "WHERE relkind = 'f' AND nspname = coalesce(:schema, current_schema()) LIMIT 1"
+        foreign_tables = (
+            "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE relkind = 'f'"
         )
-        return connection.scalar(text(foreign_table), {"schema": schema}) is None
+        in_schema = f"{foreign_tables} AND nspname = {self._SCHEMA} LIMIT 1"
+        return connection.scalar(text(in_schema), {"schema": schema}) is None
 
     def widen(self, dialect: Dialect, column: Column[Any]) -> str:
         """By a cast of what is there."""

@@ -163,6 +163,11 @@ def bound(dialect: Dialect, column: Column[Any], values: Sequence[Any]) -> Seque
     return values if processor is None else list(map(cache(processor), values))
 
 
+def as_doubles(values: Sequence[Any]) -> Sequence[float | None]:
+    """Numbers of any size, which come as decimals, for drivers that would take them for decimals of some width."""
+    return [None if value is None else float(value) for value in values]
+
+
 def laid_out(create: CreateTable, compiler: Any, layout: str, **kw: Any) -> str:
     """CREATE TABLE for an engine that reads whole columns: how it keeps the rows of a table that grows with time."""
     statement: str = compiler.visit_create_table(create, **kw).rstrip()

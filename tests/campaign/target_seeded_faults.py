@@ -119,7 +119,7 @@ FAULTS = {
         "2",
         "t5",
         "warehouse.py",
-        "if next(tries) == 0 or not self._is_committed(connection, batch_id):",
+        "if number == 0 or not self._is_committed(connection, batch_id):",
         "if batch_id:",
     ),
     "what is refused is not kept": Fault(
