@@ -195,8 +195,6 @@ class TapPepper(Tap):
         if isinstance(token, str) and token.strip():
             keep_out_of_logs(token.strip())
         self._config.update(environment_numbers(self.config_jsonschema, self._environment))
-        if self._config.get("stream_maps") is None:
-            self._config.pop("stream_maps", None)
         try:
             lines = problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
         except AttributeError:

@@ -182,12 +182,6 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
             "stream_maps holds an __else__ that is neither null nor __NULL__",
             id="a-stream-map-for-all-else",
         ),
-        pytest.param(
-            {"stream_maps": None},
-            "auth_token is missing: set it in the config file or as TAP_PEPPER_AUTH_TOKEN; "
-            "application_id is missing: set it in the config file or as TAP_PEPPER_APPLICATION_ID",
-            id="no-stream-maps",
-        ),
     ],
 )
 @pytest.mark.parametrize("arguments", [pytest.param([], id="sync"), pytest.param(["--test"], id="test")])

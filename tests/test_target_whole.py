@@ -418,8 +418,8 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
             id="a-map-for-all-else",
         ),
         pytest.param(
-            '{"sqlalchemy_url": "sqlite://", "stream_maps": null, "store_payload": 5}',
-            "store_payload: expected boolean",
+            '{"sqlalchemy_url": "sqlite://", "default_target_schema": "crm", "stream_maps": null}',
+            "default_target_schema: SQLite has no schemas, leave it empty",
             id="no-maps",
         ),
     ],
