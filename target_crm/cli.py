@@ -227,7 +227,8 @@ def _print(told: Any) -> None:
 def main() -> None:
     """The console script: 0 where all is well, 1 on drift, 2 where the question could not be answered."""
     logging.basicConfig(level=logging.WARNING, format="crm-balances: %(message)s")
-    logger.setLevel(logging.INFO)
+    is_debug = os.environ.get("TARGET_CRM_LOGLEVEL", "").upper() == "DEBUG"
+    logger.setLevel(logging.DEBUG if is_debug else logging.INFO)
     logs.set_up(PROGRAM, logs.chosen(TargetCrm.name, sys.argv[1:], os.environ))
     speak_utf8()
     try:

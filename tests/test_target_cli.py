@@ -309,14 +309,15 @@ def test_where_it_cannot_tell_it_exits_with_2_and_one_line(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_what_nobody_has_foreseen_is_no_drift_either(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_what_nobody_has_foreseen_is_no_drift_either(tmp_path: Path, level: str) -> None:
     url = f"sqlite:///{tmp_path / 'crm.db'}"
     load(url, HISTORY)
 
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(
             command("crm-balances", "verify"),
-            env=environment(TARGET_CRM_SQLALCHEMY_URL=url),
+            env=environment(TARGET_CRM_SQLALCHEMY_URL=url, TARGET_CRM_LOGLEVEL=level),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -326,7 +327,7 @@ def test_what_nobody_has_foreseen_is_no_drift_either(tmp_path: Path) -> None:
 
     assert ran.returncode == 2
     assert "crm-balances: unexpected OSError (No space left on device) at cli.py:" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    assert ("Traceback" in ran.stderr) is (level == "DEBUG")
 
 
 def test_a_stream_map_that_a_replay_cannot_read_is_no_drift(tmp_path: Path) -> None:
