@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, inspect, literal_column, select, text
+from sqlalchemy import Boolean, Date, DateTime, Float, Integer, Numeric, inspect, literal_column, select, text
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String, TypeDecorator
 
@@ -29,6 +29,8 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (Boolean, "boolean"),
     (Integer, "integer"),
     (Numeric, "number"),
+    # No Numeric any more, as of SQLAlchemy 2.1.
+    (Float, "number"),
     (DateTime, "time"),
     (Date, "date"),
     (String, "text"),
