@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from contextlib import suppress
 from itertools import pairwise
@@ -98,6 +99,14 @@ def unforeseen(name: str, error: Exception) -> str:
     reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
     variable = f"{name.upper().replace('-', '_')}_LOGLEVEL"
     return f"unexpected {type(error).__name__}{reason} at {place}; {variable}=DEBUG shows the way there"
+
+
+def leave_stdout() -> None:
+    """Write what stdout still buffers, or give it up: the interpreter would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def line(name: str, level: int, message: str) -> bytes:

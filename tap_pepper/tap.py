@@ -289,11 +289,7 @@ def _fail(message: str) -> int:
     """Tell why the run ends. What is left in the buffer of stdout is lost if its reader is."""
     TapPepper.logger.critical(" ".join(message.split()))
     TapPepper.logger.debug("where it came from", exc_info=True)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        # The interpreter would try again at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    logs.leave_stdout()
     return 1
 
 

@@ -24,7 +24,7 @@ from target_crm.errors import CrmError, SettingError, WarehouseError
 from target_crm.forget import forget
 from target_crm.plan import Plan
 from target_crm.replay import Replay
-from target_crm.target import TargetCrm, leave_stdout, read_config, speak_utf8
+from target_crm.target import TargetCrm, read_config, speak_utf8
 from target_crm.verify import as_text, rebuild, verify
 from target_crm.warehouse import Warehouse
 
@@ -236,9 +236,9 @@ def main() -> None:
     except (CrmError, SingerSDKError) as error:
         logs.last_words(PROGRAM, str(error))
     except BrokenPipeError:
-        leave_stdout()
+        logs.leave_stdout()
     except Exception as error:
         logs.last_words(PROGRAM, logs.unforeseen(TargetCrm.name, error))
         logger.debug("where it came from", exc_info=True)
-        leave_stdout()
+        logs.leave_stdout()
     sys.exit(EXIT_ERROR)

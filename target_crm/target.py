@@ -453,7 +453,7 @@ class TargetCrm(Target):
                 sys.stdout.flush()
         except OSError as error:
             self.logger.warning("nobody takes the STATE (%s); loading goes on without", error.strerror)
-            leave_stdout()
+            logs.leave_stdout()
 
     def _tell(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
         """Let `load_runs` say what is committed once this transaction is."""
@@ -515,14 +515,6 @@ def speak_utf8() -> None:
         sys.stdout.reconfigure(encoding="utf-8")
 
 
-def leave_stdout() -> None:
-    """Write no more of what stdout still buffers: that failed, and would fail again at the end of the process."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def main() -> None:
     """The console script: an error that a person can mend is one line, and the exit code is 1."""
     speak_utf8()
@@ -545,7 +537,7 @@ def main() -> None:
         shown.end()
         logs.last_words(TargetCrm.name, logs.unforeseen(TargetCrm.name, error))
         logging.getLogger(TargetCrm.name).debug("where it came from", exc_info=True)
-        leave_stdout()
+        logs.leave_stdout()
     finally:
         shown.end()
         telemetry.end(TargetCrm.name, status)

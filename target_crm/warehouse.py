@@ -54,13 +54,11 @@ class Warehouse:
         self.name = URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
         if schema and url.get_backend_name() == "sqlite":
             raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
-        self.is_in_memory = url.get_backend_name() in {"sqlite", "duckdb"} and url.database in {None, "", ":memory:"}
-        if self.is_in_memory and url.get_backend_name() == "duckdb":
-            raise SettingError("duckdb: expected the warehouse's file, as in duckdb:///crm.duckdb")
         self.tables = tables_in(schema)
         self._ways = ways_of(url.get_backend_name())
         self._engine = _create_engine(url, self._ways)
         self.tested = self._ways.tested
+        self.is_in_memory = self._ways.is_in_memory(url)
         self._was_reached = False
         self._is_atomic: bool | None = None
         self._is_restrained = True

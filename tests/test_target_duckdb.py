@@ -15,8 +15,7 @@ import duckdb
 import pytest
 
 from target_crm import warehouse as room
-from target_crm.engines import duckdb as duckdb_ways
-from target_crm.engines.duckdb import ROW_GROUP_ROWS
+from target_crm.engines.duckdb import BATCH_SETTINGS, ROW_GROUP_ROWS
 from target_crm.errors import SettingError
 from target_crm.verify import verify
 from target_crm.warehouse import Warehouse
@@ -98,7 +97,7 @@ def test_a_setting_of_the_url_counts_by_any_of_its_names(url: str) -> None:
 
 
 def test_a_batch_that_lacks_memory_gets_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(duckdb_ways.BATCH_SETTINGS, "memory_limit", "8MB")
+    monkeypatch.setitem(BATCH_SETTINGS, "memory_limit", "8MB")
     waits: list[float] = []
     monkeypatch.setattr(room.time, "sleep", waits.append)
     # Hardly any of it can be compressed.
@@ -150,7 +149,7 @@ def test_a_file_that_could_not_be_begun_is_not_in_the_way_of_the_next_run(tmp_pa
     assert run(resource.RLIM_INFINITY).returncode == 0
 
 
-@pytest.mark.parametrize("nowhere", ["duckdb://", "duckdb:///:memory:"])
+@pytest.mark.parametrize("nowhere", ["duckdb://", "duckdb:///:memory:", "duckdb:///:memory:shared"])
 def test_a_warehouse_in_memory_is_refused(nowhere: str) -> None:
     with pytest.raises(SettingError, match="duckdb: expected the warehouse's file"):
         Warehouse(nowhere)

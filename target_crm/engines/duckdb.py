@@ -23,11 +23,12 @@ from target_crm.engines.ways import (
     pep_249_names,
     quoted,
 )
+from target_crm.errors import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from sqlalchemy import Column, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, Column, Connection, Dialect, Engine, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
     from sqlalchemy.sql.compiler import DDLCompiler
 
@@ -58,7 +59,8 @@ _ALIAS = "_crm"
 _STORED_AS = f"SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = '{_ALIAS}'"  # noqa: S608 - our own name
 # What a dialect is told of the file that its engine opens.
 _HAS_ZSTD = "crm_has_zstd"
-_NO_FILE = (":memory:", "md:", "motherduck:")
+_MEMORY = ":memory:"
+_NO_FILE = ("md:", "motherduck:")
 _COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
 _LACKS_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate block")
 _TAKEN = ("Could not set lock", "Unique file handle conflict")
@@ -77,6 +79,12 @@ class Duckdb(Ways):
     # Between two batches, the file is another process's to open.
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
+    def create_engine(self, url: URL, **options: Any) -> Engine:
+        """Make a SQLAlchemy engine; a database in memory would be gone after each transaction."""
+        if (url.database or _MEMORY).startswith(_MEMORY):
+            raise SettingError("duckdb: expected the warehouse's file, as in duckdb:///crm.duckdb")
+        return super().create_engine(url, **options)
+
     def listen(self, engine: Engine) -> None:
         """Wait for the file while another process has it open, or another connection of this one; see what it can."""
 
@@ -86,7 +94,7 @@ class Duckdb(Ways):
                 try:
                     return _open(dialect, arguments, options)
                 except Exception as error:
-                    if not any(each in str(error) for each in _TAKEN) or time.monotonic() > deadline_seconds:
+                    if not _says(error, _TAKEN) or time.monotonic() > deadline_seconds:
                         raise
                 time.sleep(LOCK_POLL_SECONDS)
 
@@ -103,9 +111,9 @@ class Duckdb(Ways):
         driver_connection: Any = connection.connection.driver_connection
         # An index, which an older version has declared, has to fit into memory as a whole.
         (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
-        said = {_ALIASES.get(name, name) for name in connection.engine.url.query} | (
-            {"memory_limit"} if indexes else set()
-        )
+        said = {_ALIASES.get(name, name) for name in connection.engine.url.query}
+        if indexes:
+            said.add("memory_limit")
         settings = (f"SET {name} = '{value}'" for name, value in BATCH_SETTINGS.items() if name not in said)
         driver_connection.execute("; ".join(settings))
 
@@ -120,7 +128,7 @@ class Duckdb(Ways):
 
     def is_passing(self, error: Exception) -> bool:
         """Where two transactions of a process were in each other's way, or one lacked memory, also for a checkpoint."""
-        return "TransactionException" in pep_249_names(error) or any(each in str(error) for each in _LACKS_MEMORY)
+        return "TransactionException" in pep_249_names(error) or _says(error, _LACKS_MEMORY)
 
     def widen(self, dialect: Dialect, column: Column[Any]) -> str:
         """By a cast of what is there."""
@@ -166,14 +174,15 @@ class Duckdb(Ways):
 def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
     """A connection to the warehouse; a file is attached, since only then can it be said how it is laid out."""
     path, settings = options["database"], options["url_config"]
+    file = Path(path)
     if path.startswith(_NO_FILE) or settings.get("access_mode") == "read_only":
         return dialect.connect(*arguments, **options)
     beside_the_file = {"temp_directory": f"{path}.tmp"}
-    in_memory = {**options, "database": ":memory:", "url_config": {**beside_the_file, **settings}}
+    in_memory = {**options, "database": _MEMORY, "url_config": {**beside_the_file, **settings}}
     connection: Any = dialect.connect(*arguments, **in_memory)
     quoted_path = path.replace("'", "''")
     # One that is there stays as its readers know it.
-    is_new = not Path(path).exists()
+    is_new = not file.exists()
     version = f", STORAGE_VERSION '{STORAGE_VERSION}'" if is_new else ""
     try:
         connection.execute(f"ATTACH '{quoted_path}' AS {_ALIAS} (ROW_GROUP_SIZE {ROW_GROUP_ROWS}{version})")
@@ -181,15 +190,14 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
     except BaseException as error:
         connection.close()
         # On a full disk an empty file is left, which is no database. Another process's file is not ours to remove.
-        if (
-            is_new
-            and not any(each in str(error) for each in _TAKEN)
-            and Path(path).exists()
-            and not Path(path).stat().st_size
-        ):
-            Path(path).unlink()
+        if is_new and not _says(error, _TAKEN) and file.exists() and not file.stat().st_size:
+            file.unlink()
         raise
     return connection
+
+
+def _says(error: BaseException, words: Collection[str]) -> bool:
+    return any(each in str(error) for each in words)
 
 
 @compiles(PrimaryKeyConstraint, "duckdb")

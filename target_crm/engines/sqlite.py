@@ -27,9 +27,13 @@ class Sqlite(Ways):
     # Any column takes any value; only what it makes of it depends on its type.
     widens_to = ("number",)
 
+    def is_in_memory(self, url: URL) -> bool:
+        """Where the URL names no file."""
+        return not url.database or url.database == ":memory:"
+
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Make a SQLAlchemy engine; a database in memory is that of one connection, which has to serve every thread."""
-        if not url.database or url.database == ":memory:":
+        if self.is_in_memory(url):
             options |= {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
         return super().create_engine(url, **options)
 

@@ -40,6 +40,10 @@ class Ways:
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a transaction that only reads, and has to see one state throughout."""
 
+    def is_in_memory(self, url: URL) -> bool:  # noqa: ARG002
+        """Whether all that is loaded is gone when the process ends."""
+        return False
+
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Make a SQLAlchemy engine of a URL."""
         return create_engine(url, **options, **self.engine_options)
