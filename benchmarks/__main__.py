@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, text
 
 from benchmarks import data, harness, tap_bench
 from benchmarks.harness import Run, environment, in_turn, seconds_of
-from tests.postgres import PostgresServer, fast_folder, new_database
+from tests.helpers.postgres import PostgresServer, fast_folder, new_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

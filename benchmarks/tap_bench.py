@@ -23,7 +23,7 @@ import psycopg
 
 from benchmarks.harness import Run, bars, curves, in_turn, run, seconds_of, write_plot, write_section
 from benchmarks.tap_pages import START
-from tests.postgres import PostgresServer, new_database
+from tests.helpers.postgres import PostgresServer, new_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from tap_pepper.rows import Row
+    from tap_pepper.api.raw_json import Row
 
 _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 

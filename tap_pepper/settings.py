@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from singer_sdk import typing as th
 
-from pepper_watch.logs import SETTING
+from pepper_runtime.logs import SETTING
 from tap_pepper.windows import read_bound
 
 if TYPE_CHECKING:

@@ -19,14 +19,14 @@ from singer_sdk.mapper import SameRecordTransform
 from singer_sdk.singerlib import RecordMessage, Schema
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
-from pepper_watch import telemetry
-from pepper_watch.progress import shown
-from tap_pepper.ahead import side_by_side
+from pepper_runtime import telemetry
+from pepper_runtime.progress import shown
+from tap_pepper.api.prefetch import side_by_side
+from tap_pepper.api.rate_limit import always
+from tap_pepper.api.raw_json import JsonText, Row, canonical, plain, text_of, value_of
 from tap_pepper.errors import FixSettings, OutOfTime, StopEverything
-from tap_pepper.limiter import always
-from tap_pepper.memory import Border, Census, HourTally, digest
-from tap_pepper.meters import Measure, measured
-from tap_pepper.rows import JsonText, Row, canonical, plain, text_of, value_of
+from tap_pepper.metrics import Measure, measured
+from tap_pepper.state.dedupe import Border, Census, HourTally, digest
 from tap_pepper.windows import (
     HOUR_CHARS,
     MILLISECOND,
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from singer_sdk.helpers.types import Context
     from singer_sdk.singerlib import Catalog, MetadataMapping
 
-    from tap_pepper.client import Page
-    from tap_pepper.limiter import MayWait
+    from tap_pepper.api.client import Page
+    from tap_pepper.api.rate_limit import MayWait
     from tap_pepper.tap import TapPepper
 
 TRIAL_PAGES_MAX = 10

@@ -20,11 +20,10 @@ from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities
 from singer_sdk.plugin_base import JSONSchemaValidator
 from singer_sdk.singerlib import Catalog
 
-from pepper_watch import logs, telemetry
-from pepper_watch.progress import shown
-from tap_pepper.client import PepperClient
+from pepper_runtime import logs, telemetry
+from pepper_runtime.progress import shown
+from tap_pepper.api.client import PepperClient
 from tap_pepper.errors import FixSettings, PepperError, StopEverything, StreamsFailed
-from tap_pepper.memory import digest
 from tap_pepper.messages import MessageWriter
 from tap_pepper.redaction import keep_out_of_logs
 from tap_pepper.settings import (
@@ -35,6 +34,7 @@ from tap_pepper.settings import (
     environment_problems,
     problems,
 )
+from tap_pepper.state.dedupe import digest
 from tap_pepper.streams import STREAMS, PepperStream
 from tap_pepper.windows import settled
 

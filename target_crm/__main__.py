@@ -15,12 +15,12 @@ TURN_SECONDS = 0.0001
 
 def main() -> None:
     """Run target-crm."""
-    _run("target_crm.target")
+    _run("target_crm.loader.target")
 
 
 def balances() -> None:
     """Run crm-balances."""
-    _run("target_crm.cli")
+    _run("target_crm.balances_cli.cli")
 
 
 def _run(module: str) -> None:

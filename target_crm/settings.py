@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from singer_sdk import typing as th
 from sqlalchemy.engine import URL
 
-from pepper_watch.logs import SETTING
+from pepper_runtime.logs import SETTING
 from target_crm.errors import SettingError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from target_crm.warehouse import Warehouse
-from tests.postgres import PostgresServer, new_database
+from target_crm.warehouse.connection import Warehouse
+from tests.helpers.postgres import PostgresServer, new_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,13 +11,13 @@ from importlib import import_module
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from target_crm.engines.ways import LOCK_WAIT_SECONDS, Ways, pep_249_names
+from target_crm.engines.base import LOCK_WAIT_SECONDS, Ways, pep_249_names
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Select, Table
 
-    from target_crm.engines.ways import Rows, Statement
-    from target_crm.staging import Merge, Replacement
+    from target_crm.engines.base import Rows, Statement
+    from target_crm.sql.staging import Merge, Replacement
 
 __all__ = [
     "LOCK_WAIT_SECONDS",

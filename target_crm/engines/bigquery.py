@@ -11,8 +11,8 @@ from sqlalchemy import Column, Delete, Table
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
+from target_crm.engines.base import Ways, laid_out, pep_249_names
 from target_crm.engines.parquet import write_parquet
-from target_crm.engines.ways import Ways, laid_out, pep_249_names
 from target_crm.errors import SettingError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Column, Connection, Dialect, Engine, Table
 
-    from target_crm.engines.ways import Rows
+    from target_crm.engines.base import Rows
 
 
 class Bigquery(Ways):

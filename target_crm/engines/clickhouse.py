@@ -9,11 +9,11 @@ from sqlalchemy import Cast, Column, Date, Delete, Table, Update, func, inspect,
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable, DropTable
 
-from target_crm.engines.beside import as_it_is, beside, column_of, key_of, name_beside
-from target_crm.engines.ways import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, Ways, bound, quoted
+from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, Ways, bound, quoted
+from target_crm.engines.copy_swap import as_it_is, beside, column_of, key_of, name_beside
 from target_crm.errors import WarehouseError
-from target_crm.staging import Change
-from target_crm.tables import MONTHS_OF
+from target_crm.sql.staging import Change
+from target_crm.sql.tables import MONTHS_OF
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, Dialect, Table
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler, TypeCompiler
 
-    from target_crm.engines.ways import Rows, Statement
+    from target_crm.engines.base import Rows, Statement
 
 
 class Clickhouse(Ways):

@@ -9,7 +9,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql import operators, visitors
 
-from target_crm.engines.ways import Ways, laid_out
+from target_crm.engines.base import Ways, laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

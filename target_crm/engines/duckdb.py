@@ -11,8 +11,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateColumn
 
-from target_crm.columns import POINTS_DIGITS_BY_ENGINE, POINTS_PLACES, Identifier, Instant, JsonText, LongText, Points
-from target_crm.engines.ways import (
+from target_crm.engines.base import (
     LOCK_POLL_SECONDS,
     LOCK_WAIT_SECONDS,
     Ways,
@@ -24,6 +23,15 @@ from target_crm.engines.ways import (
     quoted,
 )
 from target_crm.errors import SettingError
+from target_crm.records.column_types import (
+    POINTS_DIGITS_BY_ENGINE,
+    POINTS_PLACES,
+    Identifier,
+    Instant,
+    JsonText,
+    LongText,
+    Points,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import ConnectArgsType
     from sqlalchemy.sql.compiler import DDLCompiler
 
-    from target_crm.engines.ways import Rows
+    from target_crm.engines.base import Rows
 
 
 # Rows of one conversion to Arrow, whose buffers are as large as that takes.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Column, text
 
-from target_crm.engines.ways import LOCK_WAIT_SECONDS, Ways, digest
+from target_crm.engines.base import LOCK_WAIT_SECONDS, Ways, digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

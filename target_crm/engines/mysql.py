@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Table, event
 
-from target_crm.engines.ways import LOCK_WAIT_SECONDS, Ways, digest, insert_by_driver
+from target_crm.engines.base import LOCK_WAIT_SECONDS, Ways, digest, insert_by_driver
 from target_crm.errors import WarehouseError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Column, Connection, Dialect, Engine, Table
 
-    from target_crm.engines.ways import Rows
+    from target_crm.engines.base import Rows
 
 
 class Mysql(Ways):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column
 
-from target_crm.columns import POINTS_DIGITS, POINTS_PLACES
-from target_crm.engines.ways import as_doubles
+from target_crm.engines.base import as_doubles
+from target_crm.records.column_types import POINTS_DIGITS, POINTS_PLACES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Column
 
-    from target_crm.engines.ways import Rows
+    from target_crm.engines.base import Rows
 
 
 def write_parquet(path: Path, columns: Mapping[str, Column[Any]], rows: Rows) -> None:

@@ -11,10 +11,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm import staging
-from target_crm.engines.beside import Written
-from target_crm.engines.ways import Ways, alter_using_cast, column_names, merge_on_conflict, quoted
-from target_crm.tables import WORK, WORK_PREFIX
+from target_crm.engines.base import Ways, alter_using_cast, column_names, merge_on_conflict, quoted
+from target_crm.engines.copy_swap import Written
+from target_crm.sql import staging
+from target_crm.sql.tables import WORK, WORK_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, Dialect, Engine, Select, Table
     from sqlalchemy.sql.compiler import DDLCompiler
 
-    from target_crm.engines.ways import Rows
-    from target_crm.staging import Merge
+    from target_crm.engines.base import Rows
+    from target_crm.sql.staging import Merge
 
 
 class Postgresql(Ways):

@@ -13,14 +13,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
+from target_crm.engines.base import LOCK_WAIT_SECONDS, Ways, column_names, laid_out, quoted
 from target_crm.engines.parquet import write_parquet
-from target_crm.engines.ways import LOCK_WAIT_SECONDS, Ways, column_names, laid_out, quoted
-from target_crm.tables import tables_in
+from target_crm.sql.tables import tables_in
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Table
 
-    from target_crm.engines.ways import Rows
+    from target_crm.engines.base import Rows
 
 
 class Snowflake(Ways):

@@ -11,16 +11,16 @@ from sqlalchemy import Delete, Table, and_, cast, event, false, func, inspect, l
 from sqlalchemy.dialects import registry
 from sqlalchemy.schema import DropTable, MetaData
 
-from target_crm.engines.beside import Written, as_it_is, beside, column_of, name_beside
-from target_crm.engines.ways import Ways, bound, column_names, quoted
-from target_crm.staging import Change
+from target_crm.engines.base import Ways, bound, column_names, quoted
+from target_crm.engines.copy_swap import Written, as_it_is, beside, column_of, name_beside
+from target_crm.sql.staging import Change
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from sqlalchemy import ColumnElement, CompoundSelect, Connection, Engine, Select
 
-    from target_crm.engines.ways import Rows, Statement
+    from target_crm.engines.base import Rows, Statement
 
 
 class Spark(Ways):

@@ -11,13 +11,13 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
-from target_crm.engines.ways import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, Ways, insert_by_driver, merge_on_conflict
+from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, Ways, insert_by_driver, merge_on_conflict
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Table
 
-    from target_crm.engines.ways import Rows
-    from target_crm.staging import Merge
+    from target_crm.engines.base import Rows
+    from target_crm.sql.staging import Merge
 
 
 class Sqlite(Ways):

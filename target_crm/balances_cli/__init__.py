@@ -1,0 +1,1 @@
+"""The crm-balances command."""

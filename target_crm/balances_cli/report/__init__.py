@@ -1,0 +1,1 @@
+"""The report: queries, charts, one self-contained page."""

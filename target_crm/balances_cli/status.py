@@ -1,0 +1,205 @@
+"""How things stand: how fresh each stream is, what was refused, whether balances drift, how the last runs ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, cast, column, func, inspect, select
+from sqlalchemy import table as any_table
+
+from target_crm.balances_cli.verify import Check, glance, prove
+from target_crm.records.column_types import Instant
+from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, snake_case
+from target_crm.sql.load_runs import DONE
+from target_crm.sql.tables import COUNTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import ColumnElement, Connection, FromClause, Select
+
+    from target_crm.sql.tables import Tables
+    from target_crm.warehouse.connection import Warehouse
+
+# How many of the last runs are told.
+RUNS_TOLD = 10
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream's table. Where a time is None, nothing was loaded, or no run has come to its end."""
+
+    stream: str
+    rows: int
+    newest_at: datetime | None
+    """When the newest thing in it happened; of streams that don't tell, when it was extracted."""
+    lag_seconds: float | None
+    """How long ago that is. Where nothing happens, it grows; `read_at` does not stop."""
+    loaded_at: datetime | None
+    read_at: datetime | None
+    """When the last run that came to its end had read it, whether or not there was anything new."""
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the warehouse stands."""
+
+    now: datetime
+    streams: list[Stream]
+    rejected: int
+    """Also lines that are of no stream."""
+    checks: list[Check]
+    runs: list[dict[str, Any]]
+
+    @property
+    def drifted(self) -> bool:
+        """Whether a balance is not what it should be, as far as the checks look."""
+        return any(check.differing for check in self.checks)
+
+
+def status(warehouse: Warehouse, *, full: bool = False, now: datetime | None = None) -> Status:
+    """Look at a warehouse, in one reading.
+
+    Args:
+        warehouse: one that is set up.
+        full: fold the whole ledger to find drift, as `verify` does; else compare sums.
+        now: by default, by this machine's clock.
+    """
+    with warehouse.read() as connection:
+        return look(connection, warehouse.tables, now or datetime.now(timezone.utc), full=full)
+
+
+def look(connection: Connection, tables: Tables, now: datetime, *, full: bool) -> Status:
+    """The same within a reading that has begun."""
+    rejected = _rejected(connection, tables)
+    read_at = _read_at(connection, tables)
+    return Status(
+        now=now,
+        streams=[
+            Stream(
+                stream=name,
+                **(found := dict(connection.execute(query).mappings().one())),
+                lag_seconds=(now - found["newest_at"]).total_seconds() if found["newest_at"] else None,
+                read_at=read_at.get(name),
+                rejected=rejected[name],
+            )
+            for name, query in _freshness(connection, tables, read_at).items()
+        ],
+        rejected=sum(rejected.values()),
+        checks=prove(connection, tables).checks if full else glance(connection, tables),
+        runs=[dict(row) for row in connection.execute(_last_runs(tables)).mappings()],
+    )
+
+
+def _rejected(connection: Connection, tables: Tables) -> Counter[str]:
+    rejected = tables.rejected_records
+    by_stream: Counter[str] = Counter()
+    for stream, count in connection.execute(select(rejected.c.stream, func.count()).group_by(rejected.c.stream)):
+        by_stream[snake_case(stream) if stream else ""] += count
+    return by_stream
+
+
+def _read_at(connection: Connection, tables: Tables) -> dict[str, datetime]:
+    """When each stream that a run has had was read to its end."""
+    runs = tables.load_runs.c
+    query = select(runs.stream, func.max(runs.finished_at)).where(runs.exit_state == DONE).group_by(runs.stream)
+    return {stream: finished_at for stream, finished_at in connection.execute(query) if stream}
+
+
+def _freshness(connection: Connection, tables: Tables, others: Mapping[str, Any]) -> dict[str, Select[Any]]:
+    actions, awards = tables.actions, tables.awards
+    queries = {
+        "actions": _newest(actions, actions.c.occurred_at, actions.c.loaded_at),
+        "awards": _newest(
+            awards, func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT]), awards.c[LOADED_AT]
+        ).where(awards.c[DELETED_AT].is_(None)),
+    }
+    for name in sorted(others.keys() - queries.keys()):
+        if inspect(connection).has_table(name, schema=tables.metadata.schema):
+            times = [column(each, Instant()) for each in (EXTRACTED_AT, LOADED_AT, DELETED_AT)]
+            stream = any_table(name, *times, schema=tables.metadata.schema)
+            queries[name] = _newest(stream, *times[:2]).where(stream.c[DELETED_AT].is_(None))
+    return queries
+
+
+def _newest(rows: FromClause, newest: ColumnElement[Any], loaded: ColumnElement[Any]) -> Select[Any]:
+    return select(
+        func.count().label("rows"), func.max(newest).label("newest_at"), func.max(loaded).label("loaded_at")
+    ).select_from(rows)
+
+
+def _last_runs(tables: Tables) -> Select[Any]:
+    runs = tables.load_runs.c
+    return (
+        select(
+            runs.run_id,
+            runs.started_at,
+            runs.finished_at,
+            runs.exit_state,
+            func.max(runs.seconds).label("seconds"),
+            *(cast(func.sum(runs[name]), BigInteger).label(name) for name in COUNTS),
+        )
+        .group_by(runs.run_id, runs.started_at, runs.finished_at, runs.exit_state)
+        .order_by(runs.started_at.desc(), runs.run_id)
+        .limit(RUNS_TOLD)
+    )
+
+
+def as_text(told: Status) -> str:
+    """Tables for people."""
+    streams = [
+        (
+            each.stream,
+            f"{each.rows:,}",
+            f"{each.newest_at:%Y-%m-%d %H:%M:%S}" if each.newest_at else "-",
+            *(ago(told.now, time) for time in (each.newest_at, each.loaded_at, each.read_at)),
+            f"{each.rejected:,}",
+        )
+        for each in told.streams
+    ]
+    runs = [
+        (
+            f"{run['started_at']:%Y-%m-%d %H:%M:%S}",
+            run["exit_state"] or "not ended",
+            f"{float(run['seconds']):,.1f}",
+            *(f"{run[name]:,}" for name in COUNTS),
+        )
+        for run in told.runs
+    ]
+    lines = [
+        *_table(("stream", "rows", "newest (UTC)", "ago", "loaded ago", "read ago", "rejected"), streams),
+        "",
+        *_table(("run began (UTC)", "ended", "seconds", *COUNTS), runs),
+        "",
+        *(f"{check.question}: {f'{check.differing:,} differ' if check.differing else 'yes'}" for check in told.checks),
+        f"{told.rejected:,} records are in quarantine.",
+        "DRIFT: run crm-balances verify" if told.drifted else "No drift.",
+    ]
+    return "\n".join(lines)
+
+
+def ago(now: datetime, time: datetime | None) -> str:
+    """How long ago a time is, in words: `12 min`; `-` for none."""
+    if time is None:
+        return "-"
+    seconds = (now - time).total_seconds()
+    for unit, unit_seconds in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if abs(seconds) >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:,.0f} {unit}"
+    return f"{seconds:,.0f} s"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    ]

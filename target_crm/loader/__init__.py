@@ -1,0 +1,1 @@
+"""Singer messages in, batches out: the target itself."""

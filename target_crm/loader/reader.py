@@ -1,0 +1,149 @@
+"""Standard input → Singer messages: lines by the chunk, JSON by msgspec, decimals exact."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections import Counter
+from typing import IO, TYPE_CHECKING, Any
+
+from singer_sdk.io_base import GenericSingerReader, SingerMessageType
+
+from target_crm.errors import InputError
+from target_crm.records import values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CHUNK_BYTES = 1 << 18
+LINE_BYTES_MAX = 1 << 24
+# What is kept of a line that is longer.
+HEAD_BYTES = 1 << 10
+IDLE_SECONDS = 1.0
+
+
+class MessageReader(GenericSingerReader[str]):
+    """Reads messages and calls back; also whenever nothing comes, so that a clock can be looked at.
+
+    Args:
+        on_idle: called when `IDLE_SECONDS` pass without input.
+        on_malformed: called with a line that is not a message, and the reason.
+        on_failure: called with an error of any callback, before it ends the run.
+        take: called with each line before it is decoded; whether it has taken the line, which is a RECORD then.
+    """
+
+    def __init__(
+        self,
+        on_idle: Callable[[], None],
+        on_malformed: Callable[[str, str], None],
+        on_failure: Callable[[Exception], None],
+        take: Callable[[bytes], bool] = lambda _line: False,
+    ) -> None:
+        super().__init__()
+        self._on_idle = on_idle
+        self._on_malformed = on_malformed
+        self._on_failure = on_failure
+        self._take = take
+        self.line_number = 0
+        self.line_bytes = 0
+
+    @property
+    def default_input(self) -> IO[str]:
+        """Standard input; `InputError` where it is closed."""
+        if sys.stdin is None:
+            raise InputError("standard input is closed: nothing can be read")
+        return sys.stdin
+
+    def deserialize_json(self, line: str | bytes) -> dict[str, Any]:
+        """One line as a message; `ValueError` where it isn't one."""
+        message = values.from_json(line)
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            raise ValueError("not an object with a type")
+        return message
+
+    def process_lines(
+        self, file_input: IO[str] | None, callbacks: dict[str, Callable[[dict[str, Any]], None]]
+    ) -> Counter[str]:
+        """Hand every message of the input to the callback of its type, and count them by type."""
+        try:
+            return self._process_lines(file_input, callbacks)
+        except Exception as error:
+            self._on_failure(error)
+            raise
+
+    def _process_lines(
+        self, file_input: IO[str] | None, callbacks: dict[str, Callable[[dict[str, Any]], None]]
+    ) -> Counter[str]:
+        counter: Counter[str] = Counter()
+        handlers = {SingerMessageType(name).value: callback for name, callback in callbacks.items()}
+        for line in _lines(file_input or self.default_input):
+            if line is None:
+                self._on_idle()
+                continue
+            self.line_number += 1
+            self.line_bytes = len(line)
+            if not line or line.isspace():
+                continue
+            if len(line) > LINE_BYTES_MAX:
+                self._on_malformed(_as_text(line[:HEAD_BYTES]), f"the line is longer than {LINE_BYTES_MAX:,} bytes")
+                continue
+            if self._take(line):
+                counter["RECORD"] += 1
+                continue
+            try:
+                message = self.deserialize_json(line)
+                handler = handlers[message["type"]]
+            except ValueError:
+                self._on_malformed(_as_text(line), "the line is not a Singer message")
+                continue
+            except KeyError:
+                self._on_malformed(_as_text(line), "the message is of an unknown type")
+                continue
+            handler(message)
+            counter[message["type"]] += 1
+        return counter
+
+
+def _lines(source: IO[str]) -> Iterator[bytes | None]:
+    try:
+        descriptor = source.fileno()
+    except OSError:
+        yield from (line.encode() for line in source)
+    else:
+        yield from lines(descriptor)
+
+
+def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes | None]:
+    """The lines of a file descriptor, without their ends; None whenever `idle_seconds` pass with nothing to read.
+
+    Of a line longer than `LINE_BYTES_MAX`, that many bytes and a chunk or so are given, and the rest is skipped.
+    """
+    pending: list[bytes] = []
+    pending_bytes = 0
+    while True:
+        if not select.select([descriptor], [], [], idle_seconds)[0]:
+            yield None
+            continue
+        chunk = os.read(descriptor, CHUNK_BYTES)
+        if not chunk:
+            break
+        first, *rest = chunk.split(b"\n")
+        if pending_bytes <= LINE_BYTES_MAX:
+            pending.append(first)
+            pending_bytes += len(first)
+        if rest:
+            yield b"".join(pending)
+            yield from rest[:-1]
+            pending, pending_bytes = [rest[-1]], len(rest[-1])
+    if pending_bytes:
+        yield b"".join(pending)
+
+
+def _as_text(line: bytes) -> str:
+    return without_nul(line.decode(errors="replace")).rstrip("\n")
+
+
+def without_nul(text: str) -> str:
+    """Text that a database can hold."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,1 @@
+"""Pure: a JSON record to a row, or the reason for refusing it."""

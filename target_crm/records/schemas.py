@@ -1,0 +1,188 @@
+"""Pure: a stream's JSON Schema → its table's columns, and a record → a row of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, Boolean, Date
+
+from target_crm.records import values
+from target_crm.records.column_types import Identifier, Instant, JsonText, LongText, Number, Points
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.types import TypeEngine
+
+# What PostgreSQL allows, and no other engine undercuts.
+NAME_CHARS_MAX = 63
+EXTRA = "_extra"
+EXTRACTED_AT = "_extracted_at"
+LOADED_AT = "_loaded_at"
+# The version of the table that a full-table tap is about to activate, and when a row turned out to be gone.
+VERSION = "_version"
+DELETED_AT = "_deleted_at"
+_OWN_COLUMNS = {EXTRA, EXTRACTED_AT, LOADED_AT, VERSION, DELETED_AT}
+# The order of arrival, in work tables; the rank by age, in queries of them.
+SEQ = "_seq"
+RANK = "_rank"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a property holds: the type of its column and how a JSON value becomes one of its values."""
+
+    type: TypeEngine[Any]
+    convert: Callable[[Any], Any]
+
+
+IDENTIFIER = Kind(Identifier(), values.identifier)
+POINTS = Kind(Points(), values.points)
+INSTANT = Kind(Instant(), values.instant)
+DATE = Kind(Date(), values.day)
+TEXT = Kind(LongText(), values.text)
+INTEGER = Kind(BigInteger(), values.integer)
+NUMBER = Kind(Number, values.number)
+BOOLEAN = Kind(Boolean(), values.boolean)
+JSON = Kind(JsonText(), values.json_document)
+ANY_SCALAR = Kind(LongText(), values.any_text)
+
+_SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
+_TEXT_FORMATS = {"date-time": INSTANT, "date": DATE}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A property of a stream and the column that it fills."""
+
+    property: str
+    column: str
+    kind: Kind
+    required: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A stream's rows: a column a property, `_extra` (what the schema doesn't name), and what is known of the row."""
+
+    fields: tuple[Field, ...]
+    keys: tuple[str, ...]
+    keeps_extra: bool
+
+    @classmethod
+    def of(
+        cls, schema: Mapping[str, Any], key_properties: Sequence[str], fixed: Mapping[str, Kind] | None = None
+    ) -> Shape:
+        """Read a SCHEMA message; `fixed` properties have the kind given, whatever the schema says or leaves out."""
+        fixed = fixed or {}
+        kinds = {name: fixed.get(name) or kind_of(definition) for name, definition in schema["properties"].items()}
+        kinds = {**fixed, **kinds}
+        for key in key_properties:
+            kinds[key] = IDENTIFIER if kinds.get(key) in {None, TEXT, ANY_SCALAR, JSON} else kinds[key]
+        # The order of a schema's properties is nobody's promise: it must not decide which of two has which column.
+        others = sorted(kinds.keys() - fixed.keys(), key=lambda name: (name != snake_case(name), name))
+        columns = column_names([*fixed, *others], taken={*_OWN_COLUMNS, SEQ, RANK})
+        required = {*key_properties, *schema.get("required", ())}
+        return cls(
+            fields=tuple(Field(name, columns[name], kind, name in required) for name, kind in kinds.items()),
+            keys=tuple(columns[key] for key in key_properties),
+            keeps_extra=schema.get("additionalProperties", True) is not False,
+        )
+
+    def row(
+        self, record: Mapping[str, Any], *, extracted_at: datetime, loaded_at: datetime, version: int | None = None
+    ) -> tuple[Any, ...]:
+        """A record as a row: the fields' columns, `_extra`, `_extracted_at`, `_loaded_at`, `_version`, `_deleted_at`.
+
+        Raises:
+            Invalid: a key or a required property is missing, or a value is not of its column's kind.
+        """
+        row = [self._value(field, record) for field in self.fields]
+        return (*row, self._extra(record), extracted_at, loaded_at, version, None)
+
+    def trace(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
+        """What a record that is refused leaves: a row of its key and version alone.
+
+        Raises:
+            Invalid: its key is among what is refused.
+        """
+        row = [self._value(field, record) if field.column in self.keys else None for field in self.fields]
+        return (*row, None, None, None, version, None)
+
+    def _value(self, field: Field, record: Mapping[str, Any]) -> Any:
+        value = record.get(field.property)
+        if value is not None:
+            try:
+                return field.kind.convert(value)
+            except values.Invalid as reason:
+                raise values.Invalid(f"{field.property} {reason}") from None
+        if field.required and (field.column in self.keys or field.property not in record):
+            raise MissingProperty(f"{field.property} is missing")
+        return None
+
+    def _extra(self, record: Mapping[str, Any]) -> str | None:
+        if not self.keeps_extra:
+            return None
+        extra = {name: value for name, value in record.items() if name not in self._names}
+        try:
+            return values.json_document(extra) if extra else None
+        except values.Invalid as reason:
+            raise values.Invalid(f"what the schema does not name {reason}") from None
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return {field.property for field in self.fields}
+
+
+class MissingProperty(values.Invalid):
+    """A record lacks a key, or a property that its schema requires."""
+
+
+def kind_of(definition: Mapping[str, Any] | bool) -> Kind:
+    """The kind that a property's JSON Schema allows; where it allows several, the one that holds them all."""
+    if isinstance(definition, bool):
+        return JSON
+    allowed = {(name, format_) for name, format_ in _types(definition) if name != "null"}
+    names = {name for name, _ in allowed}
+    if names == {"integer", "number"}:
+        return NUMBER
+    if len(allowed) == 1:
+        ((name, format_),) = allowed
+        return _TEXT_FORMATS.get(format_, TEXT) if name == "string" else _SCALARS.get(name, JSON)
+    return ANY_SCALAR if names and names <= set(_SCALARS) else JSON
+
+
+def _types(definition: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Each type that is allowed, with its format."""
+    declared = definition.get("type", ())
+    for name in [declared] if isinstance(declared, str) else declared:
+        yield name, definition.get("format", "") if name == "string" else ""
+    for choice in (*definition.get("anyOf", ()), *definition.get("oneOf", ())):
+        yield from _types(choice)
+
+
+def column_names(properties: Iterable[str], taken: set[str]) -> dict[str, str]:
+    """Property → column in snake_case. Of two with the same name, the later gets a number: `foo_bar`, `foo_bar_2`."""
+    names: dict[str, str] = {}
+    used = set(taken)
+    for name in properties:
+        base = snake_case(name)
+        column = base
+        count = 1
+        while column in used:
+            count += 1
+            suffix = f"_{count}"
+            column = f"{base[: NAME_CHARS_MAX - len(suffix)]}{suffix}"
+        used.add(column)
+        names[name] = column
+    return names
+
+
+def snake_case(name: str) -> str:
+    """`updatedAt` → `updated_at`, `HTTPCode` → `http_code`, `_id` → `_id`; at most 60 characters of a-z, 0-9 and _."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return re.sub(r"[^a-z0-9_]+", "_", words.lower())[:60] or "_"

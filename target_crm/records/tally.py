@@ -1,0 +1,55 @@
+"""What became of the records: counts per stream, and each refused record with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of the records of a stream: `read` is the sum of the others."""
+
+    read: int = 0
+    applied: int = 0
+    duplicate: int = 0
+    superseded: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{getattr(self, field.name):,} {field.name}" for field in fields(self)[1:])
+        return f"{self.read:,} read = {parts}"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A record that is not loaded, and why."""
+
+    stream: str
+    reason: str
+    input_line: int
+    payload: str
+    extracted_at: datetime | None = None
+
+    @property
+    def rejected_id(self) -> str:
+        """The same record for the same reason has the same id, however often it comes."""
+        identity = "\x1f".join((self.stream, self.reason, self.payload))
+        return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+
+    @property
+    def where(self) -> str:
+        """The place and the reason, for an error."""
+        return f"{self.stream or 'input'} line {self.input_line}: {self.reason}"
+
+    def row(self, rejected_at: datetime, run_id: str) -> tuple[Any, ...]:
+        """A row of `rejected_records`."""
+        told = (self.rejected_id, self.stream, self.reason, self.input_line, self.payload)
+        return (*told, rejected_at, run_id, self.extracted_at)

@@ -1,0 +1,179 @@
+"""Pure: a JSON value → a column's value, or `Invalid` with the reason.
+
+JSON numbers arrive as `int` or `Decimal` (never a binary float); every function takes a value that is not null.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, time, timezone
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from target_crm.records.column_types import ID_CHARS_MAX, POINTS_MAX, POINTS_PLACES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
+
+_JSON = msgspec.json.Encoder(decimal_format="number")
+_DECODER = msgspec.json.Decoder(float_hook=Decimal)
+_INTEGER_MAX = 2**63 - 1
+# PostgreSQL's NUMERIC has no more.
+_NUMBER_PLACES_MAX = 16_383
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_MINUTE = re.compile(r"(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})(Z|[+-]\d{2}:\d{2})?")
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
+
+
+class Invalid(ValueError):
+    """A value that its column can't hold. The message names the kind of value, never the value: it may be personal."""
+
+
+def from_json(document: str | bytes) -> Any:
+    """Decode JSON, numbers with a point as `Decimal`. What isn't JSON is a `ValueError` of one kind or another."""
+    try:
+        return _DECODER.decode(document)
+    except (msgspec.DecodeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(type(error).__name__) from None
+
+
+def optional(value: Any, convert: Callable[[Any], _T]) -> _T | None:
+    """A value converted; null where there is none, or none that converts."""
+    if value is None:
+        return None
+    try:
+        return convert(value)
+    except Invalid:
+        return None
+
+
+def identifier(value: Any) -> str:
+    """An id: text of 1 to `ID_CHARS_MAX` characters; a whole number counts as its digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise Invalid(f"is {_kind(value)}, expected an id")
+    if len(value) > ID_CHARS_MAX:
+        raise Invalid(f"has {len(value)} characters, expected at most {ID_CHARS_MAX}")
+    return text(value)
+
+
+def text(value: Any) -> str:
+    """Text without NUL, which no SQL engine holds."""
+    if not isinstance(value, str):
+        raise Invalid(f"is {_kind(value)}, expected text")
+    if "\0" in value:
+        raise Invalid("holds a NUL character")
+    return value
+
+
+def points(value: Any) -> Decimal:
+    """Points: a number, or a string of one, below `POINTS_MAX` in size and with at most four places."""
+    if isinstance(value, str):
+        if not _NUMERIC_TEXT.fullmatch(value):
+            raise Invalid("is text, expected points")
+        value = Decimal(value)
+    elif isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise Invalid(f"is {_kind(value)}, expected points")
+    number = Decimal(value)
+    if not number.is_finite() or number.copy_abs() >= POINTS_MAX:
+        raise Invalid(f"is out of range, expected points below {POINTS_MAX:,}")
+    rounded = round(number, POINTS_PLACES)
+    if number != rounded:
+        raise Invalid(f"has more than {POINTS_PLACES} decimal places")
+    # Not as they came: a thousand zeros behind the point are more than a driver can take.
+    return rounded
+
+
+def instant(value: Any) -> datetime:
+    """An ISO 8601 instant; without an offset it is UTC. The result is aware, in UTC, to the microsecond."""
+    if not isinstance(value, str):
+        raise Invalid(f"is {_kind(value)}, expected an ISO 8601 time")
+    try:
+        moment = msgspec.convert(value, datetime)
+    except msgspec.ValidationError:
+        moment = _coarse_instant(value)
+    try:
+        return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
+    except OverflowError:
+        raise Invalid("is not an ISO 8601 time") from None
+
+
+def _coarse_instant(value: str) -> datetime:
+    """An ISO 8601 date, or a time to the minute."""
+    try:
+        if _DAY.fullmatch(value):
+            return datetime.combine(date.fromisoformat(value), time(), timezone.utc)
+        if parts := _MINUTE.fullmatch(value):
+            return msgspec.convert(f"{parts[1]}:00{parts[2] or 'Z'}", datetime)
+    except ValueError:
+        pass
+    raise Invalid("is not an ISO 8601 time")
+
+
+def day(value: Any) -> date:
+    """An ISO 8601 date."""
+    try:
+        return msgspec.convert(value, date)
+    except msgspec.ValidationError:
+        raise Invalid("is not an ISO 8601 date") from None
+
+
+def integer(value: Any) -> int:
+    """A whole number of 64 bits."""
+    # abs() of a decimal rounds, and 1e999999999 would overflow in it.
+    small = isinstance(value, Decimal) and value.is_finite() and value.copy_abs() <= _INTEGER_MAX
+    whole = small and value == int(value)
+    if not whole and (isinstance(value, bool) or not isinstance(value, int)):
+        raise Invalid(f"is {_kind(value)}, expected a whole number")
+    if abs(value) > _INTEGER_MAX:
+        raise Invalid("is out of the range of 64 bits")
+    return int(value)
+
+
+def number(value: Any) -> Decimal:
+    """Any finite number that a double can reach."""
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise Invalid(f"is {_kind(value)}, expected a number")
+    result = Decimal(value)
+    if not result.is_finite() or (result and abs(result.adjusted()) > 300):
+        raise Invalid("is out of range")
+    exponent = result.as_tuple().exponent
+    if result and isinstance(exponent, int) and exponent < -_NUMBER_PLACES_MAX:
+        raise Invalid(f"has more than {_NUMBER_PLACES_MAX:,} decimal places")
+    return result or Decimal(0)
+
+
+def boolean(value: Any) -> bool:
+    """True or false, nothing that merely looks so."""
+    if not isinstance(value, bool):
+        raise Invalid(f"is {_kind(value)}, expected a boolean")
+    return value
+
+
+def json_text(value: Any) -> str:
+    """Any value, as compact JSON; decimals keep their digits."""
+    return _JSON.encode(value).decode()
+
+
+def json_document(value: Any) -> str:
+    """Any value, as JSON without NUL: PostgreSQL keeps one, but fails at each question to a document that holds it."""
+    document = json_text(value)
+    if "\\u0000" in document and _ESCAPED_NUL.search(document):
+        raise Invalid("holds a NUL character")
+    return document
+
+
+def any_text(value: Any) -> str:
+    """Any value as text: a string as it is, everything else as JSON."""
+    return text(value) if isinstance(value, str) else json_text(value)
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "a boolean", int: "a number", Decimal: "a number", str: "text", list: "a list", dict: "an object"}
+    return "null" if value is None else "empty" if value == "" else names.get(type(value), "of an unknown kind")

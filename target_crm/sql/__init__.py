@@ -1,0 +1,1 @@
+"""Pure: the tables and statements, as SQLAlchemy Core."""

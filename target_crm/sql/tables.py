@@ -1,0 +1,227 @@
+"""What the target keeps in a warehouse: its own tables and views, and the shape of a stream's table."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, cast, func, select, text
+
+from target_crm.records.column_types import Identifier, Instant, JsonText, LongText, Number, Points
+from target_crm.records.schemas import (
+    DELETED_AT,
+    EXTRA,
+    EXTRACTED_AT,
+    IDENTIFIER,
+    INSTANT,
+    LOADED_AT,
+    NAME_CHARS_MAX,
+    POINTS,
+    SEQ,
+    VERSION,
+    Shape,
+)
+from target_crm.sql.functions import exact, exact_sum
+from target_crm.sql.staging import Staged
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Select
+
+WORK_PREFIX = "_crm_"
+# Marks tables that are empty between transactions.
+WORK = {"work": True}
+STAGING_PREFIX = f"{WORK_PREFIX}staging_"
+# What becomes of the records that a run reads; the first is the sum of the others.
+COUNTS = ("read", "applied", "duplicate", "superseded", "quarantined")
+# Names, in a table's `info`, the column whose months an engine may keep apart.
+MONTHS_OF = "months_of"
+# What a balance needs of an award, whatever the sender's schema says.
+AWARD_FIELDS = {"_id": IDENTIFIER, "points": POINTS, "userId": IDENTIFIER, "perkId": IDENTIFIER, "updatedAt": INSTANT}
+
+
+class Tables:
+    """The target's tables in one schema of the warehouse.
+
+    `actions` is the ledger, `award_balances` what it comes to, `awards` Pepper's own word on each balance,
+    `rejected_records` the quarantine, `load_runs` what became of the records of each run. Those named `_crm_…` are for
+    the target alone: what version its tables are of, which batches were committed of late, and work tables that are
+    empty between transactions.
+    """
+
+    def __init__(self, schema: str | None = None) -> None:
+        self.metadata = MetaData(schema=schema)
+        self.actions = Table("actions", self.metadata, *_ledger_columns(), info={MONTHS_OF: "occurred_at"})
+        self.award_balances = Table("award_balances", self.metadata, *_balance_columns())
+        award_shape = Shape.of({"properties": {}}, ["_id"], AWARD_FIELDS)
+        self.awards = stream_table("awards", award_shape, schema).to_metadata(self.metadata)
+        self.rejected_records = Table(
+            "rejected_records",
+            self.metadata,
+            Column("rejected_id", Identifier(), primary_key=True),
+            Column("stream", LongText(), nullable=False),
+            Column("reason", LongText(), nullable=False),
+            Column("input_line", BigInteger, nullable=False),
+            Column("payload", LongText(), nullable=False),
+            Column("rejected_at", Instant, nullable=False),
+            Column("run_id", Identifier(), nullable=False),
+            Column("extracted_at", Instant),
+        )
+        self.load_runs = Table(
+            "load_runs",
+            self.metadata,
+            Column("run_id", Identifier(), primary_key=True),
+            Column("stream", Identifier(), primary_key=True),
+            Column("started_at", Instant, nullable=False),
+            Column("finished_at", Instant),
+            Column("exit_state", Identifier()),
+            Column("seconds", Number, nullable=False),
+            *(Column(name, BigInteger, nullable=False) for name in COUNTS),
+        )
+        self.version = Table(f"{WORK_PREFIX}version", self.metadata, Column("version", BigInteger, nullable=False))
+        self.commits = Table(
+            f"{WORK_PREFIX}commits",
+            self.metadata,
+            Column("batch_id", Identifier(), primary_key=True),
+            Column("committed_at", Instant, nullable=False),
+        )
+        self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence(), info=WORK)
+        self.staged_actions = Staged(staging_of(self.actions).to_metadata(self.metadata), self.fresh)
+        self.staged_rejections = Staged(staging_of(self.rejected_records).to_metadata(self.metadata), self.fresh)
+        self.merged = Table(f"{WORK_PREFIX}merged", self.metadata, *_balance_columns(work=True), info=WORK)
+
+    @property
+    def reserved_names(self) -> set[str]:
+        """Names that no other stream may take."""
+        return {table.name for table in self.metadata.tables.values()} | set(self.views)
+
+    @property
+    def views(self) -> Mapping[str, Select[Any]]:
+        """The views by name."""
+        return {"user_balances": self._user_balances(), "award_balance_drift": self._award_balance_drift()}
+
+    def _user_balances(self) -> Select[Any]:
+        balances = self.award_balances.c
+        sums = [
+            exact_sum(column).label(column.name)
+            for column in (balances.points, balances.earned_total, balances.redeemed_total, balances.refunded_total)
+        ]
+        return (
+            select(
+                balances.user_id,
+                balances.perk_id,
+                *sums,
+                func.count().label("award_count"),
+                cast(func.sum(balances.action_count), BigInteger).label("action_count"),
+                func.max(balances.as_of).label("as_of"),
+            )
+            .outerjoin_from(self.award_balances, self.awards, self.awards.c["_id"] == balances.award_id)
+            .where(self.awards.c[DELETED_AT].is_(None))
+            .group_by(balances.user_id, balances.perk_id)
+        )
+
+    def _award_balance_drift(self) -> Select[Any]:
+        balances, awards = self.award_balances.c, self.awards.c
+        explained = exact(balances.earned_total - balances.redeemed_total + balances.refunded_total)
+        return select(
+            balances.award_id,
+            balances.user_id,
+            balances.perk_id,
+            balances.points,
+            explained.label("explained"),
+            exact(balances.points - explained).label("unexplained"),
+            balances.as_of,
+            balances.as_of_source,
+            awards.points.label("snapshot_points"),
+            func.coalesce(awards.updated_at, awards[EXTRACTED_AT]).label("snapshot_as_of"),
+        ).select_from(self.award_balances.outerjoin(self.awards, awards["_id"] == balances.award_id))
+
+
+@cache
+def tables_in(schema: str | None) -> Tables:
+    """The target's tables in a schema: the same objects for all who ask, so that statements of them are built once."""
+    return Tables(schema)
+
+
+@cache
+def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
+    """The table of a stream: its fields, `_extra` (what the schema doesn't name), and what is known of each row."""
+    fields = [
+        Column(field.column, field.kind.type, primary_key=field.column in shape.keys, autoincrement=False)
+        for field in shape.fields
+    ]
+    return Table(
+        name,
+        MetaData(schema=schema),
+        *fields,
+        Column(EXTRA, JsonText),
+        Column(EXTRACTED_AT, Instant),
+        Column(LOADED_AT, Instant),
+        Column(VERSION, BigInteger),
+        Column(DELETED_AT, Instant),
+    )
+
+
+@cache
+def staging_of(table: Table) -> Table:
+    """The work table beside a table: its columns, without their constraints, after the order of arrival."""
+    columns = [Column(column.name, column.type) for column in table.columns]
+    name = _fitted(f"{STAGING_PREFIX}{table.name}")
+    return Table(name, MetaData(schema=table.schema), _sequence(), *columns, info=WORK)
+
+
+def _fitted(name: str) -> str:
+    """A name that every engine takes: one that is too long ends in a hash, so that no two become the same."""
+    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+    return name if len(name) <= NAME_CHARS_MAX else f"{name[: NAME_CHARS_MAX - 9]}_{digest}"
+
+
+def _sequence() -> Column[int]:
+    # SQLite takes this type, and no other, for the place of the row itself, which needs no index.
+    place = BigInteger().with_variant(Integer(), "sqlite")
+    return Column(SEQ, place, primary_key=True, autoincrement=False)
+
+
+def _ledger_columns() -> list[Column[Any]]:
+    return [
+        Column("action_id", Identifier(), primary_key=True),
+        Column("type", LongText()),
+        Column("tenant_id", Identifier()),
+        Column("user_id", Identifier()),
+        Column("award_id", Identifier()),
+        Column("perk_id", Identifier()),
+        Column("location_id", Identifier()),
+        Column("occurred_at", Instant),
+        Column("effect", Identifier()),
+        Column("points_available", Points),
+        Column("points_added", Points),
+        Column("points_redeemed", Points),
+        Column("points_refunded", Points),
+        Column("source", LongText()),
+        Column("environment", LongText()),
+        Column("content_hash", Identifier(), nullable=False),
+        Column("payload", JsonText),
+        Column("loaded_at", Instant, nullable=False),
+    ]
+
+
+def _balance_columns(*, work: bool = False) -> list[Column[Any]]:
+    zero = text("0")
+    return [
+        Column("award_id", Identifier(), primary_key=not work, nullable=False),
+        Column("user_id", Identifier()),
+        Column("perk_id", Identifier()),
+        Column("points", Points, nullable=False),
+        Column("as_of", Instant, nullable=False),
+        Column("as_of_source", Identifier(), nullable=False),
+        Column("last_action_id", Identifier()),
+        Column("earned_total", Points, nullable=False, server_default=zero),
+        Column("redeemed_total", Points, nullable=False, server_default=zero),
+        Column("refunded_total", Points, nullable=False, server_default=zero),
+        Column("action_count", BigInteger, nullable=False, server_default=zero),
+        Column("first_action_at", Instant),
+        Column("last_action_at", Instant),
+        Column("updated_at", Instant, nullable=False),
+    ]

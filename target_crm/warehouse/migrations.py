@@ -1,0 +1,151 @@
+"""Tables as they are in the warehouse → the statements that make them what is wanted. Only ever adds and widens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Boolean, Date, DateTime, Float, Integer, Numeric, inspect, literal_column, select, text
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
+from sqlalchemy.types import JSON, String, TypeDecorator
+
+from target_crm.engines import ways_of
+from target_crm.errors import WarehouseError
+from target_crm.sql.tables import STAGING_PREFIX, WORK
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, ColumnElement, Connection, Delete, Dialect, Insert, Select, Table, TextClause
+    from sqlalchemy.schema import ExecutableDDLElement
+    from sqlalchemy.types import TypeEngine
+
+    from target_crm.sql.tables import Tables
+
+    Statement = ExecutableDDLElement | TextClause | Insert | Delete
+
+# Raised whenever the target's own tables or views change; an older warehouse is brought up to it.
+VERSION = 2
+
+_KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
+    (JSON, "JSON"),
+    (Boolean, "boolean"),
+    (Integer, "integer"),
+    (Numeric, "number"),
+    # No Numeric any more, as of SQLAlchemy 2.1.
+    (Float, "number"),
+    (DateTime, "time"),
+    (Date, "date"),
+    (String, "text"),
+)
+# Types of a dialect that are none of SQLAlchemy's own.
+_KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
+
+
+def set_up(connection: Connection, tables: Tables, *others: Table) -> list[Statement]:
+    """The statements that bring the target's own tables and views to this version, and that make room for others.
+
+    An other table of the name of an own one takes its place: it has more columns.
+
+    Raises:
+        WarehouseError: they are of a newer version.
+    """
+    schema = tables.metadata.schema
+    found = version(connection, tables)
+    if found > VERSION:
+        raise WarehouseError(f"the tables are of version {found}, this target knows {VERSION}: upgrade pepper-crm")
+    # A loader may well not be allowed to create the schema that it was given.
+    is_missing = schema and not inspect(connection).has_schema(schema)
+    statements: list[Statement] = [CreateSchema(schema)] if schema and is_missing else []
+    owned = tables.metadata.sorted_tables if found < VERSION else []
+    for table in {table.name: table for table in (*owned, *others)}.values():
+        statements += ensure(connection, table)
+    if found < VERSION:
+        for name, query in tables.views.items():
+            statements += view(connection.dialect, name, query, schema)
+        number: ColumnElement[int] = literal_column(str(VERSION))
+        statements += [tables.version.delete(), tables.version.insert().values(version=number)]
+    return statements
+
+
+def is_set_up(connection: Connection, tables: Tables) -> bool:
+    """Whether a loader has been here."""
+    return inspect(connection).has_table(tables.award_balances.name, schema=tables.metadata.schema)
+
+
+def ensure(connection: Connection, table: Table) -> list[Statement]:
+    """The statements that create a table, or add the columns that it lacks and widen those that changed.
+
+    Raises:
+        WarehouseError: the table can't take what the new schema says.
+    """
+    inspector = inspect(connection)
+    if not inspector.has_table(table.name, schema=table.schema):
+        return creation(table)
+    found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
+    keys = ways_of(connection.dialect.name).keys(connection, table)
+    wanted_keys = [column.name for column in table.primary_key.columns]
+    # Where work tables have keys is the engine's to say, and an older version may have said otherwise.
+    if set(keys) != set(wanted_keys) and table.info != WORK:
+        raise WarehouseError(
+            f"table {table.name!r} has the key {list(keys)}, the new schema {wanted_keys}: rename the stream"
+        )
+    try:
+        changes = [change for column in table.columns if (change := _change(connection.dialect, table, column, found))]
+    except WarehouseError:
+        if not table.name.startswith(STAGING_PREFIX):
+            raise
+        # A work table is empty between transactions.
+        return [DropTable(table), *creation(table)]
+    name = connection.dialect.identifier_preparer.format_table(table)
+    return [text(f"ALTER TABLE {name} {change}") for change in changes]
+
+
+def version(connection: Connection, tables: Tables) -> int:
+    """The version of the tables: 0 where there are none, and where they are older than versions are."""
+    if not inspect(connection).has_table(tables.version.name, schema=tables.metadata.schema):
+        return 0
+    return connection.scalar(select(tables.version.c.version)) or 0
+
+
+def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str, TypeEngine[Any]]) -> str | None:
+    """The ALTER TABLE clause that makes room for a column's values, if one is needed."""
+    if column.name not in found:
+        add = "ADD" if dialect.name in {"mssql", "oracle"} else "ADD COLUMN"
+        return f"{add} {CreateColumn(column).compile(dialect=dialect)}"
+    old, new = _kind(found[column.name]), _kind(_as_made(column.type, dialect))
+    if old == new or (old, new) == ("number", "integer"):
+        return None
+    ways = ways_of(dialect.name)
+    if new not in ways.widens_to or (new == "number" and old != "integer"):
+        raise WarehouseError(
+            f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
+            "can't widen it: rename the property by a stream map"
+        )
+    return ways.widen(dialect, column)
+
+
+def _as_made(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """The type that a column of ours was made of; what a dialect puts in its place may be a type of no known kind."""
+    return type_.load_dialect_impl(dialect) if isinstance(type_, TypeDecorator) else type_
+
+
+def _kind(type_: TypeEngine[Any]) -> str:
+    decorated = getattr(type_, "impl_instance", type_)
+    if getattr(type(decorated), "python_type", None) is str:
+        return "text"
+    named = _KINDS_BY_NAME.get(decorated.__visit_name__)
+    return named or next((kind for base, kind in _KINDS if isinstance(decorated, base)), "something else")
+
+
+def creation(table: Table) -> list[Statement]:
+    """The statements that create a table."""
+    return [CreateTable(table), *map(CreateIndex, table.indexes)]
+
+
+def view(dialect: Dialect, name: str, query: Select[Any], schema: str | None) -> list[Statement]:
+    """The statements that create a view, or put it in the place of an older one."""
+    quote = dialect.identifier_preparer.quote
+    quoted = f"{quote(schema)}.{quote(name)}" if schema else quote(name)
+    body = query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    if dialect.name == "sqlite":
+        return [text(f"DROP VIEW IF EXISTS {quoted}"), text(f"CREATE VIEW {quoted} AS {body}")]
+    create = "CREATE OR ALTER VIEW" if dialect.name == "mssql" else "CREATE OR REPLACE VIEW"
+    return [text(f"{create} {quoted} AS {body}")]

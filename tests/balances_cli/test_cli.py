@@ -1,0 +1,457 @@
+"""crm-balances: it proves balances, finds what was tampered with, mends what can be mended, and says so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+from datetime import datetime, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from target_crm.balances_cli import cli, replay
+from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
+
+# Two awards that actions explain from end to end, one that was edited in between, one known by its snapshot alone.
+HISTORY = [
+    AWARDS,
+    snapshot("w1", 10, at="2026-10-01T00:00:00Z"),
+    snapshot("w4", 0.25, at="2026-10-01T00:00:00Z"),
+    ACTIONS,
+    action("a1", delta=2, available=12, award="w1", at="2026-10-01T01:00:00Z"),
+    action("a2", "REDEEM_PERK", delta=0.5, available=11.5, award="w1", at="2026-10-01T02:00:00Z"),
+    action("a3", "AWARD_POINTS_REFUNDED", delta=0.5, available=12, award="w1", at="2026-10-01T03:00:00Z"),
+    action("b1", delta=3, available=3, award="w2"),
+    action("c1", delta=3, available=3, award="w3", at="2026-10-01T01:00:00Z"),
+    action("c2", delta=3, available=10, award="w3", at="2026-10-01T02:00:00Z"),
+]
+
+
+@pytest.fixture
+def balances(warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs crm-balances on the warehouse that holds `HISTORY`; returns the exit code and what it printed."""
+    load(warehouse_url, HISTORY)
+    capsys.readouterr()
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        exit_code = cli.run(arguments)
+        return exit_code, capsys.readouterr().out
+
+    return call
+
+
+def test_verify_proves_all_balances_and_takes_an_edit_in_pepper_for_no_drift(balances: Any) -> None:
+    exit_code, output = balances("verify", "--json")
+
+    report = json.loads(output)
+    (gap,) = report["gaps"].pop("examples")
+    assert exit_code == 0
+    assert (report["awards"], report["actions"], report["drifted"]) == (4, 6, False)
+    assert [(check["name"], check["differing"], check["examples"]) for check in report["checks"]] == [
+        ("fold", 0, []),
+        ("snapshot", 0, []),
+    ]
+    assert report["gaps"]["differing"] == 1
+    assert gap.pop("gap_at").startswith("2026-10-01 02:00:00")
+    assert gap == {"award_id": "w3", "gaps": "1"}
+
+
+def test_verify_tells_people_the_same_as_a_table(balances: Any) -> None:
+    exit_code, output = balances("verify")
+
+    assert exit_code == 0
+    assert output.splitlines() == [
+        "check                                       differ",
+        "balance = fold of ledger and snapshots           0",
+        "balance = Pepper's newer snapshot                0",
+        "balance before + delta = balance after           1",
+        "1 changes came without an action, as edits and expiries do: no drift.",
+        "4 balances from 6 actions: all proven",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tampering", "checks"),
+    [
+        pytest.param(
+            "UPDATE award_balances SET points = points + 1 WHERE award_id = 'w1'",
+            {"fold": [{"award_id": "w1", "points": "13.0000", "expected_points": "12.0000"}]},
+            id="points",
+        ),
+        pytest.param(
+            "UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'",
+            {"fold": [{"award_id": "w1", "points": "12.0000", "expected_points": "12.0000"}]},
+            id="a-total",
+        ),
+        pytest.param(
+            "UPDATE award_balances SET perk_id = NULL WHERE award_id = 'w2'",
+            {"fold": [{"award_id": "w2", "points": "3.0000", "expected_points": "3.0000"}]},
+            id="a-perk",
+        ),
+        pytest.param(
+            "DELETE FROM award_balances WHERE award_id = 'w2'",
+            {"fold": [{"award_id": "w2", "points": None, "expected_points": "3.0000"}]},
+            id="a-balance-is-gone",
+        ),
+        pytest.param(
+            "DELETE FROM actions WHERE award_id = 'w2'",
+            {"fold": [{"award_id": "w2", "points": "3.0000", "expected_points": None}]},
+            id="a-ledger-row-is-gone",
+        ),
+        pytest.param(
+            "UPDATE awards SET points = 8 WHERE _id = 'w4'",
+            {
+                "fold": [{"award_id": "w4", "points": "0.2500", "expected_points": "8.0000"}],
+                "snapshot": [{"award_id": "w4", "points": "0.2500", "expected_points": "8.0000"}],
+            },
+            id="a-snapshot-of-that-time-says-otherwise",
+        ),
+        pytest.param(
+            "UPDATE awards SET points = 8, updated_at = '2026-10-02 00:00:00.000000+00' WHERE _id = 'w1'",
+            {
+                "fold": [{"award_id": "w1", "points": "12.0000", "expected_points": "8.0000"}],
+                "snapshot": [{"award_id": "w1", "points": "12.0000", "expected_points": "8.0000"}],
+            },
+            id="a-newer-snapshot-says-otherwise",
+        ),
+    ],
+)
+def test_verify_finds_what_was_tampered_with_and_rebuild_mends_it(
+    balances: Any, warehouse_url: str, tampering: str, checks: dict[str, Any]
+) -> None:
+    if warehouse_url.startswith("sqlite"):
+        tampering = tampering.replace("+00'", "'")
+    execute(warehouse_url, tampering)
+
+    exit_code, output = balances("verify", "--json")
+    text_exit_code, text = balances("verify")
+
+    found = {check["name"]: check["examples"] for check in json.loads(output)["checks"] if check["differing"]}
+    assert found == checks
+    assert (exit_code, text_exit_code, json.loads(output)["drifted"]) == (1, 1, True)
+    assert text.splitlines()[-1].endswith(" actions: DRIFT: run crm-balances rebuild")
+    assert checks["fold"][0]["award_id"] in text
+
+    assert balances("rebuild")[0] == 0
+    assert balances("verify")[0] == 0
+
+
+def test_rebuild_gives_the_very_rows_that_loading_gave(balances: Any, warehouse_url: str) -> None:
+    loaded = table(warehouse_url, "award_balances")
+    assert [(row["award_id"], row["points"], row["earned_total"]) for row in loaded] == [
+        ("w1", Decimal(12), Decimal(2)),
+        ("w2", Decimal(3), Decimal(3)),
+        ("w3", Decimal(10), Decimal(6)),
+        ("w4", Decimal("0.25"), Decimal(0)),
+    ]
+    execute(warehouse_url, "DELETE FROM award_balances")
+
+    assert balances("rebuild") == (0, "4 balances computed afresh\n")
+    assert table(warehouse_url, "award_balances") == loaded
+    assert balances("rebuild", "--json") == (0, '{"balances":4}\n')
+
+
+def test_rebuild_on_postgresql_writes_nothing_anew_that_is_right(
+    new_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million balances written anew would grow the index and the log, and hold back whoever reads them."""
+    load(new_postgres_url, HISTORY)
+    execute(new_postgres_url, "UPDATE award_balances SET points = -1 WHERE award_id = 'w2'")
+    where = "SELECT award_id, ctid::text FROM award_balances ORDER BY award_id"
+    before = query(new_postgres_url, where)
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
+
+    assert cli.run(["rebuild"]) == 0
+
+    moved = {row[0] for row in set(query(new_postgres_url, where)) ^ set(before)}
+    assert moved == {"w2"}
+    assert cli.run(["verify"]) == 0
+
+
+def test_rebuild_on_postgresql_mends_a_balance_that_is_there_twice_for_want_of_a_key(
+    new_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(new_postgres_url, HISTORY)
+    execute(new_postgres_url, "ALTER TABLE award_balances DROP CONSTRAINT award_balances_pkey")
+    execute(new_postgres_url, "INSERT INTO award_balances SELECT * FROM award_balances WHERE award_id = 'w2'")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
+
+    assert cli.run(["verify"]) == 1
+    assert cli.run(["rebuild"]) == 0
+    assert cli.run(["verify"]) == 0
+
+
+def test_loading_goes_on_after_a_rebuild(balances: Any, warehouse_url: str) -> None:
+    balances("rebuild")
+
+    load(warehouse_url, [*HISTORY, action("b2", delta=1, available=4, award="w2", at="2026-10-02T00:00:00Z")])
+
+    assert balances("verify")[0] == 0
+    assert table(warehouse_url, "award_balances", "award_id", "points", "action_count")[1] == {
+        "award_id": "w2",
+        "points": Decimal(4),
+        "action_count": 2,
+    }
+
+
+def test_a_report_names_the_first_few_awards_and_counts_them_all(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(warehouse_url, [ACTIONS, *(action(f"a{n:02}", award=f"w{n:02}") for n in range(25))])
+    execute(warehouse_url, "UPDATE award_balances SET points = -1")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    assert cli.run(["verify", "--json"]) == 1
+
+    fold = json.loads(capsys.readouterr().out)["checks"][0]
+    assert (fold["differing"], [row["award_id"] for row in fold["examples"]]) == (25, [f"w{n:02}" for n in range(20)])
+
+
+def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    load(url, HISTORY)
+    execute(url, "DELETE FROM award_balances WHERE award_id = 'w1'")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"sqlalchemy_url": url, "batch_size_rows": 5}))
+
+    result = subprocess.run(
+        command("crm-balances", "verify", "--json", "--config", str(config)),
+        # A file stands for itself: the environment is not asked.
+        env=environment(TARGET_CRM_SQLALCHEMY_URL="nowhere"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+    assert result.returncode == 1, result.stderr
+    assert json.loads(result.stdout)["checks"][0]["differing"] == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "complaint"),
+    [
+        pytest.param(
+            {"SQLALCHEMY_URL": "postgresql://u:pa55word@127.0.0.1:1/db"},
+            ["verify"],
+            "postgresql+psycopg://127.0.0.1:1/db: OperationalError: ",
+            id="no-warehouse",
+        ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "sqlite:////pa55word/no/such/folder.db"},
+            ["rebuild"],
+            "sqlite:////pa55word/no/such/folder.db: no balances here",
+            id="no-warehouse",
+        ),
+        pytest.param({"SQLALCHEMY_URL": "pa55word"}, ["verify"], "sqlalchemy_url: not a SQLAlchemy URL", id="no-url"),
+        pytest.param(
+            {"BATCH_SIZE_ROWS": "pa55word"},
+            ["verify"],
+            "TARGET_CRM_BATCH_SIZE_ROWS: expected a whole number",
+            id="type",
+        ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "postgresql://u@127.0.0.1:1/db?password=pa55word"},
+            ["verify"],
+            "postgresql+psycopg://127.0.0.1:1/db: OperationalError: ",
+            id="password-in-the-query",
+        ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "postgresql://u:p@ss/pa55word@h:1/db"},
+            ["verify"],
+            "sqlalchemy_url: has more than one @; percent-encode the password",
+            id="password-with-an-at",
+        ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "duckdb://u:pa55word@h/crm.duckdb"},
+            ["verify"],
+            "duckdb can't take one of the options in sqlalchemy_url or options",
+            id="password-that-the-driver-repeats",
+        ),
+        pytest.param(
+            {"SQLALCHEMY_URL": "mysql://u:pa55word@127.0.0.1:1/db?sslmode=verify-full"},
+            ["verify"],
+            "mysql can't take one of the options in sqlalchemy_url or options",
+            id="an-option-of-another-engine",
+        ),
+        pytest.param({"STORE_PAYLOAD": "maybe"}, ["verify"], "TARGET_CRM_STORE_PAYLOAD: expected", id="boolean"),
+        pytest.param({}, ["verify", "--config", "none.json"], "--config none.json: No such file", id="no-file"),
+    ],
+)
+def test_where_it_cannot_tell_it_exits_with_2_and_one_line(
+    variables: dict[str, str],
+    arguments: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["crm-balances", *arguments])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TARGET_CRM_{name}", value)
+
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out) == (2, "")
+    assert printed.err.startswith(f"crm-balances: {complaint}")
+    assert printed.err.count("\n") == 1
+    assert "pa55word@" not in printed.err
+    assert "'pa55word'" not in printed.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_what_nobody_has_foreseen_is_no_drift_either(tmp_path: Path, level: str) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    load(url, HISTORY)
+
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            command("crm-balances", "verify"),
+            env=environment(TARGET_CRM_SQLALCHEMY_URL=url, TARGET_CRM_LOGLEVEL=level),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=RUN_SECONDS_MAX,
+            check=False,
+        )
+
+    assert ran.returncode == 2
+    assert "crm-balances: unexpected OSError (No space left on device) at cli.py:" in ran.stderr
+    assert ("Traceback" in ran.stderr) is (level == "DEBUG")
+
+
+def test_a_stream_map_that_a_replay_cannot_read_is_no_drift(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    load(url, [action("r1"), ACTIONS])
+
+    ran = subprocess.run(
+        command("crm-balances", "replay"),
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=url, TARGET_CRM_STREAM_MAPS='{"actions": {"source": "("}}'),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stderr) == (2, "crm-balances: Failed to parse expression (.\n")
+
+
+def test_what_has_become_loadable_leaves_the_quarantine(balances: Any, warehouse_url: str) -> None:
+    early = action("r1", delta=1, available=1, award="w9")
+    load(warehouse_url, [early, ACTIONS, action("r2", delta=1, available=2, award="w9", context={}), "no message"])
+    # The user was missing; now the record has been mended by hand, as one would after asking Pepper.
+    execute(
+        warehouse_url,
+        'UPDATE rejected_records SET payload = replace(payload, \'"context":{}\', \'"context":{"user":{"_id":"u1"}}\')',
+    )
+
+    assert balances("replay", "--json") == (0, '{"tried":2,"loaded":2,"rejected":1}\n')
+    assert balances("replay") == (0, "0 records tried, 0 loaded, 1 still rejected\n")
+
+    (row,) = [row for row in table(warehouse_url, "award_balances") if row["award_id"] == "w9"]
+    assert (row["points"], row["earned_total"], row["action_count"]) == (2, 2, 2)
+    assert table(warehouse_url, "rejected_records", "payload") == [{"payload": "no message"}]
+
+
+def test_what_is_still_not_loadable_stays_in_the_quarantine_once(balances: Any, warehouse_url: str) -> None:
+    load(warehouse_url, [ACTIONS, action("r2", context={}), action("a1", delta=5, available=9)])
+    before = table(warehouse_url, "rejected_records")
+
+    assert balances("replay", "--json") == (0, '{"tried":2,"loaded":0,"rejected":2}\n')
+
+    assert table(warehouse_url, "rejected_records") == before
+
+
+def test_a_replayed_snapshot_is_as_old_as_its_reading(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `updatedAt`, that is its time; that it was refused later doesn't make it newer."""
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    load(warehouse_url, [snapshot("w1", 5, at=None, read_at="2026-10-01T00:00:00Z")])
+    execute(
+        warehouse_url,
+        "UPDATE rejected_records SET stream = 'awards', extracted_at = '2026-10-01 00:00:00', "
+        """payload = '{"_id": "w1", "points": 5}'""",
+    )
+    load(warehouse_url, [AWARDS, snapshot("w1", 7, at=None, read_at="2026-10-02T00:00:00Z")])
+
+    assert cli.run(["replay"]) == 0
+
+    (stored,) = table(warehouse_url, "award_balances", "points")
+    assert stored == {"points": Decimal(7)}
+
+
+def test_the_quarantine_knows_when_a_record_was_read(warehouse_url: str) -> None:
+    load(warehouse_url, [AWARDS, snapshot("w1", "many", read_at="2026-10-01T00:00:00Z")])
+
+    (refused,) = table(warehouse_url, "rejected_records", "extracted_at")
+    assert refused == {"extracted_at": datetime(2026, 10, 1, tzinfo=timezone.utc)}
+
+
+def test_a_replay_goes_on_also_where_loaders_stop_at_what_they_refuse(
+    balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(warehouse_url, [action("r1", award="w9"), ACTIONS, action("r2", available=True)])
+    monkeypatch.setenv("TARGET_CRM_ON_INVALID_RECORD", "fail")
+
+    assert balances("replay", "--json") == (0, '{"tried":2,"loaded":1,"rejected":1}\n')
+
+
+def test_what_is_refused_again_for_another_reason_is_not_taken_for_loaded(balances: Any, warehouse_url: str) -> None:
+    load(warehouse_url, [action("r1", available=True), ACTIONS])
+
+    assert balances("replay", "--json") == (0, '{"tried":1,"loaded":0,"rejected":1}\n')
+
+    (row,) = table(warehouse_url, "rejected_records", "stream", "reason")
+    assert row["stream"] == "actions"
+    assert "came before" not in row["reason"]
+
+
+def test_a_replay_of_more_than_is_held_at_a_time_tries_each_record_once(
+    balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "REPLAY_ROWS", 3)
+    good = [action(f"r{number}", award=f"w{number}") for number in range(7)]
+    load(warehouse_url, [*good, *(action(f"b{number}", available=True) for number in range(4)), ACTIONS])
+
+    assert balances("replay", "--json") == (0, '{"tried":11,"loaded":7,"rejected":4}\n')
+
+    assert {row["action_id"] for row in table(warehouse_url, "actions")} >= {f"r{number}" for number in range(7)}
+
+
+def test_a_message_that_no_stream_map_has_seen_goes_through_it_when_it_is_replayed(
+    balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = json.dumps({"actions": {"context": "{'user': {'_id': md5(context['user']['_id'])}}"}})
+    monkeypatch.setenv("TARGET_CRM_STREAM_MAPS", hidden)
+    load(warehouse_url, [action("r1", award="w9"), ACTIONS])
+
+    assert balances("replay", "--json") == (0, '{"tried":1,"loaded":1,"rejected":0}\n')
+
+    (user_id,) = {row["user_id"] for row in table(warehouse_url, "actions") if row["action_id"] == "r1"}
+    assert user_id == hashlib.md5(b"u1").hexdigest()
+
+
+def test_where_nothing_was_ever_loaded_it_does_not_say_that_all_is_proven(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        command("crm-balances", "verify", "--config", "ENV"),
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "no balances here" in ran.stderr
+    assert list(tmp_path.iterdir()) == []

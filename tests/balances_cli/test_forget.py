@@ -1,0 +1,138 @@
+"""crm-balances forget: nothing of a person's name is left, every sum is, and reading again doesn't bring it back."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import MetaData, select
+
+from target_crm.balances_cli import cli
+from target_crm.balances_cli.verify import verify
+from target_crm.warehouse.connection import Warehouse
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME, OTHER_NAME = "Tom Jones", "Ann Smith"
+TEXT = {"type": ["string", "null"]}
+USERS = schema(
+    "users", {"_id": TEXT, "fullName": TEXT, "contacts": {"type": "array"}, "score": {"type": "integer"}}, "_id"
+)
+NAMED_AWARDS = schema("awards", {**json.loads(AWARDS)["schema"]["properties"], "holder": TEXT}, "_id")
+
+
+def user(user_id: str, name: str, **more: Any) -> dict[str, Any]:
+    return {"context": {"user": {"_id": user_id, "fullName": name}, **more}}
+
+
+def award(award_id: str, user_id: str, name: str) -> str:
+    fields = {"_id": award_id, "points": 5, "userId": user_id, "perkId": "p1", "updatedAt": "2026-09-01T00:00:00Z"}
+    return record("awards", {**fields, "holder": name, "cachedUser": {"name": name}})
+
+
+ABOUT_TOM = [
+    *(ACTIONS, action("a1", delta=2, available=7, award="w1", **user("u1", NAME))),
+    action("a2", "REDEEM_PERK", delta=1, available=6, award="w1", at="2026-10-02T00:00:00Z", **user("u1", NAME)),
+    # A notice of no effect, one that has but his award, and one of another guest that names him.
+    record("actions", {"_id": "a3", "type": "USER_UPDATED", **user("u1", NAME)}),
+    record("actions", {"_id": "a4", "type": "AWARD_SEEN", "metadata": {"awardId": "w1"}, "note": NAME}),
+    action("a5", award="w2", delta=2, available=7, **user("u2", "Zoe", friends=[{"_id": "u1", "fullName": NAME}])),
+]
+REJECTED = [
+    action("r1", award="w1", available=True, **user("u1", NAME)),
+    action("r2", award="w1", context={"user": {"fullName": NAME}}),
+    record("actions", {"_id": "a1", "type": "REWARD_EARNED", **user("u1", NAME)}),
+    f'{{"type": "RECORD", "stream": "actions", "record": {{"user": "u1", "name": "{NAME}',
+]
+OTHERS = [
+    action("b1", award="w3", **user("U1", OTHER_NAME)),
+    action("b2", award="w3", available=True, **user("u11", OTHER_NAME)),
+]
+SNAPSHOTS = [
+    *(NAMED_AWARDS, award("w1", "u1", NAME), award("w9", "U1", OTHER_NAME)),
+    *(USERS, record("users", {"_id": "u1", "fullName": NAME, "contacts": [NAME], "score": 3, "nick": NAME})),
+    record("users", {"_id": "U1", "fullName": OTHER_NAME}),
+]
+
+
+@pytest.fixture
+def crm(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Warehouse]:
+    load(warehouse_url, [*ABOUT_TOM, *REJECTED, *OTHERS, *SNAPSHOTS])
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    opened = Warehouse(warehouse_url)
+    yield opened
+    opened.dispose()
+
+
+def naming(crm: Warehouse, name: str) -> dict[str, int]:
+    """In how many rows of each table a name stands."""
+    with crm.read() as connection:
+        metadata = MetaData()
+        metadata.reflect(connection)
+        found = {
+            each.name: sum(name in str(row) for row in connection.execute(select(each)))
+            for each in metadata.tables.values()
+        }
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def test_a_person_is_forgotten_and_the_sums_are_not(crm: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
+    assert naming(crm, NAME) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
+    others = naming(crm, OTHER_NAME)
+    balances, ledger = table(crm, "award_balances"), table(crm, "actions", "action_id", "user_id", "points_available")
+    assert others == {"actions": 1, "awards": 1, "users": 1, "rejected_records": 1}
+    capsys.readouterr()
+
+    assert cli.run(["forget", "u1", "--json"]) == 0
+
+    assert json.loads(capsys.readouterr().out) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
+    assert naming(crm, NAME) == {}
+    assert naming(crm, OTHER_NAME) == others
+    assert table(crm, "award_balances") == balances
+    assert table(crm, "actions", "action_id", "user_id", "points_available") == ledger
+    assert not verify(crm).drifted
+    assert len(table(crm, "rejected_records", "reason")) == 5
+
+
+def test_what_is_read_again_does_not_bring_a_person_back(crm: Warehouse, warehouse_url: str) -> None:
+    cli.run(["forget", "u1"])
+
+    again = load(warehouse_url, [*ABOUT_TOM, *REJECTED])
+
+    assert again.tallies["actions"] == "8 read = 0 applied + 5 duplicate + 0 superseded + 3 quarantined"
+    assert naming(crm, NAME) == {}
+    assert cli.run(["replay"]) == 0
+    assert naming(crm, NAME) == {}
+    assert not verify(crm).drifted
+
+
+def test_forgetting_twice_or_a_stranger_changes_nothing(crm: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["forget", "u1"])
+    capsys.readouterr()
+
+    for user_id in ("u1", "nobody", "u%", "u_", "Tom"):
+        assert cli.run(["forget", user_id]) == 0
+        assert capsys.readouterr().out == "erased in 0 actions, 0 awards, 0 users, 0 rejected_records\n"
+
+    assert naming(crm, OTHER_NAME) != {}
+    with pytest.raises(SystemExit):
+        cli.run(["forget", ""])
+    assert "USER_ID: is empty, expected an id" in capsys.readouterr().err
+
+
+def test_where_no_users_are_loaded_the_rest_is_forgotten(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(warehouse_url, ABOUT_TOM)
+    execute(warehouse_url, "ALTER TABLE awards ADD COLUMN notes VARCHAR(99)")
+    load(warehouse_url, [AWARDS, snapshot("w1", 5, at="2026-09-01T00:00:00Z")])
+    execute(warehouse_url, f"UPDATE awards SET notes = 'call {NAME}'")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    assert cli.run(["forget", "u1"]) == 0
+
+    assert query(warehouse_url, "SELECT _id, user_id, points, notes FROM awards") == [("w1", "u1", 5, None)]
+    crm = Warehouse(warehouse_url)
+    assert naming(crm, NAME) == {}
+    crm.dispose()

@@ -1,0 +1,127 @@
+"""crm-balances status: how fresh each stream is, what was refused, whether balances drift, how the last runs ended."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from target_crm.balances_cli import cli
+from target_crm.balances_cli.status import as_text, status
+from target_crm.warehouse.connection import Warehouse
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, schema, snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PERKS = schema("perks", {"_id": {"type": "string"}}, "_id")
+NOW = datetime(2026, 10, 5, 12, tzinfo=timezone.utc)
+MESSAGES = [
+    *(ACTIONS, action("a1", at="2026-10-05T11:58:30Z"), action("a2", at="2026-10-04T00:00:00Z", award="w2")),
+    *(action("a3", available=True), AWARDS, snapshot("w1", 5, at="2026-10-03T12:00:00Z")),
+    *(PERKS, record("perks", {"_id": "p1"}), schema("empty", {"_id": {"type": "string"}}, "_id"), "no message"),
+]
+
+
+@pytest.fixture
+def crm(warehouse_url: str) -> Iterator[Warehouse]:
+    load(warehouse_url, MESSAGES)
+    opened = Warehouse(warehouse_url)
+    yield opened
+    opened.dispose()
+
+
+def test_each_stream_tells_how_fresh_it_is(crm: Warehouse) -> None:
+    told = {each.stream: each for each in status(crm, now=NOW).streams}
+
+    assert {name: (each.rows, each.lag_seconds, each.rejected) for name, each in told.items()} == {
+        "actions": (2, 90, 1),
+        "awards": (1, 2 * 86_400, 0),
+        "empty": (0, None, 0),
+        "perks": (1, 12 * 3600, 0),
+    }
+    assert told["actions"].newest_at == datetime(2026, 10, 5, 11, 58, 30, tzinfo=timezone.utc)
+    assert told["empty"].loaded_at is None
+    for each in told.values():
+        assert each.read_at is not None
+        assert each.loaded_at is None or each.loaded_at < each.read_at
+
+
+def test_rows_that_are_gone_don_t_count(crm: Warehouse, warehouse_url: str) -> None:
+    execute(warehouse_url, "UPDATE perks SET _deleted_at = '2026-10-05 00:00:00'")
+
+    (perks,) = [each for each in status(crm, now=NOW).streams if each.stream == "perks"]
+
+    assert (perks.rows, perks.newest_at) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("tampering", "seen_at_a_glance"),
+    [
+        pytest.param("UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'", True, id="a-total"),
+        pytest.param("DELETE FROM award_balances WHERE award_id = 'w2'", True, id="a-balance-is-gone"),
+        pytest.param("DELETE FROM actions WHERE action_id = 'a2'", True, id="an-action-is-gone"),
+        pytest.param("UPDATE awards SET updated_at = '2026-10-06 00:00:00'", True, id="a-newer-snapshot"),
+        pytest.param("UPDATE award_balances SET points = 9 WHERE award_id = 'w2'", False, id="points"),
+    ],
+)
+def test_drift_is_seen_at_a_glance_where_sums_show_it_and_else_by_a_full_look(
+    crm: Warehouse, warehouse_url: str, tampering: str, seen_at_a_glance: bool
+) -> None:
+    assert not status(crm).drifted
+    assert not status(crm, full=True).drifted
+    execute(warehouse_url, tampering)
+
+    assert status(crm).drifted is seen_at_a_glance
+    assert status(crm, full=True).drifted
+
+
+@pytest.fixture
+def call(
+    crm: Warehouse, warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        return cli.run(["status", *arguments]), capsys.readouterr().out
+
+    return run
+
+
+def test_the_last_runs_are_told_newest_first(call: Any, warehouse_url: str) -> None:
+    load(warehouse_url, [ACTIONS, action("a1", at="2026-10-05T11:58:30Z")])
+    for _ in range(10):
+        load(warehouse_url, [])
+
+    exit_code, output = call("--json")
+
+    runs = json.loads(output)["runs"]
+    assert (exit_code, len(runs)) == (0, 10)
+    assert [run["read"] for run in runs] == [0] * 10
+    began = [run["started_at"] for run in runs]
+    assert began == sorted(began, reverse=True)
+
+
+def test_people_read_tables_and_programs_json(call: Any, crm: Warehouse, warehouse_url: str) -> None:
+    lines = as_text(status(crm, now=NOW)).splitlines()
+
+    assert [re.split(r"\s{2,}", line)[:4] for line in lines[:5]] == [
+        ["stream", "rows", "newest (UTC)", "ago"],
+        ["actions", "2", "2026-10-05 11:58:30", "90 s"],
+        ["awards", "1", "2026-10-03 12:00:00", "2 days"],
+        ["empty", "0", "-", "-"],
+        ["perks", "1", "2026-10-05 00:00:00", "12 h"],
+    ]
+    assert re.split(r"\s{2,}", lines[7])[3:] == ["6", "4", "0", "0", "2"]
+    assert lines[-2:] == ["2 records are in quarantine.", "No drift."]
+
+    execute(warehouse_url, "UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'")
+    exit_code, output = call("--json")
+    told = json.loads(output)
+    assert (exit_code, told["drifted"], told["rejected"]) == (1, True, 2)
+    assert told["checks"][0]["examples"] == [{"total": "earned_total", "stored": "9.0000", "expected": "4.0000"}]
+    assert call("--verify")[1].splitlines()[-1] == "DRIFT: run crm-balances verify"

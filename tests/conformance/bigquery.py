@@ -1,0 +1,80 @@
+"""BigQuery, as an emulator plays it on DuckDB (see `./dev`), which tells nothing of quotas, speed or cost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+import urllib.request
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+from tests.conformance import Unavailable
+from tests.helpers.postgres import free_port
+from tests.helpers.target import execute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+START_SECONDS = 60
+POLL_SECONDS = 0.1
+INSTALLED = Path(__file__).parent.parent.parent / ".dev" / "bigquery" / "bin"
+EMULATOR = Path(__file__).with_name("bigquery_emulator.py")
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def bigquery() -> Iterator[Callable[[], str]]:
+    """Let the driver's client connect to an emulator; yields what gives the URL of a new dataset."""
+    if not (INSTALLED / "bqemulator").exists():
+        raise Unavailable("there is no emulator; ./dev warehouses installs it, for Python 3.11 and newer")
+    try:
+        from google.auth.credentials import AnonymousCredentials  # noqa: PLC0415 - an extra of the tests
+    except ImportError as error:
+        raise Unavailable(f"{error.name} is not installed") from None
+    port, numbers = free_port(), count()
+    # A priority takes queries the way by which the emulator knows a default dataset, and tells of errors.
+    url = "bigquery://project/?priority=INTERACTIVE"
+
+    def new() -> str:
+        name = f"crm_{next(numbers)}"
+        execute(url, f"CREATE SCHEMA {name}")
+        return url.replace("/?", f"/{name}?")
+
+    with tempfile.TemporaryDirectory(prefix="pepper-crm-bigquery-") as folder, Path(folder, "log").open("wb") as log:
+        server = subprocess.Popen(
+            [INSTALLED / "python", EMULATOR, "start", "--rest-port", str(port), "--grpc-port", "0"],
+            env={**os.environ, "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false"},
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+        address = f"http://{LOOPBACK}:{port}"
+        try:
+            _wait(server, f"{address}/healthz", Path(log.name))
+            with (
+                mock.patch.dict(os.environ, BIGQUERY_EMULATOR_HOST=address),
+                mock.patch("google.auth.default", return_value=(AnonymousCredentials(), None)),
+            ):
+                yield new
+        finally:
+            server.kill()
+            server.wait(START_SECONDS)
+
+
+def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    """Until the emulator answers; a dead one ends the wait."""
+    deadline_seconds = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=START_SECONDS).close()
+        except OSError:  # noqa: PERF203 - a try each time is the point
+            if server.poll() is not None or time.monotonic() > deadline_seconds:
+                raise RuntimeError(f"BigQuery's emulator did not start:\n{log.read_text()}") from None
+            time.sleep(POLL_SECONDS)
+        else:
+            return

@@ -1,0 +1,91 @@
+"""One warehouse of each engine, set up once a process and emptied for each case."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import MetaData, Table, inspect
+
+from target_crm.warehouse.connection import Warehouse
+from tests.conformance import Unavailable
+from tests.conformance.engines import ENGINES, Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+_outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process have an engine to itself, where the cases are dealt out by groups."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "engine" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group(item.callspec.params["engine"]))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what became of each case on each engine."""
+    found = re.search(r"test_conformance\.py::(\w+)\[(\w+)", report.nodeid)
+    if found and (report.when == "call" or not report.passed):
+        _outcomes[found[1], found[2]].add(report.outcome)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table, where that is asked for and all cases were run."""
+    is_worker = hasattr(session.config, "workerinput")
+    if os.environ.get("WAREHOUSES") == "record" and _outcomes and not is_worker:
+        from tests.conformance import matrix  # noqa: PLC0415 - the cases import this module
+
+        matrix.write(_outcomes)
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """An engine; a case that asks for it, or for what is made of it, runs once on each."""
+    return ENGINES[request.param]
+
+
+@pytest.fixture(scope="session")
+def new_url(engine: Engine) -> Iterator[Callable[[], str]]:
+    """Gives the URL of a new warehouse of the engine; a case is skipped where the engine can't be had."""
+    with ExitStack() as stack:
+        try:
+            new = stack.enter_context(engine.start())
+        except Unavailable as reason:
+            pytest.skip(f"{engine.title}: {reason}")
+        yield new
+
+
+@pytest.fixture(scope="session")
+def shared(new_url: Callable[[], str]) -> Iterator[Warehouse]:
+    """A warehouse with the target's own tables."""
+    warehouse = Warehouse(new_url())
+    warehouse.set_up()
+    yield warehouse
+    warehouse.dispose()
+
+
+def empty(crm: Warehouse) -> None:
+    """Remove all rows of the target's own tables, and the tables of other streams."""
+    own = crm.tables.metadata
+    with crm.write() as connection:
+        for name in inspect(connection).get_table_names():
+            lent = name.removeprefix("_crm_staging_").startswith(("t_", "perks", "_crm_changed_"))
+            if name not in own.tables and lent:
+                Table(name, MetaData()).drop(connection)
+        for table in own.sorted_tables:
+            if table is not crm.tables.version:
+                connection.execute(table.delete())
+
+
+@pytest.fixture
+def crm(shared: Warehouse) -> Warehouse:
+    """The shared warehouse, emptied."""
+    empty(shared)
+    return shared

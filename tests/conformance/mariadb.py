@@ -1,0 +1,98 @@
+"""A MariaDB server of the tests' own, from the server's Debian package: unpacked, not installed (see `./dev`)."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pymysql
+
+from tests.conformance import Unavailable
+from tests.helpers.postgres import fast_folder, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+START_SECONDS = 30
+POLL_SECONDS = 0.05
+UNPACKED = Path(__file__).parent.parent.parent / ".dev" / "mariadb"
+
+
+@contextmanager
+def mariadb(certificate: tuple[Path, Path] | None = None) -> Iterator[Callable[[], str]]:
+    """Start a server, which takes latin1 for granted as most do; yields what gives the URL of a new database.
+
+    Args:
+        certificate: files of a certificate chain and of its private key, for TLS.
+    """
+    root = UNPACKED if (UNPACKED / "usr/sbin/mariadbd").exists() else Path("/")
+    binary, share = root / "usr/sbin/mariadbd", root / "usr/share/mysql"
+    if not binary.exists():
+        raise Unavailable("there is no mariadbd, and no Debian package of it was to be had")
+    libraries = {str(path.parent) for path in UNPACKED.glob("usr/lib/*/*.so*")}
+    environment = {"LD_LIBRARY_PATH": ":".join(libraries)}
+    with tempfile.TemporaryDirectory(prefix="pepper-crm-mariadb-", dir=fast_folder()) as folder:
+        # A server that starts clears the folder for temporary files, whoever's they are.
+        folders = [f"--datadir={folder}", f"--tmpdir={folder}", f"--lc-messages-dir={share}"]
+        command = [binary, "--no-defaults", *folders, "--user=root"]
+        system_tables = (share / name for name in ("mysql_system_tables.sql", "mysql_system_tables_data.sql"))
+        subprocess.run(
+            [*command, "--bootstrap", "--skip-networking"],
+            input="create database mysql;\nuse mysql;\nSET @auth_root_socket=NULL;\n"
+            + "".join(path.read_text() for path in system_tables),
+            env=environment,
+            text=True,
+            capture_output=True,
+            check=True,
+        )
+        port, log = free_port(), Path(folder) / "server.log"
+        listening = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket"]
+        if certificate:
+            chain, key = certificate
+            listening += [f"--ssl-cert={chain}", f"--ssl-key={key}"]
+        with log.open("wb") as output:
+            server = subprocess.Popen(
+                [*command, *listening, "--innodb-flush-log-at-trx-commit=0"],
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            _wait(server, port, log)
+            yield lambda: _new_database(port)
+        finally:
+            server.kill()
+            server.wait(START_SECONDS)
+
+
+_numbers = count()
+
+
+def _new_database(port: int) -> str:
+    name = f"crm_{next(_numbers)}"
+    with _connect(port) as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    return f"mariadb://root@127.0.0.1:{port}/{name}"
+
+
+def _connect(port: int) -> pymysql.Connection[Any]:
+    return pymysql.connect(host="127.0.0.1", port=port, user="root")
+
+
+def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Until the server answers; a dead server ends the wait."""
+    deadline_seconds = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            _connect(port).close()
+        except pymysql.OperationalError:  # noqa: PERF203 - a try each time is the point
+            if server.poll() is not None or time.monotonic() > deadline_seconds:
+                raise RuntimeError(f"MariaDB did not start:\n{log.read_text()}") from None
+            time.sleep(POLL_SECONDS)
+        else:
+            return

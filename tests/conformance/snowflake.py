@@ -1,0 +1,52 @@
+"""Snowflake, as fakesnow plays it in this process: on DuckDB, which tells nothing of locks, speed or cost."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from tests.conformance import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextmanager
+def snowflake() -> Iterator[Callable[[], str]]:
+    """Let the driver connect to a Snowflake in this process; yields what gives the URL of a new database."""
+    try:
+        import fakesnow  # noqa: PLC0415 - an extra of the tests
+        import snowflake.connector  # noqa: PLC0415
+        from fakesnow.cursor import FakeSnowflakeCursor  # noqa: PLC0415
+    except ImportError as error:
+        raise Unavailable(f"{error.name} is not installed") from None
+    numbers = count()
+
+    def new() -> str:
+        name = f"crm_{next(numbers)}"
+        with snowflake.connector.connect(database=name, schema="public") as connection:
+            # Every user has a stage of their own; fakesnow has none until it is made.
+            connection.cursor().execute('CREATE STAGE "~"')
+        return f"snowflake://loader:secret@account/{name}/public"
+
+    with fakesnow.patch(), mock.patch.object(FakeSnowflakeCursor, "_transform", _once(FakeSnowflakeCursor._transform)):
+        yield new
+
+
+def _once(translate: Callable[..., Any]) -> Callable[..., Any]:
+    """Translate a statement into DuckDB's words but once: that takes nearly all of a load's time."""
+    from sqlglot import exp  # noqa: PLC0415
+
+    known: dict[Any, Any] = {}
+
+    def translated(cursor: Any, statement: Any, parameters: Any) -> Any:
+        if parameters or not isinstance(statement, exp.Insert | exp.Update | exp.Delete | exp.Select):
+            return translate(cursor, statement, parameters)
+        key = (cursor._conn.database, statement)
+        if key not in known:
+            known[key] = translate(cursor, statement, parameters)
+        return known[key].copy()
+
+    return translated

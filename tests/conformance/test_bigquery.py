@@ -1,0 +1,39 @@
+"""What fails in BigQuery's client, past its driver, and so is none of the errors that all drivers share."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import pytest
+
+from target_crm import engines
+from target_crm.errors import SettingError, WarehouseError
+from target_crm.warehouse.connection import Warehouse
+from tests.conformance import Unavailable
+from tests.conformance.bigquery import bigquery
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    try:
+        with bigquery() as new_url:
+            yield new_url()
+    except Unavailable as reason:
+        pytest.skip(f"BigQuery: {reason}")
+
+
+def test_a_load_into_a_table_that_is_not_there_is_told_in_one_line(url: str) -> None:
+    crm = Warehouse(url)
+    told = r"^bigquery://project/crm_0: NotFound: 404 .*_crm_commits$"
+    with pytest.raises(WarehouseError, match=told), crm.write() as connection:
+        engines.load(connection, crm.tables.commits, [("b", datetime.now(timezone.utc))])
+
+
+def test_credentials_that_are_not_there_are_told_in_one_line() -> None:
+    pytest.importorskip("sqlalchemy_bigquery")
+    with pytest.raises(SettingError, match=r"^no credentials for BigQuery: .*'/no/such.json'$"):
+        Warehouse("bigquery://project/crm?credentials_path=/no/such.json")

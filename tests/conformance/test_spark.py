@@ -1,0 +1,95 @@
+"""Spark, in short: a load on a cluster takes a hundred times as long as elsewhere. See `./dev warehouses`."""
+
+from __future__ import annotations
+
+import os
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import create_engine, event, func, select
+from sqlalchemy.schema import CreateTable
+
+from target_crm import engines
+from target_crm.engines.spark import Spark
+from target_crm.sql.staging import Change
+from target_crm.sql.tables import tables_in
+from target_crm.warehouse.connection import Warehouse
+from tests.conformance import Unavailable
+from tests.conformance.spark import spark
+from tests.helpers.target import load, table
+from tests.stress.target_story import as_input, story
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
+
+TABLES = tables_in(None)
+
+
+@pytest.fixture(scope="module")
+def new_url() -> Iterator[Callable[[], str]]:
+    if os.environ.get("WAREHOUSES") != "record":
+        pytest.skip("Spark: takes minutes; ./dev warehouses has it")
+    try:
+        with spark() as new:
+            yield new
+    except Unavailable as reason:
+        pytest.skip(f"Spark: {reason}")
+
+
+@pytest.fixture
+def crm(new_url: Callable[[], str]) -> Iterator[Warehouse]:
+    warehouse = Warehouse(new_url())
+    warehouse.set_up()
+    yield warehouse
+    warehouse.dispose()
+
+
+def test_a_story_in_two_overlapping_deliveries_gives_the_oracles_balances(crm: Warehouse) -> None:
+    told = story(Random("spark"), 60, ordered=False)
+    third = len(told.lines) // 3
+    for lines in (told.lines[third:], told.lines[: 2 * third]):
+        load(crm, as_input([*told.schemas, *lines]).decode().splitlines())
+
+    assert table(crm, "award_balances") == told.balances()
+
+
+class Cut(Exception):
+    """The loader ends here."""
+
+
+@pytest.mark.parametrize("statement", ["CREATE TABLE", "INSERT OVERWRITE"])
+def test_a_change_that_is_cut_off_is_finished_by_the_next(crm: Warehouse, statement: str) -> None:
+    commits = crm.tables.commits
+    change = Change(commits, {"committed_at": commits.c.committed_at}, commits.c.batch_id == "b")
+
+    def cut(_connection: object, _cursor: object, executed: str, *_: object) -> None:
+        if executed.startswith(statement):
+            raise Cut
+
+    def rows(connection: Connection) -> list[str]:
+        return list(connection.scalars(select(commits.c.batch_id).order_by(commits.c.batch_id)))
+
+    with crm.write() as connection:
+        for each in "abc":
+            engines.execute(connection, commits.insert().values(batch_id=each, committed_at=func.now()))
+        event.listen(crm._engine, "after_cursor_execute", cut)
+        with pytest.raises(Cut):
+            engines.execute(connection, change)
+        event.remove(crm._engine, "after_cursor_execute", cut)
+    with crm.write() as connection:
+        assert engines.execute(connection, commits.delete().where(commits.c.batch_id == "a")) == 1
+        assert rows(connection) == ["b", "c"]
+
+
+def test_tables_have_columns_alone_and_insert_names_them() -> None:
+    dialect = create_engine("spark://localhost:10000/crm").dialect
+    created = str(CreateTable(TABLES.commits).compile(dialect=dialect))
+    inserted = str(
+        TABLES.commits.insert().from_select(["batch_id"], select(TABLES.actions.c.type)).compile(dialect=dialect)
+    )
+    assert created == "CREATE TABLE `_crm_commits` (`batch_id` STRING, `committed_at` TIMESTAMP) USING PARQUET"
+    assert inserted.startswith("INSERT INTO `_crm_commits` (`batch_id`) SELECT `actions`.`type`")
+    assert isinstance(engines.ways_of("spark"), Spark)

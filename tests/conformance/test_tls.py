@@ -1,0 +1,84 @@
+"""Encrypted connections to servers that have to show who they are."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+from sqlalchemy import make_url
+
+from target_crm.errors import WarehouseError
+from target_crm.settings import Settings
+from tests.conformance import Unavailable
+from tests.conformance.engines import DEBIANS_POSTGRESQL, postgresql
+from tests.conformance.mariadb import mariadb
+from tests.helpers.target import ACTIONS, action, load, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# Options of the driver: the authority to trust, and that the name in the certificate has to be the host's.
+OPTIONS = {
+    # The wheel's server knows no TLS, Debian's does.
+    "postgresql": lambda authority: {"sslmode": "verify-full", "sslrootcert": authority},
+    "mysql": lambda authority: {"ssl_ca": authority, "ssl_check_hostname": "true"},
+}
+START: dict[str, Callable[[tuple[Path, Path]], Any]] = {
+    "postgresql": lambda certificate: postgresql(DEBIANS_POSTGRESQL, certificate),
+    "mysql": mariadb,
+}
+
+
+@pytest.fixture(params=START)
+def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Gives the settings for a server that one authority calls 127.0.0.1: by an authority to trust, and a host."""
+    ours, others = trustme.CA(), trustme.CA()
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    certificate = ours.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(key)
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(chain, append=True)
+    for authority, name in ((ours, "ours"), (others, "others")):
+        authority.cert_pem.write_to_path(tmp_path / f"{name}.pem")
+    with ExitStack() as stack:
+        try:
+            new_url = stack.enter_context(START[request.param]((chain, key)))
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        url = make_url(new_url())
+
+        def settings(authority: str, host: str = "127.0.0.1") -> dict[str, Any]:
+            options = OPTIONS[request.param](str(tmp_path / f"{authority}.pem"))
+            return {
+                "dialect": request.param,
+                "host": host,
+                "port": url.port,
+                "user": url.username,
+                "database": url.database,
+                "options": options,
+            }
+
+        yield settings
+
+
+def load_one(settings: dict[str, Any]) -> None:
+    url = Settings.of(settings).sqlalchemy_url
+    load(url, [ACTIONS, action("a1")])
+    assert [row["action_id"] for row in table(url, "actions")] == ["a1"]
+
+
+def test_a_server_that_shows_a_certificate_of_the_trusted_authority_is_loaded_into(connect: Any) -> None:
+    load_one(connect("ours"))
+
+
+def test_a_server_whose_certificate_another_authority_signed_is_not_talked_to(connect: Any) -> None:
+    with pytest.raises(WarehouseError, match=r"(?i)certificate verify failed"):
+        load_one(connect("others"))
+
+
+def test_a_server_whose_certificate_names_another_host_is_not_talked_to(connect: Any) -> None:
+    with pytest.raises(WarehouseError, match=r"(?i)does not match|mismatch"):
+        load_one(connect("ours", "localhost"))

@@ -1,0 +1,143 @@
+"""Singer messages as literals, and a target-crm to put them through in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, select, text
+
+from target_crm.loader.target import TargetCrm
+from target_crm.warehouse.connection import Warehouse, parse_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import Table
+
+READ_AT = "2026-10-05T00:00:00Z"
+DELTAS = {
+    "REWARD_EARNED": "pointsAdded",
+    "REDEEM_PERK": "pointsRedeemed",
+    "AWARD_POINTS_REFUNDED": "pointsRefunded",
+}
+
+
+def _line(**message: Any) -> str:
+    return json.dumps(message)
+
+
+def schema(stream: str, properties: Mapping[str, Any], *keys: str, **more: Any) -> str:
+    """A SCHEMA message."""
+    definition = {"properties": dict(properties), **more}
+    return _line(type="SCHEMA", stream=stream, schema=definition, key_properties=list(keys))
+
+
+def record(stream: str, fields: Mapping[str, Any], at: str | None = READ_AT) -> str:
+    """A RECORD message; `at` is when the tap read it."""
+    times = {"time_extracted": at} if at else {}
+    return _line(type="RECORD", stream=stream, record=fields, **times)
+
+
+def state(value: Any) -> str:
+    """A STATE message."""
+    return _line(type="STATE", value=value)
+
+
+ACTIONS = schema("actions", {"_id": {"type": "string"}}, "_id")
+AWARDS = schema(
+    "awards",
+    {
+        "_id": {"type": "string"},
+        "points": {"type": ["number", "null"]},
+        "userId": {"type": ["string", "null"]},
+        "perkId": {"type": ["string", "null"]},
+        "updatedAt": {"type": ["string", "null"], "format": "date-time"},
+    },
+    "_id",
+)
+
+
+def action(
+    action_id: str,
+    action_type: str = "REWARD_EARNED",
+    *,
+    delta: Any = 2,
+    available: Any = 2,
+    at: str = "2026-10-01T12:00:00Z",
+    award: str = "w1",
+    user: str = "u1",
+    **more: Any,
+) -> str:
+    """A RECORD of a loyalty action."""
+    fields = {
+        "_id": action_id,
+        "type": action_type,
+        "when": {"timestamp": at},
+        "context": {"user": {"_id": user}},
+        "metadata": {"awardId": award, "perkId": "p1", "pointsAvailable": available, DELTAS[action_type]: delta},
+    }
+    return record("actions", {**fields, **more})
+
+
+def snapshot(
+    award: str = "w1", points: Any = 5, at: str | None = "2026-10-01T12:00:00Z", read_at: str | None = READ_AT
+) -> str:
+    """A RECORD of an award as Pepper shows it."""
+    fields = {"_id": award, "points": points, "userId": "u1", "perkId": "p1", "updatedAt": at}
+    return record("awards", fields, read_at)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run said: the STATE lines that went out, and a tally per stream."""
+
+    states: list[str]
+    tallies: dict[str, str]
+
+
+def load(warehouse: str | Warehouse, messages: Iterable[str], **settings: Any) -> Loaded:
+    """Put messages through a target; a `Warehouse` that is open already saves the set-up."""
+    url = warehouse if isinstance(warehouse, str) else "sqlite://"
+    target = TargetCrm(config={"sqlalchemy_url": url, **settings})
+    if isinstance(warehouse, Warehouse):
+        target.warehouse = warehouse
+    output = io.StringIO()
+    try:
+        with redirect_stdout(output):
+            target.listen(io.StringIO("".join(f"{message}\n" for message in messages)))
+    finally:
+        if isinstance(warehouse, str) and "warehouse" in vars(target):
+            target.warehouse.dispose()
+    return Loaded(output.getvalue().splitlines(), {stream: str(tally) for stream, tally in target.tallies.items()})
+
+
+def table(warehouse: str | Warehouse, name: str, *columns: str) -> list[dict[str, Any]]:
+    """The rows of one of the target's own tables: the columns asked for, else all but the times of loading."""
+    opened = Warehouse(warehouse) if isinstance(warehouse, str) else warehouse
+    source: Table = getattr(opened.tables, name)
+    times_of_loading = {"loaded_at", "_loaded_at", "updated_at" if name == "award_balances" else None}
+    chosen = columns or [column.name for column in source.c if column.name not in times_of_loading]
+    with opened.read() as connection:
+        query = select(*(source.c[column] for column in chosen)).order_by(*source.primary_key.columns)
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def query(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """The rows of a query in SQL."""
+    engine = create_engine(parse_url(url))
+    with engine.connect() as connection:
+        rows = [tuple(row) for row in connection.execute(text(statement))]
+    engine.dispose()
+    return rows
+
+
+def execute(url: str, statement: str) -> None:
+    """Change something behind the target's back."""
+    engine = create_engine(parse_url(url))
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()

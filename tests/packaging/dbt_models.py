@@ -1,0 +1,254 @@
+"""`./dev dbt`: build dbt/ as a package in a project, on two engines, and hold its figures against plain Python."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import make_url
+
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tests.helpers.commands import PROJECT, Pipeline
+from tests.helpers.postgres import PostgresServer, new_database
+from tests.helpers.target import execute, query
+
+RUN_SECONDS_MAX = 300
+START = datetime(2026, 1, 20, tzinfo=timezone.utc)
+LEDGER_START = START - timedelta(days=10)
+MOMENTS = [START - timedelta(days=9), *(START + timedelta(days=days, hours=7) for days in (0, 3, 11, 18))]
+AS_OF = "select * from ({{{{ pepper_crm.balances_as_of(\"timestamp '{moment}'\") }}}}) as balances"
+
+
+def main() -> None:
+    """Try it with the dbt that is named."""
+    dbt = str(Path(sys.argv[1]).resolve())
+    with tempfile.TemporaryDirectory() as name, PostgresServer() as server:
+        folder = Path(name)
+        for url in (f"duckdb:///{folder / 'crm.duckdb'}", new_database(server.url)):
+            engine = url.partition(":")[0]
+            (folder / engine).mkdir()
+            world = load(url, folder / engine)
+            shop = Shop(dbt, folder / engine, url)
+            shop.run("deps")
+            shop.run("build")
+            print(f"{engine}: {check(url, world)}")
+
+
+def load(url: str, folder: Path) -> World:
+    """A programme of some weeks, loaded in six runs, with edits, and an award that is gone."""
+    world = World(seed=19, users=40, days=30, now=START)
+    with Sandbox(world) as sandbox:
+        pipeline = Pipeline(sandbox, url, folder, {"TAP_PEPPER_START_DATE": LEDGER_START.isoformat()})
+        pipeline.run()
+        for edited in sorted(world.balances())[:5]:
+            world.advance(timedelta(days=4))
+            world.change_points(edited, Decimal("7.5"))
+            pipeline.run()
+    # It was there for most of the time, and it has moved.
+    gone = query(url, "SELECT max(award_id) FROM award_balances WHERE action_count > 1")[0][0]
+    execute(url, f"UPDATE awards SET _deleted_at = '2026-02-05 10:00:00' WHERE _id = '{gone}'")
+    return world
+
+
+class Shop:
+    """A dbt project that has the package among its own, and a model that calls its macro."""
+
+    def __init__(self, dbt: str, folder: Path, url: str) -> None:
+        self._dbt = dbt
+        self._folder = folder
+        where = make_url(url)
+        target: dict[str, Any] = {"type": "duckdb", "path": where.database}
+        if where.drivername == "postgresql":
+            target = {"type": "postgres", "host": where.host, "port": where.port, "dbname": where.database}
+            target |= {"user": where.username, "password": ""}
+        target |= {"schema": "models", "threads": 1}
+        crm_schema = "public" if where.drivername == "postgresql" else "main"
+        self._write("dbt_project.yml", {"name": "shop", "profile": "shop", "vars": {"crm_schema": crm_schema}})
+        self._write("packages.yml", {"packages": [{"local": str(PROJECT / "dbt")}]})
+        self._write("profiles.yml", {"shop": {"target": "shop", "outputs": {"shop": target}}})
+        (folder / "models").mkdir()
+        for number, moment in enumerate(MOMENTS):
+            model = AS_OF.format(moment=f"{moment:%Y-%m-%d %H:%M:%S}")
+            (folder / "models" / f"as_of_{number}.sql").write_text(model)
+
+    def run(self, *arguments: str) -> None:
+        """Run dbt here; ends everything where it fails."""
+        ran = subprocess.run(
+            [self._dbt, "--no-use-colors", "--warn-error", *arguments, "--profiles-dir", "."],
+            cwd=self._folder,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(self._folder), "DBT_SEND_ANONYMOUS_USAGE_STATS": "false"},
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS_MAX,
+            check=False,
+        )
+        if ran.returncode:
+            sys.exit(f"dbt {' '.join(arguments)}: exit code {ran.returncode}\n{ran.stdout}{ran.stderr}")
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        (self._folder / name).write_text(json.dumps(content))  # JSON is YAML.
+
+
+def check(url: str, world: World) -> str:
+    """Compare all models with plain Python over the ledger; returns what was compared.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    awards = read_awards(url)
+    sure = {award for award, sights in awards.items() if is_explained(sights)}
+    assert len(sure) > len(awards) // 3
+    compared = 0
+    for number, moment in enumerate(MOMENTS):
+        told = dict(query(url, f"SELECT award_id, points FROM models.as_of_{number}"))
+        expected = {award: points for award in awards if (points := points_at(awards[award], moment)) is not None}
+        assert told == expected, moment
+        compared += len(expected)
+        # Where nobody edited an award, Pepper itself says what it held.
+        truth = world.balances(moment)
+        assert {award: told[award] for award in sure} == {award: truth.get(award, Decimal(0)) for award in sure}
+    days, cohorts = check_days(url, awards), check_cohorts(url, awards)
+    return (
+        f"{compared} balances as of {len(MOMENTS)} moments ({len(sure)} awards also by Pepper's word), "
+        f"{days} days by perk, {cohorts} months of cohorts"
+    )
+
+
+def read_awards(url: str) -> dict[str, dict[str, Any]]:
+    """Per award: its owner, its perk, its actions in order, a newer snapshot if there is one, and when it went."""
+    found: dict[str, dict[str, Any]] = {}
+    for award, user, perk, points, as_of, source, deleted in query(
+        url,
+        "SELECT award_id, b.user_id, b.perk_id, b.points, as_of, as_of_source, _deleted_at FROM award_balances b "
+        "LEFT JOIN awards ON _id = award_id",
+    ):
+        snapshot = (utc(as_of), points) if source == "award" else None
+        found[award] = {"user": user, "perk": perk, "snapshot": snapshot, "deleted": utc(deleted), "actions": []}
+    for award, at, effect, available, added, redeemed, refunded in query(
+        url,
+        "SELECT award_id, occurred_at, effect, points_available, points_added, points_redeemed, points_refunded "
+        "FROM actions WHERE effect IS NOT NULL ORDER BY occurred_at, action_id",
+    ):
+        delta = {"earned": added, "redeemed": redeemed, "refunded": refunded}[effect]
+        found[award]["actions"].append((utc(at), effect, delta, available))
+    return found
+
+
+def utc(found: datetime | None) -> Any:
+    """An instant of the warehouse's: DuckDB keeps UTC without a zone."""
+    if found is None:
+        return None
+    return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
+
+
+def signed(effect: str, delta: Decimal) -> Decimal:
+    return -delta if effect == "redeemed" else delta
+
+
+def points_at(award: dict[str, Any], moment: datetime) -> Decimal | None:
+    """The newest sight up to a moment, else the opening points; None once it is gone."""
+    if award["deleted"] and award["deleted"] <= moment:
+        return None
+    seen = [(at, available) for at, _, _, available in award["actions"]]
+    seen += [award["snapshot"]] if award["snapshot"] else []
+    for at, points in reversed(seen):
+        if at <= moment:
+            return Decimal(points)
+    if award["actions"]:
+        _, effect, delta, available = award["actions"][0]
+        return Decimal(available - signed(effect, delta))
+    return Decimal(award["snapshot"][1])
+
+
+def is_explained(award: dict[str, Any]) -> bool:
+    """Whether its actions form a chain without a gap, and no snapshot is newer."""
+    chain = award["actions"]
+    steps = pairwise(chain)
+    return (
+        bool(chain)
+        and not award["snapshot"]
+        and not award["deleted"]
+        and all(before[3] + signed(after[1], after[2]) == after[3] for before, after in steps)
+    )
+
+
+def check_days(url: str, awards: dict[str, dict[str, Any]]) -> int:
+    told = {
+        (day, perk): figures
+        for day, perk, *figures in query(
+            url, "SELECT day, perk_id, points, changed, earned, redeemed, refunded, actions FROM models.daily_balances"
+        )
+    }
+    moved = [at.date() for award in awards.values() for at, *_ in award["actions"]]
+    moved += [award["snapshot"][0].date() for award in awards.values() if award["snapshot"]]
+    moved += [award["deleted"].date() for award in awards.values() if award["deleted"]]
+    days = [min(moved) + timedelta(days=number) for number in range((max(moved) - min(moved)).days + 1)]
+    perks = {award["perk"] for award in awards.values()}
+    assert told.keys() == {(day, perk) for day in days for perk in perks}
+    for day in days:
+        for perk in perks:
+            own = [award for award in awards.values() if award["perk"] == perk]
+            points, before = (
+                sum((points_at(award, end_of(each)) or Decimal(0) for award in own), Decimal(0))
+                for each in (day, day - timedelta(days=1))
+            )
+            actions = [action for award in own for action in award["actions"] if action[0].date() == day]
+            sums = [
+                sum((delta for _, effect, delta, _ in actions if effect == wanted), Decimal(0))
+                for wanted in ("earned", "redeemed", "refunded")
+            ]
+            assert told[day, perk] == [points, points - before, *sums, len(actions)], (day, perk)
+    return len(days)
+
+
+def end_of(day: date) -> datetime:
+    return datetime.combine(day, time.max, timezone.utc)
+
+
+def check_cohorts(url: str, awards: dict[str, dict[str, Any]]) -> int:
+    by_user: dict[str, list[tuple[date, str, Decimal]]] = defaultdict(list)
+    for award in awards.values():
+        for at, effect, delta, _ in award["actions"]:
+            by_user[award["user"]].append((at.date().replace(day=1), effect, delta))
+    expected: dict[tuple[date, date], list[Any]] = {}
+    cohorts = {user: min(month for month, *_ in actions) for user, actions in by_user.items()}
+    for user, actions in by_user.items():
+        cohort = cohorts[user]
+        for month, own in groupby(sorted(actions), key=lambda action: action[0]):
+            figures = expected.setdefault(
+                (cohort, month),
+                [
+                    12 * (month.year - cohort.year) + month.month - cohort.month,
+                    list(cohorts.values()).count(cohort),
+                    0,
+                    Decimal(0),
+                    Decimal(0),
+                    Decimal(0),
+                ],
+            )
+            figures[2] += 1
+            for _, effect, delta in own:
+                figures[("earned", "redeemed", "refunded").index(effect) + 3] += delta
+    told = {
+        (cohort, month): figures
+        for cohort, month, *figures in query(
+            url,
+            "SELECT cohort_month, month, months_since, cohort_users, active_users, earned, redeemed, refunded "
+            "FROM models.cohorts",
+        )
+    }
+    assert told == expected
+    return len(told)
+
+
+if __name__ == "__main__":
+    main()

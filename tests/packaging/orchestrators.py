@@ -1,0 +1,58 @@
+"""`./dev deploy`: run deploy/'s Airflow DAG and Dagster job, each in an environment of its own, against a sandbox."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tests.helpers.commands import PROJECT, environment, pepper_settings
+from tests.helpers.target import query
+
+DEPLOY = PROJECT / "deploy"
+RUN_SECONDS_MAX = 600
+
+
+def main() -> None:
+    """Run the orchestrators whose commands are named, and hold what each has loaded against the sandbox."""
+    airflow, dagster = (str(Path(name).resolve()) for name in sys.argv[1:])
+    _run("Airflow", [[airflow, "db", "migrate"], [airflow, "dags", "test", "pepper-loyalty"]])
+    _run("Dagster", [[dagster, "job", "execute", "-f", str(DEPLOY / "dagster_jobs.py"), "-j", "loyalty"]])
+
+
+def _run(name: str, commands: list[list[str]]) -> None:
+    world = World(users=5, days=1, now=datetime.now(timezone.utc))
+    with tempfile.TemporaryDirectory() as folder, Sandbox(world) as sandbox:
+        warehouse = f"sqlite:///{folder}/crm.db"
+        variables = environment(
+            **pepper_settings(sandbox),
+            TARGET_CRM_SQLALCHEMY_URL=warehouse,
+            CRM_PROJECT=str(PROJECT),
+            MELTANO_SYS_DIR_ROOT=f"{folder}/meltano",
+            MELTANO_DATABASE_URI=f"sqlite:///{folder}/meltano.db",
+            XDG_STATE_HOME=folder,
+            AIRFLOW_HOME=folder,
+            AIRFLOW__CORE__LOAD_EXAMPLES="false",
+        )
+        dags = Path(folder) / "dags"
+        dags.mkdir()
+        shutil.copy(DEPLOY / "airflow_dag.py", dags)
+        for command in commands:
+            ran = subprocess.run(
+                command, cwd=folder, env=variables, capture_output=True, text=True, timeout=RUN_SECONDS_MAX, check=False
+            )
+            if ran.returncode:
+                sys.exit(f"{' '.join(command)}: exit code {ran.returncode}\n{ran.stdout}{ran.stderr}")
+        stored = dict(query(warehouse, "SELECT award_id, points FROM award_balances"))
+    if stored != world.balances():
+        sys.exit(f"{name}: {len(stored)} balances that are not Pepper's")
+    print(f"{name}: {len(stored)} balances, all Pepper's")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The files in deploy/, run: each as far as this machine can, with a project in a folder in place of /srv/crm."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from sqlalchemy.exc import ProgrammingError
+
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings
+from tests.helpers.target import execute, query
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEPLOY = PROJECT / "deploy"
+NOW = datetime(2026, 3, 29, tzinfo=timezone.utc)
+# Meltano starts several processes, one after the other.
+JOB_SECONDS_MAX = 300
+
+
+@dataclass(frozen=True)
+class Project:
+    """A Meltano project as the docs lay it out: meltano.yml, `.env` with the settings, an environment in `.venv`."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: Path, settings: Mapping[str, str]) -> Project:
+        """Lay it out."""
+        folder.mkdir()
+        shutil.copy(PROJECT / "meltano.yml", folder)
+        (folder / ".venv").symlink_to(sys.prefix)
+        (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        return cls(folder)
+
+    def localized(self, text: str) -> str:
+        """A deployed file's text, with this project in place of /srv/crm."""
+        return text.replace("/srv/crm", str(self.folder))
+
+    def run(self, arguments: str | list[str], **variables: str) -> str:
+        """Run a command here, with nothing in its environment but what is given; returns what it prints."""
+        ran = subprocess.run(
+            arguments,
+            shell=isinstance(arguments, str),
+            env={"HOME": str(self.folder), "XDG_STATE_HOME": str(self.folder), **variables},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=JOB_SECONDS_MAX,
+            check=False,
+        )
+        logs = "".join(log.read_text() for log in self.folder.glob("*.log"))
+        assert ran.returncode == 0, ran.stdout + ran.stderr + logs
+        return ran.stdout
+
+
+def balances(url: str) -> dict[str, Any]:
+    return dict(query(url, "SELECT award_id, points FROM award_balances"))
+
+
+def loaded(sandbox: Sandbox, folder: Path) -> dict[str, str]:
+    return {**pepper_settings(sandbox), "TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{folder / 'crm.db'}"}
+
+
+def test_the_crontab_loads_two_merchants_and_verifies(tmp_path: Path) -> None:
+    ours, theirs = (World(seed=seed, users=4, days=1, now=NOW) for seed in (1, 2))
+    with Sandbox(ours) as sandbox, Sandbox(theirs, token="b", application_id="shop-b") as other:
+        project = Project.at(
+            tmp_path / "crm",
+            {
+                **loaded(sandbox, tmp_path),
+                "TAP_PEPPER__SHOP_B_API_URL": other.url,
+                "TAP_PEPPER__SHOP_B_AUTH_TOKEN": other.token,
+                "TARGET_CRM__SHOP_B_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'shop_b.db'}",
+            },
+        )
+        crontab = project.localized((DEPLOY / "crontab").read_text())
+        variables = dict(re.findall(r"^(\w+)=(.*)$", crontab, re.MULTILINE))
+        lines = re.findall(r"^(?:[\d*/,-]+ +){5}(.*)$", crontab, re.MULTILINE)
+        assert len(lines) == 4
+        printed = [project.run(["/bin/sh", "-c", line], **variables) for line in lines]
+    assert balances(f"sqlite:///{tmp_path / 'crm.db'}") == ours.balances()
+    assert balances(f"sqlite:///{tmp_path / 'shop_b.db'}") == theirs.balances()
+    assert query(f"sqlite:///{tmp_path / 'crm.db'}", "SELECT count(*) FROM perks") == [(len(ours.perks()),)]
+    assert printed[:3] == ["", "", ""], "cron mails what is printed"
+    assert "all proven" in printed[3]
+    states = subprocess.run(
+        command("meltano", "--environment", "prod", "state", "list"),
+        cwd=project.folder,
+        env=environment(XDG_STATE_HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=True,
+    )
+    assert sorted(states.stdout.split()) == [
+        "prod:tap-pepper--perks-to-target-crm",
+        "prod:tap-pepper--shop-b-to-target-crm--shop-b",
+        "prod:tap-pepper-to-target-crm",
+    ]
+
+
+def test_the_systemd_units_are_valid_and_run_a_job(tmp_path: Path) -> None:
+    world = World(seed=3, users=4, days=1, now=NOW)
+    with Sandbox(world) as sandbox:
+        project = Project.at(tmp_path / "crm", loaded(sandbox, tmp_path))
+        units = tmp_path / "units"
+        units.mkdir()
+        for unit in (*DEPLOY.glob("*.service"), *DEPLOY.glob("*.timer")):
+            (units / unit.name).write_text(project.localized(unit.read_text()))
+        if shutil.which("systemd-analyze"):
+            subprocess.run(["systemd-analyze", "verify", *units.iterdir()], check=True, timeout=RUN_SECONDS_MAX)
+        service = (units / "pepper-crm@.service").read_text().replace("%i", "loyalty")
+        told = dict(re.findall(r"^(ExecStart|Environment)=(.*)$", service, re.MULTILINE))
+        name, _, value = told["Environment"].partition("=")
+        project.run(told["ExecStart"].split(), **{name: value})
+    assert balances(f"sqlite:///{tmp_path / 'crm.db'}") == world.balances()
+
+
+def test_a_container_and_then_a_runner_follow_one_state_in_a_database(tmp_path: Path, new_postgres_url: str) -> None:
+    world = World(seed=4, users=4, days=1, now=NOW)
+    with Sandbox(world) as sandbox:
+        secrets = {
+            **loaded(sandbox, tmp_path),
+            "MELTANO_DATABASE_URI": new_postgres_url.replace("postgresql:", "postgresql+psycopg:"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
+        }
+        dockerfile = (DEPLOY / "Dockerfile").read_text()
+        entrypoint, arguments = (
+            json.loads(found) for found in re.findall(r"^(?:ENTRYPOINT|CMD) (.*)$", dockerfile, re.MULTILINE)
+        )
+        variables = dict(re.findall(r"^ENV (\w+)=(.*)$", dockerfile, re.MULTILINE))
+        Project.at(tmp_path / "container", {}).run([*entrypoint, *arguments], **variables, **secrets)
+        assert balances(secrets["TARGET_CRM_SQLALCHEMY_URL"]) == world.balances()
+
+        world.advance(timedelta(hours=20))
+        already_asked = len(sandbox.requests)
+        workflow = yaml.safe_load((DEPLOY / "github-actions.yml").read_text())["jobs"]["loyalty"]
+        (step,) = [step for step in workflow["steps"] if step.get("name") == "Run"]
+        given = {name: secrets[name] for name in (*step["env"], "TAP_PEPPER_API_URL")}
+        Project.at(tmp_path / "runner", {}).run(step["run"], **workflow["env"], **given, PATH=secrets["PATH"])
+        followed = [request for request in sandbox.requests[already_asked:] if request.path == "/awards"]
+    assert balances(secrets["TARGET_CRM_SQLALCHEMY_URL"]) == world.balances()
+    assert all(request.parameter("updatedAt") for request in followed)
+
+
+def test_each_role_may_do_its_part_and_no_more(tmp_path: Path, new_postgres_url: str) -> None:
+    migration, loader, reader = (
+        new_postgres_url.replace("//postgres@", f"//crm_{role}@") for role in ("migration", "loader", "reader")
+    )
+    execute(new_postgres_url, (DEPLOY / "roles.sql").read_text())
+    world = World(seed=5, users=4, days=1, now=NOW)
+    with Sandbox(world) as sandbox:
+        settings = {**pepper_settings(sandbox), "TARGET_CRM_DEFAULT_TARGET_SCHEMA": "loyalty"}
+        statements = subprocess.run(
+            "tap-pepper --config ENV --test=schema | crm-balances ddl --schemas -",
+            shell=True,
+            env=environment(**settings, TARGET_CRM_SQLALCHEMY_URL=migration),
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS_MAX,
+            check=True,
+        ).stdout
+        execute(migration, statements)
+        execute(migration, (DEPLOY / "readers.sql").read_text())
+        pipeline = Pipeline(sandbox, loader, tmp_path, {"TARGET_CRM_DEFAULT_TARGET_SCHEMA": "loyalty"})
+        pipeline.run()
+        world.advance(timedelta(hours=20))
+        pipeline.run()
+
+    assert dict(query(reader, "SELECT award_id, points FROM loyalty.award_balances")) == world.balances()
+    assert query(reader, "SELECT count(occurred_at) > 0, count(effect) > 0 FROM loyalty.actions") == [(True, True)]
+    assert query(reader, "SELECT sum(points) FROM loyalty.user_balances") == [(sum(world.balances().values()),)]
+    for url, statement in [
+        (loader, "CREATE TABLE loyalty.mine (id integer)"),
+        (loader, "ALTER TABLE loyalty.actions ADD COLUMN mine integer"),
+        (loader, "DROP TABLE loyalty.actions"),
+        (reader, "SELECT payload FROM loyalty.actions"),
+        (reader, "SELECT payload FROM loyalty.rejected_records"),
+        (reader, "UPDATE loyalty.award_balances SET points = 0"),
+        (reader, "DELETE FROM loyalty.actions"),
+    ]:
+        with pytest.raises(ProgrammingError, match=r"permission denied|must be owner"):
+            execute(url, statement)

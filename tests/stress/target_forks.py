@@ -1,0 +1,144 @@
+"""A server that forks: each child is a whole target-crm, without the second that Python needs to get there.
+
+The parent sends an order and four descriptors (the child's stdin, stdout, stderr and a control socket), and gets the
+child's process id; later it asks for the exit code. Both are JSON in packets of a Unix socket.
+
+To save time, and for nothing else, children inherit the statements that were compiled for a warehouse before, and their
+retries don't wait.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psycopg
+
+from target_crm.balances_cli.cli import main as balances_main
+from target_crm.loader import target
+from target_crm.warehouse import connection as warehouse
+from tests.helpers.target import ACTIONS, AWARDS, action, load, snapshot
+from tests.stress.target_calls import AFTER, Call, watched
+
+ORDER_BYTES_MAX = 1 << 16
+# What a fault makes of a call: wait for the parent's word, or lose the connection (SQLite has none: just fail).
+PAUSE, DROP = "pause", "drop"
+# The exit code of a child that ends with a traceback, for a real one exits with 1 there too.
+CRASHED = 70
+
+
+def serve(orders: socket.socket) -> None:
+    """Fork a child for each order until the parent is gone."""
+    target.Warehouse = cache(warehouse.Warehouse)  # type: ignore[misc]
+    warehouse.RETRY_SECONDS = (0.0,) * len(warehouse.RETRY_SECONDS)
+    load("sqlite://", [AWARDS, snapshot(), ACTIONS, action("warm")])
+    gc.freeze()
+    while True:
+        packet, descriptors = _receive(orders)
+        if not packet:
+            return
+        order = json.loads(packet)
+        if "warm" in order:
+            load(order["warm"], Path(order["story"]).read_text().splitlines())
+            reply = 0
+        elif "wait" in order:
+            _, status = os.waitpid(order["wait"], 0)
+            reply = os.waitstatus_to_exitcode(status)
+        else:
+            reply = os.fork()
+            if reply == 0:
+                orders.close()
+                _run(order, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        orders.send(json.dumps(reply).encode())
+
+
+def _receive(orders: socket.socket) -> tuple[bytes, list[int]]:
+    """A packet and its descriptors; `socket.recv_fds` of newer Pythons."""
+    descriptors = array.array("i")
+    packet, ancillary, _, _ = orders.recvmsg(ORDER_BYTES_MAX, socket.CMSG_LEN(4 * descriptors.itemsize))
+    for _, _, data in ancillary:
+        descriptors.frombytes(data)
+    return packet, list(descriptors)
+
+
+def _run(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    for number, descriptor in enumerate(descriptors[:3]):
+        os.dup2(descriptor, number)
+    control = socket.socket(fileno=descriptors[3])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    os.environ.update(order["environment"])
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+    sys.argv = order["argv"]
+    if order.get("memory_bytes"):
+        limit = _address_space_bytes() + order["memory_bytes"]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    main = balances_main if order["argv"][0] == "crm-balances" else target.main
+    calls = [0]
+    try:
+        with watched(Fault(order["fault"], control, calls)) if order.get("fault") else nullcontext():
+            main()
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 - a child must not go on as the server
+        traceback.print_exc()
+        code = CRASHED
+    try:
+        sys.stdout.flush()
+    except OSError:
+        code = code or 120
+    sys.stderr.flush()
+    if order.get("fault"):
+        control.send(json.dumps({"calls": calls[0]}).encode())
+    os._exit(code)
+
+
+class Fault:
+    """What is to go wrong, at which call: `{"how": "drop", "at": 7, "moment": "after", "for_good": false}`."""
+
+    def __init__(self, fault: dict[str, Any], control: socket.socket, calls: list[int]) -> None:
+        self._fault = fault
+        self._control = control
+        self._calls = calls
+
+    def __call__(self, call: Call) -> None:
+        self._calls[0] = call.number
+        at, moment = self._fault.get("at", 0), self._fault.get("moment")
+        later = self._fault.get("for_good") and call.number > at > 0
+        if not later and (call.number, call.moment) != (at, moment):
+            return
+        if self._fault["how"] == PAUSE:
+            backend = getattr(getattr(call.connection, "info", None), "backend_pid", None)
+            self._control.send(json.dumps({"at": call.number, "what": call.what, "backend": backend}).encode())
+            self._control.recv(1)
+        elif self._fault["how"] == DROP and isinstance(call.connection, psycopg.Connection):
+            call.connection.pgconn.finish()
+            if call.moment == AFTER:
+                raise call.error("server closed the connection unexpectedly")
+        else:
+            raise call.error("the connection is lost")
+
+
+def _address_space_bytes() -> int:
+    with open("/proc/self/statm") as statm:  # noqa: PTH123
+        return int(statm.read().split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,296 @@
+"""Runs of target-crm as children of the fork server, warehouses for them, and what every run has to keep to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import inspect, text
+
+from target_crm.balances_cli.verify import verify
+from target_crm.warehouse.connection import Warehouse
+from tests.helpers.commands import RUN_SECONDS_MAX, environment
+from tests.helpers.postgres import new_database
+from tests.helpers.target import table
+from tests.stress.target_forks import CRASHED
+from tests.stress.target_story import CANARIES, TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tests.stress.target_story import Story
+
+PROJECT = Path(__file__).parents[2]
+CONTENTS = {
+    "actions": (),
+    "awards": (),
+    "award_balances": (),
+    "rejected_records": ("stream", "reason", "payload"),
+}
+_TALLY = re.compile(r"([\d,]+) read = ([\d,]+) applied \+ ([\d,]+) duplicate \+ ([\d,]+) superseded \+ ([\d,]+) quar")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run left: its exit code (negative: the signal that killed it), the STATE lines, its log."""
+
+    exit_code: int
+    states: list[str]
+    log: str
+
+
+class Run:
+    """A target-crm that was started."""
+
+    def __init__(self, forks: Forks, pid: int, folder: Path, control: socket.socket) -> None:
+        self.pid = pid
+        self.control = control
+        self._forks = forks
+        self._folder = folder
+
+    def said(self) -> dict[str, Any]:
+        """The next word of a child with a fault: where it waits, or at its end how many calls it made; {} if dead."""
+        return json.loads(self.control.recv(1 << 12) or b"{}")
+
+    def go_on(self) -> None:
+        """Let a child that waits go on; one that a signal has just ended needs no word."""
+        with suppress(BrokenPipeError):
+            self.control.send(b"!")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal; a run that is over already doesn't mind, since nobody has asked for its exit code yet."""
+        os.kill(self.pid, number)
+
+    def output(self) -> str:
+        """All that the run has written to standard output so far."""
+        return (self._folder / "stdout").read_text()
+
+    def ended(self) -> Ended:
+        """Wait for the end of the run, and hold it against what every run promises."""
+        exit_code = self._forks.wait(self.pid)
+        self.control.close()
+        output, log = self.output(), (self._folder / "stderr").read_text(errors="replace")
+        shutil.rmtree(self._folder)
+        # A line that a kill has cut is no STATE.
+        states = [line for line in output.splitlines(keepends=True) if line.endswith("\n")]
+        for canary in CANARIES:
+            assert canary not in output + log, f"{canary!r} in the output of a run:\n{output}{log}"
+        assert exit_code != CRASHED, log
+        for tally in _TALLY.findall(log):
+            read, *parts = (int(number.replace(",", "")) for number in tally)
+            assert read == sum(parts), tally
+        return Ended(exit_code, states, log)
+
+
+class Forks:
+    """The fork server."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._orders.settimeout(RUN_SECONDS_MAX)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.stress.target_forks", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment(),
+            cwd=PROJECT,
+        )
+        theirs.close()
+
+    def start(
+        self,
+        url: str,
+        stdin: bytes | int = b"",
+        *arguments: str,
+        fault: dict[str, Any] | None = None,
+        memory_bytes: int = 0,
+        **settings: Any,
+    ) -> Run:
+        """Start target-crm, or the script that the arguments name; stdin is bytes or a descriptor."""
+        settings = {"sqlalchemy_url": url, **settings}
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(RUN_SECONDS_MAX)
+        order = {
+            "argv": [*arguments] or ["target-crm", "--config", "ENV"],
+            "environment": {f"TARGET_CRM_{name.upper()}": str(value) for name, value in settings.items()},
+            "fault": fault,
+            "memory_bytes": memory_bytes,
+        }
+        with (
+            (folder / "stdin").open("w+b") as file,
+            (folder / "stdout").open("wb") as stdout,
+            (folder / "stderr").open("wb") as stderr,
+        ):
+            if isinstance(stdin, bytes):
+                file.write(stdin)
+                file.seek(0)
+            first = file.fileno() if isinstance(stdin, bytes) else stdin
+            pid = self._ask(order, [first, stdout.fileno(), stderr.fileno(), theirs.fileno()])
+        theirs.close()
+        return Run(self, pid, folder, ours)
+
+    def run(self, url: str, stdin: bytes, *arguments: str, **options: Any) -> Ended:
+        """Run target-crm to its end."""
+        return self.start(url, stdin, *arguments, **options).ended()
+
+    def warm(self, url: str, stdin: bytes) -> None:
+        """Load a warehouse in the server itself, whose children then need not compile the same statements again."""
+        path = self._folder / "story"
+        path.write_bytes(stdin)
+        self._ask({"warm": url, "story": str(path)}, [])
+
+    def wait(self, pid: int) -> int:
+        """The exit code of a child."""
+        try:
+            return self._ask({"wait": pid}, [])
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._orders.close()
+        self._process.wait(RUN_SECONDS_MAX)
+
+    def _ask(self, order: dict[str, Any], descriptors: list[int]) -> int:
+        socket.send_fds(self._orders, [json.dumps(order).encode()], descriptors)
+        return int(json.loads(self._orders.recv(1 << 12)))
+
+
+class Place:
+    """A warehouse that can be made empty again, seen from outside the runs that load it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = url.partition(":")[0]
+        self.warehouse = Warehouse(url)
+
+    def clear(self) -> None:
+        """Leave no table behind."""
+        raise NotImplementedError
+
+    def names(self) -> set[str]:
+        """The tables that are there."""
+        with self.warehouse.read() as connection:
+            return set(inspect(connection).get_table_names())
+
+    def has(self, story: Story, lines: int) -> None:
+        """Fail unless all that came before a STATE of so many lines is in the warehouse."""
+        needed = story.needed(lines)
+        if not needed:
+            return
+        keys = {"actions": "action_id", "awards": "_id", "perks": "_id", "rejected_records": "payload"}
+        with self.warehouse.read() as connection:
+            found = {
+                name: [str(value) for value in connection.scalars(text(f"SELECT {key} FROM {name}"))]
+                for name, key in keys.items()
+            }
+        payloads = "\n".join(found.pop("rejected_records"))
+        missing = {
+            (name, key)
+            for name, key in needed
+            if (key not in payloads if name == "rejected_records" else key not in found[name])
+        }
+        assert not missing, f"acknowledged, and yet not in the warehouse: {sorted(missing)}"
+
+    def is_consistent(self) -> None:
+        """Fail unless each balance is what ledger and snapshots come to, and no work is left half done."""
+        if {"actions", "awards", "award_balances"} <= self.names():
+            report = verify(self.warehouse)
+            assert not report.drifted, report
+
+    def says_done(self) -> bool:
+        """Whether a run says that it has come to its end."""
+        return "load_runs" in self.names() and "done" in {
+            row["exit_state"] for row in table(self.warehouse, "load_runs", "exit_state")
+        }
+
+    def contents(self) -> dict[str, Any]:
+        """All that is loaded, but for when and by which run."""
+        found: dict[str, Any] = {name: table(self.warehouse, name, *columns) for name, columns in CONTENTS.items()}
+        found["rejected_records"].sort(key=str)
+        keyless = "visits" in self.names()
+        with self.warehouse.read() as connection:
+            if keyless:
+                found["visits"] = list(connection.scalars(text("SELECT number FROM visits ORDER BY 1")))
+            found["perks"] = [
+                (key, title, None if price is None else float(price), bool(gone))
+                for key, title, price, gone in connection.execute(
+                    text("SELECT _id, title, price, _deleted_at IS NOT NULL FROM perks ORDER BY 1")
+                )
+            ]
+        return found
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.warehouse.dispose()
+
+
+class SqlitePlace(Place):
+    """A file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        super().__init__(f"sqlite:///{folder / 'crm.db'}")
+
+    def clear(self) -> None:
+        """Remove the file and its logs."""
+        self.warehouse.dispose()
+        for path in self._folder.glob("crm.db*"):
+            path.unlink()
+
+
+class PostgresPlace(Place):
+    """A database on the tests' server; the password that nobody checks is a canary."""
+
+    def __init__(self, server_url: str) -> None:
+        super().__init__(new_database(server_url).replace("postgres@", f"postgres:{TOKEN}@"))
+
+    def clear(self) -> None:
+        """Drop the schema."""
+        with self.warehouse.write() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE"))
+            connection.execute(text("CREATE SCHEMA public"))
+
+
+class Eavesdropper(logging.Handler):
+    """Listens to all that this process logs, for what must not be said."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines = 0
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line with a canary in it."""
+        self.lines += 1
+        line = self.format(record)
+        self.found += [line] * any(canary in line for canary in CANARIES)
+
+
+def digest(contents: Mapping[str, Any]) -> str:
+    """A canonical hash."""
+    return hashlib.blake2b(repr(sorted(contents.items())).encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """Both ends of a pipe, the reading one first; whoever closes one early may."""
+    reader, writer = os.pipe()
+    with FileIO(reader) as reading, FileIO(writer, "w") as writing:
+        yield reading, writing

@@ -1,0 +1,1141 @@
+"""What the streams emit and remember, over real HTTP: against a scripted Pepper, and against a whole local one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pepper_sandbox import faults
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tap_pepper.errors import FixSettings, PepperError, StopRun, StreamsFailed
+from tests.helpers.guide import REWARD_EARNED
+from tests.helpers.tap import (
+    NOW,
+    PatientTap,
+    Reply,
+    Run,
+    Script,
+    config,
+    listing,
+    run_tap,
+    select_fields,
+    selection,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pepper_sandbox.faults import Fault
+
+SETTLED = "2026-10-01T11:59:55.000Z"
+
+
+def action(name: str, at: str, **fields: object) -> dict[str, Any]:
+    return {"_id": name, "type": "ORDER", "when": {"timestamp": at}, **fields}
+
+
+def state_of(**bookmarks: str) -> dict[str, Any]:
+    keys = {"actions": "when_timestamp"}
+    return {
+        "bookmarks": {
+            stream: {"replication_key": keys.get(stream, "updatedAt"), "replication_key_value": value}
+            for stream, value in bookmarks.items()
+        }
+    }
+
+
+def bookmark_of(run: Run, stream: str) -> dict[str, Any]:
+    """What the last STATE says of a stream, but for whose it is."""
+    return {name: value for name, value in run.state["bookmarks"][stream].items() if name != "merchant"}
+
+
+def windows_asked(script: Script) -> list[tuple[str, str]]:
+    """The (gt, lte] of each request for actions but the first, which asks for the time."""
+    actions = [asked.query for asked in script.asked if asked.path == "/actions"]
+    return [(query["when.timestamp.gt"], query["when.timestamp.lte"]) for query in actions[1:]]
+
+
+def run_script(script: Script, *streams: str, **options: Any) -> Run:
+    of_the_run = {"state", "catalog", "local_clock", "may_fail"} & options.keys()
+    run_options = {name: options.pop(name) for name in of_the_run}
+    # A script answers in turn, so it is asked in turn.
+    return run_tap(config(script.url, **{"concurrency": 1, **options}), *streams, **run_options)
+
+
+# Actions: windows and bookmarks.
+
+
+def test_the_seeds_action_is_emitted_as_it_is_with_its_time_on_top() -> None:
+    with Script(listing(), listing(json.loads(REWARD_EARNED), key="actions")) as script:
+        run = run_script(script, "actions", start_date="2021-03-05", window_hours=8784, page_size=1000)
+    record = json.loads(json.dumps(run.records("actions")[0], default=float))
+    assert record == {**json.loads(REWARD_EARNED), "when_timestamp": "2021-03-05T13:37:52.194Z"}
+
+
+def test_the_first_run_reads_the_lookback() -> None:
+    with Script(listing()) as script:
+        run = run_script(script, "actions")
+    assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
+    assert bookmark_of(run, "actions") == {"replication_key": "when_timestamp", "replication_key_value": SETTLED}
+
+
+def test_a_start_date_is_read_in_windows_that_abut() -> None:
+    with Script(listing()) as script:
+        run = run_script(script, "actions", start_date="2026-09-29T06:00:00+06:00")
+    assert windows_asked(script) == [
+        ("2026-09-29T00:00:00.000Z", "2026-09-29T06:00:00.000Z"),
+        ("2026-09-29T06:00:00.000Z", "2026-09-30T06:00:00.000Z"),
+        ("2026-09-30T06:00:00.000Z", "2026-10-01T06:00:00.000Z"),
+        ("2026-10-01T06:00:00.000Z", SETTLED),
+    ]
+    assert run.bookmarks("actions") == [until for _, until in windows_asked(script)]
+
+
+def test_a_bookmark_is_followed_with_the_lookback_and_start_date_no_longer_counts() -> None:
+    with Script(listing()) as script:
+        run_script(
+            script,
+            "actions",
+            start_date="2026-10-01T11:50:00Z",
+            lookback_seconds=600,
+            settle_seconds=30,
+            state=state_of(actions="2026-10-01T11:00:00.000Z"),
+        )
+    assert windows_asked(script) == [("2026-10-01T10:50:00.000Z", "2026-10-01T11:59:30.000Z")]
+
+
+def test_the_bookmark_never_goes_back() -> None:
+    with Script(listing()) as script:
+        run = run_script(script, "actions", lookback_seconds=3 * 24 * 3600, state=state_of(actions=SETTLED))
+    assert len(windows_asked(script)) == 4
+    assert set(run.bookmarks("actions")) == {SETTLED}
+
+
+def at(clock: str) -> Reply:
+    """Nothing, at a time of Pepper's clock on the first of October."""
+    return Reply(headers={"Date": f"Thu, 01 Oct 2026 {clock} GMT"})
+
+
+def test_while_a_bookmark_is_ahead_of_peppers_clock_runs_go_on_where_the_last_one_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ahead = "2026-10-01T15:00:00.000Z"
+    with Script(at("12:00:00")) as script:
+        first = run_script(script, "actions", state=state_of(actions=ahead))
+    assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
+    assert "a clock is or was wrong" in caplog.text
+    with Script(at("14:00:00")) as script:
+        second = run_script(script, "actions", state=first.state, local_clock=NOW + timedelta(hours=2))
+    assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", "2026-10-01T13:59:55.000Z")]
+    with Script(at("16:00:00")) as script:
+        third = run_script(script, "actions", state=second.state, local_clock=NOW + timedelta(hours=4))
+    assert windows_asked(script) == [("2026-10-01T13:54:55.000Z", "2026-10-01T15:59:55.000Z")]
+    assert [bookmark_of(run, "actions")["replication_key_value"] for run in (first, second, third)] == [
+        ahead,
+        ahead,
+        "2026-10-01T15:59:55.000Z",
+    ]
+    assert "read_until" not in bookmark_of(third, "actions")
+
+
+@pytest.mark.parametrize("hours_later", [1, 3, 6])
+def test_what_happens_after_a_run_for_which_peppers_clock_was_fast_is_read(hours_later: int) -> None:
+    with Script(at("17:00:00")) as script:
+        fast = run_script(script, "actions", "awards")
+    assert bookmark_of(fast, "actions")["replication_key_value"] == "2026-10-01T16:59:55.000Z"
+    now = NOW + timedelta(hours=hours_later)
+    with Script(at(f"{now:%H:%M:%S}")) as script:
+        run_script(script, "actions", "awards", state=fast.state, local_clock=now)
+    assert windows_asked(script)[0][0] == "2026-10-01T11:54:55.000Z"
+    assert script.asked[-1].query["updatedAt"] == "2026-10-01T11:54:54.999Z"
+
+
+def test_a_local_clock_that_is_slow_repeats_nothing() -> None:
+    row = action("a", "2026-10-01T11:30:00.000Z")
+    slow = NOW - timedelta(hours=1)
+    with Script(listing(), listing(row), listing(), listing(row)) as script:
+        first = run_script(script, "actions", start_date="2026-10-01T11:00:00Z", local_clock=slow)
+        second = run_script(script, "actions", state=first.state, local_clock=slow)
+    assert first.ids("actions") == ["a"]
+    assert second.ids("actions") == []
+    assert second.bookmarks("actions")[-1] == SETTLED
+
+
+def test_a_start_date_in_the_future_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with Script(listing()) as script:
+        run = run_script(script, "actions", start_date="2026-10-02")
+    assert run.records("actions") == []
+    assert "actions: start_date 2026-10-02T00:00:00.000Z has not come yet" in caplog.text
+
+
+def test_the_state_of_another_merchant_is_refused() -> None:
+    with Script(listing()) as script:
+        state = run_script(script, "actions").state
+        assert "the-grill" not in json.dumps(state)
+        with pytest.raises(FixSettings, match="it is of another merchant"):
+            run_script(script, "actions", state=state, application_id="the-other-grill")
+        assert run_script(script, "actions", state=state).bookmarks("actions")
+
+
+def test_the_bound_is_peppers_clock_and_fixed_for_the_run() -> None:
+    dates = [f"Thu, 01 Oct 2026 09:00:{second:02} GMT" for second in range(10, 60, 10)]
+    replies = [Reply(headers={"Date": date}) for date in dates]
+    with Script(*replies) as script:
+        run = run_script(script, "actions", "awards", start_date="2026-09-30")
+    assert windows_asked(script)[-1][1] == "2026-10-01T09:00:05.000Z"
+    assert run.bookmarks("awards")[-1] == "2026-10-01T09:00:05.000Z"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [pytest.param(2, id="first-window"), pytest.param(3, id="second"), pytest.param(5, id="second-page-of-third")],
+)
+def test_a_failed_page_leaves_the_bookmark_at_the_last_drained_window(broken: int) -> None:
+    times = {"a": "09-29T01", "b": "09-30T05", "c": "10-01T01", "d": "10-01T02"}
+    rows = [action(name, f"2026-{time}:00:00.000Z") for name, time in times.items()]
+    replies = [listing(), listing(rows[0]), listing(rows[1]), listing(rows[2], next_key="1"), listing(rows[3])]
+    drained = {2: [], 3: ["2026-09-29T06:00:00.000Z"], 5: ["2026-09-29T06:00:00.000Z", "2026-09-30T06:00:00.000Z"]}
+    replies[broken - 1] = Reply(status=401)
+    with Script(*replies) as script:
+        run = run_script(script, "actions", start_date="2026-09-29", may_fail=True)
+    assert isinstance(run.error, StopRun)
+    assert run.bookmarks("actions") == drained[broken]
+
+
+def test_every_record_of_a_window_is_out_before_its_state() -> None:
+    first, second = action("a", "2026-09-30T12:00:00.000Z"), action("b", "2026-10-01T11:00:00.000Z")
+    with Script(listing(), listing(first), listing(second)) as script:
+        run = run_script(script, "actions", start_date="2026-09-30T10:00:00Z")
+    line = [m["record"]["_id"] if m["type"] == "RECORD" else m["type"] for m in run.messages]
+    assert line == ["SCHEMA", "a", "STATE", "b", "STATE"]
+
+
+@pytest.mark.parametrize(
+    ("at", "emitted"),
+    [
+        pytest.param("2026-10-01T11:54:55.000Z", False, id="at-the-start-it-was-read-before"),
+        pytest.param("2026-10-01T11:54:55.000001Z", True, id="a-microsecond-after-the-start"),
+        pytest.param("2026-10-01T11:54:55.001Z", True, id="after-the-start"),
+        pytest.param("2026-10-01T13:59:55.000+02:00", True, id="at-the-end-in-another-offset"),
+        pytest.param("2026-10-01T11:59:55.0009Z", True, id="within-the-last-millisecond"),
+        pytest.param("2026-10-01T11:59:55.001Z", False, id="after-the-end-it-is-read-next"),
+        pytest.param("2026-09-30T12:00:00.000Z", False, id="long-before"),
+    ],
+)
+def test_rows_outside_of_the_window_are_left_out_when_pepper_ignores_the_filter(at: str, emitted: bool) -> None:
+    with Script(listing(), listing(action("a", at))) as script:
+        run = run_script(script, "actions")
+    assert run.ids("actions") == (["a"] if emitted else [])
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param({"when": {"timestamp": "2024-13-01T00:00:00Z"}}, id="no-such-month"),
+        pytest.param({"when": {"timestamp": None}}, id="timestamp-null"),
+        pytest.param({"when": {}}, id="timestamp-missing"),
+        pytest.param({"when": None}, id="when-null"),
+        pytest.param({"when": "noon"}, id="when-is-a-text"),
+        pytest.param({}, id="when-missing"),
+    ],
+)
+def test_an_action_without_a_time_is_emitted_for_the_target_to_judge(when: dict[str, object]) -> None:
+    row = {"_id": "a", "type": "ORDER", **when}
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, "actions")
+    assert run.records("actions") == [{**row, "when_timestamp": None}]
+    assert run.bookmarks("actions") == [SETTLED]
+
+
+def test_action_types_are_asked_for_and_checked() -> None:
+    at = "2026-10-01T11:59:00.000Z"
+    rows = [action("a", at, type="REDEEM_PERK"), action("b", at, type="ORDER"), action("c", at, type="REWARD_EARNED")]
+    with Script(listing(), listing(*rows, {"_id": "d"})) as script:
+        run = run_script(script, "actions", action_types=["REWARD_EARNED", "REDEEM_PERK"])
+    assert script.asked[1].query["type.in"] == "REWARD_EARNED,REDEEM_PERK"
+    assert run.ids("actions") == ["a", "c"]
+
+
+def test_without_action_types_all_are_asked_for() -> None:
+    with Script(listing()) as script:
+        run_script(script, "actions", action_types=[" "])
+    assert all("type.in" not in asked.query for asked in script.asked)
+
+
+def test_an_action_without_id_gets_the_same_key_each_time() -> None:
+    at = "2026-10-01T11:59:00.000Z"
+    row = {"type": "ORDER", "when": {"timestamp": at}, "metadata": {"points": 0.25, "b": 1}}
+    reordered = {"metadata": {"b": 1, "points": 0.25}, "when": {"timestamp": at}, "type": "ORDER"}
+    other = {**row, "metadata": {"points": 0.5, "b": 1}}
+    with Script(listing(), listing(row, {**row, "_id": None}, {**reordered, "_id": ""}, other)) as script:
+        run = run_script(script, "actions")
+    # Three of the four are one action, which is emitted once.
+    first, differing = run.ids("actions")
+    assert first != differing
+    assert first.startswith("content-")
+    assert len(first) == len("content-") + 64
+
+
+def test_unknown_fields_pass_through_on_every_level() -> None:
+    at = "2026-10-01T11:59:00.000Z"
+    row = action("a", at, new={"deep": [1, {"er": None}]}, context={"user": {"_id": "u", "mood": "good"}, "weather": 1})
+    row["when"]["moon"] = "full"
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, "actions")
+    assert run.records("actions") == [{**row, "when_timestamp": at}]
+
+
+def test_deselecting_when_takes_nothing_from_the_bookmark() -> None:
+    catalog = selection("actions", change=lambda entry: select_fields(entry, "when", "context.user", selected=False))
+    row = action("a", "2026-10-01T11:59:00.000Z", context={"user": {"fullName": "Tom Jones"}, "tags": []})
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, catalog=catalog)
+    assert run.records("actions") == [
+        {"_id": "a", "type": "ORDER", "context": {"tags": []}, "when_timestamp": "2026-10-01T11:59:00.000Z"}
+    ]
+    assert run.bookmarks("actions") == [SETTLED]
+
+
+def test_stream_maps_change_what_is_emitted_and_not_the_bookmark() -> None:
+    maps = {"actions": {"__alias__": "events", "when": None, "kind": "type", "__filter__": "type != 'ORDER'"}}
+    rows = [action("a", "2026-10-01T11:58:00.000Z"), action("b", "2026-10-01T11:59:00.000Z", type="CHECK_IN")]
+    with Script(listing(), listing(*rows)) as script:
+        run = run_script(script, "actions", stream_maps=maps)
+    (record,) = run.records("events")
+    assert (record["_id"], record["kind"], "when" in record) == ("b", "CHECK_IN", False)
+    assert run.bookmarks("actions") == [SETTLED]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.decimals(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+TIMES = st.sampled_from(["11:59:00.000Z", "13:58:00+02:00", "noon", ""]).map(lambda at: f"2026-10-01T{at}")
+FIELDS = {"_id": st.text(), "context": JSON, "metadata": JSON, "new": JSON}
+ACTIONS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.text(), "when": st.fixed_dictionaries({"timestamp": TIMES}) | JSON}, optional=FIELDS
+    ),
+    max_size=5,
+)
+TO_BYTES = {
+    "as-it-is": lambda text: text,
+    "indented": lambda text: msgspec.json.format(text, indent=2),
+    "escaped": lambda text: re.sub("[^\0-\x7f]", lambda found: json.dumps(found[0])[1:-1], text.decode()).encode(),
+}
+
+
+def through_a_stream_map(script: Script) -> Run:
+    return run_script(script, "actions", stream_maps={"actions": {"no such field": None}})
+
+
+def through_a_selection_within_fields(script: Script) -> Run:
+    return run_script(script, catalog=selection("actions", change=lambda e: select_fields(e, "when.x", selected=False)))
+
+
+@pytest.mark.parametrize("taken_apart", [through_a_stream_map, through_a_selection_within_fields])
+@pytest.mark.parametrize("written", list(TO_BYTES))
+@settings(max_examples=20, deadline=None)
+@given(actions=ACTIONS)
+def test_rows_that_pass_whole_are_what_rows_taken_apart_are(
+    actions: list[dict[str, Any]], written: str, taken_apart: Callable[[Script], Run]
+) -> None:
+    text = msgspec.json.Encoder(decimal_format="number").encode({"items": actions})
+    with Script(listing(), Reply(TO_BYTES[written](text)), listing(), Reply(TO_BYTES[written](text))) as script:
+        whole, parted = run_script(script, "actions"), taken_apart(script)
+    # As text, digits count: 0.5 is not 0.50.
+    assert repr(whole.messages[1:]) == repr(parted.messages[1:])
+
+
+def test_a_catalog_without_keys_does_not_turn_a_stream_into_a_full_table() -> None:
+    def strip(entry: dict[str, Any]) -> None:
+        for name in ("key_properties", "replication_key", "replication_method"):
+            entry.pop(name)
+        for name in ("table-key-properties", "valid-replication-keys", "replication-key"):
+            entry["metadata"][0]["metadata"].pop(name, None)
+            entry["metadata"][-1]["metadata"].pop(name, None)
+
+    with Script(listing()) as script:
+        run = run_script(script, catalog=selection("actions", change=strip))
+    assert run.schema("actions")["key_properties"] == ["_id"]
+    assert run.bookmarks("actions") == [SETTLED]
+
+
+@pytest.mark.parametrize("schema", [pytest.param({}, id="empty"), pytest.param({"properties": {"x": {}}}, id="other")])
+def test_a_catalog_whose_schema_lacks_the_keys_gets_them(schema: dict[str, Any]) -> None:
+    def bare(entry: dict[str, Any]) -> None:
+        entry.update(schema=schema, metadata=[item for item in entry["metadata"] if not item["breadcrumb"]])
+
+    at = "2026-10-01T11:59:00.000Z"
+    with Script(listing(), listing(action("a", at))) as script:
+        run = run_script(script, catalog=selection("actions", change=bare))
+    assert {"_id", "when_timestamp"} <= run.schema("actions")["schema"]["properties"].keys()
+    assert run.records("actions") == [{"_id": "a", "when_timestamp": at}]
+
+
+def test_a_full_table_catalog_reads_everything_and_keeps_no_bookmark() -> None:
+    def full(entry: dict[str, Any]) -> None:
+        entry["replication_method"] = "FULL_TABLE"
+
+    with Script(listing()) as script:
+        run = run_script(script, catalog=selection("awards", change=full), state=state_of(awards=SETTLED))
+    assert "updatedAt" not in script.asked[-1].query
+    assert set(run.bookmarks("awards")) == {SETTLED}
+
+
+def test_a_bookmark_of_another_key_does_not_count() -> None:
+    bookmark = {"replication_key": "_id", "replication_key_value": "5f"}
+    with Script(listing()) as script:
+        run = run_script(script, "actions", state={"bookmarks": {"actions": bookmark}})
+    assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
+    assert bookmark_of(run, "actions") == {"replication_key": "when_timestamp", "replication_key_value": SETTLED}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param({"bookmarks": {"actions": {"replication_key_value": "soon"}}}, id="no-time"),
+        pytest.param({"bookmarks": {"actions": {"replication_key_value": 1759312795}}}, id="a-number"),
+        pytest.param({"bookmarks": {"actions": "2026-10-01"}}, id="no-object"),
+        pytest.param({"bookmarks": []}, id="no-bookmarks"),
+    ],
+)
+def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
+    with Script(listing()) as script, pytest.raises(FixSettings, match="state: "):
+        run_script(script, "actions", state=state)
+
+
+def test_a_bookmark_that_is_none_stops_no_other_stream() -> None:
+    with Script(listing(), listing({"_id": "a"})) as script:
+        run = run_script(script, "actions", "awards", state=state_of(actions="soon"), may_fail=True)
+    assert isinstance(run.error, FixSettings)
+    assert run.ids("awards") == ["a"]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param({"audit": {"next": "2026-13-45T25"}}, id="audit-of-no-hour"),
+        pytest.param({"audit": {"next": "0001-01-01T00"}}, id="audit-from-the-beginning-of-time"),
+        pytest.param({"audit": {"next": "9999-12-31T23"}}, id="audit-at-the-end-of-time"),
+        pytest.param({"audit": {"next": None, "until": 5, "hours": {"x": "y", "z": 7}}}, id="audit-of-other-shape"),
+        pytest.param({"read_until": 5, "border": ["a"]}, id="border-of-other-shape"),
+        pytest.param({"read_until": "9999-12-31T23:59:59Z", "border": "a"}, id="read-in-the-future"),
+        pytest.param({"refreshed_until": "9999-12-31T23:59:59Z", "version": "1"}, id="refreshed-in-the-future"),
+    ],
+)
+def test_what_somebody_wrote_beside_a_bookmark_stops_no_run(kept: dict[str, Any]) -> None:
+    state = state_of(actions="2026-10-01T11:55:00.000Z", awards="2026-10-01T11:55:00.000Z")
+    for bookmark in state["bookmarks"].values():
+        bookmark.update(kept)
+    with Script(listing()) as script:
+        run = run_script(script, "actions", "awards", state=state, reconcile_hours=1, awards_full_refresh_days=366)
+    assert (run.bookmarks("actions")[-1], run.bookmarks("awards")[-1]) == (SETTLED, SETTLED)
+
+
+def test_each_window_is_told_in_the_log_without_personal_data(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    row = action("a", "2026-10-01T11:59:00.000Z", context={"user": {"fullName": "Tom Jones"}})
+    with Script(listing(), listing(row, next_key="1"), listing(action("b", "2026-09-01T00:00:00.000Z"))) as script:
+        run_script(script, "actions")
+    assert (
+        "actions: window 2026-10-01T11:54:55.000Z..2026-10-01T11:59:55.000Z: "
+        "1 records, 2 pages, 1 more that are known or were not asked for"
+    ) in caplog.text
+    assert "Tom Jones" not in caplog.text
+
+
+FULL_PAGES = [listing({"_id": str(number)}, {"_id": f"{number}x"}, next_key=str(number)) for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    "pages", [pytest.param(FULL_PAGES, id="much-to-read"), pytest.param([listing()], id="nothing-to-read")]
+)
+def test_a_trial_asks_each_stream_once_and_keeps_no_bookmark(
+    pages: list[Reply], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Script(*pages) as script:
+        tap = PatientTap(config=config(script.url, start_date="2020-01-01"))
+        tap.run_connection_test()
+        tap.client.close()
+    assert [asked.path for asked in script.asked] == ["/actions", "/actions", "/awards", "/perks", "/users"]
+    assert "replication_key" not in json.dumps(tap.state)
+    assert "unhandled" not in caplog.text
+
+
+# Awards, perks and users.
+
+
+def test_an_award_is_five_fields() -> None:
+    row = {
+        "_id": "a",
+        "points": 2,
+        "userId": "u",
+        "perkId": "p",
+        "updatedAt": "2026-09-01T02:00:00+02:00",
+        "perk": {"title": "Coffee"},
+        "tenantId": "t",
+        "unheard": "of",
+    }
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, "awards")
+    record = {"_id": "a", "points": 2, "userId": "u", "perkId": "p", "updatedAt": "2026-09-01T00:00:00.000Z"}
+    assert run.records("awards") == [record]
+    assert set(run.schema("awards")["schema"]["properties"]) == set(record)
+
+
+def test_more_of_an_award_is_emitted_where_the_catalog_wants_it() -> None:
+    def more(entry: dict[str, Any]) -> None:
+        select_fields(entry, "perk")
+        entry["schema"]["properties"]["colour"] = {"type": ["string", "null"]}
+
+    row = {"_id": "a", "perk": {"title": "Coffee"}, "tenantId": "t", "colour": "red", "unheard": "of"}
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, catalog=selection("awards", change=more))
+    assert run.records("awards") == [{"_id": "a", "perk": {"title": "Coffee"}, "colour": "red"}]
+    assert {"perk", "colour"} < set(run.schema("awards")["schema"]["properties"])
+
+
+@pytest.mark.parametrize("points", ["2", "-3", "0.10", "12345678901234567890.25", '"7"', '"0.250"', "1e3", "null"])
+def test_points_pass_digit_for_digit(points: str) -> None:
+    body = b'{"items": [{"_id": "a", "points": ' + points.encode() + b"}]}"
+    with Script(listing(), Reply(body)) as script:
+        run = run_script(script, "awards")
+    expected = json.loads(points, parse_float=Decimal)
+    assert [(record["points"], str(record["points"])) for record in run.records("awards")] == [
+        (expected, str(expected))
+    ]
+
+
+def test_awards_are_seeded_in_full_whatever_the_start_date() -> None:
+    old = {"_id": "a", "updatedAt": "2019-01-01T00:00:00.000Z"}
+    with Script(listing(), listing(old)) as script:
+        run = run_script(script, "awards", start_date="2026-09-01")
+    assert script.asked[1].query == {"limit": "100"}
+    assert run.records("awards") == [old]
+    assert bookmark_of(run, "awards") == {"replication_key": "updatedAt", "replication_key_value": SETTLED}
+
+
+def test_an_award_that_changes_and_changes_back_is_news_each_time() -> None:
+    emitted: list[list[int]] = []
+    state = None
+    for points in (5, 3, 5, 5):
+        with Script(listing(), listing({"_id": "a", "points": points})) as script:
+            run = run_script(script, "awards", state=state)
+        emitted.append([record["points"] for record in run.records("awards")])
+        state = run.state
+    assert emitted == [[5], [3], [5], []]
+
+
+@pytest.mark.parametrize(
+    ("stream", "parameter"),
+    [pytest.param("awards", "updatedAt", id="awards"), pytest.param("users", "updatedAfter", id="users")],
+)
+def test_later_runs_ask_for_changes_since_the_bookmark_less_the_lookback(stream: str, parameter: str) -> None:
+    with Script(listing()) as script:
+        run = run_script(script, stream, state=state_of(**{stream: "2026-10-01T11:00:00.000Z"}))
+    assert script.asked[1].query == {"limit": "100", parameter: "2026-10-01T10:54:59.999Z"}
+    assert run.bookmarks(stream)[-1] == SETTLED
+
+
+@pytest.mark.parametrize(
+    ("updated_at", "emitted"),
+    [
+        pytest.param("2026-10-01T10:54:59.999Z", False, id="before-the-bound"),
+        pytest.param("2026-10-01T10:54:59.9999Z", False, id="a-hair-before"),
+        pytest.param("2026-10-01T10:55:00.000Z", True, id="at-the-bound"),
+        pytest.param("2026-10-01T11:59:59.000Z", True, id="not-settled-yet"),
+        pytest.param("2026-10-01T10:55:00+00:00", True, id="in-another-form"),
+        pytest.param(None, True, id="null"),
+        pytest.param("recently", True, id="no-time"),
+    ],
+)
+def test_unchanged_awards_are_left_out_when_pepper_ignores_the_filter(updated_at: str | None, emitted: bool) -> None:
+    with Script(listing(), listing({"_id": "a", "updatedAt": updated_at}, {"_id": "b"})) as script:
+        run = run_script(script, "awards", state=state_of(awards="2026-10-01T11:00:00.000Z"))
+    assert run.ids("awards") == (["a", "b"] if emitted else ["b"])
+
+
+def test_an_award_that_changes_while_the_pages_are_read_is_asked_for_again() -> None:
+    newer = {"_id": "a", "updatedAt": "2026-10-01T12:00:30.000Z"}
+    with Script(listing(), listing(newer)) as script:
+        run = run_script(script, "awards")
+    assert run.bookmarks("awards")[-1] == SETTLED
+
+
+def test_a_failed_walk_through_awards_moves_no_bookmark() -> None:
+    before = "2026-10-01T11:00:00.000Z"
+    with Script(listing(), listing({"_id": "a"}, next_key="1"), Reply(status=403)) as script:
+        run = run_script(script, "awards", state=state_of(awards=before), may_fail=True)
+    assert run.ids("awards") == ["a"]
+    assert set(run.bookmarks("awards")) == {before}
+
+
+USER = {
+    "_id": "u",
+    "firstName": "Tom",
+    "lastName": "Jones",
+    "fullName": "Tom Jones",
+    "contacts": [{"value": "tom@example.com"}],
+    "credentials": [{"id": "tom@example.com"}],
+    "email": "tom@example.com",
+    "state": "ACTIVE",
+    "updatedAt": "2026-09-01T00:00:00.000Z",
+}
+
+
+def test_users_are_not_selected_by_default() -> None:
+    with Script(listing()) as script:
+        run_tap(config(script.url))
+    assert {asked.path for asked in script.asked} == {"/actions", "/awards", "/perks"}
+
+
+@pytest.mark.parametrize(
+    "metadata", [pytest.param(True, id="as-discovered"), pytest.param(False, id="without-metadata")]
+)
+def test_selected_users_show_nothing_personal(metadata: bool) -> None:
+    def bare(entry: dict[str, Any]) -> None:
+        entry["metadata"] = [item for item in entry["metadata"] if metadata or not item["breadcrumb"]]
+
+    with Script(listing(), listing(USER)) as script:
+        run = run_script(script, catalog=selection("users", change=bare))
+    assert run.records("users") == [{"_id": "u", "state": "ACTIVE", "updatedAt": "2026-09-01T00:00:00.000Z"}]
+    assert "fullName" not in run.schema("users")["schema"]["properties"]
+
+
+def test_credentials_need_the_setting_and_the_selection() -> None:
+    catalog = selection("users", change=lambda entry: select_fields(entry, "credentials"))
+    with Script(listing(), listing(USER)) as script:
+        run = run_script(script, catalog=catalog, include_credentials=True)
+    assert script.asked[-1].query["include"] == "credentials"
+    assert run.records("users")[0]["credentials"] == USER["credentials"]
+    with Script(listing(), listing(USER)) as script:
+        run_script(script, catalog=catalog)
+    assert "include" not in script.asked[-1].query
+
+
+def test_perks_pass_whole_and_have_no_bookmark() -> None:
+    perk = {"_id": "p", "type": "STAMP_CARD", "terms": {"en": "…"}, "rules": [1, 2.50]}
+    with Script(listing(perk)) as script:
+        run = run_script(script, "perks")
+    assert run.records("perks") == [perk]
+    assert run.bookmarks("perks") == []
+
+
+def test_batch_config_cannot_put_a_state_before_its_records() -> None:
+    with Script(listing(action("a", "2026-10-01T11:59:00.000Z"))) as script:
+        run = run_script(script, "actions", batch_config={"encoding": {"format": "jsonl"}, "storage": {"root": "/tmp"}})
+    assert {m["type"] for m in run.messages} == {"SCHEMA", "RECORD", "STATE"}
+
+
+# What was emitted is not emitted again.
+
+
+def test_an_action_in_the_lookback_comes_again_only_if_it_is_new_or_has_changed() -> None:
+    first, second = action("a", "2026-10-01T11:58:00.000Z"), action("b", "2026-10-01T11:58:30.000Z")
+    late, changed = action("c", "2026-10-01T11:57:00.000Z"), {**second, "type": "REFUND"}
+    with Script(listing(), listing(first, second), listing(), listing(late, first, changed)) as script:
+        before = run_script(script, "actions")
+        after = run_script(script, "actions", state=before.state)
+    assert before.ids("actions") == ["a", "b"]
+    assert [(record["_id"], record["type"]) for record in after.records("actions")] == [("c", "ORDER"), ("b", "REFUND")]
+
+
+@pytest.mark.parametrize("stream", ["awards", "users"])
+def test_a_changed_row_in_the_lookback_comes_again_and_an_unchanged_one_does_not(stream: str) -> None:
+    rows = [{"_id": name, "updatedAt": "2026-10-01T11:58:00.000Z", "points": 1} for name in "ab"]
+    changed = {**rows[1], "state": "X", "points": 2}
+    with Script(listing(), listing(*rows), listing(), listing(rows[0], changed)) as script:
+        before = run_script(script, stream)
+        after = run_script(script, stream, state=before.state)
+    assert before.ids(stream) == ["a", "b"]
+    assert after.ids(stream) == ["b"]
+
+
+def test_rows_that_were_emitted_before_a_failure_come_again() -> None:
+    row = {"_id": "a", "updatedAt": "2026-10-01T11:58:00.000Z"}
+    with Script(listing(), listing(row, next_key="1"), Reply(status=403), listing(), listing(row)) as script:
+        failed = run_script(script, "awards", may_fail=True)
+        after = run_script(script, "awards", state=failed.states[-1] if failed.states else None)
+    assert failed.ids("awards") == after.ids("awards") == ["a"]
+
+
+# What is deleted.
+
+
+def dated(*rows: dict[str, Any], at: str) -> Reply:
+    return Reply({"items": list(rows)}, headers={"Date": f"Thu, 01 Oct 2026 {at} GMT"})
+
+
+def versions(run: Run, stream: str) -> list[tuple[str, int | None]]:
+    """Records and activations of a stream, in order, each with its version."""
+    return [
+        (message["type"] if message["type"] != "RECORD" else message["record"]["_id"], message.get("version"))
+        for message in run.messages
+        if message.get("stream") == stream and message["type"] != "SCHEMA"
+    ]
+
+
+P, Q, R = ({"_id": name} for name in "pqr")
+NOON_MS = 1790856000000
+
+
+def test_perks_carry_a_version_and_what_two_walks_miss_is_deleted() -> None:
+    with Script(dated(P, Q, at="12:00:00"), dated(P, at="12:00:05"), dated(P, at="12:00:10")) as script:
+        first = run_script(script, "perks")
+        second = run_script(script, "perks", state=first.state)
+        third = run_script(script, "perks", state=second.state)
+    assert versions(first, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
+    # A target deletes what has an older version: nothing yet, as one walk had it.
+    assert versions(second, "perks") == [("p", NOON_MS + 5000), ("ACTIVATE_VERSION", NOON_MS)]
+    assert versions(third, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 5000)]
+
+
+def test_a_walk_that_was_not_believed_is_none_of_the_two() -> None:
+    walks = [dated(P, Q, at="12:00:00"), dated(at="12:00:05"), dated(P, Q, at="12:00:10"), dated(P, Q, at="12:00:15")]
+    state = None
+    with Script(*walks) as script:
+        for expected in (None, None, NOON_MS, NOON_MS + 10_000):
+            run = run_script(script, "perks", state=state)
+            assert dict(versions(run, "perks")).get("ACTIVATE_VERSION") == expected
+            state = run.state
+
+
+def test_a_version_never_goes_back_with_the_clock() -> None:
+    with Script(dated(P, at="12:00:00"), dated(P, at="11:00:00")) as script:
+        first = run_script(script, "perks")
+        second = run_script(script, "perks", state=first.state)
+    assert versions(second, "perks") == [("p", NOON_MS + 1), ("ACTIVATE_VERSION", NOON_MS)]
+
+
+def test_a_walk_that_broke_off_deletes_nothing() -> None:
+    with Script(listing(P, next_key="1"), Reply(status=403)) as script:
+        run = run_script(script, "perks", may_fail=True)
+    assert [kind for kind, _ in versions(run, "perks")] == ["p"]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "left", "activated"),
+    [
+        pytest.param(0.5, [P], True, id="half-is-gone"),
+        pytest.param(0.4, [P], False, id="more-is-gone-than-allowed"),
+        pytest.param(0.5, [R], False, id="others-came-in-their-place"),
+        pytest.param(0.5, [], False, id="nothing-came"),
+        pytest.param(1.0, [], True, id="nothing-came-and-that-is-allowed"),
+    ],
+)
+def test_too_many_deletions_at_once_are_not_believed(
+    fraction: float, left: list[dict[str, Any]], activated: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Script(listing(P, Q), listing(*left), listing(P, Q)) as script:
+        first = run_script(script, "perks", max_deleted_fraction=fraction)
+        second = run_script(script, "perks", max_deleted_fraction=fraction, state=first.state)
+        third = run_script(script, "perks", max_deleted_fraction=fraction, state=second.state)
+    assert ("ACTIVATE_VERSION" in dict(versions(second, "perks"))) is activated
+    assert ("more than max_deleted_fraction; nothing counts as deleted" in caplog.text) is not activated
+    assert versions(third, "perks")[-1][0] == "ACTIVATE_VERSION"
+
+
+def test_an_empty_list_of_perks_on_a_first_run_deletes_nothing_and_is_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+    with Script(listing()) as script:
+        assert versions(run_script(script, "perks"), "perks") == []
+    assert "missing" not in caplog.text
+
+
+def test_awards_are_read_again_in_full_when_it_is_time_and_what_did_not_come_is_deleted() -> None:
+    old = "2026-09-01T00:00:00.000Z"
+    kept, gone = ({"_id": name, "updatedAt": old} for name in ("kept", "gone"))
+    with Script(listing(), listing(kept, gone)) as script:
+        seeded = run_script(script, "awards", awards_full_refresh_days=7)
+    assert versions(seeded, "awards") == [(name, NOON_MS) for name in ("kept", "gone")]
+
+    new = {"_id": "new", "updatedAt": "2026-10-02T11:00:00.000Z"}
+    a_day_later = {"Date": "Fri, 02 Oct 2026 12:00:00 GMT"}
+    with Script(Reply(headers=dict(a_day_later)), Reply({"items": [new]}, headers=dict(a_day_later))) as script:
+        followed = run_script(script, "awards", awards_full_refresh_days=7, state=seeded.state)
+    assert "updatedAt" in script.asked[-1].query
+    assert versions(followed, "awards") == [("new", NOON_MS)]
+
+    state, week_ms = followed.state, 7 * 24 * 3600 * 1000
+    for number, date in enumerate(["Thu, 08 Oct 2026 12:00:00 GMT", "Thu, 15 Oct 2026 12:00:00 GMT"], start=1):
+        with Script(Reply(headers={"Date": date}), Reply({"items": [kept, new]}, headers={"Date": date})) as script:
+            run = run_script(script, "awards", awards_full_refresh_days=7, state=state)
+        version = NOON_MS + number * week_ms
+        assert "updatedAt" not in script.asked[-1].query
+        assert versions(run, "awards") == [
+            ("kept", version),
+            ("new", version),
+            ("ACTIVATE_VERSION", version - week_ms),
+        ]
+        state = run.state
+
+
+def test_without_a_full_refresh_awards_have_no_version() -> None:
+    with Script(listing(), listing({"_id": "a"})) as script:
+        assert versions(run_script(script, "awards"), "awards") == [("a", None)]
+
+
+# A run that has to end.
+
+
+def test_a_run_out_of_time_ends_well_at_a_window_s_edge_and_the_next_goes_on_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    pause = Reply(status=429, headers={"Retry-After": "40"})
+    with Script(listing(), pause, listing(), listing()) as script:
+        run = run_script(script, "actions", "awards", start_date="2026-09-25", max_run_seconds=40)
+    assert run.bookmarks("actions")[-1] == "2026-09-25T06:00:00.000Z"
+    assert {asked.path for asked in script.asked} == {"/actions"}
+    (told,) = [line.getMessage() for line in caplog.records if "max_run_seconds" in line.getMessage()]
+    assert told == (
+        "max_run_seconds is over: actions read up to 2026-09-25T06:00:00.000Z, awards not begun; "
+        "the next run goes on there"
+    )
+    with Script(listing()) as script:
+        after = run_script(script, "actions", state=run.state)
+    assert windows_asked(script)[0][0] == "2026-09-25T05:55:00.000Z"
+    assert after.bookmarks("actions")[-1] == SETTLED
+
+
+def test_a_run_does_not_wait_for_longer_than_it_may_last(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    pause = Reply(status=429, headers={"Retry-After": "200"})
+    with Script(listing(), listing(), pause) as script:
+        run = run_script(script, "actions", start_date="2026-09-25", max_run_seconds=60)
+    assert set(run.bookmarks("actions")) == {"2026-09-25T06:00:00.000Z"}
+    assert "and Pepper asked to wait; the next run goes on there" in caplog.text
+
+
+def test_a_run_that_got_nowhere_yet_waits_for_what_pepper_asks() -> None:
+    pause = Reply(status=429, headers={"Retry-After": "200"})
+    with Script(listing(), pause, listing()) as script:
+        run = run_script(script, "actions", start_date="2026-09-25", max_run_seconds=60)
+    assert run.bookmarks("actions") == ["2026-09-25T06:00:00.000Z"]
+
+
+def test_a_run_gets_further_than_the_last_one_however_long_the_lookback_takes() -> None:
+    pause = Reply(status=429, headers={"Retry-After": "40"})
+    bookmark = "2026-09-30T12:00:00.000Z"
+    replies = [listing(), pause, listing(), pause, listing(), pause, listing()]
+    with Script(*replies) as script:
+        run = run_script(
+            script, "actions", state=state_of(actions=bookmark), lookback_seconds=3 * 24 * 3600, max_run_seconds=20
+        )
+    assert bookmark < run.bookmarks("actions")[-1] < SETTLED
+
+
+@pytest.mark.parametrize(
+    ("bookmark", "waited"),
+    [pytest.param("2026-10-01T11:00:00.000Z", False, id="a-poll"), pytest.param(None, True, id="a-seed")],
+)
+def test_a_poll_of_awards_is_left_where_pepper_asks_for_a_longer_wait_and_a_seed_is_not(
+    bookmark: str | None, waited: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    pause = Reply(status=429, headers={"Retry-After": "200"})
+    state = state_of(awards=bookmark) if bookmark else None
+    with Script(listing(), listing({"_id": "a"}, next_key="1"), pause, listing({"_id": "b"})) as script:
+        run = run_script(script, "awards", state=state, max_run_seconds=60)
+    assert run.ids("awards") == (["a", "b"] if waited else ["a"])
+    assert run.bookmarks("awards")[-1] == (SETTLED if waited else bookmark)
+    told = "max_run_seconds is over: awards not read, for Pepper asked to wait; the next run goes on there"
+    assert (told in caplog.text) is not waited
+
+
+def test_the_audit_is_left_to_the_next_run_when_there_is_no_time_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    audit = {"next": "2026-10-01T05", "until": "2026-10-01T11:00:00.000Z", "hours": {}}
+    state = state_of(actions="2026-10-01T11:30:00.000Z")
+    state["bookmarks"]["actions"]["audit"] = audit
+    pause = Reply(status=429, headers={"Retry-After": "40"})
+    with Script(listing(), pause, listing()) as script:
+        run = run_script(script, "actions", state=state, reconcile_hours=1, max_run_seconds=20)
+    assert bookmark_of(run, "actions")["audit"]["next"] == "2026-10-01T05"
+    assert "actions audited up to 2026-10-01T05; the next run goes on there" in caplog.text
+
+
+def test_a_backfill_leaves_time_for_awards() -> None:
+    pause = Reply(status=429, headers={"Retry-After": "40"})
+    with Script(listing(), listing(), pause, listing()) as script:
+        run = run_script(script, "actions", "awards", start_date="2026-09-25", max_run_seconds=50)
+    assert run.bookmarks("actions")[-1] < SETTLED
+    assert run.bookmarks("awards")[-1] == SETTLED
+
+
+# Self-audit.
+
+
+def polls_with_audit(world: World, polls: int, **settings: object) -> list[Run]:
+    """Polls every half hour, each with the state of the one before."""
+    runs: list[Run] = []
+    with Sandbox(world) as sandbox:
+        for _ in range(polls):
+            world.advance(timedelta(minutes=30))
+            state = runs[-1].state if runs else state_of(actions=SETTLED)
+            options = settings_of(sandbox, start_date=None, lookback_seconds=60, **settings)
+            runs.append(run_tap(options, "actions", state=state, local_clock=world.now))
+    return runs
+
+
+def test_the_audit_finds_and_emits_what_arrived_later_than_the_lookback(caplog: pytest.LogCaptureFixture) -> None:
+    late = World(seed=3, users=200, days=1, now=NOW, late_fraction=0.2, late_seconds_max=3000)
+    without = {name for run in polls_with_audit(late, 10) for name in run.ids("actions")}
+    world = World(seed=3, users=200, days=1, now=NOW, late_fraction=0.2, late_seconds_max=3000)
+    with_audit = {name for run in polls_with_audit(world, 10, reconcile_hours=1) for name in run.ids("actions")}
+    due = {row["_id"] for row in world.actions(after=NOW, until=NOW + timedelta(hours=3))}
+    assert due - without
+    assert due <= with_audit
+    assert "actions arrived later than lookback_seconds; the hour is emitted again" in caplog.text
+
+
+def test_the_audit_reads_each_hour_once_and_emits_nothing_where_nothing_is_late(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(seed=3, users=100, days=1, now=NOW, late_fraction=0)
+    runs = polls_with_audit(world, 10, reconcile_hours=2)
+    ids = [name for run in runs for name in run.ids("actions")]
+    assert len(ids) == len(set(ids)) > 10
+    assert "arrived later" not in caplog.text
+    audit = runs[-1].state["bookmarks"]["actions"]["audit"]
+    assert audit["next"] == "2026-10-01T14"
+    assert min(audit["hours"]) >= "2026-10-01T14"
+
+
+def test_an_action_that_changes_or_is_emitted_twice_in_the_lookback_is_no_finding(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tap_pepper.state.dedupe.BORDER_ROWS_MAX", 0)
+    first = action("a", "2026-10-01T11:56:00.000Z")
+    changed, second = {**first, "type": "REFUND"}, action("b", "2026-10-01T11:57:00.000Z")
+    with Script(listing(), listing(first, second)) as script:
+        before = state_of(actions="2026-10-01T10:59:59.999Z")
+        state = run_script(script, "actions", state=before, reconcile_hours=1).state
+    later = {"Date": "Thu, 01 Oct 2026 14:00:00 GMT"}
+    page = Reply({"items": [changed, second]}, headers=dict(later))
+    with Script(Reply(headers=dict(later)), page) as script:
+        run = run_script(script, "actions", state=state, reconcile_hours=1, local_clock=NOW + timedelta(hours=2))
+    assert run.ids("actions") == ["a", "b"]
+    assert "the hour is emitted again" not in caplog.text
+    assert bookmark_of(run, "actions")["audit"]["next"] == "2026-10-01T12"
+
+
+# Streams among each other.
+
+
+def test_an_error_of_one_stream_stops_no_other_and_is_told_at_the_end() -> None:
+    with Script(Reply(status=403), listing(), listing({"_id": "a"}), listing({"_id": "p"})) as script:
+        run = run_script(script, may_fail=True)
+    assert str(run.error).startswith("actions first request: Pepper answered 403")
+    assert (run.ids("awards"), run.ids("perks")) == (["a"], ["p"])
+
+
+def test_several_failures_are_all_told() -> None:
+    with Script(Reply(status=403), Reply(status=404), listing({"_id": "p"})) as script:
+        run = run_script(script, may_fail=True)
+    assert isinstance(run.error, StreamsFailed)
+    assert [name for name, _ in run.error.failures] == ["actions", "awards"]
+    assert run.ids("perks") == ["p"]
+
+
+def test_a_token_that_is_refused_is_not_tried_on_other_streams() -> None:
+    with Script(Reply(status=401)) as script:
+        run = run_script(script, may_fail=True)
+    assert "Pepper answered 401" in str(run.error)
+    assert len(script.asked) == 1
+
+
+def test_an_unexpected_error_of_one_stream_stops_no_other() -> None:
+    row = action("a", "2026-10-01T11:59:00.000Z")
+    with Script(listing(), listing(row), listing({"_id": "b"})) as script:
+        run = run_script(script, may_fail=True, stream_maps={"actions": {"x": "1 / 0"}})
+    assert isinstance(run.error, ZeroDivisionError)
+    assert run.ids("awards") == ["b"]
+
+
+def test_an_error_outside_of_the_rows_ends_what_fetches_them(world: World) -> None:
+    with Sandbox(world) as sandbox:
+        maps = {"actions": {"x": "1 / 0"}}
+        run = run_tap(settings_of(sandbox, stream_maps=maps, page_size=1), "actions", may_fail=True)
+        assert isinstance(run.error, ZeroDivisionError)
+        assert not [thread for thread in threading.enumerate() if thread.name.endswith("(_work)")]
+
+
+def test_actions_go_first() -> None:
+    with Script(listing()) as script:
+        run = run_script(script)
+    assert [m["stream"] for m in run.messages if m["type"] == "SCHEMA"] == ["actions", "awards", "perks"]
+
+
+# What operators see.
+
+
+def test_unknown_fields_are_named_once_a_run_and_their_values_never(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [action(name, "2026-10-01T11:59:00.000Z", sparkle="Tom Jones", **{"tom@example.com": 1}) for name in "abc"]
+    with Script(listing(), listing(*rows)) as script:
+        run_script(script, "actions")
+    (told,) = [line.getMessage() for line in caplog.records if "does not name" in line.getMessage()]
+    assert told == "actions: fields that the schema does not name were passed on: (no plain name), sparkle"
+
+
+def test_unknown_fields_of_awards_are_named_too(caplog: pytest.LogCaptureFixture) -> None:
+    with Script(listing(), listing({"_id": "a", "sparkle": 1})) as script:
+        run_script(script, "awards")
+    assert "awards: fields that the schema does not name were left out: sparkle" in caplog.text
+
+
+def test_pages_retries_waits_and_lag_are_metrics(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Script(listing(), Reply(status=429, headers={"Retry-After": "7"}), listing()) as script:
+        run_script(script, "actions")
+    points = [json.loads(line.getMessage().split("METRIC: ")[1]) for line in caplog.records if "METRIC" in line.msg]
+    measured = {point["metric"]: point["value"] for point in points if point["tags"].get("stream") == "actions"}
+    names = ("page_count", "http_request_retry_count", "http_wait_seconds", "bookmark_lag_seconds")
+    assert [measured[name] for name in names] == [2, 1, 7.0, 5.0]
+
+
+def test_a_stream_that_failed_is_measured_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    busy = Reply(status=429, headers={"Retry-After": "7"})
+    row = action("a", "2026-10-01T11:59:00.000Z", sparkle=1)
+    with Script(listing(), busy, listing(row, next_key="1"), Reply(status=403)) as script:
+        run = run_script(script, "actions", may_fail=True)
+    assert isinstance(run.error, StopRun)
+    assert '"metric":"http_request_retry_count","value":1' in caplog.text
+    assert "fields that the schema does not name were passed on: sparkle" in caplog.text
+
+
+def test_a_long_run_says_how_far_behind_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Script(listing()) as script:
+        run_script(script, "actions", start_date="2026-10-01T00:00:00Z")
+    assert "2026-10-01T06:00:00.000Z: 0 records, 1 pages, 6.0 h behind" in caplog.text
+
+
+# Against a whole local Pepper.
+
+
+@pytest.fixture
+def world() -> World:
+    return World(seed=7, users=30, days=5, now=NOW)
+
+
+def settings_of(sandbox: Sandbox, **settings: object) -> dict[str, Any]:
+    return config(
+        sandbox.url,
+        **{
+            "auth_token": sandbox.token,
+            "application_id": sandbox.application_id,
+            "start_date": "2026-09-25",
+            **settings,
+        },
+    )
+
+
+def visible(world: World, until: timedelta = timedelta(seconds=5)) -> set[str]:
+    return {row["_id"] for row in world.actions(until=world.now - until)}
+
+
+VARIANTS = [
+    pytest.param([], id="as-documented"),
+    pytest.param([faults.filters_ignored("when.timestamp", "type", "updatedAt", "updatedAfter")], id="filters-ignored"),
+    pytest.param([faults.limit_capped(7)], id="limit-capped"),
+    pytest.param([faults.limit_ignored()], id="limit-ignored"),
+    pytest.param([faults.listed_as("items")], id="listed-as-items"),
+    pytest.param([faults.last_next_key(None)], id="nextKey-null"),
+    pytest.param([faults.last_next_key("")], id="nextKey-empty"),
+    pytest.param([faults.last_row_repeated()], id="last-row-repeated"),
+    pytest.param([faults.empty_page_between()], id="empty-pages-between"),
+    pytest.param([faults.rows_shuffled()], id="rows-shuffled"),
+    pytest.param([faults.newest_first().on("/actions")], id="newest-first"),
+    pytest.param([faults.updated_at_exclusive()], id="updatedAt-exclusive"),
+    pytest.param([faults.server_error().nth(1, 4, 5)], id="some-503"),
+    pytest.param([faults.rate_limited(2).nth(2, 3)], id="some-429"),
+    pytest.param([faults.rate_limited_until(2).nth(2)], id="a-429-until-a-date"),
+    pytest.param([faults.html_page().nth(3)], id="a-page-of-html"),
+    pytest.param([faults.gzip_cut().nth(2, 5)], id="gzip-cut"),
+    pytest.param([faults.connection_cut().nth(2, 5)], id="connection-cut"),
+    pytest.param([faults.connection_reset().nth(1, 4)], id="connection-reset"),
+    pytest.param([faults.clock_missing()], id="no-clock"),
+    pytest.param([faults.field_missing("context")], id="no-context"),
+    pytest.param([faults.field_set("metadata", None)], id="metadata-null"),
+    pytest.param([faults.field_missing("when.timezone")], id="no-timezone"),
+    pytest.param([faults.points_as_strings()], id="points-as-strings"),
+]
+
+
+@pytest.mark.parametrize("injected", VARIANTS)
+def test_two_runs_emit_all_that_pepper_has_in_every_variant_of_its_api(world: World, injected: list[Fault]) -> None:
+    with Sandbox(world, faults=injected) as sandbox:
+        settings = settings_of(sandbox, page_size=40)
+        seeded = run_tap(settings)
+        assert set(seeded.ids("actions")) == visible(world)
+        assert {row["_id"]: Decimal(row["points"]) for row in seeded.records("awards")} == world.balances()
+        assert {row["_id"] for row in seeded.records("perks")} == {row["_id"] for row in world.perks()}
+
+        world.advance(timedelta(hours=6))
+        followed = run_tap({**settings, "start_date": None}, state=seeded.state, local_clock=world.now)
+    assert set(seeded.ids("actions") + followed.ids("actions")) == visible(world)
+    points = {row["_id"]: Decimal(row["points"]) for row in seeded.records("awards") + followed.records("awards")}
+    assert points == world.balances()
+    assert len(followed.ids("awards")) < len(points)
+
+
+def test_a_backfill_costs_no_more_windows_when_pepper_ignores_the_filter(world: World) -> None:
+    asked = []
+    for injected in ([], [faults.filters_ignored("when.timestamp")]):
+        with Sandbox(world, faults=injected) as sandbox:
+            run = run_tap(settings_of(sandbox, page_size=5), "actions")
+            assert set(run.ids("actions")) == visible(world)
+            asked.append(sum(request.parameter("startKey") is None for request in sandbox.requests))
+    as_documented, ignored = asked
+    assert ignored <= as_documented
+
+
+def test_polls_every_five_minutes_miss_no_late_action() -> None:
+    world = World(seed=3, users=200, days=1, now=NOW, late_fraction=0.3, late_seconds_max=240)
+    seen: set[str] = set()
+    with Sandbox(world) as sandbox:
+        settings = settings_of(sandbox, start_date="2026-10-01T12:00:00Z")
+        state: dict[str, Any] = state_of(actions="2026-10-01T12:00:00.000Z")
+        for _ in range(36):
+            world.advance(timedelta(minutes=5))
+            run = run_tap(settings, "actions", state=state, local_clock=world.now)
+            seen |= set(run.ids("actions"))
+            state = run.state
+    due = {row["_id"] for row in world.actions(after=NOW, until=world.now - timedelta(seconds=5))}
+    assert len(due) > 10
+    assert due <= seen
+
+
+@pytest.mark.parametrize(
+    "skew_seconds", [pytest.param(-3600, id="an-hour-behind"), pytest.param(3600, id="an-hour-ahead")]
+)
+def test_the_local_clock_has_no_say(world: World, skew_seconds: int) -> None:
+    with Sandbox(world) as sandbox:
+        run = run_tap(settings_of(sandbox), "actions", local_clock=NOW + timedelta(seconds=skew_seconds))
+    assert set(run.ids("actions")) == visible(world)
+    assert run.bookmarks("actions")[-1] == SETTLED
+
+
+@pytest.mark.parametrize("request_number", [2, 3, 5, 8])
+def test_a_run_that_died_is_finished_by_the_next(world: World, request_number: int) -> None:
+    with Sandbox(world, faults=[faults.unauthorized().nth(request_number)]) as sandbox:
+        died = run_tap(settings_of(sandbox, page_size=10), may_fail=True)
+        assert isinstance(died.error, PepperError)
+        sandbox.faults = ()
+        finished = run_tap(settings_of(sandbox, page_size=10), state=died.states[-1] if died.states else {})
+    assert set(died.ids("actions") + finished.ids("actions")) == visible(world)
+    assert finished.ids("awards")

@@ -1,0 +1,231 @@
+"""DuckDB's own ways: a file that one connection has at a time, tables without indexes, batches that take little."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from random import Random
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pytest
+
+from target_crm.balances_cli.verify import verify
+from target_crm.engines.duckdb import BATCH_SETTINGS, ROW_GROUP_ROWS
+from target_crm.errors import SettingError
+from target_crm.warehouse import connection as room
+from target_crm.warehouse.connection import Warehouse
+from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.target import ACTIONS, action, load, query, record, schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"duckdb:///{tmp_path / 'crm.db'}"
+
+
+def scalar(connection: Connection, sql: str) -> Any:
+    return connection.exec_driver_sql(sql).scalar()
+
+
+def set_up(url: str, *, is_there: bool) -> Warehouse:
+    """A warehouse in a file made anew, or in one that is there, made by DuckDB alone."""
+    if is_there:
+        duckdb.connect(url.removeprefix("duckdb:///")).close()
+    crm = Warehouse(url)
+    crm.set_up()
+    return crm
+
+
+def in_a_batch(warehouse: Warehouse, sql: str) -> Any:
+    results: list[Any] = []
+    warehouse.commit_once(lambda connection: results.append(scalar(connection, sql)))
+    return results[0]
+
+
+def test_writers_of_one_process_take_turns_as_those_of_two_do(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Warehouse(url), Warehouse(url)
+    first.set_up()
+    waits = Event()
+    monkeypatch.setattr(time, "sleep", lambda _seconds: waits.set())
+
+    def count() -> Any:
+        with second.write() as connection:
+            return scalar(connection, "SELECT count(*) FROM _crm_commits")
+
+    with ThreadPoolExecutor() as pool:
+        with first.write() as connection:
+            counted = pool.submit(count)
+            assert waits.wait(timeout=30)
+            connection.exec_driver_sql("INSERT INTO _crm_commits VALUES ('b1', '2026-10-01 10:00:00')")
+
+        assert counted.result() == 1
+
+
+def test_a_batch_takes_one_thread_and_a_reader_the_whole_machine(url: str) -> None:
+    crm, threads = Warehouse(url), "SELECT current_setting('threads')"
+    crm.set_up()
+
+    assert in_a_batch(crm, threads) == 1
+    with crm.read() as connection:
+        assert (scalar(connection, threads),) == duckdb.connect().execute(threads).fetchone()
+
+
+def test_a_batch_takes_what_the_url_allows(url: str) -> None:
+    crm = Warehouse(f"{url}?threads=3&memory_limit=1GB")
+    crm.set_up()
+
+    assert in_a_batch(crm, "SELECT current_setting('threads')") == 3
+    assert in_a_batch(crm, "SELECT current_setting('memory_limit')") == "953.6 MiB"
+
+
+def test_a_setting_of_the_url_counts_by_any_of_its_names(url: str) -> None:
+    crm = Warehouse(f"{url}?worker_threads=3&max_memory=1GB")
+    crm.set_up()
+
+    assert in_a_batch(crm, "SELECT current_setting('threads')") == 3
+    assert in_a_batch(crm, "SELECT current_setting('memory_limit')") == "953.6 MiB"
+
+
+def test_a_batch_that_lacks_memory_gets_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BATCH_SETTINGS, "memory_limit", "8MB")
+    waits: list[float] = []
+    monkeypatch.setattr(room.time, "sleep", waits.append)
+    # Hardly any of it can be compressed.
+    messages = [
+        action(f"a{place}", award=f"w{place}", note=Random(place).randbytes(100_000).hex()) for place in range(100)
+    ]
+
+    loaded = load(url, [ACTIONS, *messages, *messages], batch_size_rows=50)
+
+    assert loaded.tallies == {"actions": "200 read = 100 applied + 100 duplicate + 0 superseded + 0 quarantined"}
+    assert len(waits) == 1
+    assert not verify(Warehouse(url)).drifted
+
+
+def test_any_number_is_the_nearest_double_in_whatever_company(url: str) -> None:
+    numbers = ["1e300", "1e-300", "-0.5338310994848547", "12345678901234567890", "1e20", "1e-20"]
+    messages = [record("things", {"id": str(place), "x": "@"}) for place in range(len(numbers))]
+    lines = [line.replace('"@"', number) for line, number in zip(messages, numbers, strict=True)]
+
+    load(url, [schema("things", {"id": {"type": "string"}, "x": {"type": "number"}}, "id"), *lines])
+
+    assert query(url, "SELECT x FROM things ORDER BY id") == [(float(number),) for number in numbers]
+
+
+def test_points_with_many_zeros_are_loaded_as_they_are(url: str) -> None:
+    messages = [action("a1", delta="@", available=7).replace('"@"', f"7.{'0' * zeros}") for zeros in (40, 43, 108)]
+
+    for message in messages:
+        loaded = load(url, [ACTIONS, message])
+    assert loaded.tallies == {"actions": "1 read = 0 applied + 1 duplicate + 0 superseded + 0 quarantined"}
+    assert query(url, "SELECT earned_total FROM award_balances") == [(Decimal(7),)]
+
+
+def test_a_file_that_could_not_be_begun_is_not_in_the_way_of_the_next_run(tmp_path: Path) -> None:
+    def run(bytes_max: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command("target-crm", "--config", "ENV"),
+            env=environment(TARGET_CRM_SQLALCHEMY_URL="duckdb:///crm.duckdb"),
+            input=f"{ACTIONS}\n{action('a1')}\n",
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS_MAX,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_max, resource.RLIM_INFINITY)),
+        )
+
+    assert run(0).returncode == 1
+    assert run(resource.RLIM_INFINITY).returncode == 0
+
+
+@pytest.mark.parametrize("nowhere", ["duckdb://", "duckdb:///:memory:", "duckdb:///:memory:shared"])
+def test_a_warehouse_in_memory_is_refused(nowhere: str) -> None:
+    with pytest.raises(SettingError, match="duckdb: expected the warehouse's file"):
+        Warehouse(nowhere)
+
+
+def test_memory_is_not_limited_where_an_index_has_to_fit_into_it(url: str) -> None:
+    crm, limit = Warehouse(url), "SELECT current_setting('memory_limit')"
+    crm.set_up()
+    restrained = in_a_batch(crm, limit)
+    with crm.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE plans (name VARCHAR PRIMARY KEY)")
+
+    assert restrained == "91.5 MiB"
+    assert in_a_batch(crm, limit) != restrained
+
+
+def test_tables_grow_by_small_parts_so_that_a_poll_writes_little_anew(url: str) -> None:
+    crm = Warehouse(url)
+    crm.set_up()
+    with crm.write() as connection:
+        rows = f"SELECT i::VARCHAR, TIMESTAMP '2026-10-01' FROM range({3 * ROW_GROUP_ROWS}) r(i)"
+        connection.exec_driver_sql(f"INSERT INTO _crm_commits {rows}")
+
+    with crm.read() as connection:
+        parts = scalar(connection, "SELECT count(DISTINCT row_group_id) FROM pragma_storage_info('_crm_commits')")
+
+    assert parts == 3
+
+
+@pytest.mark.parametrize(("is_there", "way"), [(False, "ZSTD"), (True, "FSST")])
+def test_payloads_are_compressed_as_the_file_can_and_ids_not_at_all(url: str, *, is_there: bool, way: str) -> None:
+    crm = set_up(url, is_there=is_there)
+    with crm.write() as connection:
+        row = "i::VARCHAR, md5(i::VARCHAR), '{\"the number of this action\": ' || i || '}', TIMESTAMP '2026-10-01'"
+        columns = "action_id, content_hash, payload, loaded_at"
+        connection.exec_driver_sql(f"INSERT INTO actions ({columns}) SELECT {row} FROM range({ROW_GROUP_ROWS}) r(i)")
+
+    with crm.read() as connection:
+        segments = connection.exec_driver_sql("FROM pragma_storage_info('actions')").mappings().all()
+
+    ways = {(each["column_name"], each["compression"]) for each in segments if each["segment_type"] == "VARCHAR"}
+    assert {("payload", way), ("action_id", "Uncompressed"), ("content_hash", "Uncompressed")} <= ways
+
+
+@pytest.mark.parametrize(("is_there", "readers"), [(False, "v1.2.0+"), (True, "v1.0.0+")])
+def test_who_can_read_a_file_that_is_there_can_do_so_afterwards(url: str, *, is_there: bool, readers: str) -> None:
+    crm = set_up(url, is_there=is_there)
+
+    with crm.read() as connection:
+        version = scalar(
+            connection, "SELECT tags['storage_version'] FROM duckdb_databases() WHERE NOT internal AND path IS NOT NULL"
+        )
+
+    assert version == readers
+
+
+def test_no_table_of_the_target_has_an_index(url: str) -> None:
+    crm = Warehouse(url)
+    crm.set_up()
+
+    with crm.read() as connection:
+        indexed = scalar(connection, "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'")
+
+    assert indexed == 0
+
+
+@pytest.mark.parametrize(("ledger", "expected"), [("actions", "5.0000"), ("actions WHERE award_id = 'w2'", None)])
+def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str, expected: str | None) -> None:
+    """There is no key against it; and the second is not to pass for what the ledger says, where that says nothing."""
+    load(url, [ACTIONS, action("a1", award="w1", available=5), action("a2", award="w2")])
+    crm = Warehouse(url)
+    with crm.write() as connection:
+        connection.exec_driver_sql(f"CREATE TEMP TABLE kept AS SELECT * FROM {ledger}")
+        connection.exec_driver_sql("DELETE FROM actions WHERE action_id NOT IN (SELECT action_id FROM kept)")
+        connection.exec_driver_sql("INSERT INTO award_balances SELECT * FROM award_balances WHERE award_id = 'w1'")
+
+    (fold, _) = verify(crm).checks
+
+    assert fold.examples == [{"award_id": "w1", "points": "5.0000", "expected_points": expected}]

@@ -1,0 +1,233 @@
+"""Tables that an earlier version or an earlier schema left behind."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from target_crm.balances_cli import cli
+from target_crm.balances_cli.verify import rebuild, verify
+from target_crm.errors import InputError, WarehouseError
+from target_crm.loader.target import TargetCrm
+from target_crm.records.values import from_json
+from target_crm.warehouse import migrations
+from target_crm.warehouse.connection import Warehouse, parse_url
+from tests.helpers.commands import environment
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state, table
+
+SHAPES = Path(__file__).parents[1] / "snapshots" / "shapes"
+TEXT, INTEGER, NUMBER, BOOLEAN = ({"type": [name, "null"]} for name in ("string", "integer", "number", "boolean"))
+
+
+def lay_out(url: str, shape: int) -> None:
+    """Create the target's tables as they were in an earlier version."""
+    engine = create_engine(parse_url(url))
+    path = SHAPES / f"{shape}.{engine.dialect.name}.sql"
+    if not path.exists():
+        pytest.skip(f"version {shape} did not know {engine.dialect.name}")
+    statements = path.read_text().split(";\n")
+    with engine.begin() as connection:
+        for statement in filter(str.strip, statements):
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("shape", range(migrations.VERSION))
+def test_tables_of_every_earlier_version_are_brought_up_to_date_and_keep_their_rows(
+    warehouse_url: str, shape: int
+) -> None:
+    lay_out(warehouse_url, shape)
+    execute(
+        warehouse_url,
+        "INSERT INTO actions (action_id, award_id, user_id, occurred_at, effect, points_available, points_added, "
+        "content_hash, loaded_at) VALUES ('old', 'w1', 'u1', '2026-10-01 10:00:00', 'earned', 7, 7, 'x', "
+        "'2026-10-01 10:00:00')",
+    )
+    execute(
+        warehouse_url,
+        "INSERT INTO award_balances (award_id, user_id, points, as_of, as_of_source, last_action_id, earned_total, "
+        "action_count, first_action_at, last_action_at, updated_at) VALUES ('w1', 'u1', 7, '2026-10-01 10:00:00', "
+        "'action', 'old', 7, 1, '2026-10-01 10:00:00', '2026-10-01 10:00:00', '2026-10-01 10:00:00')",
+    )
+
+    load(warehouse_url, [AWARDS, snapshot("w2", 4), ACTIONS, action("new", delta=2, available=9), state({})])
+
+    rows = table(warehouse_url, "award_balances", "award_id", "points", "earned_total", "action_count")
+    assert rows == [
+        {"award_id": "w1", "points": Decimal(9), "earned_total": Decimal(9), "action_count": 2},
+        {"award_id": "w2", "points": Decimal(4), "earned_total": Decimal(0), "action_count": 0},
+    ]
+    assert not verify(Warehouse(warehouse_url)).drifted
+    assert query(warehouse_url, "SELECT version FROM _crm_version") == [(migrations.VERSION,)]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert cli.run(["ddl", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_tables_of_this_version_are_on_record_for_those_who_will_upgrade_them(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a release, raise `VERSION` before anything changes; until then, `GOLDEN=renew` writes the record anew."""
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    statements = printed(capsys)
+    golden = SHAPES / f"{migrations.VERSION}.{parse_url(warehouse_url).get_backend_name()}.sql"
+    if environment().get("GOLDEN") == "renew":
+        golden.write_text(statements)
+    assert statements == golden.read_text()
+
+
+def test_a_file_without_schemas_is_not_taken_for_one(
+    warehouse_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    schemas = tmp_path / "schemas.jsonl"
+    schemas.write_text("tap-pepper: auth_token is missing\n")
+
+    with pytest.raises(InputError, match="--schemas: no SCHEMA message in it"):
+        cli.run(["ddl", "--schemas", str(schemas)])
+
+
+def test_a_loader_without_the_right_to_create_loads_into_what_was_prepared(
+    new_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perks = schema("perks", {"_id": TEXT, "title": TEXT}, "_id")
+    awards = schema("awards", {"_id": TEXT, "points": NUMBER, "updatedAt": TEXT, "notes": TEXT}, "_id")
+    schemas = tmp_path / "schemas.jsonl"
+    schemas.write_text(f"{perks}\nno message\n{record('perks', {'_id': 'p1'})}\n{awards}\n{ACTIONS}\n")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
+    monkeypatch.setenv("TARGET_CRM_DEFAULT_TARGET_SCHEMA", "loyalty")
+    execute(new_postgres_url, "CREATE ROLE lodger LOGIN")
+
+    execute(new_postgres_url, printed(capsys, "--schemas", str(schemas)))
+    execute(
+        new_postgres_url,
+        "GRANT USAGE ON SCHEMA loyalty TO lodger; "
+        "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA loyalty TO lodger",
+    )
+
+    assert printed(capsys, "--schemas", str(schemas)) == "-- nothing is missing\n"
+    assert printed(capsys, "--json") == "[]\n"
+    lodger_url = new_postgres_url.replace("//postgres@", "//lodger@")
+    messages = [
+        *(
+            perks,
+            record("perks", {"_id": "p1", "title": "Cake"}),
+            '{"type": "ACTIVATE_VERSION", "stream": "perks", "version": 1}',
+        ),
+        *(awards, snapshot("w2", 4), ACTIONS, action("a1", available=2)),
+    ]
+    load(lodger_url, messages, default_target_schema="loyalty")
+    assert query(new_postgres_url, "SELECT award_id, points FROM loyalty.award_balances ORDER BY award_id") == [
+        ("w1", 2),
+        ("w2", 4),
+    ]
+    database = new_postgres_url.rsplit("/", 1)[1]
+    execute(new_postgres_url, f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
+    assert rebuild(Warehouse(lodger_url, "loyalty")) == 2
+    with pytest.raises(WarehouseError, match="permission denied"):
+        load(lodger_url, [schema("other", {"id": TEXT}, "id")], default_target_schema="loyalty")
+
+
+def test_tables_of_a_newer_version_are_left_alone(warehouse_url: str) -> None:
+    load(warehouse_url, [ACTIONS, action("a1")])
+    execute(warehouse_url, f"UPDATE _crm_version SET version = {migrations.VERSION + 1}")
+
+    with pytest.raises(WarehouseError, match="upgrade pepper-crm"):
+        load(warehouse_url, [ACTIONS, action("a2")])
+
+    assert query(warehouse_url, "SELECT action_id FROM actions") == [("a1",)]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([(INTEGER, 5), (NUMBER, 0.5)], id="integer-to-number"),
+        pytest.param([(NUMBER, 0.5), (INTEGER, 5)], id="number-holds-integers"),
+    ],
+)
+def test_a_column_makes_room_for_wider_values(warehouse_url: str, sent: list[tuple[Any, float]]) -> None:
+    messages = [
+        message
+        for key, (kind, value) in enumerate(sent)
+        for message in (schema("t", {"id": TEXT, "n": kind}, "id"), record("t", {"id": str(key), "n": value}))
+    ]
+
+    load(warehouse_url, messages)
+
+    stored = [float(n) for (n,) in query(warehouse_url, "SELECT n FROM t ORDER BY id")]
+    assert stored == [value for _, value in sent]
+
+
+def test_a_loader_goes_on_when_another_has_set_up_the_same_stream_with_fewer_and_narrower_columns(
+    warehouse_url: str,
+) -> None:
+    wide, narrow = ({"id": TEXT, "n": NUMBER, "more": TEXT}, {"id": TEXT, "n": INTEGER})
+    crm = Warehouse(warehouse_url)
+    loader = TargetCrm(config={"sqlalchemy_url": warehouse_url})
+    loader._process_schema_message(from_json(schema("t", wide, "id")))
+
+    load(crm, [schema("t", narrow, "id"), record("t", {"id": "1", "n": 1})])
+    loader._process_record_message(from_json(record("t", {"id": "2", "n": 0.5, "more": "x"})))
+    loader.process_endofpipe()
+
+    rows = query(warehouse_url, "SELECT id, n, more FROM t ORDER BY id")
+    assert [(key, float(n), more) for key, n, more in rows] == [("1", 1, None), ("2", 0.5, "x")]
+    crm.dispose()
+    loader.warehouse.dispose()
+
+
+@pytest.mark.parametrize(
+    ("old", "first", "expected"),
+    [
+        pytest.param(INTEGER, 5, "5", id="integer"),
+        pytest.param(BOOLEAN, True, "true", id="boolean"),
+        pytest.param({"type": "object"}, {"a": 1}, '{"a":1}', id="object"),
+        pytest.param({"type": "string", "format": "date"}, "2026-10-01", "2026-10-01", id="date"),
+    ],
+)
+def test_on_postgresql_any_column_can_become_text(new_postgres_url: str, old: Any, first: Any, expected: str) -> None:
+    execute(new_postgres_url, "DROP TABLE IF EXISTS w")
+    load(new_postgres_url, [schema("w", {"id": TEXT, "v": old}, "id"), record("w", {"id": "1", "v": first})])
+    load(new_postgres_url, [schema("w", {"id": TEXT, "v": TEXT}, "id"), record("w", {"id": "2", "v": "words"})])
+
+    assert query(new_postgres_url, "SELECT v FROM w ORDER BY id") == [(expected,), ("words",)]
+
+
+@pytest.mark.parametrize(
+    ("properties", "keys", "complaint"),
+    [
+        pytest.param({"id": TEXT, "v": BOOLEAN}, ["id"], "column 'v' holds integer.*says boolean", id="narrower"),
+        pytest.param({"id": TEXT, "v": INTEGER}, ["id", "v"], "key", id="other-key"),
+    ],
+)
+def test_a_schema_that_the_table_cannot_take_stops_the_run_before_any_of_its_rows(
+    warehouse_url: str, properties: Any, keys: list[str], complaint: str
+) -> None:
+    messages = [
+        schema("t", {"id": TEXT, "v": INTEGER}, "id"),
+        record("t", {"id": "1", "v": 5}),
+        schema("t", properties, *keys),
+        record("t", {"id": "2", "v": None}),
+    ]
+
+    with pytest.raises(WarehouseError, match=complaint):
+        load(warehouse_url, messages)
+
+    assert query(warehouse_url, "SELECT id, v FROM t") == [("1", 5)]
+
+
+def test_on_postgresql_only_work_tables_may_lose_their_rows_in_a_crash(new_postgres_url: str) -> None:
+    load(new_postgres_url, [schema("w", {"id": TEXT}, "id"), ACTIONS])
+
+    in_log = dict(query(new_postgres_url, "SELECT relname, relpersistence = 'p' FROM pg_class WHERE relkind = 'r'"))
+    ours = {name: is_safe for name, is_safe in in_log.items() if not name.startswith(("pg_", "sql_"))}
+    assert {name for name, is_safe in ours.items() if not is_safe} == {
+        name for name in ours if name.startswith(("_crm_staging_", "_crm_fresh", "_crm_merged"))
+    }

@@ -1,0 +1,246 @@
+"""Schemas: the columns that a stream's JSON Schema asks for, and a record as a row of them."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from target_crm.records.schemas import (
+    ANY_SCALAR,
+    BOOLEAN,
+    DATE,
+    IDENTIFIER,
+    INSTANT,
+    INTEGER,
+    JSON,
+    NUMBER,
+    POINTS,
+    TEXT,
+    Kind,
+    MissingProperty,
+    Shape,
+    column_names,
+    kind_of,
+    snake_case,
+)
+from target_crm.records.values import Invalid
+
+READ_AT = datetime(2026, 10, 5, 0, 0, tzinfo=timezone.utc)
+LOADED_AT = datetime(2026, 10, 5, 0, 1, tzinfo=timezone.utc)
+
+
+def row(shape: Shape, record: dict[str, Any]) -> tuple[Any, ...]:
+    *row, version, deleted_at = shape.row(record, extracted_at=READ_AT, loaded_at=LOADED_AT)
+    assert (version, deleted_at) == (None, None)
+    return tuple(row)
+
+
+@pytest.mark.parametrize(
+    ("definition", "kind"),
+    [
+        pytest.param({"type": "string"}, TEXT, id="string"),
+        pytest.param({"type": ["null", "string"]}, TEXT, id="string-or-null"),
+        pytest.param({"type": "string", "format": "date-time"}, INSTANT, id="date-time"),
+        pytest.param({"type": ["string", "null"], "format": "date"}, DATE, id="date-or-null"),
+        pytest.param({"type": "string", "format": "uuid"}, TEXT, id="another-format"),
+        pytest.param(
+            {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]}, INSTANT, id="date-time-or-null"
+        ),
+        pytest.param(
+            {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string"}]}, ANY_SCALAR, id="time-or-text"
+        ),
+        pytest.param({"type": "integer"}, INTEGER, id="integer"),
+        pytest.param({"type": ["number", "null"]}, NUMBER, id="number"),
+        pytest.param({"type": ["integer", "number"]}, NUMBER, id="integer-or-number"),
+        pytest.param({"type": "boolean"}, BOOLEAN, id="boolean"),
+        pytest.param({"type": "object"}, JSON, id="object"),
+        pytest.param({"type": ["array", "null"]}, JSON, id="array"),
+        pytest.param({"type": ["string", "integer"]}, ANY_SCALAR, id="string-or-integer"),
+        pytest.param({"type": ["string", "object"]}, JSON, id="string-or-object"),
+        pytest.param({"anyOf": [{"type": "integer"}, {"type": "null"}]}, INTEGER, id="anyOf"),
+        pytest.param({"oneOf": [{"type": "integer"}, {"type": ["null", "string"]}]}, ANY_SCALAR, id="oneOf"),
+        pytest.param({"type": "null"}, JSON, id="only-null"),
+        pytest.param({}, JSON, id="anything"),
+        pytest.param(True, JSON, id="true-allows-anything"),
+    ],
+)
+def test_a_property_is_of_the_kind_that_holds_all_that_its_schema_allows(definition: Any, kind: Kind) -> None:
+    assert kind_of(definition) is kind
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("_id", "_id"),
+        ("updatedAt", "updated_at"),
+        ("HTTPCode", "http_code"),
+        ("userID", "user_id"),
+        ("monthofyear", "monthofyear"),
+        ("points2Add", "points2_add"),
+        ("home address", "home_address"),
+        ('a";drop table b', "a_drop_table_b"),
+        ("größe", "gr_e"),
+        ("数", "_"),
+        ("", "_"),
+        ("x" * 100, "x" * 60),
+    ],
+)
+def test_a_name_becomes_snake_case(name: str, column: str) -> None:
+    assert snake_case(name) == column
+
+
+@pytest.mark.parametrize("names", [["userName", "user_name", "user name"], ["user name", "user_name", "userName"]])
+def test_which_column_a_property_has_does_not_depend_on_the_order_of_properties(names: list[str]) -> None:
+    shape = Shape.of({"properties": {name: {"type": "string"} for name in names}}, [])
+
+    assert {field.property: field.column for field in shape.fields} == {
+        "user_name": "user_name",
+        "user name": "user_name_2",
+        "userName": "user_name_3",
+    }
+
+
+def test_a_name_stays_one_that_every_engine_takes_however_many_clash() -> None:
+    names = column_names(["x" * 60 + str(number) for number in range(1000)], taken=set())
+
+    assert len(set(names.values())) == 1000
+    assert max(map(len, names.values())) == 63
+
+
+def test_names_that_clash_get_numbers_in_their_order() -> None:
+    names = column_names(["fooBar", "foo_bar", "foo bar", "FOO", "_rank", "x" * 70, "x" * 80], taken={"_rank"})
+
+    assert names == {
+        "fooBar": "foo_bar",
+        "foo_bar": "foo_bar_2",
+        "foo bar": "foo_bar_3",
+        "FOO": "foo",
+        "_rank": "_rank_2",
+        "x" * 70: "x" * 60,
+        "x" * 80: "x" * 60 + "_2",
+    }
+
+
+def test_a_record_becomes_a_row_with_a_value_of_its_columns_kind_each() -> None:
+    shape = Shape.of(
+        {
+            "properties": {
+                "id": {"type": "string"},
+                "createdAt": {"type": "string", "format": "date-time"},
+                "born": {"type": "string", "format": "date"},
+                "count": {"type": "integer"},
+                "share": {"type": "number"},
+                "open": {"type": "boolean"},
+                "tags": {"type": "array"},
+                "absent": {"type": "string"},
+            }
+        },
+        ["id"],
+    )
+    record = {
+        "id": 7,
+        "createdAt": "2026-10-01T12:00:00+02:00",
+        "born": "2000-02-29",
+        "count": 3,
+        "share": Decimal("0.1"),
+        "open": True,
+        "tags": ["a", Decimal("1.50")],
+    }
+
+    assert row(shape, record) == (
+        "7",
+        datetime(2026, 10, 1, 10, 0, tzinfo=timezone.utc),
+        date(2000, 2, 29),
+        3,
+        Decimal("0.1"),
+        True,
+        '["a",1.50]',
+        None,
+        None,
+        READ_AT,
+        LOADED_AT,
+    )
+
+
+def test_what_the_schema_does_not_name_is_kept_as_json() -> None:
+    shape = Shape.of({"properties": {"id": {"type": "string"}}}, ["id"])
+
+    assert row(shape, {"id": "1", "new": {"x": Decimal("1.50")}, "id2": None}) == (
+        "1",
+        '{"new":{"x":1.50},"id2":null}',
+        READ_AT,
+        LOADED_AT,
+    )
+
+
+def test_a_schema_that_forbids_other_properties_keeps_none() -> None:
+    shape = Shape.of({"properties": {"id": {"type": "string"}}, "additionalProperties": False}, ["id"])
+
+    assert row(shape, {"id": "1", "new": 5}) == ("1", None, READ_AT, LOADED_AT)
+
+
+def test_a_property_may_be_called_as_one_of_the_columns_that_the_target_adds() -> None:
+    shape = Shape.of({"properties": {"_extra": {"type": "string"}, "_loaded_at": {"type": "string"}}}, [])
+
+    assert [field.column for field in shape.fields] == ["_extra_2", "_loaded_at_2"]
+    assert row(shape, {"_extra": "mine"}) == ("mine", None, None, READ_AT, LOADED_AT)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        pytest.param({"name": "x"}, "id is missing", id="no-key"),
+        pytest.param({"id": None, "name": "x"}, "id is missing", id="null-key"),
+        pytest.param({"id": "1"}, "name is missing", id="no-required-property"),
+    ],
+)
+def test_a_record_without_its_key_or_a_required_property_is_refused(record: dict[str, Any], reason: str) -> None:
+    properties = {"id": {"type": "string"}, "name": {"type": ["string", "null"]}}
+    shape = Shape.of({"properties": properties, "required": ["name"]}, ["id"])
+
+    with pytest.raises(MissingProperty) as refusal:
+        row(shape, record)
+
+    assert str(refusal.value) == reason
+
+
+def test_a_required_property_may_be_null_where_it_is_no_key() -> None:
+    shape = Shape.of({"properties": {"id": {}, "name": {"type": "string"}}, "required": ["name"]}, ["id"])
+
+    assert row(shape, {"id": "1", "name": None})[:2] == ("1", None)
+
+
+def test_a_refusal_names_the_property_and_not_the_value() -> None:
+    shape = Shape.of({"properties": {"id": {"type": "string"}, "age": {"type": "integer"}}}, ["id"])
+
+    with pytest.raises(Invalid) as refusal:
+        row(shape, {"id": "1", "age": "Tom Jones"})
+
+    assert str(refusal.value) == "age is text, expected a whole number"
+
+
+@pytest.mark.parametrize(
+    ("definition", "kind"),
+    [
+        pytest.param({"type": "string"}, IDENTIFIER, id="text"),
+        pytest.param({"type": ["string", "integer"]}, IDENTIFIER, id="text-or-number"),
+        pytest.param({}, IDENTIFIER, id="anything"),
+        pytest.param(None, IDENTIFIER, id="not-in-the-schema"),
+        pytest.param({"type": "integer"}, INTEGER, id="number"),
+        pytest.param({"type": "string", "format": "date"}, DATE, id="date"),
+    ],
+)
+def test_a_key_is_of_a_kind_that_an_index_can_hold(definition: Any, kind: Kind) -> None:
+    shape = Shape.of({"properties": {"id": definition} if definition is not None else {}}, ["id"])
+
+    assert [(field.column, field.kind, field.required) for field in shape.fields] == [("id", kind, True)]
+    assert shape.keys == ("id",)
+
+
+def test_fixed_properties_have_their_kind_whatever_the_schema_says_or_leaves_out() -> None:
+    shape = Shape.of({"properties": {"points": {"type": "string"}}}, [], {"userId": IDENTIFIER, "points": POINTS})
+
+    assert row(shape, {"points": "0.25", "userId": 5}) == ("5", Decimal("0.25"), None, READ_AT, LOADED_AT)

@@ -1,9 +1,0 @@
-"""docs/warehouses.md tells of the cases that there are."""
-
-from __future__ import annotations
-
-from tests.warehouses import matrix
-
-
-def test_the_document_has_a_line_for_each_case() -> None:
-    assert matrix.documented_titles() == [matrix.title(case) for case in matrix.CASES]
