@@ -93,7 +93,7 @@ def _minute(bound: str | None, otherwise: int) -> int:
     """The number of the minute that begins at a bound."""
     if bound is None:
         return otherwise
-    return int((datetime.fromisoformat(bound.replace("Z", "+00:00")) - START).total_seconds() // 60)
+    return int((datetime.fromisoformat(bound) - START).total_seconds() // 60)
 
 
 class Server(socketserver.ThreadingTCPServer):

@@ -130,7 +130,7 @@ def to_moment(text: str) -> datetime:
     """The moment that a text such as `2021-02-01T10:00:00.000Z` names. A ValueError for one without a time zone."""
     if not TIMESTAMP.fullmatch(text):
         raise ValueError(f"{text} is not a moment such as 2021-02-01T10:00:00.000Z")
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return datetime.fromisoformat(text)
 
 
 class _Endpoint(NamedTuple):

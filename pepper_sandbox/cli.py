@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
 from pepper_sandbox.server import Sandbox
@@ -44,7 +44,7 @@ Ctrl-C ends it."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Gives the exit code: 0, or 1 where the port cannot be had."""
     options = _parser().parse_args(arguments)
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     world = World(seed=options.seed, users=options.users, days=options.days, now=now)
     sandbox = Sandbox(world, port=options.port, clock=time.monotonic)
     try:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ def main() -> int:
     database = output / "crm.db"
     try:
         _clear(output, database)
-        world = World(users=USERS, days=HISTORY_DAYS, now=datetime.now(timezone.utc))
+        world = World(users=USERS, days=HISTORY_DAYS, now=datetime.now(UTC))
         with Sandbox(world) as pepper:
             environment = {**os.environ, **_settings(pepper, output, database)}
             print(f"Pepper   {pepper.url}: {len(world.balances()):,} awards, {world.action_count():,} actions so far")

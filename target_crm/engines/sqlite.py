@@ -57,7 +57,7 @@ class Sqlite(Ways):
             while True:
                 try:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
-                except OperationalError as error:  # noqa: PERF203 - a try each time is the point
+                except OperationalError as error:
                     if "database is locked" not in str(error.orig) or time.monotonic() > deadline_seconds:
                         raise
                 else:

@@ -154,7 +154,7 @@ class Warehouse:
         for wait_seconds in RETRY_SECONDS:
             try:
                 return work()
-            except ConnectionLost as error:  # noqa: PERF203 - a try for each try
+            except ConnectionLost as error:
                 if not self._was_reached:
                     raise
                 logger.warning("%s; trying again in %.1f s", error, wait_seconds)

@@ -72,7 +72,7 @@ def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
     while True:
         try:
             urllib.request.urlopen(address, timeout=START_SECONDS).close()
-        except OSError:  # noqa: PERF203 - a try each time is the point
+        except OSError:
             if server.poll() is not None or time.monotonic() > deadline_seconds:
                 raise RuntimeError(f"BigQuery's emulator did not start:\n{log.read_text()}") from None
             time.sleep(POLL_SECONDS)

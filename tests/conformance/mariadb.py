@@ -90,7 +90,7 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     while True:
         try:
             _connect(port).close()
-        except pymysql.OperationalError:  # noqa: PERF203 - a try each time is the point
+        except pymysql.OperationalError:
             if server.poll() is not None or time.monotonic() > deadline_seconds:
                 raise RuntimeError(f"MariaDB did not start:\n{log.read_text()}") from None
             time.sleep(POLL_SECONDS)

@@ -91,7 +91,7 @@ def _wait(url: str, log: Path) -> None:
     while True:
         try:
             execute(url, "SELECT 1")
-        except Exception as error:  # noqa: BLE001, PERF203 - each driver layer has errors of its own
+        except Exception as error:  # noqa: BLE001 - each driver layer has errors of its own
             if time.monotonic() > deadline_seconds:
                 raise RuntimeError(f"Spark did not start ({error}):\n{log.read_text()}") from None
             time.sleep(POLL_SECONDS)

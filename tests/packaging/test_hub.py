@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from tests.helpers.target import query
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NOW = datetime(2026, 3, 29, tzinfo=timezone.utc)
+NOW = datetime(2026, 3, 29, tzinfo=UTC)
 HUB = PROJECT / "hub"
 DEFINITIONS = {"extractors": HUB / "extractors" / "tap-pepper.yml", "loaders": HUB / "loaders" / "target-crm.yml"}
 # What the Hub's form has besides what Meltano's has.

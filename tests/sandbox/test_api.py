@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from pepper_sandbox.api import Request, Response, id_of, key_of, respond
 from pepper_sandbox.world import World
 
-NOW = datetime(2026, 10, 1, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 10, 1, 12, tzinfo=UTC)
 HEADERS = {"Authorization": "Token sandbox-token", "X-Application-Id": "pepper-mill", "x-api-version": "10"}
 
 

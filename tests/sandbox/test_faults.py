@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pepper_sandbox.faults import Fault
 
-NOW = datetime(2026, 10, 1, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 10, 1, 12, tzinfo=UTC)
 HEADERS = {"Authorization": "Token sandbox-token", "X-Application-Id": "pepper-mill", "x-api-version": "10"}
 
 

@@ -6,7 +6,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pepper_sandbox.api import Request, Response
 
-NOW = datetime(2026, 10, 1, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 10, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_the_true_balances_are_told_without_a_token(pepper: Sandbox) -> None:
     told = requests.get(f"{pepper.url}/_sandbox/balances").json()
     assert told == {"at": "2026-10-01T12:00:00.000Z", "balances": pepper.world.balances()}
     past = requests.get(f"{pepper.url}/_sandbox/balances", params={"at": "2026-09-25T00:00:00Z"}).json()
-    assert past["balances"] == pepper.world.balances(datetime(2026, 9, 25, tzinfo=timezone.utc))
+    assert past["balances"] == pepper.world.balances(datetime(2026, 9, 25, tzinfo=UTC))
     assert pepper.requests == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from pepper_sandbox.records import when
 from pepper_sandbox.world import SEASON_DAYS, Totals, World
 
-NOW = datetime(2026, 10, 1, 12, 0, 0, 123_000, tzinfo=timezone.utc)
+NOW = datetime(2026, 10, 1, 12, 0, 0, 123_000, tzinfo=UTC)
 DAY = timedelta(days=1)
 MILLISECOND = timedelta(milliseconds=1)
 DELTAS = {
@@ -31,7 +31,7 @@ def everything(world: World) -> object:
 
 
 def occurred(action: dict) -> datetime:
-    return datetime.fromisoformat(action["when"]["timestamp"].replace("Z", "+00:00"))
+    return datetime.fromisoformat(action["when"]["timestamp"])
 
 
 def is_current(action: dict) -> bool:
@@ -145,7 +145,7 @@ def test_nothing_is_earned_of_a_deleted_perk(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("pepper_sandbox.world.SEASON_DAYS", season / DAY)
     world = World(users=100, days=1, now=NOW)
     opened = {
-        award["_id"]: datetime.fromisoformat(award["perk"]["updatedAt"].replace("Z", "+00:00"))
+        award["_id"]: datetime.fromisoformat(award["perk"]["updatedAt"])
         for award in world.awards()
         if award["perk"]["title"] == "Seasonal card"
     }
@@ -224,7 +224,7 @@ def test_a_user_update_shows_in_the_user(world: World) -> None:
 
 
 def test_the_parts_of_a_moment_are_counted_as_pepper_counts_them() -> None:
-    moment = datetime(2021, 3, 5, 13, 37, 52, 194_000, tzinfo=timezone.utc)
+    moment = datetime(2021, 3, 5, 13, 37, 52, 194_000, tzinfo=UTC)
     assert when(int(moment.timestamp() * 1000)) == {
         "timezone": "Etc/UTC",
         "timestamp": "2021-03-05T13:37:52.194Z",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ PERSON = "Zelda Canaryperson"
 TOKEN = "tok3n-canary-5f1c"
 CANARIES = (PERSON, "Canaryperson", TOKEN)
 
-START = datetime(2026, 10, 1, 12, 0, tzinfo=timezone.utc)
+START = datetime(2026, 10, 1, 12, 0, tzinfo=UTC)
 PERK = {"_id": {"type": "string"}, "title": {"type": ["string", "null"]}}
 # As time goes by, perks get a price, and then one that is no whole number.
 PERKS, PERKS_PRICED, PERKS_PRICED_FINELY = (
