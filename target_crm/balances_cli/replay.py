@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from target_crm import engines
 from target_crm.balances_cli.verify import count
 from target_crm.loader.target import TargetCrm
 from target_crm.records import values
@@ -16,7 +15,7 @@ from target_crm.records import values
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from sqlalchemy import Connection, Delete, Row
+    from sqlalchemy import Connection, Row
 
     from target_crm.records.tally import Rejection
 
@@ -92,7 +91,8 @@ class Replay(TargetCrm):
     def _forget(self, rejected_ids: Iterable[str]) -> None:
         rejected = self.warehouse.tables.rejected_records
         forget = rejected.delete().where(rejected.c.rejected_id.in_(rejected_ids))
-        self.warehouse.commit_once(lambda connection: _execute(connection, forget))
+        adapter = self.warehouse.adapter
+        self.warehouse.commit_once(lambda connection: adapter.execute(connection, forget))
 
     def _tell(self, *_: Any) -> None:
         """Nothing: a replay is no run of a tap's messages."""
@@ -100,10 +100,6 @@ class Replay(TargetCrm):
     def _quarantine(self, connection: Connection, rejections: list[Rejection]) -> None:
         super()._quarantine(connection, rejections)
         self._refused.update((rejection.input_line, rejection.rejected_id) for rejection in rejections)
-
-
-def _execute(connection: Connection, statement: Delete) -> None:
-    engines.execute(connection, statement)
 
 
 _STREAMS = ("actions", "awards")

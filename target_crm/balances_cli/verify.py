@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from target_crm import engines
 from target_crm.sql import balances
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def rebuild(warehouse: Warehouse) -> int:
     tables = warehouse.tables
     with warehouse.write() as connection:
         logger.info("folding the whole ledger …")
-        engines.refill(connection, tables.award_balances, balances.full_fold(tables))
+        warehouse.adapter.replace_all(connection, tables.award_balances, balances.full_fold(tables))
         return count(connection, tables.award_balances)
 
 

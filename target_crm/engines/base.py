@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Column, Delete, Table, cast, create_engine, inspect
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
 LOCK_WAIT_SECONDS = 60
 LOCK_POLL_SECONDS = 0.1
+# Held while rows are bound. The reader waits meanwhile, so that the two threads do not compete for the interpreter.
+binding = Lock()
 
 
-class Ways:
+class EngineAdapter:
     """What serves on an engine that nobody has heard of."""
 
     tested: ClassVar[bool] = False
@@ -52,14 +55,14 @@ class Ways:
         """Have the engine's events do what it needs."""
 
     @contextmanager
-    def turn(self, connection: Connection, schema: str | None) -> Iterator[None]:  # noqa: ARG002
+    def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:  # noqa: ARG002
         """Hold back other loaders of a schema from before a transaction until after it."""
         yield
 
-    def lock(self, connection: Connection, schema: str | None) -> None:
+    def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Hold back other loaders of a schema until the end of the transaction that has just begun."""
 
-    def restrain(self, connection: Connection) -> None:
+    def limit_resources(self, connection: Connection) -> None:
         """Let the batch that is about to be written take no more of this machine than it needs."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
@@ -70,7 +73,7 @@ class Ways:
         """What is raised where the warehouse, or the way to it, fails; in a bulk load, by the driver itself."""
         return SQLAlchemyError, dialect.loaded_dbapi.Error
 
-    def is_passing(self, error: Exception) -> bool:
+    def is_retriable(self, error: Exception) -> bool:
         """Whether a driver's error is worth another try: the server, or the way to it, failed."""
         return bool(pep_249_names(error) & {"OperationalError", "InterfaceError"})
 
@@ -82,7 +85,7 @@ class Ways:
         """Change the rows of a table; returns how many were updated or deleted."""
         return connection.execute(statement.update if isinstance(statement, Change) else statement).rowcount
 
-    def refill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
+    def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
         """Let a table hold what is computed from a whole ledger, and nothing else."""
         self.execute(connection, table.delete())
         connection.execute(table.insert().from_select(rows.selected_columns.keys(), rows))
@@ -98,7 +101,7 @@ class Ways:
             self.execute(connection, statement)
         self.empty(connection, replacement.work)
 
-    def heal(self, connection: Connection, table: Table) -> None:
+    def recover(self, connection: Connection, table: Table) -> None:
         """Finish a change that was cut off, where it is not a single statement."""
 
     def widen(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
@@ -110,7 +113,13 @@ class Ways:
         connection.execute(table.delete())
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Put rows, with a value for every column in the table's order, into a table as fast as the engine can."""
+        """Insert rows that have a value for every column, in the table's order."""
+        if rows:
+            with binding:
+                self._bulk_load(connection, table, rows)
+
+    def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Insert rows by the engine's fastest way; there is at least one."""
         names = [column.name for column in table.columns]
         connection.execute(table.insert(), [dict(zip(names, row, strict=True)) for row in rows])
 

@@ -11,7 +11,7 @@ from sqlalchemy import Column, Delete, Table
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm.engines.base import Ways, laid_out, pep_249_names
+from target_crm.engines.base import EngineAdapter, laid_out, pep_249_names
 from target_crm.engines.parquet import write_parquet
 from target_crm.errors import SettingError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
-class Bigquery(Ways):
+class BigQueryAdapter(EngineAdapter):
     """No locks, no keys, no transactions of several statements, and files by load jobs, which cost nothing."""
 
     widens_to = ("number",)
@@ -51,7 +51,7 @@ class Bigquery(Ways):
         """No: each statement is done by itself."""
         return False
 
-    def is_passing(self, error: Exception) -> bool:
+    def is_retriable(self, error: Exception) -> bool:
         """By reason: of what the service said, which the driver may have wrapped."""
         said = next(iter(error.args), None) if "DatabaseError" in pep_249_names(error) else error
         reasons = {each.get("reason") for each in getattr(said, "errors", None) or ()}
@@ -66,7 +66,7 @@ class Bigquery(Ways):
         name = dialect.identifier_preparer.quote(column.name)
         return f"ALTER COLUMN {name} SET DATA TYPE {column.type.compile(dialect)}"
 
-    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+    def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By a load job; it is done as a whole or not at all."""
         from google.cloud import bigquery  # noqa: PLC0415 - comes with the extra of this engine alone
 

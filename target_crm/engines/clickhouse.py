@@ -9,8 +9,8 @@ from sqlalchemy import Cast, Column, Date, Delete, Table, Update, func, inspect,
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable, DropTable
 
-from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, Ways, bound, quoted
-from target_crm.engines.copy_swap import as_it_is, beside, column_of, key_of, name_beside
+from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, EngineAdapter, bound, quoted
+from target_crm.engines.copy_swap import column_of, key_of, reflected, scratch_name, scratch_table
 from target_crm.errors import WarehouseError
 from target_crm.sql.staging import Change
 from target_crm.sql.tables import MONTHS_OF
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows, Statement
 
 
-class Clickhouse(Ways):
+class ClickHouseAdapter(EngineAdapter):
     """A column store without transactions, and without UPDATE … FROM: rows are taken out, and put in again."""
 
     tested = True
@@ -45,7 +45,7 @@ class Clickhouse(Ways):
         }
     }
 
-    def lock(self, connection: Connection, schema: str | None) -> None:
+    def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Wait until what a lost loader has begun is over. Two that are well are not held apart: there are no locks."""
         begun = text(
             "SELECT count() FROM system.mutations WHERE database = coalesce(:schema, currentDatabase()) AND NOT is_done"
@@ -80,11 +80,11 @@ class Clickhouse(Ways):
             return found
         return connection.execute(statement).rowcount
 
-    def heal(self, connection: Connection, table: Table) -> None:
+    def recover(self, connection: Connection, table: Table) -> None:
         """Put in again what was taken out when a change was cut off."""
-        if inspect(connection).has_table(name_beside(table), schema=table.schema):
-            whole = as_it_is(connection, table)
-            changed = beside(whole)
+        if inspect(connection).has_table(scratch_name(table), schema=table.schema):
+            whole = reflected(connection, table)
+            changed = scratch_table(whole)
             taken_out = key_of(table, changed).not_in(select(key_of(table, whole)))
             connection.execute(whole.insert().from_select(list(whole.c), select(*changed.c).where(taken_out)))
             connection.execute(DropTable(changed))
@@ -97,8 +97,8 @@ class Clickhouse(Ways):
         table = change.table
         found = connection.scalar(select(func.count()).select_from(table).where(change.where)) or 0
         if found:
-            whole = as_it_is(connection, table)
-            changed = beside(whole)
+            whole = reflected(connection, table)
+            changed = scratch_table(whole)
             values = [change.values.get(column.name, column_of(connection, table, column)) for column in whole.c]
             copies = select(*values).select_from(table).where(change.where)
             connection.execute(text(f"CREATE TABLE {quoted(connection, changed)} AS {quoted(connection, table)}"))
@@ -108,7 +108,7 @@ class Clickhouse(Ways):
             connection.execute(DropTable(changed))
         return found
 
-    def is_passing(self, error: Exception) -> bool:  # noqa: ARG002
+    def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
         """No: a statement may go on without its client, and must not meet its own repetition."""
         return False
 
@@ -120,7 +120,7 @@ class Clickhouse(Ways):
         """TRUNCATE is done at once, a DELETE row by row."""
         connection.execute(text(f"TRUNCATE TABLE {quoted(connection, table)}"))
 
-    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+    def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By columns, in the driver's own format."""
         driver_connection: Any = connection.connection.driver_connection
         columns = [

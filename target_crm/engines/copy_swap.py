@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
 
-def as_it_is(connection: Connection, table: Table) -> Table:
+def reflected(connection: Connection, table: Table) -> Table:
     """A table with all columns that it has in the warehouse, also those that its stream's schema doesn't name."""
     names = connection.execute(select(literal_column("*")).select_from(table).limit(0)).keys()
     columns = (Column(name, table.c[name].type if name in table.c else None) for name in names)
     return Table(table.name, MetaData(schema=table.schema), *columns)
 
 
-def beside(whole: Table) -> Table:
+def scratch_table(whole: Table) -> Table:
     """Where rows of a table are while they change."""
-    return whole.to_metadata(MetaData(schema=whole.schema), name=name_beside(whole))
+    return whole.to_metadata(MetaData(schema=whole.schema), name=scratch_name(whole))
 
 
 def column_of(connection: Connection, table: Table, column: Column[Any]) -> ColumnElement[Any]:
@@ -35,7 +35,7 @@ def column_of(connection: Connection, table: Table, column: Column[Any]) -> Colu
     return literal_column(f"{quoted(connection, table)}.{quote(column.name)}", column.type).label(column.name)
 
 
-def name_beside(table: Table) -> str:
+def scratch_name(table: Table) -> str:
     """The name of the copy."""
     return f"{WORK_PREFIX}changed_{table.name}"
 

@@ -9,7 +9,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql import operators, visitors
 
-from target_crm.engines.base import Ways, laid_out
+from target_crm.engines.base import EngineAdapter, laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
 
-class Databricks(Ways):
+class DatabricksAdapter(EngineAdapter):
     """Each statement is a transaction of its own."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
@@ -26,7 +26,7 @@ class Databricks(Ways):
         return False
 
 
-class Oracle(Ways):
+class OracleAdapter(EngineAdapter):
     """Like any other, but for how it changes rows."""
 
 

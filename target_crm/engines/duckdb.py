@@ -14,7 +14,7 @@ from sqlalchemy.schema import CreateColumn
 from target_crm.engines.base import (
     LOCK_POLL_SECONDS,
     LOCK_WAIT_SECONDS,
-    Ways,
+    EngineAdapter,
     alter_using_cast,
     as_doubles,
     bound,
@@ -74,7 +74,7 @@ _LACKS_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate blo
 _TAKEN = ("Could not set lock", "Unique file handle conflict")
 
 
-class Duckdb(Ways):
+class DuckDBAdapter(EngineAdapter):
     """A file that one process has open at a time, and a reader of columns.
 
     Keys are not declared: an index of ids that look random is written anew with nearly every batch, is held in memory,
@@ -114,7 +114,7 @@ class Duckdb(Ways):
         event.listen(engine, "do_connect", on_connect)
         event.listen(engine, "first_connect", on_first_connect)
 
-    def restrain(self, connection: Connection) -> None:
+    def limit_resources(self, connection: Connection) -> None:
         """A batch is small: threads would wait for each other, and memory would keep what has been read."""
         driver_connection: Any = connection.connection.driver_connection
         # An index, which an older version has declared, has to fit into memory as a whole.
@@ -134,7 +134,7 @@ class Duckdb(Ways):
         others = {column.name for column in table.columns if not (column.primary_key or column.nullable)}
         return [column["name"] for column in columns if not column["nullable"] and column["name"] not in others]
 
-    def is_passing(self, error: Exception) -> bool:
+    def is_retriable(self, error: Exception) -> bool:
         """Where two transactions of a process were in each other's way, or one lacked memory, also for a checkpoint."""
         return "TransactionException" in pep_249_names(error) or _says(error, _LACKS_MEMORY)
 
@@ -142,7 +142,7 @@ class Duckdb(Ways):
         """By a cast of what is there."""
         return alter_using_cast(dialect, column)
 
-    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+    def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By columns, through Arrow: row by row takes thirty times as long."""
         import pyarrow  # noqa: PLC0415 - comes with the extra of this engine alone
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Column, text
 
-from target_crm.engines.base import LOCK_WAIT_SECONDS, Ways, digest
+from target_crm.engines.base import LOCK_WAIT_SECONDS, EngineAdapter, digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, Dialect
 
 
-class Mssql(Ways):
+class SQLServerAdapter(EngineAdapter):
     """Application locks, and a driver that sends many rows at once."""
 
     widens_to = ("number",)
     engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
 
-    def lock(self, connection: Connection, schema: str | None) -> None:
+    def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Take an application lock, which ends with the transaction; not to get it is no error by itself."""
         connection.execute(
             text(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Table, event
 
-from target_crm.engines.base import LOCK_WAIT_SECONDS, Ways, digest, insert_by_driver
+from target_crm.engines.base import LOCK_WAIT_SECONDS, EngineAdapter, digest, insert_by_driver
 from target_crm.errors import WarehouseError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
-class Mysql(Ways):
+class MySQLAdapter(EngineAdapter):
     """MySQL and MariaDB: locks by name that outlast a transaction, and DDL that commits at once."""
 
     widens_to = ("number", "text")
@@ -35,7 +35,7 @@ class Mysql(Ways):
         event.listen(engine, "connect", on_connect)
 
     @contextmanager
-    def turn(self, connection: Connection, schema: str | None) -> Iterator[None]:
+    def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:
         """Take a lock by name: names are the server's, so the database is a part of this one."""
         name = digest(f"{connection.engine.url.database}.{schema}")
         with closing(connection.connection.cursor()) as cursor:
@@ -49,7 +49,7 @@ class Mysql(Ways):
                 with suppress(connection.dialect.loaded_dbapi.Error):
                     cursor.execute("SELECT RELEASE_LOCK(%s)", (name,))
 
-    def is_passing(self, error: Exception) -> bool:
+    def is_retriable(self, error: Exception) -> bool:
         """By number: the classes of the driver say little."""
         return bool(error.args) and error.args[0] in self._PASSING
 
@@ -58,7 +58,7 @@ class Mysql(Ways):
         name = dialect.identifier_preparer.quote(column.name)
         return f"MODIFY COLUMN {name} {column.type.compile(dialect)}"
 
-    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+    def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By the driver's own executemany, which sends many rows in a statement.
 
         LOAD DATA LOCAL would be faster, but with it a server may ask this machine for any file.
@@ -66,7 +66,7 @@ class Mysql(Ways):
         insert_by_driver(connection, table, rows, mark="%s")
 
 
-class Mariadb(Mysql):
+class MariaDBAdapter(MySQLAdapter):
     """Where it is called by its own name."""
 
     tested = True

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm.engines.base import Ways, alter_using_cast, column_names, merge_on_conflict, quoted
+from target_crm.engines.base import EngineAdapter, alter_using_cast, column_names, merge_on_conflict, quoted
 from target_crm.engines.copy_swap import Written
 from target_crm.sql import staging
 from target_crm.sql.tables import WORK, WORK_PREFIX
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from target_crm.sql.staging import Merge
 
 
-class Postgresql(Ways):
+class PostgreSQLAdapter(EngineAdapter):
     """A server with advisory locks and COPY."""
 
     tested = True
@@ -51,7 +51,7 @@ class Postgresql(Ways):
 
         event.listen(engine, "connect", on_connect)
 
-    def lock(self, connection: Connection, schema: str | None) -> None:
+    def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Take an advisory lock, which ends with the transaction."""
         connection.execute(
             text(f"SELECT pg_advisory_xact_lock(:class, hashtext({self._SCHEMA}))"),
@@ -78,14 +78,14 @@ class Postgresql(Ways):
             f"EXCEPTION WHEN lock_not_available THEN DELETE FROM {name}; END $$"
         )
 
-    def refill(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
+    def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
         """By way of a temporary table, which several processes can compute; then only rows that differ are written.
 
         Without a key, a row could be there twice, and both would be as they should.
         """
         may_have_one = connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')"))
         if not (may_have_one and self.keys(connection, table)):
-            super().refill(connection, table, rows)
+            super().replace_all(connection, table, rows)
             return
         columns = [column(each.name, each.type) for each in rows.selected_columns]
         computed = any_table(f"{WORK_PREFIX}computed", *columns)
@@ -97,10 +97,10 @@ class Postgresql(Ways):
         """By ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
 
-    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+    def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By binary COPY, where the driver has it."""
         if connection.dialect.driver != "psycopg":
-            super().load(connection, table, rows)
+            super()._bulk_load(connection, table, rows)
             return
         name, columns = quoted(connection, table), column_names(connection, table)
         driver_connection: Any = connection.connection.driver_connection

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm.engines.base import LOCK_WAIT_SECONDS, Ways, column_names, laid_out, quoted
+from target_crm.engines.base import LOCK_WAIT_SECONDS, EngineAdapter, column_names, laid_out, quoted
 from target_crm.engines.parquet import write_parquet
 from target_crm.sql.tables import tables_in
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
-class Snowflake(Ways):
+class SnowflakeAdapter(EngineAdapter):
     """Locks by table that last as long as a transaction, DDL that commits at once, files by way of a stage."""
 
     # A statement that was cut off, by its lock's or its own timeout, or by a person; the way to the server.
@@ -41,7 +41,7 @@ class Snowflake(Ways):
         arguments = {"session_parameters": session, **files}
         return super().create_engine(url.difference_update_query(files), connect_args=arguments, **options)
 
-    def lock(self, connection: Connection, schema: str | None) -> None:
+    def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Change a table of one row: others that do so wait. Before there is one, nothing holds them back.
 
         A loader that dies in a transaction holds it until Snowflake ends that: after five minutes of others' waiting.
@@ -53,12 +53,12 @@ class Snowflake(Ways):
             if getattr(error.orig, "errno", None) != self._NO_SUCH_TABLE:
                 raise
 
-    def is_passing(self, error: Exception) -> bool:
+    def is_retriable(self, error: Exception) -> bool:
         """By state and number besides: a lock that was not to be had is a ProgrammingError."""
         state, number = getattr(error, "sqlstate", None), getattr(error, "errno", None)
-        return super().is_passing(error) or state in self._PASSING_STATES or number in self._PASSING_NUMBERS
+        return super().is_retriable(error) or state in self._PASSING_STATES or number in self._PASSING_NUMBERS
 
-    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+    def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By a file in the user's own stage, which needs no right but to log in; it goes when it is loaded."""
         fields = {f"c{place}": column for place, column in enumerate(table.columns)}
         compiler = connection.dialect.type_compiler_instance

@@ -11,8 +11,8 @@ from sqlalchemy import Delete, Table, and_, cast, event, false, func, inspect, l
 from sqlalchemy.dialects import registry
 from sqlalchemy.schema import DropTable, MetaData
 
-from target_crm.engines.base import Ways, bound, column_names, quoted
-from target_crm.engines.copy_swap import Written, as_it_is, beside, column_of, name_beside
+from target_crm.engines.base import EngineAdapter, bound, column_names, quoted
+from target_crm.engines.copy_swap import Written, column_of, reflected, scratch_name, scratch_table
 from target_crm.sql.staging import Change
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows, Statement
 
 
-class Spark(Ways):
+class SparkAdapter(EngineAdapter):
     """A cluster that can add rows to a table, and otherwise writes it anew."""
 
     # Rows come in the text of a statement.
@@ -51,7 +51,7 @@ class Spark(Ways):
         if not isinstance(statement, Change | Delete):
             return connection.execute(statement).rowcount
         table = cast_type("Table", statement.table)
-        self.heal(connection, table)
+        self.recover(connection, table)
         where = statement.where if isinstance(statement, Change) else statement.whereclause
         found = select(func.count()).select_from(table)
         count: int = connection.scalar(found if where is None else found.where(where)) or 0
@@ -62,9 +62,9 @@ class Spark(Ways):
             self._overwrite(connection, table, values, where)
         return count
 
-    def heal(self, connection: Connection, table: Table) -> None:
+    def recover(self, connection: Connection, table: Table) -> None:
         """Write a table anew from its copy: there is one only when it is whole."""
-        copy = Table(name_beside(table), MetaData(schema=table.schema))
+        copy = Table(scratch_name(table), MetaData(schema=table.schema))
         if inspect(connection).has_table(copy.name, schema=copy.schema):
             self._put_back(connection, table, copy)
 
@@ -76,8 +76,8 @@ class Spark(Ways):
         where: ColumnElement[bool],
     ) -> None:
         """Write a table anew, with other values in the rows that meet a condition, or without them."""
-        whole = as_it_is(connection, table)
-        copy = beside(whole)
+        whole = reflected(connection, table)
+        copy = scratch_table(whole)
         as_they_are = [column_of(connection, table, column) for column in whole.c]
         stays = select(*as_they_are).select_from(table)
         if values is None:
@@ -89,8 +89,8 @@ class Spark(Ways):
             others = stays.outerjoin(changing, same_key).where(changing.c[keys[0]].is_(None))
             # PyHive makes a text of a time.
             changed = (
-                cast(values[column.name], column.type).label(column.name) if column.name in values else as_it_is
-                for column, as_it_is in zip(whole.c, as_they_are, strict=True)
+                cast(values[column.name], column.type).label(column.name) if column.name in values else unchanged
+                for column, unchanged in zip(whole.c, as_they_are, strict=True)
             )
             rows = union_all(select(*changed).select_from(table).where(where), others)
         connection.execute(Written(f"CREATE TABLE {quoted(connection, copy)} USING PARQUET AS", rows))
@@ -101,11 +101,11 @@ class Spark(Ways):
         connection.execute(Written(f"INSERT OVERWRITE TABLE {quoted(connection, table)}", rows))
         connection.execute(DropTable(copy))
 
-    def is_passing(self, error: Exception) -> bool:  # noqa: ARG002
+    def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
         """No: a statement may go on without its client, and must not meet its own repetition."""
         return False
 
-    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+    def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Some hundred rows a statement, each value as a text that is cast to its column's type."""
         types = connection.dialect.type_compiler_instance
         names = [f"_{place}" for place in range(len(table.columns))]

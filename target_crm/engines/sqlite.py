@@ -11,7 +11,13 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
-from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, Ways, insert_by_driver, merge_on_conflict
+from target_crm.engines.base import (
+    LOCK_POLL_SECONDS,
+    LOCK_WAIT_SECONDS,
+    EngineAdapter,
+    insert_by_driver,
+    merge_on_conflict,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Table
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from target_crm.sql.staging import Merge
 
 
-class Sqlite(Ways):
+class SQLiteAdapter(EngineAdapter):
     """A file, and one writer at a time."""
 
     tested = True
@@ -66,7 +72,7 @@ class Sqlite(Ways):
         event.listen(engine, "connect", on_connect)
         event.listen(engine, "begin", on_begin)
 
-    def is_passing(self, error: Exception) -> bool:  # noqa: ARG002
+    def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
         """No: it has waited for its lock already."""
         return False
 
@@ -74,6 +80,6 @@ class Sqlite(Ways):
         """By ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
 
-    def load(self, connection: Connection, table: Table, rows: Rows) -> None:
+    def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """By the driver's own executemany: SQLAlchemy's would make a dict of every row."""
         insert_by_driver(connection, table, rows, mark="?")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from singer_sdk.sinks import Sink
 from sqlalchemy import case, func, or_, select
 
-from target_crm import engines
 from target_crm.errors import InputError
 from target_crm.records import values
 from target_crm.records.actions import LedgerRow, ledger_row
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table
 
+    from target_crm.engines.base import EngineAdapter
     from target_crm.loader.target import TargetCrm
 
 
@@ -72,6 +72,7 @@ class CrmSink(Sink):
         super().__init__(target, stream_name, schema, key_properties)
         self.target = target
         self.tables = target.warehouse.tables
+        self.adapter = target.warehouse.adapter
         self.held = Held()
 
     def get_validator(self) -> None:
@@ -147,18 +148,18 @@ class LedgerSink(CrmSink):
         """Take into the ledger what it lacks, merge that into the balances, quarantine what contradicts the ledger."""
         ledger, staged = self.tables.actions, self.tables.staged_actions
         leave_out = () if self.target.settings.store_payload else ("payload",)
-        applied, news = insert_absent(connection, ledger, staged, held.rows, *leave_out)
+        applied, news = insert_absent(self.adapter, connection, ledger, staged, held.rows, *leave_out)
         if self.target.warehouse.is_atomic(connection):
-            engines.merge(connection, balances.merge(self.tables, balances.partials_of_actions(news)))
+            self.adapter.merge(connection, balances.merge(self.tables, balances.partials_of_actions(news)))
         else:
-            engines.replace(connection, balances.recompute(self.tables, _named(staged, "award_id")))
+            self.adapter.replace(connection, balances.recompute(self.tables, _named(staged, "award_id")))
         read, contradictions = len(held.rows), []
         if applied < read:
             contradictions = [
                 Rejection(self.stream_name, "the ledger has this _id with other content", input_line, _compact(payload))
                 for input_line, payload in connection.execute(staging.contradictions(ledger, staged))
             ]
-        unstage(connection, staged)
+        unstage(self.adapter, connection, staged)
         quarantined = len(contradictions)
         tally = Tally(read, applied, duplicate=read - applied - quarantined, quarantined=quarantined)
         return Flushed(tally, contradictions)
@@ -200,14 +201,14 @@ class TableSink(CrmSink):
     def write(self, connection: Connection, held: Held) -> Flushed:
         """Let the newest row of each key replace an older one."""
         self.stage(connection, held)
-        engines.execute(connection, staging.take_newer(self.table, self.staged, self.ages))
+        self.adapter.execute(connection, staging.take_newer(self.table, self.staged, self.ages))
         applied = connection.scalar(staging.count_changing(self.table, self.staged)) or 0
         self.fold(connection)
         for statement in staging.replace(self.table, self.staged):
-            engines.execute(connection, statement)
+            self.adapter.execute(connection, statement)
         same = connection.scalar(staging.count_same(self.table, self.staged)) or applied
         self.see(connection, held)
-        unstage(connection, self.staged)
+        unstage(self.adapter, connection, self.staged)
         read = len(held.rows)
         return Flushed(Tally(read, applied, duplicate=same - applied, superseded=read - same))
 
@@ -218,8 +219,9 @@ class TableSink(CrmSink):
 
     def stage(self, connection: Connection, held: Held) -> None:
         """Put the rows into the work table."""
-        engines.heal(connection, self.table, self.staged.table)
-        _stage(connection, self.staged, held.rows)
+        self.adapter.recover(connection, self.table)
+        self.adapter.recover(connection, self.staged.table)
+        _stage(self.adapter, connection, self.staged, held.rows)
 
     def fold(self, connection: Connection) -> None:
         """What else follows from the rows that are about to change the table."""
@@ -227,14 +229,14 @@ class TableSink(CrmSink):
     def see(self, connection: Connection, held: Held) -> None:
         """What follows also from rows that give way to others, or were refused: their keys are there."""
         if self.shape.keys:
-            engines.load(connection, self.staged.table, held.traces)
-            engines.execute(connection, staging.see(self.table, self.staged))
+            self.adapter.load(connection, self.staged.table, held.traces)
+            self.adapter.execute(connection, staging.see(self.table, self.staged))
 
     def activate(self, connection: Connection, version: int) -> int | None:
         """Rows of older versions are gone: `_deleted_at` says since when, or with `hard_delete` they are removed."""
-        engines.heal(connection, self.table)
+        self.adapter.recover(connection, self.table)
         hard = self.target.settings.hard_delete and not self.fixed
-        return engines.execute(connection, staging.activate(self.table, version, hard=hard))
+        return self.adapter.execute(connection, staging.activate(self.table, version, hard=hard))
 
     def _extracted_at(self, message: Mapping[str, Any]) -> datetime:
         extracted_at = message.get("time_extracted")
@@ -263,22 +265,22 @@ class AwardSink(TableSink):
         """Put the rows into the work table, with what earlier ones of the same awards have told for life."""
         super().stage(connection, held)
         staged = self.staged.table
-        engines.execute(connection, balances.complete(staged, "_id", balances.told_of(self.table, staged)))
+        self.adapter.execute(connection, balances.complete(staged, "_id", balances.told_of(self.table, staged)))
 
     def see(self, connection: Connection, held: Held) -> None:
         """Also whose an award is, and of which perk."""
         super().see(connection, held)
         told = balances.told_of(self.staged.table, self.staged.table)
-        engines.execute(connection, balances.complete(self.table, "_id", told))
+        self.adapter.execute(connection, balances.complete(self.table, "_id", told))
         if self.target.warehouse.is_atomic(connection):
-            engines.execute(connection, balances.complete(self.tables.award_balances, "award_id", told))
+            self.adapter.execute(connection, balances.complete(self.tables.award_balances, "award_id", told))
         else:
-            engines.replace(connection, balances.recompute(self.tables, _named(self.staged, "_id")))
+            self.adapter.replace(connection, balances.recompute(self.tables, _named(self.staged, "_id")))
 
     def fold(self, connection: Connection) -> None:
         """Merge the awards that have changed into the balances, and those that tell their time by being read again."""
         if self.target.warehouse.is_atomic(connection):
-            engines.merge(connection, balances.merge(self.tables, _news_of_awards(self.table, self.staged)))
+            self.adapter.merge(connection, balances.merge(self.tables, _news_of_awards(self.table, self.staged)))
 
 
 @cache
@@ -300,27 +302,34 @@ def _compact(document: str) -> str:
 
 
 def insert_absent(
-    connection: Connection, table: Table, staged: staging.Staged, rows: Sequence[tuple[Any, ...]], *leave_out: str
+    adapter: EngineAdapter,
+    connection: Connection,
+    table: Table,
+    staged: staging.Staged,
+    rows: Sequence[tuple[Any, ...]],
+    *leave_out: str,
 ) -> tuple[int, FromClause]:
     """Stage rows and insert the first of each key that the table lacks; returns how many they were, and which."""
-    _stage(connection, staged, rows)
-    engines.execute(connection, staging.take_absent(table, staged))
+    _stage(adapter, connection, staged, rows)
+    adapter.execute(connection, staging.take_absent(table, staged))
     count = connection.scalar(staging.count_fresh(staged)) or 0
     # Mostly all rows are new, and no join has to find out which.
     fresh = staged.table if count == len(rows) else staging.fresh_rows(staged)
-    engines.execute(connection, staging.insert(table, fresh, *leave_out))
+    adapter.execute(connection, staging.insert(table, fresh, *leave_out))
     return count, fresh
 
 
-def unstage(connection: Connection, staged: staging.Staged) -> None:
+def unstage(adapter: EngineAdapter, connection: Connection, staged: staging.Staged) -> None:
     """Leave nothing in the work tables."""
-    engines.empty(connection, staged.fresh)
-    engines.empty(connection, staged.table)
+    adapter.empty(connection, staged.fresh)
+    adapter.empty(connection, staged.table)
 
 
-def _stage(connection: Connection, staged: staging.Staged, rows: Sequence[tuple[Any, ...]]) -> None:
-    unstage(connection, staged)
-    engines.load(connection, staged.table, rows)
+def _stage(
+    adapter: EngineAdapter, connection: Connection, staged: staging.Staged, rows: Sequence[tuple[Any, ...]]
+) -> None:
+    unstage(adapter, connection, staged)
+    adapter.load(connection, staged.table, rows)
 
 
 class Ticker:

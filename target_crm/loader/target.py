@@ -31,7 +31,7 @@ from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
 from pepper_runtime import logs, telemetry
 from pepper_runtime.progress import shown
-from target_crm import engines
+from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.loader.metrics import Measure, log_tally, measured
 from target_crm.loader.reader import MessageReader, without_nul
@@ -351,7 +351,7 @@ class TargetCrm(Target):
     def _hold(self) -> None:
         """Make room for one more row; the first begins a batch."""
         # Wait while rows of the batch before are bound.
-        with engines.binding:
+        with binding:
             pass
         if not self._rows_held:
             self.batch_began_at = datetime.now(timezone.utc)
@@ -441,8 +441,8 @@ class TargetCrm(Target):
         if rejections:
             tables, now = self.warehouse.tables, datetime.now(timezone.utc)
             rows = [(place, *rejection.row(now, self.run_id)) for place, rejection in enumerate(rejections)]
-            insert_absent(connection, tables.rejected_records, tables.staged_rejections, rows)
-            unstage(connection, tables.staged_rejections)
+            insert_absent(self.warehouse.adapter, connection, tables.rejected_records, tables.staged_rejections, rows)
+            unstage(self.warehouse.adapter, connection, tables.staged_rejections)
 
     def _emit(self, state: str) -> None:
         """Let a STATE out. If nobody takes it, what it covers is loaded all the same, and is read again next time."""
@@ -458,11 +458,11 @@ class TargetCrm(Target):
         """Let `load_runs` say what is committed once this transaction is."""
         run = Run(self.run_id, self.started_at, datetime.now(timezone.utc), exit_state)
         load_runs = self.warehouse.tables.load_runs
-        engines.execute(connection, run.outdated(load_runs))
+        self.warehouse.adapter.execute(connection, run.outdated(load_runs))
         silent = dict.fromkeys(("", *(sink.stream_name for sink in self._sinks)), Tally())
-        engines.load(connection, load_runs, run.rows({**silent, **tallies}))
+        self.warehouse.adapter.load(connection, load_runs, run.rows({**silent, **tallies}))
         if exit_state:
-            engines.execute(connection, run.forgotten(load_runs))
+            self.warehouse.adapter.execute(connection, run.forgotten(load_runs))
 
     def _tell_failure(self, error: Exception) -> None:
         """Let `load_runs` say that the run failed, where the warehouse still takes that: what counts is the error."""

@@ -15,7 +15,8 @@ from sqlalchemy import select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from target_crm.engines import execute, load, pep_249_names, ways_of
+from target_crm.engines.base import pep_249_names
+from target_crm.engines.registry import adapter_for
 from target_crm.errors import ConnectionLost, CrmError, SettingError, WarehouseError
 from target_crm.sql.tables import tables_in
 from target_crm.warehouse import migrations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine, Table
 
-    from target_crm.engines import Ways
+    from target_crm.engines.base import EngineAdapter
     from target_crm.warehouse.migrations import Statement
 
 # Waits before work is done again whose connection was lost.
@@ -55,10 +56,10 @@ class Warehouse:
         if schema and url.get_backend_name() == "sqlite":
             raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
         self.tables = tables_in(schema)
-        self._ways = ways_of(url.get_backend_name())
-        self._engine = _create_engine(url, self._ways)
-        self.tested = self._ways.tested
-        self.is_in_memory = self._ways.is_in_memory(url)
+        self.adapter = adapter_for(url.get_backend_name())
+        self._engine = _create_engine(url, self.adapter)
+        self.tested = self.adapter.tested
+        self.is_in_memory = self.adapter.is_in_memory(url)
         self._was_reached = False
         self._is_atomic: bool | None = None
         self._is_restrained = True
@@ -67,7 +68,7 @@ class Warehouse:
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads, and sees one state of the warehouse throughout."""
         with self._connect() as connection:
-            connection.execution_options(**self._ways.read_options)
+            connection.execution_options(**self.adapter.read_options)
             with connection.begin():
                 yield connection
 
@@ -76,8 +77,8 @@ class Warehouse:
         """A transaction that no other loader's write runs beside; committed at the end, rolled back on an error."""
         with self._connect() as connection:
             writer = connection.execution_options(crm_writes=True)
-            with self._ways.turn(writer, self.tables.metadata.schema), writer.begin():
-                self._ways.lock(writer, self.tables.metadata.schema)
+            with self.adapter.session_lock(writer, self.tables.metadata.schema), writer.begin():
+                self.adapter.transaction_lock(writer, self.tables.metadata.schema)
                 yield writer
 
     def dispose(self) -> None:
@@ -103,7 +104,7 @@ class Warehouse:
     def is_atomic(self, connection: Connection) -> bool:
         """Whether a transaction is done as a whole or not at all; it is asked but once."""
         if self._is_atomic is None:
-            self._is_atomic = self._ways.is_atomic(connection, self.tables.metadata.schema)
+            self._is_atomic = self.adapter.is_atomic(connection, self.tables.metadata.schema)
         return self._is_atomic
 
     def ensure(self, *tables: Table) -> None:
@@ -122,7 +123,7 @@ class Warehouse:
                 str(each.compile(connection)).strip() for each in migrations.set_up(connection, self.tables, *tables)
             ]
 
-    def commit_once(self, work: Callable[[Connection], None]) -> None:
+    def commit_once(self, work: Callable[[Connection], object]) -> None:
         """Do the work in a transaction that is committed once, also where the connection is lost on the way.
 
         When even the reply to COMMIT is lost, nobody knows whether it was done. So each transaction leaves a mark, and
@@ -139,7 +140,7 @@ class Warehouse:
             # A try that failed may have lacked what it was denied.
             self._is_restrained &= number == 0
             if self._is_restrained:
-                self._ways.restrain(connection)
+                self.adapter.limit_resources(connection)
             if number == 0 or not self._is_committed(connection, batch_id):
                 work(connection)
                 self._mark_committed(connection, batch_id)
@@ -176,7 +177,7 @@ class Warehouse:
             yield connection
 
     def _opened(self) -> Connection:
-        foreseen: tuple[type[Exception], ...] = (CrmError, *self._ways.errors(self._engine.dialect))
+        foreseen: tuple[type[Exception], ...] = (CrmError, *self.adapter.errors(self._engine.dialect))
         try:
             return self._engine.connect()
         except foreseen:
@@ -194,16 +195,16 @@ class Warehouse:
 
     def _mark_committed(self, connection: Connection, batch_id: str) -> None:
         commits, now = self.tables.commits, datetime.now(timezone.utc)
-        execute(connection, commits.delete().where(commits.c.committed_at < now - MARKS_KEPT))
-        load(connection, commits, [(batch_id, now)])
+        self.adapter.execute(connection, commits.delete().where(commits.c.committed_at < now - MARKS_KEPT))
+        self.adapter.load(connection, commits, [(batch_id, now)])
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except self._ways.errors(self._engine.dialect) as error:
+        except self.adapter.errors(self._engine.dialect) as error:
             original = getattr(error, "orig", None) or error
-            kind = ConnectionLost if self._ways.is_passing(original) else WarehouseError
+            kind = ConnectionLost if self.adapter.is_retriable(original) else WarehouseError
             raise kind(f"{self.name}: {_reason(error, original)}") from error
 
 
@@ -239,9 +240,9 @@ def _wrong_option(name: str) -> SettingError:
     return SettingError(f"{name} can't take one of the options in sqlalchemy_url or options")
 
 
-def _create_engine(url: URL, ways: Ways) -> Engine:
+def _create_engine(url: URL, adapter: EngineAdapter) -> Engine:
     try:
-        engine = ways.create_engine(url, hide_parameters=True, pool_pre_ping=True)
+        engine = adapter.create_engine(url, hide_parameters=True, pool_pre_ping=True)
     except NoSuchModuleError:
         raise SettingError(
             f"no engine is called {url.drivername!r} (sqlalchemy_url or dialect); is its extra installed?"
@@ -253,5 +254,5 @@ def _create_engine(url: URL, ways: Ways) -> Engine:
         ) from None
     except (ArgumentError, TypeError, ValueError):
         raise _wrong_option(url.drivername) from None
-    ways.listen(engine)
+    adapter.listen(engine)
     return engine

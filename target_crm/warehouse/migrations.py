@@ -8,7 +8,7 @@ from sqlalchemy import Boolean, Date, DateTime, Float, Integer, Numeric, inspect
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String, TypeDecorator
 
-from target_crm.engines import ways_of
+from target_crm.engines.registry import adapter_for
 from target_crm.errors import WarehouseError
 from target_crm.sql.tables import STAGING_PREFIX, WORK
 
@@ -80,7 +80,7 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
     if not inspector.has_table(table.name, schema=table.schema):
         return creation(table)
     found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
-    keys = ways_of(connection.dialect.name).keys(connection, table)
+    keys = adapter_for(connection.dialect.name).keys(connection, table)
     wanted_keys = [column.name for column in table.primary_key.columns]
     # Where work tables have keys is the engine's to say, and an older version may have said otherwise.
     if set(keys) != set(wanted_keys) and table.info != WORK:
@@ -113,13 +113,13 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
     old, new = _kind(found[column.name]), _kind(_as_made(column.type, dialect))
     if old == new or (old, new) == ("number", "integer"):
         return None
-    ways = ways_of(dialect.name)
-    if new not in ways.widens_to or (new == "number" and old != "integer"):
+    adapter = adapter_for(dialect.name)
+    if new not in adapter.widens_to or (new == "number" and old != "integer"):
         raise WarehouseError(
             f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
             "can't widen it: rename the property by a stream map"
         )
-    return ways.widen(dialect, column)
+    return adapter.widen(dialect, column)
 
 
 def _as_made(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:

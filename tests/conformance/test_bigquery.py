@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from target_crm import engines
 from target_crm.errors import SettingError, WarehouseError
 from target_crm.warehouse.connection import Warehouse
 from tests.conformance import Unavailable
@@ -30,7 +29,7 @@ def test_a_load_into_a_table_that_is_not_there_is_told_in_one_line(url: str) -> 
     crm = Warehouse(url)
     told = r"^bigquery://project/crm_0: NotFound: 404 .*_crm_commits$"
     with pytest.raises(WarehouseError, match=told), crm.write() as connection:
-        engines.load(connection, crm.tables.commits, [("b", datetime.now(timezone.utc))])
+        crm.adapter.load(connection, crm.tables.commits, [("b", datetime.now(timezone.utc))])
 
 
 def test_credentials_that_are_not_there_are_told_in_one_line() -> None:

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import create_engine, event, func, select
 from sqlalchemy.schema import CreateTable
 
-from target_crm import engines
-from target_crm.engines.spark import Spark
+from target_crm.engines.registry import adapter_for
+from target_crm.engines.spark import SparkAdapter
 from target_crm.sql.staging import Change
 from target_crm.sql.tables import tables_in
 from target_crm.warehouse.connection import Warehouse
@@ -74,13 +74,13 @@ def test_a_change_that_is_cut_off_is_finished_by_the_next(crm: Warehouse, statem
 
     with crm.write() as connection:
         for each in "abc":
-            engines.execute(connection, commits.insert().values(batch_id=each, committed_at=func.now()))
+            crm.adapter.execute(connection, commits.insert().values(batch_id=each, committed_at=func.now()))
         event.listen(crm._engine, "after_cursor_execute", cut)
         with pytest.raises(Cut):
-            engines.execute(connection, change)
+            crm.adapter.execute(connection, change)
         event.remove(crm._engine, "after_cursor_execute", cut)
     with crm.write() as connection:
-        assert engines.execute(connection, commits.delete().where(commits.c.batch_id == "a")) == 1
+        assert crm.adapter.execute(connection, commits.delete().where(commits.c.batch_id == "a")) == 1
         assert rows(connection) == ["b", "c"]
 
 
@@ -92,4 +92,4 @@ def test_tables_have_columns_alone_and_insert_names_them() -> None:
     )
     assert created == "CREATE TABLE `_crm_commits` (`batch_id` STRING, `committed_at` TIMESTAMP) USING PARQUET"
     assert inserted.startswith("INSERT INTO `_crm_commits` (`batch_id`) SELECT `actions`.`type`")
-    assert isinstance(engines.ways_of("spark"), Spark)
+    assert isinstance(adapter_for("spark"), SparkAdapter)

@@ -106,7 +106,11 @@ FAULTS = {
         "        written = self.write(connection, held)\n        held.rows.clear()\n",
     ),
     "no lock between loaders": Fault(
-        "7", "t5", "warehouse.py", "                self._ways.lock(writer, self.tables.metadata.schema)\n", ""
+        "7",
+        "t5",
+        "warehouse.py",
+        "                self.adapter.transaction_lock(writer, self.tables.metadata.schema)\n",
+        "",
     ),
     "no second try after a lost connection": Fault(
         "2",

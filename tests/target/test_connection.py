@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, event
 
-from target_crm.engines import LOCK_WAIT_SECONDS
+from target_crm.engines.base import LOCK_WAIT_SECONDS
 from target_crm.errors import ConnectionLost, WarehouseError
 from target_crm.warehouse import connection as room
 from target_crm.warehouse.connection import Warehouse

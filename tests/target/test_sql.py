@@ -15,7 +15,7 @@ from sqlalchemy import TIMESTAMP, Column, Date, MetaData, Numeric, String, Table
 from sqlalchemy.exc import NoSuchModuleError
 
 from target_crm.balances_cli.verify import rebuild
-from target_crm.engines import ways_of
+from target_crm.engines.registry import adapter_for
 from target_crm.errors import ConnectionLost
 from target_crm.loader.target import TargetCrm
 from target_crm.records.column_types import Identifier, Instant, JsonText, LongText, Points
@@ -49,7 +49,7 @@ class Paper:
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
-        self.ways = ways_of(dialect.name)
+        self.ways = adapter_for(dialect.name)
         self.tables = tables_in(None)
         self.lines: list[str] = []
         self.rowcount = 0
@@ -213,7 +213,7 @@ def test_snowflake_gets_its_key_file_and_sessions_that_do_not_wait_half_a_day(mo
 def test_snowflake_is_asked_again_where_that_may_help(number: int, state: str, passing: bool) -> None:
     errors = pytest.importorskip("snowflake.connector.errors")
     error = errors.ProgrammingError("…", errno=number, sqlstate=state)
-    assert ways_of("snowflake").is_passing(error) is passing
+    assert adapter_for("snowflake").is_retriable(error) is passing
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,4 @@ def test_bigquery_is_asked_again_where_nothing_was_begun(kind: str, reason: str,
     )
     error = getattr(exceptions, kind)(message, errors=[{"reason": reason}])
     for told in (error, driver.DatabaseError(error)):
-        assert ways_of("bigquery").is_passing(told) is passing
+        assert adapter_for("bigquery").is_retriable(told) is passing
