@@ -14,7 +14,7 @@ from sqlalchemy import table as any_table
 from target_crm.records import values
 from target_crm.records.column_types import Identifier, LongText
 from target_crm.records.schemas import DELETED_AT, column_names
-from target_crm.sql.staging import KNOWN_OF_A_ROW
+from target_crm.sql.staging import METADATA_COLUMNS
 from target_crm.sql.tables import AWARD_FIELDS
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _erase_columns(connection: Connection, tables: Tables, name: str, key: str, 
     if not inspector.has_table(name, schema=schema):
         return 0
     names = {each["name"] for each in inspector.get_columns(name, schema=schema)}
-    personal = sorted(names - kept - KNOWN_OF_A_ROW - {DELETED_AT})
+    personal = sorted(names - kept - METADATA_COLUMNS - {DELETED_AT})
     columns = [column(key, Identifier()), *map(column, personal)]
     rows = any_table(name, *columns, schema=schema)
     return _erase(connection, rows, rows.c[key] == user_id, *personal)

@@ -62,7 +62,7 @@ def prove(connection: Connection, tables: Tables) -> Proof:
     stored = connection.execute(counts).one()
     awards, actions = stored.award_count, stored.action_count
     logger.info("holding %s balances against the ledger, of %s actions by their count …", f"{awards:,}", f"{actions:,}")
-    found = connection.execute(balances.findings(tables, EXAMPLES_MAX)).mappings().all()
+    found = connection.execute(balances.differences(tables, EXAMPLES_MAX)).mappings().all()
     drifted = [_told(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
     gaps = [_told(row, "award_id", "gaps", "gap_at") for row in found if row["gaps"]]
     drifted_count, gap_count = (found[0]["all_drifted"], found[0]["all_gaps"] or 0) if found else (0, 0)
@@ -96,7 +96,7 @@ def rebuild(warehouse: Warehouse) -> int:
     tables = warehouse.tables
     with warehouse.write() as connection:
         logger.info("folding the whole ledger …")
-        warehouse.adapter.replace_all(connection, tables.award_balances, balances.full_fold(tables))
+        warehouse.adapter.replace_all(connection, tables.award_balances, balances.all_balances(tables))
         return count(connection, tables.award_balances)
 
 
@@ -108,7 +108,7 @@ def count(connection: Connection, table: Table) -> int:
 def _snapshot_check(connection: Connection, tables: Tables) -> Check:
     question = "balance = Pepper's newer snapshot"
     logger.info("%s …", question)
-    counted = balances.contradicted(tables).add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
+    counted = balances.behind_snapshot(tables).add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
     found = connection.execute(counted).mappings().all()
     examples = [_told(row, "award_id", "points", "expected_points") for row in found]
     return Check("snapshot", question, found[0]["differing"] if found else 0, examples)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sqlalchemy import Column, Delete, Table, cast, create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
-from target_crm.sql.staging import Change
+from target_crm.sql.staging import RowUpdate
 from target_crm.sql.tables import MONTHS_OF
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from target_crm.sql.staging import Merge, Replacement
 
     Rows = Sequence[tuple[Any, ...]]
-    Statement = Insert | Delete | Change
+    Statement = Insert | Delete | RowUpdate
 
 LOCK_WAIT_SECONDS = 60
 LOCK_POLL_SECONDS = 0.1
@@ -83,7 +83,7 @@ class EngineAdapter:
 
     def execute(self, connection: Connection, statement: Statement) -> int:
         """Change the rows of a table; returns how many were updated or deleted."""
-        return connection.execute(statement.update if isinstance(statement, Change) else statement).rowcount
+        return connection.execute(statement.update if isinstance(statement, RowUpdate) else statement).rowcount
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
         """Let a table hold what is computed from a whole ledger, and nothing else."""

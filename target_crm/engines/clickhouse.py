@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateColumn, CreateTable, DropTable
 from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, EngineAdapter, bound, quoted
 from target_crm.engines.copy_swap import column_of, key_of, reflected, scratch_name, scratch_table
 from target_crm.errors import WarehouseError
-from target_crm.sql.staging import Change
+from target_crm.sql.staging import RowUpdate
 from target_crm.sql.tables import MONTHS_OF
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ClickHouseAdapter(EngineAdapter):
 
     def execute(self, connection: Connection, statement: Statement) -> int:
         """A change of rows goes by way of a copy of them; nothing is deleted where nothing meets the condition."""
-        if isinstance(statement, Change):
+        if isinstance(statement, RowUpdate):
             return self._rewrite(connection, statement)
         if isinstance(statement, Delete) and statement.whereclause is not None:
             table = statement.table
@@ -89,7 +89,7 @@ class ClickHouseAdapter(EngineAdapter):
             connection.execute(whole.insert().from_select(list(whole.c), select(*changed.c).where(taken_out)))
             connection.execute(DropTable(changed))
 
-    def _rewrite(self, connection: Connection, change: Change) -> int:
+    def _rewrite(self, connection: Connection, change: RowUpdate) -> int:
         """Copy the rows as they are to be, take out those of their keys, put the copies in.
 
         Once the copy is whole, `heal` can do the rest. Columns that the change doesn't know keep what they hold.

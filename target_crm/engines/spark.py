@@ -13,7 +13,7 @@ from sqlalchemy.schema import DropTable, MetaData
 
 from target_crm.engines.base import EngineAdapter, bound, column_names, quoted
 from target_crm.engines.copy_swap import Written, column_of, reflected, scratch_name, scratch_table
-from target_crm.sql.staging import Change
+from target_crm.sql.staging import RowUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -48,17 +48,17 @@ class SparkAdapter(EngineAdapter):
 
     def execute(self, connection: Connection, statement: Statement) -> int:
         """An INSERT as it is; what else changes a table writes it anew, where it has such rows."""
-        if not isinstance(statement, Change | Delete):
+        if not isinstance(statement, RowUpdate | Delete):
             return connection.execute(statement).rowcount
         table = cast_type("Table", statement.table)
         self.recover(connection, table)
-        where = statement.where if isinstance(statement, Change) else statement.whereclause
+        where = statement.where if isinstance(statement, RowUpdate) else statement.whereclause
         found = select(func.count()).select_from(table)
         count: int = connection.scalar(found if where is None else found.where(where)) or 0
         if where is None:
             self.empty(connection, table)
         elif count:
-            values = statement.values if isinstance(statement, Change) else None
+            values = statement.values if isinstance(statement, RowUpdate) else None
             self._overwrite(connection, table, values, where)
         return count
 

@@ -150,14 +150,14 @@ class LedgerSink(CrmSink):
         leave_out = () if self.target.settings.store_payload else ("payload",)
         applied, news = insert_absent(self.adapter, connection, ledger, staged, held.rows, *leave_out)
         if self.target.warehouse.is_atomic(connection):
-            self.adapter.merge(connection, balances.merge(self.tables, balances.partials_of_actions(news)))
+            self.adapter.merge(connection, balances.merge(self.tables, balances.partials_from_actions(news)))
         else:
-            self.adapter.replace(connection, balances.recompute(self.tables, _named(staged, "award_id")))
+            self.adapter.replace(connection, balances.recompute_awards(self.tables, _named(staged, "award_id")))
         read, contradictions = len(held.rows), []
         if applied < read:
             contradictions = [
                 Rejection(self.stream_name, "the ledger has this _id with other content", input_line, _compact(payload))
-                for input_line, payload in connection.execute(staging.contradictions(ledger, staged))
+                for input_line, payload in connection.execute(staging.conflicts(ledger, staged))
             ]
         unstage(self.adapter, connection, staged)
         quarantined = len(contradictions)
@@ -201,8 +201,8 @@ class TableSink(CrmSink):
     def write(self, connection: Connection, held: Held) -> Flushed:
         """Let the newest row of each key replace an older one."""
         self.stage(connection, held)
-        self.adapter.execute(connection, staging.take_newer(self.table, self.staged, self.ages))
-        applied = connection.scalar(staging.count_changing(self.table, self.staged)) or 0
+        self.adapter.execute(connection, staging.pick_newer(self.table, self.staged, self.ages))
+        applied = connection.scalar(staging.count_changed(self.table, self.staged)) or 0
         self.fold(connection)
         for statement in staging.replace(self.table, self.staged):
             self.adapter.execute(connection, statement)
@@ -230,7 +230,7 @@ class TableSink(CrmSink):
         """What follows also from rows that give way to others, or were refused: their keys are there."""
         if self.shape.keys:
             self.adapter.load(connection, self.staged.table, held.traces)
-            self.adapter.execute(connection, staging.see(self.table, self.staged))
+            self.adapter.execute(connection, staging.mark_present(self.table, self.staged))
 
     def activate(self, connection: Connection, version: int) -> int | None:
         """Rows of older versions are gone: `_deleted_at` says since when, or with `hard_delete` they are removed."""
@@ -265,17 +265,19 @@ class AwardSink(TableSink):
         """Put the rows into the work table, with what earlier ones of the same awards have told for life."""
         super().stage(connection, held)
         staged = self.staged.table
-        self.adapter.execute(connection, balances.complete(staged, "_id", balances.told_of(self.table, staged)))
+        self.adapter.execute(
+            connection, balances.fill_owner(staged, "_id", balances.owner_of_awards(self.table, staged))
+        )
 
     def see(self, connection: Connection, held: Held) -> None:
         """Also whose an award is, and of which perk."""
         super().see(connection, held)
-        told = balances.told_of(self.staged.table, self.staged.table)
-        self.adapter.execute(connection, balances.complete(self.table, "_id", told))
+        told = balances.owner_of_awards(self.staged.table, self.staged.table)
+        self.adapter.execute(connection, balances.fill_owner(self.table, "_id", told))
         if self.target.warehouse.is_atomic(connection):
-            self.adapter.execute(connection, balances.complete(self.tables.award_balances, "award_id", told))
+            self.adapter.execute(connection, balances.fill_owner(self.tables.award_balances, "award_id", told))
         else:
-            self.adapter.replace(connection, balances.recompute(self.tables, _named(self.staged, "_id")))
+            self.adapter.replace(connection, balances.recompute_awards(self.tables, _named(self.staged, "_id")))
 
     def fold(self, connection: Connection) -> None:
         """Merge the awards that have changed into the balances, and those that tell their time by being read again."""
@@ -291,9 +293,9 @@ def _named(staged: staging.Staged, column: str) -> Select[Any]:
 
 @cache
 def _news_of_awards(awards: Table, staged: staging.Staged) -> Select[Any]:
-    changing, fresh = staging.changing_rows(awards, staged), staging.fresh_rows(staged)
+    changing, fresh = staging.changed_rows(awards, staged), staging.fresh_rows(staged)
     news = or_(fresh.c.updated_at.is_(None), fresh.c["_id"].in_(select(changing.c["_id"])))
-    return balances.partials_of_awards(fresh).where(news)
+    return balances.partials_from_snapshots(fresh).where(news)
 
 
 def _compact(document: str) -> str:
@@ -311,7 +313,7 @@ def insert_absent(
 ) -> tuple[int, FromClause]:
     """Stage rows and insert the first of each key that the table lacks; returns how many they were, and which."""
     _stage(adapter, connection, staged, rows)
-    adapter.execute(connection, staging.take_absent(table, staged))
+    adapter.execute(connection, staging.pick_absent(table, staged))
     count = connection.scalar(staging.count_fresh(staged)) or 0
     # Mostly all rows are new, and no join has to find out which.
     fresh = staged.table if count == len(rows) else staging.fresh_rows(staged)

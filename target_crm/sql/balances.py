@@ -23,7 +23,7 @@ from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_co
 from target_crm.records.column_types import Identifier, Instant, Points
 from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT
 from target_crm.sql.functions import exact, exact_sum
-from target_crm.sql.staging import Change, Merge, Replacement
+from target_crm.sql.staging import Merge, Replacement, RowUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     Columns = Mapping[str, ColumnElement[Any]] | ReadOnlyColumnCollection[str, Any]
 
 # What is the same in all that is ever said of an award.
-_FOR_LIFE = ("user_id", "perk_id")
+_OWNER = ("user_id", "perk_id")
 # What a snapshot tells.
-_SEEN = (*_FOR_LIFE, "points", "as_of", "as_of_source", "updated_at")
+_SNAPSHOT_COLUMNS = (*_OWNER, "points", "as_of", "as_of_source", "updated_at")
 # What an action adds to, by its effect, and where it says how much.
 _TOTALS = {
     "earned_total": ("earned", "points_added"),
@@ -52,7 +52,7 @@ _AWARD = literal_column("'award'", Identifier())
 
 
 @cache
-def partials_of_actions(actions: FromClause, *which: ColumnElement[bool], chained: bool = False) -> Select[Any]:
+def partials_from_actions(actions: FromClause, *which: ColumnElement[bool], chained: bool = False) -> Select[Any]:
     """One partial balance per award of those actions that have an effect; `actions` has the ledger's columns.
 
     If `chained`, with the gaps in each award's chain of actions: how many there are, and when the newest was. A gap is
@@ -64,7 +64,7 @@ def partials_of_actions(actions: FromClause, *which: ColumnElement[bool], chaine
         order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
         return function.over(partition_by=actions.c.award_id, order_by=order)
 
-    told = ("award_id", *_FOR_LIFE, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
+    told = ("award_id", *_OWNER, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
     before = over_newest_first(func.lead(actions.c.points_available)).label("points_before")
     ranked = (
         select(*(actions.c[name] for name in (*told, *(column for _, column in _TOTALS.values()))))
@@ -80,7 +80,7 @@ def partials_of_actions(actions: FromClause, *which: ColumnElement[bool], chaine
     return select(
         r.award_id,
         # The newest may leave these out; an award is of one user and one perk, so any other action's will do then.
-        *(func.coalesce(of_newest(r[name]), func.max(r[name])).label(name) for name in _FOR_LIFE),
+        *(func.coalesce(of_newest(r[name]), func.max(r[name])).label(name) for name in _OWNER),
         of_newest(r.points_available).label("points"),
         func.max(r.occurred_at).label("as_of"),
         cast(_ACTION, Identifier()).label("as_of_source"),
@@ -117,7 +117,7 @@ def _sums(actions: Columns) -> list[Label[Any]]:
 
 
 @cache
-def partials_of_awards(awards: FromClause) -> Select[Any]:
+def partials_from_snapshots(awards: FromClause) -> Select[Any]:
     """One partial balance per snapshot that tells points; `awards` has that table's columns, and an award once."""
     c = awards.c
     return select(
@@ -163,7 +163,7 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
         return func.coalesce(one[name], literal_column("0")) + func.coalesce(other[name], literal_column("0"))
 
     return {
-        **{name: func.coalesce(of_newest(name), one[name], other[name]) for name in _FOR_LIFE},
+        **{name: func.coalesce(of_newest(name), one[name], other[name]) for name in _OWNER},
         **{name: of_newest(name) for name in ("points", "as_of", "as_of_source")},
         "last_action_id": case((acted_later, one["last_action_id"]), else_=other["last_action_id"]),
         **{name: exact(sum_of(name)) for name in _TOTALS},
@@ -174,7 +174,7 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
     }
 
 
-def fold(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
+def aggregate(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
     """One balance per award of the partials of its actions and of its snapshot; what else actions tell comes along.
 
     Not by a full join: some engines have none.
@@ -189,21 +189,28 @@ def fold(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
 
     told = [column for column in both.c if column.name != "award_id"]
     halves = (
-        select(both.c.award_id, *(of("award", both.c[name]) for name in _SEEN), *(of("action", each) for each in told))
+        select(
+            both.c.award_id,
+            *(of("award", both.c[name]) for name in _SNAPSHOT_COLUMNS),
+            *(of("action", each) for each in told),
+        )
         .group_by(both.c.award_id)
         .subquery("halves")
     )
     h = halves.c
     acted = {column.name: h[f"action_{column.name}"] for column in told}
-    seen = {each.name: h[f"award_{each.name}"] if each.name in _SEEN else cast(null(), each.type) for each in told}
+    seen = {
+        each.name: h[f"award_{each.name}"] if each.name in _SNAPSHOT_COLUMNS else cast(null(), each.type)
+        for each in told
+    }
     balance = {**union(seen, acted), **{column.name: acted[column.name] for column in others}}
     return select(h.award_id, *(column.label(name) for name, column in balance.items()))
 
 
 @cache
-def full_fold(tables: Tables, *, chained: bool = False) -> Select[Any]:
+def all_balances(tables: Tables, *, chained: bool = False) -> Select[Any]:
     """Every balance afresh, from the whole ledger and all snapshots."""
-    return fold(partials_of_actions(tables.actions, chained=chained), partials_of_awards(tables.awards))
+    return aggregate(partials_from_actions(tables.actions, chained=chained), partials_from_snapshots(tables.awards))
 
 
 @cache
@@ -216,8 +223,8 @@ def as_of(tables: Tables) -> Select[Any]:
     moment = bindparam("moment", type_=Instant())
     actions, awards = tables.actions, tables.awards
     seen_at = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
-    acted = partials_of_actions(actions, actions.c.occurred_at <= moment)
-    then = fold(acted, partials_of_awards(awards).where(seen_at <= moment)).subquery("then")
+    acted = partials_from_actions(actions, actions.c.occurred_at <= moment)
+    then = aggregate(acted, partials_from_snapshots(awards).where(seen_at <= moment)).subquery("then")
     return (
         select(*(column for column in then.c if column.name != "updated_at"))
         .outerjoin_from(then, awards, awards.c["_id"] == then.c.award_id)
@@ -233,43 +240,43 @@ def merge(tables: Tables, arrived: Select[Any]) -> Merge:
 
 
 @cache
-def recompute(tables: Tables, named: Select[Any]) -> Replacement:
+def recompute_awards(tables: Tables, named: Select[Any]) -> Replacement:
     """Fold some awards afresh from all that is known of them.
 
     For where a batch may be cut off between two statements, and is then given again: merging would not know what it
     has merged already. `named` selects the awards' ids; the cost grows with what the ledger has of them.
     """
-    actions = partials_of_actions(tables.actions, tables.actions.c.award_id.in_(named))
-    snapshots = partials_of_awards(tables.awards).where(tables.awards.c["_id"].in_(named))
-    return Replacement(tables.award_balances, fold(actions, snapshots), tables.merged)
+    actions = partials_from_actions(tables.actions, tables.actions.c.award_id.in_(named))
+    snapshots = partials_from_snapshots(tables.awards).where(tables.awards.c["_id"].in_(named))
+    return Replacement(tables.award_balances, aggregate(actions, snapshots), tables.merged)
 
 
 @cache
-def told_of(awards: Table, staged: Table) -> FromClause:
+def owner_of_awards(awards: Table, staged: Table) -> FromClause:
     """Whose the staged awards are, and of which perk, as far as any row of `awards` that tells points says so."""
     c = awards.c
-    told = select(c["_id"].label("award_id"), *(func.max(c[name]).label(name) for name in _FOR_LIFE))
+    told = select(c["_id"].label("award_id"), *(func.max(c[name]).label(name) for name in _OWNER))
     telling = told.where(c.points.is_not(None), c["_id"].in_(select(staged.c["_id"])))
     return telling.group_by(c["_id"]).subquery("told")
 
 
 @cache
-def complete(table: Table, key: str, told: FromClause) -> Change:
+def fill_owner(table: Table, key: str, told: FromClause) -> RowUpdate:
     """Let rows that leave out whose an award is, or of which perk, have it from others: that is for life."""
-    values = {name: func.coalesce(table.c[name], told.c[name]) for name in _FOR_LIFE}
-    lacking = or_(*(and_(table.c[name].is_(None), told.c[name].is_not(None)) for name in _FOR_LIFE))
-    return Change(table, values, and_(table.c[key] == told.c.award_id, lacking))
+    values = {name: func.coalesce(table.c[name], told.c[name]) for name in _OWNER}
+    lacking = or_(*(and_(table.c[name].is_(None), told.c[name].is_not(None)) for name in _OWNER))
+    return RowUpdate(table, values, and_(table.c[key] == told.c.award_id, lacking))
 
 
 @cache
-def findings(tables: Tables, examples_max: int) -> Select[Any]:
+def differences(tables: Tables, examples_max: int) -> Select[Any]:
     """Awards whose stored balance is not what a full fold gives, or whose chain of actions has gaps.
 
     The first so many of each kind, with what is stored, what is expected, and the gaps; and, in every row, how many
     drifted awards and how many gaps there are in all. It reads the ledger once.
     """
     stored = tables.award_balances
-    expected = full_fold(tables, chained=True).subquery("expected")
+    expected = all_balances(tables, chained=True).subquery("expected")
     compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118
     gaps = [expected.c[name] for name in ("gaps", "gap_at")]
     nothing = [cast(null(), column.type).label(column.name) for column in gaps]
@@ -331,7 +338,7 @@ def totals_of_balances(balances: Table) -> Select[Any]:
 
 
 @cache
-def contradicted(tables: Tables) -> Select[Any]:
+def behind_snapshot(tables: Tables) -> Select[Any]:
     """Awards whose snapshot is Pepper's newest word, and yet says other points than the balance."""
     balances, awards = tables.award_balances, tables.awards
     snapshot_as_of = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])

@@ -44,7 +44,7 @@ class Staged:
 
 
 @dataclass(frozen=True)
-class Change:
+class RowUpdate:
     """New values for the rows of a table with a key that meet a condition; both may speak of other rows, too.
 
     What an UPDATE … FROM is, for engines that have it and for those that get to the same rows another way.
@@ -113,7 +113,7 @@ def fresh_rows(staged: Staged) -> FromClause:
 
 
 @cache
-def take_absent(table: Table, staged: Staged) -> Insert:
+def pick_absent(table: Table, staged: Staged) -> Insert:
     """`fresh` ← the first row of each key that the table lacks."""
     (key,) = table.primary_key.columns
     rows = staged.table.c
@@ -124,14 +124,14 @@ def take_absent(table: Table, staged: Staged) -> Insert:
 
 
 # What is not said by a row, but known of it: two rows that differ in nothing else say the same.
-KNOWN_OF_A_ROW = {EXTRACTED_AT, LOADED_AT, VERSION}
+METADATA_COLUMNS = {EXTRACTED_AT, LOADED_AT, VERSION}
 
 Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
 """Given rows, the columns that tell which of two is newer, the weightiest first."""
 
 
 @cache
-def take_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
+def pick_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     """`fresh` ← the newest row of each key, unless the table's is newer still; without a key, all rows.
 
     At the same age the later arrival wins. A row that is just what the table has is left alone.
@@ -152,15 +152,15 @@ def take_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
 
 
 @cache
-def changing_rows(table: Table, staged: Staged) -> FromClause:
+def changed_rows(table: Table, staged: Staged) -> FromClause:
     """The rows that go on and say something else than the table does, or something new."""
     rows = fresh_rows(staged)
-    changed = or_(table.c[_keys(table)[0]].is_(None), not_(_equal(table, rows, KNOWN_OF_A_ROW)))
-    return select(rows).outerjoin_from(rows, table, _same_key(table, rows)).where(changed).subquery("changing_rows")
+    changed = or_(table.c[_keys(table)[0]].is_(None), not_(_equal(table, rows, METADATA_COLUMNS)))
+    return select(rows).outerjoin_from(rows, table, _same_key(table, rows)).where(changed).subquery("changed_rows")
 
 
 @cache
-def replace(table: Table, staged: Staged) -> list[Insert | Change]:
+def replace(table: Table, staged: Staged) -> list[Insert | RowUpdate]:
     """Let the rows that go on take the place of those with the same key.
 
     Columns that the stream's schema doesn't name keep what they hold: an older schema named them, or a person did.
@@ -169,13 +169,13 @@ def replace(table: Table, staged: Staged) -> list[Insert | Change]:
         return [insert(table, fresh_rows(staged))]
     rows = fresh_rows(staged)
     values = {column.name: rows.c[column.name] for column in table.c if not column.primary_key}
-    return [Change(table, values, _same_key(table, rows)), insert_missing(table, rows)]
+    return [RowUpdate(table, values, _same_key(table, rows)), insert_missing(table, rows)]
 
 
 @cache
-def count_changing(table: Table, staged: Staged) -> Select[tuple[int]]:
+def count_changed(table: Table, staged: Staged) -> Select[tuple[int]]:
     """How many rows go on and change what the table says; the others are only read anew."""
-    rows = changing_rows(table, staged) if _keys(table) else staged.fresh
+    rows = changed_rows(table, staged) if _keys(table) else staged.fresh
     return select(func.count()).select_from(rows)
 
 
@@ -183,7 +183,7 @@ def count_changing(table: Table, staged: Staged) -> Select[tuple[int]]:
 def count_same(table: Table, staged: Staged) -> Select[tuple[int]]:
     """How many staged rows say what the table says."""
     rows = staged.table
-    same = and_(_same_key(table, rows), _equal(table, rows, KNOWN_OF_A_ROW)) if _keys(table) else false()
+    same = and_(_same_key(table, rows), _equal(table, rows, METADATA_COLUMNS)) if _keys(table) else false()
     return select(func.count()).select_from(rows).join(table, same)
 
 
@@ -216,17 +216,17 @@ def count_fresh(staged: Staged) -> Select[tuple[int]]:
     return select(func.count()).select_from(staged.fresh)
 
 
-def activate(table: Table, version: int, *, hard: bool) -> Delete | Change:
+def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
     """Rows that are not of this version, nor of a newer one, are gone."""
     older = or_(table.c[VERSION].is_(None), table.c[VERSION] < version)
     if hard:
         return table.delete().where(older)
     now = literal(datetime.now(timezone.utc), Instant())
-    return Change(table, {DELETED_AT: now}, and_(older, table.c[DELETED_AT].is_(None)))
+    return RowUpdate(table, {DELETED_AT: now}, and_(older, table.c[DELETED_AT].is_(None)))
 
 
 @cache
-def see(table: Table, staged: Staged) -> Change:
+def mark_present(table: Table, staged: Staged) -> RowUpdate:
     """Whatever row a key has, it is of the newest version that the key came with; it is there, hence not gone."""
     rows = staged.table
     keys = [rows.c[key] for key in _keys(table)]
@@ -234,11 +234,11 @@ def see(table: Table, staged: Staged) -> Change:
     seen = versions.group_by(*keys).subquery("seen")
     older = or_(table.c[VERSION].is_(None), table.c[VERSION] < seen.c[VERSION])
     values = {VERSION: seen.c[VERSION], DELETED_AT: null()}
-    return Change(table, values, and_(_same_key(table, seen), older))
+    return RowUpdate(table, values, and_(_same_key(table, seen), older))
 
 
 @cache
-def contradictions(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
+def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
     """The places and payloads of staged actions that say something else than the ledger does under the same id."""
     rows = staged.table
     return (

@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateTable
 
 from target_crm.engines.registry import adapter_for
 from target_crm.engines.spark import SparkAdapter
-from target_crm.sql.staging import Change
+from target_crm.sql.staging import RowUpdate
 from target_crm.sql.tables import tables_in
 from target_crm.warehouse.connection import Warehouse
 from tests.conformance import Unavailable
@@ -63,7 +63,7 @@ class Cut(Exception):
 @pytest.mark.parametrize("statement", ["CREATE TABLE", "INSERT OVERWRITE"])
 def test_a_change_that_is_cut_off_is_finished_by_the_next(crm: Warehouse, statement: str) -> None:
     commits = crm.tables.commits
-    change = Change(commits, {"committed_at": commits.c.committed_at}, commits.c.batch_id == "b")
+    change = RowUpdate(commits, {"committed_at": commits.c.committed_at}, commits.c.batch_id == "b")
 
     def cut(_connection: object, _cursor: object, executed: str, *_: object) -> None:
         if executed.startswith(statement):

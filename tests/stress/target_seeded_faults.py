@@ -53,7 +53,7 @@ FAULTS = {
         "3", "t3", "target.py", "            under_way.result()", "            under_way.exception()"
     ),
     "sums over all actions, also repeated ones": Fault(
-        "5", "t1 t4", "sinks.py", "partials_of_actions(news)", "partials_of_actions(staged.table)"
+        "5", "t1 t4", "sinks.py", "partials_from_actions(news)", "partials_from_actions(staged.table)"
     ),
     "the last arrival wins, not the newest": Fault(
         "5",
@@ -94,9 +94,9 @@ FAULTS = {
         "2",
         "t2 t5",
         "sinks.py",
-        "            engines.merge(connection, balances.merge(self.tables, balances.partials_of_actions(news)))",
+        "            engines.merge(connection, balances.merge(self.tables, balances.partials_from_actions(news)))",
         '            connection.exec_driver_sql("COMMIT")\n            connection.exec_driver_sql("BEGIN")\n'
-        "            engines.merge(connection, balances.merge(self.tables, balances.partials_of_actions(news)))",
+        "            engines.merge(connection, balances.merge(self.tables, balances.partials_from_actions(news)))",
     ),
     "rows are forgotten before the commit": Fault(
         "2",
@@ -143,8 +143,8 @@ FAULTS = {
         "1",
         "t2",
         "verify.py",
-        "balances.full_fold(tables)",
-        "balances.partials_of_actions(tables.actions)",
+        "balances.all_balances(tables)",
+        "balances.partials_from_actions(tables.actions)",
     ),
     "an activated version takes its own rows for gone": Fault(
         "1", "t2 t4", "staging.py", "table.c[VERSION] < version)", "table.c[VERSION] <= version)"

@@ -153,7 +153,7 @@ def told(dialect: Dialect) -> str:
     part("a batch of awards", lambda: load(AWARDS, snapshot()))
     part("a batch of another stream", lambda: load(schema("perks", properties, "_id"), record("perks", {"_id": "p1"})))
     part("crm-balances rebuild", lambda: rebuild(cast("Any", paper)))
-    proofs = (balances.findings(paper.tables, 20), balances.contradicted(paper.tables))
+    proofs = (balances.differences(paper.tables, 20), balances.behind_snapshot(paper.tables))
     part("crm-balances verify", lambda: each(*proofs))
     return "\n".join(parts)
 
