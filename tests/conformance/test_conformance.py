@@ -27,8 +27,8 @@ from tests.conformance.conftest import empty
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, schema, snapshot, table
 from tests.stress import size
-from tests.stress.target_story import as_input, story
-from tests.stress.target_t1_deliveries import HISTORIES, at_length, check, deliveries_at_once
+from tests.stress.deliveries import check_delivery, combined_deliveries, delivery_settings
+from tests.stress.scenario import as_input, make_scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,16 +64,16 @@ def test_random_histories_shuffled_repeated_and_overlapping_give_the_oracles_bal
     shared: Warehouse, engine: Engine
 ) -> None:
     @seed(engine.title)
-    @settings(at_length, max_examples=engine.deliveries)
-    @given(deliveries_at_once())
-    def check_delivery(delivery: Any) -> None:
-        check(shared, delivery, HISTORIES)
+    @settings(delivery_settings, max_examples=engine.deliveries)
+    @given(combined_deliveries())
+    def check(delivery: Any) -> None:
+        check_delivery(shared, delivery)
         assert not cli.verify(shared).drifted
         delivered = table(shared, "award_balances")
         cli.rebuild(shared)
         assert table(shared, "award_balances") == delivered
 
-    check_delivery()
+    check()
 
 
 class Cut(BaseException):
@@ -402,7 +402,7 @@ def test_two_loaders_at_once_equal_one_after_the_other(engine: Engine, new_url: 
     if not engine.processes:
         pytest.skip(f"{engine.title}: lives in one process here")
     url = new_url()
-    told = story(Random("two loaders"), 60, ordered=False)
+    told = make_scenario(Random("two loaders"), 60, ordered=False)
     half = len(told.lines) // 2
     shares = [told.input(), as_input([*told.schemas, *told.lines[half:], *told.lines[:half]])]
     settings = environment(TARGET_CRM_SQLALCHEMY_URL=url, TARGET_CRM_BATCH_SIZE_ROWS="7")

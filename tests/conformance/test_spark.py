@@ -18,7 +18,7 @@ from target_crm.warehouse.connection import Warehouse
 from tests.conformance import Unavailable
 from tests.conformance.spark import spark
 from tests.helpers.target import load, table
-from tests.stress.target_story import as_input, story
+from tests.stress.scenario import as_input, make_scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ def crm(new_url: Callable[[], str]) -> Iterator[Warehouse]:
 
 
 def test_a_story_in_two_overlapping_deliveries_gives_the_oracles_balances(crm: Warehouse) -> None:
-    told = story(Random("spark"), 60, ordered=False)
+    told = make_scenario(Random("spark"), 60, ordered=False)
     third = len(told.lines) // 3
     for lines in (told.lines[third:], told.lines[: 2 * third]):
         load(crm, as_input([*told.schemas, *lines]).decode().splitlines())

@@ -1,6 +1,6 @@
-"""The campaign: many seeded attempts to break the promises. Short in `./dev test`, at length in `./dev campaign`.
+"""Stress tests: many seeded attempts to break the promises. Short in `./dev test`, long in `./dev campaign`.
 
-Every random choice of a case follows from `CAMPAIGN_SEED` and the number of the case; a failure prints both.
+All random choices of a case follow from `CAMPAIGN_SEED` and the number of the case; a failure prints both.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 FULL = os.environ.get("CAMPAIGN") == "full"
 SEED = int(os.environ.get("CAMPAIGN_SEED", "20261001"))
 ONLY = os.environ.get("CAMPAIGN_CASE")
-# Shrinking a failure takes minutes, which are lost where only its being there counts.
+# Shrinking a failure takes minutes; skip it where only the fact of a failure counts.
 PHASES = [Phase.generate] if os.environ.get("CAMPAIGN_SHRINK") == "no" else [Phase.generate, Phase.shrink]
 
-# Parts of a long test, for several processes.
+# Parts into which a long test is divided, for several processes.
 SHARDS = range(4 if FULL else 1)
 
-# What this process did for the campaign: told at its end.
+# Cases of the current test; the summary at the end adds them up.
 counts: Counter[str] = Counter()
 seconds: Counter[str] = Counter()
 
 
 def size(short: int, full: int) -> int:
-    """How many cases to run."""
+    """Return the number of cases to run."""
     return full if FULL else short
 
 
 def run_cases(name: str, items: Sequence[Item], case: Callable[[Random, Item], None], shard: int | None = None) -> None:
-    """Run a case for each item, or each of a shard, with random choices of its own; `CAMPAIGN_CASE` picks one."""
+    """Run a case for each item (of a shard), each with its own random choices; `CAMPAIGN_CASE` selects one."""
     mine = range(len(items)) if shard is None else range(shard, len(items), len(SHARDS))
     for index in mine if ONLY is None else [int(ONLY)]:
         began = time.perf_counter()
@@ -48,12 +48,12 @@ def run_cases(name: str, items: Sequence[Item], case: Callable[[Random, Item], N
         except BaseException:
             full = "CAMPAIGN=full " if FULL else ""
             test = os.environ["PYTEST_CURRENT_TEST"].split(" ")[0]
-            print(f"to see it again: {full}CAMPAIGN_SEED={SEED} CAMPAIGN_CASE={index} ./dev test '{test}'")
+            print(f"To reproduce: {full}CAMPAIGN_SEED={SEED} CAMPAIGN_CASE={index} ./dev test '{test}'")
             raise
         count(name, time.perf_counter() - began)
 
 
 def count(name: str, took_seconds: float = 0, cases: int = 1) -> None:
-    """Note that a case was run."""
+    """Add to the cases of the current test."""
     counts[name] += cases
     seconds[name] += took_seconds

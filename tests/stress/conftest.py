@@ -1,4 +1,4 @@
-"""What the campaign's files share, and the count that it ends with."""
+"""Fixtures of the stress tests, and the summary of cases at the end."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import pytest
 
 from tests import stress as campaign
 from tests.helpers.postgres import fast_folder
-from tests.stress.target_runs import Eavesdropper, Forks, Place, PostgresPlace, SqlitePlace
+from tests.stress.runs import CanaryHandler, Forks, Place, PostgresPlace, SqlitePlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-COUNTED = "campaign"
+COUNTS = "stress"
 
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
-    """The server that forks target-crm."""
-    with tempfile.TemporaryDirectory(prefix="pepper-crm-campaign-", dir=fast_folder()) as folder:
+    """The server that forks target-crm, started once per process."""
+    with tempfile.TemporaryDirectory(prefix="pepper-crm-stress-", dir=fast_folder()) as folder:
         server = Forks(Path(folder))
         yield server
         server.close()
@@ -33,7 +32,7 @@ def forks() -> Iterator[Forks]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """An empty warehouse that can be emptied again; a test that asks for it runs once per engine."""
+    """An empty warehouse that can be emptied again; a test that requests it runs once per engine."""
     if request.param == "sqlite":
         place: Place = SqlitePlace(tmp_path)
     else:
@@ -49,39 +48,39 @@ def shard(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(autouse=True)
-def counted(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have the report of a test, which may come from another process, tell what was counted in it."""
+def counts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Attach a test's counts to its report, which may come from another process."""
     campaign.counts.clear()
     campaign.seconds.clear()
     yield
     for name, cases in campaign.counts.items():
-        request.node.user_properties.append((COUNTED, (name, cases, campaign.seconds[name])))
+        request.node.user_properties.append((COUNTS, (name, cases, campaign.seconds[name])))
 
 
 @pytest.fixture(autouse=True)
-def unnamed(counted: None) -> Iterator[None]:
-    """Fail a test whose runs in this process log a canary; runs of their own are searched in `Run.ended`."""
-    eavesdropper = Eavesdropper()
-    logging.getLogger().addHandler(eavesdropper)
+def no_canary_in_the_log(counts: None) -> Iterator[None]:
+    """Fail a test that logs a canary in this process; `Run.wait` searches the output of other processes."""
+    handler = CanaryHandler()
+    logging.getLogger().addHandler(handler)
     yield
-    logging.getLogger().removeHandler(eavesdropper)
-    if eavesdropper.lines:
-        campaign.count("T7 lines of log, where runs share a process", cases=eavesdropper.lines)
-    assert eavesdropper.found == []
+    logging.getLogger().removeHandler(handler)
+    if handler.lines:
+        campaign.count("log lines of this process, searched for secrets", cases=handler.lines)
+    assert handler.found == []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The number of cases and the seconds that they took, in all processes together."""
+    """Print the number of cases and their seconds, summed over all processes."""
     cases: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for report in chain.from_iterable(terminalreporter.stats.values()):
         for kind, value in getattr(report, "user_properties", ()):
-            # What a fixture adds when it ends is in the last report alone.
-            if kind == COUNTED and report.when == "teardown":
+            # Only the last report of a test has what its fixtures add at teardown.
+            if kind == COUNTS and report.when == "teardown":
                 name, more_cases, more_seconds = value
                 cases[name] += more_cases
                 seconds[name] += more_seconds
     if cases:
-        terminalreporter.section(f"campaign, seed {campaign.SEED}")
+        terminalreporter.section(f"stress tests, seed {campaign.SEED}")
     for name, number in sorted(cases.items()):
         terminalreporter.write_line(f"{name:<60}{number:>8,} cases{seconds[name]:>8.1f} s")

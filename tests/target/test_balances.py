@@ -17,7 +17,7 @@ from target_crm.warehouse.connection import Warehouse
 from tests.helpers import oracle
 from tests.helpers.oracle import Action, Snapshot
 from tests.helpers.target import ACTIONS, AWARDS, action, load, query, record, snapshot, table
-from tests.stress.target_story import PERSON
+from tests.stress.scenario import PERSON
 
 START = datetime(2026, 10, 1, 12, 0, tzinfo=timezone.utc)
 # Ids that a careless collation merges or puts into another order.

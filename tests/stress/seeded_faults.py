@@ -1,6 +1,6 @@
 """Proof that the campaign can fail: faults are put into a copy of target_crm, and each has to be caught.
 
-`python -m tests.campaign.target_seeded_faults` runs, for each fault, the short form of the parts that are to catch it,
+`python -m tests.campaign.seeded_faults` runs, for each fault, the short form of the parts that are to catch it,
 and prints which of them did.
 """
 

@@ -1,15 +1,13 @@
-"""A server that forks: each child is a whole target-crm, without the second that Python needs to get there.
+"""A server that forks target-crm and crm-balances: each child starts without the second that the imports take.
 
-The parent sends an order and four descriptors (the child's stdin, stdout, stderr and a control socket), and gets the
-child's process id; later it asks for the exit code. Both are JSON in packets of a Unix socket.
+The parent sends an order and four descriptors (the child's stdin, stdout, stderr and a control socket) and receives the
+child's process id. Later it asks for the exit code. Both are JSON packets on a Unix socket.
 
-To save time, and for nothing else, children inherit the statements that were compiled for a warehouse before, and their
-retries don't wait.
+To save time, children inherit the compiled statements of earlier loads, and their retries do not wait.
 """
 
 from __future__ import annotations
 
-import array
 import gc
 import json
 import os
@@ -25,32 +23,33 @@ from typing import Any, NoReturn
 
 import psycopg
 
-from target_crm.balances_cli.cli import main as balances_main
+from target_crm import __main__ as console_scripts
+from target_crm.balances_cli import cli  # noqa: F401 - children inherit the import
 from target_crm.loader import target
-from target_crm.warehouse import connection as warehouse
+from target_crm.warehouse import connection
 from tests.helpers.target import ACTIONS, AWARDS, action, load, snapshot
-from tests.stress.target_calls import AFTER, Call, watched
+from tests.stress.database_calls import AFTER, Call, observed
 
 ORDER_BYTES_MAX = 1 << 16
-# What a fault makes of a call: wait for the parent's word, or lose the connection (SQLite has none: just fail).
+# What a fault does to a database call: wait for the parent, or lose the connection (on SQLite: raise an error).
 PAUSE, DROP = "pause", "drop"
-# The exit code of a child that ends with a traceback, for a real one exits with 1 there too.
+# Exit code of a child that ends with a traceback. The real command exits with 1.
 CRASHED = 70
 
 
 def serve(orders: socket.socket) -> None:
-    """Fork a child for each order until the parent is gone."""
-    target.Warehouse = cache(warehouse.Warehouse)  # type: ignore[misc]
-    warehouse.RETRY_SECONDS = (0.0,) * len(warehouse.RETRY_SECONDS)
+    """Fork a child for each order until the parent closes the socket."""
+    target.Warehouse = cache(connection.Warehouse)  # type: ignore[misc]
+    connection.RETRY_SECONDS = (0.0,) * len(connection.RETRY_SECONDS)
     load("sqlite://", [AWARDS, snapshot(), ACTIONS, action("warm")])
     gc.freeze()
     while True:
-        packet, descriptors = _receive(orders)
+        packet, descriptors, _, _ = socket.recv_fds(orders, ORDER_BYTES_MAX, 4)
         if not packet:
             return
         order = json.loads(packet)
-        if "warm" in order:
-            load(order["warm"], Path(order["story"]).read_text().splitlines())
+        if "warm_up" in order:
+            load(order["warm_up"], Path(order["messages"]).read_text().splitlines())
             reply = 0
         elif "wait" in order:
             _, status = os.waitpid(order["wait"], 0)
@@ -65,15 +64,6 @@ def serve(orders: socket.socket) -> None:
         orders.send(json.dumps(reply).encode())
 
 
-def _receive(orders: socket.socket) -> tuple[bytes, list[int]]:
-    """A packet and its descriptors; `socket.recv_fds` of newer Pythons."""
-    descriptors = array.array("i")
-    packet, ancillary, _, _ = orders.recvmsg(ORDER_BYTES_MAX, socket.CMSG_LEN(4 * descriptors.itemsize))
-    for _, _, data in ancillary:
-        descriptors.frombytes(data)
-    return packet, list(descriptors)
-
-
 def _run(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
     for number, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, number)
@@ -86,17 +76,17 @@ def _run(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
     if order.get("memory_bytes"):
         limit = _address_space_bytes() + order["memory_bytes"]
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    main = balances_main if order["argv"][0] == "crm-balances" else target.main
+    main = console_scripts.balances if order["argv"][0] == "crm-balances" else console_scripts.main
     calls = [0]
     try:
-        with watched(Fault(order["fault"], control, calls)) if order.get("fault") else nullcontext():
+        with observed(Fault(order["fault"], control, calls)) if order.get("fault") else nullcontext():
             main()
         code = 0
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001 - a child must not go on as the server
+    except BaseException:  # noqa: BLE001 - a child must not continue as the server
         traceback.print_exc()
         code = CRASHED
     try:
@@ -110,7 +100,7 @@ def _run(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
 
 
 class Fault:
-    """What is to go wrong, at which call: `{"how": "drop", "at": 7, "moment": "after", "for_good": false}`."""
+    """What fails, and at which call: `{"how": "drop", "at": 7, "moment": "after", "permanent": false}`."""
 
     def __init__(self, fault: dict[str, Any], control: socket.socket, calls: list[int]) -> None:
         self._fault = fault
@@ -120,7 +110,7 @@ class Fault:
     def __call__(self, call: Call) -> None:
         self._calls[0] = call.number
         at, moment = self._fault.get("at", 0), self._fault.get("moment")
-        later = self._fault.get("for_good") and call.number > at > 0
+        later = self._fault.get("permanent") and call.number > at > 0
         if not later and (call.number, call.moment) != (at, moment):
             return
         if self._fault["how"] == PAUSE:

@@ -1,4 +1,4 @@
-"""T2: a programme lives on while it is polled, with crashes, resumed runs, direct edits and rebuilds in between."""
+"""A programme changes while it is polled, with crashes, resumed runs, direct edits and rebuilds in between."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.helpers import oracle
 from tests.helpers.oracle import Action, Snapshot
 from tests.helpers.target import ACTIONS, AWARDS, load, record, schema, state, table
 from tests.stress import PHASES, SEED, SHARDS, count, size
-from tests.stress.target_calls import AFTER, BEFORE, Call, watched
-from tests.stress.target_story import AWARD_IDS, CANARIES, START, TYPES, USER_OF, line_of, snapshot_line
+from tests.stress.database_calls import AFTER, BEFORE, Call, observed
+from tests.stress.scenario import AWARD_IDS, CANARIES, START, TYPES, USER_OF, action_line, snapshot_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.stress.target_runs import Place
+    from tests.stress.runs import Place
 
 CRASH_CALL_MAX = 80
 STATE_EVERY = 4
@@ -41,20 +41,25 @@ STATE_EVERY = 4
 awards = st.sampled_from(AWARD_IDS[:4])
 seconds = st.sampled_from([0, 0, 1, 60])
 points = st.integers(-50, 500).map(lambda units: Decimal(units) / 4)
-
-
 moments = st.sampled_from([BEFORE, AFTER])
+
 TEXT = {"type": ["string", "null"]}
-# The type of a perk's price as time goes by; it has none at first.
-PRICES = ["", "integer", "number"]
+# The type of a perk's price changes: first none, then integer, then number.
+PRICE_TYPES = ["", "integer", "number"]
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """How far a run looks back, the rows of a batch, and the order between two STATEs."""
+    """How a run delivers events.
+
+    Attributes:
+        lookback: how many acknowledged events are sent again.
+        batch_size_rows: the target's batch size.
+        shuffle: the seed for the order of events between two STATEs.
+    """
 
     lookback: int
-    batch: int
+    batch_size_rows: int
     shuffle: int
 
 
@@ -63,30 +68,30 @@ deliveries = st.builds(Delivery, st.integers(0, 6), st.integers(1, 7), st.intege
 
 @dataclass(frozen=True)
 class Perk:
-    """What is sold, and for how much."""
+    """A perk on sale."""
 
     title: str
     price: Decimal
 
 
-class Unheard(io.StringIO):
-    """A standard output whose reader is gone."""
+class BrokenOutput(io.StringIO):
+    """A standard output whose reader has exited."""
 
-    nowhere = Path(os.devnull).open("wb")  # noqa: SIM115 - for as long as the process
+    devnull = Path(os.devnull).open("wb")  # noqa: SIM115 - open until the process ends
 
     def write(self, _: str) -> int:
         raise BrokenPipeError(32, "Broken pipe")
 
     def fileno(self) -> int:
-        return self.nowhere.fileno()
+        return self.devnull.fileno()
 
 
 class Killed(BaseException):
-    """The process is gone, in the middle of a database call."""
+    """Simulates the death of the process during a database call."""
 
 
-class Life(RuleBasedStateMachine):
-    """What happened in Pepper, how much of it is acknowledged, and a warehouse that follows."""
+class Lifecycle(RuleBasedStateMachine):
+    """The events in Pepper, how many of them are acknowledged, and a warehouse that is loaded from them."""
 
     place: Place
 
@@ -96,150 +101,151 @@ class Life(RuleBasedStateMachine):
         self.place.clear()
         self.now = START
         self.points: dict[str, Decimal] = dict.fromkeys(AWARD_IDS, Decimal(0))
-        self.happened: list[Action | Snapshot] = []
-        self.late: list[Action] = []
+        self.events: list[Action | Snapshot] = []
+        self.late_actions: list[Action] = []
         self.acknowledged = 0
         self.perks: dict[str, Perk] = {}
-        self.columns = 0
-        self.walks = 0
+        self.schema_version = 0
+        self.versions = 0
         load(self.place.url, [AWARDS, ACTIONS, self.perk_schema()])
 
     @rule(
         award=awards, effect=st.sampled_from([*TYPES, None]), delta=points.map(abs), after=seconds, late=st.booleans()
     )
     def act(self, award: str, effect: str | None, delta: Decimal, after: int, late: bool) -> None:
-        """An action, which may show up only later."""
+        """An action happens; it may become visible only later."""
         self.now += timedelta(seconds=after)
         if effect:
             self.points[award] += -delta if effect == "redeemed" else delta
-        number = len(self.happened) + len(self.late)
+        number = len(self.events) + len(self.late_actions)
         action = Action(f"{'aBé'[number % 3]}{number}", award, self.now, effect, delta, self.points[award], "p1")
-        (self.late if late else self.happened).append(action)
+        (self.late_actions if late else self.events).append(action)
 
     @rule()
     def show_late_actions(self) -> None:
-        """What was late is to be seen."""
-        self.happened += self.late
-        self.late = []
+        """Late actions become visible."""
+        self.events += self.late_actions
+        self.late_actions = []
 
     @rule(award=awards, value=points, after=seconds)
     def edit(self, award: str, value: Decimal, after: int) -> None:
-        """Someone changes the points by hand: only a snapshot tells."""
+        """Someone edits the points in Pepper: only a snapshot shows it."""
         self.now += timedelta(seconds=after)
         self.points[award] = value
-        self.look(award)
+        self.take_snapshot(award)
 
     @rule(award=awards)
-    def look(self, award: str) -> None:
-        """A snapshot is taken."""
-        read_at = self.now + timedelta(microseconds=len(self.happened))
-        self.happened.append(Snapshot(award, self.points[award], self.now, read_at, "p1"))
+    def take_snapshot(self, award: str) -> None:
+        """Pepper shows an award as it is now."""
+        read_at = self.now + timedelta(microseconds=len(self.events))
+        self.events.append(Snapshot(award, self.points[award], self.now, read_at, "p1"))
 
     @rule(perk=st.sampled_from(["p1", "p2", "p3"]), price=points)
-    def sell(self, perk: str, price: Decimal) -> None:
-        """A perk is new, or costs something else."""
+    def set_price(self, perk: str, price: Decimal) -> None:
+        """Add a perk or change its price."""
         self.perks[perk] = Perk(f"{perk} for {price}", price)
 
     @rule(perk=st.sampled_from(["p1", "p2", "p3"]))
-    def withdraw(self, perk: str) -> None:
-        """A perk is no more."""
+    def delete_perk(self, perk: str) -> None:
+        """Delete a perk."""
         self.perks.pop(perk, None)
 
     @rule()
-    def say_more(self) -> None:
-        """From now on perks have a price, in whole points at first, then in any."""
-        self.columns = min(self.columns + 1, len(PRICES) - 1)
+    def extend_schema(self) -> None:
+        """Add an integer price to the schema of perks; the second time, widen it to a number."""
+        self.schema_version = min(self.schema_version + 1, len(PRICE_TYPES) - 1)
 
     @rule(delivery=deliveries)
     def poll(self, delivery: Delivery) -> None:
-        """A run from the last STATE on, with some of the past again, ends well: the balances are the oracle's."""
+        """A run resumes from the last STATE and sends some events again; the balances match the oracle's."""
         self.run(delivery)
-        assert self.acknowledged == len(self.happened)
+        assert self.acknowledged == len(self.events)
         self.check()
 
     @rule(delivery=deliveries)
-    def poll_unheard(self, delivery: Delivery) -> None:
-        """A run whose STATE nobody takes loads all the same."""
-        self.run(delivery, output=Unheard())
+    def poll_with_broken_output(self, delivery: Delivery) -> None:
+        """A run whose STATE cannot be written still loads everything."""
+        self.run(delivery, output=BrokenOutput())
         self.check()
-        count(f"T2 runs that nobody listens to, {self.place.engine}")
+        count(f"runs with a broken output, {self.place.engine}")
 
     @rule(delivery=deliveries, call=st.integers(1, CRASH_CALL_MAX), moment=moments)
     def crash(self, delivery: Delivery, call: int, moment: str) -> None:
-        """A run that is gone in the middle of a database call, unless it is over before."""
+        """A run dies during a database call, unless it ends before that call."""
         with self.killed_at(call, moment):
             self.run(delivery)
-        acknowledged = {event.action_id for event in self.happened[: self.acknowledged] if isinstance(event, Action)}
+        acknowledged = {event.action_id for event in self.events[: self.acknowledged] if isinstance(event, Action)}
         assert acknowledged <= {row["action_id"] for row in table(self.place.warehouse, "actions", "action_id")}
-        self.place.is_consistent()
+        self.place.assert_consistent()
 
     @rule(delivery=deliveries, call=st.integers(1, CRASH_CALL_MAX), moment=moments)
     def replay(self, delivery: Delivery, call: int, moment: str) -> None:
-        """What comes without its SCHEMA is set aside, and loaded by a replay, also after one that is gone half way."""
-        self.run(delivery, announced=False)
+        """Records without a SCHEMA are quarantined; a replay loads them, even after a replay that died halfway."""
+        self.run(delivery, with_schemas=False)
         with self.killed_at(call, moment):
             self.replay_all()
-        self.place.is_consistent()
+        self.place.assert_consistent()
         self.replay_all()
         assert table(self.place.warehouse, "rejected_records") == []
         self.check()
-        count(f"T2 replays, {self.place.engine}")
+        count(f"replays, {self.place.engine}")
 
     @rule()
     def rebuild(self) -> None:
-        """All balances are computed afresh, and nothing changes."""
+        """A rebuild changes nothing."""
         before = table(self.place.warehouse, "award_balances")
         rebuild(self.place.warehouse)
         assert table(self.place.warehouse, "award_balances") == before
 
     def check(self) -> None:
-        """The balances are the oracle's, and verify says so too."""
-        assert table(self.place.warehouse, "award_balances") == oracle.balances(self.happened, USER_OF)
-        self.place.is_consistent()
+        """Fail unless the balances match the oracle's and `verify` finds no drift."""
+        assert table(self.place.warehouse, "award_balances") == oracle.balances(self.events, USER_OF)
+        self.place.assert_consistent()
 
     def check_perks(self) -> None:
-        """Those that are sold are there as they are, all others are marked."""
+        """Fail unless perks on sale are stored correctly and all others are marked as deleted."""
         with self.place.warehouse.read() as connection:
-            price = ", price" if self.columns else ""
+            price = ", price" if self.schema_version else ""
             query = text(f"SELECT _id, title{price} FROM perks WHERE _deleted_at IS NULL")
             found = {key: (title, *map(float, prices)) for key, title, *prices in connection.execute(query)}
         assert found == {
-            key: (perk.title, *[float(self.price_of(perk))] * bool(self.columns)) for key, perk in self.perks.items()
+            key: (perk.title, *[float(self.price_of(perk))] * bool(self.schema_version))
+            for key, perk in self.perks.items()
         }
 
     def perk_schema(self) -> str:
-        """The SCHEMA of perks as it is now."""
-        price = PRICES[self.columns]
+        """Return the current SCHEMA of perks."""
+        price = PRICE_TYPES[self.schema_version]
         return schema("perks", {"_id": TEXT, "title": TEXT, **({"price": {"type": price}} if price else {})}, "_id")
 
     def price_of(self, perk: Perk) -> Decimal:
-        """As the tap tells it."""
-        return round(perk.price) if PRICES[self.columns] == "integer" else perk.price
+        """Return a perk's price as the tap sends it."""
+        return round(perk.price) if PRICE_TYPES[self.schema_version] == "integer" else perk.price
 
-    def walk(self) -> list[str]:
-        """All perks, and the word that there are no others."""
-        self.walks += 1
-        read_at = (START + timedelta(seconds=self.walks)).isoformat()
+    def all_perks(self) -> list[str]:
+        """Return all perks under a new version, and the message that activates it."""
+        self.versions += 1
+        read_at = (START + timedelta(seconds=self.versions)).isoformat()
         records = [
             record("perks", {"_id": key, "title": perk.title, "price": float(self.price_of(perk))}, read_at)
             for key, perk in self.perks.items()
         ]
-        versioned = [json.dumps({**json.loads(each), "version": self.walks}) for each in records]
-        active = {"type": "ACTIVATE_VERSION", "stream": "perks", "version": self.walks}
+        versioned = [json.dumps({**json.loads(each), "version": self.versions}) for each in records]
+        active = {"type": "ACTIVATE_VERSION", "stream": "perks", "version": self.versions}
         return [self.perk_schema(), *versioned, json.dumps(active)]
 
-    def run(self, delivery: Delivery, *, announced: bool = True, output: io.StringIO | None = None) -> None:
-        """Deliver what is not acknowledged, with some of what is, in any order between two STATEs; then all perks."""
+    def run(self, delivery: Delivery, *, with_schemas: bool = True, output: io.StringIO | None = None) -> None:
+        """Deliver unacknowledged events, and some acknowledged ones, shuffled between STATEs; then all perks."""
         start = max(self.acknowledged - delivery.lookback, 0)
         random = Random(delivery.shuffle)
-        lines = [AWARDS, ACTIONS] if announced else []
-        for first in range(start, len(self.happened), STATE_EVERY):
-            events = self.happened[first : first + STATE_EVERY]
+        lines = [AWARDS, ACTIONS] if with_schemas else []
+        for first in range(start, len(self.events), STATE_EVERY):
+            events = self.events[first : first + STATE_EVERY]
             random.shuffle(events)
-            lines += [snapshot_line(event) if isinstance(event, Snapshot) else line_of(event) for event in events]
+            lines += [snapshot_line(event) if isinstance(event, Snapshot) else action_line(event) for event in events]
             lines.append(state({"events": first + len(events)}))
-        lines += self.walk()
-        target = self.target(TargetCrm, batch_size_rows=delivery.batch)
+        lines += self.all_perks()
+        target = self.target(TargetCrm, batch_size_rows=delivery.batch_size_rows)
         output = output or io.StringIO()
         try:
             with redirect_stdout(output):
@@ -251,48 +257,49 @@ class Life(RuleBasedStateMachine):
         self.check_perks()
 
     def target(self, kind: type[TargetCrm], **settings: Any) -> Any:
-        """A target that loads this life's warehouse."""
+        """Create a target that loads this warehouse."""
         target = kind(config={"sqlalchemy_url": self.place.url, **settings})
         target.warehouse = self.place.warehouse
         return target
 
     def replay_all(self) -> None:
-        """As `crm-balances replay` does."""
+        """Do what `crm-balances replay` does."""
         self.target(Replay).replay("actions", "awards")
         self.target(Replay).replay("")
 
     @contextmanager
     def killed_at(self, call: int, moment: str) -> Iterator[None]:
-        """Be gone in the middle of a database call, and let the warehouse notice."""
+        """Simulate the death of the process during a database call."""
 
-        def kill(seen: Call) -> None:
-            if (seen.number, seen.moment) == (call, moment):
-                if isinstance(seen.connection, sqlite3.Connection):
-                    seen.connection.rollback()  # Or a cursor that nobody has collected would keep the lock.
+        def kill(observed_call: Call) -> None:
+            if (observed_call.number, observed_call.moment) == (call, moment):
+                if isinstance(observed_call.connection, sqlite3.Connection):
+                    # Else a cursor that is not yet garbage-collected would keep the lock.
+                    observed_call.connection.rollback()
                 raise Killed
 
         try:
-            with watched(kill):
+            with observed(kill):
                 yield
         except Killed:
             self.place.close()
-            count(f"T2 crashes in a life, {self.place.engine}")
+            count(f"crashes in a lifecycle, {self.place.engine}")
 
     def teardown(self) -> None:
-        """Count."""
-        count(f"T2 lives, {self.place.engine}", time.perf_counter() - self.began)
+        """Count the lifecycle."""
+        count(f"lifecycles, {self.place.engine}", time.perf_counter() - self.began)
 
 
-LIVES = {"sqlite": size(6, 400), "postgresql": size(1, 100)}
+LIFECYCLES = {"sqlite": size(6, 400), "postgresql": size(1, 100)}
 
 
-def test_balances_follow_whatever_happens_and_whenever_a_run_dies(place: Place, shard: int) -> None:
-    life = type("Life", (Life,), {"place": place})
+def test_balances_stay_correct_whatever_happens_and_whenever_a_run_dies(place: Place, shard: int) -> None:
+    lifecycle = type("Lifecycle", (Lifecycle,), {"place": place})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        seed(f"{SEED} {shard}")(life),
+        seed(f"{SEED} {shard}")(lifecycle),
         settings=settings(
             phases=PHASES,
-            max_examples=LIVES[place.engine] // len(SHARDS),
+            max_examples=LIFECYCLES[place.engine] // len(SHARDS),
             stateful_step_count=size(25, 50),
             deadline=None,
             database=None,

@@ -1,4 +1,4 @@
-"""T6: hostile lines on standard input, with little memory to spare: they are set aside, all around them is loaded."""
+"""Hostile input lines, with little spare memory: they are quarantined, and the lines around them are loaded."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 
 from tests.helpers.target import ACTIONS, AWARDS, action, record, schema, snapshot, state, table
 from tests.stress import FULL, run_cases, size
-from tests.stress.target_runs import pipe
-from tests.stress.target_story import PERSON
+from tests.stress.runs import pipe
+from tests.stress.scenario import PERSON
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import FileIO
 
-    from tests.stress.target_runs import Forks, Place
+    from tests.stress.runs import Forks, Place
 
-# Above what a warmed process has; a huge line is several times as long.
+# Memory on top of what the process has at its start. A huge line is several times as long in the full form.
 MEMORY_BYTES = 192 << 20
 HUGE_BYTES = size(96 << 20, 512 << 20)
 CHUNK = b"x" * (1 << 16)
 
 
 def huge(head: bytes, chunk: bytes = CHUNK, tail: bytes = b"\n") -> Callable[[], Iterator[bytes]]:
-    """A line that never seems to end."""
+    """Return a very long line, in chunks."""
 
     def chunks() -> Iterator[bytes]:
         yield head
@@ -38,7 +38,7 @@ def huge(head: bytes, chunk: bytes = CHUNK, tail: bytes = b"\n") -> Callable[[],
 
 
 def lines(*parts: bytes | str) -> Callable[[], Iterator[bytes]]:
-    """Lines as they are."""
+    """Return lines as they are."""
 
     def chunks() -> Iterator[bytes]:
         for part in parts:
@@ -48,7 +48,7 @@ def lines(*parts: bytes | str) -> Callable[[], Iterator[bytes]]:
 
 
 def points(literal: str) -> str:
-    """An action whose points are written in a hostile way."""
+    """Return an action whose points are a hostile literal."""
     return action("hostile", delta="@", note=PERSON).replace('"@"', literal)
 
 
@@ -68,7 +68,7 @@ HOSTILE: dict[str, Callable[[], Iterator[bytes]]] = {
     "deep-in-a-schema": lines(
         '{"type": "SCHEMA", "stream": "deep", "schema": ' + '{"a":' * DEEP + "1" + "}" * DEEP + "}"
     ),
-    "rather-deep-in-a-record": lines(action("hostile", note="@", delta="x").replace('"@"', "[" * 900 + "]" * 900)),
+    "fairly-deep-in-a-record": lines(action("hostile", note="@", delta="x").replace('"@"', "[" * 900 + "]" * 900)),
     "5000-digits": lines(points("9" * 5000)),
     "5000-decimal-places": lines(points("0." + "1" * 5000)),
     "5000-digits-in-text": lines(points('"' + "9" * 5000 + '"')),
@@ -81,31 +81,29 @@ HOSTILE: dict[str, Callable[[], Iterator[bytes]]] = {
     "a-bare-1": lines("1"),
     "bare-values": lines('"text"', "null", "true", "[]", "{}", "-0.0", "1e5"),
     "binary": lines(Random("binary").randbytes(4096).replace(b"\n", b"")),
-    "bytes-that-are-no-utf-8": lines(b'{"type": "RECORD", "stream": "actions", "record": {"_id": "\xff\xfe"}}'),
+    "invalid-utf-8": lines(b'{"type": "RECORD", "stream": "actions", "record": {"_id": "\xff\xfe"}}'),
     "a-lone-surrogate": lines('{"type": "RECORD", "stream": "actions", "record": {"_id": "\\ud800"}}'),
     "NUL": lines(action("hostile\0"), points('"1\\u0000"'), "\0"),
     "unknown-messages": lines(
         '{"type": "DROP TABLE actions"}', '{"type": null}', '{"type": ["RECORD"]}', '{"type": {}}', '{"record": 1}'
     ),
     "messages-without-parts": lines('{"type": "RECORD"}', '{"type": "STATE"}', '{"type": "ACTIVATE_VERSION"}'),
-    "records-of-other-kinds": lines(
+    "records-that-are-no-objects": lines(
         *(json.dumps({"type": "RECORD", "stream": "actions", "record": value}) for value in (1, "x", None, [], {}))
     ),
     "records-of-unknown-streams": lines(action("hostile").replace('"stream": "actions"', '"stream": "x; DROP TABLE"')),
     "impossible-times": lines(
         *(action("hostile", at=at) for at in ("2026-13-45", "0000-00-00T00:00:00Z", "99999-01-01", "", "tomorrow"))
     ),
-    "windows-ends-of-lines-and-blanks": lines(b"\r", b"", b"   ", b"\xef\xbb\xbf"),
-    "keys-that-come-twice": lines(
-        '{"type": "RECORD", "type": "NONE", "stream": "actions", "record": {"_id": "hostile"}}'
-    ),
+    "carriage-returns-and-blank-lines": lines(b"\r", b"", b"   ", b"\xef\xbb\xbf"),
+    "duplicate-keys": lines('{"type": "RECORD", "type": "NONE", "stream": "actions", "record": {"_id": "hostile"}}'),
     "zero-with-a-huge-exponent": lines(
         points("0e999999999").replace("hostile", "zero"),
         schema("sizes", {"_id": {"type": "string"}, "size": {"type": "number"}, "count": {"type": "integer"}}, "_id"),
         '{"type": "RECORD", "stream": "sizes", "record": {"_id": "zero", "size": 0e999999999, "count": 0e-999999999}}',
         '{"type": "RECORD", "stream": "sizes", "record": {"_id": "huge", "size": 1, "count": 1e999999999}}',
     ),
-    "versions-that-are-none": lines(
+    "invalid-versions": lines(
         *(
             json.dumps({"type": "ACTIVATE_VERSION", "stream": "awards", "version": version})
             for version in (10**30, -(10**30), True, "2", 0.5, None, [], {})
@@ -118,12 +116,12 @@ HOSTILE: dict[str, Callable[[], Iterator[bytes]]] = {
         record(INJECTION, {'a"; --': "'", "select": "''"}),
     ),
 }
-# What does no harm, and needs no quarantine.
+# Not quarantined: these are valid input.
 HARMLESS = {"a-huge-line-of-spaces", "a-generic-table-of-hostile-names"}
 
 
-def test_hostile_lines_are_set_aside_and_all_around_them_is_loaded(forks: Forks, place: Place) -> None:
-    # The short form takes every fourth, on each engine another.
+def test_hostile_lines_are_quarantined_and_the_lines_around_them_are_loaded(forks: Forks, place: Place) -> None:
+    # The short form takes every fourth line, and different ones on each engine.
     names = list(HOSTILE) if FULL else list(HOSTILE)[len(place.engine) % 4 :: 4]
 
     def case(random: Random, name: str) -> None:
@@ -132,7 +130,7 @@ def test_hostile_lines_are_set_aside_and_all_around_them_is_loaded(forks: Forks,
         with pipe() as (reader, writer):
             run = forks.start(place.url, reader.fileno(), memory_bytes=MEMORY_BYTES, batch_size_rows=4)
             reader.close()
-            # A run that dies early doesn't take it all: then its exit code tells.
+            # A run that dies early closes the pipe; its exit code is checked below.
             with suppress(BrokenPipeError):
                 for chunk in chain(
                     lines(AWARDS, snapshot(), ACTIONS, *map(action, before))(),
@@ -141,7 +139,7 @@ def test_hostile_lines_are_set_aside_and_all_around_them_is_loaded(forks: Forks,
                 ):
                     write(writer, chunk)
             writer.close()
-            ended = run.ended()
+            ended = run.wait()
         assert ended.exit_code == 0, ended.log[-2000:]
         assert json.loads(ended.states[-1]) == {"seen": name}
         ledger = {row["action_id"] for row in table(place.warehouse, "actions", "action_id")}
@@ -149,10 +147,10 @@ def test_hostile_lines_are_set_aside_and_all_around_them_is_loaded(forks: Forks,
         assert "hostile" not in ledger
         assert table(place.warehouse, "rejected_records") or name in HARMLESS
 
-    run_cases(f"T6 hostile lines, {place.engine}", names, case)
+    run_cases(f"hostile lines, {place.engine}", names, case)
 
 
 def write(writer: FileIO, chunk: bytes) -> None:
-    """Write all of it."""
+    """Write a chunk completely."""
     while chunk:
         chunk = chunk[writer.write(chunk) :]

@@ -1,4 +1,4 @@
-"""T5: the server ends a connection, crashes, or commits and can't say so; two loaders and a reader at once."""
+"""Server faults (a closed connection, a crash, a lost COMMIT) and concurrency (two loaders and a reader)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sqlalchemy import select as sql_select
 
 from tests.helpers.postgres import PostgresServer
 from tests.stress import count, run_cases, size
-from tests.stress.target_recovery import SETTINGS, check, count_calls, finish, rehearse
-from tests.stress.target_runs import Place, PostgresPlace
-from tests.stress.target_story import as_input
+from tests.stress.recovery import SETTINGS, check, count_calls, finish, rehearse
+from tests.stress.runs import Place, PostgresPlace
+from tests.stress.scenario import as_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from random import Random
 
-    from tests.stress.target_runs import Forks, Run
+    from tests.stress.runs import Forks, Run
 
 WAIT_SECONDS = 30
 
@@ -36,48 +36,48 @@ def postgres_place(postgres_url: str) -> Iterator[Place]:
     place.close()
 
 
-def test_a_connection_that_the_server_ends_in_a_transaction_is_made_again(
+def test_a_run_reconnects_when_the_server_closes_the_connection_in_a_transaction(
     forks: Forks, postgres_place: Place, shard: int
 ) -> None:
     place, rehearsal = postgres_place, rehearse(forks, postgres_place, keyless=True)
 
     def case(random: Random, _: int) -> None:
         place.clear()
-        run = forks.start(place.url, rehearsal.told.input(), fault=rehearsal.pause_at_rows(random), **SETTINGS)
+        run = forks.start(place.url, rehearsal.scenario.input(), fault=rehearsal.pause_at_rows(random), **SETTINGS)
         with psycopg.connect(place.url, autocommit=True) as connection:
-            connection.execute("SELECT pg_terminate_backend(%s, 10000)", [run.said()["backend"]])
-        run.go_on()
-        ended = run.ended()
+            connection.execute("SELECT pg_terminate_backend(%s, 10000)", [run.next_report()["backend"]])
+        run.resume()
+        ended = run.wait()
         assert ended.exit_code == 0, ended.log
-        check(place, rehearsal.told, ended)
+        check(place, rehearsal.scenario, ended)
         assert place.contents() == rehearsal.expected
 
-    run_cases("T5 backend terminated, postgresql", range(size(3, 100)), case, shard)
+    run_cases("backend terminated, postgresql", range(size(3, 100)), case, shard)
 
 
-def test_a_server_that_crashes_and_comes_back_loses_nothing(forks: Forks) -> None:
+def test_nothing_is_lost_when_the_server_crashes_and_restarts(forks: Forks) -> None:
     with PostgresServer() as server:
         place = PostgresPlace(server.url)
         rehearsal = rehearse(forks, place)
 
         def case(random: Random, _: int) -> None:
             place.clear()
-            run = forks.start(place.url, rehearsal.told.input(), fault=rehearsal.pause_at_rows(random), **SETTINGS)
-            assert "at" in run.said()
+            run = forks.start(place.url, rehearsal.scenario.input(), fault=rehearsal.pause_at_rows(random), **SETTINGS)
+            assert "at" in run.next_report()
             server.crash()
-            comes_back_at_once = random.choice([True, True, False])
-            if comes_back_at_once:
+            restarts_at_once = random.choice([True, True, False])
+            if restarts_at_once:
                 server.start()
-            run.go_on()
-            ended = run.ended()
-            if not comes_back_at_once:
+            run.resume()
+            ended = run.wait()
+            if not restarts_at_once:
                 assert ended.exit_code != 0
                 server.start()
-            # The checks' own connections are lost as well.
+            # The crash has closed this process's connections too.
             place.close()
-            finish(forks, place, rehearsal, check(place, rehearsal.told, ended))
+            finish(forks, place, rehearsal, check(place, rehearsal.scenario, ended))
 
-        run_cases("T5 server crashed, postgresql", range(size(1, 10)), case)
+        run_cases("server crashed, postgresql", range(size(1, 10)), case)
         place.close()
 
 
@@ -85,10 +85,10 @@ def test_a_batch_whose_commit_got_no_reply_is_loaded_once(forks: Forks, postgres
     place, rehearsal = postgres_place, rehearse(forks, postgres_place, keyless=True)
     with lossy_proxy(place.url) as proxy:
         place.clear()
-        count_calls(forks, proxy, as_input(rehearsal.told.schemas))
+        count_calls(forks, proxy, as_input(rehearsal.scenario.schemas))
         before_rows = proxy.commits
         place.clear()
-        count_calls(forks, proxy, rehearsal.told.input())
+        count_calls(forks, proxy, rehearsal.scenario.input())
         commits = proxy.commits - before_rows
 
         def case(random: Random, _: int) -> None:
@@ -96,53 +96,53 @@ def test_a_batch_whose_commit_got_no_reply_is_loaded_once(forks: Forks, postgres
             proxy.commits = 0
             proxy.lose_commit = random.randint(before_rows + 1, commits)
             proxy.lose_reply = random.choice([True, True, False])
-            ended = forks.run(proxy.url, rehearsal.told.input(), **SETTINGS)
+            ended = forks.run(proxy.url, rehearsal.scenario.input(), **SETTINGS)
             assert proxy.commits >= proxy.lose_commit
             assert ended.exit_code == 0, ended.log
-            check(place, rehearsal.told, ended)
+            check(place, rehearsal.scenario, ended)
             assert place.contents() == rehearsal.expected
 
-        run_cases("T5 COMMIT lost, postgresql", range(size(3, 100)), case, shard)
+        run_cases("COMMIT lost, postgresql", range(size(3, 100)), case, shard)
 
 
-def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_fit_the_ledger(
+def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_match_the_ledger(
     forks: Forks, place: Place, shard: int
 ) -> None:
     rehearsal = rehearse(forks, place, ordered=False)
-    told = rehearsal.told
+    scenario = rehearsal.scenario
 
     def case(random: Random, _: int) -> None:
         place.clear()
-        cut, overlap = random.randrange(len(told.lines)), random.randrange(len(told.lines))
-        first = as_input(told.lines[: cut + overlap])
-        runs = [forks.start(place.url, first, **SETTINGS), forks.start(place.url, told.input(cut), **SETTINGS)]
+        cut, overlap = random.randrange(len(scenario.lines)), random.randrange(len(scenario.lines))
+        first = as_input(scenario.lines[: cut + overlap])
+        runs = [forks.start(place.url, first, **SETTINGS), forks.start(place.url, scenario.input(cut), **SETTINGS)]
         readings = read_while(place, runs)
         for run in runs:
-            ended = run.ended()
+            ended = run.wait()
             assert ended.exit_code == 0, ended.log
         assert place.contents() == rehearsal.expected
-        place.is_consistent()
-        count(f"T5 readings beside two loaders, {place.engine}", cases=readings)
+        place.assert_consistent()
+        count(f"readings during two loads, {place.engine}", cases=readings)
 
     rounds = {"sqlite": size(2, 20), "postgresql": size(2, 50)}
-    run_cases(f"T5 two loaders, {place.engine}", range(rounds[place.engine]), case, shard)
+    run_cases(f"two loaders, {place.engine}", range(rounds[place.engine]), case, shard)
 
 
 def read_while(place: Place, runs: list[Run]) -> int:
-    """Hold balances against ledger until all runs have ended; returns how often."""
+    """Compare balances with the ledger until all runs have ended; return how often."""
     running = [run.control for run in runs]
     readings = 0
     while running:
-        # A control socket is readable when its run is over.
-        over, _, _ = select.select(running, [], [], 0)
-        running = [control for control in running if control not in over]
-        if {"actions", "award_balances", "awards"} <= place.names():
-            assert_balances_fit_the_ledger(place)
+        # A control socket becomes readable when its run ends.
+        ended, _, _ = select.select(running, [], [], 0)
+        running = [control for control in running if control not in ended]
+        if {"actions", "award_balances", "awards"} <= place.tables():
+            assert_balances_match_the_ledger(place)
             readings += 1
     return readings
 
 
-def assert_balances_fit_the_ledger(place: Place) -> None:
+def assert_balances_match_the_ledger(place: Place) -> None:
     balances, actions = place.warehouse.tables.award_balances.c, place.warehouse.tables.actions.c
 
     def ledger_sum(effect: str, column: Any) -> Any:
@@ -169,7 +169,7 @@ def assert_balances_fit_the_ledger(place: Place) -> None:
 
 
 class LossyProxy(Place):
-    """A way to the server that loses one COMMIT: the request, or the reply, and the connection with it."""
+    """A proxy to the server that drops one COMMIT (the request or the reply) and its connection."""
 
     def __init__(self, url: str, port: int, server_port: int) -> None:
         super().__init__(url.replace(f":{server_port}/", f":{port}/"))
@@ -178,8 +178,8 @@ class LossyProxy(Place):
         self.lose_commit = 0
         self.lose_reply = True
 
-    def carry(self, client: socket.socket) -> None:
-        """Carry bytes between a client and the server until one of them has enough."""
+    def forward(self, client: socket.socket) -> None:
+        """Forward bytes between a client and the server until one of them disconnects."""
         server = socket.create_connection(("127.0.0.1", self._server_port))
         with client, server:
             while True:
@@ -211,7 +211,7 @@ def lossy_proxy(url: str) -> Iterator[LossyProxy]:
                     client, _ = listener.accept()
                 except OSError:
                     return
-                threading.Thread(target=proxy.carry, args=[client], daemon=True).start()
+                threading.Thread(target=proxy.forward, args=[client], daemon=True).start()
 
         thread = threading.Thread(target=accept)
         thread.start()

@@ -1,4 +1,4 @@
-"""Database calls, watched where SQLAlchemy hands them to a driver: each has a number, a moment before and one after."""
+"""Observe database calls where SQLAlchemy passes them to a driver: before and after each call."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from sqlalchemy.engine.default import DefaultDialect
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Watcher = Callable[["Call"], None]
+    Observer = Callable[["Call"], None]
 
 BEFORE, AFTER = "before", "after"
-# The dialect's methods through which all statements, and both ends of a transaction, go to the driver.
+# All statements, commits and rollbacks go through these methods of the dialect.
 _METHODS = ("connect", "do_execute", "do_executemany", "do_execute_no_params", "do_commit", "do_rollback")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A moment of a database call; `connection` is the driver's own, None before there is one."""
+    """The moment before or after a database call."""
 
     number: int
     what: str
     moment: str
     connection: Any
+    """The driver's connection; None before there is one."""
     error: type[Exception]
-    """What the driver raises when a connection is lost."""
+    """What the driver raises when it loses a connection."""
 
 
 @contextmanager
-def watched(watcher: Watcher) -> Iterator[None]:
-    """Have every call of this process told to the watcher, which may raise, or kill the process."""
+def observed(observer: Observer) -> Iterator[None]:
+    """Report each database call of this process to the observer, which may raise or kill the process."""
     numbers = iter(range(1, 1 << 31))
     originals = {name: getattr(DefaultDialect, name) for name in _METHODS}
     original_copy = psycopg.Cursor.copy
@@ -45,9 +46,9 @@ def watched(watcher: Watcher) -> Iterator[None]:
             number = next(numbers)
             error = dialect.loaded_dbapi.OperationalError
             connection = None if name == "connect" else _driver_connection(arguments[0])
-            watcher(Call(number, name, BEFORE, connection, error))
+            observer(Call(number, name, BEFORE, connection, error))
             result = original(dialect, *arguments, **options)
-            watcher(Call(number, name, AFTER, connection or _driver_connection(result), error))
+            observer(Call(number, name, AFTER, connection or _driver_connection(result), error))
             return result
 
         return call
@@ -55,10 +56,10 @@ def watched(watcher: Watcher) -> Iterator[None]:
     @contextmanager
     def copy(cursor: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
         number = next(numbers)
-        watcher(Call(number, "copy", BEFORE, cursor.connection, psycopg.OperationalError))
+        observer(Call(number, "copy", BEFORE, cursor.connection, psycopg.OperationalError))
         with original_copy(cursor, *arguments, **options) as writer:
             yield writer
-        watcher(Call(number, "copy", AFTER, cursor.connection, psycopg.OperationalError))
+        observer(Call(number, "copy", AFTER, cursor.connection, psycopg.OperationalError))
 
     for name, original in originals.items():
         setattr(DefaultDialect, name, wrapped(name, original))
@@ -72,5 +73,5 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 def _driver_connection(thing: Any) -> Any:
-    """Of a cursor or of what the pool made of a connection."""
+    """Return the driver's connection of a cursor or of a pooled connection."""
     return getattr(thing, "driver_connection", None) or getattr(thing, "connection", None) or thing

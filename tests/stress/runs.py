@@ -1,4 +1,4 @@
-"""Runs of target-crm as children of the fork server, warehouses for them, and what every run has to keep to."""
+"""Runs of target-crm as children of the fork server, their warehouses, and the checks that apply to every run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import RUN_SECONDS_MAX, environment
 from tests.helpers.postgres import new_database
 from tests.helpers.target import table
-from tests.stress.target_forks import CRASHED
-from tests.stress.target_story import CANARIES, TOKEN
+from tests.stress.fork_server import CRASHED
+from tests.stress.scenario import CANARIES, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from tests.stress.target_story import Story
+    from tests.stress.scenario import Scenario
 
 PROJECT = Path(__file__).parents[2]
 CONTENTS = {
@@ -46,7 +46,7 @@ _TALLY = re.compile(r"([\d,]+) read = ([\d,]+) applied \+ ([\d,]+) duplicate \+ 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a run left: its exit code (negative: the signal that killed it), the STATE lines, its log."""
+    """A finished run: its exit code (negative: the signal that killed it), its STATE lines and its log."""
 
     exit_code: int
     states: list[str]
@@ -54,7 +54,7 @@ class Ended:
 
 
 class Run:
-    """A target-crm that was started."""
+    """A running target-crm."""
 
     def __init__(self, forks: Forks, pid: int, folder: Path, control: socket.socket) -> None:
         self.pid = pid
@@ -62,30 +62,30 @@ class Run:
         self._forks = forks
         self._folder = folder
 
-    def said(self) -> dict[str, Any]:
-        """The next word of a child with a fault: where it waits, or at its end how many calls it made; {} if dead."""
+    def next_report(self) -> dict[str, Any]:
+        """Wait for a child with a fault to report where it pauses, or at its end its number of calls; {} if dead."""
         return json.loads(self.control.recv(1 << 12) or b"{}")
 
-    def go_on(self) -> None:
-        """Let a child that waits go on; one that a signal has just ended needs no word."""
+    def resume(self) -> None:
+        """Resume a paused child, unless a signal has just ended it."""
         with suppress(BrokenPipeError):
             self.control.send(b"!")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal; a run that is over already doesn't mind, since nobody has asked for its exit code yet."""
+        """Send a signal. The process still exists if the run is over: its exit code has not been collected yet."""
         os.kill(self.pid, number)
 
     def output(self) -> str:
-        """All that the run has written to standard output so far."""
+        """Return what the run has written to standard output so far."""
         return (self._folder / "stdout").read_text()
 
-    def ended(self) -> Ended:
-        """Wait for the end of the run, and hold it against what every run promises."""
+    def wait(self) -> Ended:
+        """Wait for the end of the run, and check what every run promises."""
         exit_code = self._forks.wait(self.pid)
         self.control.close()
         output, log = self.output(), (self._folder / "stderr").read_text(errors="replace")
         shutil.rmtree(self._folder)
-        # A line that a kill has cut is no STATE.
+        # A kill may cut the last line: that is not a STATE.
         states = [line for line in output.splitlines(keepends=True) if line.endswith("\n")]
         for canary in CANARIES:
             assert canary not in output + log, f"{canary!r} in the output of a run:\n{output}{log}"
@@ -97,14 +97,14 @@ class Run:
 
 
 class Forks:
-    """The fork server."""
+    """A client of the fork server."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._orders.settimeout(RUN_SECONDS_MAX)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.stress.target_forks", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.stress.fork_server", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment(),
             cwd=PROJECT,
@@ -120,7 +120,7 @@ class Forks:
         memory_bytes: int = 0,
         **settings: Any,
     ) -> Run:
-        """Start target-crm, or the script that the arguments name; stdin is bytes or a descriptor."""
+        """Start target-crm or the script named by the arguments; `stdin` is bytes or a descriptor."""
         settings = {"sqlalchemy_url": url, **settings}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -145,17 +145,17 @@ class Forks:
         return Run(self, pid, folder, ours)
 
     def run(self, url: str, stdin: bytes, *arguments: str, **options: Any) -> Ended:
-        """Run target-crm to its end."""
-        return self.start(url, stdin, *arguments, **options).ended()
+        """Run target-crm and wait for its end."""
+        return self.start(url, stdin, *arguments, **options).wait()
 
-    def warm(self, url: str, stdin: bytes) -> None:
-        """Load a warehouse in the server itself, whose children then need not compile the same statements again."""
-        path = self._folder / "story"
+    def warm_up(self, url: str, stdin: bytes) -> None:
+        """Load a warehouse in the server itself, so that its children need not compile the same statements again."""
+        path = self._folder / "messages"
         path.write_bytes(stdin)
-        self._ask({"warm": url, "story": str(path)}, [])
+        self._ask({"warm_up": url, "messages": str(path)}, [])
 
     def wait(self, pid: int) -> int:
-        """The exit code of a child."""
+        """Return the exit code of a child."""
         try:
             return self._ask({"wait": pid}, [])
         except TimeoutError:
@@ -173,7 +173,7 @@ class Forks:
 
 
 class Place:
-    """A warehouse that can be made empty again, seen from outside the runs that load it."""
+    """A warehouse that can be emptied, inspected from outside the runs that load it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -181,18 +181,18 @@ class Place:
         self.warehouse = Warehouse(url)
 
     def clear(self) -> None:
-        """Leave no table behind."""
+        """Remove all tables."""
         raise NotImplementedError
 
-    def names(self) -> set[str]:
-        """The tables that are there."""
+    def tables(self) -> set[str]:
+        """Return the names of the existing tables."""
         with self.warehouse.read() as connection:
             return set(inspect(connection).get_table_names())
 
-    def has(self, story: Story, lines: int) -> None:
-        """Fail unless all that came before a STATE of so many lines is in the warehouse."""
-        needed = story.needed(lines)
-        if not needed:
+    def assert_contains(self, scenario: Scenario, lines: int) -> None:
+        """Fail unless the warehouse contains every row that a STATE of so many lines acknowledges."""
+        required = scenario.required_rows(lines)
+        if not required:
             return
         keys = {"actions": "action_id", "awards": "_id", "perks": "_id", "rejected_records": "payload"}
         with self.warehouse.read() as connection:
@@ -203,34 +203,34 @@ class Place:
         payloads = "\n".join(found.pop("rejected_records"))
         missing = {
             (name, key)
-            for name, key in needed
+            for name, key in required
             if (key not in payloads if name == "rejected_records" else key not in found[name])
         }
-        assert not missing, f"acknowledged, and yet not in the warehouse: {sorted(missing)}"
+        assert not missing, f"acknowledged, but not in the warehouse: {sorted(missing)}"
 
-    def is_consistent(self) -> None:
-        """Fail unless each balance is what ledger and snapshots come to, and no work is left half done."""
-        if {"actions", "awards", "award_balances"} <= self.names():
+    def assert_consistent(self) -> None:
+        """Fail unless each balance matches ledger and snapshots."""
+        if {"actions", "awards", "award_balances"} <= self.tables():
             report = verify(self.warehouse)
             assert not report.drifted, report
 
-    def says_done(self) -> bool:
-        """Whether a run says that it has come to its end."""
-        return "load_runs" in self.names() and "done" in {
+    def is_recorded_as_done(self) -> bool:
+        """Whether `load_runs` records a run as done."""
+        return "load_runs" in self.tables() and "done" in {
             row["exit_state"] for row in table(self.warehouse, "load_runs", "exit_state")
         }
 
     def contents(self) -> dict[str, Any]:
-        """All that is loaded, but for when and by which run."""
+        """Return all loaded rows, without the times and runs of loading."""
         found: dict[str, Any] = {name: table(self.warehouse, name, *columns) for name, columns in CONTENTS.items()}
         found["rejected_records"].sort(key=str)
-        keyless = "visits" in self.names()
+        keyless = "visits" in self.tables()
         with self.warehouse.read() as connection:
             if keyless:
                 found["visits"] = list(connection.scalars(text("SELECT number FROM visits ORDER BY 1")))
             found["perks"] = [
-                (key, title, None if price is None else float(price), bool(gone))
-                for key, title, price, gone in connection.execute(
+                (key, title, None if price is None else float(price), bool(deleted))
+                for key, title, price, deleted in connection.execute(
                     text("SELECT _id, title, price, _deleted_at IS NOT NULL FROM perks ORDER BY 1")
                 )
             ]
@@ -242,21 +242,21 @@ class Place:
 
 
 class SqlitePlace(Place):
-    """A file."""
+    """A SQLite file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         super().__init__(f"sqlite:///{folder / 'crm.db'}")
 
     def clear(self) -> None:
-        """Remove the file and its logs."""
+        """Delete the file and its journals."""
         self.warehouse.dispose()
         for path in self._folder.glob("crm.db*"):
             path.unlink()
 
 
 class PostgresPlace(Place):
-    """A database on the tests' server; the password that nobody checks is a canary."""
+    """A database on the tests' server. The server checks no password; the one in the URL is a canary."""
 
     def __init__(self, server_url: str) -> None:
         super().__init__(new_database(server_url).replace("postgres@", f"postgres:{TOKEN}@"))
@@ -268,8 +268,8 @@ class PostgresPlace(Place):
             connection.execute(text("CREATE SCHEMA public"))
 
 
-class Eavesdropper(logging.Handler):
-    """Listens to all that this process logs, for what must not be said."""
+class CanaryHandler(logging.Handler):
+    """Collects log lines of this process that contain a canary."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -277,20 +277,20 @@ class Eavesdropper(logging.Handler):
         self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line with a canary in it."""
+        """Keep the line if it contains a canary."""
         self.lines += 1
         line = self.format(record)
         self.found += [line] * any(canary in line for canary in CANARIES)
 
 
 def digest(contents: Mapping[str, Any]) -> str:
-    """A canonical hash."""
+    """Return a canonical hash."""
     return hashlib.blake2b(repr(sorted(contents.items())).encode(), digest_size=16).hexdigest()
 
 
 @contextmanager
 def pipe() -> Iterator[tuple[FileIO, FileIO]]:
-    """Both ends of a pipe, the reading one first; whoever closes one early may."""
+    """Open a pipe: its reading and its writing end, which the caller may close early."""
     reader, writer = os.pipe()
     with FileIO(reader) as reading, FileIO(writer, "w") as writing:
         yield reading, writing

@@ -1,0 +1,89 @@
+"""What tests of failing and killed runs share: a rehearsal, a check after each run, and an undisturbed last run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from tests.stress.fork_server import PAUSE
+from tests.stress.runs import Ended, Forks, Place, digest
+from tests.stress.scenario import FINAL_PERKS, Scenario, as_input, covered_lines, make_scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SETTINGS = {"batch_size_rows": 6}
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A scenario, and the tables, time and database calls of an undisturbed run of it."""
+
+    scenario: Scenario
+    expected: Mapping[str, Any]
+    seconds: float
+    calls: int
+    setup_calls: int
+    """Calls that create the tables, before the first row."""
+
+    def pause_at_rows(self, random: Random) -> dict[str, Any]:
+        """Pause at a random call that loads rows."""
+        at = random.randint(self.setup_calls + 1, self.calls - 1)
+        return {"how": PAUSE, "at": at, "moment": random.choice(["before", "after"])}
+
+
+def rehearse(forks: Forks, place: Place, rows: int = 30, **options: Any) -> Rehearsal:
+    """Load a scenario in one undisturbed run and compare it with the oracle; leaves the warehouse empty."""
+    scenario = make_scenario(Random(f"rehearsal {rows}"), rows, **options)
+    place.clear()
+    forks.warm_up(place.url, scenario.input())
+    place.clear()
+    setup_calls, _ = count_calls(forks, place, as_input(scenario.schemas))
+    place.clear()
+    calls, seconds = count_calls(forks, place, scenario.input())
+    expected = place.contents()
+    assert expected["award_balances"] == scenario.balances()
+    assert expected["perks"] == [perk for perk in FINAL_PERKS if options.get("ordered", True) or perk[0] != "p0"]
+    place.assert_contains(scenario, len(scenario.lines))
+    place.clear()
+    return Rehearsal(scenario, expected, seconds, calls, setup_calls)
+
+
+def count_calls(forks: Forks, place: Place, stdin: bytes) -> tuple[int, float]:
+    """Return the database calls and the seconds of an undisturbed run."""
+    began = time.perf_counter()
+    run = forks.start(place.url, stdin, fault={"how": "count"}, **SETTINGS)
+    calls = int(run.next_report()["calls"])
+    ended = run.wait()
+    assert ended.exit_code == 0, ended.log
+    return calls, time.perf_counter() - began
+
+
+def check(place: Place, scenario: Scenario, ended: Ended, resumed_from: int = 0) -> int:
+    """Fail unless the acknowledged rows exist and the tables are consistent; return the line to resume from."""
+    acknowledged = covered_lines(ended.states[-1]) if ended.states else resumed_from
+    place.assert_contains(scenario, acknowledged)
+    place.assert_consistent()
+    # A run exits 0, or is recorded as done, only if it has loaded everything.
+    assert (ended.exit_code and not place.is_recorded_as_done()) or acknowledged == len(scenario.lines) - 1, ended
+    return acknowledged
+
+
+def finish(forks: Forks, place: Place, rehearsal: Rehearsal, resumed_from: int) -> None:
+    """Load the rest in an undisturbed run; fail unless the tables then equal the rehearsal's."""
+    ended = forks.run(place.url, rehearsal.scenario.input(resumed_from), **SETTINGS)
+    assert ended.exit_code == 0, ended.log
+    found = place.contents()
+    assert found == rehearsal.expected
+    assert digest(found) == digest(rehearsal.expected)
+
+
+def stopped_at_call(forks: Forks, place: Place, stdin: bytes, fault: dict[str, Any], number: int) -> Ended:
+    """Send a signal to a run that is paused before or after a database call."""
+    run = forks.start(place.url, stdin, fault=fault, **SETTINGS)
+    if "at" in run.next_report():
+        run.kill(number)
+        run.resume()
+    return run.wait()
