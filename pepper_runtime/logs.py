@@ -6,19 +6,16 @@ the two it is, before anything else can go wrong: an error in a config file is t
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sys
 from contextlib import suppress
-from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from singer_sdk import metrics
 from singer_sdk import typing as th
 from singer_sdk.logging import StructuredFormatter
+
+from pepper_runtime.config import ConfigFileError, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +32,13 @@ SETTING: Final = th.Property(
 )
 HELP: Final = "Log lines as short text, or as one JSON object a line, metrics included. Default: text."
 
+_PARSER: Final = click.Command(
+    None,
+    params=[click.Option([OPTION]), click.Option(["--config"], multiple=True)],
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+
 # What the SDK says of itself at each start, by the beginning of its templates. Nobody waits for it.
 _NOISE: Final = (
     "Parsing env var",
@@ -45,16 +49,21 @@ _NOISE: Final = (
 )
 
 
-def chosen(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    """The format that the command line asks for, or else the environment (`TAP_PEPPER_LOG_FORMAT`), or a config file.
+def requested_format(plugin: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Return the format that the command line asks for, or else the environment, or else a config file.
 
-    What is no format, or no file, is for others to complain about: here it counts as text.
+    This runs before the command parses its arguments, because errors of parsing follow the format, too. An invalid
+    format or file counts as text here: the command reports it later.
     """
-    wanted: Any = environment.get(f"{name.upper().replace('-', '_')}_LOG_FORMAT")
-    wanted = wanted or next(filter(None, map(_of_file, _given(arguments, "--config"))), None)
-    for given in _given(arguments, OPTION):
-        wanted = given
-    return JSON if str(wanted).lower() == JSON else TEXT
+    with _PARSER.make_context(plugin, list(arguments), resilient_parsing=True) as context:
+        wanted: list[Any] = [context.params["log_format"], environment.get(f"{variable_prefix(plugin)}LOG_FORMAT")]
+        wanted += map(_format_in_file, context.params["config"])
+    return JSON if str(next(filter(None, wanted), TEXT)).lower() == JSON else TEXT
+
+
+def variable_prefix(plugin: str) -> str:
+    """Return how a plugin's environment variables begin: `TAP_PEPPER_`."""
+    return f"{plugin.upper().replace('-', '_')}_"
 
 
 def set_up(name: str, log_format: str) -> None:
@@ -64,7 +73,7 @@ def set_up(name: str, log_format: str) -> None:
     `SINGER_SDK_LOG_CONFIG`, as Meltano does, keeps them with text.
     """
     level = logging.getLogger().level
-    for handler in console():
+    for handler in console_handlers():
         if log_format == JSON:
             handler.setFormatter(StructuredFormatter(defaults={"app_name": name}))
             handler.addFilter(_with_stream)
@@ -74,42 +83,15 @@ def set_up(name: str, log_format: str) -> None:
 
 def is_structured() -> bool:
     """Whether each line is a JSON object."""
-    return any(isinstance(handler.formatter, StructuredFormatter) for handler in console())
+    return any(isinstance(handler.formatter, StructuredFormatter) for handler in console_handlers())
 
 
-def console() -> list[logging.StreamHandler[Any]]:
+def console_handlers() -> list[logging.StreamHandler[Any]]:
     """The handlers that write to stderr."""
     return [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
 
 
-def last_words(name: str, message: str) -> None:
-    """Tell why a program ends, in one line: `target-crm: …`, or as JSON where all lines are."""
-    if is_structured():
-        logging.getLogger(name).critical(message)
-    else:
-        print(f"{name}: {message}", file=sys.stderr)
-
-
-def unforeseen(name: str, error: Exception) -> str:
-    """An error that nobody has thought of, in one line. Its text, and its trace, may quote a record or a secret."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "nowhere"
-    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
-    variable = f"{name.upper().replace('-', '_')}_LOGLEVEL"
-    return f"unexpected {type(error).__name__}{reason} at {place}; {variable}=DEBUG shows the way there"
-
-
-def leave_stdout() -> None:
-    """Write what stdout still buffers, or give it up: the interpreter would try again at its end, and complain."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def line(name: str, level: int, message: str) -> bytes:
+def format_line(name: str, level: int, message: str) -> bytes:
     """What a log line is like, for a signal's handler, which must not use a logger: it may be in use."""
     if not is_structured():
         return f"{name}: {message}\n".encode()
@@ -117,27 +99,20 @@ def line(name: str, level: int, message: str) -> bytes:
     return f"{StructuredFormatter(defaults={'app_name': name}).format(record)}\n".encode()
 
 
-def with_option(command: click.Command) -> click.Command:
-    """A command that takes `--log-format` also; `chosen` has read it by then."""
+def add_option(command: click.Command) -> click.Command:
+    """A command that takes `--log-format` also; `requested_format` has read it by then."""
     kind = click.Choice(FORMATS, case_sensitive=False)
     command.params.append(click.Option([OPTION], type=kind, expose_value=False, help=HELP))
     return command
 
 
-def _given(arguments: Sequence[str], option: str) -> list[str]:
-    """The values of an option, in order."""
-    apart = [value for name, value in pairwise(arguments) if name == option]
-    return apart + [text.partition("=")[2] for text in arguments if text.startswith(f"{option}=")]
-
-
-def _of_file(path: str) -> str | None:
-    with suppress(OSError, ValueError):
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-        return config.get("log_format") if isinstance(config, dict) else None
+def _format_in_file(path: str) -> object:
+    with suppress(ConfigFileError):
+        return read_config(path).get("log_format")
     return None
 
 
-def point_of(record: logging.LogRecord) -> metrics.Point[Any] | None:
+def metric_point(record: logging.LogRecord) -> metrics.Point[Any] | None:
     """The measurement that a record of the SDK's metrics log holds."""
     args = record.args
     return args[0] if isinstance(args, tuple) and args and isinstance(args[0], metrics.Point) else None
@@ -145,10 +120,10 @@ def point_of(record: logging.LogRecord) -> metrics.Point[Any] | None:
 
 def _with_stream(record: logging.LogRecord) -> bool:
     """Name the stream of a metric."""
-    if point := point_of(record):
+    if point := metric_point(record):
         record.stream_name = point.tags.get("stream")
     return True
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.INFO or not (point_of(record) or str(record.msg).startswith(_NOISE))
+    return record.levelno > logging.INFO or not (metric_point(record) or str(record.msg).startswith(_NOISE))

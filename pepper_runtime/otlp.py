@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from singer_sdk.metrics import get_metrics_logger
 
-from pepper_runtime.logs import point_of
+from pepper_runtime.logs import metric_point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -72,9 +72,9 @@ class Run:
         self._around = trace.set_span_in_context(self._root, Context())
 
     @contextmanager
-    def span(self, name: str, attributes: Attributes, *, calls: bool, holds_others: bool) -> Iterator[None]:
+    def span(self, name: str, attributes: Attributes, *, is_client: bool, parents_threads: bool) -> Iterator[None]:
         """A span; its parent is this thread's innermost one, else the innermost one that holds others."""
-        if next(self._spans) >= SPANS_MAX and not holds_others:
+        if next(self._spans) >= SPANS_MAX and not parents_threads:
             # What is noted now is not of the span around it.
             with trace.use_span(trace.INVALID_SPAN):
                 yield
@@ -84,40 +84,40 @@ class Run:
         with self._tracer.start_as_current_span(
             name,
             context=None if is_inner else around,
-            kind=trace.SpanKind.CLIENT if calls else trace.SpanKind.INTERNAL,
+            kind=trace.SpanKind.CLIENT if is_client else trace.SpanKind.INTERNAL,
             attributes=dict(attributes),
             # They would tell the words of an error.
             record_exception=False,
             set_status_on_exception=False,
         ):
-            if holds_others:
+            if parents_threads:
                 self._around = get_current()
             try:
                 yield
             except BaseException as error:
-                self.failed(error)
+                self.record_error(error)
                 raise
             finally:
-                if holds_others:
+                if parents_threads:
                     self._around = around
 
-    def note(self, attributes: Attributes) -> None:
+    def set_attributes(self, attributes: Attributes) -> None:
         """Add to the innermost span of this thread, if it is in one."""
         trace.get_current_span().set_attributes(dict(attributes))
 
-    def failed(self, error: BaseException) -> None:
+    def record_error(self, error: BaseException) -> None:
         """Give the innermost span of this thread the kind of an error."""
         span = trace.get_current_span()
         span.set_status(trace.StatusCode.ERROR)
         span.set_attribute("error.type", type(error).__name__)
 
-    def past(self, name: str, began_at: datetime, attributes: Attributes) -> None:
+    def record_span(self, name: str, began_at: datetime, attributes: Attributes) -> None:
         """A span that began then and ends now."""
         if next(self._spans) < SPANS_MAX:
             began = int(began_at.timestamp() * NANOSECONDS)
             self._tracer.start_span(name, context=self._around, attributes=dict(attributes), start_time=began).end()
 
-    def end(self, exit_code: object) -> bool:
+    def stop(self, exit_code: object) -> bool:
         """Send what is left, for at most `END_SECONDS_MAX`, and only until the first try that fails.
 
         Returns:
@@ -174,7 +174,7 @@ class _Points(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a measurement on, with the name of its stream."""
-        point = point_of(record)
+        point = metric_point(record)
         if point is None:
             return
         name, tags = f"pepper.{point.metric.value}", {key: str(point.tags[key]) for key in TAGS if key in point.tags}

@@ -30,14 +30,14 @@ ERASE: Final = b"\r\x1b[2K\x1b[?25h"
 """Empties the line, and shows the cursor again."""
 
 
-def is_wanted(environment: Mapping[str, str], *, beside_stdout: bool) -> bool:
+def is_wanted(environment: Mapping[str, str], *, with_stdout_on_terminal: bool) -> bool:
     """Whether to draw: stderr is a terminal that can, nobody has turned it off, and no other program draws there.
 
     In a pipeline the last program draws: the one whose standard output is no pipe.
 
     Args:
         environment: Where `PEPPER_PROGRESS=off` and `TERM` are looked up.
-        beside_stdout: Whether to draw also where standard output is a terminal.
+        with_stdout_on_terminal: Whether to draw also where standard output is a terminal.
     """
     if environment.get(SWITCH, "").lower() in {"0", "off", "no", "false"} or logs.is_structured():
         return False
@@ -47,11 +47,11 @@ def is_wanted(environment: Mapping[str, str], *, beside_stdout: bool) -> bool:
         mode = os.fstat(1).st_mode
     except OSError:
         return True
-    return not stat.S_ISFIFO(mode) and (beside_stdout or not os.isatty(1))
+    return not stat.S_ISFIFO(mode) and (with_stdout_on_terminal or not os.isatty(1))
 
 
 class Progress:
-    """The line that is drawn; until `begin`, and where nobody wants it, what it is told leads to nothing."""
+    """The line that is drawn; until `start`, and where nobody wants it, what it is told leads to nothing."""
 
     def __init__(self) -> None:
         self.title = self.what = ""
@@ -64,23 +64,23 @@ class Progress:
         self._ended = threading.Event()
         self._drawer: threading.Thread | None = None
 
-    def begin(self, title: str, *, beside_stdout: bool = True) -> None:
+    def start(self, title: str, *, with_stdout_on_terminal: bool = True) -> None:
         """Draw after `QUIET_SECONDS`, if it is wanted at all."""
-        if is_wanted(os.environ, beside_stdout=beside_stdout):
+        if is_wanted(os.environ, with_stdout_on_terminal=with_stdout_on_terminal):
             self.title, self._began_seconds = title, time.monotonic()
             self._drawer = threading.Thread(target=self._draw, name="progress", daemon=True)
             self._drawer.start()
 
-    def count(self, rows: int) -> None:
+    def advance(self, rows: int) -> None:
         """Say that so many more rows are done."""
         self.rows += rows
 
-    def reach(self, what: str, fraction: float | None = None) -> None:
+    def update(self, what: str, fraction: float | None = None) -> None:
         """Say where the run is, and what fraction of the way is behind it, where that is known."""
         self.what, self.fraction = what, fraction
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Leave the terminal to someone else for a moment."""
         with self._lock:
             if self._live is None:
@@ -92,17 +92,17 @@ class Progress:
             finally:
                 self._live.start()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Leave the terminal as it was."""
         self._ended.set()
         with self._lock:
             if self._live:
                 self._live.stop()
-                for handler in logs.console():
+                for handler in logs.console_handlers():
                     handler.setStream(sys.stderr)
                 self._live = None
 
-    def erase_by_signal(self) -> None:
+    def clear_in_signal_handler(self) -> None:
         """The same where no lock may be taken, for the process ends at once."""
         if self._live:
             with suppress(OSError):
@@ -125,7 +125,7 @@ class Progress:
         )
         with self._lock:
             if not self._ended.is_set():
-                for handler in logs.console():
+                for handler in logs.console_handlers():
                     handler.setStream(_Above(console))
                 self._live = live
                 live.start()
@@ -172,5 +172,5 @@ class _Above:
         """Nothing waits."""
 
 
-shown: Final = Progress()
+display: Final = Progress()
 """This process's line: there is one terminal."""

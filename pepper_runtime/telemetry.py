@@ -26,7 +26,7 @@ _NOTHING: Final = nullcontext()
 _runs: Final[list[Run]] = []
 
 
-def signals_asked(environment: Mapping[str, str]) -> list[str]:
+def requested_signals(environment: Mapping[str, str]) -> list[str]:
     """Which of `SIGNALS` the environment asks for.
 
     `OTEL_TRACES_EXPORTER` says `otlp` or `none`; where it says nothing, an endpoint for OTLP asks for the signal. An
@@ -42,18 +42,18 @@ def signals_asked(environment: Mapping[str, str]) -> list[str]:
     return [signal for signal in SIGNALS if "otlp" in map(str.strip, exporters(signal).split(","))]
 
 
-def protocol_asked(signal: str, environment: Mapping[str, str]) -> str:
+def requested_protocol(signal: str, environment: Mapping[str, str]) -> str:
     """How a signal is to be sent; `PROTOCOL` is the only way that the extra has."""
     names = (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
     return next(filter(None, map(environment.get, names)), PROTOCOL)
 
 
-def begin(name: str) -> None:
+def start(name: str) -> None:
     """Begin the trace of a run, if it is wanted; what keeps it from being told is one line."""
     logger = logging.getLogger(name)
-    signals = signals_asked(os.environ)
+    signals = requested_signals(os.environ)
     for signal in list(signals):
-        protocol = protocol_asked(signal, os.environ)
+        protocol = requested_protocol(signal, os.environ)
         if protocol != PROTOCOL:
             logger.warning("OpenTelemetry: %s are not sent by %s, only by %s", signal.lower(), protocol, PROTOCOL)
             signals.remove(signal)
@@ -70,40 +70,44 @@ def begin(name: str) -> None:
 
 
 def span(
-    name: str, attributes: Attributes | None = None, *, calls: bool = False, holds_others: bool = False
+    name: str, attributes: Attributes | None = None, *, is_client: bool = False, parents_threads: bool = False
 ) -> AbstractContextManager[None]:
     """A part of the run: how long it takes, and the kind of the error that ended it, if one did.
 
     Args:
         name: What it is; few names, for they are grouped by.
         attributes: What is known of it.
-        calls: Whether it calls another service, and waits for it.
-        holds_others: Whether what other threads do meanwhile is a part of it.
+        is_client: Whether it it calls another service and waits for it.
+        parents_threads: Whether what other threads do meanwhile is a part of it.
     """
-    return _runs[-1].span(name, attributes or {}, calls=calls, holds_others=holds_others) if _runs else _NOTHING
+    return (
+        _runs[-1].span(name, attributes or {}, is_client=is_client, parents_threads=parents_threads)
+        if _runs
+        else _NOTHING
+    )
 
 
-def note(attributes: Attributes) -> None:
+def set_attributes(attributes: Attributes) -> None:
     """Add to what the innermost span of this thread tells."""
     if _runs:
-        _runs[-1].note(attributes)
+        _runs[-1].set_attributes(attributes)
 
 
-def failed(error: BaseException) -> None:
+def record_error(error: BaseException) -> None:
     """Let this thread's innermost span tell that an error ended it, though it goes no further."""
     if _runs:
-        _runs[-1].failed(error)
+        _runs[-1].record_error(error)
 
 
-def past(name: str, began_at: datetime, attributes: Attributes) -> None:
+def record_span(name: str, began_at: datetime, attributes: Attributes) -> None:
     """A part of the run that has just come to its end."""
     if _runs:
-        _runs[-1].past(name, began_at, attributes)
+        _runs[-1].record_span(name, began_at, attributes)
 
 
-def end(name: str, exit_code: object) -> None:
+def stop(name: str, exit_code: object) -> None:
     """Send what is left. How the run ended is told by its exit code."""
     while _runs:
-        if not _runs.pop().end(exit_code):
+        if not _runs.pop().stop(exit_code):
             told = "OpenTelemetry: the collector did not take everything; the run is none the worse for it"
             logging.getLogger(name).warning(told)

@@ -20,7 +20,7 @@ from singer_sdk.singerlib import RecordMessage, Schema
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
 from pepper_runtime import telemetry
-from pepper_runtime.progress import shown
+from pepper_runtime.progress import display
 from tap_pepper.api.prefetch import side_by_side
 from tap_pepper.api.rate_limit import always
 from tap_pepper.api.raw_json import JsonText, Row, canonical, plain, text_of, value_of
@@ -171,7 +171,7 @@ class PepperStream(Stream):
             count += 1
             records += len(taken)
             self._emitted += len(taken)
-            shown.count(len(taken))
+            display.advance(len(taken))
             others += len(page.rows) - len(taken)
             yield taken
         passed = f", {others} more that are known or were not asked for" if others else ""
@@ -313,7 +313,7 @@ class PepperStream(Stream):
 
     def sync(self, context: Context | None = None) -> None:  # type: ignore[misc]
         """Sync the stream, as a span of the run."""
-        with telemetry.span(f"stream {self.name}", holds_others=True):
+        with telemetry.span(f"stream {self.name}", parents_threads=True):
             super().sync(context)
 
     def get_records(self, context: Context | None) -> Iterable[dict[str, Any]]:  # noqa: ARG002
@@ -325,7 +325,7 @@ class PepperStream(Stream):
         self, context: Context | None = None, *, write_messages: bool = True
     ) -> Generator[dict[str, Any], Any, Any]:
         """Sync the stream; an error ends it and is kept for the end of the run, after the other streams."""
-        shown.reach(self.name)
+        display.update(self.name)
         try:
             if write_messages and self._passes_whole:
                 self._sync_whole()
@@ -336,7 +336,7 @@ class PepperStream(Stream):
         except Exception as error:
             if self.on_trial:
                 raise
-            telemetry.failed(error)
+            telemetry.record_error(error)
             self._tap.failures.append((self.name, error))
             if isinstance(error, FixSettings):
                 return
@@ -570,7 +570,7 @@ class Actions(PepperStream):
                     self.checkpoint(window.until, border=border.text(reread_from), audit=audit.kept(reread_from))
                     self._news = read_until is None or window.until > read_until
                     done = seconds_between(after, window.until) / seconds_between(after, until)
-                    shown.reach(f"{self.name} up to {window.until[:MINUTE_CHARS]}", done)
+                    display.update(f"{self.name} up to {window.until[:MINUTE_CHARS]}", done)
                     length_seconds = adapted_seconds(window.seconds, pages_filled, longest_seconds)
                     if window.until < until and not self._may_wait(0):
                         self._tap.leave(f"{self.name} read up to {window.until}")

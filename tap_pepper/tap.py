@@ -8,20 +8,18 @@ import os
 import sys
 from functools import cached_property
 from math import inf
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import urlsplit
 
-import click
 from singer_sdk import Tap
 from singer_sdk.exceptions import ConfigValidationError, SingerSDKError
-from singer_sdk.helpers._util import load_json
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TapCapabilities
 from singer_sdk.plugin_base import JSONSchemaValidator
 from singer_sdk.singerlib import Catalog
 
-from pepper_runtime import logs, telemetry
-from pepper_runtime.progress import shown
+from pepper_runtime import logs
+from pepper_runtime.cli import SIGNAL_EXIT_CODE, run_cli
+from pepper_runtime.config import parse_object, read_config
 from tap_pepper.api.client import PepperClient
 from tap_pepper.errors import FixSettings, PepperError, StopEverything, StreamsFailed
 from tap_pepper.messages import MessageWriter
@@ -43,13 +41,12 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import IO
 
+    import click
     from singer_sdk.plugin_base import _ConfigInput
 
 STDOUT_BUFFER_BYTES = 64 * 1024
 ACTIONS_SHARE = 0.75
 """How much of `max_run_seconds` actions may take: a backfill must not keep awards from ever being read."""
-INTERRUPTED = 130
-"""Exit code of a run that the keyboard ended."""
 
 
 class TapPepper(Tap):
@@ -206,21 +203,21 @@ class TapPepper(Tap):
 
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """End with the exit code of a signal. Each drained window has its STATE out already."""
-        sys.exit(128 + signum)
+        sys.exit(SIGNAL_EXIT_CODE + signum)
 
     # The command line.
 
     @classmethod
     def get_singer_command(cls) -> click.Command:
         """The command, with `--log-format`."""
-        return logs.with_option(super().get_singer_command())
+        return logs.add_option(super().get_singer_command())
 
     @classmethod
     def cb_config(cls, ctx: click.Context, param: click.Option, value: tuple[str, ...]) -> _ConfigInput:
-        """Read the files of `--config`."""
+        """Check the files of `--config`, then let the SDK read them."""
         for path in value:
             if path != "ENV":
-                _read_json(_read_file(path), f"config file {path}")
+                read_config(path)
         return super().cb_config(ctx, param, value)
 
     @classmethod
@@ -245,96 +242,38 @@ class TapPepper(Tap):
         except ConfigValidationError as error:
             # The SDK would add a line that says nothing.
             raise FixSettings(str(error)) from error
-        except BrokenPipeError as error:
-            # click would end the process without a word.
-            raise StopEverything("whoever read the messages has gone; its own log says why") from error
 
 
 def main() -> NoReturn:
-    """Run the console script: whatever goes wrong is told in one line on stderr, and the exit code is not 0.
-
-    `TapPepper.cli` is the same command without this; there an error comes as an exception.
-    """
+    """Run the console script."""
     for stream in STREAMS:
-        logging.getLogger(f"tap-pepper.{stream.path[1:]}").addFilter(_is_news)
-    # Where it is closed, nobody listens. Containers often set PYTHONUNBUFFERED, at the cost of a system call a record.
-    descriptor = sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY)
-    sys.stdout = open(  # noqa: SIM115 - the interpreter flushes and closes it
-        descriptor, "w", buffering=STDOUT_BUFFER_BYTES, encoding="utf-8", closefd=False
+        logging.getLogger(f"tap-pepper.{stream.path[1:]}").addFilter(_is_not_repeated_error)
+    run_cli(
+        TapPepper.name,
+        lambda: TapPepper.cli,
+        expected=(PepperError, SingerSDKError),
+        failures_of=_failures_of,
+        usage_exit_code=1,
+        broken_pipe_message="the downstream process exited; see its log",
+        draws_with_stdout_on_terminal=False,
+        logs_are_redacted=True,
+        # Containers often set PYTHONUNBUFFERED, which would cost a system call per record.
+        stdout_buffer_bytes=STDOUT_BUFFER_BYTES,
     )
-    try:
-        command = TapPepper.cli
-        logs.set_up(TapPepper.name, logs.chosen(TapPepper.name, sys.argv[1:], os.environ))
-        telemetry.begin(TapPepper.name)
-        shown.begin(TapPepper.name, beside_stdout=False)
-        status = command.main(prog_name=TapPepper.name, standalone_mode=False)
-        sys.stdout.flush()
-    except (KeyboardInterrupt, click.Abort):
-        status = INTERRUPTED
-    except click.ClickException as error:
-        status = _fail(error.format_message())
-    except StreamsFailed as error:
-        status = max(_fail(_told(name, failure)) for name, failure in error.failures)
-    except Exception as error:  # noqa: BLE001 - its text may quote a record, and its trace helps none but a developer
-        status = _fail(_words(error))
-    except SystemExit as ending:
-        status = ending.code
-    finally:
-        shown.end()
-    telemetry.end(TapPepper.name, status)
-    sys.exit(status)
 
 
-def _fail(message: str) -> int:
-    """Tell why the run ends. What is left in the buffer of stdout is lost if its reader is."""
-    TapPepper.logger.critical(" ".join(message.split()))
-    TapPepper.logger.debug("where it came from", exc_info=True)
-    logs.leave_stdout()
-    return 1
+def _failures_of(error: Exception) -> list[tuple[str, Exception]]:
+    return error.failures if isinstance(error, StreamsFailed) else [("", error)]
 
 
-def _told(stream: str, error: Exception) -> str:
-    """Why a stream ended, with its name."""
-    words = _words(error)
-    return words if words.startswith(stream) else f"{stream}: {words}"
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, (PepperError, SingerSDKError)):
-        return str(error) or type(error).__name__
-    return logs.unforeseen(TapPepper.name, error)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a log record tells more than that a stream ended by an error, which `main` tells in full."""
+def _is_not_repeated_error(record: logging.LogRecord) -> bool:
+    """Drop the SDK's record of a stream's error: `run_cli` reports the error in full."""
     return not (record.levelno == logging.ERROR and str(record.msg).startswith("An unhandled error occurred"))
 
 
 def _refuse(lines: list[str]) -> None:
     if lines:
         raise ConfigValidationError("; ".join(lines), errors=lines, schema=CONFIG_JSONSCHEMA)
-
-
-def _read_file(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"config file {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        raise FixSettings(msg) from error
-
-
-def _read_json(text: str, what: str) -> dict[str, Any]:
-    """Read a JSON object; the error says where it ends being one, and quotes nothing."""
-    try:
-        value: object = load_json(text)
-    except ValueError as error:
-        line = getattr(error, "lineno", None)
-        msg = f"{what}: not JSON" + (f" (line {line})" if line else "")
-        raise FixSettings(msg) from error
-    if not isinstance(value, dict):
-        msg = f"{what}: expected a JSON object"
-        raise FixSettings(msg)
-    return value
 
 
 def _text_of(file: IO[str], what: str) -> str:
@@ -350,7 +289,7 @@ def _checked_state(file: IO[str] | None) -> IO[str] | None:
         return None
     what = f"state file {file.name}"
     text = _text_of(file, what)
-    _read_json(text, what)
+    parse_object(text, what)
     return io.StringIO(text)
 
 
@@ -360,7 +299,7 @@ def _checked_catalog(file: IO[str] | None) -> IO[str] | None:
     what = f"catalog file {file.name}"
     text = _text_of(file, what)
     try:
-        Catalog.from_dict(_read_json(text, what))
+        Catalog.from_dict(parse_object(text, what))
     except (KeyError, TypeError, AttributeError) as error:
         msg = f"{what}: not a Singer catalog; make one with tap-pepper --discover"
         raise FixSettings(msg) from error

@@ -1,16 +1,17 @@
-"""The console scripts. A run every five minutes mostly finds nothing new, and then its imports are what it takes."""
+"""The console scripts."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from importlib import import_module
 
-# So many more objects than before, and garbage is looked for.
-NEW_OBJECTS_MAX = 50_000
-# How long one of two threads may keep the interpreter while the other wants it. Whoever speaks to a warehouse wants it
-# after every reply, and as long as usual would wait longer for a thread that reads than for the warehouse.
-TURN_SECONDS = 0.0001
+from pepper_runtime.startup import import_script
+
+# The rows of a batch are no garbage, so a collection every 700 new objects, Python's default, would find nothing.
+GC_THRESHOLD_OBJECTS = 50_000
+# The thread that commits needs the GIL after each reply of the warehouse. With Python's default of 5 ms it would wait
+# longer for the thread that reads than for the warehouse.
+SWITCH_INTERVAL_SECONDS = 0.0001
 
 
 def main() -> None:
@@ -24,15 +25,10 @@ def balances() -> None:
 
 
 def _run(module: str) -> None:
-    # Thousands of classes are made now, and no garbage. What is imported stays, and need not be looked through later.
-    gc.disable()
-    imported = import_module(module)
-    gc.freeze()
-    gc.enable()
-    # The rows of a batch are no garbage either: every 700 new ones, as is usual, a look through them would find none.
-    gc.set_threshold(NEW_OBJECTS_MAX)
-    sys.setswitchinterval(TURN_SECONDS)
-    imported.main()
+    script = import_script(module)
+    gc.set_threshold(GC_THRESHOLD_OBJECTS)
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    script.main()
 
 
 if __name__ == "__main__":

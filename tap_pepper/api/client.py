@@ -273,7 +273,7 @@ class PepperClient:
                     "pepper.where": where,
                 }
                 try:
-                    with telemetry.span(f"GET {_resource(path)}", told, calls=True):
+                    with telemetry.span(f"GET {_resource(path)}", told, is_client=True):
                         page = self._request(path, params, where=where, give_up_seconds=give_up_seconds)
                 except TryAgain as failed:
                     error = failed
@@ -322,7 +322,7 @@ class PepperClient:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                telemetry.note({"http.response.status_code": response.status_code})
+                telemetry.set_attributes({"http.response.status_code": response.status_code})
                 if response.status_code != HTTPStatus.OK:
                     raise self._refusal(response, where)
                 body = self._read(response, BODY_BYTES_MAX, where, give_up_seconds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import logging
 import os
 import sys
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from singer_sdk.exceptions import SingerSDKError
 
 from pepper_runtime import logs
+from pepper_runtime.cli import discard_stdout, fatal, unexpected
+from pepper_runtime.config import ConfigFileError, read_config
 from target_crm.balances_cli import status
 from target_crm.balances_cli.ddl import Plan
 from target_crm.balances_cli.forget import forget
@@ -26,7 +29,7 @@ from target_crm.balances_cli.replay import Replay
 from target_crm.balances_cli.report import page as report
 from target_crm.balances_cli.verify import as_text, rebuild, verify
 from target_crm.errors import CrmError, SettingError, WarehouseError
-from target_crm.loader.target import TargetCrm, read_config, speak_utf8
+from target_crm.loader.target import TargetCrm
 from target_crm.records import values
 from target_crm.sql import balances
 from target_crm.warehouse.connection import Warehouse
@@ -120,7 +123,7 @@ class _Parser(argparse.ArgumentParser):
         """Say how it is used, or where each line is to be JSON, only what is wrong."""
         if not logs.is_structured():
             super().error(message)
-        logs.last_words(PROGRAM, message)
+        fatal(PROGRAM, message)
         sys.exit(EXIT_ERROR)
 
 
@@ -232,16 +235,17 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="crm-balances: %(message)s")
     is_debug = os.environ.get("TARGET_CRM_LOGLEVEL", "").upper() == "DEBUG"
     logger.setLevel(logging.DEBUG if is_debug else logging.INFO)
-    logs.set_up(PROGRAM, logs.chosen(TargetCrm.name, sys.argv[1:], os.environ))
-    speak_utf8()
+    logs.set_up(PROGRAM, logs.requested_format(TargetCrm.name, sys.argv[1:], os.environ))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         sys.exit(run())
-    except (CrmError, SingerSDKError) as error:
-        logs.last_words(PROGRAM, str(error))
+    except (ConfigFileError, CrmError, SingerSDKError) as error:
+        fatal(PROGRAM, str(error))
     except BrokenPipeError:
-        logs.leave_stdout()
+        discard_stdout()
     except Exception as error:
-        logs.last_words(PROGRAM, logs.unforeseen(TargetCrm.name, error))
+        fatal(PROGRAM, unexpected(TargetCrm.name, error))
         logger.debug("where it came from", exc_info=True)
-        logs.leave_stdout()
+        discard_stdout()
     sys.exit(EXIT_ERROR)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import os
-import signal
 import sys
 import time
 import uuid
@@ -14,10 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, cast
 
-import click
 from singer_sdk import Target
 from singer_sdk.exceptions import (
     InvalidRecord,
@@ -30,7 +25,9 @@ from singer_sdk.mapper import CustomStreamMap, RemoveRecordTransform, SameRecord
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
 from pepper_runtime import logs, telemetry
-from pepper_runtime.progress import shown
+from pepper_runtime.cli import SIGNAL_EXIT_CODE, discard_stdout, run_cli
+from pepper_runtime.config import read_config
+from pepper_runtime.progress import display
 from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.loader.metrics import Measure, log_tally, measured
@@ -59,9 +56,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import FrameType
 
+    import click
     from sqlalchemy import Connection
 
-SIGNAL_EXIT_CODE = 128
 # Rows are held as Python objects, up to five times the size of their lines; and two batches may be in memory.
 HELD_BYTES_MAX = 20 * 1024 * 1024
 
@@ -158,7 +155,7 @@ class TargetCrm(Target):
     @classmethod
     def get_singer_command(cls) -> click.Command:
         """The command, with `--log-format`."""
-        return logs.with_option(super().get_singer_command())
+        return logs.add_option(super().get_singer_command())
 
     @classmethod
     def cb_config(cls, ctx: Any, param: Any, value: tuple[str, ...]) -> Any:
@@ -385,7 +382,7 @@ class TargetCrm(Target):
         if self._rows_held or batch.state is not None:
             self._under_way = self._committer.submit(self._commit, batch)
         if self._rows_held:
-            telemetry.past("decode", self.batch_began_at, {"pepper.rows": self._rows_held})
+            telemetry.record_span("decode", self.batch_began_at, {"pepper.rows": self._rows_held})
         self._rejections, self._state = [], None
         self._rows_held = self._bytes_held = 0
         self._due_at_seconds = None
@@ -401,7 +398,7 @@ class TargetCrm(Target):
         if batch.rejections or batch.read:
             tallies: dict[str, Tally] = {}
             began_seconds = time.monotonic()
-            with telemetry.span("commit", {"pepper.rows": batch.read}, calls=True):
+            with telemetry.span("commit", {"pepper.rows": batch.read}, is_client=True):
                 self.warehouse.commit_once(lambda connection: tallies.update(self._flush(connection, batch)))
             self.tallies = tallies
             self._show(batch, time.monotonic() - began_seconds)
@@ -416,10 +413,10 @@ class TargetCrm(Target):
         measured(Measure.BATCH, seconds)
         newest = [at for sink, held in batch.parts if (at := sink.newest_at(held))]
         self.newest_at = max([*newest, *filter(None, [self.newest_at])], default=None)
-        shown.count(batch.read)
+        display.advance(batch.read)
         if self.newest_at:
             lag = datetime.now(timezone.utc) - self.newest_at
-            shown.reach(f"{lag - lag % timedelta(seconds=1)} behind")
+            display.update(f"{lag - lag % timedelta(seconds=1)} behind")
 
     def _flush(self, connection: Connection, batch: Batch) -> dict[str, Tally]:
         """Write a batch; returns what has become of every record once that is committed."""
@@ -447,12 +444,12 @@ class TargetCrm(Target):
     def _emit(self, state: str) -> None:
         """Let a STATE out. If nobody takes it, what it covers is loaded all the same, and is read again next time."""
         try:
-            with shown.aside():
+            with display.paused():
                 sys.stdout.write(f"{state}\n")
                 sys.stdout.flush()
         except OSError as error:
             self.logger.warning("nobody takes the STATE (%s); loading goes on without", error.strerror)
-            logs.leave_stdout()
+            discard_stdout()
 
     def _tell(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
         """Let `load_runs` say what is committed once this transaction is."""
@@ -476,8 +473,8 @@ class TargetCrm(Target):
         """Leave at once: an open transaction rolls back, and STATE has gone out for what is committed, no further."""
         # Not by the logger: the signal may have come while it was writing.
         words = "stopped by a signal; what is not committed will be read again"
-        shown.erase_by_signal()
-        os.write(sys.stderr.fileno(), logs.line(self.name, logging.WARNING, words))
+        display.clear_in_signal_handler()
+        os.write(sys.stderr.fileno(), logs.format_line(self.name, logging.WARNING, words))
         # Nor by SystemExit, which would wait for the batch that is under way.
         os._exit(SIGNAL_EXIT_CODE + signum)
 
@@ -489,55 +486,6 @@ def _version_of(message: dict[str, Any]) -> int | None:
         return None
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """A config file.
-
-    Raises:
-        SettingError: there is none, or it isn't a JSON object.
-    """
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingError(f"--config {path}: {error.strerror}") from None
-    except ValueError:
-        raise SettingError(f"--config {path}: not JSON") from None
-    if not isinstance(config, dict):
-        raise SettingError(f"--config {path}: not a JSON object")
-    return config
-
-
-def speak_utf8() -> None:
-    """Have standard output take any text, whatever the locale; where it is closed, nobody listens, and that is fine."""
-    if sys.stdout is None:
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
-    elif isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
-
-
-def main() -> None:
-    """The console script: an error that a person can mend is one line, and the exit code is 1."""
-    speak_utf8()
-    command = TargetCrm.cli
-    logs.set_up(TargetCrm.name, logs.chosen(TargetCrm.name, sys.argv[1:], os.environ))
-    telemetry.begin(TargetCrm.name)
-    shown.begin(TargetCrm.name)
-    status: Any = 1
-    try:
-        status = command.main(prog_name=TargetCrm.name, standalone_mode=False)
-    except click.Abort:
-        status = SIGNAL_EXIT_CODE + signal.SIGINT
-    except click.ClickException as error:
-        status = error.exit_code
-        logs.last_words(TargetCrm.name, error.format_message())
-    except (CrmError, SingerSDKError) as error:
-        shown.end()
-        logs.last_words(TargetCrm.name, str(error))
-    except Exception as error:
-        shown.end()
-        logs.last_words(TargetCrm.name, logs.unforeseen(TargetCrm.name, error))
-        logging.getLogger(TargetCrm.name).debug("where it came from", exc_info=True)
-        logs.leave_stdout()
-    finally:
-        shown.end()
-        telemetry.end(TargetCrm.name, status)
-    sys.exit(status)
+def main() -> NoReturn:
+    """Run the console script."""
+    run_cli(TargetCrm.name, lambda: TargetCrm.cli, expected=(CrmError, SingerSDKError))

@@ -282,7 +282,7 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
             id="an-option-of-another-engine",
         ),
         pytest.param({"STORE_PAYLOAD": "maybe"}, ["verify"], "TARGET_CRM_STORE_PAYLOAD: expected", id="boolean"),
-        pytest.param({}, ["verify", "--config", "none.json"], "--config none.json: No such file", id="no-file"),
+        pytest.param({}, ["verify", "--config", "none.json"], "config file none.json: No such file", id="no-file"),
     ],
 )
 def test_where_it_cannot_tell_it_exits_with_2_and_one_line(

@@ -92,7 +92,7 @@ def test_the_environment_chooses_as_well_and_so_does_a_config_file(tmp_path: Pat
         pytest.param(["tap-pepper"], "auth_token is missing", id="tap-setting"),
         pytest.param(["tap-pepper", "--nope"], "No such option", id="tap-option"),
         pytest.param(["target-crm", "--nope"], "No such option", id="target-option"),
-        pytest.param(["target-crm", "--config", "missing.json"], "--config missing.json", id="target-config"),
+        pytest.param(["target-crm", "--config", "missing.json"], "config file missing.json", id="target-config"),
         pytest.param(["crm-balances", "verify", "--nope"], "unrecognized arguments", id="balances-option"),
         pytest.param(["crm-balances", "verify"], "no balances here", id="balances-error"),
     ],

@@ -179,12 +179,12 @@ def test_a_backfill_of_many_requests_gives_a_trace_of_bounded_size(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     monkeypatch.setattr(otlp, "SPANS_MAX", 5)
-    telemetry.begin("tap-pepper")
-    with telemetry.span("stream actions", holds_others=True):
+    telemetry.start("tap-pepper")
+    with telemetry.span("stream actions", parents_threads=True):
         for _ in range(9):
             with telemetry.span("GET actions"):
-                telemetry.note({"late": True})
-    telemetry.end("tap-pepper", 0)
+                telemetry.set_attributes({"late": True})
+    telemetry.stop("tap-pepper", 0)
     assert Counter(span.name for _, span in collector.spans) == {"run": 1, "stream actions": 1, "GET actions": 4}
     (stream,) = collector.named("tap-pepper", "stream actions")
     assert not stream.attributes
@@ -297,4 +297,4 @@ def test_a_protocol_that_the_extra_lacks_is_told(tmp_path: Path, collector: Coll
     ],
 )
 def test_the_standard_variables_decide(environ: dict[str, str], asked: list[str]) -> None:
-    assert telemetry.signals_asked(environ) == asked
+    assert telemetry.requested_signals(environ) == asked

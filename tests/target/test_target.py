@@ -327,9 +327,9 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        pytest.param("[]", "--config {path}: not a JSON object", id="a-list"),
-        pytest.param("{", "--config {path}: not JSON", id="cut"),
-        pytest.param(None, "--config {path}: No such file or directory", id="no-file"),
+        pytest.param("[]", "config file {path}: expected a JSON object", id="a-list"),
+        pytest.param("{", "config file {path}: not JSON (line 1)", id="cut"),
+        pytest.param(None, "config file {path}: No such file or directory", id="no-file"),
         pytest.param('{"batch_size_rows": 0}', "batch_size_rows: expected at least 1", id="no-rows"),
         pytest.param(
             '{"on_invalid_record": "pa55word"}',

@@ -1,0 +1,147 @@
+"""Run a console script: logs, telemetry, progress, standard output, and an exit code with one line for each error."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, cast
+
+import click
+
+from pepper_runtime import logs, telemetry
+from pepper_runtime.config import ConfigFileError
+from pepper_runtime.progress import display
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SIGNAL_EXIT_CODE = 128
+"""A process that a signal stops exits with this plus the signal's number."""
+
+
+def _one_failure(error: Exception) -> list[tuple[str, Exception]]:
+    return [("", error)]
+
+
+def run_cli(
+    name: str,
+    get_command: Callable[[], click.Command],
+    *,
+    expected: tuple[type[Exception], ...],
+    plugin: str | None = None,
+    error_exit_code: int = 1,
+    usage_exit_code: int = 2,
+    broken_pipe_message: str | None = None,
+    failures_of: Callable[[Exception], Sequence[tuple[str, Exception]]] = _one_failure,
+    is_observed: bool = True,
+    draws_with_stdout_on_terminal: bool = True,
+    logs_are_redacted: bool = False,
+    stdout_buffer_bytes: int | None = None,
+) -> NoReturn:
+    """Run a console script to its end and exit.
+
+    Args:
+        name: The script's name.
+        get_command: Makes the command; sets up console logging first.
+        expected: Errors whose text is safe and clear enough to show. Other errors show only their type and place.
+        plugin: The plugin whose `…_LOG_FORMAT` and `…_LOGLEVEL` variables apply; default: `name`.
+        error_exit_code: Exit code of errors other than usage errors.
+        usage_exit_code: Exit code of usage errors, such as an unknown option.
+        broken_pipe_message: Error message when the reader of stdout exits; default: exit without a message.
+        failures_of: Splits an error into failures of named parts, each reported on a line of its own.
+        is_observed: Whether to send telemetry and draw progress.
+        draws_with_stdout_on_terminal: Whether to draw progress although stdout is a terminal, too.
+        logs_are_redacted: Whether log records never show secrets. If so, errors are reported as log lines, and DEBUG
+            shows the traceback of expected errors, too.
+        stdout_buffer_bytes: Size of stdout's buffer, also under PYTHONUNBUFFERED; default: as Python sets it up.
+    """
+    plugin = plugin or name
+    logger = logging.getLogger(name)
+
+    def fail(message: str, *, trace: bool) -> None:
+        display.stop()
+        if logs_are_redacted:
+            logger.critical(message)
+        else:
+            fatal(name, message)
+        if trace:
+            logger.debug("traceback", exc_info=True)
+        discard_stdout()
+
+    _set_up_stdout(stdout_buffer_bytes)
+    command = get_command()
+    logs.set_up(name, logs.requested_format(plugin, sys.argv[1:], os.environ))
+    if is_observed:
+        telemetry.start(name)
+        display.start(name, with_stdout_on_terminal=draws_with_stdout_on_terminal)
+    status: object = error_exit_code
+    try:
+        status = command.main(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        status = SIGNAL_EXIT_CODE + signal.SIGINT
+    except click.ClickException as error:
+        status = usage_exit_code if isinstance(error, click.UsageError) else error_exit_code
+        fail(" ".join(error.format_message().split()), trace=logs_are_redacted)
+    except (SystemExit, BrokenPipeError) as ending:
+        # click turns a broken pipe into exit code 1, without a message.
+        if BrokenPipeError not in {type(ending), type(ending.__context__)}:
+            status = cast("SystemExit", ending).code
+        elif broken_pipe_message:
+            fail(broken_pipe_message, trace=False)
+        else:
+            discard_stdout()
+    except Exception as error:  # noqa: BLE001 - the text of an unexpected error may quote a record
+        for part, failure in failures_of(error):
+            is_expected = isinstance(failure, (ConfigFileError, *expected))
+            text = (str(failure) or type(failure).__name__) if is_expected else unexpected(plugin, failure)
+            message = " ".join(text.split())
+            prefix = f"{part}: " if part and not message.startswith(part) else ""
+            fail(f"{prefix}{message}", trace=logs_are_redacted or not is_expected)
+    finally:
+        display.stop()
+        telemetry.stop(name, status)
+    sys.exit(status)  # type: ignore[arg-type]
+
+
+def fatal(name: str, message: str) -> None:
+    """Print why a program ends, on one line: `target-crm: …`, or as a JSON object if all log lines are."""
+    if logs.is_structured():
+        logging.getLogger(name).critical(message)
+    else:
+        print(f"{name}: {message}", file=sys.stderr)
+
+
+def unexpected(plugin: str, error: Exception) -> str:
+    """Describe an unexpected error on one line. Its text and its traceback may quote a record or a secret."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "an unknown place"
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    advice = f"set {logs.variable_prefix(plugin)}LOGLEVEL=DEBUG to see the traceback"
+    return f"unexpected {type(error).__name__}{reason} at {place}; {advice}"
+
+
+def discard_stdout() -> None:
+    """Flush stdout, or point it at /dev/null if that fails: the interpreter would flush again at exit and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _set_up_stdout(buffer_bytes: int | None) -> None:
+    """Make stdout take any text, whatever the locale. A closed stdout becomes /dev/null."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
+    elif buffer_bytes:
+        sys.stdout = open(  # noqa: SIM115 - the interpreter flushes and closes it
+            sys.stdout.fileno(), "w", buffering=buffer_bytes, encoding="utf-8", closefd=False
+        )
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
