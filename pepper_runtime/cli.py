@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -63,6 +63,7 @@ def run_cli(
     logger = logging.getLogger(name)
 
     def fail(message: str, *, trace: bool) -> None:
+        message = " ".join(message.split())
         display.stop()
         if logs_are_redacted:
             logger.critical(message)
@@ -74,34 +75,41 @@ def run_cli(
 
     _set_up_stdout(stdout_buffer_bytes)
     command = get_command()
+    if f"_{name.upper().replace('-', '_')}_COMPLETE" in os.environ:
+        # Print click's shell completion and exit.
+        command.main(prog_name=name)
     logs.set_up(name, logs.requested_format(plugin, sys.argv[1:], os.environ))
     if is_observed:
         telemetry.start(name)
         display.start(name, with_stdout_on_terminal=draws_with_stdout_on_terminal)
     status: object = error_exit_code
     try:
-        status = command.main(prog_name=name, standalone_mode=False)
+        # Not `command.main`, which hides a broken pipe behind exit code 1.
+        with command.make_context(name, sys.argv[1:]) as context:
+            status = command.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as ending:
+        status = ending.exit_code
+    except SystemExit as ending:
+        status = ending.code
     except (KeyboardInterrupt, click.Abort):
         status = SIGNAL_EXIT_CODE + signal.SIGINT
     except click.ClickException as error:
         status = usage_exit_code if isinstance(error, click.UsageError) else error_exit_code
-        fail(" ".join(error.format_message().split()), trace=logs_are_redacted)
-    except (SystemExit, BrokenPipeError) as ending:
-        # click turns a broken pipe into exit code 1, without a message.
-        if BrokenPipeError not in {type(ending), type(ending.__context__)}:
-            status = cast("SystemExit", ending).code
-        elif broken_pipe_message:
+        fail(error.format_message(), trace=logs_are_redacted)
+    except BrokenPipeError:
+        if broken_pipe_message:
             fail(broken_pipe_message, trace=False)
         else:
             discard_stdout()
     except Exception as error:  # noqa: BLE001 - the text of an unexpected error may quote a record
         for part, failure in failures_of(error):
             is_expected = isinstance(failure, (ConfigFileError, *expected))
-            text = (str(failure) or type(failure).__name__) if is_expected else unexpected(plugin, failure)
-            message = " ".join(text.split())
-            prefix = f"{part}: " if part and not message.startswith(part) else ""
-            fail(f"{prefix}{message}", trace=logs_are_redacted or not is_expected)
+            message = str(failure) or type(failure).__name__ if is_expected else unexpected(plugin, failure)
+            fail(
+                message if message.startswith(part) else f"{part}: {message}",
+                trace=logs_are_redacted or not is_expected,
+            )
     finally:
         display.stop()
         telemetry.stop(name, status)
