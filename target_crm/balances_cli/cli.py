@@ -23,9 +23,9 @@ from pepper_runtime import logs
 from pepper_runtime.cli import discard_stdout, fatal, unexpected
 from pepper_runtime.config import ConfigFileError, read_config
 from target_crm.balances_cli import status
-from target_crm.balances_cli.ddl import Plan
+from target_crm.balances_cli.ddl import missing_statements
 from target_crm.balances_cli.forget import forget
-from target_crm.balances_cli.replay import Replay
+from target_crm.balances_cli.replay import replay
 from target_crm.balances_cli.report import page as report
 from target_crm.balances_cli.verify import as_text, rebuild, verify
 from target_crm.errors import CrmError, SettingError, WarehouseError
@@ -91,9 +91,9 @@ def _rebuild(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
     return EXIT_WELL
 
 
-def _replay(arguments: Namespace, _: Warehouse, target: TargetCrm) -> int:
+def _replay(arguments: Namespace, warehouse: Warehouse, target: TargetCrm) -> int:
     """Load what is in quarantine and has become loadable."""
-    counts = Replay.run(target.config)
+    counts = replay(target.config, warehouse)
     words = "{tried:,} records tried, {loaded:,} loaded, {rejected:,} still rejected"
     _print(counts if arguments.json else words.format(**counts))
     return EXIT_WELL
@@ -182,11 +182,10 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(target: TargetCrm, messages: Iterable[str], *, as_json: bool) -> int:
-    plan = Plan.of(target, messages)
     try:
-        statements = plan.statements()
+        statements = missing_statements(target, messages)
     finally:
-        plan.dispose()
+        target.warehouse.dispose()
     text = "\n\n".join(f"{statement};" for statement in statements)
     _print(statements if as_json else text or "-- nothing is missing")
     return EXIT_WELL

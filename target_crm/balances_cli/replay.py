@@ -1,8 +1,7 @@
-"""The quarantine loaded again: what has become loadable since leaves it."""
+"""Load quarantined records again. A record that loads leaves the quarantine."""
 
 from __future__ import annotations
 
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -13,46 +12,45 @@ from target_crm.loader.target import TargetCrm
 from target_crm.records import values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Connection, Row
+    from sqlalchemy import Row
 
     from target_crm.records.tally import Rejection
+    from target_crm.warehouse.connection import Warehouse
 
-# Rows of the quarantine that are in memory at a time; each may be a line of some megabytes.
+# Records that are in memory at a time; each may be a line of some megabytes.
 REPLAY_ROWS = 100
 
 
-class Replay(TargetCrm):
-    """Loads quarantined records of `actions` and `awards` as if they came for the first time.
+def replay(config: Mapping[str, Any], warehouse: Warehouse) -> dict[str, int]:
+    """Replay the quarantined records of `actions` and `awards`, with target-crm's settings.
 
-    Records of other streams stay: without their SCHEMA nobody knows their columns.
+    Records of other streams stay: their columns are not known without their SCHEMA.
+
+    Returns:
+        How many records were tried and loaded, and how many are left in the quarantine, of any stream.
     """
+    mapped = {**config, "on_invalid_record": "quarantine"}
+    # A record that was refused as one of its stream has been through the stream maps; a whole message has not.
+    unmapped = {name: value for name, value in mapped.items() if not name.startswith("stream_map")}
+    replayed = _Replay(unmapped, warehouse).run(*_STREAMS), _Replay(mapped, warehouse).run("")
+    with warehouse.read() as connection:
+        left = count(connection, warehouse.tables.rejected_records)
+    tried, loaded = (sum(counts) for counts in zip(*replayed, strict=True))
+    return {"tried": tried, "loaded": loaded, "rejected": left}
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._refused: dict[int, str] = {}
 
-    @classmethod
-    def run(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """Replay into the warehouse of the settings.
+class _Replay:
+    """Feeds quarantined records to a target of its own."""
 
-        Returns:
-            How many records were tried, and loaded, and how many are left in the quarantine, also of other streams.
-        """
-        # Whatever a loader does, here is where what it refuses belongs.
-        mapped = {**config, "on_invalid_record": "quarantine"}
-        # A record that was refused as one of its stream has been through the stream maps; a whole message has not.
-        unmapped = {name: value for name, value in mapped.items() if not name.startswith("stream_map")}
-        records, messages = cls(config=unmapped), cls(config=mapped)
-        replayed = records.replay(*_STREAMS), messages.replay("")
-        with messages.warehouse.read() as connection:
-            left = count(connection, messages.warehouse.tables.rejected_records)
-        tried, loaded = (sum(counts) for counts in zip(*replayed, strict=True))
-        return {"tried": tried, "loaded": loaded, "rejected": left}
+    def __init__(self, config: Mapping[str, Any], warehouse: Warehouse) -> None:
+        self._warehouse = warehouse
+        self._target = TargetCrm(config=dict(config), warehouse=warehouse, records_run=False, on_quarantine=self._note)
+        self._rejected_ids: dict[int, str] = {}
 
-    def replay(self, *streams: str) -> tuple[int, int]:
-        """Replay what was refused of some streams; `""` stands for messages that were refused as a whole.
+    def run(self, *streams: str) -> tuple[int, int]:
+        """Replay the records of some streams; `""` stands for messages that were refused as a whole.
 
         A record leaves the quarantine after it is committed, so a replay that is killed can simply be repeated.
 
@@ -64,42 +62,39 @@ class Replay(TargetCrm):
         while rows := self._rows_after(last_id, streams):
             last_id = rows[-1].rejected_id
             messages = {row.rejected_id: message for row in rows if (message := _as_message(row))}
-            self._refused.clear()
-            first_line = self.input_line + len(_SCHEMAS) + 1
-            self.process_lines(io.StringIO("".join(f"{line}\n" for line in [*_SCHEMAS, *messages.values()])))
-            self._drain()
-            # What is refused for another reason than before stands in the quarantine a second time.
-            self._forget(messages.keys() - self._refused.values())
+            self._rejected_ids.clear()
+            first_line = self._target.input_line + len(_SCHEMAS) + 1
+            self._target.load([*_SCHEMAS, *messages.values()])
+            # A record that is refused for another reason than before is in the quarantine a second time.
+            self._delete(messages.keys() - self._rejected_ids.values())
+            lines = range(first_line, self._target.input_line + 1)
             tried += len(messages)
-            loaded += len(messages) - sum(line in self._refused for line in range(first_line, self.input_line + 1))
+            loaded += len(messages) - sum(line in self._rejected_ids for line in lines)
         return tried, loaded
 
+    def _note(self, rejections: Sequence[Rejection]) -> None:
+        self._rejected_ids.update((rejection.input_line, rejection.rejected_id) for rejection in rejections)
+
     def _rows_after(self, rejected_id: str, streams: Sequence[str]) -> Sequence[Row[Any]]:
-        """The next rows of the quarantine, but for those that this replay has put there."""
-        rejected = self.warehouse.tables.rejected_records
+        """The next rows of the quarantine, without those that this replay has added."""
+        rejected = self._warehouse.tables.rejected_records
         query = (
             select(rejected)
             .where(
-                rejected.c.rejected_id > rejected_id, rejected.c.stream.in_(streams), rejected.c.run_id != self.run_id
+                rejected.c.rejected_id > rejected_id,
+                rejected.c.stream.in_(streams),
+                rejected.c.run_id != self._target.writer.run_id,
             )
             .order_by(rejected.c.rejected_id)
             .limit(REPLAY_ROWS)
         )
-        with self.warehouse.read() as connection:
+        with self._warehouse.read() as connection:
             return connection.execute(query).all()
 
-    def _forget(self, rejected_ids: Iterable[str]) -> None:
-        rejected = self.warehouse.tables.rejected_records
-        forget = rejected.delete().where(rejected.c.rejected_id.in_(rejected_ids))
-        adapter = self.warehouse.adapter
-        self.warehouse.commit_once(lambda connection: adapter.execute(connection, forget))
-
-    def _tell(self, *_: Any) -> None:
-        """Nothing: a replay is no run of a tap's messages."""
-
-    def _quarantine(self, connection: Connection, rejections: list[Rejection]) -> None:
-        super()._quarantine(connection, rejections)
-        self._refused.update((rejection.input_line, rejection.rejected_id) for rejection in rejections)
+    def _delete(self, rejected_ids: set[str]) -> None:
+        rejected = self._warehouse.tables.rejected_records
+        delete = rejected.delete().where(rejected.c.rejected_id.in_(rejected_ids))
+        self._warehouse.commit_once(lambda connection: self._warehouse.adapter.execute(connection, delete))
 
 
 _STREAMS = ("actions", "awards")
@@ -111,7 +106,7 @@ _SCHEMAS = [
 
 
 def _as_message(row: Row[Any]) -> str | None:
-    """A quarantined record as the RECORD message that it came in; None where it can't be tried."""
+    """A quarantined record as the RECORD message that it came in; None if it cannot be replayed."""
     try:
         payload = values.from_json(row.payload)
     except ValueError:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, cast
 
 from singer_sdk import metrics
 
+from pepper_runtime.progress import display
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from target_crm.loader.batcher import Batch
     from target_crm.records.tally import Tally
 
 
-class Count(str, Enum):
-    """The counts of a tally, as metrics."""
+class Count(StrEnum):
+    """A count of a tally, and its metric."""
 
     read = "records_read"
     applied = "records_applied"
@@ -21,23 +27,46 @@ class Count(str, Enum):
     quarantined = "records_quarantined"
 
 
-class Measure(str, Enum):
-    """What else is measured, in seconds."""
+class Duration(StrEnum):
+    """What is measured in seconds."""
 
     BATCH = metrics.Metric.BATCH_PROCESSING_TIME.value
     LAG = "lag_seconds"
 
 
-def measured(measure: Measure, seconds: float, stream: str | None = None) -> None:
-    """Log so many seconds as a metric of the SDK's kind."""
-    kind = "timer" if measure is Measure.BATCH else "gauge"
-    tags = {"stream": stream} if stream else {}
-    metrics.log(metrics.get_metrics_logger(), metrics.Point(kind, cast("metrics.Metric", measure), seconds, tags))
+class RunMetrics:
+    """Counts records and measures batches and the lag behind the newest event, for the log and the live display."""
+
+    def __init__(self) -> None:
+        self._newest_at: datetime | None = None
+        self._record_counters: dict[str, metrics.Counter] = {}
+
+    def count_batch(self, batch: Batch, seconds: float) -> None:
+        """Count a batch that was committed in so many seconds."""
+        _log("timer", Duration.BATCH, seconds)
+        times = [sink.newest_at(part) for sink, part in batch.parts.items()]
+        self._newest_at = max((time for time in (*times, self._newest_at) if time), default=None)
+        for sink, part in batch.parts.items():
+            if sink.stream not in self._record_counters:
+                self._record_counters[sink.stream] = metrics.record_counter(sink.stream)
+            self._record_counters[sink.stream].increment(len(part.rows) + part.refused)
+        display.advance(batch.records)
+        if self._newest_at:
+            lag = datetime.now(UTC) - self._newest_at
+            display.update(f"{lag - lag % timedelta(seconds=1)} behind")
+
+    def finish(self, tallies: Mapping[str, Tally]) -> None:
+        """Log what became of each stream's records, and the lag at the end."""
+        for counter in self._record_counters.values():
+            counter.exit()
+        for stream, tally in tallies.items():
+            for count in Count:
+                _log("counter", count, getattr(tally, count.name), stream)
+        if self._newest_at:
+            _log("gauge", Duration.LAG, (datetime.now(UTC) - self._newest_at).total_seconds(), "actions")
 
 
-def log_tally(tally: Tally, stream: str) -> None:
-    """Log each count of a tally as a counter of the stream."""
-    logger = metrics.get_metrics_logger()
-    for count in Count:
-        point = metrics.Point("counter", cast("metrics.Metric", count), getattr(tally, count.name), {"stream": stream})
-        metrics.log(logger, point)
+def _log(kind: str, metric: Count | Duration, value: float, stream: str | None = None) -> None:
+    tags = {} if stream is None else {"stream": stream}
+    point = metrics.Point(kind, cast("metrics.Metric", metric), value, tags)
+    metrics.log(metrics.get_metrics_logger(), point)

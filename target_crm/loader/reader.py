@@ -1,4 +1,4 @@
-"""Standard input → Singer messages: lines by the chunk, JSON by msgspec, decimals exact."""
+"""Standard input → Singer messages, read in chunks, with numbers as exact decimals."""
 
 from __future__ import annotations
 
@@ -15,48 +15,49 @@ from target_crm.records import values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 CHUNK_BYTES = 1 << 18
 LINE_BYTES_MAX = 1 << 24
-# What is kept of a line that is longer.
+# How much of a longer line the quarantine keeps.
 HEAD_BYTES = 1 << 10
 IDLE_SECONDS = 1.0
 
 
 class MessageReader(GenericSingerReader[str]):
-    """Reads messages and calls back; also whenever nothing comes, so that a clock can be looked at.
+    """Reads messages and calls back.
 
     Args:
-        on_idle: called when `IDLE_SECONDS` pass without input.
-        on_malformed: called with a line that is not a message, and the reason.
-        on_failure: called with an error of any callback, before it ends the run.
-        take: called with each line before it is decoded; whether it has taken the line, which is a RECORD then.
+        reading: Gives a context that is entered while messages are read.
+        on_idle: Called each time that `IDLE_SECONDS` pass without input.
+        on_malformed: Called with a line that is not a message, and the reason.
+        take_record: Called with each line before it is decoded. Returns whether it was a RECORD and is done.
     """
 
     def __init__(
         self,
+        reading: Callable[[], AbstractContextManager[None]],
         on_idle: Callable[[], None],
         on_malformed: Callable[[str, str], None],
-        on_failure: Callable[[Exception], None],
-        take: Callable[[bytes], bool] = lambda _line: False,
+        take_record: Callable[[bytes], bool] = lambda _line: False,
     ) -> None:
         super().__init__()
+        self._reading = reading
         self._on_idle = on_idle
         self._on_malformed = on_malformed
-        self._on_failure = on_failure
-        self._take = take
+        self._take_record = take_record
         self.line_number = 0
         self.line_bytes = 0
 
     @property
     def default_input(self) -> IO[str]:
-        """Standard input; `InputError` where it is closed."""
+        """Standard input; `InputError` if it is closed."""
         if sys.stdin is None:
             raise InputError("standard input is closed: nothing can be read")
         return sys.stdin
 
     def deserialize_json(self, line: str | bytes) -> dict[str, Any]:
-        """One line as a message; `ValueError` where it isn't one."""
+        """Decode a line; raise `ValueError` if it is not a message."""
         message = values.from_json(line)
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
             raise ValueError("not an object with a type")
@@ -65,12 +66,9 @@ class MessageReader(GenericSingerReader[str]):
     def process_lines(
         self, file_input: IO[str] | None, callbacks: dict[str, Callable[[dict[str, Any]], None]]
     ) -> Counter[str]:
-        """Hand every message of the input to the callback of its type, and count them by type."""
-        try:
+        """Pass every message of the input to the callback of its type; return the counts by type."""
+        with self._reading():
             return self._process_lines(file_input, callbacks)
-        except Exception as error:
-            self._on_failure(error)
-            raise
 
     def _process_lines(
         self, file_input: IO[str] | None, callbacks: dict[str, Callable[[dict[str, Any]], None]]
@@ -88,7 +86,7 @@ class MessageReader(GenericSingerReader[str]):
             if len(line) > LINE_BYTES_MAX:
                 self._on_malformed(_as_text(line[:HEAD_BYTES]), f"the line is longer than {LINE_BYTES_MAX:,} bytes")
                 continue
-            if self._take(line):
+            if self._take_record(line):
                 counter["RECORD"] += 1
                 continue
             try:
@@ -115,9 +113,9 @@ def _lines(source: IO[str]) -> Iterator[bytes | None]:
 
 
 def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes | None]:
-    """The lines of a file descriptor, without their ends; None whenever `idle_seconds` pass with nothing to read.
+    """Yield the lines of a file descriptor without their ends, and None whenever `idle_seconds` pass without input.
 
-    Of a line longer than `LINE_BYTES_MAX`, that many bytes and a chunk or so are given, and the rest is skipped.
+    A line longer than `LINE_BYTES_MAX` is cut off a chunk or so after that many bytes.
     """
     pending: list[bytes] = []
     pending_bytes = 0
@@ -145,5 +143,5 @@ def _as_text(line: bytes) -> str:
 
 
 def without_nul(text: str) -> str:
-    """Text that a database can hold."""
+    """Replace NUL characters, which no database stores."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,17 +1,14 @@
-"""The target itself: it gives each stream its sink, and decides when a batch is committed and a STATE is true."""
+"""The target: settings and messages in, batches out."""
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import time
-import uuid
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from datetime import datetime, timedelta, timezone
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, cast
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 from singer_sdk import Target
 from singer_sdk.exceptions import (
@@ -30,61 +27,45 @@ from pepper_runtime.config import read_config
 from pepper_runtime.progress import display
 from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
-from target_crm.loader.metrics import Measure, log_tally, measured
+from target_crm.loader.batcher import Batch, Batcher
+from target_crm.loader.metrics import RunMetrics
 from target_crm.loader.reader import MessageReader, without_nul
-from target_crm.loader.sinks import (
-    AwardSink,
-    CrmSink,
-    Held,
-    LedgerSink,
-    TableSink,
-    Ticker,
-    insert_absent,
-    unstage,
-)
+from target_crm.loader.sinks import BatchContext, StreamSink, TableSink, sink_class
+from target_crm.loader.writer import BatchWriter
 from target_crm.records import values
 from target_crm.records.fast_path import plain_row
 from target_crm.records.schemas import MissingProperty, snake_case
-from target_crm.records.tally import Rejection, Tally
+from target_crm.records.tally import Rejection
 from target_crm.settings import SETTINGS, Settings, expectation, refuse_malformed
-from target_crm.sql.load_runs import DONE, FAILED, Run
 from target_crm.sql.tables import WORK_PREFIX
 from target_crm.warehouse.connection import Warehouse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from concurrent.futures import Future
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType
 
     import click
-    from sqlalchemy import Connection
 
-# Rows are held as Python objects, up to five times the size of their lines; and two batches may be in memory.
-HELD_BYTES_MAX = 20 * 1024 * 1024
+# A batch's rows are Python objects, up to five times the size of their lines; two batches may be in memory.
+BATCH_BYTES_MAX = 20 * 1024 * 1024
 
 
 class Route(NamedTuple):
-    """One of the ways that a stream's records take: through a map, into a sink."""
+    """Where the records of a stream go: through a stream map, into a sink."""
 
     map: StreamMap
-    sink: CrmSink
-
-
-class Batch(NamedTuple):
-    """What is committed at once: what each sink held, and what else was refused; and the STATE that is true then."""
-
-    parts: list[tuple[CrmSink, Held]]
-    rejections: list[Rejection]
-    state: str | None
-
-    @property
-    def read(self) -> int:
-        """How many records the sinks held."""
-        return sum(held.read for _, held in self.parts)
+    sink: StreamSink
 
 
 class TargetCrm(Target):
-    """Singer streams into a SQL warehouse, and Pepper's loyalty actions into a balance per award."""
+    """Loads Singer streams into a SQL warehouse, and Pepper's loyalty actions into a balance per award.
+
+    Args:
+        warehouse: An open warehouse to load into; by default, the one that the settings name.
+        records_run: Keep a row per stream in `load_runs`.
+        on_quarantine: Called with the records of each batch that go to the quarantine.
+        options: The SDK's own arguments.
+    """
 
     name = "target-crm"
     package_name = "pepper-crm"
@@ -97,9 +78,15 @@ class TargetCrm(Target):
         TargetCapabilities.HARD_DELETE,
         PluginCapabilities.STRUCTURED_LOGGING,
     ]
-    default_sink_class = TableSink
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        warehouse: Warehouse | None = None,
+        records_run: bool = True,
+        on_quarantine: Callable[[Sequence[Rejection]], None] | None = None,
+        **options: Any,
+    ) -> None:
         if options.get("parse_env_config"):
             refuse_malformed(os.environ)
         try:
@@ -109,34 +96,37 @@ class TargetCrm(Target):
         if self.config.get("flattening_enabled"):
             raise SettingError("flattening_enabled: target-crm keeps objects as JSON; flatten in the tap if you must")
         self.settings = Settings.of(self.config)
-        self._warehouse = Warehouse(self.settings.sqlalchemy_url, self.settings.default_target_schema)
-        self.run_id = uuid.uuid4().hex
-        self.started_at = datetime.now(timezone.utc)
-        self.tallies: dict[str, Tally] = {}
-        self.newest_at: datetime | None = None
-        self.batch_began_at = datetime.now(timezone.utc)
-        self.tick = Ticker().tick
-        self._reader = MessageReader(self._idle, self._reject_line, self._tell_failure, self._take_plain)
+        self.warehouse = warehouse or Warehouse(self.settings.sqlalchemy_url, self.settings.default_target_schema)
+        self.writer = BatchWriter(
+            self.warehouse,
+            fail_on_conflict=self._fails_on_invalid,
+            records_run=records_run,
+            on_quarantine=on_quarantine,
+        )
+        self._batcher = Batcher(
+            self._commit,
+            self._emit_state,
+            records_max=self.settings.batch_size_rows,
+            bytes_max=BATCH_BYTES_MAX,
+            wait_seconds=self.settings.batch_wait_seconds,
+        )
+        self._context = BatchContext(self.warehouse, self.settings.hard_delete, self.settings.store_payload)
+        self._reader = MessageReader(self._reading, self._batcher.poll, self._reject_line, self._add_fast)
         self.message_reader = self._reader
-        self._rejections: list[Rejection] = []
-        self._state: str | None = None
-        self._emitted_state: str | None = None
-        self._shapes: dict[str, tuple[Any, Any]] = {}
+        self._metrics = RunMetrics()
         self._routes: dict[str, list[Route]] = {}
-        self._plain_sink: CrmSink | None = None
-        self._rows_held = 0
-        self._bytes_held = 0
-        self._due_at_seconds: float | None = None
-        self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
-        self._under_way: Future[None] | None = None
+        self._schemas: dict[str, tuple[Any, Any]] = {}
+        self._fast_sink: StreamSink | None = None
+
+    # Settings and command line.
 
     @classmethod
     def append_builtin_config(cls, config_jsonschema: dict[str, Any]) -> None:
-        """Only the SDK's settings that this target honours: those of stream maps."""
+        """Add only those of the SDK's settings that this target honours: stream maps."""
         PluginBase.append_builtin_config.__func__(cls, config_jsonschema)  # type: ignore[attr-defined]
 
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
-        """Check the settings, in words that repeat no value: it may be a secret."""
+        """Check the settings. No message repeats a value: it may be a secret."""
         self.append_builtin_config(self.config_jsonschema)
         if self._config.get("stream_maps") is None:
             self._config.pop("stream_maps", None)
@@ -146,7 +136,7 @@ class TargetCrm(Target):
                 for error in JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
             ]
         except AttributeError:
-            # What the SDK says of it is no JSON Schema, which shows where the value is not allowed.
+            # The SDK's JSON Schema of stream maps is invalid; it fails on this value only.
             problems = ["stream_maps: __else__ may be null or __NULL__ only"]
         if problems and raise_errors:
             raise SettingError("; ".join(problems))
@@ -165,113 +155,153 @@ class TargetCrm(Target):
                 read_config(path)
         return super().cb_config(ctx, param, value)
 
-    @cached_property
-    def warehouse(self) -> Warehouse:
-        """The warehouse, with the target's own tables in place."""
-        self._warehouse.set_up()
-        if self._warehouse.is_in_memory:
-            self.logger.warning(
-                "%s: in memory; all is gone when this run ends, also what its STATE covers", self._warehouse.name
-            )
-        if not self._warehouse.tested:
-            self.logger.warning("%s: target-crm is not tested on this engine", self._warehouse.name)
-        return self._warehouse
+    # A run.
 
-    def get_sink_class(self, stream_name: str) -> type[CrmSink]:
-        """The sink of a stream: the ledger's for `actions`, the snapshots' for `awards`, else a table of its own."""
-        table = snake_case(stream_name)
-        special = {"actions": LedgerSink, "awards": AwardSink}.get(stream_name)
-        if special:
-            return special
-        if table in self.warehouse.tables.reserved_names or table.startswith(WORK_PREFIX):
-            raise InputError(f"stream {stream_name!r}: table {table!r} is the target's own; rename the stream by a map")
-        twin = next((name for name in self._sinks_active if snake_case(name) == table and name != stream_name), None)
-        if twin:
-            raise InputError(f"streams {twin!r} and {stream_name!r} would share table {table!r}; rename one by a map")
-        return TableSink
+    def set_up(self) -> None:
+        """Bring the target's own tables to the current version, and warn of what an operator should know."""
+        self.warehouse.set_up()
+        if self.warehouse.is_in_memory:
+            self.logger.warning(
+                "%s: an in-memory database; all data is lost when this run ends, although STATE covers it",
+                self.warehouse.name,
+            )
+        if not self.warehouse.tested:
+            self.logger.warning("%s: target-crm is not tested on this engine", self.warehouse.name)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Around the reading of messages."""
+        self.set_up()
+        with self._recording_failure():
+            yield
+
+    @contextmanager
+    def _recording_failure(self) -> Iterator[None]:
+        """Record a failure in `load_runs`, unless the warehouse itself fails."""
+        try:
+            yield
+        except Exception as error:
+            with suppress(Exception):
+                self._batcher.wait()
+            if not isinstance(error, ConnectionLost):
+                with suppress(CrmError):
+                    self.writer.fail()
+            raise
+
+    def load(self, lines: Iterable[str]) -> None:
+        """Load messages, and return when they are committed. The run goes on."""
+        self.process_lines(io.StringIO("".join(f"{line}\n" for line in lines)))
+        self._batcher.flush()
+
+    def process_endofpipe(self) -> None:
+        """Commit what is left, emit the last STATE, and log what became of every record."""
+        with self._recording_failure():
+            self._batcher.flush()
+            self.writer.finish()
+        for stream, tally in self.writer.tallies.items():
+            if stream or tally.read:
+                self.logger.info("%s: %s", stream or "malformed lines", tally)
+        self._metrics.finish(self.writer.tallies)
+
+    def _commit(self, batch: Batch) -> None:
+        began_seconds = time.monotonic()
+        with telemetry.span("commit", {"pepper.rows": batch.records}, is_client=True):
+            self.writer.write(batch)
+        self._metrics.count_batch(batch, time.monotonic() - began_seconds)
+
+    def _emit_state(self, state: str) -> None:
+        """Write a STATE line. If nothing reads it, the data is loaded all the same, and is read again next time."""
+        try:
+            with display.paused():
+                sys.stdout.write(f"{state}\n")
+                sys.stdout.flush()
+        except OSError as error:
+            self.logger.warning("cannot write STATE to stdout (%s); loading goes on without it", error.strerror)
+            discard_stdout()
+
+    def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
+        """Exit at once: the open transaction rolls back, and every STATE that was emitted is true."""
+        # Not through the logger: the signal may have interrupted it.
+        message = "stopped by a signal; what is not committed will be read again"
+        display.clear_in_signal_handler()
+        os.write(sys.stderr.fileno(), logs.format_line(self.name, logging.WARNING, message))
+        # Not by SystemExit, which would wait for the batch in flight.
+        os._exit(SIGNAL_EXIT_CODE + signum)
+
+    # Messages.
 
     @property
     def input_line(self) -> int:
-        """The number of the line that is being read, from 1."""
+        """The number of the input line that is being processed, from 1."""
         return self._reader.line_number
 
     @property
-    def _sinks(self) -> list[CrmSink]:
-        """Each sink once; streams of one shape that maps join share one."""
-        return list(dict.fromkeys(route.sink for routes in self._routes.values() for route in routes))
+    def _fails_on_invalid(self) -> bool:
+        return self.settings.on_invalid_record == "fail"
 
-    def reject(
-        self, stream: str, reason: values.Invalid | str, payload: str, extracted_at: datetime | None = None
-    ) -> None:
-        """Put a record aside for the quarantine, or stop where the settings say so."""
-        # Names of streams and of properties are the sender's too.
-        stream, words = without_nul(stream), without_nul(str(reason))
-        rejection = Rejection(stream, words, self.input_line, payload, extracted_at)
-        if self.settings.on_invalid_record == "fail":
-            missing = isinstance(reason, MissingProperty)
-            raise (MissingKeyPropertiesError if missing else InvalidRecord)(rejection.where, {})
-        self._rejections.append(rejection)
+    def add_stream(self, message: dict[str, Any]) -> list[Route]:
+        """Route the records of a SCHEMA message's stream. The warehouse is left alone. Each stream map gives a route.
 
-    def _reject_line(self, line: str, reason: str) -> None:
-        self._hold()
-        self.reject("", reason, line)
-        self._drain_when_due()
-
-    def _process_schema_message(self, message_dict: dict[str, Any]) -> None:
-        stream, schema = message_dict.get("stream"), message_dict.get("schema")
+        Raises:
+            InputError: The message is not a usable SCHEMA, or its table would not be the stream's alone.
+        """
+        stream, schema, keys = message.get("stream"), message.get("schema"), message.get("key_properties")
         if (
             not isinstance(stream, str)
             or not stream
             or not isinstance(schema, dict)
             or not isinstance(schema.get("properties"), dict)
-            or not isinstance(message_dict.get("key_properties", []), list | None)
+            or not isinstance(keys, list | None)
         ):
             raise InputError(
                 f"line {self.input_line}: a SCHEMA message needs a stream, schema.properties and a list of keys"
             )
-        shape = (schema, message_dict.get("key_properties"))
-        if self._shapes.get(stream) == shape:
-            return
-        # Rows of an older schema, or of another stream mapped to the same table, land before it takes a new shape.
-        self._drain()
+        sinks = [route.sink for routes in self._routes.values() for route in routes]
+        routes = []
         try:
-            self._routes[stream] = self._routes_of(stream, *shape)
+            self.mapper.register_raw_stream_schema(stream, schema, keys)
+            for each in self.mapper.stream_maps[stream]:
+                if not isinstance(each, RemoveRecordTransform):
+                    sink = self._sink(each, sinks)
+                    sinks.append(sink)
+                    routes.append(Route(each, sink))
         except RecursionError:
             raise InputError(f"stream {stream!r}: its SCHEMA message is nested too deeply") from None
-        self._shapes[stream] = shape
-        routes = self._routes.get("actions", [])
-        is_unmapped = [type(route.map) for route in routes] == [SameRecordTransform]
-        self._plain_sink = routes[0].sink if is_unmapped else None
+        self._routes[stream], self._schemas[stream] = routes, (schema, keys)
+        actions = self._routes.get("actions", [])
+        is_unmapped = [type(route.map) for route in actions] == [SameRecordTransform]
+        self._fast_sink = actions[0].sink if is_unmapped else None
+        return routes
 
-    def _take_plain(self, line: bytes) -> bool:
-        """Hold an action that is plain to read; whether the line was one. All others go the general way."""
-        sink = self._plain_sink
-        row = plain_row(line) if sink else None
-        if not (sink and row):
-            return False
-        self._hold()
-        sink.held.rows.append((self.input_line, *row, self.batch_began_at))
-        self._drain_when_due()
-        return True
+    def _sink(self, stream_map: StreamMap, sinks: Sequence[StreamSink]) -> StreamSink:
+        """The sink of a mapped stream: one of the present sinks if stream and schema are equal, else a new one."""
+        stream = stream_map.stream_alias
+        schema, keys = stream_map.transformed_schema, stream_map.transformed_key_properties
+        for sink in sinks:
+            if (sink.stream, sink.schema, sink.key_properties) == (stream, schema, keys):
+                return sink
+        kind = sink_class(stream)
+        if kind is TableSink:
+            table = snake_case(stream)
+            if table in self.warehouse.tables.reserved_names or table.startswith(WORK_PREFIX):
+                raise InputError(f"stream {stream!r}: table {table!r} is the target's own; rename the stream by a map")
+            twins = (each.stream for each in sinks if each.stream != stream and snake_case(each.stream) == table)
+            twin = next(twins, None)
+            if twin:
+                raise InputError(f"streams {twin!r} and {stream!r} would share table {table!r}; rename one by a map")
+        return kind(self._context, stream, schema, keys)
 
-    def _routes_of(self, stream: str, schema: dict[str, Any], keys: list[str] | None) -> list[Route]:
-        """Where a stream's records go: streams that maps join into one table have a sink each, of their own shape."""
-        self.mapper.register_raw_stream_schema(stream, schema, keys)
-        maps = [each for each in self.mapper.stream_maps[stream] if not isinstance(each, RemoveRecordTransform)]
-        return [
-            Route(
-                each,
-                cast(
-                    "CrmSink",
-                    self.get_sink(
-                        each.stream_alias,
-                        schema=each.transformed_schema,
-                        key_properties=each.transformed_key_properties,
-                    ),
-                ),
-            )
-            for each in maps
-        ]
+    def _process_schema_message(self, message_dict: dict[str, Any]) -> None:
+        stream = message_dict.get("stream")
+        schema = message_dict.get("schema"), message_dict.get("key_properties")
+        if isinstance(stream, str) and self._schemas.get(stream) == schema:
+            return
+        # Rows of the old schema, or of another stream that a map joins to the same table, are committed before the
+        # table changes.
+        self._batcher.flush()
+        for _, sink in self.add_stream(message_dict):
+            self.warehouse.ensure(*sink.own_tables)
+            self.writer.add_stream(sink.stream)
 
     def _process_record_message(self, message_dict: dict[str, Any]) -> None:
         stream, record = message_dict.get("stream"), message_dict.get("record")
@@ -280,7 +310,7 @@ class TargetCrm(Target):
             return
         routes = self._routes.get(stream)
         if routes is None:
-            if self.settings.on_invalid_record == "fail":
+            if self._fails_on_invalid:
                 raise RecordsWithoutSchemaException(f"stream {stream!r}: a record came before its SCHEMA")
             self._reject_line(values.json_text(message_dict), "the record came before its stream's SCHEMA")
             return
@@ -288,24 +318,22 @@ class TargetCrm(Target):
             try:
                 mapped = stream_map.transform(dict(record) if len(routes) > 1 else record)
                 if isinstance(stream_map, CustomStreamMap) and mapped is not None:
-                    # An expression may give a float or a time: what counts is how it reads as JSON.
+                    # An expression may return a float or a time; columns take what JSON makes of it.
                     mapped = values.from_json(values.json_text(mapped))
             except Exception as error:
-                # Not to the quarantine: what the map was to hide would stand there.
+                # Not to the quarantine: it would show what the map is meant to hide.
                 reason = error if isinstance(error, SingerSDKError) else type(error).__name__
                 raise InputError(f"stream {stream!r} line {self.input_line}: a stream map fails: {reason}") from error
             if mapped is not None:
-                self._hold()
-                sink.accept(mapped, message_dict)
-        self._drain_when_due()
+                self._add(sink, mapped, message_dict)
+        self._batcher.commit_if_due()
 
     def _process_state_message(self, message_dict: dict[str, Any]) -> None:
         if not isinstance(message_dict.get("value"), dict):
             self._reject_line(values.json_text(message_dict), "the STATE message has no value")
             return
-        self._state = values.json_text(message_dict["value"])
-        self._start_clock()
-        self._drain_when_due()
+        self._batcher.batch.state = values.json_text(message_dict["value"])
+        self._batcher.commit_if_due()
 
     def _process_batch_message(self, message_dict: dict[str, Any]) -> None:
         raise InputError(f"stream {message_dict.get('stream')!r}: BATCH messages are not supported; turn batches off")
@@ -316,167 +344,70 @@ class TargetCrm(Target):
         if routes is None or version is None:
             self._reject_line(values.json_text(message_dict), "the ACTIVATE_VERSION has no known stream or no version")
             return
-        self._drain()
-        for route in routes:
-            self._activate(route.sink, version)
+        self._batcher.flush()
+        for _, sink in routes:
+            deleted = self.writer.activate(sink, version)
+            if deleted is None:
+                self.logger.warning("%s: ignored ACTIVATE_VERSION, the ledger keeps every action", sink.stream)
+            else:
+                self.logger.info("%s: activated version %d, %d rows deleted", sink.stream, version, deleted)
 
-    def _activate(self, sink: CrmSink, version: int) -> None:
-        gone: list[int | None] = []
-        self.warehouse.commit_once(lambda connection: gone.append(sink.activate(connection, version)))
-        if gone[-1] is None:
-            self.logger.warning("%s: ACTIVATE_VERSION is refused, the ledger keeps every action", sink.stream_name)
-        else:
-            self.logger.info("%s: version %d is active, %d rows are gone", sink.stream_name, version, gone[-1])
+    # Records.
 
-    def process_endofpipe(self) -> None:
-        """Commit what is left, emit the last STATE, and say what became of every record."""
-        try:
-            self._drain()
-            # Also where nothing came: the exit code says that a run can load.
-            self.warehouse.commit_once(lambda connection: self._tell(connection, self.tallies, DONE))
-        except Exception as error:
-            self._tell_failure(error)
-            raise
-        for sink in self._sinks:
-            sink.clean_up()
-        for stream, tally in self.tallies.items():
-            self.logger.info("%s: %s", stream or "not a stream", tally)
-            log_tally(tally, stream)
-        if self.newest_at:
-            measured(Measure.LAG, (datetime.now(timezone.utc) - self.newest_at).total_seconds(), "actions")
-
-    def _hold(self) -> None:
-        """Make room for one more row; the first begins a batch."""
-        # Wait while rows of the batch before are bound.
+    def _batch_for_record(self) -> Batch:
+        """The current batch, with one more record counted."""
+        # Wait while rows of the previous batch are bound.
         with binding:
             pass
-        if not self._rows_held:
-            self.batch_began_at = datetime.now(timezone.utc)
-        self._rows_held += 1
-        self._bytes_held += self._reader.line_bytes
-        self._start_clock()
+        batch = self._batcher.batch
+        batch.count_record(self._reader.line_bytes)
+        return batch
 
-    def _start_clock(self) -> None:
-        if self._due_at_seconds is None:
-            self._due_at_seconds = time.monotonic() + self.settings.batch_wait_seconds
+    def _add_fast(self, line: bytes) -> bool:
+        """Add a typical action without decoding it in full; return whether the line was one."""
+        sink = self._fast_sink
+        row = plain_row(line) if sink else None
+        if not (sink and row):
+            return False
+        batch = self._batch_for_record()
+        batch.part_of(sink).rows.append((self.input_line, *row, batch.loaded_at))
+        self._batcher.commit_if_due()
+        return True
 
-    def _drain_when_due(self) -> None:
-        full = self._rows_held >= self.settings.batch_size_rows or self._bytes_held >= HELD_BYTES_MAX
-        if full or (self._due_at_seconds is not None and time.monotonic() >= self._due_at_seconds):
-            self._hand_over()
-
-    def _idle(self) -> None:
-        if self._under_way and self._under_way.done():
-            self._finish()
-        self._drain_when_due()
-
-    def _drain(self) -> None:
-        """Commit all that is held, and come back when that is done."""
-        self._hand_over()
-        self._finish()
-
-    def _hand_over(self) -> None:
-        """Have all that is held committed while reading goes on; but first let the batch before it come to its end."""
-        self._finish()
-        batch = Batch([(sink, sink.hand_over()) for sink in self._sinks], self._rejections, self._state)
-        if self._rows_held or batch.state is not None:
-            self._under_way = self._committer.submit(self._commit, batch)
-        if self._rows_held:
-            telemetry.record_span("decode", self.batch_began_at, {"pepper.rows": self._rows_held})
-        self._rejections, self._state = [], None
-        self._rows_held = self._bytes_held = 0
-        self._due_at_seconds = None
-
-    def _finish(self) -> None:
-        """Wait for the batch that is under way; what went wrong with it is raised here."""
-        under_way, self._under_way = self._under_way, None
-        if under_way:
-            under_way.result()
-
-    def _commit(self, batch: Batch) -> None:
-        """Commit a batch in one transaction, then let its STATE out: it covers nothing else."""
-        if batch.rejections or batch.read:
-            tallies: dict[str, Tally] = {}
-            began_seconds = time.monotonic()
-            with telemetry.span("commit", {"pepper.rows": batch.read}, is_client=True):
-                self.warehouse.commit_once(lambda connection: tallies.update(self._flush(connection, batch)))
-            self.tallies = tallies
-            self._show(batch, time.monotonic() - began_seconds)
-            for sink, held in batch.parts:
-                sink.record_counter_metric.increment(held.read)
-        if batch.state is not None and batch.state != self._emitted_state:
-            self._emit(batch.state)
-            self._emitted_state = batch.state
-
-    def _show(self, batch: Batch, seconds: float) -> None:
-        """Show those who watch what was committed, and in how many seconds."""
-        measured(Measure.BATCH, seconds)
-        newest = [at for sink, held in batch.parts if (at := sink.newest_at(held))]
-        self.newest_at = max([*newest, *filter(None, [self.newest_at])], default=None)
-        display.advance(batch.read)
-        if self.newest_at:
-            lag = datetime.now(timezone.utc) - self.newest_at
-            display.update(f"{lag - lag % timedelta(seconds=1)} behind")
-
-    def _flush(self, connection: Connection, batch: Batch) -> dict[str, Tally]:
-        """Write a batch; returns what has become of every record once that is committed."""
-        tallies, lines = dict(self.tallies), sum(not rejection.stream for rejection in batch.rejections)
-        news = {"": Tally(read=lines, quarantined=lines)}
-        contradictions: list[Rejection] = []
-        for sink, held in batch.parts:
-            flushed = sink.flush(connection, held)
-            news[sink.stream_name] = news.get(sink.stream_name, Tally()) + flushed.tally
-            contradictions += flushed.contradictions
-        if contradictions and self.settings.on_invalid_record == "fail":
-            raise InvalidRecord(contradictions[0].where, {})
-        tallies |= {stream: tallies.get(stream, Tally()) + tally for stream, tally in news.items() if tally.read}
-        self._quarantine(connection, [*batch.rejections, *contradictions])
-        self._tell(connection, tallies)
-        return tallies
-
-    def _quarantine(self, connection: Connection, rejections: list[Rejection]) -> None:
-        if rejections:
-            tables, now = self.warehouse.tables, datetime.now(timezone.utc)
-            rows = [(place, *rejection.row(now, self.run_id)) for place, rejection in enumerate(rejections)]
-            insert_absent(self.warehouse.adapter, connection, tables.rejected_records, tables.staged_rejections, rows)
-            unstage(self.warehouse.adapter, connection, tables.staged_rejections)
-
-    def _emit(self, state: str) -> None:
-        """Let a STATE out. If nobody takes it, what it covers is loaded all the same, and is read again next time."""
+    def _add(self, sink: StreamSink, record: dict[str, Any], message: dict[str, Any]) -> None:
+        batch = self._batch_for_record()
+        part = batch.part_of(sink)
         try:
-            with display.paused():
-                sys.stdout.write(f"{state}\n")
-                sys.stdout.flush()
-        except OSError as error:
-            self.logger.warning("nobody takes the STATE (%s); loading goes on without", error.strerror)
-            discard_stdout()
+            row = sink.row(record, message, batch.loaded_at)
+        except values.Invalid as reason:
+            part.refused += 1
+            extracted_at = values.optional(message.get("time_extracted"), values.instant)
+            # Names of streams and properties come from the input, too.
+            self._reject(
+                Rejection(
+                    without_nul(sink.stream),
+                    without_nul(str(reason)),
+                    self.input_line,
+                    values.json_text(record),
+                    extracted_at,
+                ),
+                MissingKeyPropertiesError if isinstance(reason, MissingProperty) else InvalidRecord,
+            )
+            part.present_keys += [(self.input_line, *key) for key in sink.present_keys(record, message)]
+        else:
+            part.rows.append((self.input_line, *row))
 
-    def _tell(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
-        """Let `load_runs` say what is committed once this transaction is."""
-        run = Run(self.run_id, self.started_at, datetime.now(timezone.utc), exit_state)
-        load_runs = self.warehouse.tables.load_runs
-        self.warehouse.adapter.execute(connection, run.outdated(load_runs))
-        silent = dict.fromkeys(("", *(sink.stream_name for sink in self._sinks)), Tally())
-        self.warehouse.adapter.load(connection, load_runs, run.rows({**silent, **tallies}))
-        if exit_state:
-            self.warehouse.adapter.execute(connection, run.forgotten(load_runs))
+    def _reject_line(self, line: str, reason: str) -> None:
+        """Quarantine a line that is no usable message."""
+        self._batch_for_record()
+        self._reject(Rejection("", reason, self.input_line, line), InvalidRecord)
+        self._batcher.commit_if_due()
 
-    def _tell_failure(self, error: Exception) -> None:
-        """Let `load_runs` say that the run failed, where the warehouse still takes that: what counts is the error."""
-        with suppress(Exception):
-            self._finish()
-        if "warehouse" in vars(self) and not isinstance(error, ConnectionLost):
-            with suppress(CrmError), self.warehouse.write() as connection:
-                self._tell(connection, self.tallies, FAILED)
-
-    def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
-        """Leave at once: an open transaction rolls back, and STATE has gone out for what is committed, no further."""
-        # Not by the logger: the signal may have come while it was writing.
-        words = "stopped by a signal; what is not committed will be read again"
-        display.clear_in_signal_handler()
-        os.write(sys.stderr.fileno(), logs.format_line(self.name, logging.WARNING, words))
-        # Nor by SystemExit, which would wait for the batch that is under way.
-        os._exit(SIGNAL_EXIT_CODE + signum)
+    def _reject(self, rejection: Rejection, error: type[InvalidRecord | MissingKeyPropertiesError]) -> None:
+        """Quarantine a record, or end the run with `on_invalid_record: fail`."""
+        if self._fails_on_invalid:
+            raise error(rejection.where, {})
+        self._batcher.batch.rejections.append(rejection)
 
 
 def _version_of(message: dict[str, Any]) -> int | None:

@@ -1,7 +1,7 @@
-"""Pure: what a run of target-crm tells of itself: rows of `load_runs`.
+"""Pure: the rows of `load_runs`, one per run and stream.
 
-A row tells what is committed of one stream. It is written in the transaction that commits it, so the two agree at any
-moment. A run that is killed never comes to say how it ended.
+A row counts what is committed of a stream. It is written in the transaction that commits it, so that the two always
+agree. The rows of a run that is killed keep `finished_at` and `exit_state` null.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from target_crm.records.tally import Tally
 
-# How long a run is remembered.
-RUNS_KEPT = timedelta(days=90)
+RETENTION = timedelta(days=90)
 DONE, FAILED = "done", "failed"
 
 
@@ -33,10 +32,10 @@ class Run:
     started_at: datetime
     now: datetime
     exit_state: str | None = None
-    """`DONE` or `FAILED`; None while it goes on."""
+    """`DONE` or `FAILED`; None while the run goes on."""
 
     def rows(self, tallies: Mapping[str, Tally]) -> list[tuple[Any, ...]]:
-        """A row for each stream, by the name of its table, and one for the lines that are of no stream."""
+        """A row per stream, under the name of its table; malformed lines are counted under the empty name."""
         finished_at = self.now if self.exit_state else None
         seconds = Decimal((self.now - self.started_at) // timedelta(milliseconds=1)) / 1000
         return [
@@ -52,10 +51,10 @@ class Run:
             for stream, tally in tallies.items()
         ]
 
-    def outdated(self, load_runs: Table) -> Delete:
-        """Remove what the run has said before."""
+    def delete_earlier(self, load_runs: Table) -> Delete:
+        """Delete the run's own earlier rows."""
         return load_runs.delete().where(load_runs.c.run_id == self.run_id)
 
-    def forgotten(self, load_runs: Table) -> Delete:
-        """Remove the runs that began longer ago than `RUNS_KEPT`."""
-        return load_runs.delete().where(load_runs.c.started_at < self.now - RUNS_KEPT)
+    def delete_expired(self, load_runs: Table) -> Delete:
+        """Delete the rows of runs that began more than `RETENTION` ago."""
+        return load_runs.delete().where(load_runs.c.started_at < self.now - RETENTION)

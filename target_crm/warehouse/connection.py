@@ -123,17 +123,21 @@ class Warehouse:
                 str(each.compile(connection)).strip() for each in migrations.set_up(connection, self.tables, *tables)
             ]
 
-    def commit_once(self, work: Callable[[Connection], object]) -> None:
+    def commit_once(self, work: Callable[[Connection], _T]) -> _T:
         """Do the work in a transaction that is committed once, also where the connection is lost on the way.
 
         When even the reply to COMMIT is lost, nobody knows whether it was done. So each transaction leaves a mark, and
         a retry looks for it: under the lock, hence after the lost transaction has come to its end.
+
+        Returns:
+            The result of the work in the transaction that was committed.
 
         Raises:
             ConnectionLost: it was lost again after each of the waits in `RETRY_SECONDS`.
         """
         batch_id = uuid.uuid4().hex
         tries = count()
+        results: list[_T] = []
 
         def once(connection: Connection) -> None:
             number = next(tries)
@@ -142,10 +146,11 @@ class Warehouse:
             if self._is_restrained:
                 self.adapter.limit_resources(connection)
             if number == 0 or not self._is_committed(connection, batch_id):
-                work(connection)
+                results.append(work(connection))
                 self._mark_committed(connection, batch_id)
 
         self._redone(lambda: self._change(once))
+        return results[-1]
 
     def _redone(self, work: Callable[[], _T]) -> _T:
         """Do work again whose connection was lost: it looks for itself how far it came.

@@ -102,17 +102,17 @@ class Loaded:
 def load(warehouse: str | Warehouse, messages: Iterable[str], **settings: Any) -> Loaded:
     """Put messages through a target; a `Warehouse` that is open already saves the set-up."""
     url = warehouse if isinstance(warehouse, str) else "sqlite://"
-    target = TargetCrm(config={"sqlalchemy_url": url, **settings})
-    if isinstance(warehouse, Warehouse):
-        target.warehouse = warehouse
+    opened = warehouse if isinstance(warehouse, Warehouse) else None
+    target = TargetCrm(config={"sqlalchemy_url": url, **settings}, warehouse=opened)
     output = io.StringIO()
     try:
         with redirect_stdout(output):
             target.listen(io.StringIO("".join(f"{message}\n" for message in messages)))
     finally:
-        if isinstance(warehouse, str) and "warehouse" in vars(target):
+        if not opened:
             target.warehouse.dispose()
-    return Loaded(output.getvalue().splitlines(), {stream: str(tally) for stream, tally in target.tallies.items()})
+    tallies = {stream: str(tally) for stream, tally in target.writer.tallies.items() if tally.read}
+    return Loaded(output.getvalue().splitlines(), tallies)
 
 
 def table(warehouse: str | Warehouse, name: str, *columns: str) -> list[dict[str, Any]]:

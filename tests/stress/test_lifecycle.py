@@ -13,14 +13,14 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from sqlalchemy import text
 
-from target_crm.balances_cli.replay import Replay
+from target_crm.balances_cli.replay import replay
 from target_crm.balances_cli.verify import rebuild
 from target_crm.loader.target import TargetCrm
 from tests.helpers import oracle
@@ -245,7 +245,8 @@ class Lifecycle(RuleBasedStateMachine):
             lines += [snapshot_line(event) if isinstance(event, Snapshot) else action_line(event) for event in events]
             lines.append(state({"events": first + len(events)}))
         lines += self.all_perks()
-        target = self.target(TargetCrm, batch_size_rows=delivery.batch_size_rows)
+        config = {"sqlalchemy_url": self.place.url, "batch_size_rows": delivery.batch_size_rows}
+        target = TargetCrm(config=config, warehouse=self.place.warehouse)
         output = output or io.StringIO()
         try:
             with redirect_stdout(output):
@@ -256,16 +257,9 @@ class Lifecycle(RuleBasedStateMachine):
                 self.acknowledged = json.loads(line)["events"]
         self.check_perks()
 
-    def target(self, kind: type[TargetCrm], **settings: Any) -> Any:
-        """Create a target that loads this warehouse."""
-        target = kind(config={"sqlalchemy_url": self.place.url, **settings})
-        target.warehouse = self.place.warehouse
-        return target
-
     def replay_all(self) -> None:
         """Do what `crm-balances replay` does."""
-        self.target(Replay).replay("actions", "awards")
-        self.target(Replay).replay("")
+        replay({"sqlalchemy_url": self.place.url}, self.place.warehouse)
 
     @contextmanager
     def killed_at(self, call: int, moment: str) -> Iterator[None]:

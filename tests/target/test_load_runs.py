@@ -34,7 +34,7 @@ def stop_after(url: str, messages: Sequence[str], **settings: Any) -> None:
     """Read the messages, and then be gone, as a process is that was killed."""
     target = TargetCrm(config={"sqlalchemy_url": url, **settings})
     target.process_lines(io.StringIO("".join(f"{message}\n" for message in messages)))
-    target._finish()
+    target._batcher.wait()
     target.warehouse.dispose()
 
 

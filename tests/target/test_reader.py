@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,12 +72,20 @@ class Callbacks:
     def __init__(self) -> None:
         self.taken: list[dict[str, Any]] = []
         self.malformed: list[tuple[int, str, str]] = []
-        self.failures: list[Exception] = []
+        self.entered = self.left = 0
         self.idle = 0
-        self.reader = MessageReader(self._on_idle, self._on_malformed, self.failures.append)
+        self.reader = MessageReader(self._reading, self._on_idle, self._on_malformed)
 
     def read(self, source: io.TextIOBase) -> dict[str, int]:
         return dict(self.reader.process_lines(source, dict.fromkeys(SingerMessageType, self.taken.append)))  # type: ignore[arg-type]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        self.entered += 1
+        try:
+            yield
+        finally:
+            self.left += 1
 
     def _on_idle(self) -> None:
         self.idle += 1
@@ -86,16 +94,17 @@ class Callbacks:
         self.malformed.append((self.reader.line_number, line, reason))
 
 
-def test_an_error_of_a_callback_is_told_before_it_ends_the_run() -> None:
+def test_an_error_of_a_callback_passes_through_the_reading_context() -> None:
     calls = Callbacks()
 
     def fail(_: object) -> None:
+        assert (calls.entered, calls.left) == (1, 0)
         raise LookupError
 
-    with pytest.raises(LookupError) as raised:
+    with pytest.raises(LookupError):
         calls.reader.process_lines(io.StringIO('{"type":"STATE"}'), {SingerMessageType.STATE: fail})
 
-    assert calls.failures == [raised.value]
+    assert (calls.entered, calls.left) == (1, 1)
 
 
 def test_messages_are_handed_over_in_their_order_and_counted() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +48,8 @@ class Paper:
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
-        self.ways = adapter_for(dialect.name)
+        self.adapter = adapter_for(dialect.name)
+        self.is_in_memory, self.tested, self.name = False, True, dialect.name
         self.tables = tables_in(None)
         self.lines: list[str] = []
         self.rowcount = 0
@@ -70,14 +70,17 @@ class Paper:
         return iter(())
 
     def is_atomic(self, connection: Any) -> bool:
-        return self.ways.is_atomic(connection, None)
+        return self.adapter.is_atomic(connection, None)
 
     def ensure(self, *tables: Table) -> None:
         for table in tables:
             self.lines += [f"{str(each.compile(dialect=self.dialect)).strip()};" for each in migrations.creation(table)]
 
-    def commit_once(self, work: Callable[[Any], None]) -> None:
-        work(self)
+    def commit_once(self, work: Callable[[Any], Any]) -> Any:
+        return work(self)
+
+    def set_up(self) -> None:
+        """Tables are created by the test."""
 
     @contextmanager
     def write(self) -> Iterator[Paper]:
@@ -129,11 +132,8 @@ def told(dialect: Dialect) -> str:
             paper.lines += [f"{each};" for each in migrations.view(dialect, name, query, None)]
 
     def load(*messages: str) -> None:
-        target = TargetCrm(config={"sqlalchemy_url": "sqlite://"})
-        target.warehouse = cast("Any", paper)
-        for message in messages:
-            target.process_lines(io.StringIO(f"{message}\n"))
-        target._drain()
+        target = TargetCrm(config={"sqlalchemy_url": "sqlite://"}, warehouse=cast("Any", paper))
+        target.load(messages)
 
     def each(*statements: Any) -> None:
         for statement in statements:

@@ -124,7 +124,7 @@ def test_a_run_loads_acknowledges_and_accounts_for_every_record_and_a_replay_cha
     for tally in (
         "awards: 2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined",
         "actions: 3 read = 1 applied + 1 duplicate + 0 superseded + 1 quarantined",
-        "not a stream: 1 read = 0 applied + 0 duplicate + 0 superseded + 1 quarantined",
+        "malformed lines: 1 read = 0 applied + 0 duplicate + 0 superseded + 1 quarantined",
     ):
         assert tally in first.stderr
     assert "awards: 2 read = 0 applied + 2 duplicate + 0 superseded + 0 quarantined" in second.stderr
@@ -439,7 +439,7 @@ def test_a_warehouse_that_ends_with_the_run_is_no_secret(main: Main, tmp_path: P
     path.write_text('{"sqlalchemy_url": "sqlite://"}')
 
     assert main("--config", str(path), messages=f"{ACTIONS}\n{action('a1')}\n") == 0
-    assert "in memory; all is gone when this run ends" in caplog.text
+    assert "an in-memory database; all data is lost when this run ends" in caplog.text
 
 
 def test_settings_come_from_the_environment_too(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -890,7 +890,7 @@ def test_the_ledger_keeps_every_action_whatever_version_is_activated(warehouse_u
 
 
 def test_memory_is_bounded_by_the_bytes_held_too(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "HELD_BYTES_MAX", 1000)
+    monkeypatch.setattr(target, "BATCH_BYTES_MAX", 1000)
     messages = [ACTIONS, action("a1"), state({"n": 1}), action("a2", note="x" * 1000), state({"n": 2}), action("a3")]
 
     assert [said for said, _ in witnessed(warehouse_url, *messages)][:1] == ['{"n":1}\n']
@@ -928,7 +928,7 @@ def test_loading_goes_on_when_nobody_takes_the_state(warehouse_url: str, tmp_pat
     os.close(writer)
 
     assert ran.returncode == 0, ran.stderr
-    assert "nobody takes the STATE (Broken pipe)" in ran.stderr
+    assert "cannot write STATE to stdout (Broken pipe)" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert [row["action_id"] for row in table(warehouse_url, "actions")] == ["a1", "a2"]
 

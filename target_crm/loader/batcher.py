@@ -1,0 +1,130 @@
+"""Decides when a batch is committed, and when a STATE may be emitted."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from pepper_runtime import telemetry
+from target_crm.loader.sinks import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from target_crm.loader.sinks import StreamSink
+    from target_crm.records.tally import Rejection
+
+
+@dataclass
+class Batch:
+    """What one transaction commits, and the STATE that is true once it is committed."""
+
+    loaded_at: datetime
+    """When the batch began. All its rows carry this time."""
+    parts: dict[StreamSink, Part] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    state: str | None = None
+    records: int = 0
+    """Records and malformed lines."""
+    size_bytes: int = 0
+    """The length of their input lines."""
+
+    def part_of(self, sink: StreamSink) -> Part:
+        """The part that a sink writes; an empty one if the batch has none yet."""
+        return self.parts.setdefault(sink, Part())
+
+    def count_record(self, line_bytes: int) -> None:
+        """Count a record towards the batch's limits."""
+        self.records += 1
+        self.size_bytes += line_bytes
+
+
+class Batcher:
+    """Fills one batch while a second thread commits the one before it.
+
+    At most one batch is in flight. Its error is raised by the next call that waits for it, and no later batch is
+    committed then. A STATE is emitted only after the batch that it covers, and every earlier one, is committed.
+
+    Args:
+        commit: Writes a batch in one transaction. Called in the second thread.
+        emit_state: Writes a STATE line. Called in the second thread, after the commit.
+        records_max: Commit a batch of this many records.
+        bytes_max: Commit a batch whose input lines have this many bytes in all.
+        wait_seconds: Commit a batch at the latest this long after its first record or STATE.
+        clock: A monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Batch], None],
+        emit_state: Callable[[str], None],
+        *,
+        records_max: int,
+        bytes_max: int,
+        wait_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._commit = commit
+        self._emit_state = emit_state
+        self._records_max = records_max
+        self._bytes_max = bytes_max
+        self._wait_seconds = wait_seconds
+        self._clock = clock
+        self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._in_flight: Future[None] | None = None
+        self._batch: Batch | None = None
+        self._due_at_seconds = 0.0
+        self._emitted_state: str | None = None
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that is being filled. The first record or STATE begins it."""
+        if self._batch is None:
+            self._batch = Batch(datetime.now(UTC))
+            self._due_at_seconds = self._clock() + self._wait_seconds
+        return self._batch
+
+    def commit_if_due(self) -> None:
+        """Begin to commit the current batch if it has reached a limit."""
+        batch = self._batch
+        if batch and (
+            batch.records >= self._records_max
+            or batch.size_bytes >= self._bytes_max
+            or self._clock() >= self._due_at_seconds
+        ):
+            self._begin_commit()
+
+    def poll(self) -> None:
+        """Do what is due while no input arrives: raise the error of a finished commit, or begin the next one."""
+        if self._in_flight and self._in_flight.done():
+            self.wait()
+        self.commit_if_due()
+
+    def flush(self) -> None:
+        """Commit everything, and return when that is done."""
+        self._begin_commit()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for the batch in flight; raise its error."""
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight:
+            in_flight.result()
+
+    def _begin_commit(self) -> None:
+        self.wait()
+        batch, self._batch = self._batch, None
+        if batch:
+            telemetry.record_span("decode", batch.loaded_at, {"pepper.rows": batch.records})
+            self._in_flight = self._committer.submit(self._run, batch)
+
+    def _run(self, batch: Batch) -> None:
+        if batch.records:
+            self._commit(batch)
+        if batch.state is not None and batch.state != self._emitted_state:
+            self._emit_state(batch.state)
+            self._emitted_state = batch.state

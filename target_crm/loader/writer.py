@@ -1,0 +1,116 @@
+"""Writes a batch to the warehouse in one transaction, and counts what became of every record."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from singer_sdk.exceptions import InvalidRecord
+
+from target_crm.loader.sinks import clear_staging, insert_absent
+from target_crm.records.tally import Tally
+from target_crm.sql.load_runs import DONE, FAILED, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sqlalchemy import Connection
+
+    from target_crm.loader.batcher import Batch
+    from target_crm.loader.sinks import StreamSink
+    from target_crm.records.tally import Rejection
+    from target_crm.warehouse.connection import Warehouse
+
+
+class BatchWriter:
+    """Writes the batches of one run.
+
+    Args:
+        warehouse: Where to.
+        fail_on_conflict: Raise `InvalidRecord` for a record that contradicts the ledger, instead of quarantining it.
+        records_run: Keep the run's row of each stream in `load_runs`.
+        on_quarantine: Called with the records of a batch that go to the quarantine, inside the transaction.
+    """
+
+    def __init__(
+        self,
+        warehouse: Warehouse,
+        *,
+        fail_on_conflict: bool,
+        records_run: bool = True,
+        on_quarantine: Callable[[Sequence[Rejection]], None] | None = None,
+    ) -> None:
+        self._warehouse = warehouse
+        self._fail_on_conflict = fail_on_conflict
+        self._records_run = records_run
+        self._on_quarantine = on_quarantine
+        self.run_id = uuid.uuid4().hex
+        self._started_at = datetime.now(UTC)
+        self.tallies: dict[str, Tally] = {"": Tally()}
+        """Per stream, what became of the records that are committed. The empty name stands for malformed lines."""
+
+    def add_stream(self, name: str) -> None:
+        """Report a stream even if none of its records comes."""
+        self.tallies.setdefault(name, Tally())
+
+    def write(self, batch: Batch) -> None:
+        """Commit a batch."""
+        self.tallies = self._warehouse.commit_once(partial(self._write, batch))
+
+    def activate(self, sink: StreamSink, version: int) -> int | None:
+        """Mark or remove the rows of a stream that an activated version no longer has.
+
+        Returns:
+            How many; None where the stream keeps every row.
+        """
+        return self._warehouse.commit_once(lambda connection: sink.activate(connection, version))
+
+    def finish(self) -> None:
+        """Record in `load_runs` that the run is done."""
+        self._warehouse.commit_once(lambda connection: self._record_run(connection, self.tallies, DONE))
+
+    def fail(self) -> None:
+        """Record in `load_runs` that the run failed."""
+        with self._warehouse.write() as connection:
+            self._record_run(connection, self.tallies, FAILED)
+
+    def _write(self, batch: Batch, connection: Connection) -> dict[str, Tally]:
+        """Write a batch; return the tallies of the run once that is committed."""
+        malformed = sum(not rejection.stream for rejection in batch.rejections)
+        tallies = dict(self.tallies)
+        tallies[""] += Tally(read=malformed, quarantined=malformed)
+        conflicts: list[Rejection] = []
+        for sink, part in batch.parts.items():
+            tallies[sink.stream] += Tally(read=part.refused, quarantined=part.refused)
+            if part.rows or part.present_keys:
+                result = sink.write(connection, part)
+                tallies[sink.stream] += result.tally
+                conflicts += result.conflicts
+        if conflicts and self._fail_on_conflict:
+            raise InvalidRecord(conflicts[0].where, {})
+        self._quarantine(connection, [*batch.rejections, *conflicts])
+        self._record_run(connection, tallies)
+        return tallies
+
+    def _quarantine(self, connection: Connection, rejections: Sequence[Rejection]) -> None:
+        if not rejections:
+            return
+        adapter, tables, now = self._warehouse.adapter, self._warehouse.tables, datetime.now(UTC)
+        rows = [(number, *rejection.row(now, self.run_id)) for number, rejection in enumerate(rejections)]
+        insert_absent(adapter, connection, tables.rejected_records, tables.staged_rejections, rows)
+        clear_staging(adapter, connection, tables.staged_rejections)
+        if self._on_quarantine:
+            self._on_quarantine(rejections)
+
+    def _record_run(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
+        """Write the run's rows of `load_runs`, in the transaction that commits what they count."""
+        if not self._records_run:
+            return
+        adapter, load_runs = self._warehouse.adapter, self._warehouse.tables.load_runs
+        run = Run(self.run_id, self._started_at, datetime.now(UTC), exit_state)
+        adapter.execute(connection, run.delete_earlier(load_runs))
+        adapter.load(connection, load_runs, run.rows(tallies))
+        if exit_state:
+            adapter.execute(connection, run.delete_expired(load_runs))
