@@ -1,7 +1,9 @@
-"""What all tests share: three warehouses, each test with an empty one of its own."""
+"""Fixtures of all tests: an empty warehouse per test on SQLite, PostgreSQL and DuckDB; in CI, a limit on skips."""
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -11,22 +13,42 @@ from target_crm.warehouse.connection import Warehouse
 from tests.helpers.postgres import PostgresServer, new_database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
 ENGINES = ["sqlite", "postgresql", "duckdb"]
+# Reasons for which a test may be skipped in CI. Any other skip fails there: it would hide a test that runs nowhere.
+EXPECTED_SKIPS = (
+    # The case does not apply to the engine.
+    "version . did not know .*",
+    ".*: changes no whole numbers to fractions, and a load says so",
+    ".*: has no users here",
+    ".*: lives in one process here",
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI, fail a test that is skipped for an unexpected reason."""
+    report = yield
+    if os.environ.get("CI") and report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not any(re.fullmatch(expected, reason) for expected in EXPECTED_SKIPS):
+            report.outcome = "failed"
+            report.longrepr = f"unexpected skip: {reason}"
+    return report
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A PostgreSQL server, started once for the tests that ask for it."""
+    """A PostgreSQL server, started once per process."""
     with PostgresServer() as server:
         yield server.url
 
 
 @pytest.fixture(params=ENGINES)
 def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty warehouse; a test that asks for it runs once per engine."""
+    """An empty warehouse; a test that requests it runs once per engine."""
     if request.param != "postgresql":
         return f"{request.param}:///{tmp_path / 'crm.db'}"
     return new_database(request.getfixturevalue("postgres_url"))
@@ -34,19 +56,19 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def new_postgres_url(postgres_url: str) -> str:
-    """An empty PostgreSQL database for the tests of a file that share one."""
+    """A PostgreSQL database that the tests of a file share."""
     return new_database(postgres_url)
 
 
 @pytest.fixture(scope="module")
 def sqlite() -> Iterator[Warehouse]:
-    """A warehouse in memory, set up, for the tests of a file that empty it themselves."""
+    """An in-memory warehouse with its tables, shared by the tests of a file; they empty it themselves."""
     yield from set_up("sqlite://")
 
 
 @pytest.fixture(scope="module")
 def postgres(new_postgres_url: str) -> Iterator[Warehouse]:
-    """One in PostgreSQL."""
+    """A PostgreSQL warehouse with its tables, shared by the tests of a file; they empty it themselves."""
     yield from set_up(new_postgres_url)
 
 
@@ -58,8 +80,8 @@ def set_up(url: str) -> Iterator[Warehouse]:
 
 
 @pytest.fixture(autouse=True)
-def signals_are_pytests() -> Iterator[None]:
-    """Ctrl-C stops pytest, also after a plugin that was built in this process took the signals for itself."""
+def restore_signal_handlers() -> Iterator[None]:
+    """Restore pytest's signal handlers, which a plugin created in this process may have replaced."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():

@@ -14,6 +14,7 @@ from sqlalchemy import MetaData, Table, inspect
 from target_crm.warehouse.connection import Warehouse
 from tests.conformance import Unavailable
 from tests.conformance.engines import ENGINES, Engine
+from tests.conftest import ENGINES as LOCAL_ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 _outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process have an engine to itself, where the cases are dealt out by groups."""
+    """Run all cases of an engine in one process, and mark the engines that only `./dev warehouses` runs."""
     for item in items:
         if isinstance(item, pytest.Function) and "engine" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group(item.callspec.params["engine"]))
+            engine = item.callspec.params["engine"]
+            item.add_marker(pytest.mark.xdist_group(engine))
+            if engine not in LOCAL_ENGINES:
+                item.add_marker(pytest.mark.warehouse)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

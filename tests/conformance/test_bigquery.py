@@ -25,6 +25,7 @@ def url() -> Iterator[str]:
         pytest.skip(f"BigQuery: {reason}")
 
 
+@pytest.mark.warehouse
 def test_a_load_into_a_table_that_is_not_there_is_told_in_one_line(url: str) -> None:
     crm = Warehouse(url)
     told = r"^bigquery://project/crm_0: NotFound: 404 .*_crm_commits$"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,6 @@ TABLES = tables_in(None)
 
 @pytest.fixture(scope="module")
 def new_url() -> Iterator[Callable[[], str]]:
-    if os.environ.get("WAREHOUSES") != "record":
-        pytest.skip("Spark: takes minutes; ./dev warehouses has it")
     try:
         with spark() as new:
             yield new
@@ -47,6 +44,7 @@ def crm(new_url: Callable[[], str]) -> Iterator[Warehouse]:
     warehouse.dispose()
 
 
+@pytest.mark.warehouse
 def test_a_story_in_two_overlapping_deliveries_gives_the_oracles_balances(crm: Warehouse) -> None:
     told = make_scenario(Random("spark"), 60, ordered=False)
     third = len(told.lines) // 3
@@ -60,6 +58,7 @@ class Cut(Exception):
     """The loader ends here."""
 
 
+@pytest.mark.warehouse
 @pytest.mark.parametrize("statement", ["CREATE TABLE", "INSERT OVERWRITE"])
 def test_a_change_that_is_cut_off_is_finished_by_the_next(crm: Warehouse, statement: str) -> None:
     commits = crm.tables.commits

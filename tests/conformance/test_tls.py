@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.warehouse
+
 # Options of the driver: the authority to trust, and that the name in the certificate has to be the host's.
 OPTIONS = {
     # The wheel's server knows no TLS, Debian's does.

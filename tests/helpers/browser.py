@@ -1,4 +1,4 @@
-"""A headless Chromium, where this machine has one, to look at a page as people see it."""
+"""Headless Chromium, if installed, to test a page as users see it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,19 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 RUN_SECONDS_MAX = 60
-_OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
-# A window is never narrower than 500 pixels, but a frame in it may be; and the page itself forbids scripts.
+# Without a sandbox, which needs rights that a container lacks; and without Chromium's own requests to the network.
+_OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# A window is at least 500 pixels wide, so the page is shown in a frame. The page itself forbids scripts.
 _FRAME = """
 <body><iframe src="page.html" style="border:0;width:{width}px;height:2000px"></iframe><pre></pre><script>
 document.querySelector("iframe").onload = event => {{
@@ -28,17 +39,17 @@ document.querySelector("iframe").onload = event => {{
 </script></body>"""
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def ask(html: str, question: str, width: int, folder: Path) -> Any:
-    """Show a page in a frame of a width in pixels, and put a question to it: a JavaScript function of its document."""
+    """Show a page in a frame of this width in pixels; return the result of a JavaScript function of its document."""
     assert CHROMIUM
     (folder / "page.html").write_text(html, encoding="utf-8")
     (folder / "frame.html").write_text(_FRAME.format(width=width, ask=question), encoding="utf-8")
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_QuietHandler, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}/frame.html"
         profile = f"--user-data-dir={folder / 'profile'}"
