@@ -1,33 +1,33 @@
-"""What can go wrong, named by what to do next.
+"""Errors of the tap, named by what to do next.
 
-The text of each error is one line for an operator: where, what, and what was expected or what to do. It never holds a
-token, a record or a response's body.
+Each message is one line for an operator: where it happened, what happened, and what was expected or what to do.
+It never contains a token, a record or a response body.
 """
 
 from __future__ import annotations
 
 
 class PepperError(Exception):
-    """The run cannot go on as it is."""
+    """Base class of all errors that the tap raises itself."""
 
 
-class FixSettings(PepperError):
-    """A setting, a catalog or a state is wrong: a person must change it."""
+class ConfigError(PepperError):
+    """A setting, catalog or state is invalid; a person has to change it."""
 
 
-class StopRun(PepperError):
-    """Pepper's answer is one that no further try will mend. Other streams may have better answers."""
+class FatalAPIError(PepperError):
+    """A retry cannot succeed. Other streams may still work."""
 
 
-class StopEverything(StopRun):
-    """No stream will get another answer."""
+class FatalRunError(FatalAPIError):
+    """A retry cannot succeed, and no other stream can either."""
 
 
 class StreamsFailed(PepperError):
-    """Several streams ended by an error, the others did not.
+    """Several streams failed.
 
     Attributes:
-        failures: Each stream's name, and what ended it.
+        failures: Name and error of each failed stream.
     """
 
     def __init__(self, failures: list[tuple[str, Exception]]) -> None:
@@ -35,23 +35,23 @@ class StreamsFailed(PepperError):
         self.failures = failures
 
 
-class TryAgain(PepperError):
-    """A passing failure: the same request may succeed later.
+class RetriableAPIError(PepperError):
+    """A temporary failure: the same request may succeed later.
 
     Attributes:
-        wait_seconds: How long Pepper asked to be left alone; None where it did not say.
-        advice: What a person can do if every try fails.
-        for_everyone: Whether Pepper asked the tap as a whole to slow down, not this request alone.
+        advice: What a person can do if all retries fail.
+        wait_seconds: The wait that Pepper asked for; None if it did not ask.
+        slow_down: Whether Pepper asked the whole tap to slow down, not only this request.
     """
 
     def __init__(
-        self, problem: str, *, advice: str, wait_seconds: float | None = None, for_everyone: bool = False
+        self, problem: str, *, advice: str, wait_seconds: float | None = None, slow_down: bool = False
     ) -> None:
         super().__init__(problem)
         self.advice = advice
-        self.for_everyone = for_everyone
         self.wait_seconds = wait_seconds
+        self.slow_down = slow_down
 
 
-class OutOfTime(PepperError):
-    """Pepper asks to be left alone for longer than the run may last."""
+class TimeLimitReached(PepperError):
+    """Pepper asks for a wait that would exceed `max_run_seconds`."""

@@ -1,4 +1,4 @@
-"""How Singer messages leave the tap: JSON lines on stdout, decimals digit for digit."""
+"""Write Singer messages to stdout as JSON lines that keep every digit of a decimal."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from tap_pepper.api.raw_json import Row
+    from tap_pepper.raw_json import Row
 
 _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 
 
 class MessageWriter(GenericSingerWriter[bytes, Message]):
-    """Writes a line a message.
+    """Writes one line per message.
 
-    Records are left to the buffer of stdout; any other message pushes them out with it, so that a STATE that is seen
-    has all of its records before it.
+    RECORD messages stay in stdout's buffer. Every other message flushes it, so a visible STATE always follows all of
+    its records.
     """
 
     def serialize_message(self, message: Message) -> bytes:
@@ -31,14 +31,14 @@ class MessageWriter(GenericSingerWriter[bytes, Message]):
         return _encoder.encode(message.to_dict()) + b"\n"
 
     def write_message(self, message: Message) -> None:
-        """Write a message to stdout."""
+        """Write a message, and flush stdout unless it is a RECORD."""
         sys.stdout.buffer.write(self.serialize_message(message))
         if message.type != SingerMessageType.RECORD:
             sys.stdout.flush()
 
     def write_records(self, stream: str, rows: Iterable[Row], version: int | None, extracted_at: datetime) -> None:
-        """Write a RECORD message for each of the rows, which were extracted at one time."""
+        """Write a RECORD message for each row; all share one extraction time."""
         message = RecordMessage(stream=stream, record={}, version=version, time_extracted=extracted_at).to_dict()
         lines = _encoder.encode_lines([{**message, "record": row} for row in rows])
-        # One by one: of a longer write, a signal would leave half a line.
+        # One write per line: a signal during a longer write would leave half a line.
         sys.stdout.buffer.writelines(lines.splitlines(keepends=True))

@@ -1,4 +1,4 @@
-"""What operators measure: points in the SDK's metrics log, one each at the end of a stream."""
+"""Metrics that the Singer SDK does not have; logged once per stream in the SDK's metrics log."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from singer_sdk import metrics
 
 
-class Measure(str, Enum):
-    """What the SDK has no name for."""
+class Metric(str, Enum):
+    """Names of the metrics."""
 
     PAGES = "page_count"
     RETRIES = "http_request_retry_count"
-    WAITED = "http_wait_seconds"
-    LAG = "bookmark_lag_seconds"
+    WAIT = "http_wait_seconds"
+    BOOKMARK_LAG = "bookmark_lag_seconds"
 
 
-def measured(measure: Measure, value: float, stream: str) -> None:
-    """Log a point: how often, or how many seconds."""
-    kind = "gauge" if measure in (Measure.WAITED, Measure.LAG) else "counter"
-    named: Any = measure
-    point = metrics.Point(kind, named, value, {metrics.Tag.STREAM: stream})
+def log_metric(metric: Metric, value: float, stream: str) -> None:
+    """Log one value of a metric."""
+    kind = "gauge" if metric in (Metric.WAIT, Metric.BOOKMARK_LAG) else "counter"
+    name: Any = metric
+    point = metrics.Point(kind, name, value, {metrics.Tag.STREAM: stream})
     metrics.log(metrics.get_metrics_logger(), point)

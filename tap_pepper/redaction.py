@@ -1,4 +1,4 @@
-"""Keeping secrets out of the log, whichever library writes it."""
+"""Redact secrets in log records, whichever library writes them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _formatter: Final = logging.Formatter()
 
 
 class Redactor(logging.Filter):
-    """Replaces secrets in all that a log record shows: message, arguments and trace. It lets every record pass."""
+    """Replaces secrets in a log record: message, arguments, traceback and extra fields. It drops no record."""
 
     def __init__(self) -> None:
         super().__init__()
         self._secrets: tuple[str, ...] = ()
 
-    def hide(self, secret: str) -> None:
-        """Hide a secret from now on, as it is and as a URL would hold it."""
+    def add(self, secret: str) -> None:
+        """Redact a secret from now on, both as it is and URL-encoded."""
         forms = {*self._secrets, secret, quote(secret, safe="")} - {""}
-        # The longest first: one may hold another.
+        # Longest first, because one secret may contain another.
         self._secrets = tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -30,18 +30,18 @@ class Redactor(logging.Filter):
             message = record.getMessage()
         except (TypeError, ValueError):
             message = f"{record.msg} {record.args}"
-        shown = self._redacted(message)
-        if shown != message:
-            record.msg, record.args = shown, None
+        redacted = self._redacted(message)
+        if redacted != message:
+            record.msg, record.args = redacted, None
         if record.exc_info and self._secrets:
-            trace = _formatter.formatException(record.exc_info)
-            shown = self._redacted(trace)
-            if shown != trace:
-                record.exc_info, record.exc_text = None, shown
+            traceback = _formatter.formatException(record.exc_info)
+            redacted = self._redacted(traceback)
+            if redacted != traceback:
+                record.exc_info, record.exc_text = None, redacted
         for name, value in vars(record).items():
-            # The stack, and what a library adds by `extra`.
-            if name not in {"msg", "args", "exc_info"} and (shown := self._redacted(str(value))) != str(value):
-                setattr(record, name, shown)
+            # The stack, and fields that a library adds with `extra`.
+            if name not in {"msg", "args", "exc_info"} and (redacted := self._redacted(str(value))) != str(value):
+                setattr(record, name, redacted)
         return True
 
     def _redacted(self, text: str) -> str:
@@ -61,8 +61,8 @@ def _make_redacted(*args: Any, **kwargs: Any) -> logging.LogRecord:
     return record
 
 
-def keep_out_of_logs(secret: str) -> None:
-    """Hide a secret in every log record of this process, before any handler sees it."""
-    _redactor.hide(secret)
-    # A filter sees one logger's records, or one handler's; a record factory doesn't see what `extra` adds.
+def redact_in_logs(secret: str) -> None:
+    """Redact a secret in every log record of this process, before any handler sees it."""
+    _redactor.add(secret)
+    # A filter only sees the records of one logger or handler, and a record factory runs before `extra` is added.
     logging.Logger.makeRecord = _make_redacted  # type: ignore[method-assign]

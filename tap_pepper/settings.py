@@ -1,11 +1,11 @@
-"""The tap's settings: how they are declared to users, and how they are checked before anything is sent."""
+"""The tap's settings, declared once, and the checks that run before the first request."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -13,206 +13,245 @@ from urllib.parse import urlsplit
 from singer_sdk import typing as th
 
 from pepper_runtime.logs import SETTING
-from tap_pepper.windows import read_bound
+from tap_pepper.windows import parse_bound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from dataclasses import Field
 
 PACKAGE = "pepper-crm"
+ENVIRONMENT_PREFIX = "TAP_PEPPER_"
 VALUE_CHARS_MAX = 60
-"""An error shows no more of a wrong value than this."""
+"""An error message quotes at most this much of a wrong value."""
+
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
+_BOOLEANS = {"true", "1", "yes", "on", "false", "0", "no", "off"}
 
 
 def default_user_agent() -> str:
-    """`pepper-crm/<version>`."""
+    """Return `pepper-crm/<version>`."""
     try:
         return f"{PACKAGE}/{version(PACKAGE)}"
     except PackageNotFoundError:
         return PACKAGE
 
 
-CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(
-    th.Property(
-        "auth_token",
-        th.StringType,
-        required=True,
-        secret=True,
-        title="Auth token",
-        description="The merchant's API token, given out by Pepper. It is sent in the Authorization header alone.",
-    ),
-    th.Property(
-        "application_id",
-        th.StringType,
-        required=True,
-        title="Application id",
-        description="The merchant's code in Pepper, sent as x-application-id.",
-        examples=["the-grill"],
-    ),
-    th.Property(
-        "api_url",
-        th.StringType,
-        default="https://api.pepperhq.com",
-        title="API address",
-        description="Where Pepper is. It must be https, unless the host is this machine.",
-        examples=["https://api.pepperhq.com", "https://beta-api.pepperhq.com"],
-    ),
-    th.Property(
-        "api_version",
-        th.IntegerType(minimum=1, maximum=1000),
-        default=10,
-        title="API version",
-        description="The version of the API to speak, sent as x-api-version.",
-        examples=[10],
-    ),
-    th.Property(
-        "start_date",
-        th.StringType,
-        title="Start date",
-        description=(
-            "The first run reads the actions after this moment (ISO 8601, UTC unless it says otherwise). Without it "
-            "the first run reads the last lookback_seconds, and balances begin with the awards as they are. Awards, "
-            "perks and users are always read from the beginning."
-        ),
-        examples=["2026-01-01", "2026-01-01T06:00:00Z"],
-    ),
-    th.Property(
-        "page_size",
-        th.IntegerType(minimum=1, maximum=1000),
-        default=100,
-        title="Page size",
-        description="Rows to ask for in one response. Pepper may send fewer.",
-    ),
-    th.Property(
-        "settle_seconds",
-        th.IntegerType(minimum=0, maximum=3600),
-        default=5,
-        title="Settle time (seconds)",
-        description=(
-            "A run reads up to Pepper's own clock less this, so that actions which are still being written are left "
-            "to the next run."
-        ),
-    ),
-    th.Property(
-        "lookback_seconds",
-        th.IntegerType(minimum=0, maximum=2_592_000),
-        default=300,
-        title="Lookback (seconds)",
-        description=(
-            "Each run reads again this much of what the last one read, for actions that became visible late. At most "
-            "30 days."
-        ),
-    ),
-    th.Property(
-        "window_hours",
-        th.IntegerType(minimum=1, maximum=8784),
-        default=24,
-        title="Window (hours)",
-        description=(
-            "The actions of at most this many hours are read before the bookmark moves; of fewer hours where many "
-            "actions happen. A run that is killed goes on at the last complete window."
-        ),
-    ),
-    th.Property(
-        "concurrency",
-        th.IntegerType(minimum=1, maximum=16),
-        default=4,
-        title="Concurrency",
-        description=(
-            "How many requests may be under way at once, when more than one window of actions is to be read. Where "
-            "Pepper says that it is too much, the tap halves it by itself, and comes back slowly."
-        ),
-    ),
-    th.Property(
-        "max_run_seconds",
-        th.IntegerType(minimum=1, maximum=604_800),
-        title="Longest run (seconds)",
-        description=(
-            "After this time no further window and no further stream is begun, and no wait that Pepper asks for is "
-            "sat out, but in a reading of all perks, awards or users; the run ends well, and the next goes on there. A "
-            "quarter of it is kept for the streams other than actions. Every run gets further than the one before, "
-            "whatever that takes. By default a run ends when all is read."
-        ),
-        examples=[240],
-    ),
-    th.Property(
-        "action_types",
-        th.ArrayType(th.StringType),
-        default=[],
-        title="Action types",
-        description="The types of action to read. Empty: every type.",
-        examples=[["REWARD_EARNED", "REDEEM_PERK", "AWARD_POINTS_REFUNDED"]],
-    ),
-    th.Property(
-        "reconcile_hours",
-        th.IntegerType(minimum=0, maximum=168),
-        default=0,
-        title="Self-audit after (hours)",
-        description=(
-            "Read every hour of actions a second time when it is this old. Where it is not what was emitted, the hour "
-            "is emitted again, and a warning tells how many actions arrived later than lookback_seconds. 0: never."
-        ),
-    ),
-    th.Property(
-        "awards_full_refresh_days",
-        th.IntegerType(minimum=0, maximum=366),
-        default=0,
-        title="Full refresh of awards (days)",
-        description=(
-            "Read all awards again every so many days, and tell by an ACTIVATE_VERSION message that those which two "
-            "such readings in a row have missed are deleted. 0: never."
-        ),
-    ),
-    th.Property(
-        "max_deleted_fraction",
-        th.NumberType(minimum=0, maximum=1),
-        default=0.5,
-        title="Largest fraction deleted at once",
-        description=(
-            "Where more than this fraction of the known perks (or awards) is missing from a complete list, it is taken "
-            "for an error: a warning is logged, and nothing counts as deleted."
-        ),
-    ),
-    th.Property(
-        "include_credentials",
-        th.BooleanType,
-        default=False,
-        title="Include credentials",
-        description=(
-            "Ask for users' credentials too. They are personal data: they are emitted only where the catalog selects "
-            "users.credentials."
-        ),
-    ),
-    th.Property(
-        "request_timeout_seconds",
-        th.IntegerType(minimum=1, maximum=3600),
-        default=60,
-        title="Request timeout (seconds)",
-        description="How long to wait for a connection, and then for each part of a response.",
-    ),
-    th.Property(
-        "max_retries",
-        th.IntegerType(minimum=0, maximum=20),
-        default=8,
-        title="Retries",
-        description="How often to repeat a request that failed for a passing reason, with growing waits in between.",
-    ),
-    th.Property(
-        "user_agent",
-        th.StringType,
-        title="User agent",
-        description="How the tap presents itself to Pepper. By default the name and version of this package.",
-        examples=["the-grill-etl (data@the-grill.example)"],
-    ),
-    SETTING,
-).to_dict()
+def _setting(
+    title: str,
+    description: str,
+    *,
+    default: Any = MISSING,
+    minimum: int | None = None,
+    maximum: int | None = None,
+    examples: list[Any] | None = None,
+    secret: bool = False,
+) -> Any:
+    """Declare a setting. It is required if it has no default; its type annotation gives its JSON type."""
+    metadata = {
+        "title": title,
+        "description": description,
+        "minimum": minimum,
+        "maximum": maximum,
+        "examples": examples,
+        "secret": secret,
+    }
+    return field(default=default, metadata=metadata, repr=not secret)
 
-SECRETS = frozenset(name for name, schema in CONFIG_JSONSCHEMA["properties"].items() if schema.get("secret"))
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run. `CONFIG_JSONSCHEMA` and the documentation are made from these declarations."""
+
+    auth_token: str = _setting(
+        "Auth token",
+        "The merchant's API token, issued by Pepper. The tap sends it only in the Authorization header.",
+        secret=True,
+    )
+    application_id: str = _setting(
+        "Application id",
+        "The merchant's code in Pepper, sent as x-application-id.",
+        examples=["the-grill"],
+    )
+    api_url: str = _setting(
+        "API address",
+        "The address of Pepper's API. It must use https, unless the host is this machine.",
+        default="https://api.pepperhq.com",
+        examples=["https://api.pepperhq.com", "https://beta-api.pepperhq.com"],
+    )
+    api_version: int = _setting(
+        "API version",
+        "The version of Pepper's API, sent as x-api-version.",
+        default=10,
+        minimum=1,
+        maximum=1000,
+        examples=[10],
+    )
+    start_date: str | None = _setting(
+        "Start date",
+        "The first run reads the actions after this time (ISO 8601, UTC unless it has an offset). Without it, the "
+        "first run reads the last lookback_seconds, and balances start from the current awards. Awards, perks and "
+        "users are always read from the beginning.",
+        default=None,
+        examples=["2026-01-01", "2026-01-01T06:00:00Z"],
+    )
+    page_size: int = _setting(
+        "Page size",
+        "Rows to request per response. Pepper may send fewer.",
+        default=100,
+        minimum=1,
+        maximum=1000,
+    )
+    settle_seconds: int = _setting(
+        "Settle time (seconds)",
+        "Each run reads up to Pepper's clock minus this, and leaves actions that are still being written to the next "
+        "run.",
+        default=5,
+        minimum=0,
+        maximum=3600,
+    )
+    lookback_seconds: int = _setting(
+        "Lookback (seconds)",
+        "Each run re-reads the last lookback_seconds of the previous run, for actions that became visible late. At "
+        "most 30 days.",
+        default=300,
+        minimum=0,
+        maximum=2_592_000,
+    )
+    window_hours: int = _setting(
+        "Window (hours)",
+        "The longest window of actions that is read before the bookmark moves. The tap uses shorter windows when there "
+        "are many actions. A killed run resumes at the last complete window.",
+        default=24,
+        minimum=1,
+        maximum=8784,
+    )
+    concurrency: int = _setting(
+        "Concurrency",
+        "Maximum number of concurrent requests, when there is more than one window of actions to read. On HTTP 429 the "
+        "tap halves concurrency, then recovers gradually.",
+        default=4,
+        minimum=1,
+        maximum=16,
+    )
+    max_run_seconds: int | None = _setting(
+        "Maximum run time (seconds)",
+        "Soft time limit: after it, the tap starts no new window or stream, does not wait for Pepper, and exits 0; the "
+        "next run continues there. A complete read of perks, awards or users always finishes. A quarter of the time is "
+        "reserved for streams other than actions. Every run makes progress, even if it takes longer. By default there "
+        "is no limit.",
+        default=None,
+        minimum=1,
+        maximum=604_800,
+        examples=[240],
+    )
+    action_types: tuple[str, ...] = _setting(
+        "Action types",
+        "The types of action to read. By default all types.",
+        default=(),
+        examples=[["REWARD_EARNED", "REDEEM_PERK", "AWARD_POINTS_REFUNDED"]],
+    )
+    reconcile_hours: int = _setting(
+        "Self-audit after (hours)",
+        "Read every hour of actions a second time once it is this old. If the hour differs from what was emitted, the "
+        "tap emits it again and logs how many actions arrived later than lookback_seconds. 0: never.",
+        default=0,
+        minimum=0,
+        maximum=168,
+    )
+    awards_full_refresh_days: int = _setting(
+        "Full refresh of awards (days)",
+        "Read all awards again after this many days. Awards that are missing from two full refreshes in a row are "
+        "reported as deleted by an ACTIVATE_VERSION message. 0: never.",
+        default=0,
+        minimum=0,
+        maximum=366,
+    )
+    max_deleted_fraction: float = _setting(
+        "Largest fraction deleted at once",
+        "If a complete read lacks more than this fraction of the known perks (or awards), the tap assumes an error in "
+        "the API: it logs a warning and reports no deletions.",
+        default=0.5,
+        minimum=0,
+        maximum=1,
+    )
+    include_credentials: bool = _setting(
+        "Include credentials",
+        "Also request users' credentials. They are personal data, and are emitted only if the catalog selects "
+        "users.credentials.",
+        default=False,
+    )
+    request_timeout_seconds: int = _setting(
+        "Request timeout (seconds)",
+        "How long to wait for a connection, and then for each part of a response.",
+        default=60,
+        minimum=1,
+        maximum=3600,
+    )
+    max_retries: int = _setting(
+        "Retries",
+        "How often to repeat a request after a temporary failure, with growing waits in between.",
+        default=8,
+        minimum=0,
+        maximum=20,
+    )
+    user_agent: str | None = _setting(
+        "User agent",
+        "The User-Agent header. By default the name and version of this package.",
+        default=None,
+        examples=["the-grill-etl (data@the-grill.example)"],
+    )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        """Read a config in which `find_problems` found nothing; null means the default.
+
+        `start_date` becomes a bound (see `windows`). Text is stripped of surrounding blanks.
+        """
+        values: dict[str, Any] = {}
+        for setting in fields(cls):
+            value = config.get(setting.name)
+            if isinstance(value, str):
+                values[setting.name] = value.strip()
+            elif isinstance(value, list):
+                values[setting.name] = tuple(text.strip() for text in value if text.strip())
+            elif value is not None:
+                values[setting.name] = value
+        if start_date := values.get("start_date"):
+            values["start_date"] = parse_bound(start_date)
+        if api_url := values.get("api_url"):
+            values["api_url"] = api_url.rstrip("/")
+        return cls(**values)
+
+
+_JSON_TYPES: dict[str, Any] = {
+    "str": th.StringType,
+    "int": th.IntegerType,
+    "float": th.NumberType,
+    "bool": th.BooleanType,
+    "tuple[str, ...]": th.ArrayType(th.StringType),
+}
+
+
+def _property(setting: Field[Any]) -> th.Property[Any]:
+    declared = dict(setting.metadata)
+    minimum, maximum = declared.pop("minimum"), declared.pop("maximum")
+    json_type = _JSON_TYPES[str(setting.type).removesuffix(" | None")]
+    if maximum is not None:
+        json_type = json_type(minimum=minimum, maximum=maximum)
+    if setting.default is MISSING:
+        return th.Property(setting.name, json_type, required=True, **declared)
+    default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+    return th.Property(setting.name, json_type, default=default, **declared)
+
+
+CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(*map(_property, fields(Settings)), SETTING).to_dict()
+
+SECRETS = frozenset(setting.name for setting in fields(Settings) if setting.metadata["secret"])
 SENT_IN_HEADERS = ("auth_token", "application_id", "user_agent")
 
 
 class SchemaError(Protocol):
-    """What is read of a `jsonschema.ValidationError`."""
+    """The part of `jsonschema.ValidationError` that is used here."""
 
     absolute_path: Sequence[str | int]
     validator: str
@@ -220,69 +259,15 @@ class SchemaError(Protocol):
     instance: Any
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings of one run, checked and complete. Units are in the names; `start` is a bound (see windows)."""
-
-    auth_token: str = field(repr=False)
-    application_id: str
-    api_url: str
-    api_version: int
-    start: str | None
-    page_size: int
-    settle_seconds: int
-    lookback_seconds: int
-    window_hours: int
-    concurrency: int
-    max_run_seconds: int | None
-    action_types: tuple[str, ...]
-    reconcile_hours: int
-    awards_full_refresh_days: int
-    max_deleted_fraction: float
-    include_credentials: bool
-    request_timeout_seconds: int
-    max_retries: int
-    user_agent: str
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Settings:
-        """Take a configuration in which `problems` found nothing."""
-        given = {
-            name: config.get(name, schema.get("default")) for name, schema in CONFIG_JSONSCHEMA["properties"].items()
-        }
-        start_date = given["start_date"]
-        return cls(
-            auth_token=given["auth_token"].strip(),
-            application_id=given["application_id"].strip(),
-            api_url=given["api_url"].strip().rstrip("/"),
-            api_version=given["api_version"],
-            start=read_bound(start_date) if start_date else None,
-            page_size=given["page_size"],
-            settle_seconds=given["settle_seconds"],
-            lookback_seconds=given["lookback_seconds"],
-            window_hours=given["window_hours"],
-            concurrency=given["concurrency"],
-            max_run_seconds=given["max_run_seconds"],
-            action_types=tuple(name.strip() for name in given["action_types"] if name.strip()),
-            reconcile_hours=given["reconcile_hours"],
-            awards_full_refresh_days=given["awards_full_refresh_days"],
-            max_deleted_fraction=given["max_deleted_fraction"],
-            include_credentials=given["include_credentials"],
-            request_timeout_seconds=given["request_timeout_seconds"],
-            max_retries=given["max_retries"],
-            user_agent=(given["user_agent"] or default_user_agent()).strip(),
-        )
-
-
-def problems(config: Mapping[str, Any], schema_errors: Iterable[SchemaError]) -> list[str]:
-    """What is wrong with a configuration, one line each, no secret in any.
+def find_problems(config: Mapping[str, Any], schema_errors: Iterable[SchemaError]) -> list[str]:
+    """Return what is wrong with a config, one line per problem, without quoting secrets.
 
     Args:
-        config: The settings as the user gave them, defaults filled in.
-        schema_errors: What the settings' JSON Schema has to say against them.
+        config: The config with defaults.
+        schema_errors: The errors of the config against its JSON Schema.
     """
-    lines = list(dict.fromkeys(line for error in schema_errors for line in _words(error)))
-    named = {line.split(" ", 1)[0] for line in lines}
+    lines = list(dict.fromkeys(line for error in schema_errors for line in _describe_schema_error(error)))
+    reported = {line.split(" ", 1)[0] for line in lines}
     checks = {
         **dict.fromkeys(SENT_IN_HEADERS, _header_problem),
         "api_url": _address_problem,
@@ -290,7 +275,7 @@ def problems(config: Mapping[str, Any], schema_errors: Iterable[SchemaError]) ->
     }
     for name, check in checks.items():
         value = config.get(name)
-        if name in named or value is None:
+        if name in reported or value is None:
             continue
         problem = check(value)
         if problem:
@@ -298,34 +283,34 @@ def problems(config: Mapping[str, Any], schema_errors: Iterable[SchemaError]) ->
     return lines
 
 
-def environment_problems(
-    schema: Mapping[str, Any], environment: Mapping[str, str], *, prefix: str = "TAP_PEPPER_"
-) -> list[str]:
-    """What is wrong with settings that come from environment variables, one line each."""
+def find_environment_problems(schema: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with settings in environment variables, one line per problem."""
     lines = []
     for name, property_schema in schema["properties"].items():
-        variable = prefix + name.upper()
+        variable = ENVIRONMENT_PREFIX + name.upper()
         text = environment.get(variable)
         if text is None:
             continue
         kinds = property_schema.get("type", [])
         if "integer" in kinds and not text.strip().lstrip("+-").isdecimal():
-            lines.append(f"{variable} is {_shown(text)}, expected {_expected(property_schema)}")
+            lines.append(f"{variable} is {_quote(text)}, expected {_expected(property_schema)}")
         if "number" in kinds and not _NUMBER.fullmatch(text.strip()):
-            lines.append(f"{variable} is {_shown(text)}, expected {_expected(property_schema)}")
-        if "boolean" in kinds and text.lower() not in {"true", "1", "yes", "on", "false", "0", "no", "off"}:
-            lines.append(f"{variable} is {_shown(text)}, expected true or false")
+            lines.append(f"{variable} is {_quote(text)}, expected {_expected(property_schema)}")
+        if "boolean" in kinds and text.lower() not in _BOOLEANS:
+            lines.append(f"{variable} is {_quote(text)}, expected true or false")
         if "object" in kinds and not _is_json(text):
             lines.append(f"{variable} is not JSON, expected an object")
     return lines
 
 
-def environment_numbers(
-    schema: Mapping[str, Any], environment: Mapping[str, str], *, prefix: str = "TAP_PEPPER_"
-) -> dict[str, float]:
-    """The settings that are numbers with a point, from environment variables: the SDK would leave them texts."""
+def read_environment_numbers(schema: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, float]:
+    """Read the decimal numbers among the environment variables, because the SDK leaves them as text."""
     numbers = (name for name, property_schema in schema["properties"].items() if "number" in property_schema["type"])
-    return {name: float(text) for name in numbers if (text := environment.get(prefix + name.upper())) is not None}
+    return {
+        name: float(text)
+        for name in numbers
+        if (text := environment.get(ENVIRONMENT_PREFIX + name.upper())) is not None
+    }
 
 
 def _is_json(text: str) -> bool:
@@ -336,20 +321,20 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _words(error: SchemaError) -> Iterator[str]:
-    """Say what a JSON Schema error means for the one who set the setting. jsonschema's own words quote the value."""
+def _describe_schema_error(error: SchemaError) -> Iterator[str]:
+    """Describe a JSON Schema error without the value, which jsonschema's own message quotes."""
     if not error.absolute_path:
         for name in error.validator_value if error.validator == "required" else ():
             if name not in error.instance:
-                yield f"{name} is missing: set it in the config file or as TAP_PEPPER_{name.upper()}"
+                yield f"{name} is missing: set it in the config file or as {ENVIRONMENT_PREFIX}{name.upper()}"
         return
     name, *deeper = (str(part) for part in error.absolute_path)
     if name in SECRETS:
         yield f"{name} has the wrong type, expected text"
     elif name in CONFIG_JSONSCHEMA["properties"] and not deeper:
-        yield f"{name} is {_shown(error.instance)}, expected {_expected(CONFIG_JSONSCHEMA['properties'][name])}"
+        yield f"{name} is {_quote(error.instance)}, expected {_expected(CONFIG_JSONSCHEMA['properties'][name])}"
     else:
-        yield f"{'.'.join((name, *deeper))} is {_shown(error.instance)}, which is not allowed there"
+        yield f"{'.'.join((name, *deeper))} is {_quote(error.instance)}, which is not allowed there"
 
 
 def _expected(schema: Mapping[str, Any]) -> str:
@@ -366,7 +351,7 @@ def _expected(schema: Mapping[str, Any]) -> str:
     return "text" if "string" in kinds else "an object"
 
 
-def _shown(value: object) -> str:
+def _quote(value: object) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + "…"
 
@@ -375,15 +360,15 @@ def _header_problem(value: str) -> str | None:
     text = value.strip()
     if not text:
         return "is empty"
-    # A header's value with a line break or a letter outside of ASCII fails deep in the HTTP library, which quotes it.
-    return None if text.isascii() and text.isprintable() else "holds a character that no HTTP header can carry"
+    # The HTTP library would fail on other characters, with an error that quotes the value.
+    return None if text.isascii() and text.isprintable() else "contains a character that HTTP headers do not allow"
 
 
 def _start_date_problem(value: str) -> str | None:
     try:
-        read_bound(value)
+        parse_bound(value)
     except ValueError:
-        return f"is {_shown(value)}, expected ISO 8601, like 2026-01-01 or 2026-01-01T06:00:00Z"
+        return f"is {_quote(value)}, expected ISO 8601, like 2026-01-01 or 2026-01-01T06:00:00Z"
     return None
 
 
@@ -395,16 +380,16 @@ def _address_problem(value: str) -> str | None:
     except ValueError:
         return f"is not an address, {example}"
     if address.username or address.password or address.query or address.fragment:
-        return f"holds more than a scheme, a host and a path, {example}"
+        return f"contains more than a scheme, a host and a path, {example}"
     if address.scheme not in {"http", "https"} or not address.hostname:
-        return f"is {_shown(value)}, {example}"
+        return f"is {_quote(value)}, {example}"
     if address.scheme == "http" and not is_loopback(address.hostname):
-        return f"is {_shown(value)}, expected https: the token would travel readable"
+        return f"is {_quote(value)}, expected https: http would send the token unencrypted"
     return None
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or number always means this machine."""
+    """Return whether a host name or address always means this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from functools import cached_property
-from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import urlsplit
 
@@ -21,32 +20,31 @@ from pepper_runtime import logs
 from pepper_runtime.cli import SIGNAL_EXIT_CODE, run_cli
 from pepper_runtime.config import parse_object, read_config
 from tap_pepper.api.client import PepperClient
-from tap_pepper.errors import FixSettings, PepperError, StopEverything, StreamsFailed
+from tap_pepper.errors import ConfigError, FatalRunError, PepperError, StreamsFailed
 from tap_pepper.messages import MessageWriter
-from tap_pepper.redaction import keep_out_of_logs
+from tap_pepper.raw_json import digest
+from tap_pepper.redaction import redact_in_logs
+from tap_pepper.run_context import ACTIONS_SHARE, RunContext, TimeLimit, UpperBound
 from tap_pepper.settings import (
     CONFIG_JSONSCHEMA,
     PACKAGE,
     Settings,
-    environment_numbers,
-    environment_problems,
-    problems,
+    find_environment_problems,
+    find_problems,
+    read_environment_numbers,
 )
-from tap_pepper.state.dedupe import digest
-from tap_pepper.streams import STREAMS, PepperStream
-from tap_pepper.windows import settled
+from tap_pepper.streams import STREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import FrameType
     from typing import IO
 
     import click
     from singer_sdk.plugin_base import _ConfigInput
 
+    from tap_pepper.base_stream import PepperStream
+
 STDOUT_BUFFER_BYTES = 64 * 1024
-ACTIONS_SHARE = 0.75
-"""How much of `max_run_seconds` actions may take: a backfill must not keep awards from ever being read."""
 
 
 class TapPepper(Tap):
@@ -68,141 +66,107 @@ class TapPepper(Tap):
     message_writer_class = MessageWriter
     message_writer: MessageWriter
 
-    _upper_bound: str | None = None
-    agreed_until: str
-    """The upper bound by whichever clock is behind, Pepper's or the local one. No clock alone can be relied on."""
-
     def __init__(self, *, config: Any = None, parse_env_config: bool = False, **kwargs: Any) -> None:
         self._environment = os.environ if parse_env_config else {}
         self.append_builtin_config(self.config_jsonschema)
-        _refuse(environment_problems(self.config_jsonschema, self._environment))
+        _raise_problems(find_environment_problems(self.config_jsonschema, self._environment))
         if isinstance(config, dict):
             config = {name: value for name, value in config.items() if value is not None}
-        self.failures: list[tuple[str, Exception]] = []
-        self._left: list[str] = []
         super().__init__(config=config, parse_env_config=parse_env_config, **kwargs)
 
     @cached_property
     def settings(self) -> Settings:
         """The settings, typed and complete."""
-        return Settings.of(self.config)
+        return Settings.from_config(self.config)
 
     @cached_property
     def client(self) -> PepperClient:
-        """The connection to Pepper, which all streams share."""
+        """The connection to Pepper."""
         return PepperClient(self.settings)
-
-    def upper_bound(self, path: str, query: Mapping[str, str] | None = None) -> str:
-        """The bound up to which this run reads, the same for all streams: Pepper's clock, less `settle_seconds`.
-
-        Args:
-            path: The endpoint to ask for the time, when it is not known yet.
-            query: Parameters that make the answer small.
-        """
-        if self._upper_bound is None:
-            now = self.client.clock(path, query)
-            self._upper_bound = settled(now, self.settings.settle_seconds)
-            self.agreed_until = settled(min(now, self.client.local.now()), self.settings.settle_seconds)
-        return self._upper_bound
-
-    @cached_property
-    def _began_seconds(self) -> float:
-        return self.client.local.seconds()
-
-    def _seconds_left(self, share: float = 1.0) -> float:
-        longest_seconds = self.settings.max_run_seconds
-        if longest_seconds is None:
-            return inf
-        return self._began_seconds + share * longest_seconds - self.client.local.seconds()
-
-    def has_time(self, seconds: float) -> bool:
-        """Whether there is time left after so many seconds."""
-        return self._seconds_left() > seconds
-
-    def may_begin(self, stream: str) -> bool:
-        """Whether there is time left to begin a stream that is read as a whole."""
-        if self.has_time(0):
-            return True
-        self.leave(f"{stream} not begun")
-        return False
-
-    def actions_have_time(self, seconds: float) -> bool:
-        """Whether there is time left for actions after so many seconds, and for the other streams after them."""
-        alone = sum(stream.selected for stream in self.streams.values()) == 1
-        return self._seconds_left(1.0 if alone else ACTIONS_SHARE) > seconds
-
-    def leave(self, what: str) -> None:
-        """Note what this run leaves to the next one, for it has no time for more."""
-        self._left.append(what)
 
     @cached_property
     def merchant(self) -> str:
-        """Whose data this is, as a state names it: a hash of Pepper's host and of the merchant's code."""
+        """A hash of Pepper's host and the merchant's code; a STATE names its merchant by it."""
         return digest([urlsplit(self.settings.api_url).hostname, self.settings.application_id])
 
+    @cached_property
+    def run_context(self) -> RunContext:
+        """What the streams of this run share."""
+        is_only_stream = sum(stream.selected for stream in self.streams.values()) == 1
+        return RunContext(
+            client=self.client,
+            settings=self.settings,
+            writer=self.message_writer,
+            merchant=self.merchant,
+            time_limit=TimeLimit(
+                self.client.clock, self.settings.max_run_seconds, 1.0 if is_only_stream else ACTIONS_SHARE
+            ),
+            upper_bound=UpperBound(self.client, self.settings.settle_seconds),
+        )
+
     def sync_all(self) -> None:  # type: ignore[misc]
-        """Sync all streams. Where one fails the others go on; the errors come at the end.
+        """Sync all streams. If one fails, the others continue, and its error is raised at the end.
 
         Raises:
-            StreamsFailed: More than one stream failed.
-            Exception: What ended the only stream that failed.
+            StreamsFailed: Several streams failed.
+            Exception: The error of the only stream that failed.
         """
-        _ = self._began_seconds
+        failures, postponed = self.run_context.failures, self.run_context.postponed
         try:
             super().sync_all()
-        except StopEverything as error:
-            self.failures.append(("all streams", error))
-        if self._left:
-            self.logger.info("max_run_seconds is over: %s; the next run goes on there", ", ".join(self._left))
-        if len(self.failures) == 1:
-            raise self.failures[0][1]
-        if self.failures:
-            raise StreamsFailed(self.failures)
+        except FatalRunError as error:
+            failures.append(("all streams", error))
+        if postponed:
+            self.logger.info("max_run_seconds reached: %s; the next run continues there", ", ".join(postponed))
+        if len(failures) == 1:
+            raise failures[0][1]
+        if failures:
+            raise StreamsFailed(failures)
 
     def discover_streams(self) -> list[PepperStream]:
-        """One stream for each endpoint."""
-        return [stream(self) for stream in STREAMS]
+        """Return one stream per endpoint."""
+        return [stream(self, lambda: self.run_context) for stream in STREAMS]
 
     def setup_mapper(self) -> None:
-        """Set up stream maps, after each stream has completed the catalog that they are made from."""
+        """Set up stream maps, after every stream has completed its part of the catalog that they are made from."""
         _ = self.streams
         super().setup_mapper()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over the state of an earlier run.
+        """Load the STATE of an earlier run.
 
         Raises:
-            FixSettings: It is no Singer state, or another merchant's.
+            ConfigError: It is not a Singer STATE, or it belongs to another merchant.
         """
         bookmarks = state.get("bookmarks", {})
         if not isinstance(bookmarks, dict) or not all(isinstance(value, dict) for value in bookmarks.values()):
             msg = 'state: expected {"bookmarks": {"actions": {…}}}'
-            raise FixSettings(msg)
+            raise ConfigError(msg)
         if any(bookmark.get("merchant", self.merchant) != self.merchant for bookmark in bookmarks.values()):
             msg = (
-                "state: it is of another merchant, written with another host in api_url or another application_id; "
-                "give each merchant a state of its own, or remove every 'merchant' if only the host has changed"
+                "state: it belongs to another merchant, because it was written with another host in api_url or another "
+                "application_id; use one state per merchant, or remove every 'merchant' if only the host has changed"
             )
-            raise FixSettings(msg)
+            raise ConfigError(msg)
         super().load_state(state)
 
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
-        """Check the settings, in words that show no secret: not even where it was given for another setting, too."""
+        """Check the settings; no message shows the token, even if it was also given for another setting."""
         token = self._config.get("auth_token")
         if isinstance(token, str) and token.strip():
-            keep_out_of_logs(token.strip())
-        self._config.update(environment_numbers(self.config_jsonschema, self._environment))
+            redact_in_logs(token.strip())
+        self._config.update(read_environment_numbers(self.config_jsonschema, self._environment))
         try:
-            lines = problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
+            lines = find_problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
         except AttributeError:
-            # What the SDK says of it is no JSON Schema, which shows where the value is not allowed.
-            lines = ["stream_maps holds an __else__ that is neither null nor __NULL__"]
+            # The SDK's schema of __else__ is not valid JSON Schema, which fails only for a value that is not allowed.
+            lines = ["stream_maps contains an __else__ that is neither null nor __NULL__"]
         if raise_errors:
-            _refuse(lines)
+            _raise_problems(lines)
         return lines
 
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """End with the exit code of a signal. Each drained window has its STATE out already."""
+        """Exit with the signal's exit code. The STATE of every complete window has been written already."""
         sys.exit(SIGNAL_EXIT_CODE + signum)
 
     # The command line.
@@ -241,7 +205,7 @@ class TapPepper(Tap):
             )
         except ConfigValidationError as error:
             # The SDK would add a line that says nothing.
-            raise FixSettings(str(error)) from error
+            raise ConfigError(str(error)) from error
 
 
 def main() -> NoReturn:
@@ -271,7 +235,7 @@ def _is_not_repeated_error(record: logging.LogRecord) -> bool:
     return not (record.levelno == logging.ERROR and str(record.msg).startswith("An unhandled error occurred"))
 
 
-def _refuse(lines: list[str]) -> None:
+def _raise_problems(lines: list[str]) -> None:
     if lines:
         raise ConfigValidationError("; ".join(lines), errors=lines, schema=CONFIG_JSONSCHEMA)
 
@@ -281,7 +245,7 @@ def _text_of(file: IO[str], what: str) -> str:
         return file.read()
     except UnicodeDecodeError as error:
         msg = f"{what}: not UTF-8 text"
-        raise FixSettings(msg) from error
+        raise ConfigError(msg) from error
 
 
 def _checked_state(file: IO[str] | None) -> IO[str] | None:
@@ -302,5 +266,5 @@ def _checked_catalog(file: IO[str] | None) -> IO[str] | None:
         Catalog.from_dict(parse_object(text, what))
     except (KeyError, TypeError, AttributeError) as error:
         msg = f"{what}: not a Singer catalog; make one with tap-pepper --discover"
-        raise FixSettings(msg) from error
+        raise ConfigError(msg) from error
     return io.StringIO(text)

@@ -1,1 +1,1 @@
-"""HTTP: pages of Pepper's list endpoints, with retries, rate limits and prefetching."""
+"""Talk to Pepper's API over HTTP."""

@@ -1,4 +1,8 @@
-"""Fetching ahead: several windows side by side in threads, their pages handed out strictly in order."""
+"""Fetch several windows at once in threads, and return their pages strictly in order.
+
+The threads are daemons, unlike those of `concurrent.futures`: a run that is terminated must not wait for requests in
+flight.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from itertools import chain, islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from tap_pepper.api.rate_limit import Halted
+from tap_pepper.api.rate_limit import Cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -18,112 +22,112 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = TypeVar("P")
 
-WINDOWS_AHEAD_PER_WORKER: Final = 2
-"""Windows that are begun or fetched and not handed out yet, for each worker."""
+WINDOWS_PER_WORKER: Final = 2
+"""Windows in progress or waiting to be consumed, per worker."""
 JOIN_SECONDS_MAX: Final = 1.0
-"""How long the end waits for workers that are in the middle of a request. After that they are left to end alone."""
+"""How long to wait for the workers at the end. A worker in the middle of a request ends later, on its own."""
 
 
-def side_by_side(
+def prefetch(
     windows: Iterator[T],
     fetch: Callable[[T, Event], Iterator[P]],
     *,
     workers: int,
     size: Callable[[P], int],
     size_max: int,
-    wake: Callable[[], None],
+    on_cancel: Callable[[], None],
 ) -> Generator[tuple[T, Iterator[P]], None, None]:
-    """Fetch windows side by side, and hand each out with its pages, in order.
+    """Fetch windows concurrently, and yield each with its pages, in order.
 
-    What waits to be handed out has a bound: each window holds its share of `size_max`, or one page if that is larger,
-    and its worker waits until it has room. The first window is always being read, so the others never wait in vain.
-    With one worker, or one window, there is no thread.
+    Memory is bounded: each window buffers its share of `size_max`, or one page if that is larger, and its worker waits
+    for room. The oldest window is always being consumed, so the workers cannot deadlock. One worker or one window needs
+    no thread.
 
     Args:
-        windows: What to fetch; it is asked in the caller's thread alone, for as many as there is room for.
-        fetch: Gives the pages of a window until the event is set. An error comes after the pages before it.
-        workers: Threads.
-        size: The size of a page.
-        size_max: The size of all pages that wait.
-        wake: Called after the event was set, to reach a worker that waits for something else.
+        windows: What to fetch. Only the caller's thread advances it, one window at a time as room becomes available.
+        fetch: Yields the pages of a window until its event is set. An error is raised after the pages before it.
+        workers: Maximum number of threads.
+        size: Returns the size of a page.
+        size_max: Maximum total size of all buffered pages.
+        on_cancel: Called after the event was set, to wake workers that wait elsewhere.
 
     Yields:
         Each window and its pages. Closing the generator ends all threads.
     """
-    halt = threading.Event()
+    cancel = threading.Event()
     first = list(islice(windows, 1 if workers == 1 else 2))
     if len(first) < 2:
         for window in chain(first, windows):
-            yield window, fetch(window, halt)
+            yield window, fetch(window, cancel)
         return
     windows = chain(first, windows)
-    share = size_max // (workers * WINDOWS_AHEAD_PER_WORKER)
-    todo: SimpleQueue[_Lane[T, P] | None] = SimpleQueue()
-    begun: deque[_Lane[T, P]] = deque()
+    share = size_max // (workers * WINDOWS_PER_WORKER)
+    queue: SimpleQueue[_WindowBuffer[T, P] | None] = SimpleQueue()
+    started: deque[_WindowBuffer[T, P]] = deque()
     threads: list[threading.Thread] = []
     try:
         while True:
-            for window in islice(windows, workers * WINDOWS_AHEAD_PER_WORKER - len(begun)):
-                lane = _Lane(window, halt, size, share)
-                begun.append(lane)
-                todo.put(lane)
+            for window in islice(windows, workers * WINDOWS_PER_WORKER - len(started)):
+                buffer = _WindowBuffer(window, cancel, size, share)
+                started.append(buffer)
+                queue.put(buffer)
                 if len(threads) < workers:
-                    threads.append(threading.Thread(target=_work, args=(todo, fetch, halt), daemon=True))
+                    threads.append(threading.Thread(target=_fetch_windows, args=(queue, fetch, cancel), daemon=True))
                     threads[-1].start()
-            if not begun:
+            if not started:
                 return
-            yield begun[0].window, begun[0].pages()
-            begun.popleft()
+            yield started[0].window, started[0].pages()
+            started.popleft()
     finally:
-        halt.set()
-        wake()
-        for lane in begun:
-            lane.wake()
+        cancel.set()
+        on_cancel()
+        for buffer in started:
+            buffer.notify()
         for _ in threads:
-            todo.put(None)
+            queue.put(None)
         give_up_seconds = time.monotonic() + JOIN_SECONDS_MAX
         for thread in threads:
             thread.join(max(0.0, give_up_seconds - time.monotonic()))
 
 
-class _Lane(Generic[T, P]):
-    """A window with those of its pages that were fetched and not handed out."""
+class _WindowBuffer(Generic[T, P]):
+    """The pages of a window that are fetched but not consumed yet."""
 
-    def __init__(self, window: T, halt: Event, size: Callable[[P], int], size_max: int) -> None:
+    def __init__(self, window: T, cancel: Event, size: Callable[[P], int], size_max: int) -> None:
         self.window = window
-        self._halt = halt
+        self._cancel = cancel
         self._size_of = size
         self._size_max = size_max
         self._changed = threading.Condition()
         self._pages: deque[P] = deque()
         self._size = 0
-        self._ended = False
+        self._complete = False
         self._error: BaseException | None = None
 
     def put(self, page: P) -> None:
         size = self._size_of(page)
         with self._changed:
-            while self._pages and self._size + size > self._size_max and not self._halt.is_set():
+            while self._pages and self._size + size > self._size_max and not self._cancel.is_set():
                 self._changed.wait()
-            if self._halt.is_set():
-                raise Halted
+            if self._cancel.is_set():
+                raise Cancelled
             self._pages.append(page)
             self._size += size
             self._changed.notify_all()
 
-    def end(self, error: BaseException | None = None) -> None:
+    def finish(self, error: BaseException | None = None) -> None:
         with self._changed:
-            self._ended, self._error = True, error
+            self._complete, self._error = True, error
             self._changed.notify_all()
 
-    def wake(self) -> None:
+    def notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
     def pages(self) -> Iterator[P]:
         while True:
             with self._changed:
-                while not self._pages and not self._ended:
+                while not self._pages and not self._complete:
                     self._changed.wait()
                 if not self._pages:
                     break
@@ -135,16 +139,18 @@ class _Lane(Generic[T, P]):
             raise self._error
 
 
-def _work(todo: SimpleQueue[_Lane[T, P] | None], fetch: Callable[[T, Event], Iterator[P]], halt: Event) -> None:
-    while not halt.is_set():
-        lane = todo.get()
-        if lane is None:
+def _fetch_windows(
+    queue: SimpleQueue[_WindowBuffer[T, P] | None], fetch: Callable[[T, Event], Iterator[P]], cancel: Event
+) -> None:
+    while not cancel.is_set():
+        buffer = queue.get()
+        if buffer is None:
             return
         try:
-            for page in fetch(lane.window, halt):
-                lane.put(page)
-            lane.end()
-        except Halted:
+            for page in fetch(buffer.window, cancel):
+                buffer.put(page)
+            buffer.finish()
+        except Cancelled:
             return
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the pages are read
-            lane.end(error)
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that consumes the pages
+            buffer.finish(error)

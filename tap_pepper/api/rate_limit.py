@@ -1,4 +1,4 @@
-"""How fast the tap may ask: one limiter for all requests of a run, whichever thread they come from."""
+"""One rate limiter for all requests of a run, whichever thread sends them."""
 
 from __future__ import annotations
 
@@ -6,68 +6,67 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tap_pepper.errors import OutOfTime
-from tap_pepper.windows import UTC
+from tap_pepper.errors import TimeLimitReached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from threading import Event
 
-RECOVERY_ANSWERS: Final = 20
-"""Good answers in a row after which one more request may be under way, up to what the user allows."""
+RECOVERY_RESPONSES: Final = 20
+"""Successful responses in a row after which concurrency grows by one request, up to the `concurrency` setting."""
 
 
-class Halted(Exception):
-    """Whoever wanted the answer does so no longer."""
+class Cancelled(Exception):
+    """The caller no longer needs the response."""
 
 
-MayWait = Callable[[float], bool]
-"""Whether whoever wants an answer still wants it after so many seconds."""
+CanWait = Callable[[float], bool]
+"""Returns whether the caller can wait this many seconds."""
 
 
 def always(seconds: float) -> bool:  # noqa: ARG001
-    """Any answer is worth its wait."""
+    """Wait however long it takes."""
     return True
 
 
 class Clock(Protocol):
-    """Where time comes from, and how to wait."""
+    """Tells the time, and waits."""
 
     def now(self) -> datetime:
-        """The time of day, aware."""
+        """Return the time of day, with a time zone."""
 
-    def seconds(self) -> float:
-        """Seconds that only grow, from an arbitrary zero."""
+    def monotonic(self) -> float:
+        """Return seconds that only grow, from an arbitrary start."""
 
-    def sleep(self, seconds: float, halt: Event) -> None:
-        """Wait for so many seconds, or until `halt` is set."""
+    def sleep(self, seconds: float, cancel: Event) -> None:
+        """Wait `seconds`, or until `cancel` is set."""
 
 
-class LocalClock:
-    """This machine's clock."""
+class SystemClock:
+    """The clock of this machine."""
 
     def now(self) -> datetime:
-        """The time of day in UTC."""
+        """Return the time of day in UTC."""
         return datetime.now(UTC)
 
-    def seconds(self) -> float:
-        """Seconds that no change of the time of day touches."""
+    def monotonic(self) -> float:
+        """Return seconds that are independent of changes to the time of day."""
         return time.monotonic()
 
-    def sleep(self, seconds: float, halt: Event) -> None:
-        """Wait for so many seconds, or until `halt` is set."""
-        halt.wait(seconds)
+    def sleep(self, seconds: float, cancel: Event) -> None:
+        """Wait `seconds`, or until `cancel` is set."""
+        cancel.wait(seconds)
 
 
-class Limiter:
-    """Says when the next request may go out.
+class RateLimiter:
+    """Decides when the next request may be sent.
 
-    At most `concurrency` requests are under way. A refusal for being too fast halves that number, once for all the
-    requests that were under way together, and each `RECOVERY_ANSWERS` good answers in a row give one back. A pause
-    holds back everyone.
+    At most `concurrency` requests are in flight. An HTTP 429 halves that number, once for all requests that were in
+    flight together. Every `RECOVERY_RESPONSES` successful responses in a row add one back. A pause holds back all
+    requests.
     """
 
     def __init__(self, concurrency: int, clock: Clock) -> None:
@@ -75,82 +74,89 @@ class Limiter:
         self._clock = clock
         self._changed = threading.Condition()
         self._allowed = concurrency
-        self._under_way = 0
-        self._good_answers = 0
-        self._refusals = 0
-        self._resume_at_seconds = clock.seconds()
+        self._in_flight = 0
+        self._successes = 0
+        self._throttles = 0
+        self._resume_at_seconds = clock.monotonic()
         self.waited_seconds = 0.0
 
     @property
     def allowed(self) -> int:
-        """How many requests may be under way now."""
+        """How many requests may be in flight now."""
         return self._allowed
 
     @contextmanager
-    def slot(self, halt: Event, may_wait: MayWait = always) -> Iterator[int]:
-        """Hold a place among the requests under way; waits for it. Yields what `refused` wants to know.
+    def slot(self, cancel: Event, can_wait: CanWait = always) -> Iterator[int]:
+        """Wait for a slot, and hold it during a request.
+
+        Yields:
+            The number of throttles so far, for `record_throttle`.
 
         Raises:
-            Halted: `halt` was set before there was a place.
-            OutOfTime: The wait is not worth it.
+            Cancelled: `cancel` was set before a slot was free.
+            TimeLimitReached: `can_wait` returned False.
         """
-        refusals = self._enter(halt, may_wait)
+        throttles = self._acquire(cancel, can_wait)
         try:
-            yield refusals
+            yield throttles
         finally:
             with self._changed:
-                self._under_way -= 1
+                self._in_flight -= 1
                 self._changed.notify_all()
 
-    def answered(self) -> None:
-        """Note a good answer."""
+    def record_success(self) -> None:
+        """Count a successful response."""
         with self._changed:
-            self._good_answers += 1
-            if self._good_answers >= RECOVERY_ANSWERS and self._allowed < self._concurrency:
+            self._successes += 1
+            if self._successes >= RECOVERY_RESPONSES and self._allowed < self._concurrency:
                 self._allowed += 1
-                self._good_answers = 0
+                self._successes = 0
                 self._changed.notify_all()
 
-    def refused(self, refusals_before: int) -> None:
-        """Note that a request was too much; `refusals_before` is what its slot yielded."""
+    def record_throttle(self, throttles_before: int) -> None:
+        """Halve concurrency, unless another request in flight at the same time already has.
+
+        Args:
+            throttles_before: What `slot` yielded to the throttled request.
+        """
         with self._changed:
-            self._good_answers = 0
-            if refusals_before == self._refusals:
-                self._refusals += 1
+            self._successes = 0
+            if throttles_before == self._throttles:
+                self._throttles += 1
                 self._allowed = max(1, self._allowed // 2)
 
     def pause(self, seconds: float) -> None:
-        """Let no request go out for so many seconds."""
+        """Send no request for `seconds`."""
         with self._changed:
-            self._resume_at_seconds = max(self._resume_at_seconds, self._clock.seconds() + seconds)
+            self._resume_at_seconds = max(self._resume_at_seconds, self._clock.monotonic() + seconds)
 
-    def sleep(self, seconds: float, halt: Event) -> None:
-        """Wait for so many seconds, for one request alone.
+    def sleep(self, seconds: float, cancel: Event) -> None:
+        """Wait before one request; other requests continue.
 
         Raises:
-            Halted: `halt` is set.
+            Cancelled: `cancel` is set.
         """
         if seconds > 0:
-            self._clock.sleep(seconds, halt)
+            self._clock.sleep(seconds, cancel)
             with self._changed:
                 self.waited_seconds += seconds
-        if halt.is_set():
-            raise Halted
+        if cancel.is_set():
+            raise Cancelled
 
-    def wake(self) -> None:
-        """Let whoever waits for a place look at its `halt` again."""
+    def notify(self) -> None:
+        """Make all threads that wait for a slot check their `cancel` event."""
         with self._changed:
             self._changed.notify_all()
 
-    def _enter(self, halt: Event, may_wait: MayWait) -> int:
+    def _acquire(self, cancel: Event, can_wait: CanWait) -> int:
         while True:
             with self._changed:
-                while self._under_way >= self._allowed and not halt.is_set():
+                while self._in_flight >= self._allowed and not cancel.is_set():
                     self._changed.wait()
-                pause_seconds = self._resume_at_seconds - self._clock.seconds()
-                if pause_seconds <= 0 and not halt.is_set():
-                    self._under_way += 1
-                    return self._refusals
-            if not may_wait(pause_seconds):
-                raise OutOfTime("Pepper asks for a pause that lasts longer than the run may")
-            self.sleep(pause_seconds, halt)
+                pause_seconds = self._resume_at_seconds - self._clock.monotonic()
+                if pause_seconds <= 0 and not cancel.is_set():
+                    self._in_flight += 1
+                    return self._throttles
+            if not can_wait(pause_seconds):
+                raise TimeLimitReached("Pepper asks for a wait that exceeds max_run_seconds")
+            self.sleep(pause_seconds, cancel)

@@ -1,1 +1,1 @@
-"""What the state keeps between runs, apart from bookmarks."""
+"""What the STATE keeps between runs in addition to bookmarks."""

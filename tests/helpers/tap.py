@@ -1,4 +1,4 @@
-"""What the tap's tests share: a Pepper that answers from a script, and runs of the tap in this process."""
+"""Helpers of the tap's tests: a server with scripted replies, and runs of the tap in this process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN = "s3cret-t0ken"
 
 @dataclass
 class Reply:
-    """One scripted answer. `body` is sent as it is if it is bytes, else as JSON; a header of None is left out."""
+    """A scripted reply. Bytes are sent unchanged, any other body as JSON; a header of None is omitted."""
 
     body: object = field(default_factory=lambda: {"items": []})
     status: int = 200
@@ -37,7 +37,7 @@ class Reply:
 
 @dataclass
 class Asked:
-    """One request as it came in: query parameters decoded, header names in lower case."""
+    """A received request: query parameters decoded, header names in lower case."""
 
     path: str
     query: dict[str, str]
@@ -45,7 +45,7 @@ class Asked:
 
 
 class Script:
-    """A server on a loopback port that gives its replies in turn, and the last one for ever."""
+    """A server on a loopback port that sends its replies in order, and repeats the last one."""
 
     def __init__(self, *replies: Reply) -> None:
         self.replies = list(replies)
@@ -95,12 +95,12 @@ def listing(*rows: object, next_key: object = None, key: str = "items") -> Reply
 
 
 def config(url: str, **settings: object) -> dict[str, Any]:
-    """The tap's settings for a scripted Pepper."""
+    """A config for a scripted server."""
     return {"auth_token": TOKEN, "application_id": "the-grill", "api_url": url, **settings}
 
 
 class Waits(list[float]):
-    """A clock whose time of day stands still; waiting takes no time, and is remembered."""
+    """A clock whose time of day stands still. Waits take no time, and are recorded."""
 
     def __init__(self, now: datetime = NOW) -> None:
         super().__init__()
@@ -110,19 +110,19 @@ class Waits(list[float]):
     def now(self) -> datetime:
         return self.time_of_day
 
-    def seconds(self) -> float:
+    def monotonic(self) -> float:
         return self._seconds
 
-    def sleep(self, seconds: float, halt: threading.Event) -> None:  # noqa: ARG002
+    def sleep(self, seconds: float, cancel: threading.Event) -> None:  # noqa: ARG002
         self.append(seconds)
         self._seconds += seconds
 
 
 @contextmanager
-def client_of(url: str, **settings: object) -> Iterator[tuple[PepperClient, Waits]]:
-    """A client that does not really wait; its jitter is always the longest."""
+def client_of(url: str, *, jitter: float = 1.0, **settings: object) -> Iterator[tuple[PepperClient, Waits]]:
+    """A client that records its waits instead of waiting; `jitter` is the part of the longest wait."""
     waits = Waits()
-    client = PepperClient(Settings.of(config(url, **settings)), local=waits, jitter=lambda: 1.0)
+    client = PepperClient(Settings.from_config(config(url, **settings)), clock=waits, jitter=lambda: jitter)
     try:
         yield client, waits
     finally:
@@ -130,13 +130,13 @@ def client_of(url: str, **settings: object) -> Iterator[tuple[PepperClient, Wait
 
 
 class PatientTap(TapPepper):
-    """The tap, which waits for nothing and whose local clock stands still."""
+    """The tap with a clock that stands still and does not wait."""
 
     local_clock = NOW
 
     @cached_property
     def client(self) -> PepperClient:
-        return PepperClient(self.settings, local=Waits(self.local_clock))
+        return PepperClient(self.settings, clock=Waits(self.local_clock))
 
 
 @dataclass
@@ -170,7 +170,7 @@ class Run:
 
 
 def selection(*streams: str, change: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """The catalog with these streams selected and no other; `change` may edit the entry of each."""
+    """The catalog with only these streams selected; `change` may edit the entry of each."""
     catalog = TapPepper(validate_config=False).catalog_dict
     for entry in catalog["streams"]:
         root = next(item["metadata"] for item in entry["metadata"] if not item["breadcrumb"])
@@ -199,7 +199,7 @@ def run_tap(
     local_clock: datetime = NOW,
     may_fail: bool = False,
 ) -> Run:
-    """Run the tap in this process; decimals in its messages stay decimals."""
+    """Run the tap in this process. Decimals in its messages stay Decimal."""
     chosen = catalog if catalog is not None else selection(*streams) if streams else None
     tap = PatientTap(config=dict(settings), catalog=chosen, state=json.loads(json.dumps(state or {})))
     tap.local_clock = local_clock

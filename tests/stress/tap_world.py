@@ -95,10 +95,10 @@ class SimulatedClock:
     def now(self) -> datetime:
         return self.world.now + self.skew
 
-    def seconds(self) -> float:
+    def monotonic(self) -> float:
         return self.waited
 
-    def sleep(self, seconds: float, halt: threading.Event) -> None:  # noqa: ARG002
+    def sleep(self, seconds: float, cancel: threading.Event) -> None:  # noqa: ARG002
         self.waited += seconds
 
 
@@ -110,7 +110,7 @@ class SimulatedTap(TapPepper):
 
     @cached_property
     def client(self) -> PepperClient:
-        return PepperClient(self.settings, local=self.clock, session=self.pepper.session, jitter=lambda: 0.5)
+        return PepperClient(self.settings, clock=self.clock, session=self.pepper.session, jitter=lambda: 0.5)
 
 
 CATALOG = {streams: selection(*streams) for streams in [("actions", "awards"), ("perks",)]}

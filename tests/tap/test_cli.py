@@ -1,4 +1,4 @@
-"""The console script: what a person or a scheduler sees of the tap."""
+"""The console script, as a person or a scheduler sees it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tap_pepper import tap as tap_module
-from tap_pepper.settings import CONFIG_JSONSCHEMA, Settings
+from tap_pepper.settings import CONFIG_JSONSCHEMA, Settings, default_user_agent
 from tests.helpers.tap import NOW, TOKEN, Reply, Script, config, listing
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 SNAPSHOT = Path(__file__).parents[1] / "snapshots" / "tap_catalog.json"
 SCRIPT = str(Path(sys.executable).with_name("tap-pepper"))
-TOLD = re.compile(r"^Traceback| \| (ERROR|CRITICAL) +\| ")
+ERROR_LINE = re.compile(r"^Traceback| \| (ERROR|CRITICAL) +\| ")
 
 
 @dataclass
 class Outcome:
-    """How a run of the console script ended: `errors` are the lines on stderr that tell of one."""
+    """How a run of the console script ended. `errors` are the error lines on stderr."""
 
     code: int
     stdout: str
@@ -42,11 +42,11 @@ class Outcome:
 
     @property
     def errors(self) -> list[str]:
-        return [line.split(" | ")[-1] for line in self.stderr.splitlines() if TOLD.search(line)]
+        return [line.split(" | ")[-1] for line in self.stderr.splitlines() if ERROR_LINE.search(line)]
 
 
 class Console:
-    """Runs `main` in this process, as the console script does."""
+    """Runs `main` in this process."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
         self._folder = folder
@@ -71,7 +71,7 @@ class Console:
 
 @pytest.fixture
 def console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Console]:
-    """The console script, and everything that it sets up put back after it."""
+    """Run the console script, and restore the process state that it changes."""
     for name in [name for name in os.environ if name.startswith("TAP_PEPPER_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -109,12 +109,12 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
         pytest.param(GOOD | {"auth_token": " "}, "auth_token is empty", id="token-empty"),
         pytest.param(
             GOOD | {"auth_token": f"{TOKEN}\nX: 1"},
-            "auth_token holds a character that no HTTP header can carry",
+            "auth_token contains a character that HTTP headers do not allow",
             id="token-with-line-break",
         ),
         pytest.param(
             GOOD | {"application_id": "café"},
-            "application_id holds a character that no HTTP header can carry",
+            "application_id contains a character that HTTP headers do not allow",
             id="merchant-code-not-ascii",
         ),
         pytest.param(
@@ -133,12 +133,12 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
         pytest.param(
             GOOD | {"include_credentials": "yes"},
             'include_credentials is "yes", expected true or false',
-            id="truth-as-text",
+            id="boolean-as-text",
         ),
         pytest.param(
             GOOD | {"action_types": "REWARD_EARNED"},
             'action_types is "REWARD_EARNED", expected a list of texts, like ["A", "B"]',
-            id="types-no-list",
+            id="types-not-a-list",
         ),
         pytest.param(
             GOOD | {"start_date": "01/02/2026"},
@@ -147,12 +147,12 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
         ),
         pytest.param(
             GOOD | {"api_url": "http://api.pepperhq.com"},
-            'api_url is "http://api.pepperhq.com", expected https: the token would travel readable',
+            'api_url is "http://api.pepperhq.com", expected https: http would send the token unencrypted',
             id="http-to-another-machine",
         ),
         pytest.param(
             GOOD | {"api_url": "http://127.0.0.1.example.com"},
-            'api_url is "http://127.0.0.1.example.com", expected https: the token would travel readable',
+            'api_url is "http://127.0.0.1.example.com", expected https: http would send the token unencrypted',
             id="a-name-that-looks-like-this-machine",
         ),
         pytest.param(
@@ -162,7 +162,7 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
         ),
         pytest.param(
             GOOD | {"api_url": f"https://user:{TOKEN}@api.pepperhq.com"},
-            "api_url holds more than a scheme, a host and a path, expected an address like https://api.pepperhq.com",
+            "api_url contains more than a scheme, a host and a path, expected an address like https://api.pepperhq.com",
             id="password-in-the-address",
         ),
         pytest.param(
@@ -179,13 +179,13 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
         ),
         pytest.param(
             GOOD | {"stream_maps": {"actions": {"__else__": "source"}}},
-            "stream_maps holds an __else__ that is neither null nor __NULL__",
-            id="a-stream-map-for-all-else",
+            "stream_maps contains an __else__ that is neither null nor __NULL__",
+            id="stream-map-else",
         ),
     ],
 )
 @pytest.mark.parametrize("arguments", [pytest.param([], id="sync"), pytest.param(["--test"], id="test")])
-def test_a_malformed_setting_is_one_line(
+def test_an_invalid_setting_is_reported_in_one_line(
     console: Console, settings: dict[str, Any], line: str, arguments: list[str]
 ) -> None:
     outcome = console(*arguments, settings=settings)
@@ -195,35 +195,35 @@ def test_a_malformed_setting_is_one_line(
     assert "12345678" not in outcome.stderr
 
 
-def test_a_token_that_was_given_for_another_setting_too_is_not_shown(console: Console) -> None:
+def test_the_token_is_not_shown_even_if_also_given_for_another_setting(console: Console) -> None:
     outcome = console(settings=GOOD | {"start_date": TOKEN})
     assert outcome.errors == ['start_date is "***", expected ISO 8601, like 2026-01-01 or 2026-01-01T06:00:00Z']
     assert TOKEN not in outcome.stderr
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "[::1]"])
-def test_http_is_enough_on_this_machine(host: str) -> None:
+def test_http_is_allowed_on_this_machine(host: str) -> None:
     tap_module.TapPepper(config=config(f"http://{host}:8765/"))
 
 
-def test_null_settings_and_blanks_around_the_token_do_no_harm() -> None:
+def test_null_settings_mean_the_default_and_text_is_stripped() -> None:
     given = GOOD | {"page_size": None, "start_date": None, "action_types": None, "auth_token": f" {TOKEN}\n"}
-    settings = tap_module.TapPepper(config=given).settings
-    assert (settings.page_size, settings.start, settings.action_types, settings.auth_token) == (100, None, (), TOKEN)
+    read = tap_module.TapPepper(config=given).settings
+    assert (read.page_size, read.start_date, read.action_types, read.auth_token) == (100, None, (), TOKEN)
 
 
 def test_settings_do_not_show_the_token() -> None:
-    assert TOKEN not in repr(Settings.of(GOOD))
+    assert TOKEN not in repr(Settings.from_config(GOOD))
 
 
 def test_defaults_are_as_documented() -> None:
-    settings = Settings.of({"auth_token": "a", "application_id": "b"})
+    settings = Settings.from_config({"auth_token": "a", "application_id": "b"})
     assert settings == Settings(
         auth_token="a",
         application_id="b",
         api_url="https://api.pepperhq.com",
         api_version=10,
-        start=None,
+        start_date=None,
         page_size=100,
         settle_seconds=5,
         lookback_seconds=300,
@@ -237,9 +237,9 @@ def test_defaults_are_as_documented() -> None:
         include_credentials=False,
         request_timeout_seconds=60,
         max_retries=8,
-        user_agent=settings.user_agent,
+        user_agent=None,
     )
-    assert re.fullmatch(r"pepper-crm/\d+\.\d+\.\d+", settings.user_agent)
+    assert re.fullmatch(r"pepper-crm/\d+\.\d+\.\d+", default_user_agent())
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_defaults_are_as_documented() -> None:
             "INCLUDE_CREDENTIALS",
             "oui",
             'TAP_PEPPER_INCLUDE_CREDENTIALS is "oui", expected true or false',
-            id="truth",
+            id="boolean",
         ),
         pytest.param(
             "MAX_DELETED_FRACTION",
@@ -263,7 +263,7 @@ def test_defaults_are_as_documented() -> None:
         pytest.param("STREAM_MAPS", "{", "TAP_PEPPER_STREAM_MAPS is not JSON, expected an object", id="object"),
     ],
 )
-def test_a_malformed_environment_variable_is_one_line(
+def test_an_invalid_environment_variable_is_reported_in_one_line(
     console: Console, monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
 ) -> None:
     monkeypatch.setenv(f"TAP_PEPPER_{name}", value)
@@ -298,7 +298,7 @@ def test_settings_come_from_the_environment(console: Console, monkeypatch: pytes
         pytest.param("--state", [], "state file {}: expected a JSON object", id="state-a-list"),
         pytest.param("--state", b"\xff\xfe", "state file {}: not UTF-8 text", id="state-not-text"),
         pytest.param(
-            "--state", {"bookmarks": 1}, 'state: expected {"bookmarks": {"actions": {…}}}', id="state-of-none"
+            "--state", {"bookmarks": 1}, 'state: expected {"bookmarks": {"actions": {…}}}', id="state-without-bookmarks"
         ),
         pytest.param(
             "--catalog", None, "Invalid value for '--catalog': '{}': No such file or directory", id="no-catalog"
@@ -307,11 +307,11 @@ def test_settings_come_from_the_environment(console: Console, monkeypatch: pytes
             "--catalog",
             {"streams": [{"stream": "actions"}]},
             "catalog file {}: not a Singer catalog; make one with tap-pepper --discover",
-            id="catalog-of-none",
+            id="catalog-invalid",
         ),
     ],
 )
-def test_an_unreadable_file_is_one_line(
+def test_an_unreadable_file_is_reported_in_one_line(
     console: Console, tmp_path: Path, option: str, content: object, line: str
 ) -> None:
     path = str(tmp_path / "file.json") if content is None else console.file("file.json", content)
@@ -320,13 +320,13 @@ def test_an_unreadable_file_is_one_line(
     assert outcome.errors == [line.replace("{}", path)]
 
 
-def test_an_unknown_option_is_one_line(console: Console) -> None:
+def test_an_unknown_option_is_reported_in_one_line(console: Console) -> None:
     outcome = console("--fast")
     assert (outcome.code, len(outcome.errors)) == (1, 1)
     assert "No such option" in outcome.errors[0]
 
 
-# Failures on the way.
+# Failures during a run.
 
 
 @pytest.mark.parametrize("arguments", [pytest.param([], id="sync"), pytest.param(["--test"], id="test")])
@@ -342,7 +342,7 @@ def test_an_unknown_option_is_one_line(console: Console) -> None:
         ),
     ],
 )
-def test_what_pepper_refuses_is_one_line(
+def test_a_request_that_pepper_rejects_is_reported_in_one_line(
     console: Console, settings: dict[str, Any], words: str, arguments: list[str]
 ) -> None:
     with Sandbox(World(users=1, days=1, now=NOW)) as sandbox:
@@ -352,7 +352,7 @@ def test_what_pepper_refuses_is_one_line(
         }
         outcome = console(*arguments, settings=given | wrong)
     assert outcome.code == 1
-    # The token is everyone's; another refusal may be one stream's alone.
+    # A rejected token fails all streams at once; another rejection may concern one stream only.
     assert len(outcome.errors) == (1 if arguments or "auth_token" in settings else 3)
     assert all(words in error for error in outcome.errors)
     assert "Traceback" not in outcome.stderr
@@ -362,11 +362,11 @@ def test_what_pepper_refuses_is_one_line(
 @pytest.mark.parametrize(
     ("maps", "words"),
     [
-        pytest.param({"actions": {"x": "("}}, "Failed to parse expression (", id="no-expression"),
+        pytest.param({"actions": {"x": "("}}, "Failed to parse expression (", id="syntax-error"),
         pytest.param({"actions": {"x": "1 / 0"}}, "unexpected ZeroDivisionError at ", id="fails-on-a-record"),
     ],
 )
-def test_a_stream_map_that_fails_is_one_line(console: Console, maps: dict[str, Any], words: str) -> None:
+def test_a_failing_stream_map_is_reported_in_one_line(console: Console, maps: dict[str, Any], words: str) -> None:
     row = {"_id": "a", "when": {"timestamp": "2026-10-01T11:59:00.000Z"}}
     with Script(listing(row)) as script:
         outcome = console(settings=config(script.url, stream_maps=maps))
@@ -374,7 +374,7 @@ def test_a_stream_map_that_fails_is_one_line(console: Console, maps: dict[str, A
     assert words in outcome.errors[0]
 
 
-def test_debug_shows_where_an_error_came_from(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback_of_an_error(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAP_PEPPER_LOGLEVEL", "DEBUG")
     with Script(Reply(status=401)) as script:
         outcome = console(settings=config(script.url))
@@ -382,7 +382,7 @@ def test_debug_shows_where_an_error_came_from(console: Console, monkeypatch: pyt
     assert TOKEN not in outcome.stderr
 
 
-def test_where_stdout_is_closed_nobody_listens(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_stdout_is_no_error(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     assert console("--version").code == 0
 
@@ -390,7 +390,7 @@ def test_where_stdout_is_closed_nobody_listens(console: Console, monkeypatch: py
 # What it prints.
 
 
-def test_about_tells_each_setting_and_which_are_secret(console: Console) -> None:
+def test_about_describes_each_setting_and_marks_secrets(console: Console) -> None:
     about = json.loads(console("--about", "--format=json").stdout)
     properties = about["settings"]["properties"]
     assert set(CONFIG_JSONSCHEMA["properties"]) <= set(properties)
@@ -410,20 +410,20 @@ def test_about_tells_each_setting_and_which_are_secret(console: Console) -> None
     assert "| auth_token | True" in re.sub(r" +", " ", console("--about", "--format=markdown").stdout)
 
 
-def test_the_catalog_is_the_one_in_the_snapshot(console: Console) -> None:
-    """After a wanted change: `tap-pepper --discover > tests/snapshots/tap_catalog.json`."""
+def test_the_discovered_catalog_matches_the_snapshot(console: Console) -> None:
+    """After an intended change: `tap-pepper --discover > tests/snapshots/tap_catalog.json`."""
     outcome = console("--discover")
     assert outcome.code == 0
     assert json.loads(outcome.stdout) == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
 
 
-def test_every_field_of_the_streams_own_is_described() -> None:
+def test_every_field_in_the_schemas_has_a_description() -> None:
     for entry in json.loads(SNAPSHOT.read_text(encoding="utf-8"))["streams"]:
         assert entry["schema"]["description"]
         assert all(field.get("description") for field in entry["schema"]["properties"].values())
 
 
-def test_the_discovered_catalog_can_be_given_back(console: Console) -> None:
+def test_the_discovered_catalog_works_as_input(console: Console) -> None:
     with Script(listing()) as script:
         outcome = console("--catalog", str(SNAPSHOT), settings=config(script.url))
     assert outcome.code == 0
@@ -464,24 +464,24 @@ def test_the_console_script_syncs_and_resumes(pepper: Sandbox, process: list[str
     assert [request.path for request in pepper.requests[before:]] == ["/actions", "/actions", "/awards", "/perks"]
 
 
-def test_a_reader_that_goes_away_is_no_traceback_and_no_success(process: list[str]) -> None:
+def test_a_downstream_process_that_exits_makes_the_tap_fail_without_a_traceback(process: list[str]) -> None:
     with subprocess.Popen(process, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert running.stderr is not None
         running.stdout.readline()
         running.stdout.close()
-        told = running.stderr.read()
+        stderr = running.stderr.read()
     assert running.returncode == 1
-    assert "the downstream process exited" in told
-    assert "Traceback" not in told
-    assert "Exception ignored" not in told
+    assert "the downstream process exited; see its log" in stderr
+    assert "Traceback" not in stderr
+    assert "Exception ignored" not in stderr
 
 
 @pytest.mark.parametrize(
     ("concurrency", "types"),
-    [pytest.param(1, ["SCHEMA", "STATE"], id="one-request"), pytest.param(4, ["SCHEMA"], id="requests-side-by-side")],
+    [pytest.param(1, ["SCHEMA", "STATE"], id="one-request"), pytest.param(4, ["SCHEMA"], id="concurrent-requests")],
 )
-def test_a_terminated_run_says_so_and_leaves_whole_lines(
+def test_a_terminated_run_exits_with_the_signal_and_writes_only_whole_lines(
     pepper: Sandbox, process: list[str], concurrency: int, types: list[str]
 ) -> None:
     never = Reply(b"", headers={"Content-Length": "5"})

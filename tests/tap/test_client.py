@@ -1,4 +1,4 @@
-"""The client over real HTTP, against a Pepper that answers from a script."""
+"""The client over real HTTP, against a server with scripted replies."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
 
 from tap_pepper.api import client as client_module
-from tap_pepper.api.raw_json import plain
-from tap_pepper.errors import PepperError, StopRun, TryAgain
-from tests.helpers.tap import DATE, NOW, TOKEN, Reply, Script, client_of, listing
+from tap_pepper.api import response as response_module
+from tap_pepper.api.client import PepperClient
+from tap_pepper.errors import FatalAPIError, PepperError, RetriableAPIError
+from tap_pepper.raw_json import decode_row
+from tap_pepper.settings import Settings
+from tests.helpers.tap import DATE, NOW, TOKEN, Reply, Script, client_of, config, listing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +30,7 @@ A, B, C, D = ({"_id": name} for name in "abcd")
 
 def rows_of(pepper: Script | str, path: str = "/awards", **settings: Any) -> list[dict[str, Any]]:
     with client_of(pepper if isinstance(pepper, str) else pepper.url, **settings) as (client, _):
-        return [plain(row) for page in client.pages(path) for row in page.rows]
+        return [decode_row(row) for page in client.pages(path) for row in page.rows]
 
 
 def failure_of(pepper: Script | str, **settings: Any) -> PepperError:
@@ -35,10 +39,10 @@ def failure_of(pepper: Script | str, **settings: Any) -> PepperError:
     return caught.value
 
 
-# What is asked.
+# Requests.
 
 
-def test_each_request_says_who_asks_and_what_for() -> None:
+def test_requests_carry_query_parameters_and_headers() -> None:
     with Script(listing(A)) as script, client_of(script.url, api_version=11, page_size=7) as (client, _):
         list(client.pages("/actions", {"when.timestamp.gt": "2026-10-01T11:00:00.000Z", "type.in": "A,B"}))
     (asked,) = script.asked
@@ -59,37 +63,50 @@ def test_a_netrc_file_does_not_replace_the_token(tmp_path: Path, monkeypatch: py
     netrc = tmp_path / "netrc"
     netrc.write_text("machine api.pepperhq.com login somebody password else\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    with client_of("https://api.pepperhq.com") as (client, _):
-        request = client._session.prepare_request(requests.Request("GET", "https://api.pepperhq.com/awards"))
-    assert request.headers["Authorization"] == f"Token {TOKEN}"
+    sent = []
+
+    class Adapter(HTTPAdapter):
+        def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
+            sent.append(request.headers["Authorization"])
+            raise requests.exceptions.InvalidURL
+
+    def session() -> requests.Session:
+        session = requests.Session()
+        session.mount("https://", Adapter())
+        return session
+
+    client = PepperClient(Settings.from_config(config("https://api.pepperhq.com")), session=session)
+    with pytest.raises(PepperError):
+        list(client.pages("/awards"))
+    assert sent == [f"Token {TOKEN}"]
 
 
-def test_no_proxy_carries_what_is_meant_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_to_this_machine_bypass_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with Script(listing(A)) as script:
         assert rows_of(script) == [A]
 
 
-def test_a_proxy_that_does_not_answer_is_named_instead_of_pepper(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_proxy_is_reported_as_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://somebody:s3cret@127.0.0.1:9")
     assert str(failure_of("https://api.pepperhq.com", max_retries=0)) == (
         "awards page 1: no connection to the proxy: Connection refused (tried 1x); "
-        "check the proxy that https_proxy or all_proxy names, or try later"
+        "check the proxy in https_proxy or all_proxy, or try later"
     )
 
 
-def test_a_list_of_certificates_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_of_ca_certificates_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere")
     assert str(failure_of("https://api.pepperhq.com")) == (
-        "awards page 1: no list of trusted certificates; check REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE"
+        "awards page 1: no CA certificates found; check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
     )
 
 
 # Pages.
 
 
-def test_the_walk_follows_next_keys_and_nothing_else() -> None:
+def test_paging_follows_next_key_only() -> None:
     key = "eyJfaWQiOiJiIn0+/=&"
     pages = [
         Reply({"items": [A], "page": {"count": 1, "limit": 1, "startKey": "own", "nextKey": key}}),
@@ -112,18 +129,18 @@ def test_the_walk_follows_next_keys_and_nothing_else() -> None:
         pytest.param([A], id="bare-array"),
     ],
 )
-def test_a_last_page_is_known_in_every_form(body: object) -> None:
+def test_the_last_page_is_recognized_in_every_form(body: object) -> None:
     with Script(Reply(body)) as script:
         assert rows_of(script) == [A]
     assert len(script.asked) == 1
 
 
-def test_a_resource_is_named_by_the_end_of_its_path() -> None:
+def test_rows_may_be_listed_under_the_last_part_of_the_path() -> None:
     with Script(listing(A, key="actions")) as script:
         assert rows_of(script, "/users/5f/actions") == [A]
 
 
-def test_a_next_key_beside_the_page_counts_too() -> None:
+def test_a_top_level_next_key_is_followed_too() -> None:
     with Script(Reply({"items": [A], "nextKey": "1"}), Reply({"items": [B], "nextKey": None})) as script:
         assert rows_of(script) == [A, B]
 
@@ -133,12 +150,12 @@ def test_an_empty_page_in_the_middle_is_not_the_end() -> None:
         assert rows_of(script) == [A, B]
 
 
-def test_a_row_repeated_over_a_page_border_comes_once() -> None:
+def test_a_row_repeated_at_the_start_of_the_next_page_is_returned_once() -> None:
     with Script(listing(A, B, next_key="1"), listing(next_key="2"), listing(B, C)) as script:
         assert rows_of(script) == [A, B, C]
 
 
-def test_a_row_that_changed_between_two_pages_comes_twice() -> None:
+def test_a_row_that_changed_between_two_pages_is_returned_twice() -> None:
     older, newer = {"_id": "a", "points": 1}, {"_id": "a", "points": 2}
     with Script(listing(older, next_key="1"), listing(newer)) as script:
         assert rows_of(script) == [older, newer]
@@ -151,14 +168,14 @@ def test_a_row_that_changed_between_two_pages_comes_twice() -> None:
         pytest.param(["1", "2", "3", "1"], 4, id="a-longer-circle"),
     ],
 )
-def test_a_walk_in_circles_ends_with_an_error(keys: list[str], requests: int) -> None:
+def test_a_cycle_of_pages_is_an_error(keys: list[str], requests: int) -> None:
     with Script(*(listing(A, next_key=key) for key in keys)) as script:
         error = failure_of(script)
-    assert "nextKey for the second time" in str(error)
+    assert "the same nextKey twice" in str(error)
     assert len(script.asked) == requests
 
 
-def test_a_walk_has_a_last_page_at_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_pages_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "PAGES_MAX", 3)
     with Script(*(listing(A, next_key=key) for key in range(1, 9))) as script:
         assert "more than 3 pages" in str(failure_of(script))
@@ -180,10 +197,10 @@ def test_a_walk_has_a_last_page_at_the_latest(monkeypatch: pytest.MonkeyPatch) -
         pytest.param({"items": [A], "page": 1}, "page is int", id="page-is-a-number"),
     ],
 )
-def test_an_answer_of_the_wrong_shape_is_an_error_and_never_no_rows(body: object, words: str) -> None:
+def test_a_response_of_the_wrong_shape_is_an_error_instead_of_an_empty_page(body: object, words: str) -> None:
     with Script(Reply(body)) as script:
         error = failure_of(script)
-    assert isinstance(error, StopRun)
+    assert isinstance(error, FatalAPIError)
     assert str(error).startswith("awards page 1: ")
     assert words in str(error)
     assert len(script.asked) == 1
@@ -201,16 +218,16 @@ def test_decimals_keep_their_digits() -> None:
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
-def test_a_field_is_one_line_however_pepper_breaks_its_lines(line_break: str) -> None:
+def test_fields_contain_no_line_breaks(line_break: str) -> None:
     row = {"_id": "a", "when": {"timestamp": "x", "tags": [1, {"b": "\n"}]}}
     body = json.dumps({"items": [row]}, indent=2).replace("\n", line_break).encode()
     with Script(Reply(body)) as script, client_of(script.url) as (client, _):
         (page,) = client.pages("/awards")
-    assert [plain(row) for row in page.rows] == [row]
+    assert [decode_row(row) for row in page.rows] == [row]
     assert not {b"\n", b"\r"} & {bytes([byte]) for byte in bytes(page.rows[0]["when"])}
 
 
-def test_half_an_emoji_does_not_stop_the_run() -> None:
+def test_a_lone_surrogate_is_replaced() -> None:
     body = rb'{"items": [{"_id": "a", "name": "Tom \ud83d", "\ude00": 0.10}, {"_id": "b", "name": "\ud83d\ude00"}]}'
     with Script(Reply(body)) as script:
         assert rows_of(script) == [
@@ -219,21 +236,21 @@ def test_half_an_emoji_does_not_stop_the_run() -> None:
         ]
 
 
-def test_gzip_is_read() -> None:
+def test_gzip_is_decompressed() -> None:
     body = gzip.compress(json.dumps({"items": [A]}).encode())
     with Script(Reply(body, headers={"Content-Encoding": "gzip"})) as script:
         assert rows_of(script) == [A]
 
 
-def test_a_body_larger_than_the_limit_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompressed_body_over_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "BODY_BYTES_MAX", 100_000)
     bomb = gzip.compress(b" " * 10_000_000)
     with Script(Reply(bomb, headers={"Content-Encoding": "gzip"})) as script:
         assert "larger than 100,000 bytes" in str(failure_of(script))
 
 
-def test_a_body_that_is_large_on_its_way_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "COMPRESSED_BYTES_MAX", 10_000)
+def test_a_compressed_body_over_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response_module, "COMPRESSED_BYTES_MAX", 10_000)
     body = gzip.compress(json.dumps({"items": [{"_id": os.urandom(20_000).hex()}]}).encode())
     with Script(Reply(body, headers={"Content-Encoding": "gzip"})) as script:
         assert "larger than 10,000 bytes" in str(failure_of(script))
@@ -265,12 +282,12 @@ CUT = gzip.compress(json.dumps({"items": [A, B, C, D] * 100}).encode())[:60]
         pytest.param(Reply(b"{", headers={"Content-Length": "99", "Connection": "close"}), id="connection-cut"),
     ],
 )
-def test_a_passing_failure_is_tried_again(reply: Reply) -> None:
+def test_a_temporary_failure_is_retried(reply: Reply) -> None:
     with (
         Script(reply, reply, listing(A)) as script,
         client_of(script.url, request_timeout_seconds=1) as (client, waits),
     ):
-        assert [plain(row) for page in client.pages("/awards") for row in page.rows] == [A]
+        assert [decode_row(row) for page in client.pages("/awards") for row in page.rows] == [A]
     assert len(waits) == 2
 
 
@@ -282,14 +299,14 @@ def test_a_passing_failure_is_tried_again(reply: Reply) -> None:
         pytest.param(403, "role of auth_token", id="403"),
         pytest.param(404, "check api_url, and that application_id is the merchant's code", id="404"),
         pytest.param(422, "check application_id, api_version", id="422"),
-        pytest.param(204, "no answer of Pepper's API", id="204"),
-        pytest.param(418, "no answer of Pepper's API", id="418"),
+        pytest.param(204, "Pepper's API does not use this status", id="204"),
+        pytest.param(418, "Pepper's API does not use this status", id="418"),
     ],
 )
-def test_a_lasting_failure_stops_at_once_and_says_what_to_do(status: int, words: str) -> None:
+def test_a_permanent_failure_is_not_retried_and_says_what_to_do(status: int, words: str) -> None:
     with Script(Reply(HTML if status != 204 else b"", status=status)) as script:
         error = failure_of(script)
-    assert isinstance(error, StopRun)
+    assert isinstance(error, FatalAPIError)
     assert str(error).startswith(f"awards page 1: Pepper answered {status}")
     assert words in str(error)
     assert "Tom Jones" not in str(error)
@@ -312,7 +329,7 @@ def test_a_lasting_failure_stops_at_once_and_says_what_to_do(status: int, words:
         pytest.param(
             {"code": "tom@example.com", "message": "?"},
             "awards page 1: Pepper answered 422; check application_id, api_version, page_size and action_types",
-            id="a-code-that-is-none",
+            id="an-unsafe-code",
         ),
         pytest.param(
             ["limit"],
@@ -321,7 +338,7 @@ def test_a_lasting_failure_stops_at_once_and_says_what_to_do(status: int, words:
         ),
     ],
 )
-def test_a_422_names_the_setting_and_quotes_nothing(body: object, line: str) -> None:
+def test_a_422_names_the_setting_without_quoting_the_message(body: object, line: str) -> None:
     with Script(Reply(body, status=422)) as script:
         assert str(failure_of(script)) == line
 
@@ -340,21 +357,21 @@ def test_the_body_of_a_redirect_is_not_read() -> None:
     assert "a redirect to elsewhere.example" in str(error)
 
 
-def test_a_redirect_to_no_address_is_told_as_any_other() -> None:
+def test_a_redirect_to_an_invalid_address_is_reported_like_any_other() -> None:
     with Script(Reply(status=302, headers={"Location": "http://[::no-address"})) as script:
         error = failure_of(script)
     assert "Pepper answered 302, a redirect; redirects are not followed" in str(error)
 
 
-def test_a_failure_that_does_not_pass_is_told_after_the_last_retry() -> None:
+def test_a_persistent_failure_is_reported_after_the_last_retry() -> None:
     with Script(Reply(status=503)) as script:
         error = failure_of(script, max_retries=3)
-    assert isinstance(error, TryAgain)
+    assert isinstance(error, RetriableAPIError)
     assert str(error) == "awards page 1: Pepper answered 503 (tried 4x); try later"
     assert len(script.asked) == 4
 
 
-def test_waits_double_up_to_a_limit() -> None:
+def test_backoff_doubles_up_to_a_limit() -> None:
     with (
         Script(*[Reply(status=503)] * 9, listing(A)) as script,
         client_of(script.url, max_retries=9) as (client, waits),
@@ -363,9 +380,8 @@ def test_waits_double_up_to_a_limit() -> None:
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
-def test_waits_are_drawn_at_random_from_their_whole_range() -> None:
-    with Script(Reply(status=503), listing(A)) as script, client_of(script.url) as (client, waits):
-        client._jitter = lambda: 0.25
+def test_backoff_has_full_jitter() -> None:
+    with Script(Reply(status=503), listing(A)) as script, client_of(script.url, jitter=0.25) as (client, waits):
         list(client.pages("/awards"))
     assert waits == [0.25]
 
@@ -374,9 +390,11 @@ def test_waits_are_drawn_at_random_from_their_whole_range() -> None:
     ("headers", "wait"),
     [
         pytest.param({"Retry-After": "7"}, 7, id="seconds"),
-        pytest.param({"Retry-After": "0"}, 1, id="no-time-at-all"),
+        pytest.param({"Retry-After": "0"}, 1, id="zero"),
         pytest.param({"Retry-After": "Thu, 01 Oct 2026 12:00:20 GMT"}, 20, id="a-date-after-the-response's"),
-        pytest.param({"Retry-After": "Thu, 01 Oct 2026 12:00:20 GMT", "Date": None}, 20, id="a-date-by-the-own-clock"),
+        pytest.param(
+            {"Retry-After": "Thu, 01 Oct 2026 12:00:20 GMT", "Date": None}, 20, id="a-date-by-the-local-clock"
+        ),
         pytest.param(
             {"Retry-After": "Thu, 01 Oct 2026 15:00:20 GMT", "Date": "Thu, 01 Oct 2026 15:00:00 GMT"},
             20,
@@ -391,13 +409,13 @@ def test_waits_are_drawn_at_random_from_their_whole_range() -> None:
         pytest.param({}, 1, id="absent"),
     ],
 )
-def test_retry_after_is_honoured(headers: dict[str, str | None], wait: float) -> None:
+def test_retry_after_is_respected(headers: dict[str, str | None], wait: float) -> None:
     with Script(Reply(status=429, headers=headers), listing(A)) as script, client_of(script.url) as (client, waits):
         list(client.pages("/awards"))
     assert waits == [wait]
 
 
-def test_a_dead_host_is_named_with_the_reason() -> None:
+def test_an_unreachable_host_is_named_with_the_reason() -> None:
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
@@ -408,33 +426,33 @@ def test_a_dead_host_is_named_with_the_reason() -> None:
     )
 
 
-def test_a_silent_host_is_left_after_the_timeout() -> None:
+def test_a_host_that_does_not_answer_times_out() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         error = failure_of(f"http://127.0.0.1:{silent.getsockname()[1]}", max_retries=0, request_timeout_seconds=1)
-    assert "was silent for 1 s (tried 1x); raise request_timeout_seconds" in str(error)
+    assert "did not answer within 1 s (tried 1x); raise request_timeout_seconds" in str(error)
 
 
-def test_neither_token_nor_body_is_in_any_log_or_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_logs_and_errors_contain_neither_token_nor_body(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     replies = [Reply(HTML, status=500), Reply(HTML), Reply({"code": "x", "message": "Tom Jones"}, status=401)]
     with Script(*replies) as script:
-        told = f"{failure_of(script)!r} {caplog.text}"
-    assert TOKEN not in told
-    assert "Tom Jones" not in told
-    assert "Pepper answered 500; try 2 of 9" in told
+        output = f"{failure_of(script)!r} {caplog.text}"
+    assert TOKEN not in output
+    assert "Tom Jones" not in output
+    assert "Pepper answered 500; attempt 2 of 9" in output
 
 
 # The clock.
 
 
-def test_pepper_tells_the_time() -> None:
+def test_the_server_time_is_the_date_header() -> None:
     with (
         Script(Reply(headers={"Date": "Thu, 01 Oct 2026 09:00:00 GMT"})) as script,
         client_of(script.url) as (client, _),
     ):
-        assert client.clock("/awards").isoformat() == "2026-10-01T09:00:00+00:00"
+        assert client.server_time("/awards").isoformat() == "2026-10-01T09:00:00+00:00"
     assert script.asked[0].query == {"limit": "1"}
 
 
@@ -442,22 +460,22 @@ def test_pepper_tells_the_time() -> None:
     "date",
     [
         pytest.param(None, id="no-date"),
-        pytest.param("yesterday", id="no-date-at-all"),
+        pytest.param("yesterday", id="not-a-date"),
         pytest.param("Thu, 01 Jan 1970 00:00:07 GMT", id="a-clock-that-was-never-set"),
         pytest.param("Fri, 31 Dec 9999 23:59:59 -1200", id="the-end-of-time"),
     ],
 )
-def test_the_local_clock_stands_in(date: str | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_local_clock_is_used_without_a_valid_date(date: str | None, caplog: pytest.LogCaptureFixture) -> None:
     with Script(Reply(headers={"Date": date})) as script, client_of(script.url) as (client, _):
-        assert client.clock("/awards") == NOW
-    assert "the local clock decides" in caplog.text
+        assert client.server_time("/awards") == NOW
+    assert "using the local clock" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("date", "warned"),
     [pytest.param(DATE, False, id="same"), pytest.param("Thu, 01 Oct 2026 11:58:00 GMT", True, id="two-minutes-off")],
 )
-def test_a_clock_that_is_off_is_told(date: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_clock_difference_is_logged(date: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     with Script(Reply(headers={"Date": date})) as script, client_of(script.url) as (client, _):
-        client.clock("/awards")
-    assert ("+120 s off Pepper's" in caplog.text) is warned
+        client.server_time("/awards")
+    assert ("local clock is 0:02:00 ahead of Pepper's" in caplog.text) is warned

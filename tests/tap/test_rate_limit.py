@@ -1,4 +1,4 @@
-"""How the tap slows down, and comes back."""
+"""How the tap slows down on HTTP 429, and recovers."""
 
 from __future__ import annotations
 
@@ -7,119 +7,121 @@ import time
 
 import pytest
 
-from tap_pepper.api.client import REQUEST_SECONDS_MAX
-from tap_pepper.api.rate_limit import RECOVERY_ANSWERS, Halted, Limiter, LocalClock
-from tap_pepper.errors import OutOfTime, TryAgain
+from tap_pepper.api.rate_limit import RECOVERY_RESPONSES, Cancelled, RateLimiter, SystemClock
+from tap_pepper.api.retry import REQUEST_SECONDS_MAX
+from tap_pepper.errors import RetriableAPIError, TimeLimitReached
 from tests.helpers.tap import Reply, Script, Waits, client_of, listing
 
 
-def test_refusals_of_requests_that_were_under_way_together_halve_the_number_once() -> None:
-    limiter, go_on = Limiter(8, Waits()), threading.Event()
-    with limiter.slot(go_on) as first, limiter.slot(go_on) as second:
-        limiter.refused(first)
-        limiter.refused(second)
+def test_throttles_of_requests_in_flight_together_halve_concurrency_once() -> None:
+    limiter, cancel = RateLimiter(8, Waits()), threading.Event()
+    with limiter.slot(cancel) as first, limiter.slot(cancel) as second:
+        limiter.record_throttle(first)
+        limiter.record_throttle(second)
     assert limiter.allowed == 4
-    with limiter.slot(go_on) as third:
-        limiter.refused(third)
+    with limiter.slot(cancel) as third:
+        limiter.record_throttle(third)
     assert limiter.allowed == 2
 
 
-def test_the_number_never_falls_below_one() -> None:
-    limiter, go_on = Limiter(1, Waits()), threading.Event()
-    with limiter.slot(go_on) as refusals:
-        limiter.refused(refusals)
+def test_concurrency_never_falls_below_one() -> None:
+    limiter, cancel = RateLimiter(1, Waits()), threading.Event()
+    with limiter.slot(cancel) as throttles:
+        limiter.record_throttle(throttles)
     assert limiter.allowed == 1
 
 
-def test_good_answers_give_back_one_request_at_a_time_up_to_the_setting() -> None:
-    limiter, go_on = Limiter(4, Waits()), threading.Event()
-    with limiter.slot(go_on) as refusals:
-        limiter.refused(refusals)
+def test_concurrency_recovers_one_request_at_a_time_up_to_the_setting() -> None:
+    limiter, cancel = RateLimiter(4, Waits()), threading.Event()
+    with limiter.slot(cancel) as throttles:
+        limiter.record_throttle(throttles)
     allowed = []
-    for _ in range(4 * RECOVERY_ANSWERS):
-        limiter.answered()
+    for _ in range(4 * RECOVERY_RESPONSES):
+        limiter.record_success()
         allowed.append(limiter.allowed)
-    assert [allowed.count(number) for number in (2, 3)] == [RECOVERY_ANSWERS - 1, RECOVERY_ANSWERS]
+    assert [allowed.count(number) for number in (2, 3)] == [RECOVERY_RESPONSES - 1, RECOVERY_RESPONSES]
     assert max(allowed) == 4
 
 
 def test_a_pause_holds_back_every_request() -> None:
-    clock, go_on = Waits(), threading.Event()
-    limiter = Limiter(4, clock)
+    clock, cancel = Waits(), threading.Event()
+    limiter = RateLimiter(4, clock)
     limiter.pause(7)
     limiter.pause(3)
     for _ in range(3):
-        with limiter.slot(go_on):
+        with limiter.slot(cancel):
             pass
     assert clock == [7]
 
 
-def test_no_more_requests_are_under_way_than_allowed_and_a_halt_ends_the_waiting() -> None:
-    limiter, halt, outcome = Limiter(1, LocalClock()), threading.Event(), []
+def test_a_request_waits_for_a_slot_until_it_is_cancelled() -> None:
+    limiter, cancel, outcome = RateLimiter(1, SystemClock()), threading.Event(), []
 
-    def ask() -> None:
+    def send() -> None:
         try:
-            with limiter.slot(halt):
-                outcome.append("went out")
-        except Halted:
-            outcome.append("halted")
+            with limiter.slot(cancel):
+                outcome.append("sent")
+        except Cancelled:
+            outcome.append("cancelled")
 
     with limiter.slot(threading.Event()):
-        asking = threading.Thread(target=ask)
-        asking.start()
-        asking.join(0.05)
+        sender = threading.Thread(target=send)
+        sender.start()
+        sender.join(0.05)
         assert outcome == []
-        halt.set()
-        limiter.wake()
-        asking.join(5)
-    assert outcome == ["halted"]
+        cancel.set()
+        limiter.notify()
+        sender.join(5)
+    assert outcome == ["cancelled"]
 
 
-def test_a_halt_cuts_a_pause_short() -> None:
-    limiter, halt = Limiter(1, LocalClock()), threading.Event()
+def test_cancelling_cuts_a_pause_short() -> None:
+    limiter, cancel = RateLimiter(1, SystemClock()), threading.Event()
     limiter.pause(60)
-    threading.Timer(0.02, halt.set).start()
-    began = time.monotonic()
-    with pytest.raises(Halted), limiter.slot(halt):
+    threading.Timer(0.02, cancel.set).start()
+    started = time.monotonic()
+    with pytest.raises(Cancelled), limiter.slot(cancel):
         pass
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started < 5
 
 
-def test_a_pause_is_not_waited_for_where_nobody_wants_the_answer_after_it() -> None:
-    limiter = Limiter(4, LocalClock())
+def test_a_pause_that_the_caller_cannot_wait_for_raises_at_once() -> None:
+    limiter = RateLimiter(4, SystemClock())
     limiter.pause(60)
     asked: list[float] = []
-    with pytest.raises(OutOfTime), limiter.slot(threading.Event(), lambda seconds: bool(asked.append(seconds))):
+    with pytest.raises(TimeLimitReached), limiter.slot(threading.Event(), lambda seconds: bool(asked.append(seconds))):
         pass
     assert asked == [pytest.approx(60, abs=1)]
 
 
-def test_a_refused_client_asks_for_less_at_once_and_slowly_for_more() -> None:
+def test_a_throttled_client_slows_down_at_once_and_recovers_slowly() -> None:
     with (
-        Script(Reply(status=429), *[listing({"_id": "a"})] * (RECOVERY_ANSWERS + 1)) as script,
+        Script(Reply(status=429), *[listing({"_id": "a"})] * (RECOVERY_RESPONSES + 1)) as script,
         client_of(script.url, concurrency=4) as (client, waits),
     ):
         list(client.pages("/awards"))
         assert client.limiter.allowed == 2
-        for _ in range(RECOVERY_ANSWERS):
+        for _ in range(RECOVERY_RESPONSES):
             list(client.pages("/awards"))
         assert client.limiter.allowed == 3
     assert waits == [1]
 
 
-def test_a_request_has_a_deadline_over_all_its_tries() -> None:
+def test_a_request_has_a_deadline_over_all_its_attempts() -> None:
     with (
         Script(Reply(status=429, headers={"Retry-After": "280"})) as script,
         client_of(script.url, max_retries=20) as (client, waits),
-        pytest.raises(TryAgain, match=r"awards page 1: Pepper answered 429 \(tried 4x in 840 s\); run less often"),
+        pytest.raises(
+            RetriableAPIError, match=r"awards page 1: Pepper answered 429 \(tried 4x in 840 s\); run less often"
+        ),
     ):
         list(client.pages("/awards"))
     assert sum(waits) <= REQUEST_SECONDS_MAX
 
 
-def test_a_body_that_trickles_in_does_not_outlast_the_deadline() -> None:
+def test_a_slow_body_does_not_outlast_the_deadline() -> None:
     with Script(Reply(b'{"items": ' + b" " * 200_000 + b"[]}")) as script, client_of(script.url) as (client, waits):
         ticking = iter(range(0, 10**9, 600))
-        waits.seconds = lambda: float(next(ticking))  # type: ignore[method-assign]
-        with pytest.raises(TryAgain, match="the response took too long"):
+        waits.monotonic = lambda: float(next(ticking))  # type: ignore[method-assign]
+        with pytest.raises(RetriableAPIError, match="the response took too long"):
             list(client.pages("/awards"))

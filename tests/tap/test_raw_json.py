@@ -1,4 +1,4 @@
-"""Rows as JSON text: what is taken apart is what was written, and one content has one text."""
+"""Rows as JSON text: decoding keeps every digit, and equal content has equal canonical text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tap_pepper.api.raw_json import Row, canonical, plain, text_of, value_of
+from tap_pepper.raw_json import Row, canonical_json, decode_row, from_json, to_json
 
 WRITTEN = b'{"_id": "a", "when": {"at": "x", "b": [0.10, 7]}, "name": "T\\u00f6m"}'
 
@@ -17,36 +17,38 @@ def read(written: bytes) -> Row:
     return msgspec.json.decode(written, type=Row)
 
 
-def test_a_row_taken_apart_keeps_its_digits() -> None:
-    row = plain(read(WRITTEN))
+def test_decoding_a_row_keeps_every_digit() -> None:
+    row = decode_row(read(WRITTEN))
     assert row == {"_id": "a", "when": {"at": "x", "b": [Decimal("0.10"), 7]}, "name": "Töm"}
     assert str(row["when"]["b"][0]) == "0.10"
 
 
 @pytest.mark.parametrize("value", [None, True, 7, 2**70, "Töm", Decimal("0.10"), [{"a": None}]])
-def test_a_value_is_what_its_text_holds(value: Any) -> None:
-    assert repr(value_of(text_of(value))) == repr(value)
+def test_a_value_survives_encoding_and_decoding(value: Any) -> None:
+    assert repr(from_json(to_json(value))) == repr(value)
 
 
-def test_no_text_holds_nothing() -> None:
-    assert value_of(None) is None
+def test_no_text_decodes_to_none() -> None:
+    assert from_json(None) is None
 
 
 @pytest.mark.parametrize(
     ("written", "same"),
     [
-        pytest.param(WRITTEN, True, id="as-it-was"),
-        pytest.param(b'{"name":"T\xc3\xb6m","when":{"b":[0.10,7],"at":"x"},"_id":"a"}', True, id="in-another-form"),
-        pytest.param(WRITTEN.replace(b"0.10", b"0.1"), False, id="with-a-digit-less"),
-        pytest.param(WRITTEN.replace(b"[0.10, 7]", b"[7, 0.10]"), False, id="with-a-list-the-other-way-round"),
+        pytest.param(WRITTEN, True, id="unchanged"),
+        pytest.param(
+            b'{"name":"T\xc3\xb6m","when":{"b":[0.10,7],"at":"x"},"_id":"a"}', True, id="other-order-and-escapes"
+        ),
+        pytest.param(WRITTEN.replace(b"0.10", b"0.1"), False, id="with-fewer-digits"),
+        pytest.param(WRITTEN.replace(b"[0.10, 7]", b"[7, 0.10]"), False, id="with-a-reversed-list"),
     ],
 )
-def test_one_content_has_one_text(written: bytes, same: bool) -> None:
-    assert (canonical(read(written)) == canonical(read(WRITTEN))) is same
+def test_equal_content_has_equal_canonical_text(written: bytes, same: bool) -> None:
+    assert (canonical_json(read(written)) == canonical_json(read(WRITTEN))) is same
 
 
 @pytest.mark.parametrize("number", [b"1e9999999999999999999", b"1" * 5000, b"1" * 40])
-def test_numbers_beyond_reason_have_a_text_too(number: bytes) -> None:
+def test_numbers_out_of_range_have_a_canonical_text(number: bytes) -> None:
     row = read(b'{"_id":"a","points":%s}' % number)
-    assert canonical(row) == canonical(row)
-    assert number in canonical(row)
+    assert canonical_json(row) == canonical_json(row)
+    assert number in canonical_json(row)

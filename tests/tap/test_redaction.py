@@ -1,4 +1,4 @@
-"""No library's log shows the token."""
+"""No log record of any library shows the token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tap_pepper.redaction import Redactor, keep_out_of_logs
+from tap_pepper.redaction import Redactor, redact_in_logs
 from tests.helpers.tap import Script, config, listing, run_tap
 
 SECRET = "s/3cret&t0ken"
@@ -16,7 +16,7 @@ SECRET = "s/3cret&t0ken"
 @pytest.fixture
 def redactor() -> Redactor:
     redactor = Redactor()
-    redactor.hide(SECRET)
+    redactor.add(SECRET)
     return redactor
 
 
@@ -25,36 +25,36 @@ def record(message: object, *args: object, exc_info: object = None) -> logging.L
 
 
 @pytest.mark.parametrize(
-    ("message", "args", "shown"),
+    ("message", "args", "expected"),
     [
         pytest.param(f"Token {SECRET}!", (), "Token ***!", id="in-the-message"),
         pytest.param("%s asked", (SECRET,), "*** asked", id="in-an-argument"),
         pytest.param("%r", ({"Authorization": f"Token {SECRET}"},), "{'Authorization': 'Token ***'}", id="in-headers"),
-        pytest.param("/awards?t=s%%2F3cret%%26t0ken&%s", ("a",), "/awards?t=***&a", id="as-a-url-holds-it"),
-        pytest.param("%s and %s", (SECRET,), "%s and %s ('***',)", id="where-the-arguments-do-not-fit"),
-        pytest.param("nothing %d", (5,), "nothing 5", id="nothing-to-hide"),
+        pytest.param("/awards?t=s%%2F3cret%%26t0ken&%s", ("a",), "/awards?t=***&a", id="url-encoded"),
+        pytest.param("%s and %s", (SECRET,), "%s and %s ('***',)", id="arguments-do-not-match"),
+        pytest.param("nothing %d", (5,), "nothing 5", id="nothing-to-redact"),
     ],
 )
-def test_the_secret_is_replaced_wherever_a_record_shows_it(
-    redactor: Redactor, message: str, args: tuple[object, ...], shown: str
+def test_a_secret_is_redacted_anywhere_in_a_record(
+    redactor: Redactor, message: str, args: tuple[object, ...], expected: str
 ) -> None:
-    told = record(message, *args)
-    assert redactor.filter(told)
-    assert told.getMessage() == shown
+    log_record = record(message, *args)
+    assert redactor.filter(log_record)
+    assert log_record.getMessage() == expected
 
 
-def test_the_secret_is_replaced_in_a_trace(redactor: Redactor) -> None:
+def test_a_secret_is_redacted_in_a_traceback(redactor: Redactor) -> None:
     try:
         raise ValueError(f"header Token {SECRET}")
     except ValueError:
-        told = record("failed", exc_info=sys.exc_info())
-    redactor.filter(told)
-    shown = logging.Formatter().format(told)
-    assert SECRET not in shown
-    assert "ValueError: header Token ***" in shown
+        log_record = record("failed", exc_info=sys.exc_info())
+    redactor.filter(log_record)
+    formatted = logging.Formatter().format(log_record)
+    assert SECRET not in formatted
+    assert "ValueError: header Token ***" in formatted
 
 
-def test_a_run_hides_its_token_from_every_logger(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_token_of_a_run_is_redacted_in_every_logger(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with Script(listing()) as script:
         run_tap(config(script.url, auth_token="another-t0ken"), "awards")
@@ -63,18 +63,18 @@ def test_a_run_hides_its_token_from_every_logger(caplog: pytest.LogCaptureFixtur
     assert "another-t0ken" not in caplog.text
 
 
-def test_secrets_are_hidden_in_all_records_however_often_one_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_several_secrets_are_redacted_even_if_added_twice(caplog: pytest.LogCaptureFixture) -> None:
     for secret in ("first-t0ken", "second-t0ken", "second-t0ken"):
-        keep_out_of_logs(secret)
+        redact_in_logs(secret)
     logging.getLogger("any").warning("first-t0ken second-t0ken")
     assert "*** ***" in caplog.text
 
 
-def test_the_secret_is_hidden_in_what_a_library_adds_to_a_record(caplog: pytest.LogCaptureFixture) -> None:
-    keep_out_of_logs("third-t0ken")
+def test_a_secret_is_redacted_in_extra_fields_of_a_record(caplog: pytest.LogCaptureFixture) -> None:
+    redact_in_logs("third-t0ken")
     added = {"header": "Token third-t0ken", "headers": {"Authorization": ["third-t0ken"]}, "port": 443}
     logging.getLogger("any").warning("asked", extra=added, stack_info=True)
-    (told,) = caplog.records
-    assert "third-t0ken" not in str(vars(told))
-    assert vars(told)["header"] == "Token ***"
-    assert vars(told)["port"] == 443
+    (log_record,) = caplog.records
+    assert "third-t0ken" not in str(vars(log_record))
+    assert vars(log_record)["header"] == "Token ***"
+    assert vars(log_record)["port"] == 443

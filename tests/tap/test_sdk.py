@@ -1,4 +1,4 @@
-"""The SDK's standard suite for taps, against a local Pepper."""
+"""The SDK's standard tests for taps, against the sandbox."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.tap import NOW
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The suite makes a tap while it is imported, before there is an address.
+# The suite makes a tap at import time, before the sandbox has an address.
 CONFIG: dict[str, Any] = {
     "auth_token": "sandbox-token",
     "application_id": "pepper-mill",
@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-# Fields that no schema names are passed on, which one of the suite's tests forbids.
+# Unknown fields are passed on, which one of the tests does not allow.
 STREAM_TESTS = [test for test in tap_stream_tests.tests if test is not StreamRecordSchemaMatchesCatalogTest]
 
 
@@ -39,7 +39,7 @@ class TestTap(
         include_stream_tests=False,
     )
 ):
-    """All but one of the suite's tests."""
+    """All tests of the suite except one."""
 
     @pytest.fixture(scope="class", autouse=True)
     @staticmethod

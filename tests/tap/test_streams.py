@@ -1,11 +1,11 @@
-"""What the streams emit and remember, over real HTTP: against a scripted Pepper, and against a whole local one."""
+"""What the streams emit and keep in the STATE, over real HTTP: against scripted replies, and against the sandbox."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-import threading
+import time
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pepper_sandbox import faults
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
-from tap_pepper.errors import FixSettings, PepperError, StopRun, StreamsFailed
+from tap_pepper.errors import ConfigError, FatalAPIError, PepperError, StreamsFailed
 from tests.helpers.guide import REWARD_EARNED
 from tests.helpers.tap import (
     NOW,
@@ -56,12 +56,12 @@ def state_of(**bookmarks: str) -> dict[str, Any]:
 
 
 def bookmark_of(run: Run, stream: str) -> dict[str, Any]:
-    """What the last STATE says of a stream, but for whose it is."""
+    """A stream's bookmark in the last STATE, without its merchant."""
     return {name: value for name, value in run.state["bookmarks"][stream].items() if name != "merchant"}
 
 
 def windows_asked(script: Script) -> list[tuple[str, str]]:
-    """The (gt, lte] of each request for actions but the first, which asks for the time."""
+    """The (gt, lte] of each request for actions except the first, which asks for the time."""
     actions = [asked.query for asked in script.asked if asked.path == "/actions"]
     return [(query["when.timestamp.gt"], query["when.timestamp.lte"]) for query in actions[1:]]
 
@@ -69,28 +69,28 @@ def windows_asked(script: Script) -> list[tuple[str, str]]:
 def run_script(script: Script, *streams: str, **options: Any) -> Run:
     of_the_run = {"state", "catalog", "local_clock", "may_fail"} & options.keys()
     run_options = {name: options.pop(name) for name in of_the_run}
-    # A script answers in turn, so it is asked in turn.
+    # A script replies in order, so requests must be sent in order.
     return run_tap(config(script.url, **{"concurrency": 1, **options}), *streams, **run_options)
 
 
 # Actions: windows and bookmarks.
 
 
-def test_the_seeds_action_is_emitted_as_it_is_with_its_time_on_top() -> None:
+def test_an_action_is_emitted_unchanged_with_its_time_at_the_top_level() -> None:
     with Script(listing(), listing(json.loads(REWARD_EARNED), key="actions")) as script:
         run = run_script(script, "actions", start_date="2021-03-05", window_hours=8784, page_size=1000)
     record = json.loads(json.dumps(run.records("actions")[0], default=float))
     assert record == {**json.loads(REWARD_EARNED), "when_timestamp": "2021-03-05T13:37:52.194Z"}
 
 
-def test_the_first_run_reads_the_lookback() -> None:
+def test_a_first_run_without_a_start_date_reads_the_lookback() -> None:
     with Script(listing()) as script:
         run = run_script(script, "actions")
     assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
     assert bookmark_of(run, "actions") == {"replication_key": "when_timestamp", "replication_key_value": SETTLED}
 
 
-def test_a_start_date_is_read_in_windows_that_abut() -> None:
+def test_a_first_run_reads_adjacent_windows_from_the_start_date() -> None:
     with Script(listing()) as script:
         run = run_script(script, "actions", start_date="2026-09-29T06:00:00+06:00")
     assert windows_asked(script) == [
@@ -102,7 +102,7 @@ def test_a_start_date_is_read_in_windows_that_abut() -> None:
     assert run.bookmarks("actions") == [until for _, until in windows_asked(script)]
 
 
-def test_a_bookmark_is_followed_with_the_lookback_and_start_date_no_longer_counts() -> None:
+def test_a_later_run_starts_at_the_bookmark_minus_the_lookback_and_ignores_start_date() -> None:
     with Script(listing()) as script:
         run_script(
             script,
@@ -123,11 +123,11 @@ def test_the_bookmark_never_goes_back() -> None:
 
 
 def at(clock: str) -> Reply:
-    """Nothing, at a time of Pepper's clock on the first of October."""
+    """An empty page, at a time of Pepper's clock on 1 October."""
     return Reply(headers={"Date": f"Thu, 01 Oct 2026 {clock} GMT"})
 
 
-def test_while_a_bookmark_is_ahead_of_peppers_clock_runs_go_on_where_the_last_one_ended(
+def test_runs_continue_where_the_last_one_ended_while_the_bookmark_is_ahead_of_peppers_clock(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ahead = "2026-10-01T15:00:00.000Z"
@@ -150,7 +150,7 @@ def test_while_a_bookmark_is_ahead_of_peppers_clock_runs_go_on_where_the_last_on
 
 
 @pytest.mark.parametrize("hours_later", [1, 3, 6])
-def test_what_happens_after_a_run_for_which_peppers_clock_was_fast_is_read(hours_later: int) -> None:
+def test_actions_after_a_run_with_a_fast_server_clock_are_read(hours_later: int) -> None:
     with Script(at("17:00:00")) as script:
         fast = run_script(script, "actions", "awards")
     assert bookmark_of(fast, "actions")["replication_key_value"] == "2026-10-01T16:59:55.000Z"
@@ -161,7 +161,7 @@ def test_what_happens_after_a_run_for_which_peppers_clock_was_fast_is_read(hours
     assert script.asked[-1].query["updatedAt"] == "2026-10-01T11:54:54.999Z"
 
 
-def test_a_local_clock_that_is_slow_repeats_nothing() -> None:
+def test_a_slow_local_clock_causes_no_repetition() -> None:
     row = action("a", "2026-10-01T11:30:00.000Z")
     slow = NOW - timedelta(hours=1)
     with Script(listing(), listing(row), listing(), listing(row)) as script:
@@ -172,23 +172,23 @@ def test_a_local_clock_that_is_slow_repeats_nothing() -> None:
     assert second.bookmarks("actions")[-1] == SETTLED
 
 
-def test_a_start_date_in_the_future_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_start_date_in_the_future_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with Script(listing()) as script:
         run = run_script(script, "actions", start_date="2026-10-02")
     assert run.records("actions") == []
-    assert "actions: start_date 2026-10-02T00:00:00.000Z has not come yet" in caplog.text
+    assert "actions: start_date 2026-10-02T00:00:00.000Z is in the future" in caplog.text
 
 
-def test_the_state_of_another_merchant_is_refused() -> None:
+def test_the_state_of_another_merchant_is_rejected() -> None:
     with Script(listing()) as script:
         state = run_script(script, "actions").state
         assert "the-grill" not in json.dumps(state)
-        with pytest.raises(FixSettings, match="it is of another merchant"):
+        with pytest.raises(ConfigError, match="it belongs to another merchant"):
             run_script(script, "actions", state=state, application_id="the-other-grill")
         assert run_script(script, "actions", state=state).bookmarks("actions")
 
 
-def test_the_bound_is_peppers_clock_and_fixed_for_the_run() -> None:
+def test_the_upper_bound_is_peppers_clock_at_the_start_of_the_run() -> None:
     dates = [f"Thu, 01 Oct 2026 09:00:{second:02} GMT" for second in range(10, 60, 10)]
     replies = [Reply(headers={"Date": date}) for date in dates]
     with Script(*replies) as script:
@@ -201,7 +201,7 @@ def test_the_bound_is_peppers_clock_and_fixed_for_the_run() -> None:
     "broken",
     [pytest.param(2, id="first-window"), pytest.param(3, id="second"), pytest.param(5, id="second-page-of-third")],
 )
-def test_a_failed_page_leaves_the_bookmark_at_the_last_drained_window(broken: int) -> None:
+def test_the_bookmark_stays_at_the_last_complete_window_when_a_page_fails(broken: int) -> None:
     times = {"a": "09-29T01", "b": "09-30T05", "c": "10-01T01", "d": "10-01T02"}
     rows = [action(name, f"2026-{time}:00:00.000Z") for name, time in times.items()]
     replies = [listing(), listing(rows[0]), listing(rows[1]), listing(rows[2], next_key="1"), listing(rows[3])]
@@ -209,11 +209,11 @@ def test_a_failed_page_leaves_the_bookmark_at_the_last_drained_window(broken: in
     replies[broken - 1] = Reply(status=401)
     with Script(*replies) as script:
         run = run_script(script, "actions", start_date="2026-09-29", may_fail=True)
-    assert isinstance(run.error, StopRun)
+    assert isinstance(run.error, FatalAPIError)
     assert run.bookmarks("actions") == drained[broken]
 
 
-def test_every_record_of_a_window_is_out_before_its_state() -> None:
+def test_the_state_of_a_window_follows_all_of_its_records() -> None:
     first, second = action("a", "2026-09-30T12:00:00.000Z"), action("b", "2026-10-01T11:00:00.000Z")
     with Script(listing(), listing(first), listing(second)) as script:
         run = run_script(script, "actions", start_date="2026-09-30T10:00:00Z")
@@ -233,7 +233,7 @@ def test_every_record_of_a_window_is_out_before_its_state() -> None:
         pytest.param("2026-09-30T12:00:00.000Z", False, id="long-before"),
     ],
 )
-def test_rows_outside_of_the_window_are_left_out_when_pepper_ignores_the_filter(at: str, emitted: bool) -> None:
+def test_rows_outside_the_window_are_skipped_when_pepper_ignores_the_filter(at: str, emitted: bool) -> None:
     with Script(listing(), listing(action("a", at))) as script:
         run = run_script(script, "actions")
     assert run.ids("actions") == (["a"] if emitted else [])
@@ -250,7 +250,7 @@ def test_rows_outside_of_the_window_are_left_out_when_pepper_ignores_the_filter(
         pytest.param({}, id="when-missing"),
     ],
 )
-def test_an_action_without_a_time_is_emitted_for_the_target_to_judge(when: dict[str, object]) -> None:
+def test_an_action_without_a_valid_time_is_emitted(when: dict[str, object]) -> None:
     row = {"_id": "a", "type": "ORDER", **when}
     with Script(listing(), listing(row)) as script:
         run = run_script(script, "actions")
@@ -258,7 +258,7 @@ def test_an_action_without_a_time_is_emitted_for_the_target_to_judge(when: dict[
     assert run.bookmarks("actions") == [SETTLED]
 
 
-def test_action_types_are_asked_for_and_checked() -> None:
+def test_action_types_are_requested_and_checked() -> None:
     at = "2026-10-01T11:59:00.000Z"
     rows = [action("a", at, type="REDEEM_PERK"), action("b", at, type="ORDER"), action("c", at, type="REWARD_EARNED")]
     with Script(listing(), listing(*rows, {"_id": "d"})) as script:
@@ -267,27 +267,27 @@ def test_action_types_are_asked_for_and_checked() -> None:
     assert run.ids("actions") == ["a", "c"]
 
 
-def test_without_action_types_all_are_asked_for() -> None:
+def test_all_types_are_requested_by_default() -> None:
     with Script(listing()) as script:
         run_script(script, "actions", action_types=[" "])
     assert all("type.in" not in asked.query for asked in script.asked)
 
 
-def test_an_action_without_id_gets_the_same_key_each_time() -> None:
+def test_an_action_without_an_id_always_gets_the_same_key() -> None:
     at = "2026-10-01T11:59:00.000Z"
     row = {"type": "ORDER", "when": {"timestamp": at}, "metadata": {"points": 0.25, "b": 1}}
     reordered = {"metadata": {"b": 1, "points": 0.25}, "when": {"timestamp": at}, "type": "ORDER"}
     other = {**row, "metadata": {"points": 0.5, "b": 1}}
     with Script(listing(), listing(row, {**row, "_id": None}, {**reordered, "_id": ""}, other)) as script:
         run = run_script(script, "actions")
-    # Three of the four are one action, which is emitted once.
+    # Three of the four are the same action, which is emitted once.
     first, differing = run.ids("actions")
     assert first != differing
     assert first.startswith("content-")
     assert len(first) == len("content-") + 64
 
 
-def test_unknown_fields_pass_through_on_every_level() -> None:
+def test_unknown_fields_of_actions_are_passed_on_at_every_level() -> None:
     at = "2026-10-01T11:59:00.000Z"
     row = action("a", at, new={"deep": [1, {"er": None}]}, context={"user": {"_id": "u", "mood": "good"}, "weather": 1})
     row["when"]["moon"] = "full"
@@ -296,7 +296,7 @@ def test_unknown_fields_pass_through_on_every_level() -> None:
     assert run.records("actions") == [{**row, "when_timestamp": at}]
 
 
-def test_deselecting_when_takes_nothing_from_the_bookmark() -> None:
+def test_deselecting_when_does_not_affect_the_bookmark() -> None:
     catalog = selection("actions", change=lambda entry: select_fields(entry, "when", "context.user", selected=False))
     row = action("a", "2026-10-01T11:59:00.000Z", context={"user": {"fullName": "Tom Jones"}, "tags": []})
     with Script(listing(), listing(row)) as script:
@@ -307,7 +307,7 @@ def test_deselecting_when_takes_nothing_from_the_bookmark() -> None:
     assert run.bookmarks("actions") == [SETTLED]
 
 
-def test_stream_maps_change_what_is_emitted_and_not_the_bookmark() -> None:
+def test_stream_maps_change_the_records_but_not_the_bookmark() -> None:
     maps = {"actions": {"__alias__": "events", "when": None, "kind": "type", "__filter__": "type != 'ORDER'"}}
     rows = [action("a", "2026-10-01T11:58:00.000Z"), action("b", "2026-10-01T11:59:00.000Z", type="CHECK_IN")]
     with Script(listing(), listing(*rows)) as script:
@@ -337,29 +337,29 @@ TO_BYTES = {
 }
 
 
-def through_a_stream_map(script: Script) -> Run:
+def with_a_stream_map(script: Script) -> Run:
     return run_script(script, "actions", stream_maps={"actions": {"no such field": None}})
 
 
-def through_a_selection_within_fields(script: Script) -> Run:
+def with_a_nested_deselection(script: Script) -> Run:
     return run_script(script, catalog=selection("actions", change=lambda e: select_fields(e, "when.x", selected=False)))
 
 
-@pytest.mark.parametrize("taken_apart", [through_a_stream_map, through_a_selection_within_fields])
+@pytest.mark.parametrize("taken_apart", [with_a_stream_map, with_a_nested_deselection])
 @pytest.mark.parametrize("written", list(TO_BYTES))
 @settings(max_examples=20, deadline=None)
 @given(actions=ACTIONS)
-def test_rows_that_pass_whole_are_what_rows_taken_apart_are(
+def test_undecoded_and_decoded_rows_give_the_same_records(
     actions: list[dict[str, Any]], written: str, taken_apart: Callable[[Script], Run]
 ) -> None:
     text = msgspec.json.Encoder(decimal_format="number").encode({"items": actions})
     with Script(listing(), Reply(TO_BYTES[written](text)), listing(), Reply(TO_BYTES[written](text))) as script:
         whole, parted = run_script(script, "actions"), taken_apart(script)
-    # As text, digits count: 0.5 is not 0.50.
+    # As text, because 0.5 is not 0.50.
     assert repr(whole.messages[1:]) == repr(parted.messages[1:])
 
 
-def test_a_catalog_without_keys_does_not_turn_a_stream_into_a_full_table() -> None:
+def test_a_catalog_without_keys_keeps_incremental_replication() -> None:
     def strip(entry: dict[str, Any]) -> None:
         for name in ("key_properties", "replication_key", "replication_method"):
             entry.pop(name)
@@ -374,7 +374,7 @@ def test_a_catalog_without_keys_does_not_turn_a_stream_into_a_full_table() -> No
 
 
 @pytest.mark.parametrize("schema", [pytest.param({}, id="empty"), pytest.param({"properties": {"x": {}}}, id="other")])
-def test_a_catalog_whose_schema_lacks_the_keys_gets_them(schema: dict[str, Any]) -> None:
+def test_keys_are_added_to_a_catalog_schema_that_lacks_them(schema: dict[str, Any]) -> None:
     def bare(entry: dict[str, Any]) -> None:
         entry.update(schema=schema, metadata=[item for item in entry["metadata"] if not item["breadcrumb"]])
 
@@ -385,7 +385,7 @@ def test_a_catalog_whose_schema_lacks_the_keys_gets_them(schema: dict[str, Any])
     assert run.records("actions") == [{"_id": "a", "when_timestamp": at}]
 
 
-def test_a_full_table_catalog_reads_everything_and_keeps_no_bookmark() -> None:
+def test_full_table_replication_reads_everything_and_moves_no_bookmark() -> None:
     def full(entry: dict[str, Any]) -> None:
         entry["replication_method"] = "FULL_TABLE"
 
@@ -395,7 +395,7 @@ def test_a_full_table_catalog_reads_everything_and_keeps_no_bookmark() -> None:
     assert set(run.bookmarks("awards")) == {SETTLED}
 
 
-def test_a_bookmark_of_another_key_does_not_count() -> None:
+def test_a_bookmark_of_another_replication_key_is_ignored() -> None:
     bookmark = {"replication_key": "_id", "replication_key_value": "5f"}
     with Script(listing()) as script:
         run = run_script(script, "actions", state={"bookmarks": {"actions": bookmark}})
@@ -406,21 +406,21 @@ def test_a_bookmark_of_another_key_does_not_count() -> None:
 @pytest.mark.parametrize(
     "state",
     [
-        pytest.param({"bookmarks": {"actions": {"replication_key_value": "soon"}}}, id="no-time"),
+        pytest.param({"bookmarks": {"actions": {"replication_key_value": "soon"}}}, id="not-a-time"),
         pytest.param({"bookmarks": {"actions": {"replication_key_value": 1759312795}}}, id="a-number"),
         pytest.param({"bookmarks": {"actions": "2026-10-01"}}, id="no-object"),
         pytest.param({"bookmarks": []}, id="no-bookmarks"),
     ],
 )
-def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
-    with Script(listing()) as script, pytest.raises(FixSettings, match="state: "):
+def test_an_invalid_state_is_rejected(state: dict[str, Any]) -> None:
+    with Script(listing()) as script, pytest.raises(ConfigError, match="state: "):
         run_script(script, "actions", state=state)
 
 
-def test_a_bookmark_that_is_none_stops_no_other_stream() -> None:
+def test_an_invalid_bookmark_stops_only_its_own_stream() -> None:
     with Script(listing(), listing({"_id": "a"})) as script:
         run = run_script(script, "actions", "awards", state=state_of(actions="soon"), may_fail=True)
-    assert isinstance(run.error, FixSettings)
+    assert isinstance(run.error, ConfigError)
     assert run.ids("awards") == ["a"]
 
 
@@ -436,7 +436,7 @@ def test_a_bookmark_that_is_none_stops_no_other_stream() -> None:
         pytest.param({"refreshed_until": "9999-12-31T23:59:59Z", "version": "1"}, id="refreshed-in-the-future"),
     ],
 )
-def test_what_somebody_wrote_beside_a_bookmark_stops_no_run(kept: dict[str, Any]) -> None:
+def test_invalid_extra_values_in_a_bookmark_stop_no_run(kept: dict[str, Any]) -> None:
     state = state_of(actions="2026-10-01T11:55:00.000Z", awards="2026-10-01T11:55:00.000Z")
     for bookmark in state["bookmarks"].values():
         bookmark.update(kept)
@@ -445,14 +445,14 @@ def test_what_somebody_wrote_beside_a_bookmark_stops_no_run(kept: dict[str, Any]
     assert (run.bookmarks("actions")[-1], run.bookmarks("awards")[-1]) == (SETTLED, SETTLED)
 
 
-def test_each_window_is_told_in_the_log_without_personal_data(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_window_is_logged_without_personal_data(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     row = action("a", "2026-10-01T11:59:00.000Z", context={"user": {"fullName": "Tom Jones"}})
     with Script(listing(), listing(row, next_key="1"), listing(action("b", "2026-09-01T00:00:00.000Z"))) as script:
         run_script(script, "actions")
     assert (
         "actions: window 2026-10-01T11:54:55.000Z..2026-10-01T11:59:55.000Z: "
-        "1 records, 2 pages, 1 more that are known or were not asked for"
+        "1 records, 2 pages, 1 skipped (already emitted or outside the window)"
     ) in caplog.text
     assert "Tom Jones" not in caplog.text
 
@@ -463,7 +463,7 @@ FULL_PAGES = [listing({"_id": str(number)}, {"_id": f"{number}x"}, next_key=str(
 @pytest.mark.parametrize(
     "pages", [pytest.param(FULL_PAGES, id="much-to-read"), pytest.param([listing()], id="nothing-to-read")]
 )
-def test_a_trial_asks_each_stream_once_and_keeps_no_bookmark(
+def test_the_connection_test_reads_each_stream_once_and_moves_no_bookmark(
     pages: list[Reply], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Script(*pages) as script:
@@ -478,7 +478,7 @@ def test_a_trial_asks_each_stream_once_and_keeps_no_bookmark(
 # Awards, perks and users.
 
 
-def test_an_award_is_five_fields() -> None:
+def test_an_award_has_five_fields_by_default() -> None:
     row = {
         "_id": "a",
         "points": 2,
@@ -496,7 +496,7 @@ def test_an_award_is_five_fields() -> None:
     assert set(run.schema("awards")["schema"]["properties"]) == set(record)
 
 
-def test_more_of_an_award_is_emitted_where_the_catalog_wants_it() -> None:
+def test_hidden_and_additional_fields_of_an_award_are_emitted_if_selected() -> None:
     def more(entry: dict[str, Any]) -> None:
         select_fields(entry, "perk")
         entry["schema"]["properties"]["colour"] = {"type": ["string", "null"]}
@@ -509,7 +509,7 @@ def test_more_of_an_award_is_emitted_where_the_catalog_wants_it() -> None:
 
 
 @pytest.mark.parametrize("points", ["2", "-3", "0.10", "12345678901234567890.25", '"7"', '"0.250"', "1e3", "null"])
-def test_points_pass_digit_for_digit(points: str) -> None:
+def test_points_keep_every_digit(points: str) -> None:
     body = b'{"items": [{"_id": "a", "points": ' + points.encode() + b"}]}"
     with Script(listing(), Reply(body)) as script:
         run = run_script(script, "awards")
@@ -519,7 +519,7 @@ def test_points_pass_digit_for_digit(points: str) -> None:
     ]
 
 
-def test_awards_are_seeded_in_full_whatever_the_start_date() -> None:
+def test_the_first_run_reads_all_awards_whatever_the_start_date() -> None:
     old = {"_id": "a", "updatedAt": "2019-01-01T00:00:00.000Z"}
     with Script(listing(), listing(old)) as script:
         run = run_script(script, "awards", start_date="2026-09-01")
@@ -528,7 +528,7 @@ def test_awards_are_seeded_in_full_whatever_the_start_date() -> None:
     assert bookmark_of(run, "awards") == {"replication_key": "updatedAt", "replication_key_value": SETTLED}
 
 
-def test_an_award_that_changes_and_changes_back_is_news_each_time() -> None:
+def test_an_award_that_changes_back_is_emitted_each_time() -> None:
     emitted: list[list[int]] = []
     state = None
     for points in (5, 3, 5, 5):
@@ -543,7 +543,7 @@ def test_an_award_that_changes_and_changes_back_is_news_each_time() -> None:
     ("stream", "parameter"),
     [pytest.param("awards", "updatedAt", id="awards"), pytest.param("users", "updatedAfter", id="users")],
 )
-def test_later_runs_ask_for_changes_since_the_bookmark_less_the_lookback(stream: str, parameter: str) -> None:
+def test_later_runs_request_changes_since_the_bookmark_minus_the_lookback(stream: str, parameter: str) -> None:
     with Script(listing()) as script:
         run = run_script(script, stream, state=state_of(**{stream: "2026-10-01T11:00:00.000Z"}))
     assert script.asked[1].query == {"limit": "100", parameter: "2026-10-01T10:54:59.999Z"}
@@ -559,23 +559,23 @@ def test_later_runs_ask_for_changes_since_the_bookmark_less_the_lookback(stream:
         pytest.param("2026-10-01T11:59:59.000Z", True, id="not-settled-yet"),
         pytest.param("2026-10-01T10:55:00+00:00", True, id="in-another-form"),
         pytest.param(None, True, id="null"),
-        pytest.param("recently", True, id="no-time"),
+        pytest.param("recently", True, id="not-a-time"),
     ],
 )
-def test_unchanged_awards_are_left_out_when_pepper_ignores_the_filter(updated_at: str | None, emitted: bool) -> None:
+def test_unchanged_awards_are_skipped_when_pepper_ignores_the_filter(updated_at: str | None, emitted: bool) -> None:
     with Script(listing(), listing({"_id": "a", "updatedAt": updated_at}, {"_id": "b"})) as script:
         run = run_script(script, "awards", state=state_of(awards="2026-10-01T11:00:00.000Z"))
     assert run.ids("awards") == (["a", "b"] if emitted else ["b"])
 
 
-def test_an_award_that_changes_while_the_pages_are_read_is_asked_for_again() -> None:
+def test_the_bookmark_of_awards_does_not_pass_the_upper_bound() -> None:
     newer = {"_id": "a", "updatedAt": "2026-10-01T12:00:30.000Z"}
     with Script(listing(), listing(newer)) as script:
         run = run_script(script, "awards")
     assert run.bookmarks("awards")[-1] == SETTLED
 
 
-def test_a_failed_walk_through_awards_moves_no_bookmark() -> None:
+def test_a_failed_read_of_awards_moves_no_bookmark() -> None:
     before = "2026-10-01T11:00:00.000Z"
     with Script(listing(), listing({"_id": "a"}, next_key="1"), Reply(status=403)) as script:
         run = run_script(script, "awards", state=state_of(awards=before), may_fail=True)
@@ -605,7 +605,7 @@ def test_users_are_not_selected_by_default() -> None:
 @pytest.mark.parametrize(
     "metadata", [pytest.param(True, id="as-discovered"), pytest.param(False, id="without-metadata")]
 )
-def test_selected_users_show_nothing_personal(metadata: bool) -> None:
+def test_selected_users_contain_no_personal_data_by_default(metadata: bool) -> None:
     def bare(entry: dict[str, Any]) -> None:
         entry["metadata"] = [item for item in entry["metadata"] if metadata or not item["breadcrumb"]]
 
@@ -626,7 +626,7 @@ def test_credentials_need_the_setting_and_the_selection() -> None:
     assert "include" not in script.asked[-1].query
 
 
-def test_perks_pass_whole_and_have_no_bookmark() -> None:
+def test_perks_are_emitted_completely_and_have_no_bookmark() -> None:
     perk = {"_id": "p", "type": "STAMP_CARD", "terms": {"en": "…"}, "rules": [1, 2.50]}
     with Script(listing(perk)) as script:
         run = run_script(script, "perks")
@@ -634,16 +634,16 @@ def test_perks_pass_whole_and_have_no_bookmark() -> None:
     assert run.bookmarks("perks") == []
 
 
-def test_batch_config_cannot_put_a_state_before_its_records() -> None:
+def test_batch_config_is_ignored() -> None:
     with Script(listing(action("a", "2026-10-01T11:59:00.000Z"))) as script:
         run = run_script(script, "actions", batch_config={"encoding": {"format": "jsonl"}, "storage": {"root": "/tmp"}})
     assert {m["type"] for m in run.messages} == {"SCHEMA", "RECORD", "STATE"}
 
 
-# What was emitted is not emitted again.
+# Rows are not emitted twice.
 
 
-def test_an_action_in_the_lookback_comes_again_only_if_it_is_new_or_has_changed() -> None:
+def test_an_action_in_the_lookback_is_emitted_again_only_if_it_changed() -> None:
     first, second = action("a", "2026-10-01T11:58:00.000Z"), action("b", "2026-10-01T11:58:30.000Z")
     late, changed = action("c", "2026-10-01T11:57:00.000Z"), {**second, "type": "REFUND"}
     with Script(listing(), listing(first, second), listing(), listing(late, first, changed)) as script:
@@ -654,7 +654,7 @@ def test_an_action_in_the_lookback_comes_again_only_if_it_is_new_or_has_changed(
 
 
 @pytest.mark.parametrize("stream", ["awards", "users"])
-def test_a_changed_row_in_the_lookback_comes_again_and_an_unchanged_one_does_not(stream: str) -> None:
+def test_a_row_in_the_lookback_is_emitted_again_only_if_it_changed(stream: str) -> None:
     rows = [{"_id": name, "updatedAt": "2026-10-01T11:58:00.000Z", "points": 1} for name in "ab"]
     changed = {**rows[1], "state": "X", "points": 2}
     with Script(listing(), listing(*rows), listing(), listing(rows[0], changed)) as script:
@@ -664,7 +664,7 @@ def test_a_changed_row_in_the_lookback_comes_again_and_an_unchanged_one_does_not
     assert after.ids(stream) == ["b"]
 
 
-def test_rows_that_were_emitted_before_a_failure_come_again() -> None:
+def test_rows_emitted_before_a_failure_are_emitted_again() -> None:
     row = {"_id": "a", "updatedAt": "2026-10-01T11:58:00.000Z"}
     with Script(listing(), listing(row, next_key="1"), Reply(status=403), listing(), listing(row)) as script:
         failed = run_script(script, "awards", may_fail=True)
@@ -672,7 +672,7 @@ def test_rows_that_were_emitted_before_a_failure_come_again() -> None:
     assert failed.ids("awards") == after.ids("awards") == ["a"]
 
 
-# What is deleted.
+# Deletions.
 
 
 def dated(*rows: dict[str, Any], at: str) -> Reply:
@@ -680,7 +680,7 @@ def dated(*rows: dict[str, Any], at: str) -> Reply:
 
 
 def versions(run: Run, stream: str) -> list[tuple[str, int | None]]:
-    """Records and activations of a stream, in order, each with its version."""
+    """The records and ACTIVATE_VERSION messages of a stream, in order, with their versions."""
     return [
         (message["type"] if message["type"] != "RECORD" else message["record"]["_id"], message.get("version"))
         for message in run.messages
@@ -692,18 +692,18 @@ P, Q, R = ({"_id": name} for name in "pqr")
 NOON_MS = 1790856000000
 
 
-def test_perks_carry_a_version_and_what_two_walks_miss_is_deleted() -> None:
+def test_perks_missing_from_two_reads_in_a_row_are_deleted() -> None:
     with Script(dated(P, Q, at="12:00:00"), dated(P, at="12:00:05"), dated(P, at="12:00:10")) as script:
         first = run_script(script, "perks")
         second = run_script(script, "perks", state=first.state)
         third = run_script(script, "perks", state=second.state)
     assert versions(first, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
-    # A target deletes what has an older version: nothing yet, as one walk had it.
+    # A target deletes rows with an older version: none yet, because one of the two reads had them.
     assert versions(second, "perks") == [("p", NOON_MS + 5000), ("ACTIVATE_VERSION", NOON_MS)]
     assert versions(third, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 5000)]
 
 
-def test_a_walk_that_was_not_believed_is_none_of_the_two() -> None:
+def test_a_read_that_lacks_too_many_rows_does_not_count_for_deletion() -> None:
     walks = [dated(P, Q, at="12:00:00"), dated(at="12:00:05"), dated(P, Q, at="12:00:10"), dated(P, Q, at="12:00:15")]
     state = None
     with Script(*walks) as script:
@@ -713,14 +713,14 @@ def test_a_walk_that_was_not_believed_is_none_of_the_two() -> None:
             state = run.state
 
 
-def test_a_version_never_goes_back_with_the_clock() -> None:
+def test_a_version_never_goes_back() -> None:
     with Script(dated(P, at="12:00:00"), dated(P, at="11:00:00")) as script:
         first = run_script(script, "perks")
         second = run_script(script, "perks", state=first.state)
     assert versions(second, "perks") == [("p", NOON_MS + 1), ("ACTIVATE_VERSION", NOON_MS)]
 
 
-def test_a_walk_that_broke_off_deletes_nothing() -> None:
+def test_an_incomplete_read_deletes_nothing() -> None:
     with Script(listing(P, next_key="1"), Reply(status=403)) as script:
         run = run_script(script, "perks", may_fail=True)
     assert [kind for kind, _ in versions(run, "perks")] == ["p"]
@@ -736,7 +736,7 @@ def test_a_walk_that_broke_off_deletes_nothing() -> None:
         pytest.param(1.0, [], True, id="nothing-came-and-that-is-allowed"),
     ],
 )
-def test_too_many_deletions_at_once_are_not_believed(
+def test_too_many_deletions_at_once_are_not_reported(
     fraction: float, left: list[dict[str, Any]], activated: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Script(listing(P, Q), listing(*left), listing(P, Q)) as script:
@@ -744,17 +744,17 @@ def test_too_many_deletions_at_once_are_not_believed(
         second = run_script(script, "perks", max_deleted_fraction=fraction, state=first.state)
         third = run_script(script, "perks", max_deleted_fraction=fraction, state=second.state)
     assert ("ACTIVATE_VERSION" in dict(versions(second, "perks"))) is activated
-    assert ("more than max_deleted_fraction; nothing counts as deleted" in caplog.text) is not activated
+    assert ("more than max_deleted_fraction; no deletions reported" in caplog.text) is not activated
     assert versions(third, "perks")[-1][0] == "ACTIVATE_VERSION"
 
 
-def test_an_empty_list_of_perks_on_a_first_run_deletes_nothing_and_is_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_first_read_of_perks_deletes_nothing_and_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     with Script(listing()) as script:
         assert versions(run_script(script, "perks"), "perks") == []
     assert "missing" not in caplog.text
 
 
-def test_awards_are_read_again_in_full_when_it_is_time_and_what_did_not_come_is_deleted() -> None:
+def test_a_due_full_refresh_of_awards_deletes_missing_awards() -> None:
     old = "2026-09-01T00:00:00.000Z"
     kept, gone = ({"_id": name, "updatedAt": old} for name in ("kept", "gone"))
     with Script(listing(), listing(kept, gone)) as script:
@@ -787,10 +787,10 @@ def test_without_a_full_refresh_awards_have_no_version() -> None:
         assert versions(run_script(script, "awards"), "awards") == [("a", None)]
 
 
-# A run that has to end.
+# The time limit.
 
 
-def test_a_run_out_of_time_ends_well_at_a_window_s_edge_and_the_next_goes_on_there(
+def test_a_run_out_of_time_stops_after_a_window_and_the_next_run_continues_there(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -799,10 +799,10 @@ def test_a_run_out_of_time_ends_well_at_a_window_s_edge_and_the_next_goes_on_the
         run = run_script(script, "actions", "awards", start_date="2026-09-25", max_run_seconds=40)
     assert run.bookmarks("actions")[-1] == "2026-09-25T06:00:00.000Z"
     assert {asked.path for asked in script.asked} == {"/actions"}
-    (told,) = [line.getMessage() for line in caplog.records if "max_run_seconds" in line.getMessage()]
-    assert told == (
-        "max_run_seconds is over: actions read up to 2026-09-25T06:00:00.000Z, awards not begun; "
-        "the next run goes on there"
+    (message,) = [line.getMessage() for line in caplog.records if "max_run_seconds" in line.getMessage()]
+    assert message == (
+        "max_run_seconds reached: actions read up to 2026-09-25T06:00:00.000Z, awards not started; "
+        "the next run continues there"
     )
     with Script(listing()) as script:
         after = run_script(script, "actions", state=run.state)
@@ -810,23 +810,23 @@ def test_a_run_out_of_time_ends_well_at_a_window_s_edge_and_the_next_goes_on_the
     assert after.bookmarks("actions")[-1] == SETTLED
 
 
-def test_a_run_does_not_wait_for_longer_than_it_may_last(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_does_not_wait_beyond_its_time_limit(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     pause = Reply(status=429, headers={"Retry-After": "200"})
     with Script(listing(), listing(), pause) as script:
         run = run_script(script, "actions", start_date="2026-09-25", max_run_seconds=60)
     assert set(run.bookmarks("actions")) == {"2026-09-25T06:00:00.000Z"}
-    assert "and Pepper asked to wait; the next run goes on there" in caplog.text
+    assert "because Pepper asked to wait; the next run continues there" in caplog.text
 
 
-def test_a_run_that_got_nowhere_yet_waits_for_what_pepper_asks() -> None:
+def test_a_run_without_progress_waits_as_long_as_pepper_asks() -> None:
     pause = Reply(status=429, headers={"Retry-After": "200"})
     with Script(listing(), pause, listing()) as script:
         run = run_script(script, "actions", start_date="2026-09-25", max_run_seconds=60)
     assert run.bookmarks("actions") == ["2026-09-25T06:00:00.000Z"]
 
 
-def test_a_run_gets_further_than_the_last_one_however_long_the_lookback_takes() -> None:
+def test_every_run_gets_further_than_the_last_one_however_long_the_lookback_takes() -> None:
     pause = Reply(status=429, headers={"Retry-After": "40"})
     bookmark = "2026-09-30T12:00:00.000Z"
     replies = [listing(), pause, listing(), pause, listing(), pause, listing()]
@@ -841,7 +841,7 @@ def test_a_run_gets_further_than_the_last_one_however_long_the_lookback_takes() 
     ("bookmark", "waited"),
     [pytest.param("2026-10-01T11:00:00.000Z", False, id="a-poll"), pytest.param(None, True, id="a-seed")],
 )
-def test_a_poll_of_awards_is_left_where_pepper_asks_for_a_longer_wait_and_a_seed_is_not(
+def test_a_long_wait_ends_a_poll_of_awards_but_not_the_first_full_read(
     bookmark: str | None, waited: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -851,11 +851,11 @@ def test_a_poll_of_awards_is_left_where_pepper_asks_for_a_longer_wait_and_a_seed
         run = run_script(script, "awards", state=state, max_run_seconds=60)
     assert run.ids("awards") == (["a", "b"] if waited else ["a"])
     assert run.bookmarks("awards")[-1] == (SETTLED if waited else bookmark)
-    told = "max_run_seconds is over: awards not read, for Pepper asked to wait; the next run goes on there"
-    assert (told in caplog.text) is not waited
+    logged = "max_run_seconds reached: awards not read, because Pepper asked to wait; the next run continues there"
+    assert (logged in caplog.text) is not waited
 
 
-def test_the_audit_is_left_to_the_next_run_when_there_is_no_time_for_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_audit_is_postponed_when_there_is_no_time_for_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     audit = {"next": "2026-10-01T05", "until": "2026-10-01T11:00:00.000Z", "hours": {}}
     state = state_of(actions="2026-10-01T11:30:00.000Z")
@@ -864,7 +864,7 @@ def test_the_audit_is_left_to_the_next_run_when_there_is_no_time_for_it(caplog: 
     with Script(listing(), pause, listing()) as script:
         run = run_script(script, "actions", state=state, reconcile_hours=1, max_run_seconds=20)
     assert bookmark_of(run, "actions")["audit"]["next"] == "2026-10-01T05"
-    assert "actions audited up to 2026-10-01T05; the next run goes on there" in caplog.text
+    assert "actions audited up to 2026-10-01T05; the next run continues there" in caplog.text
 
 
 def test_a_backfill_leaves_time_for_awards() -> None:
@@ -890,7 +890,7 @@ def polls_with_audit(world: World, polls: int, **settings: object) -> list[Run]:
     return runs
 
 
-def test_the_audit_finds_and_emits_what_arrived_later_than_the_lookback(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_audit_emits_actions_that_arrived_later_than_the_lookback(caplog: pytest.LogCaptureFixture) -> None:
     late = World(seed=3, users=200, days=1, now=NOW, late_fraction=0.2, late_seconds_max=3000)
     without = {name for run in polls_with_audit(late, 10) for name in run.ids("actions")}
     world = World(seed=3, users=200, days=1, now=NOW, late_fraction=0.2, late_seconds_max=3000)
@@ -898,10 +898,10 @@ def test_the_audit_finds_and_emits_what_arrived_later_than_the_lookback(caplog: 
     due = {row["_id"] for row in world.actions(after=NOW, until=NOW + timedelta(hours=3))}
     assert due - without
     assert due <= with_audit
-    assert "actions arrived later than lookback_seconds; the hour is emitted again" in caplog.text
+    assert "actions arrived later than lookback_seconds; emitting the hour again" in caplog.text
 
 
-def test_the_audit_reads_each_hour_once_and_emits_nothing_where_nothing_is_late(
+def test_the_audit_reads_each_hour_once_and_emits_nothing_if_nothing_is_late(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     world = World(seed=3, users=100, days=1, now=NOW, late_fraction=0)
@@ -914,10 +914,10 @@ def test_the_audit_reads_each_hour_once_and_emits_nothing_where_nothing_is_late(
     assert min(audit["hours"]) >= "2026-10-01T14"
 
 
-def test_an_action_that_changes_or_is_emitted_twice_in_the_lookback_is_no_finding(
+def test_the_audit_ignores_changes_and_repetitions_within_the_lookback(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tap_pepper.state.dedupe.BORDER_ROWS_MAX", 0)
+    monkeypatch.setattr("tap_pepper.state.dedupe.RECENT_ROWS_MAX", 0)
     first = action("a", "2026-10-01T11:56:00.000Z")
     changed, second = {**first, "type": "REFUND"}, action("b", "2026-10-01T11:57:00.000Z")
     with Script(listing(), listing(first, second)) as script:
@@ -928,21 +928,21 @@ def test_an_action_that_changes_or_is_emitted_twice_in_the_lookback_is_no_findin
     with Script(Reply(headers=dict(later)), page) as script:
         run = run_script(script, "actions", state=state, reconcile_hours=1, local_clock=NOW + timedelta(hours=2))
     assert run.ids("actions") == ["a", "b"]
-    assert "the hour is emitted again" not in caplog.text
+    assert "emitting the hour again" not in caplog.text
     assert bookmark_of(run, "actions")["audit"]["next"] == "2026-10-01T12"
 
 
-# Streams among each other.
+# Independence of the streams.
 
 
-def test_an_error_of_one_stream_stops_no_other_and_is_told_at_the_end() -> None:
+def test_an_error_stops_only_its_own_stream_and_is_raised_at_the_end() -> None:
     with Script(Reply(status=403), listing(), listing({"_id": "a"}), listing({"_id": "p"})) as script:
         run = run_script(script, may_fail=True)
     assert str(run.error).startswith("actions first request: Pepper answered 403")
     assert (run.ids("awards"), run.ids("perks")) == (["a"], ["p"])
 
 
-def test_several_failures_are_all_told() -> None:
+def test_several_failures_are_all_reported() -> None:
     with Script(Reply(status=403), Reply(status=404), listing({"_id": "p"})) as script:
         run = run_script(script, may_fail=True)
     assert isinstance(run.error, StreamsFailed)
@@ -950,14 +950,14 @@ def test_several_failures_are_all_told() -> None:
     assert run.ids("perks") == ["p"]
 
 
-def test_a_token_that_is_refused_is_not_tried_on_other_streams() -> None:
+def test_a_rejected_token_is_not_tried_on_other_streams() -> None:
     with Script(Reply(status=401)) as script:
         run = run_script(script, may_fail=True)
     assert "Pepper answered 401" in str(run.error)
     assert len(script.asked) == 1
 
 
-def test_an_unexpected_error_of_one_stream_stops_no_other() -> None:
+def test_an_unexpected_error_stops_only_its_own_stream() -> None:
     row = action("a", "2026-10-01T11:59:00.000Z")
     with Script(listing(), listing(row), listing({"_id": "b"})) as script:
         run = run_script(script, may_fail=True, stream_maps={"actions": {"x": "1 / 0"}})
@@ -965,38 +965,40 @@ def test_an_unexpected_error_of_one_stream_stops_no_other() -> None:
     assert run.ids("awards") == ["b"]
 
 
-def test_an_error_outside_of_the_rows_ends_what_fetches_them(world: World) -> None:
+def test_no_request_is_sent_after_a_stream_map_has_failed(world: World) -> None:
     with Sandbox(world) as sandbox:
         maps = {"actions": {"x": "1 / 0"}}
         run = run_tap(settings_of(sandbox, stream_maps=maps, page_size=1), "actions", may_fail=True)
         assert isinstance(run.error, ZeroDivisionError)
-        assert not [thread for thread in threading.enumerate() if thread.name.endswith("(_work)")]
+        requests = len(sandbox.requests)
+        time.sleep(0.2)
+        assert len(sandbox.requests) == requests
 
 
-def test_actions_go_first() -> None:
+def test_actions_are_read_first() -> None:
     with Script(listing()) as script:
         run = run_script(script)
     assert [m["stream"] for m in run.messages if m["type"] == "SCHEMA"] == ["actions", "awards", "perks"]
 
 
-# What operators see.
+# Logs and metrics.
 
 
-def test_unknown_fields_are_named_once_a_run_and_their_values_never(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_fields_are_logged_once_per_run_without_values(caplog: pytest.LogCaptureFixture) -> None:
     rows = [action(name, "2026-10-01T11:59:00.000Z", sparkle="Tom Jones", **{"tom@example.com": 1}) for name in "abc"]
     with Script(listing(), listing(*rows)) as script:
         run_script(script, "actions")
-    (told,) = [line.getMessage() for line in caplog.records if "does not name" in line.getMessage()]
-    assert told == "actions: fields that the schema does not name were passed on: (no plain name), sparkle"
+    (message,) = [line.getMessage() for line in caplog.records if "not in the schema" in line.getMessage()]
+    assert message == "actions: fields that are not in the schema were passed on: (unusual name), sparkle"
 
 
-def test_unknown_fields_of_awards_are_named_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_fields_of_awards_are_logged_as_dropped(caplog: pytest.LogCaptureFixture) -> None:
     with Script(listing(), listing({"_id": "a", "sparkle": 1})) as script:
         run_script(script, "awards")
-    assert "awards: fields that the schema does not name were left out: sparkle" in caplog.text
+    assert "awards: fields that are not in the schema were dropped: sparkle" in caplog.text
 
 
-def test_pages_retries_waits_and_lag_are_metrics(caplog: pytest.LogCaptureFixture) -> None:
+def test_pages_retries_waits_and_lag_are_logged_as_metrics(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with Script(listing(), Reply(status=429, headers={"Retry-After": "7"}), listing()) as script:
         run_script(script, "actions")
@@ -1006,25 +1008,25 @@ def test_pages_retries_waits_and_lag_are_metrics(caplog: pytest.LogCaptureFixtur
     assert [measured[name] for name in names] == [2, 1, 7.0, 5.0]
 
 
-def test_a_stream_that_failed_is_measured_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_metrics_are_logged_for_a_failed_stream_too(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     busy = Reply(status=429, headers={"Retry-After": "7"})
     row = action("a", "2026-10-01T11:59:00.000Z", sparkle=1)
     with Script(listing(), busy, listing(row, next_key="1"), Reply(status=403)) as script:
         run = run_script(script, "actions", may_fail=True)
-    assert isinstance(run.error, StopRun)
+    assert isinstance(run.error, FatalAPIError)
     assert '"metric":"http_request_retry_count","value":1' in caplog.text
-    assert "fields that the schema does not name were passed on: sparkle" in caplog.text
+    assert "fields that are not in the schema were passed on: sparkle" in caplog.text
 
 
-def test_a_long_run_says_how_far_behind_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_run_logs_how_far_behind_it_is(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with Script(listing()) as script:
         run_script(script, "actions", start_date="2026-10-01T00:00:00Z")
     assert "2026-10-01T06:00:00.000Z: 0 records, 1 pages, 6.0 h behind" in caplog.text
 
 
-# Against a whole local Pepper.
+# Against the sandbox.
 
 
 @pytest.fixture
@@ -1077,7 +1079,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("injected", VARIANTS)
-def test_two_runs_emit_all_that_pepper_has_in_every_variant_of_its_api(world: World, injected: list[Fault]) -> None:
+def test_two_runs_emit_everything_in_every_variant_of_the_api(world: World, injected: list[Fault]) -> None:
     with Sandbox(world, faults=injected) as sandbox:
         settings = settings_of(sandbox, page_size=40)
         seeded = run_tap(settings)
@@ -1093,7 +1095,7 @@ def test_two_runs_emit_all_that_pepper_has_in_every_variant_of_its_api(world: Wo
     assert len(followed.ids("awards")) < len(points)
 
 
-def test_a_backfill_costs_no_more_windows_when_pepper_ignores_the_filter(world: World) -> None:
+def test_a_backfill_needs_no_more_windows_when_pepper_ignores_the_filter(world: World) -> None:
     asked = []
     for injected in ([], [faults.filters_ignored("when.timestamp")]):
         with Sandbox(world, faults=injected) as sandbox:
@@ -1123,7 +1125,7 @@ def test_polls_every_five_minutes_miss_no_late_action() -> None:
 @pytest.mark.parametrize(
     "skew_seconds", [pytest.param(-3600, id="an-hour-behind"), pytest.param(3600, id="an-hour-ahead")]
 )
-def test_the_local_clock_has_no_say(world: World, skew_seconds: int) -> None:
+def test_a_wrong_local_clock_does_not_change_what_is_read(world: World, skew_seconds: int) -> None:
     with Sandbox(world) as sandbox:
         run = run_tap(settings_of(sandbox), "actions", local_clock=NOW + timedelta(seconds=skew_seconds))
     assert set(run.ids("actions")) == visible(world)
@@ -1131,7 +1133,7 @@ def test_the_local_clock_has_no_say(world: World, skew_seconds: int) -> None:
 
 
 @pytest.mark.parametrize("request_number", [2, 3, 5, 8])
-def test_a_run_that_died_is_finished_by_the_next(world: World, request_number: int) -> None:
+def test_the_next_run_completes_a_run_that_died(world: World, request_number: int) -> None:
     with Sandbox(world, faults=[faults.unauthorized().nth(request_number)]) as sandbox:
         died = run_tap(settings_of(sandbox, page_size=10), may_fail=True)
         assert isinstance(died.error, PepperError)

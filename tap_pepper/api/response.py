@@ -1,0 +1,177 @@
+"""Turn a response body into a page of rows.
+
+A list endpoint answers with a page:
+
+    {"items": [{"_id": "5f…", …}, …], "page": {"count": 100, "limit": 100, "nextKey": "eyJfaWQi…"}}
+
+The rows are under `items` or under the name of the resource, or they are the whole body. Only a `nextKey` says that
+more pages follow. It is opaque. A page may be empty although more follow.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tap_pepper.errors import FatalAPIError, RetriableAPIError
+from tap_pepper.raw_json import JsonText, Row, from_json, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    import requests
+
+COMPRESSED_BYTES_MAX: Final = 64 * 1024 * 1024
+BODY_BYTES_MAX: Final = 256 * 1024 * 1024
+CHUNK_BYTES: Final = 64 * 1024
+YEARS: Final = range(2000, 9999)
+"""A clock that shows another year was never set."""
+
+_body_decoder = msgspec.json.Decoder(Row | list[JsonText] | str | float | bool | None)
+_rows_decoder = msgspec.json.Decoder(list[Row])
+
+
+@dataclass(frozen=True)
+class Page:
+    """One response of a list endpoint.
+
+    Attributes:
+        rows: The rows; their fields are JSON text without line breaks.
+        next_key: The `startKey` of the next page; None on the last page.
+        date: The response's `Date`, in whole seconds; None if it is missing or invalid.
+    """
+
+    rows: list[Row]
+    next_key: str | None
+    date: datetime | None
+
+
+def read_body(response: requests.Response, bytes_max: int, where: str, timed_out: Callable[[], bool]) -> bytes:
+    """Read and decompress a response body.
+
+    Raises:
+        FatalAPIError: The body exceeds `bytes_max`, or `COMPRESSED_BYTES_MAX` on the wire.
+        RetriableAPIError: `timed_out` returned True before the body was complete.
+    """
+    # read1 returns what has arrived without waiting for a full chunk, so a slow body cannot outlast the deadline.
+    read = getattr(response.raw, "read1", response.raw.read)
+    chunks = []
+    size_bytes = 0
+    while chunk := read(CHUNK_BYTES, decode_content=True):
+        size_bytes += len(chunk)
+        if size_bytes > bytes_max or response.raw.tell() > COMPRESSED_BYTES_MAX:
+            limit_bytes = bytes_max if size_bytes > bytes_max else COMPRESSED_BYTES_MAX
+            msg = f"{where}: the response is larger than {limit_bytes:,} bytes; lower page_size"
+            raise FatalAPIError(msg)
+        if timed_out():
+            raise RetriableAPIError("the response took too long", advice="lower page_size, or try later")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def parse_page(body: bytes, date: datetime | None, *, resource: str, where: str) -> Page:
+    """Parse the body of a successful response.
+
+    Args:
+        body: The decompressed body.
+        date: The response's `Date`.
+        resource: The name under which the rows may be, such as `actions`.
+        where: The request, for error messages: `actions page 7`.
+
+    Raises:
+        RetriableAPIError: The body is not JSON, or not all of it.
+        FatalAPIError: The body has no list of rows, or is otherwise not a page.
+    """
+    try:
+        fields = decode_fields(body)
+    except (ValueError, RecursionError) as error:
+        problem = "Pepper answered 200 with an incomplete body or a body that is not JSON"
+        raise RetriableAPIError(problem, advice="check that api_url is Pepper's API, or try later") from error
+    return Page(_find_rows(fields, resource, where), _find_next_key(fields, where), date)
+
+
+def decode_fields(body: bytes) -> Row:
+    """Check that a body is JSON, and decode only its top-level fields.
+
+    Returns:
+        The fields of an object. A list becomes the field `items`; any other value has no fields.
+
+    Raises:
+        ValueError: The body is not JSON, or not all of it.
+        RecursionError: The body is nested too deeply.
+    """
+    try:
+        if not body.isascii():
+            # msgspec does not check that the text it skips is UTF-8.
+            body.decode()
+        has_line_breaks = b"\n" in body or b"\r" in body
+        fields = _body_decoder.decode(msgspec.json.format(body, indent=-1) if has_line_breaks else body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # A name cut in the middle of an emoji contains a lone surrogate, which JSON allows and msgspec rejects.
+        fields = _body_decoder.decode(to_json(_replace_surrogates(json.loads(body, parse_float=Decimal))))
+    if isinstance(fields, list):
+        return {"items": to_json(fields)}
+    return fields if isinstance(fields, dict) else {}
+
+
+def parse_http_date(text: str | None) -> datetime | None:
+    """Parse an HTTP date; None if it is missing or invalid, or if its year is not in `YEARS`."""
+    if text is None:
+        return None
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if date.year not in YEARS:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _replace_surrogates(value: object) -> object:
+    """Replace lone surrogates by U+FFFD, because no encoder accepts them."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_replace_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {str(_replace_surrogates(key)): _replace_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def _find_rows(fields: Row, resource: str, where: str) -> list[Row]:
+    """Find the list of rows. A missing list is an error, because it would look like an empty page."""
+    texts = (fields.get(name) for name in ("items", resource))
+    rows = next((text for text in texts if text is not None and bytes(text).startswith(b"[")), None)
+    if rows is None:
+        msg = (
+            f"{where}: Pepper answered 200 without a list under 'items' or '{resource}'; check api_url and api_version"
+        )
+        raise FatalAPIError(msg)
+    try:
+        return _rows_decoder.decode(rows)
+    except msgspec.ValidationError as error:
+        kind = next(type(row).__name__ for row in from_json(rows) if not isinstance(row, dict))
+        msg = f"{where}: a row is {kind}, expected an object"
+        raise FatalAPIError(msg) from error
+
+
+def _find_next_key(fields: Row, where: str) -> str | None:
+    """Find the key of the next page, in `page` or at the top level."""
+    page = from_json(fields.get("page")) or {}
+    if not isinstance(page, dict):
+        msg = f"{where}: page is {type(page).__name__}, expected an object"
+        raise FatalAPIError(msg)
+    key = page.get("nextKey", from_json(fields.get("nextKey")))
+    if key in (None, False, ""):
+        return None
+    if not isinstance(key, (str, int)) or key is True:
+        msg = f"{where}: page.nextKey is {type(key).__name__}, expected text"
+        raise FatalAPIError(msg)
+    return str(key)

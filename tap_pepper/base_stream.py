@@ -1,0 +1,376 @@
+"""The base of all streams: field selection, bookmarks, logs, and what the Singer SDK calls."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from functools import cached_property
+from importlib.resources import files
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from singer_sdk import SchemaDirectory, Stream, StreamSchema
+from singer_sdk.helpers._catalog import pop_deselected_record_properties
+from singer_sdk.helpers.conform import TypeConformanceLevel
+from singer_sdk.mapper import SameRecordTransform
+from singer_sdk.singerlib import RecordMessage, Schema
+from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
+
+from pepper_runtime import telemetry
+from pepper_runtime.progress import display
+from tap_pepper.api.rate_limit import always
+from tap_pepper.errors import ConfigError, FatalRunError
+from tap_pepper.metrics import Metric, log_metric
+from tap_pepper.raw_json import decode_row
+from tap_pepper.windows import (
+    advance_bookmark,
+    parse_bound,
+    seconds_between,
+    subtract_seconds,
+    to_bound,
+    to_instant,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from threading import Event
+
+    from singer_sdk import Tap
+    from singer_sdk.helpers.types import Context
+    from singer_sdk.singerlib import Catalog, MetadataMapping
+
+    from tap_pepper.api.rate_limit import CanWait
+    from tap_pepper.api.response import Page
+    from tap_pepper.raw_json import Row
+    from tap_pepper.run_context import RunContext
+
+TEST_PAGES_MAX = 10
+"""Pages that `--test` reads per stream, to find its rows."""
+UNKNOWN_FIELDS_MAX = 20
+"""Unknown fields that a warning names."""
+
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+
+
+class PepperStream(Stream):
+    """A list endpoint of Pepper's API.
+
+    Fields that are not in the schema are emitted if the schema has `additionalProperties`, and dropped otherwise.
+
+    Args:
+        tap: The tap.
+        get_run_context: Returns what the streams of a run share. Discovery needs no settings, and never calls it.
+    """
+
+    path: ClassVar[str]
+    hidden_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that are emitted only if the catalog selects them."""
+
+    primary_keys: Sequence[str] = ("_id",)
+    replication_key: str | None = None
+    schema: ClassVar[StreamSchema] = StreamSchema(SchemaDirectory(files("tap_pepper") / "schemas"))
+    # Rows are JSON already.
+    TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
+
+    def __init__(self, tap: Tap, get_run_context: Callable[[], RunContext]) -> None:
+        super().__init__(tap)
+        self._get_run_context = get_run_context
+        self._records = 0
+        self._unknown_fields: set[str] = set()
+
+    @cached_property
+    def run(self) -> RunContext:
+        """What the streams of this run share."""
+        return self._get_run_context()
+
+    @abstractmethod
+    def rows(self) -> Generator[list[Row], None, None]:
+        """Yield the rows of this run in lists, and write each bookmark once everything before it was emitted."""
+
+    def has_time_to_start(self) -> bool:
+        """Return whether the time limit allows to start this stream; if not, note that it is postponed."""
+        if self.run.time_limit.allows(0):
+            return True
+        self.run.postponed.append(f"{self.name} not started")
+        return False
+
+    # Pages and rows.
+
+    def pages(
+        self, query: Mapping[str, str], cancel: Event | None = None, can_wait: CanWait = always
+    ) -> Iterator[Page]:
+        """Read the pages of a query; with `--test`, the first few."""
+        pages = self.run.client.pages(self.path, query, cancel, can_wait)
+        return islice(pages, TEST_PAGES_MAX) if self.is_test else pages
+
+    def emit(
+        self, pages: Iterable[Page], prepare: Callable[[Row], Row | None], what: str, note: str = ""
+    ) -> Generator[list[Row], None, float]:
+        """Yield the rows of pages, page by page, and log the counts.
+
+        Args:
+            pages: The pages as they arrive.
+            prepare: Returns a row as it is emitted; None to skip it, because an earlier run has emitted it or the query
+                did not ask for it.
+            what: What the query covers, for the log.
+            note: Appended to the log line.
+
+        Returns:
+            How many pages the emitted rows fill. This is less than the number of pages if rows were skipped.
+        """
+        records = pages_read = skipped = 0
+        for page in pages:
+            rows = [row for row in map(prepare, page.rows) if row is not None]
+            pages_read += 1
+            records += len(rows)
+            self._records += len(rows)
+            display.advance(len(rows))
+            skipped += len(page.rows) - len(rows)
+            yield rows
+        if skipped:
+            note = f", {skipped} skipped (already emitted or outside the window){note}"
+        self.logger.info("%s: %s: %d records, %d pages%s", self.name, what, records, pages_read, note)
+        return pages_read * records / (records + skipped) if skipped else pages_read
+
+    def select_fields(self, row: Row) -> Row:
+        """Return a row with the selected fields only, and note unknown fields; may change the row in place."""
+        if not self._declared_fields.issuperset(row):
+            self._unknown_fields.update(row.keys() - self._declared_fields)
+        if self._fields_to_emit is not None:
+            return {name: row[name] for name in self._fields_to_emit if name in row}
+        for name in self._deselected_fields:
+            row.pop(name, None)
+        return row
+
+    @cached_property
+    def _declared_fields(self) -> frozenset[str]:
+        return frozenset(self.effective_schema["properties"])
+
+    @cached_property
+    def _deselected_fields(self) -> tuple[str, ...]:
+        return tuple(name for name in self.effective_schema["properties"] if not self.mask["properties", name])
+
+    @cached_property
+    def _fields_to_emit(self) -> tuple[str, ...] | None:
+        """Top-level fields to emit, in the schema's order; None means all fields except the deselected ones."""
+        schema = self.effective_schema
+        if schema.get("additionalProperties"):
+            return None
+        return tuple(name for name in schema["properties"] if name not in self._deselected_fields)
+
+    @cached_property
+    def _has_nested_deselection(self) -> bool:
+        """Whether a field inside a selected field is deselected."""
+        return any(len(breadcrumb) > 2 and not self.mask[breadcrumb] for breadcrumb in self.metadata)
+
+    # Bookmarks.
+
+    @property
+    def is_test(self) -> bool:
+        """Whether this is a `--test` run, which reads few rows and moves no bookmark."""
+        return self.ABORT_AT_RECORD_COUNT is not None
+
+    @property
+    def bookmark(self) -> str | None:
+        """The bound up to which earlier runs have emitted everything.
+
+        Raises:
+            ConfigError: The bookmark in the STATE is invalid.
+        """
+        state = self.stream_state
+        value = state.get("replication_key_value")
+        other_key = state.get("replication_key", self.replication_key) != self.replication_key
+        if value is None or other_key or self.replication_method != REPLICATION_INCREMENTAL:
+            return None
+        try:
+            return parse_bound(value)
+        except ValueError as error:
+            msg = f"state: bookmarks.{self.name}.replication_key_value is {value!r}, expected ISO 8601"
+            raise ConfigError(msg) from error
+
+    @cached_property
+    def read_until(self) -> str | None:
+        """The bound up to which earlier runs have certainly read everything; None if there were none.
+
+        Earlier than the bookmark if either clock had not yet reached it. Also earlier than the bookmark if Pepper's
+        clock has still not reached it: then a clock was wrong, since an unknown time.
+        """
+        bookmark = self.bookmark
+        if bookmark is None:
+            return None
+        until = self.run.upper_bound.get(self.path)
+        if until < bookmark:
+            self.logger.warning(
+                "%s: the bookmark %s is ahead of Pepper's clock, so a clock is or was wrong; if runs are further apart "
+                "than lookback_seconds, set the bookmark to a time before the clock went wrong",
+                self.name,
+                bookmark,
+            )
+        stored = to_instant(self.stream_state.get("read_until"))
+        return min(bookmark, until, parse_bound(stored) if stored else bookmark)
+
+    def next_read_until(self, emitted_until: str) -> str:
+        """Return the next run's `read_until`, once this run has emitted everything up to a bound."""
+        return advance_bookmark(self.read_until, min(emitted_until, self.run.upper_bound.agreed))
+
+    def reread_from(self, emitted_until: str) -> str:
+        """Return where the next run starts to re-read, once this run has emitted everything up to a bound."""
+        return subtract_seconds(self.next_read_until(emitted_until), self.run.settings.lookback_seconds)
+
+    def write_bookmark(self, emitted_until: str, **extra: object) -> None:
+        """Write a STATE: everything up to a bound was emitted. The bookmark never goes back.
+
+        Args:
+            emitted_until: The bound.
+            extra: What else the next run needs. Empty values are removed from the STATE.
+        """
+        if self.is_test or self.replication_method != REPLICATION_INCREMENTAL:
+            return
+        state = self.stream_state
+        bookmark, read_until = advance_bookmark(self.bookmark, emitted_until), self.next_read_until(emitted_until)
+        extra["read_until"] = read_until if read_until < bookmark else None
+        state.update(replication_key=self.replication_key, replication_key_value=bookmark, **extra)
+        for name in [name for name in extra if not state[name]]:
+            del state[name]
+        self.write_state()
+
+    def write_state(self) -> None:
+        """Write a STATE message, with the hash of the merchant that it belongs to."""
+        self.stream_state["merchant"] = self.run.merchant
+        self.state_manager.is_flushed = False
+        self._write_state_message()
+
+    def log_summary(self) -> None:
+        """Log the metrics of the stream, and warn of unknown fields."""
+        client = self.run.client
+        traffic = client.traffic(self.path)
+        log_metric(Metric.PAGES, traffic.pages, self.name)
+        log_metric(Metric.RETRIES, traffic.retries, self.name)
+        log_metric(Metric.WAIT, round(client.limiter.waited_seconds, 3), self.name)
+        bookmark = self.bookmark
+        note = f", {traffic.retries} retries" if traffic.retries else ""
+        if bookmark is not None:
+            lag_seconds = seconds_between(bookmark, to_bound(client.clock.now()))
+            log_metric(Metric.BOOKMARK_LAG, lag_seconds, self.name)
+            note += f", {max(0.0, lag_seconds):,.0f} s behind"
+        self.logger.info("%s: done, %s records from %d pages%s", self.name, f"{self._records:,}", traffic.pages, note)
+        if self._unknown_fields:
+            # A field's name may itself be personal data, such as an e-mail address.
+            names = sorted(name if _FIELD_NAME.fullmatch(name) else "(unusual name)" for name in self._unknown_fields)
+            action = "dropped" if self._fields_to_emit is not None else "passed on"
+            listed = ", ".join(list(dict.fromkeys(names))[:UNKNOWN_FIELDS_MAX])
+            self.logger.warning("%s: fields that are not in the schema were %s: %s", self.name, action, listed)
+
+    # What the SDK calls.
+
+    def sync(self, context: Context | None = None) -> None:  # type: ignore[misc]
+        """Sync the stream, as a span of the run."""
+        with telemetry.span(f"stream {self.name}", parents_threads=True):
+            super().sync(context)
+
+    def get_records(self, context: Context | None) -> Iterable[dict[str, Any]]:  # noqa: ARG002
+        """Return the decoded rows of a run; with `--test`, the first few."""
+        self._rows = self.rows()
+        return islice(map(decode_row, chain.from_iterable(self._rows)), self.ABORT_AT_RECORD_COUNT)
+
+    def _sync_records(
+        self, context: Context | None = None, *, write_messages: bool = True
+    ) -> Generator[dict[str, Any], Any, Any]:
+        """Sync the stream. An error ends only this stream; the tap raises it after the other streams."""
+        display.update(self.name)
+        try:
+            if write_messages and self._emits_rows_undecoded:
+                self._sync_undecoded()
+            else:
+                yield from super()._sync_records(context, write_messages=write_messages)
+        except (FatalRunError, BrokenPipeError):
+            raise
+        except Exception as error:
+            if self.is_test:
+                raise
+            telemetry.record_error(error)
+            self.run.failures.append((self.name, error))
+            if isinstance(error, ConfigError):
+                return
+        finally:
+            # After an error elsewhere, such as in a stream map, this ends the threads that prefetch pages.
+            self._rows.close()
+        if not self.is_test:
+            self.log_summary()
+
+    @property
+    def _emits_rows_undecoded(self) -> bool:
+        """Whether neither a stream map nor a nested deselection has to look inside the fields."""
+        has_no_maps = all(
+            isinstance(stream_map, SameRecordTransform) and not stream_map.flattening_enabled
+            for stream_map in self.stream_maps
+        )
+        return has_no_maps and not self._has_nested_deselection and not self.is_test
+
+    def _sync_undecoded(self) -> None:
+        """Do what the SDK does for each row, for a list of rows at a time."""
+        self._rows = self.rows()
+        with self.get_record_counter() as counter, self.get_sync_timer():
+            for rows in self._rows:
+                extracted_at = self.run.client.clock.now()
+                self.run.writer.write_records(self.name, rows, self._stream_version, extracted_at)
+                self.state_manager.is_flushed = False
+                counter.increment(len(rows))
+        self._finalize_state(self.stream_state)
+        self._write_state_message()
+
+    def _process_record(self, *_: object, **__: object) -> None:
+        """Do nothing: there are no child streams and no partitions."""
+
+    def _generate_record_messages(self, record: dict[str, Any]) -> Generator[RecordMessage, None, None]:
+        """Yield messages as the SDK does, but visit the fields of a record only if one of them is deselected."""
+        if self._has_nested_deselection:
+            pop_deselected_record_properties(record, self.schema, self.mask)
+        extracted_at = self.run.client.clock.now()
+        for stream_map in self.stream_maps:
+            mapped = stream_map.transform(record)
+            if mapped is not None:
+                yield RecordMessage(
+                    stream=stream_map.stream_alias,
+                    record=mapped,
+                    version=self._stream_version,
+                    time_extracted=extracted_at,
+                )
+
+    def apply_catalog(self, catalog: Catalog) -> None:
+        """Take selection and schema from a catalog; the keys are always the stream's own."""
+        if entry := catalog.get_stream(self.name):
+            given, keys = entry.schema.properties or {}, {*type(self).primary_keys, type(self).replication_key}
+            own = {name: Schema.from_dict(field) for name, field in self.schema["properties"].items() if name in keys}
+            entry.schema.properties = {**own, **given}
+        super().apply_catalog(catalog)
+        self.primary_keys = type(self).primary_keys
+        self.replication_key = type(self).replication_key
+        if entry:
+            # The SDK makes stream maps from the entry itself.
+            entry.key_properties = self.primary_keys
+            entry.metadata = self.metadata
+
+    @property
+    def metadata(self) -> MetadataMapping:
+        """The catalog's metadata. A hidden field without metadata is not selected."""
+        metadata = super().metadata
+        for name in self.hidden_fields:
+            field = metadata["properties", name]
+            if field.selected is None and field.selected_by_default is None:
+                field.selected_by_default = False
+        return metadata
+
+    def get_batch_config(self, config: Mapping[str, Any]) -> None:
+        """Return None: a BATCH message would follow the STATE that covers its rows."""
+
+    # Bookmarks come from windows instead of rows, because rows come in any order and an empty window counts too.
+
+    def _increment_stream_state(self, latest_record: dict[str, Any], *, context: Context | None = None) -> None:
+        pass
+
+    def _write_starting_replication_value(self, context: Context | None) -> None:
+        pass
+
+    def get_replication_key_signpost(self, context: Context | None = None) -> None:
+        """Return None: the run has one upper bound for all streams."""

@@ -1,0 +1,305 @@
+"""The three ways to read an endpoint: in full, what changed since a bookmark, and in windows of time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import TYPE_CHECKING, ClassVar
+
+from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
+
+from pepper_runtime.progress import display
+from tap_pepper.api.prefetch import prefetch
+from tap_pepper.api.rate_limit import always
+from tap_pepper.base_stream import PepperStream
+from tap_pepper.errors import TimeLimitReached
+from tap_pepper.raw_json import digest, from_json, to_json
+from tap_pepper.state.audit import Audit
+from tap_pepper.state.dedupe import KeySample, RecentRows
+from tap_pepper.windows import (
+    HOUR_SECONDS,
+    MILLISECOND,
+    WINDOW_SECONDS_FIRST,
+    Window,
+    hour_window,
+    is_at_or_after,
+    next_window_seconds,
+    resume_after,
+    seconds_between,
+    split_into_windows,
+    subtract_seconds,
+    to_bound,
+    to_instant,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+    from tap_pepper.api.response import Page
+    from tap_pepper.raw_json import Row
+
+TEST_WINDOW_SECONDS = 100 * 366 * 24 * HOUR_SECONDS
+"""The only window of a `--test` run: everything."""
+PREFETCHED_ROWS_MAX = 10_000
+"""Rows in memory that are fetched but not emitted; at least one page per window in progress."""
+DAY_SECONDS = 24 * HOUR_SECONDS
+MINUTE_CHARS = len("2026-10-01T11:55")
+
+
+class FullTableStream(PepperStream):
+    """An endpoint that every run reads completely, to find deletions too."""
+
+    def query(self) -> dict[str, str]:
+        """Return the query parameters of every request."""
+        return {}
+
+    def rows(self) -> Generator[list[Row], None, None]:
+        """Yield all rows."""
+        if self.has_time_to_start():
+            yield from self.read_all(self.select_fields)
+
+    def read_all(self, prepare: Callable[[Row], Row | None]) -> Iterator[list[Row]]:
+        """Yield all rows as a new version of the table; a row that two reads in a row lack counts as deleted.
+
+        The version is Pepper's time in milliseconds. ACTIVATE_VERSION follows the last row, and names the version of
+        the previous read, so that rows of either read stay: pages that shift during a read can hide a row from it. A
+        read that lacks more than `max_deleted_fraction` of the known rows does not count.
+        """
+        state = self.stream_state
+        sample = KeySample(state.get("known"))
+        pages = self.pages(self.query())
+        first = next(pages)
+        self._stream_version = _new_version(first.date or self.run.client.clock.now(), state.get("version"))
+        # Sample all rows that Pepper returns, also those that are not emitted.
+        yield from self.emit(_add_keys(chain([first], pages), sample), prepare, "all")
+        if self.is_test:
+            return
+        state["version"] = self._stream_version
+        if sample.missing_fraction > self.run.settings.max_deleted_fraction:
+            if state.get("known"):
+                self.logger.warning(
+                    "%s: %.0f%% of the known rows are missing, more than max_deleted_fraction; no deletions reported. "
+                    "If the rows are really deleted, raise max_deleted_fraction for two runs",
+                    self.name,
+                    100 * sample.missing_fraction,
+                )
+        else:
+            if isinstance(previous_version := state.get("believed_version"), int):
+                self._write_activate_version_message(previous_version)
+            state.update(believed_version=self._stream_version, known=sample.to_state())
+        self.write_state()
+
+
+class ChangesStream(FullTableStream):
+    """An endpoint with a filter on `updatedAt`: the first run reads all rows, later runs read changes."""
+
+    replication_key = "updatedAt"
+    since_parameter: ClassVar[str]
+    """The query parameter for the time since which rows changed."""
+
+    @property
+    def full_refresh_days(self) -> int:
+        """Days after which to read all rows again, to find deletions; 0 means never."""
+        return 0
+
+    def rows(self) -> Generator[list[Row], None, None]:
+        """Yield the rows that changed since the bookmark minus the lookback; without a bookmark, all rows.
+
+        The new bookmark is the upper bound of the run, not the newest change: a row may change after its page was read,
+        and the next run has to find it. Rows that an earlier run emitted unchanged are skipped.
+        """
+        if not self.has_time_to_start():
+            return
+        until = self.run.upper_bound.get(self.path)
+        state, read_until = self.stream_state, self.read_until
+        since = None
+        if read_until is not None and not self._full_refresh_is_due(until):
+            since = subtract_seconds(read_until, self.run.settings.lookback_seconds)
+        recent_rows = RecentRows(None if since is None else state.get("border"))
+        reread_from = self.reread_from(until)
+
+        def prepare(row: Row) -> Row | None:
+            instant = normalize_updated_at(row)
+            if since is not None and instant is not None and not is_at_or_after(instant, since):
+                return None
+            selected = self.select_fields(row)
+            return selected if recent_rows.add(selected, instant, reread_from) else None
+
+        if since is None and (self.full_refresh_days or self.replication_method != REPLICATION_INCREMENTAL):
+            yield from self.read_all(prepare)
+            recent_rows.drop_earlier_runs()
+            self.write_bookmark(until, border=recent_rows.to_state(reread_from), refreshed_until=until)
+            return
+        if self.full_refresh_days:
+            self._stream_version = state.get("version")
+        query = self.query()
+        if since is not None:
+            # One millisecond earlier, because the filter may or may not include the time itself.
+            query[self.since_parameter] = subtract_seconds(since, MILLISECOND.total_seconds())
+        # Restarting a full load is expensive; restarting a poll is cheap.
+        pages = self.pages(query, can_wait=self.run.time_limit.allows if since else always)
+        try:
+            yield from self.emit(pages, prepare, f"since {since}" if since else "from the start")
+        except TimeLimitReached:
+            self.run.postponed.append(f"{self.name} not read, because Pepper asked to wait")
+            return
+        # A row that changes and changes back must be emitted twice, so only its last form is remembered.
+        recent_rows.drop_earlier_runs()
+        self.write_bookmark(until, border=recent_rows.to_state(reread_from))
+
+    def _full_refresh_is_due(self, until: str) -> bool:
+        if not self.full_refresh_days or self.is_test:
+            return False
+        refreshed_until = to_instant(self.stream_state.get("refreshed_until"))
+        if refreshed_until is None:
+            return True
+        return is_at_or_after(subtract_seconds(until, self.full_refresh_days * DAY_SECONDS), refreshed_until)
+
+
+class WindowedStream(PepperStream):
+    """An endpoint that is read in windows of time, several at once."""
+
+    _reached_new_rows = False
+    """Whether this run has read further than all runs before it."""
+
+    @abstractmethod
+    def window_query(self, window: Window) -> dict[str, str]:
+        """Return the query parameters for the rows of a window."""
+
+    @abstractmethod
+    def check_row(self, row: Row, window: Window) -> tuple[bool, str | None]:
+        """Complete a row in place.
+
+        Returns:
+            Whether the row belongs to the window, and its instant; None if it has no valid time.
+        """
+
+    def rows(self) -> Generator[list[Row], None, None]:
+        """Yield the rows from the bookmark minus the lookback to the run's upper bound, window by window.
+
+        Several windows are fetched at once. Rows that an earlier run emitted unchanged are skipped.
+        """
+        settings, client = self.run.settings, self.run.client
+        until = self.run.upper_bound.get(self.path, self.window_query(_last_second(client.clock.now())))
+        bookmark, read_until = self.bookmark, self.read_until
+        after = resume_after(
+            read_until=read_until, start=settings.start_date, until=until, lookback_seconds=settings.lookback_seconds
+        )
+        if after >= until:
+            self.logger.warning("%s: start_date %s is in the future; there is nothing to read", self.name, after)
+        recent_rows = RecentRows(None if read_until is None else self.stream_state.get("border"))
+        audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
+        longest_seconds = float(settings.window_hours * HOUR_SECONDS)
+        length_seconds = TEST_WINDOW_SECONDS if self.is_test else min(WINDOW_SECONDS_FIRST, longest_seconds)
+        prefetched = prefetch(
+            split_into_windows(after, until, lambda: length_seconds),
+            lambda window, cancel: self.pages(self.window_query(window), cancel, self._can_wait),
+            workers=1 if self.is_test else settings.concurrency,
+            size=lambda page: len(page.rows),
+            size_max=PREFETCHED_ROWS_MAX,
+            on_cancel=client.limiter.notify,
+        )
+        try:
+            with closing(prefetched):
+                for window, pages in prefetched:
+                    reread_from = self.reread_from(window.until)
+                    prepare = self._row_filter(window, recent_rows, reread_from, audit)
+                    pages_filled = yield from self.emit(
+                        pages, prepare, f"window {window}", _hours_behind(window, until)
+                    )
+                    if bookmark is None or window.until >= bookmark:
+                        recent_rows.drop_earlier_runs()
+                    self.write_bookmark(
+                        window.until, border=recent_rows.to_state(reread_from), audit=audit.to_state(reread_from)
+                    )
+                    self._reached_new_rows = read_until is None or window.until > read_until
+                    fraction = seconds_between(after, window.until) / seconds_between(after, until)
+                    display.update(f"{self.name} up to {window.until[:MINUTE_CHARS]}", fraction)
+                    length_seconds = next_window_seconds(window.seconds, pages_filled, longest_seconds)
+                    if window.until < until and not self._can_wait(0):
+                        self.run.postponed.append(f"{self.name} read up to {window.until}")
+                        return
+            if not self.is_test:
+                yield from self._run_audit(audit, until)
+        except TimeLimitReached:
+            self.run.postponed.append(f"{self.name} read up to {self.bookmark}, because Pepper asked to wait")
+
+    def _can_wait(self, seconds: float) -> bool:
+        """Return whether the run may continue after `seconds`; always, until it has read further than the last run."""
+        return not self._reached_new_rows or self.run.time_limit.allows_actions(seconds)
+
+    def _row_filter(
+        self, window: Window, recent_rows: RecentRows, reread_from: str, audit: Audit
+    ) -> Callable[[Row], Row | None]:
+        """Return a function that skips rows outside the window, as Pepper may ignore the filter, and emitted rows."""
+
+        def prepare(row: Row) -> Row | None:
+            belongs, instant = self.check_row(row, window)
+            if not belongs:
+                return None
+            selected = self.select_fields(row)
+            audit.record(selected, instant)
+            return selected if recent_rows.add(selected, instant, reread_from) else None
+
+        return prepare
+
+    def _run_audit(self, audit: Audit, until: str) -> Generator[list[Row], None, None]:
+        """Read the due hours again, and emit the hours that differ from what was read before."""
+        for hour in audit.due_hours():
+            if not self._can_wait(0):
+                self.run.postponed.append(f"{self.name} audited up to {hour}")
+                return
+            window = hour_window(hour)
+
+            def prepare(row: Row, window: Window = window, hour: str = hour) -> Row | None:
+                belongs, instant = self.check_row(row, window)
+                return self.select_fields(row) if belongs and instant and instant.startswith(hour) else None
+
+            pages = self.pages(self.window_query(window), can_wait=self._can_wait)
+            rows = (prepare(row) for page in pages for row in page.rows)
+            late = audit.compare(hour, {digest(row) for row in rows if row is not None})
+            if late is not None:
+                finding = f"{late} actions arrived" if late else "actions changed"
+                self.logger.warning(
+                    "%s: hour %s: %s later than lookback_seconds; emitting the hour again", self.name, hour, finding
+                )
+                yield from self.emit(self.pages(self.window_query(window)), prepare, f"audit of {window}")
+            self.write_bookmark(until, audit=audit.to_state(self.reread_from(until)))
+
+
+def normalize_updated_at(row: Row) -> str | None:
+    """Replace a row's `updatedAt` by its instant.
+
+    Returns:
+        The instant; None, and an unchanged row, if `updatedAt` is missing or invalid.
+    """
+    instant = to_instant(from_json(row.get("updatedAt")))
+    if instant is not None:
+        row["updatedAt"] = to_json(instant)
+    return instant
+
+
+def _add_keys(pages: Iterable[Page], sample: KeySample) -> Iterator[Page]:
+    for page in pages:
+        for row in page.rows:
+            sample.add(row.get("_id"))
+        yield page
+
+
+def _new_version(date: datetime, previous_version: object) -> int:
+    """Return a version of a table: milliseconds since 1970, and greater than the previous version."""
+    version = int(date.astimezone(UTC).timestamp() * 1000)
+    return max(version, previous_version + 1) if isinstance(previous_version, int) else version
+
+
+def _hours_behind(window: Window, until: str) -> str:
+    """Return how far the end of a window is behind the end of the run, for the log."""
+    hours = seconds_between(window.until, until) / HOUR_SECONDS
+    return f", {hours:,.1f} h behind" if hours > 0 else ""
+
+
+def _last_second(now: datetime) -> Window:
+    """Return a window that contains few actions, if any, for a request that only asks for the time."""
+    return Window(to_bound(now - timedelta(seconds=1)), to_bound(now))

@@ -1,0 +1,100 @@
+"""What the streams of a run share: the connection, the settings, the time limit, and the upper bound of all reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING
+
+from tap_pepper.windows import upper_bound
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tap_pepper.api.client import PepperClient
+    from tap_pepper.api.rate_limit import Clock
+    from tap_pepper.messages import MessageWriter
+    from tap_pepper.settings import Settings
+
+ACTIONS_SHARE = 0.75
+"""The part of `max_run_seconds` that actions may use, so that a backfill leaves time for the other streams."""
+
+
+class TimeLimit:
+    """The soft limit `max_run_seconds`: after it, no window or stream starts, and the run exits 0.
+
+    Args:
+        clock: Measures the time since this object was made.
+        limit_seconds: None means no limit.
+        actions_share: The part of the limit that actions may use.
+    """
+
+    def __init__(self, clock: Clock, limit_seconds: int | None, actions_share: float) -> None:
+        self._clock = clock
+        self._started_seconds = clock.monotonic()
+        self._limit_seconds = inf if limit_seconds is None else limit_seconds
+        self._actions_share = actions_share
+
+    def allows(self, seconds: float) -> bool:
+        """Return whether time is left after a wait of `seconds`."""
+        return self._limit_seconds - self._elapsed_seconds > seconds
+
+    def allows_actions(self, seconds: float) -> bool:
+        """Return whether actions have time left after a wait of `seconds`."""
+        return self._limit_seconds * self._actions_share - self._elapsed_seconds > seconds
+
+    @property
+    def _elapsed_seconds(self) -> float:
+        return self._clock.monotonic() - self._started_seconds
+
+
+class UpperBound:
+    """The bound up to which a run reads, the same for all streams: Pepper's clock minus `settle_seconds`."""
+
+    def __init__(self, client: PepperClient, settle_seconds: int) -> None:
+        self._client = client
+        self._settle_seconds = settle_seconds
+        self._value: str | None = None
+        self.agreed: str
+        """The upper bound by the slower of Pepper's clock and the local clock, because either may be wrong.
+
+        It is set by the first call of `get`.
+        """
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> str:
+        """Return the bound; the first call asks Pepper for the time.
+
+        Args:
+            path: The endpoint to ask.
+            query: Parameters that keep the response small.
+        """
+        if self._value is None:
+            now = self._client.server_time(path, query)
+            self._value = upper_bound(now, self._settle_seconds)
+            self.agreed = upper_bound(min(now, self._client.clock.now()), self._settle_seconds)
+        return self._value
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the tap hands to its streams.
+
+    Attributes:
+        client: The connection to Pepper.
+        settings: The settings of the run.
+        writer: Where messages go.
+        merchant: A hash of Pepper's host and the merchant's code; a STATE contains it.
+        time_limit: Whether there is time for more.
+        upper_bound: Up to which time to read.
+        failures: Streams that failed, and their errors.
+        postponed: What this run leaves to the next run for lack of time.
+    """
+
+    client: PepperClient
+    settings: Settings
+    writer: MessageWriter
+    merchant: str
+    time_limit: TimeLimit
+    upper_bound: UpperBound
+    failures: list[tuple[str, Exception]] = field(default_factory=list)
+    postponed: list[str] = field(default_factory=list)

@@ -1,0 +1,128 @@
+"""The self-audit of actions: which hours to read a second time, and what the first read found in each.
+
+This module does no I/O and reads no clock.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from tap_pepper.raw_json import digest
+from tap_pepper.windows import (
+    HOUR_CHARS,
+    HOUR_SECONDS,
+    add_seconds,
+    hour_window,
+    hours_due,
+    next_hour,
+    parse_hour,
+    subtract_seconds,
+    to_instant,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tap_pepper.raw_json import Row
+
+AUDIT_HOURS_MAX: Final = 24
+"""Hours that one run audits; later runs audit the rest."""
+
+_HEX: Final = re.compile(r"[0-9a-f]{1,64}")
+
+
+class HourTally:
+    """The number of rows in each hour, and a fingerprint of those rows that does not depend on their order.
+
+    In the STATE this is `{"2026-10-01T11": "204:5be0…"}`. An hour is named by the first characters of its instants.
+    """
+
+    def __init__(self, state: object = None) -> None:
+        self._hours: dict[str, tuple[int, int]] = {}
+        for hour, text in state.items() if isinstance(state, dict) else ():
+            count, _, fingerprint = str(text).partition(":")
+            if count.isdecimal() and _HEX.fullmatch(fingerprint):
+                self._hours[hour] = int(count), int(fingerprint, 16)
+
+    def add(self, row_digest: str, hour: str) -> None:
+        """Count a row."""
+        count, fingerprint = self._hours.get(hour, (0, 0))
+        self._hours[hour] = count + 1, fingerprint ^ int.from_bytes(row_digest.encode(), "big")
+
+    def get(self, hour: str) -> tuple[int, int]:
+        """Return an hour's number of rows and their fingerprint."""
+        return self._hours.get(hour, (0, 0))
+
+    def to_state(self, first_hour: str) -> dict[str, str]:
+        """Return the hours from `first_hour` on."""
+        hours = sorted(hour for hour in self._hours if hour >= first_hour)
+        return {hour: f"{self._hours[hour][0]}:{self._hours[hour][1]:x}" for hour in hours}
+
+
+class Audit:
+    """Tallies the actions of each hour, and compares an hour with a second read of it.
+
+    In the STATE: `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…}}`. `next` is the first
+    hour not audited yet. `hours` tallies the actions from that hour up to `until`, where the next run starts to
+    re-read.
+
+    Args:
+        state: What the previous run stored.
+        after: Where this run starts to read. The first hour to audit starts there or later.
+        until: Where this run stops.
+        age_hours: Age at which an hour is audited, in hours; 0 turns the audit off.
+    """
+
+    def __init__(self, state: object, after: str, until: str, age_hours: int) -> None:
+        kept = state if isinstance(state, dict) and age_hours else {}
+        self._age_hours = age_hours
+        self._until = until
+        first = next_hour(max(after, subtract_seconds(until, age_hours * HOUR_SECONDS)))
+        self._next = parse_hour(kept.get("next")) or first
+        self._tally = HourTally(kept.get("hours"))
+        self._tallied_until = to_instant(kept.get("until")) or ""
+        # By key: a row that is read twice, or changes before it is tallied, counts once, in its last form.
+        self._pending: dict[bytes, tuple[str, str]] = {}
+
+    def record(self, row: Row, instant: str | None) -> None:
+        """Note a row that Pepper returned, whether this run emits it or an earlier one did."""
+        if self._age_hours and instant and instant >= self._next and instant[:-1] > self._tallied_until[:-1]:
+            self._pending[bytes(row["_id"])] = instant, digest(row)
+
+    def due_hours(self) -> list[str]:
+        """Return the hours to audit in this run, oldest first."""
+        return hours_due(self._next, self._until, self._age_hours, AUDIT_HOURS_MAX) if self._age_hours else []
+
+    def compare(self, hour: str, row_digests: Iterable[str]) -> int | None:
+        """Compare an hour with a second read, and move on to the next hour.
+
+        Args:
+            hour: The hour that was read again.
+            row_digests: The digest of each distinct row of the second read.
+
+        Returns:
+            How many rows the second read has more than the first, at least 0; None if both reads agree.
+        """
+        self._tally_pending(lambda instant: instant.startswith(hour))
+        second_read = HourTally()
+        for row_digest in row_digests:
+            second_read.add(row_digest, hour)
+        self._next = next_hour(add_seconds(hour_window(hour).until, 0.001))
+        if second_read.get(hour) == self._tally.get(hour):
+            return None
+        return max(0, second_read.get(hour)[0] - self._tally.get(hour)[0])
+
+    def to_state(self, reread_from: str) -> dict[str, Any] | None:
+        """Return what the next run needs if it re-reads from `reread_from`; None if the audit is off."""
+        if not self._age_hours:
+            return None
+        self._tally_pending(lambda instant: instant[:-1] <= reread_from[:-1])
+        self._tallied_until = max(self._tallied_until, reread_from)
+        return {"next": self._next, "until": self._tallied_until, "hours": self._tally.to_state(self._next)}
+
+    def _tally_pending(self, is_final: Callable[[str], bool]) -> None:
+        """Move rows that cannot change any more from pending to the tally."""
+        for key in [key for key, (instant, _) in self._pending.items() if is_final(instant)]:
+            instant, row_digest = self._pending.pop(key)
+            self._tally.add(row_digest, instant[:HOUR_CHARS])
