@@ -201,7 +201,7 @@ class TableSink(StreamSink):
     def present_keys(self, record: dict[str, Any], message: Message) -> list[Row]:
         """Key and version, where both can be read."""
         try:
-            return [self.shape.trace(record, values.integer(message.get("version")))] if self.shape.keys else []
+            return [self.shape.key_row(record, values.integer(message.get("version")))] if self.shape.keys else []
         except values.Invalid:
             return []
 

@@ -33,7 +33,7 @@ from target_crm.loader.reader import MessageReader, without_nul
 from target_crm.loader.sinks import BatchContext, StreamSink, TableSink, sink_class
 from target_crm.loader.writer import BatchWriter
 from target_crm.records import values
-from target_crm.records.fast_path import plain_row
+from target_crm.records.fast_path import decode_typical_action
 from target_crm.records.schemas import MissingProperty, snake_case
 from target_crm.records.tally import Rejection
 from target_crm.settings import SETTINGS, Settings, expectation, refuse_malformed
@@ -366,7 +366,7 @@ class TargetCrm(Target):
     def _add_fast(self, line: bytes) -> bool:
         """Add a typical action without decoding it in full; return whether the line was one."""
         sink = self._fast_sink
-        row = plain_row(line) if sink else None
+        row = decode_typical_action(line) if sink else None
         if not (sink and row):
             return False
         batch = self._batch_for_record()

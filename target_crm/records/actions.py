@@ -1,13 +1,13 @@
 """Pure: a Pepper action → a row of the ledger, or `Invalid` with the reason for refusing it.
 
-The three loyalty actions report what they did to an award, and the balance that was left::
+The three loyalty actions report the change of an award and the balance after it::
 
     {"_id": "5f1…", "type": "REDEEM_PERK", "when": {"timestamp": "2026-10-01T12:00:00.000Z"},
      "context": {"user": {"_id": "5e0…"}},
      "metadata": {"awardId": "5e7…", "perkId": "5d2…", "pointsAvailable": 5, "pointsRedeemed": 16}}
 
-One that lacks either number is *legacy*: a notice of the same name from an older system. It is kept, as is every action
-of any other type, with a null effect, and never touches a balance.
+One that lacks either number is *legacy*: an older system sends notices of the same name. Legacy actions and actions of
+other types are kept with a null effect, and never change a balance.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _EMPTY: dict[str, Any] = {}
-_BETWEEN = "\x1f"
-# Copied for each action: to make one takes longer.
+_SEPARATOR = "\x1f"
+# Copied for each action, which is faster than creating one.
 _DIGEST = hashlib.blake2b(digest_size=16)
 
-# Pepper's type → what it does to a balance, and where it says by how much.
+# Pepper's type → the effect on a balance, and the field with the delta.
 EFFECTS = {
     "REWARD_EARNED": ("earned", "pointsAdded"),
     "REDEEM_PERK": ("redeemed", "pointsRedeemed"),
@@ -38,7 +38,7 @@ EFFECTS = {
 
 
 class LedgerRow(NamedTuple):
-    """A row of `actions`, in the table's order of columns."""
+    """A row of `actions`, in the order of the table's columns."""
 
     action_id: str
     type: str | None
@@ -61,10 +61,13 @@ class LedgerRow(NamedTuple):
 
 
 def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
-    """Read an action; raise `Invalid` where it would change a balance but doesn't say whose, which or when.
+    """Convert an action to a row.
 
-    `content_hash` covers all that the ledger keeps but `payload`: an action that is read again with, say, a user's new
-    name in it is the same action; one with other points is not.
+    `content_hash` covers every column but `payload`: an action read again with, say, a user's new name is the same
+    action; one with other points is not.
+
+    Raises:
+        Invalid: The action would change a balance, but lacks its id, award, user, time or points.
     """
     action_id = _required(record.get("_id"), values.identifier, "_id")
     action_type = values.optional(record.get("type"), values.text)
@@ -110,7 +113,7 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
 
 
 def _object(value: Any) -> Mapping[str, Any]:
-    """A parent that is missing, or of an unexpected kind, has no fields."""
+    """The value as an object; an empty one if it is missing or of another type."""
     return value if isinstance(value, dict) else _EMPTY
 
 
@@ -122,17 +125,17 @@ def _required(value: Any, convert: Callable[[Any], _T], name: str) -> _T:
 
 
 def content_hash(content: tuple[Any, ...]) -> str:
-    """Equal for equal content: 2, 2.0 and "2" are the same points."""
-    words = ["\0" if value is None else value if type(value) is str else _word(value) for value in content]
-    text = _BETWEEN.join(words)
-    if text.count(_BETWEEN) >= len(words):
-        # A text holds one too, and could pass for two: no two lists have the same literal.
-        text = repr(words)
+    """A hash of a row's values. 2, 2.0 and "2" are the same points and give the same hash."""
+    texts = ["\0" if value is None else value if type(value) is str else _text(value) for value in content]
+    joined = _SEPARATOR.join(texts)
+    if joined.count(_SEPARATOR) >= len(texts):
+        # A value holds the separator, so that joined texts could be ambiguous; literals are not.
+        joined = repr(texts)
     digest = _DIGEST.copy()
-    digest.update(text.encode())
+    digest.update(joined.encode())
     return digest.hexdigest()
 
 
-def _word(value: Decimal | datetime) -> str:
+def _text(value: Decimal | datetime) -> str:
     text = str(value)
     return text if isinstance(value, datetime) or text.isdigit() else format(value.normalize() + 0, "f")

@@ -1,8 +1,8 @@
-"""Pure: a line with an action as Pepper writes them → a row of the ledger, in half of the time that it takes else.
+"""Pure: decode a typical action straight into a ledger row, in half the time of `actions.ledger_row`.
 
-Decoding into types checks what `actions.ledger_row` checks, and skips what the ledger doesn't keep in columns. A line
-that is not as plain as expected (points with a fraction, a time with an offset, an escape in a text, an id that is a
-number, a missing award …) is not refused here: it goes the general way, which decides.
+Typed decoding checks what `ledger_row` checks, and skips fields that have no column. It handles only the typical form.
+Any other line (points with a fraction, a time with an offset, an escape in a text, a numeric id, a missing award …) is
+left to `ledger_row`, which accepts or refuses it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from target_crm.records.actions import EFFECTS, content_hash
 from target_crm.records.column_types import ID_CHARS_MAX, POINTS_MAX
 from target_crm.records.schemas import snake_case
 
-# Pepper's type → what it does to a balance, and the field below that says by how much.
+# Pepper's type → the effect on a balance, and the field of `_Metadata` with the delta.
 _EFFECTS = {name: (effect, snake_case(delta_name)) for name, (effect, delta_name) in EFFECTS.items()}
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 _Points = Annotated[int, msgspec.Meta(gt=-int(POINTS_MAX), lt=int(POINTS_MAX))]
 
 
-class _Named(msgspec.Struct, frozen=True):
+class _Reference(msgspec.Struct, frozen=True):
     id: _Id | None = msgspec.field(name="_id", default=None)
 
 
-_NOBODY = _Named()
+_NO_ID = _Reference()
 
 
 class _Context(msgspec.Struct, frozen=True):
-    tenant: _Named = _NOBODY
-    user: _Named = _NOBODY
-    location: _Named = _NOBODY
+    tenant: _Reference = _NO_ID
+    user: _Reference = _NO_ID
+    location: _Reference = _NO_ID
 
 
 class _When(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class _Metadata(msgspec.Struct, rename="camel", frozen=True):
     points_refunded: _Points | None = None
 
 
-_NOTHING = _Metadata()
+_NO_METADATA = _Metadata()
 
 
 class _Action(msgspec.Struct, rename="camel", frozen=True):
@@ -58,7 +58,7 @@ class _Action(msgspec.Struct, rename="camel", frozen=True):
     type: str | None = None
     tenant_id: _Id | None = None
     context: _Context = _Context()
-    metadata: _Metadata = _NOTHING
+    metadata: _Metadata = _NO_METADATA
     source: str | None = None
     environment: str | None = None
 
@@ -71,22 +71,22 @@ class _Message(msgspec.Struct, frozen=True):
 
 _message = msgspec.json.Decoder(_Message).decode
 _action = msgspec.json.Decoder(_Action).decode
-# Skipping looks into no text and at no number. So nothing may be left to skip that the general way would refuse: half a
-# character, which is written as an escape, or a number too great for a decimal, which has this many digits somewhere.
-_ALIKE = bytes.maketrans(b"123456789", b"000000000")
+# The decoder does not check the fields that it skips. A line with an escape (perhaps half a surrogate pair) or a run of
+# this many digits (perhaps too large for a decimal) could hold what `ledger_row` refuses.
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _LONG_NUMBER = b"0" * 18
 
 
-def plain_row(line: bytes) -> tuple[Any, ...] | None:
-    """A RECORD of `actions` as a row of the ledger, all but `loaded_at`; None where the general way has to look at it.
+def decode_typical_action(line: bytes) -> tuple[Any, ...] | None:
+    """Decode a RECORD line of `actions` into a ledger row without `loaded_at`; return None for any other line.
 
-    The payload is the record in the sender's words.
+    The payload is the record's JSON, unchanged.
     """
     try:
         message = _message(line)
         if message.type != "RECORD" or message.stream != "actions":
             return None
-        if b"\\" in line or _LONG_NUMBER in line.translate(_ALIKE) or not (line.isascii() or line.decode()):
+        if b"\\" in line or _LONG_NUMBER in line.translate(_DIGITS_TO_ZERO) or not (line.isascii() or line.decode()):
             return None
         action = _action(message.record)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):

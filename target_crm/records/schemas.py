@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
     from sqlalchemy.types import TypeEngine
 
-# What PostgreSQL allows, and no other engine undercuts.
+# The limit of PostgreSQL; no other engine's is lower.
 NAME_CHARS_MAX = 63
 EXTRA = "_extra"
 EXTRACTED_AT = "_extracted_at"
 LOADED_AT = "_loaded_at"
-# The version of the table that a full-table tap is about to activate, and when a row turned out to be gone.
+# The table version of a full-table stream, and when a row was found deleted.
 VERSION = "_version"
 DELETED_AT = "_deleted_at"
 _OWN_COLUMNS = {EXTRA, EXTRACTED_AT, LOADED_AT, VERSION, DELETED_AT}
-# The order of arrival, in work tables; the rank by age, in queries of them.
+# In work tables: the order of arrival; in queries of them: the rank by age.
 SEQ = "_seq"
 RANK = "_rank"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a property holds: the type of its column and how a JSON value becomes one of its values."""
+    """The type of a property's column, and the conversion of its JSON values."""
 
     type: TypeEngine[Any]
     convert: Callable[[Any], Any]
@@ -67,7 +67,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Shape:
-    """A stream's rows: a column a property, `_extra` (what the schema doesn't name), and what is known of the row."""
+    """The rows of a stream: a column per property, `_extra` (properties without a column), and metadata columns."""
 
     fields: tuple[Field, ...]
     keys: tuple[str, ...]
@@ -77,13 +77,13 @@ class Shape:
     def of(
         cls, schema: Mapping[str, Any], key_properties: Sequence[str], fixed: Mapping[str, Kind] | None = None
     ) -> Shape:
-        """Read a SCHEMA message; `fixed` properties have the kind given, whatever the schema says or leaves out."""
+        """Read a SCHEMA message. `fixed` properties have the given kind, whatever the schema says."""
         fixed = fixed or {}
         kinds = {name: fixed.get(name) or kind_of(definition) for name, definition in schema["properties"].items()}
         kinds = {**fixed, **kinds}
         for key in key_properties:
             kinds[key] = IDENTIFIER if kinds.get(key) in {None, TEXT, ANY_SCALAR, JSON} else kinds[key]
-        # The order of a schema's properties is nobody's promise: it must not decide which of two has which column.
+        # A schema's properties have no order, so their order must not decide which of two gets which column.
         others = sorted(kinds.keys() - fixed.keys(), key=lambda name: (name != snake_case(name), name))
         columns = column_names([*fixed, *others], taken={*_OWN_COLUMNS, SEQ, RANK})
         required = {*key_properties, *schema.get("required", ())}
@@ -96,19 +96,19 @@ class Shape:
     def row(
         self, record: Mapping[str, Any], *, extracted_at: datetime, loaded_at: datetime, version: int | None = None
     ) -> tuple[Any, ...]:
-        """A record as a row: the fields' columns, `_extra`, `_extracted_at`, `_loaded_at`, `_version`, `_deleted_at`.
+        """Convert a record to a row: fields, `_extra`, `_extracted_at`, `_loaded_at`, `_version`, `_deleted_at`.
 
         Raises:
-            Invalid: a key or a required property is missing, or a value is not of its column's kind.
+            Invalid: A key or a required property is missing, or a value does not fit its column.
         """
         row = [self._value(field, record) for field in self.fields]
         return (*row, self._extra(record), extracted_at, loaded_at, version, None)
 
-    def trace(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
-        """What a record that is refused leaves: a row of its key and version alone.
+    def key_row(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
+        """A row with nothing but the key and version of a record.
 
         Raises:
-            Invalid: its key is among what is refused.
+            Invalid: The key is missing or invalid.
         """
         row = [self._value(field, record) if field.column in self.keys else None for field in self.fields]
         return (*row, None, None, None, version, None)
@@ -131,7 +131,7 @@ class Shape:
         try:
             return values.json_document(extra) if extra else None
         except values.Invalid as reason:
-            raise values.Invalid(f"what the schema does not name {reason}") from None
+            raise values.Invalid(f"a property that is not in the schema {reason}") from None
 
     @cached_property
     def _names(self) -> set[str]:
@@ -139,11 +139,11 @@ class Shape:
 
 
 class MissingProperty(values.Invalid):
-    """A record lacks a key, or a property that its schema requires."""
+    """A record without a key, or without a property that its schema requires."""
 
 
 def kind_of(definition: Mapping[str, Any] | bool) -> Kind:
-    """The kind that a property's JSON Schema allows; where it allows several, the one that holds them all."""
+    """The kind of column for a property's JSON Schema. If the schema allows several types, one that holds them all."""
     if isinstance(definition, bool):
         return JSON
     allowed = {(name, format_) for name, format_ in _types(definition) if name != "null"}
@@ -157,7 +157,7 @@ def kind_of(definition: Mapping[str, Any] | bool) -> Kind:
 
 
 def _types(definition: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Each type that is allowed, with its format."""
+    """Each allowed type with its format."""
     declared = definition.get("type", ())
     for name in [declared] if isinstance(declared, str) else declared:
         yield name, definition.get("format", "") if name == "string" else ""
@@ -166,7 +166,7 @@ def _types(definition: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def column_names(properties: Iterable[str], taken: set[str]) -> dict[str, str]:
-    """Property → column in snake_case. Of two with the same name, the later gets a number: `foo_bar`, `foo_bar_2`."""
+    """Property → column in snake_case. On a clash the later one gets a number: `foo_bar`, `foo_bar_2`."""
     names: dict[str, str] = {}
     used = set(taken)
     for name in properties:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of the records of a stream: `read` is the sum of the others."""
+    """What became of a stream's records. `read` is the sum of the other counts."""
 
     read: int = 0
     applied: int = 0
@@ -30,7 +30,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A record that is not loaded, and why."""
+    """A record that goes to the quarantine, and the reason."""
 
     stream: str
     reason: str
@@ -40,16 +40,24 @@ class Rejection:
 
     @property
     def rejected_id(self) -> str:
-        """The same record for the same reason has the same id, however often it comes."""
+        """A hash of stream, reason and payload: the same record refused again keeps one row."""
         identity = "\x1f".join((self.stream, self.reason, self.payload))
         return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
     @property
     def where(self) -> str:
-        """The place and the reason, for an error."""
+        """Stream, line and reason, for an error message."""
         return f"{self.stream or 'input'} line {self.input_line}: {self.reason}"
 
     def row(self, rejected_at: datetime, run_id: str) -> tuple[Any, ...]:
         """A row of `rejected_records`."""
-        told = (self.rejected_id, self.stream, self.reason, self.input_line, self.payload)
-        return (*told, rejected_at, run_id, self.extracted_at)
+        return (
+            self.rejected_id,
+            self.stream,
+            self.reason,
+            self.input_line,
+            self.payload,
+            rejected_at,
+            run_id,
+            self.extracted_at,
+        )

@@ -1,6 +1,6 @@
 """Pure: a JSON value → a column's value, or `Invalid` with the reason.
 
-JSON numbers arrive as `int` or `Decimal` (never a binary float); every function takes a value that is not null.
+JSON numbers arrive as `int` or `Decimal`, never as a binary float. No function here takes null, except `optional`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 _JSON = msgspec.json.Encoder(decimal_format="number")
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
 _INTEGER_MAX = 2**63 - 1
-# PostgreSQL's NUMERIC has no more.
+# The limit of PostgreSQL's NUMERIC.
 _NUMBER_PLACES_MAX = 16_383
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MINUTE = re.compile(r"(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})(Z|[+-]\d{2}:\d{2})?")
@@ -31,11 +31,11 @@ _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
 
 
 class Invalid(ValueError):
-    """A value that its column can't hold. The message names the kind of value, never the value: it may be personal."""
+    """A value that its column cannot hold. The message names its type, never the value itself: it may be personal."""
 
 
 def from_json(document: str | bytes) -> Any:
-    """Decode JSON, numbers with a point as `Decimal`. What isn't JSON is a `ValueError` of one kind or another."""
+    """Decode JSON, with fractional numbers as `Decimal`; raise `ValueError` for anything else."""
     try:
         return _DECODER.decode(document)
     except (msgspec.DecodeError, ArithmeticError, RecursionError) as error:
@@ -43,7 +43,7 @@ def from_json(document: str | bytes) -> Any:
 
 
 def optional(value: Any, convert: Callable[[Any], _T]) -> _T | None:
-    """A value converted; null where there is none, or none that converts."""
+    """Convert a value; None for null and for a value that cannot be converted."""
     if value is None:
         return None
     try:
@@ -53,47 +53,47 @@ def optional(value: Any, convert: Callable[[Any], _T]) -> _T | None:
 
 
 def identifier(value: Any) -> str:
-    """An id: text of 1 to `ID_CHARS_MAX` characters; a whole number counts as its digits."""
+    """An id: text of 1 to `ID_CHARS_MAX` characters. A whole number becomes its digits."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
-        raise Invalid(f"is {_kind(value)}, expected an id")
+        raise Invalid(f"is {_type_name(value)}, expected an id")
     if len(value) > ID_CHARS_MAX:
         raise Invalid(f"has {len(value)} characters, expected at most {ID_CHARS_MAX}")
     return text(value)
 
 
 def text(value: Any) -> str:
-    """Text without NUL, which no SQL engine holds."""
+    """Text without NUL characters, which no SQL engine stores."""
     if not isinstance(value, str):
-        raise Invalid(f"is {_kind(value)}, expected text")
+        raise Invalid(f"is {_type_name(value)}, expected text")
     if "\0" in value:
         raise Invalid("holds a NUL character")
     return value
 
 
 def points(value: Any) -> Decimal:
-    """Points: a number, or a string of one, below `POINTS_MAX` in size and with at most four places."""
+    """Points: a number or numeric string, smaller than `POINTS_MAX` in magnitude, with at most four decimal places."""
     if isinstance(value, str):
         if not _NUMERIC_TEXT.fullmatch(value):
             raise Invalid("is text, expected points")
         value = Decimal(value)
     elif isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise Invalid(f"is {_kind(value)}, expected points")
+        raise Invalid(f"is {_type_name(value)}, expected points")
     number = Decimal(value)
     if not number.is_finite() or number.copy_abs() >= POINTS_MAX:
         raise Invalid(f"is out of range, expected points below {POINTS_MAX:,}")
     rounded = round(number, POINTS_PLACES)
     if number != rounded:
         raise Invalid(f"has more than {POINTS_PLACES} decimal places")
-    # Not as they came: a thousand zeros behind the point are more than a driver can take.
+    # The rounded form: a driver cannot take a thousand trailing zeros.
     return rounded
 
 
 def instant(value: Any) -> datetime:
-    """An ISO 8601 instant; without an offset it is UTC. The result is aware, in UTC, to the microsecond."""
+    """An ISO 8601 instant, in UTC if it has no offset. The result is aware, in UTC, with microseconds."""
     if not isinstance(value, str):
-        raise Invalid(f"is {_kind(value)}, expected an ISO 8601 time")
+        raise Invalid(f"is {_type_name(value)}, expected an ISO 8601 time")
     try:
         moment = msgspec.convert(value, datetime)
     except msgspec.ValidationError:
@@ -125,21 +125,21 @@ def day(value: Any) -> date:
 
 
 def integer(value: Any) -> int:
-    """A whole number of 64 bits."""
-    # abs() of a decimal rounds, and 1e999999999 would overflow in it.
+    """A whole number that fits into 64 bits."""
+    # abs() rounds a decimal, and overflows for 1e999999999.
     small = isinstance(value, Decimal) and value.is_finite() and value.copy_abs() <= _INTEGER_MAX
     whole = small and value == int(value)
     if not whole and (isinstance(value, bool) or not isinstance(value, int)):
-        raise Invalid(f"is {_kind(value)}, expected a whole number")
+        raise Invalid(f"is {_type_name(value)}, expected a whole number")
     if abs(value) > _INTEGER_MAX:
         raise Invalid("is out of the range of 64 bits")
     return int(value)
 
 
 def number(value: Any) -> Decimal:
-    """Any finite number that a double can reach."""
+    """Any finite number within the range of a double."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise Invalid(f"is {_kind(value)}, expected a number")
+        raise Invalid(f"is {_type_name(value)}, expected a number")
     result = Decimal(value)
     if not result.is_finite() or (result and abs(result.adjusted()) > 300):
         raise Invalid("is out of range")
@@ -150,19 +150,19 @@ def number(value: Any) -> Decimal:
 
 
 def boolean(value: Any) -> bool:
-    """True or false, nothing that merely looks so."""
+    """True or false; no text or number that looks like one."""
     if not isinstance(value, bool):
-        raise Invalid(f"is {_kind(value)}, expected a boolean")
+        raise Invalid(f"is {_type_name(value)}, expected a boolean")
     return value
 
 
 def json_text(value: Any) -> str:
-    """Any value, as compact JSON; decimals keep their digits."""
+    """Any value as compact JSON. Decimals keep their digits."""
     return _JSON.encode(value).decode()
 
 
 def json_document(value: Any) -> str:
-    """Any value, as JSON without NUL: PostgreSQL keeps one, but fails at each question to a document that holds it."""
+    """Any value as JSON without NUL. PostgreSQL would store NUL, but then fail in every query of the document."""
     document = json_text(value)
     if "\\u0000" in document and _ESCAPED_NUL.search(document):
         raise Invalid("holds a NUL character")
@@ -170,10 +170,10 @@ def json_document(value: Any) -> str:
 
 
 def any_text(value: Any) -> str:
-    """Any value as text: a string as it is, everything else as JSON."""
+    """Any value as text: a string unchanged, everything else as JSON."""
     return text(value) if isinstance(value, str) else json_text(value)
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     names = {bool: "a boolean", int: "a number", Decimal: "a number", str: "text", list: "a list", dict: "an object"}
     return "null" if value is None else "empty" if value == "" else names.get(type(value), "of an unknown kind")

@@ -1,16 +1,17 @@
 """Pure: the reduction of actions and snapshots to one balance per award, as SQLAlchemy Core statements.
 
-Everything that says something of a balance is first written as a *partial* balance of one award: its actions (they saw
-the balance, and add to the totals), its snapshot (it saw the balance, and adds nothing), the stored balance. `union`
-makes one of two. In which order, and how they are grouped, matters only to two snapshots of one instant:
+Each source of a balance is first written as a *partial* balance of one award: its actions, its snapshot, and the stored
+balance. `union` combines two partials:
 
-- `points` is a register: the newest sight wins. At the same instant an action wins over a snapshot, and of two actions
-  the one with the greater id.
-- totals and counts are sums, so each action must come in once: callers pass those that the ledger has just taken.
+- `points` is a register: the newest observation wins. At the same instant an action wins over a snapshot, and of two
+  actions the one with the greater id.
+- Totals and counts are sums, so each action must be counted once: callers pass the rows that this transaction inserted
+  into the ledger.
 
-Hence a batch merged into the stored balances gives the very rows that a fold of the whole history gives.
+The order and grouping of unions do not matter (except for two snapshots of one instant). So merging batches into the
+stored balances gives the same rows as aggregating the whole history.
 
-Statements are built once for their tables: that takes longer than a small batch.
+Statements are cached per table: building one takes longer than executing a small batch.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
     Columns = Mapping[str, ColumnElement[Any]] | ReadOnlyColumnCollection[str, Any]
 
-# What is the same in all that is ever said of an award.
+# Columns that never change during the life of an award.
 _OWNER = ("user_id", "perk_id")
-# What a snapshot tells.
+# Columns of a partial that a snapshot fills.
 _SNAPSHOT_COLUMNS = (*_OWNER, "points", "as_of", "as_of_source", "updated_at")
-# What an action adds to, by its effect, and where it says how much.
+# Total → the effect of the actions that it sums, and their delta column.
 _TOTALS = {
     "earned_total": ("earned", "points_added"),
     "redeemed_total": ("redeemed", "points_redeemed"),
@@ -53,21 +54,24 @@ _AWARD = literal_column("'award'", Identifier())
 
 @cache
 def partials_from_actions(actions: FromClause, *which: ColumnElement[bool], chained: bool = False) -> Select[Any]:
-    """One partial balance per award of those actions that have an effect; `actions` has the ledger's columns.
+    """One partial balance per award, of the actions that have an effect.
 
-    If `chained`, with the gaps in each award's chain of actions: how many there are, and when the newest was. A gap is
-    where the balance before an action, and its delta, don't give the balance after: something changed the award without
-    an action of its own, as an edit or an expiry does.
+    Args:
+        actions: Rows with the ledger's columns, each action once.
+        which: Conditions on the actions.
+        chained: Add the number of gaps in each award's chain of actions, and the time of the newest gap. A gap is
+            where balance before + delta differs from balance after: something other than an action changed the award,
+            such as an edit or an expiry.
     """
 
     def over_newest_first(function: FunctionElement[Any]) -> ColumnElement[Any]:
         order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
         return function.over(partition_by=actions.c.award_id, order_by=order)
 
-    told = ("award_id", *_OWNER, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
+    needed = ("award_id", *_OWNER, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
     before = over_newest_first(func.lead(actions.c.points_available)).label("points_before")
     ranked = (
-        select(*(actions.c[name] for name in (*told, *(column for _, column in _TOTALS.values()))))
+        select(*(actions.c[name] for name in (*needed, *(column for _, column in _TOTALS.values()))))
         .add_columns(over_newest_first(func.row_number()).label("rank"), *([before] if chained else []))
         .where(actions.c.effect.is_not(None), *which)
         .subquery("ranked")
@@ -79,7 +83,7 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool], chai
 
     return select(
         r.award_id,
-        # The newest may leave these out; an award is of one user and one perk, so any other action's will do then.
+        # The newest action may lack them. They are the same in all actions of an award, so any other will do.
         *(func.coalesce(of_newest(r[name]), func.max(r[name])).label(name) for name in _OWNER),
         of_newest(r.points_available).label("points"),
         func.max(r.occurred_at).label("as_of"),
@@ -95,7 +99,7 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool], chai
 
 
 def _gaps(actions: Columns) -> list[ColumnElement[Any]]:
-    """The gaps among actions that tell the `points_before` them."""
+    """Gap count and newest gap, from actions with a `points_before` column."""
     delta = case(
         (actions["effect"] == literal_column("'earned'"), actions["points_added"]),
         (actions["effect"] == literal_column("'redeemed'"), -actions["points_redeemed"]),
@@ -109,7 +113,7 @@ def _gaps(actions: Columns) -> list[ColumnElement[Any]]:
 
 
 def _sums(actions: Columns) -> list[Label[Any]]:
-    """What actions add to each total."""
+    """The sum of each total."""
     return [
         exact_sum(case((actions["effect"] == literal_column(f"'{effect}'"), actions[column]), else_=_ZERO)).label(name)
         for name, (effect, column) in _TOTALS.items()
@@ -118,7 +122,7 @@ def _sums(actions: Columns) -> list[Label[Any]]:
 
 @cache
 def partials_from_snapshots(awards: FromClause) -> Select[Any]:
-    """One partial balance per snapshot that tells points; `awards` has that table's columns, and an award once."""
+    """One partial balance per snapshot with points; `awards` has that table's columns and one row per award."""
     c = awards.c
     return select(
         c["_id"].label("award_id"),
@@ -137,9 +141,12 @@ def partials_from_snapshots(awards: FromClause) -> Select[Any]:
 
 
 def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
-    """Two partial balances of an award as one: what it says besides `award_id`.
+    """Combine two partial balances of an award.
 
-    Of one that is missing all is null. On a full tie `one` wins.
+    All columns of a missing partial are null. On a full tie `one` wins.
+
+    Returns:
+        Column name → expression, for every column but `award_id`.
     """
 
     def newer(by: str, tie: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -147,11 +154,11 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
 
     greater_id = one["last_action_id"] > other["last_action_id"]
     is_snapshot, is_action = other["as_of_source"] == _AWARD, one["as_of_source"] == _ACTION
-    seen_later = newer("as_of", or_(is_snapshot, and_(is_action, greater_id)))
+    observed_later = newer("as_of", or_(is_snapshot, and_(is_action, greater_id)))
     acted_later = newer("last_action_at", greater_id)
 
     def of_newest(name: str) -> ColumnElement[Any]:
-        return case((seen_later, one[name]), else_=other[name])
+        return case((observed_later, one[name]), else_=other[name])
 
     def least(name: str) -> ColumnElement[Any]:
         return case((or_(other[name].is_(None), one[name] < other[name]), one[name]), else_=other[name])
@@ -175,9 +182,9 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
 
 
 def aggregate(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
-    """One balance per award of the partials of its actions and of its snapshot; what else actions tell comes along.
+    """One balance per award, from the partials of its actions and of its snapshot.
 
-    Not by a full join: some engines have none.
+    Extra columns of `actions` are kept. There is no full join in it, because some engines have none.
     """
     others = [column for column in actions.selected_columns if column.name not in awards.selected_columns]
     nothing = (cast(null(), column.type).label(column.name) for column in others)
@@ -187,44 +194,44 @@ def aggregate(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
         is_its = both.c.as_of_source == literal_column(f"'{source}'")
         return func.max(case((is_its, column))).label(f"{source}_{column.name}")
 
-    told = [column for column in both.c if column.name != "award_id"]
+    columns = [column for column in both.c if column.name != "award_id"]
     halves = (
         select(
             both.c.award_id,
             *(of("award", both.c[name]) for name in _SNAPSHOT_COLUMNS),
-            *(of("action", each) for each in told),
+            *(of("action", each) for each in columns),
         )
         .group_by(both.c.award_id)
         .subquery("halves")
     )
     h = halves.c
-    acted = {column.name: h[f"action_{column.name}"] for column in told}
-    seen = {
+    action = {column.name: h[f"action_{column.name}"] for column in columns}
+    snapshot = {
         each.name: h[f"award_{each.name}"] if each.name in _SNAPSHOT_COLUMNS else cast(null(), each.type)
-        for each in told
+        for each in columns
     }
-    balance = {**union(seen, acted), **{column.name: acted[column.name] for column in others}}
+    balance = {**union(snapshot, action), **{column.name: action[column.name] for column in others}}
     return select(h.award_id, *(column.label(name) for name, column in balance.items()))
 
 
 @cache
 def all_balances(tables: Tables, *, chained: bool = False) -> Select[Any]:
-    """Every balance afresh, from the whole ledger and all snapshots."""
+    """Recompute every balance from the whole ledger and all snapshots."""
     return aggregate(partials_from_actions(tables.actions, chained=chained), partials_from_snapshots(tables.awards))
 
 
 @cache
 def as_of(tables: Tables) -> Select[Any]:
-    """Every balance as of a `moment`: the newest sight of each award at or before it, and the sums until then.
+    """Every balance as of a `moment`: the newest observation of each award at or before it, and the sums until then.
 
-    Awards that nobody had seen by then are left out, and so are those that were gone. Of an award's snapshots only the
-    newest is kept, so what an earlier one had said is not known any more.
+    Awards without an observation by then, and awards deleted by then, are left out. Only the newest snapshot of an
+    award is stored, so points that only an earlier snapshot held are not found.
     """
     moment = bindparam("moment", type_=Instant())
     actions, awards = tables.actions, tables.awards
-    seen_at = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
+    snapshot_at = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
     acted = partials_from_actions(actions, actions.c.occurred_at <= moment)
-    then = aggregate(acted, partials_from_snapshots(awards).where(seen_at <= moment)).subquery("then")
+    then = aggregate(acted, partials_from_snapshots(awards).where(snapshot_at <= moment)).subquery("then")
     return (
         select(*(column for column in then.c if column.name != "updated_at"))
         .outerjoin_from(then, awards, awards.c["_id"] == then.c.award_id)
@@ -235,16 +242,20 @@ def as_of(tables: Tables) -> Select[Any]:
 
 @cache
 def merge(tables: Tables, arrived: Select[Any]) -> Merge:
-    """Merge partials that have just arrived, one of each award, into the stored balances."""
+    """Merge new partials, at most one per award, into the stored balances."""
     return Merge(tables.award_balances, arrived, union, tables.merged)
 
 
 @cache
 def recompute_awards(tables: Tables, named: Select[Any]) -> Replacement:
-    """Fold some awards afresh from all that is known of them.
+    """Recompute the balances of some awards from their whole history.
 
-    For where a batch may be cut off between two statements, and is then given again: merging would not know what it
-    has merged already. `named` selects the awards' ids; the cost grows with what the ledger has of them.
+    For engines without transactions: a batch that stops between two statements is sent again, and a merge would count
+    its actions twice. The cost grows with the number of actions that these awards have.
+
+    Args:
+        tables: The target's tables.
+        named: Selects the ids of the awards.
     """
     actions = partials_from_actions(tables.actions, tables.actions.c.award_id.in_(named))
     snapshots = partials_from_snapshots(tables.awards).where(tables.awards.c["_id"].in_(named))
@@ -253,27 +264,27 @@ def recompute_awards(tables: Tables, named: Select[Any]) -> Replacement:
 
 @cache
 def owner_of_awards(awards: Table, staged: Table) -> FromClause:
-    """Whose the staged awards are, and of which perk, as far as any row of `awards` that tells points says so."""
+    """User and perk of the staged awards, from the rows of `awards` that have points."""
     c = awards.c
-    told = select(c["_id"].label("award_id"), *(func.max(c[name]).label(name) for name in _OWNER))
-    telling = told.where(c.points.is_not(None), c["_id"].in_(select(staged.c["_id"])))
-    return telling.group_by(c["_id"]).subquery("told")
+    owner = select(c["_id"].label("award_id"), *(func.max(c[name]).label(name) for name in _OWNER))
+    with_points = owner.where(c.points.is_not(None), c["_id"].in_(select(staged.c["_id"])))
+    return with_points.group_by(c["_id"]).subquery("owner")
 
 
 @cache
-def fill_owner(table: Table, key: str, told: FromClause) -> RowUpdate:
-    """Let rows that leave out whose an award is, or of which perk, have it from others: that is for life."""
-    values = {name: func.coalesce(table.c[name], told.c[name]) for name in _OWNER}
-    lacking = or_(*(and_(table.c[name].is_(None), told.c[name].is_not(None)) for name in _OWNER))
-    return RowUpdate(table, values, and_(table.c[key] == told.c.award_id, lacking))
+def fill_owner(table: Table, key: str, owner: FromClause) -> RowUpdate:
+    """Fill in a missing user or perk from other rows of the same award."""
+    values = {name: func.coalesce(table.c[name], owner.c[name]) for name in _OWNER}
+    lacking = or_(*(and_(table.c[name].is_(None), owner.c[name].is_not(None)) for name in _OWNER))
+    return RowUpdate(table, values, and_(table.c[key] == owner.c.award_id, lacking))
 
 
 @cache
 def differences(tables: Tables, examples_max: int) -> Select[Any]:
-    """Awards whose stored balance is not what a full fold gives, or whose chain of actions has gaps.
+    """Awards whose stored balance differs from the recomputed one, or whose chain of actions has gaps.
 
-    The first so many of each kind, with what is stored, what is expected, and the gaps; and, in every row, how many
-    drifted awards and how many gaps there are in all. It reads the ledger once.
+    Returns the first `examples_max` of each kind, with stored points, expected points and gaps. Every row also has the
+    total number of differing awards and of gaps. Reads the ledger once.
     """
     stored = tables.award_balances
     expected = all_balances(tables, chained=True).subquery("expected")
@@ -284,28 +295,28 @@ def differences(tables: Tables, examples_max: int) -> Select[Any]:
         select(*(stored.c[name] for name in compared), *nothing, literal_column("0").label("side")),
         select(*(expected.c[name] for name in compared), *gaps, literal_column("1").label("side")),
     ).subquery("sides")
-    # What both sides say alike becomes one row, and so does what only one of them says.
+    # Equal rows of both sides become one row; a row that only one side has stays alone.
     s = sides.c
     agree = and_(func.count() == 2, func.min(s.side) != func.max(s.side))
-    words = (
+    distinct = (
         select(s.award_id, s.points, func.min(s.side).label("first_side"), func.max(s.side).label("last_side"))
         .add_columns(
             case((agree, 1), else_=0).label("agree"), *(func.max(s[each.name]).label(each.name) for each in gaps)
         )
         .group_by(*(s[name] for name in compared))
-        .subquery("words")
+        .subquery("distinct_rows")
     )
-    w = words.c
+    d = distinct.c
     found = (
         select(
-            w.award_id,
-            func.max(case((w.first_side == 0, w.points))).label("points"),
-            func.max(case((w.last_side == 1, w.points))).label("expected_points"),
-            (1 - func.min(w.agree)).label("drifted"),
-            *(func.max(w[column.name]).label(column.name) for column in gaps),
+            d.award_id,
+            func.max(case((d.first_side == 0, d.points))).label("points"),
+            func.max(case((d.last_side == 1, d.points))).label("expected_points"),
+            (1 - func.min(d.agree)).label("drifted"),
+            *(func.max(d[column.name]).label(column.name) for column in gaps),
         )
-        .group_by(w.award_id)
-        .having(or_(func.min(w.agree) == 0, func.max(w.gaps) > 0))
+        .group_by(d.award_id)
+        .having(or_(func.min(d.agree) == 0, func.max(d.gaps) > 0))
         .subquery("found")
     )
     f = found.c
@@ -324,14 +335,14 @@ def differences(tables: Tables, examples_max: int) -> Select[Any]:
 
 @cache
 def totals_of_actions(actions: FromClause) -> Select[Any]:
-    """What all actions that have an effect add up to: one row; `actions` has the ledger's columns."""
+    """The sums over all actions with an effect, in one row; `actions` has the ledger's columns."""
     sums = [func.coalesce(each, _ZERO).label(each.name) for each in _sums(actions.c)]
     return select(*sums, func.count().label("action_count")).where(actions.c.effect.is_not(None))
 
 
 @cache
 def totals_of_balances(balances: Table) -> Select[Any]:
-    """What all balances add up to: one row."""
+    """The sums over all balances, in one row."""
     c = balances.c
     sums = [func.coalesce(exact_sum(c[name]), _ZERO).label(name) for name in _TOTALS]
     return select(*sums, func.coalesce(cast(func.sum(c.action_count), BigInteger), 0).label("action_count"))
@@ -339,7 +350,7 @@ def totals_of_balances(balances: Table) -> Select[Any]:
 
 @cache
 def behind_snapshot(tables: Tables) -> Select[Any]:
-    """Awards whose snapshot is Pepper's newest word, and yet says other points than the balance."""
+    """Awards whose snapshot is newer than the balance, or equally new with other points."""
     balances, awards = tables.award_balances, tables.awards
     snapshot_as_of = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
     return (

@@ -1,8 +1,8 @@
-"""Pure: statements that move rows from a work table into the table beside it.
+"""Pure: statements that move staged rows into their table.
 
-Rows are staged first, in the order of arrival. Then `fresh` takes the places of those that go on to be inserted.
-No statement is told apart by engine: there is no MERGE and no ON CONFLICT in them. Each is built once for its tables:
-that takes longer than a small batch.
+Rows are first staged in the order of arrival. Then the work table `fresh` takes the sequence numbers of the rows that
+will be inserted or replace others. The statements are the same on every engine: no MERGE, no ON CONFLICT. They are
+cached per table: building one takes longer than executing a small batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Staged:
-    """A work table, and the places (`_seq`) of those of its rows that go on."""
+    """A work table, and `fresh`, the sequence numbers (`_seq`) of its rows that will be written."""
 
     table: Table
     fresh: Table
@@ -45,9 +45,9 @@ class Staged:
 
 @dataclass(frozen=True)
 class RowUpdate:
-    """New values for the rows of a table with a key that meet a condition; both may speak of other rows, too.
+    """New values for the rows that meet a condition. Values and condition may refer to other tables.
 
-    What an UPDATE … FROM is, for engines that have it and for those that get to the same rows another way.
+    An UPDATE … FROM, written so that an engine without it can do the same in another way.
     """
 
     table: Table
@@ -56,15 +56,16 @@ class RowUpdate:
 
     @cached_property
     def update(self) -> Update:
-        """The change as one statement."""
+        """The update as one statement."""
         return self.table.update().values(dict(self.values)).where(self.where)
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """Rows for a table, at most one of each key, in the place of those that it has with these keys.
+    """Rows, at most one per key, that replace the table's rows with these keys.
 
-    They may well be made of the ones that they replace; so `work`, a table of the same columns, takes them first.
+    The rows may be computed from those that they replace, so they are first written to `work`, which has the same
+    columns.
     """
 
     table: Table
@@ -73,7 +74,7 @@ class Replacement:
 
     @cached_property
     def statements(self) -> list[Insert | Delete]:
-        """What does so, where `work` is empty."""
+        """The statements, for an empty `work`."""
         (key,) = self.table.primary_key.columns
         return [
             self.work.insert().from_select(list(self.rows.selected_columns.keys()), self.rows),
@@ -84,9 +85,9 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Merge:
-    """Rows for a table, at most one of each key; where it has the key, `union` makes what is beside it of the two.
+    """Rows to insert, at most one per key. On a key conflict, combine the two rows with `union`.
 
-    What an INSERT … ON CONFLICT DO UPDATE is, for engines that have it, and a replacement for the others.
+    An INSERT … ON CONFLICT DO UPDATE, or a `Replacement` on engines without it.
     """
 
     table: Table
@@ -96,7 +97,7 @@ class Merge:
 
     @cached_property
     def replacement(self) -> Replacement:
-        """The rows as they are after the merge."""
+        """The merge as a replacement."""
         (key,) = self.table.primary_key.columns
         arrived = self.rows.subquery("arrived")
         row = [column.label(name) for name, column in self.union(arrived.c, self.table.c).items()]
@@ -106,7 +107,7 @@ class Merge:
 
 @cache
 def fresh_rows(staged: Staged) -> FromClause:
-    """The rows that go on, without their places."""
+    """The staged rows that will be written, without `_seq`."""
     columns = [column for column in staged.table.c if column.name != SEQ]
     same_place = staged.fresh.c[SEQ] == staged.table.c[SEQ]
     return select(*columns).join_from(staged.table, staged.fresh, same_place).subquery("fresh_rows")
@@ -114,27 +115,28 @@ def fresh_rows(staged: Staged) -> FromClause:
 
 @cache
 def pick_absent(table: Table, staged: Staged) -> Insert:
-    """`fresh` ← the first row of each key that the table lacks."""
+    """Fill `fresh` with the first staged row of each key that the table lacks."""
     (key,) = table.primary_key.columns
     rows = staged.table.c
-    # Not by NOT EXISTS: for that, DuckDB reads all keys that the table has, for a join only parts that may hold these.
+    # For NOT EXISTS, DuckDB would read all keys of the table; for a join it skips row groups that cannot match.
     with_known = staged.table.outerjoin(table, key == rows[key.name])
     first = select(func.min(rows[SEQ])).select_from(with_known).where(key.is_(None)).group_by(rows[key.name])
     return staged.fresh.insert().from_select([SEQ], first)
 
 
-# What is not said by a row, but known of it: two rows that differ in nothing else say the same.
+# Metadata columns, ignored when comparing rows.
 METADATA_COLUMNS = {EXTRACTED_AT, LOADED_AT, VERSION}
 
 Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
-"""Given rows, the columns that tell which of two is newer, the weightiest first."""
+"""Given rows, the expressions that order them by age, most significant first."""
 
 
 @cache
 def pick_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
-    """`fresh` ← the newest row of each key, unless the table's is newer still; without a key, all rows.
+    """Fill `fresh` with the newest staged row of each key, unless the table has a newer one.
 
-    At the same age the later arrival wins. A row that is just what the table has is left alone.
+    At the same age the later arrival wins. A row that equals the table's is not written. Without a key, all rows are
+    taken.
     """
     keys = _keys(table)
     if not keys:
@@ -142,18 +144,18 @@ def pick_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     newest_first = [*(age.desc() for age in ages(staged.table)), staged.table.c[SEQ].desc()]
     rank = func.row_number().over(partition_by=[staged.table.c[key] for key in keys], order_by=newest_first)
     ranked = select(*staged.table.c, rank.label(RANK)).subquery("ranked")
-    news = and_(_not_older(ages(ranked), ages(table)), not_(_equal(table, ranked, {LOADED_AT})))
+    is_change = and_(_not_older(ages(ranked), ages(table)), not_(_equal(table, ranked, {LOADED_AT})))
     winners = (
         select(ranked.c[SEQ])
         .outerjoin_from(ranked, table, _same_key(table, ranked))
-        .where(ranked.c[RANK] == 1, or_(table.c[keys[0]].is_(None), news))
+        .where(ranked.c[RANK] == 1, or_(table.c[keys[0]].is_(None), is_change))
     )
     return staged.fresh.insert().from_select([SEQ], winners)
 
 
 @cache
 def changed_rows(table: Table, staged: Staged) -> FromClause:
-    """The rows that go on and say something else than the table does, or something new."""
+    """The rows in `fresh` that are new, or that differ from the table in more than metadata."""
     rows = fresh_rows(staged)
     changed = or_(table.c[_keys(table)[0]].is_(None), not_(_equal(table, rows, METADATA_COLUMNS)))
     return select(rows).outerjoin_from(rows, table, _same_key(table, rows)).where(changed).subquery("changed_rows")
@@ -161,9 +163,9 @@ def changed_rows(table: Table, staged: Staged) -> FromClause:
 
 @cache
 def replace(table: Table, staged: Staged) -> list[Insert | RowUpdate]:
-    """Let the rows that go on take the place of those with the same key.
+    """Replace the table's rows by the rows in `fresh` with the same key, and insert the others.
 
-    Columns that the stream's schema doesn't name keep what they hold: an older schema named them, or a person did.
+    Columns that the stream's schema does not name keep their values: an older schema or a user added them.
     """
     if not _keys(table):
         return [insert(table, fresh_rows(staged))]
@@ -174,34 +176,34 @@ def replace(table: Table, staged: Staged) -> list[Insert | RowUpdate]:
 
 @cache
 def count_changed(table: Table, staged: Staged) -> Select[tuple[int]]:
-    """How many rows go on and change what the table says; the others are only read anew."""
+    """Count the rows in `fresh` that change the table in more than metadata."""
     rows = changed_rows(table, staged) if _keys(table) else staged.fresh
     return select(func.count()).select_from(rows)
 
 
 @cache
 def count_same(table: Table, staged: Staged) -> Select[tuple[int]]:
-    """How many staged rows say what the table says."""
+    """Count the staged rows that equal the table's in all but metadata."""
     rows = staged.table
     same = and_(_same_key(table, rows), _equal(table, rows, METADATA_COLUMNS)) if _keys(table) else false()
     return select(func.count()).select_from(rows).join(table, same)
 
 
 @cache
-def insert(table: Table, rows: FromClause, *leave_out: str) -> Insert:
-    """Insert rows that have the table's columns; those to leave out stay null."""
-    columns = [cast(null(), column.type) if column.name in leave_out else rows.c[column.name] for column in table.c]
+def insert(table: Table, rows: FromClause, *left_out: str) -> Insert:
+    """Insert rows that have the table's columns; the columns in `left_out` stay null."""
+    columns = [cast(null(), column.type) if column.name in left_out else rows.c[column.name] for column in table.c]
     return table.insert().from_select(list(table.c), select(*columns))
 
 
 def delete_others(table: Table, rows: FromClause) -> Delete:
-    """Delete the rows of a table that are not among these, with all that they say."""
+    """Delete the table's rows that have no equal among these rows."""
     alike = select(literal_column("1")).where(_same_key(table, rows), _equal(table, rows, _keys(table))).exists()
     return table.delete().where(~alike)
 
 
 def insert_missing(table: Table, rows: FromClause) -> Insert:
-    """Insert those of these rows whose key the table lacks."""
+    """Insert the rows whose key the table lacks."""
     absent = (
         select(*(rows.c[column.name] for column in table.c))
         .outerjoin_from(rows, table, _same_key(table, rows))
@@ -212,12 +214,12 @@ def insert_missing(table: Table, rows: FromClause) -> Insert:
 
 @cache
 def count_fresh(staged: Staged) -> Select[tuple[int]]:
-    """How many rows go on."""
+    """Count the rows in `fresh`."""
     return select(func.count()).select_from(staged.fresh)
 
 
 def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
-    """Rows that are not of this version, nor of a newer one, are gone."""
+    """Mark or delete the rows of versions older than this one."""
     older = or_(table.c[VERSION].is_(None), table.c[VERSION] < version)
     if hard:
         return table.delete().where(older)
@@ -227,7 +229,7 @@ def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
 
 @cache
 def mark_present(table: Table, staged: Staged) -> RowUpdate:
-    """Whatever row a key has, it is of the newest version that the key came with; it is there, hence not gone."""
+    """Give the rows with a staged key the newest version that it came with, and clear their deletion mark."""
     rows = staged.table
     keys = [rows.c[key] for key in _keys(table)]
     versions = select(*keys, func.max(rows.c[VERSION]).label(VERSION)).where(rows.c[VERSION].is_not(None))
@@ -239,7 +241,7 @@ def mark_present(table: Table, staged: Staged) -> RowUpdate:
 
 @cache
 def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
-    """The places and payloads of staged actions that say something else than the ledger does under the same id."""
+    """Input line and payload of the staged actions that differ from the ledger's action of the same id."""
     rows = staged.table
     return (
         select(rows.c[SEQ], _comparable(rows.c.payload))
@@ -257,19 +259,19 @@ def _same_key(table: Table, rows: FromClause) -> ColumnElement[bool]:
     return and_(*(table.c[key] == rows.c[key] for key in _keys(table)))
 
 
-def _equal(table: Table, rows: FromClause, leave_out: Collection[str]) -> ColumnElement[bool]:
-    """Whether two rows are equal in all columns but those left out."""
-    names = [column.name for column in table.c if column.name not in leave_out]
+def _equal(table: Table, rows: FromClause, left_out: Collection[str]) -> ColumnElement[bool]:
+    """Whether two rows are equal in all columns that are not left out."""
+    names = [column.name for column in table.c if column.name not in left_out]
     return and_(*(_comparable(table.c[name]).is_not_distinct_from(_comparable(rows.c[name])) for name in names))
 
 
 def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """PostgreSQL's JSON has no equality; its text has."""
+    """The column in a form with equality. PostgreSQL's JSON has none; its text has."""
     return cast(column, LongText()) if isinstance(column.type, JsonText) else column
 
 
 def _not_older(ages: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-    """Lexicographic ≥; an unknown age gives way."""
+    """Lexicographic ≥. An unknown age counts as older."""
     (age, *more_ages), (other, *more_others) = ages, others
     if not more_ages:
         return or_(other.is_(None), age >= other)

@@ -1,4 +1,4 @@
-"""What the target keeps in a warehouse: its own tables and views, and the shape of a stream's table."""
+"""The target's own tables and views, and the tables of streams."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ WORK_PREFIX = "_crm_"
 # Marks tables that are empty between transactions.
 WORK = {"work": True}
 STAGING_PREFIX = f"{WORK_PREFIX}staging_"
-# What becomes of the records that a run reads; the first is the sum of the others.
+# What became of the records of a run. `read` is the sum of the others.
 COUNTS = ("read", "applied", "duplicate", "superseded", "quarantined")
-# Names, in a table's `info`, the column whose months an engine may keep apart.
+# In a table's `info`: the column by whose months an engine may partition it.
 MONTHS_OF = "months_of"
-# What a balance needs of an award, whatever the sender's schema says.
+# Properties of an award that balances need. Their types do not depend on the SCHEMA message.
 AWARD_FIELDS = {"_id": IDENTIFIER, "points": POINTS, "userId": IDENTIFIER, "perkId": IDENTIFIER, "updatedAt": INSTANT}
 
 
 class Tables:
     """The target's tables in one schema of the warehouse.
 
-    `actions` is the ledger, `award_balances` what it comes to, `awards` Pepper's own word on each balance,
-    `rejected_records` the quarantine, `load_runs` what became of the records of each run. Those named `_crm_…` are for
-    the target alone: what version its tables are of, which batches were committed of late, and work tables that are
-    empty between transactions.
+    `actions` is the ledger, `award_balances` holds a balance per award, `awards` Pepper's snapshot of each award,
+    `rejected_records` the quarantine, and `load_runs` counts what became of the records of each run. Tables named
+    `_crm_…` are internal: the version of the tables, recently committed batches, and work tables that are empty between
+    transactions.
     """
 
     def __init__(self, schema: str | None = None) -> None:
@@ -94,12 +94,12 @@ class Tables:
 
     @property
     def reserved_names(self) -> set[str]:
-        """Names that no other stream may take."""
+        """Table names that no stream may use."""
         return {table.name for table in self.metadata.tables.values()} | set(self.views)
 
     @property
     def views(self) -> Mapping[str, Select[Any]]:
-        """The views by name."""
+        """Name → query of each view."""
         return {"user_balances": self._user_balances(), "award_balance_drift": self._award_balance_drift()}
 
     def _user_balances(self) -> Select[Any]:
@@ -124,14 +124,14 @@ class Tables:
 
     def _award_balance_drift(self) -> Select[Any]:
         balances, awards = self.award_balances.c, self.awards.c
-        explained = exact(balances.earned_total - balances.redeemed_total + balances.refunded_total)
+        from_actions = exact(balances.earned_total - balances.redeemed_total + balances.refunded_total)
         return select(
             balances.award_id,
             balances.user_id,
             balances.perk_id,
             balances.points,
-            explained.label("explained"),
-            exact(balances.points - explained).label("unexplained"),
+            from_actions.label("explained"),
+            exact(balances.points - from_actions).label("unexplained"),
             balances.as_of,
             balances.as_of_source,
             awards.points.label("snapshot_points"),
@@ -141,13 +141,13 @@ class Tables:
 
 @cache
 def tables_in(schema: str | None) -> Tables:
-    """The target's tables in a schema: the same objects for all who ask, so that statements of them are built once."""
+    """The target's tables in a schema. Cached, because statements are cached per table object."""
     return Tables(schema)
 
 
 @cache
 def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
-    """The table of a stream: its fields, `_extra` (what the schema doesn't name), and what is known of each row."""
+    """The table of a stream: its fields, `_extra` (properties without a column), and metadata columns."""
     fields = [
         Column(field.column, field.kind.type, primary_key=field.column in shape.keys, autoincrement=False)
         for field in shape.fields
@@ -166,20 +166,20 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
 
 @cache
 def staging_of(table: Table) -> Table:
-    """The work table beside a table: its columns, without their constraints, after the order of arrival."""
+    """The work table of a table: `_seq`, the order of arrival, and its columns without constraints."""
     columns = [Column(column.name, column.type) for column in table.columns]
     name = _fitted(f"{STAGING_PREFIX}{table.name}")
     return Table(name, MetaData(schema=table.schema), _sequence(), *columns, info=WORK)
 
 
 def _fitted(name: str) -> str:
-    """A name that every engine takes: one that is too long ends in a hash, so that no two become the same."""
+    """A name short enough for every engine. A longer one ends in a hash, so that names stay distinct."""
     digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
     return name if len(name) <= NAME_CHARS_MAX else f"{name[: NAME_CHARS_MAX - 9]}_{digest}"
 
 
 def _sequence() -> Column[int]:
-    # SQLite takes this type, and no other, for the place of the row itself, which needs no index.
+    # On SQLite, only INTEGER makes a primary key the rowid, which needs no index.
     place = BigInteger().with_variant(Integer(), "sqlite")
     return Column(SEQ, place, primary_key=True, autoincrement=False)
 

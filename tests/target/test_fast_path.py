@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from target_crm.records import values
 from target_crm.records.actions import LedgerRow, ledger_row
-from target_crm.records.fast_path import plain_row
+from target_crm.records.fast_path import decode_typical_action
 from tests.helpers.guide import AWARD_POINTS_REFUNDED, REDEEM_PERK, REWARD_EARNED
 
 LOADED_AT = datetime(2026, 10, 5, tzinfo=timezone.utc)
@@ -21,7 +21,7 @@ HEAD, TAIL = b'{"type":"RECORD","stream":"actions","record":', b',"time_extracte
 
 def read(line: bytes) -> LedgerRow | None:
     """The row that the plain way gives."""
-    row = plain_row(line)
+    row = decode_typical_action(line)
     return row and LedgerRow(*row, loaded_at=LOADED_AT)
 
 
@@ -140,7 +140,7 @@ def test_what_pepper_writes_is_read_the_plain_way(line: bytes) -> None:
     ],
 )
 def test_other_lines_are_left_alone(line: bytes) -> None:
-    assert plain_row(line) is None
+    assert decode_typical_action(line) is None
 
 
 SPLINTERS = st.sampled_from(
