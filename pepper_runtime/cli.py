@@ -96,7 +96,7 @@ def run_cli(
         status = SIGNAL_EXIT_CODE + signal.SIGINT
     except click.ClickException as error:
         status = usage_exit_code if isinstance(error, click.UsageError) else error_exit_code
-        fail(error.format_message(), trace=logs_are_redacted)
+        fail(_usage_message(error), trace=logs_are_redacted)
     except BrokenPipeError:
         if broken_pipe_message:
             fail(broken_pipe_message, trace=False)
@@ -133,6 +133,13 @@ def unexpected(plugin: str, error: Exception) -> str:
     reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
     advice = f"set {logs.variable_prefix(plugin)}LOGLEVEL=DEBUG to see the traceback"
     return f"unexpected {type(error).__name__}{reason} at {place}; {advice}"
+
+
+def _usage_message(error: click.ClickException) -> str:
+    message = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx and not isinstance(error, click.BadParameter):
+        return f"{message} See {error.ctx.command_path} --help."
+    return message
 
 
 def discard_stdout() -> None:

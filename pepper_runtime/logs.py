@@ -99,10 +99,14 @@ def format_line(name: str, level: int, message: str) -> bytes:
     return f"{StructuredFormatter(defaults={'app_name': name}).format(record)}\n".encode()
 
 
-def add_option(command: click.Command) -> click.Command:
-    """A command that takes `--log-format` also; `requested_format` has read it by then."""
-    kind = click.Choice(FORMATS, case_sensitive=False)
-    command.params.append(click.Option([OPTION], type=kind, expose_value=False, help=HELP))
+def format_option(text: str = HELP) -> click.Option:
+    """Return the option `--log-format`. It only checks the value: `requested_format` has read it by then."""
+    return click.Option([OPTION], type=click.Choice(FORMATS, case_sensitive=False), expose_value=False, help=text)
+
+
+def add_format_option(command: click.Command) -> click.Command:
+    """Add the option `--log-format` to a plugin's command."""
+    command.params.append(format_option())
     return command
 
 

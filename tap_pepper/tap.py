@@ -174,7 +174,7 @@ class TapPepper(Tap):
     @classmethod
     def get_singer_command(cls) -> click.Command:
         """The command, with `--log-format`."""
-        return logs.add_option(super().get_singer_command())
+        return logs.add_format_option(super().get_singer_command())
 
     @classmethod
     def cb_config(cls, ctx: click.Context, param: click.Option, value: tuple[str, ...]) -> _ConfigInput:

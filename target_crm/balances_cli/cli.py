@@ -1,33 +1,31 @@
-"""crm-balances: look after the balances in a warehouse.
-
-Takes target-crm's settings.
-"""
+"""The `crm-balances` command: verify, report on and repair the balances in a warehouse. Uses target-crm's settings."""
 
 from __future__ import annotations
 
-import argparse
 import csv
-import io
 import logging
 import os
 import sys
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+import click
 from singer_sdk.exceptions import SingerSDKError
 
 from pepper_runtime import logs
-from pepper_runtime.cli import discard_stdout, fatal, unexpected
-from pepper_runtime.config import ConfigFileError, read_config
-from target_crm.balances_cli import status
+from pepper_runtime.cli import run_cli
+from pepper_runtime.config import read_config
+from target_crm.balances_cli import forget as erasure
+from target_crm.balances_cli import status as warehouse_status
+from target_crm.balances_cli import verify as verification
 from target_crm.balances_cli.ddl import missing_statements
-from target_crm.balances_cli.forget import forget
-from target_crm.balances_cli.replay import replay
-from target_crm.balances_cli.report import page as report
-from target_crm.balances_cli.verify import as_text, rebuild, verify
+from target_crm.balances_cli.replay import replay as replay_quarantine
+from target_crm.balances_cli.report import page as report_page
 from target_crm.errors import CrmError, SettingError, WarehouseError
 from target_crm.loader.target import TargetCrm
 from target_crm.records import values
@@ -35,183 +33,229 @@ from target_crm.sql import balances
 from target_crm.warehouse.connection import Warehouse
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterator
 
-logger = logging.getLogger("crm-balances")
-
-# Balances that are in memory at a time on their way out.
-ROWS_AT_A_TIME = 1000
-EXIT_WELL, EXIT_DRIFT, EXIT_ERROR = 0, 1, 2
 PROGRAM = "crm-balances"
+EXIT_OK, EXIT_DRIFT, EXIT_ERROR = 0, 1, 2
+# Balances held in memory at a time while they are printed.
+ROWS_AT_A_TIME = 1000
 
 
-def _verify(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
-    """Hold every balance against its ledger and snapshots; exit code 1 where one drifts."""
-    proof = verify(warehouse)
-    _print({**asdict(proof), "drifted": proof.drifted} if arguments.json else as_text(proof))
-    return EXIT_DRIFT if proof.drifted else EXIT_WELL
+@dataclass
+class Options:
+    """The options that every command takes, before or after the command's name."""
+
+    config: str | None = None
+    json: bool = False
+
+    @cached_property
+    def target(self) -> TargetCrm:
+        """A target with the settings."""
+        if self.config in {None, "ENV"}:
+            return TargetCrm(config={}, parse_env_config=True)
+        return TargetCrm(config=read_config(str(self.config)))
+
+    @contextmanager
+    def warehouse(self) -> Iterator[Warehouse]:
+        """Open the warehouse and bring its tables up to date.
+
+        Raises:
+            WarehouseError: It has no tables of target-crm.
+        """
+        warehouse = self.target.warehouse
+        try:
+            if not warehouse.is_set_up():
+                raise WarehouseError(f"{warehouse.name}: no tables of target-crm here; check sqlalchemy_url")
+            warehouse.set_up()
+            yield warehouse
+        finally:
+            warehouse.dispose()
+
+    def print(self, result: object, text: str) -> None:
+        """Print a result: as JSON, or its text."""
+        print(values.json_text(result) if self.json else text, flush=True)
 
 
-def _status(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
-    """Tell how fresh each stream is, what was refused, whether balances drift, how the last runs ended."""
-    told = status.status(warehouse, full=arguments.verify)
-    _print({**asdict(told), "drifted": told.drifted} if arguments.json else status.as_text(told))
-    return EXIT_DRIFT if told.drifted else EXIT_WELL
+def _store(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    """Keep an option's value in the `Options` that the group and its command share."""
+    if value:
+        setattr(context.ensure_object(Options), str(parameter.name), value)
 
 
-def _as_of(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
-    """Print every balance as of a time, as CSV: the newest sight of each award at or before it."""
-    with warehouse.read() as connection:
+def _common_options() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--config"],
+            metavar="FILE",
+            expose_value=False,
+            callback=_store,
+            help="target-crm's settings as a JSON file. Default: ENV, the TARGET_CRM_… variables.",
+        ),
+        click.Option(["--json"], is_flag=True, expose_value=False, callback=_store, help="Print JSON."),
+        logs.format_option("Log lines as short text, or as one JSON object a line. Default: text."),
+    ]
+
+
+def _command(example: str, exit_codes: str) -> Callable[[Callable[..., int]], click.Command]:
+    """Add a command, with the common options, and an example and the exit codes at the end of its help."""
+    epilog = f"\b\nExample:\n  crm-balances {example}\n\n\b\nExit codes:\n  {exit_codes}"
+    return crm_balances.command(params=_common_options(), epilog=epilog)
+
+
+@click.group(
+    PROGRAM, params=_common_options(), no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(package_name="pepper-crm")
+@click.pass_context
+def crm_balances(context: click.Context) -> None:
+    """Verify, report on and repair the balances that target-crm keeps in a warehouse."""
+    context.ensure_object(Options)
+
+
+@_command("verify --json", "0 no drift, 1 drift, 2 error")
+@click.pass_obj
+def verify(options: Options) -> int:
+    """Compare every balance with the ledger.
+
+    Also compares the balances with Pepper's newer snapshots, and counts balance changes that have no action.
+    """
+    with options.warehouse() as warehouse:
+        found = verification.verify(warehouse)
+    options.print({**asdict(found), "drifted": found.drifted}, verification.as_text(found))
+    return EXIT_DRIFT if found.drifted else EXIT_OK
+
+
+@_command("status", "0 no drift, 1 drift, 2 error")
+@click.option("--verify", is_flag=True, help="Verify every balance instead of comparing sums.")
+@click.pass_obj
+def status(options: Options, *, verify: bool) -> int:
+    """Show freshness, quarantine, drift and runs."""
+    with options.warehouse() as warehouse:
+        found = warehouse_status.status(warehouse, full=verify)
+    options.print({**asdict(found), "drifted": found.drifted}, warehouse_status.as_text(found))
+    return EXIT_DRIFT if found.drifted else EXIT_OK
+
+
+@_command("report --output loyalty.html", "0 written, 2 error")
+@click.option("--format", "kind", type=click.Choice(report_page.FORMATS), default="html", show_default=True)
+@click.option("--output", metavar="FILE", help="Where to write the report. Default: standard output.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, report_page.DAYS_MAX),
+    default=90,
+    show_default=True,
+    help="Length of the period in days; the period ends today.",
+)
+@click.option("--timezone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of days and hours.")
+@click.pass_obj
+def report(options: Options, kind: str, output: str | None, days: int, timezone: str) -> int:
+    """Report outstanding and moved points.
+
+    The report is a web page (needs the extra `report`), JSON or CSV. --json means --format json.
+    """
+    with options.warehouse() as warehouse:
+        figures = report_page.gather(warehouse, days=days, zone=timezone)
+    render = {"html": report_page.page, "json": report_page.as_json, "csv": report_page.as_csv}
+    _write(render["json" if options.json else kind](figures), output)
+    return EXIT_OK
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], Any]:
+    """Make a parser of values a callback that parses an argument."""
+
+    def callback(context: click.Context, parameter: click.Parameter, text: str) -> Any:
+        try:
+            return parse(text)
+        except values.Invalid as reason:
+            raise click.BadParameter(str(reason), context, parameter) from None
+
+    return callback
+
+
+@_command("as-of 2026-10-01T12:00Z > balances.csv", "0 printed, 2 error")
+@click.argument("moment", metavar="TIMESTAMP", callback=_parsed(values.instant))
+@click.pass_obj
+def as_of(options: Options, moment: datetime) -> int:
+    """Print every balance as of a time, as CSV.
+
+    A balance is the newest observation of its award at or before TIMESTAMP. TIMESTAMP is ISO 8601, in UTC unless it has
+    an offset.
+    """
+    with options.warehouse() as warehouse, warehouse.read() as connection:
         streamed = connection.execution_options(yield_per=ROWS_AT_A_TIME)
-        rows = streamed.execute(balances.as_of(warehouse.tables), {"moment": arguments.moment})
-        if arguments.json:
-            lines = ((",\n" if place else "") + values.json_text(row._asdict()) for place, row in enumerate(rows))
+        rows = streamed.execute(balances.as_of(warehouse.tables), {"moment": moment})
+        if options.json:
+            lines = ((",\n" if number else "") + values.json_text(row._asdict()) for number, row in enumerate(rows))
             sys.stdout.writelines(chain(["[\n"], lines, ["\n]\n"]))
         else:
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow(rows.keys())
-            writer.writerows([_in_csv(value) for value in row] for row in rows)
-    sys.stdout.flush()
-    return EXIT_WELL
+            writer.writerows([each.isoformat() if isinstance(each, datetime) else each for each in row] for row in rows)
+        sys.stdout.flush()
+    return EXIT_OK
 
 
-def _report(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
-    """Tell what is outstanding, what was issued and redeemed, and when and where, as a page for people to look at."""
-    told = report.gather(warehouse, days=arguments.days, zone=arguments.timezone)
-    text = {"html": report.page, "json": report.as_json, "csv": report.as_csv}[arguments.format](told)
-    _write(text, arguments.output)
-    return EXIT_WELL
+@_command("rebuild", "0 done, 2 error")
+@click.pass_obj
+def rebuild(options: Options) -> int:
+    """Recompute every balance from the ledger.
+
+    Pepper's snapshots count, too. Readers see the old balances until the transaction is done.
+    """
+    with options.warehouse() as warehouse:
+        count = verification.rebuild(warehouse)
+    options.print({"balances": count}, f"Recomputed {count:,} balances")
+    return EXIT_OK
 
 
-def _rebuild(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
-    """Compute every balance afresh from ledger and snapshots, in one transaction."""
-    counts = {"balances": rebuild(warehouse)}
-    _print(counts if arguments.json else "{balances:,} balances computed afresh".format(**counts))
-    return EXIT_WELL
+@_command("replay", "0 done, 2 error")
+@click.pass_obj
+def replay(options: Options) -> int:
+    """Retry quarantined records.
+
+    Records of actions and awards that now load leave the quarantine.
+    """
+    with options.warehouse() as warehouse:
+        counts = replay_quarantine(options.target.config, warehouse)
+    text = "Retried {tried:,} records: {loaded:,} loaded, {rejected:,} left in quarantine"
+    options.print(counts, text.format(**counts))
+    return EXIT_OK
 
 
-def _replay(arguments: Namespace, warehouse: Warehouse, target: TargetCrm) -> int:
-    """Load what is in quarantine and has become loadable."""
-    counts = replay(target.config, warehouse)
-    words = "{tried:,} records tried, {loaded:,} loaded, {rejected:,} still rejected"
-    _print(counts if arguments.json else words.format(**counts))
-    return EXIT_WELL
+@_command("forget 5e0c0ffee0c0ffee0c0ffee0", "0 done, 2 error")
+@click.argument("user_id", metavar="USER_ID", callback=_parsed(values.identifier))
+@click.pass_obj
+def forget(options: Options, user_id: str) -> int:
+    """Erase a user's personal data.
+
+    Erases it from payloads, columns and quarantine. Ids, points and balances stay. USER_ID is the user's id in Pepper.
+    """
+    with options.warehouse() as warehouse:
+        counts = erasure.forget(warehouse, user_id)
+    rows = ", ".join(f"{count:,} {table}" for table, count in counts.items())
+    options.print(counts, f"Erased personal data in {rows}")
+    return EXIT_OK
 
 
-def _forget(arguments: Namespace, warehouse: Warehouse, _: TargetCrm) -> int:
-    """Erase what names a person from payloads, columns and quarantine; ids, points and sums stay."""
-    counts = forget(warehouse, arguments.user_id)
-    _print(counts if arguments.json else "erased in " + ", ".join(f"{n:,} {name}" for name, n in counts.items()))
-    return EXIT_WELL
+@_command("ddl --schemas schemas.jsonl", "0 printed, 2 error")
+@click.option(
+    "--schemas",
+    metavar="FILE",
+    type=click.File(encoding="utf-8"),
+    help="SCHEMA messages of the streams to load, as `tap-pepper --test=schema` prints them; - reads standard input.",
+)
+@click.pass_obj
+def ddl(options: Options, schemas: TextIO | None) -> int:
+    """Print the DDL that target-crm still needs.
 
-
-COMMANDS: dict[str, Callable[[Namespace, Warehouse, TargetCrm], int]] = {
-    "verify": _verify,
-    "status": _status,
-    "report": _report,
-    "as-of": _as_of,
-    "rebuild": _rebuild,
-    "replay": _replay,
-    "forget": _forget,
-}
-DDL = "Print the statements that create what a loader lacks, to be run by someone who may."
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say how it is used, or where each line is to be JSON, only what is wrong."""
-        if not logs.is_structured():
-            super().error(message)
-        fatal(PROGRAM, message)
-        sys.exit(EXIT_ERROR)
-
-
-def _arguments(argv: Sequence[str] | None) -> Namespace:
-    parser = _Parser(prog=PROGRAM, description="Look after the balances that target-crm keeps in a warehouse.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in {**{name: command.__doc__ for name, command in COMMANDS.items()}, "ddl": DDL}.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", metavar="FILE", help="target-crm's settings; else TARGET_CRM_… variables")
-        command.add_argument(logs.OPTION, choices=logs.FORMATS, help=logs.HELP.replace(", metrics included", ""))
-        if name != "report":
-            command.add_argument("--json", action="store_true", help="speak JSON")
-    commands.choices["status"].add_argument(
-        "--verify", action="store_true", help="hold every balance against the whole ledger, instead of their sums"
-    )
-    figures = commands.choices["report"]
-    figures.add_argument("--format", choices=report.FORMATS, default="html", help="default: html")
-    figures.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
-    figures.add_argument("--output", metavar="FILE", help="where to write it; default: standard output")
-    figures.add_argument("--days", type=_days, default=90, help="how many days, today included; default: 90")
-    figures.add_argument("--timezone", default="UTC", metavar="ZONE", help="whose days and hours; default: UTC")
-    commands.choices["as-of"].add_argument(
-        "moment",
-        type=_converted(values.instant),
-        metavar="TIMESTAMP",
-        help="ISO 8601, e.g. 2026-10-01T00:00Z; in UTC unless it says otherwise",
-    )
-    commands.choices["forget"].add_argument(
-        "user_id", metavar="USER_ID", type=_converted(values.identifier), help="the person's id in Pepper"
-    )
-    commands.choices["ddl"].add_argument(
-        "--schemas",
-        metavar="FILE",
-        type=argparse.FileType(encoding="utf-8"),
-        help="SCHEMA messages of the streams to load, as tap-pepper --test=schema prints them; - is standard input",
-    )
-    return parser.parse_args(argv)
-
-
-def run(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    arguments = _arguments(argv)
-    from_environment = arguments.config in {None, "ENV"}
-    config = {} if from_environment else read_config(arguments.config)
-    target = TargetCrm(config=config, parse_env_config=from_environment)
-    if arguments.command == "ddl":
-        return _plan(target, arguments.schemas or [], as_json=arguments.json)
-    warehouse = Warehouse(target.settings.sqlalchemy_url, target.settings.default_target_schema)
+    A role that may create tables can run it, and target-crm then loads with a role that may not.
+    """
     try:
-        if not warehouse.is_set_up():
-            raise WarehouseError(f"{warehouse.name}: no balances here; is this the URL that target-crm loads?")
-        warehouse.set_up()
-        return COMMANDS[arguments.command](arguments, warehouse, target)
+        statements = missing_statements(options.target, schemas or [])
     finally:
-        warehouse.dispose()
-
-
-def _plan(target: TargetCrm, messages: Iterable[str], *, as_json: bool) -> int:
-    try:
-        statements = missing_statements(target, messages)
-    finally:
-        target.warehouse.dispose()
-    text = "\n\n".join(f"{statement};" for statement in statements)
-    _print(statements if as_json else text or "-- nothing is missing")
-    return EXIT_WELL
-
-
-def _days(text: str) -> int:
-    days = int(text)
-    if not 1 <= days <= report.DAYS_MAX:
-        raise argparse.ArgumentTypeError(f"expected 1 to {report.DAYS_MAX}")
-    return days
-
-
-def _converted(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A conversion of values as one of arguments."""
-
-    def argument(text: str) -> Any:
-        try:
-            return convert(text)
-        except values.Invalid as reason:
-            raise argparse.ArgumentTypeError(str(reason)) from None
-
-    return argument
-
-
-def _in_csv(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
+        options.target.warehouse.dispose()
+    options.print(statements, "\n\n".join(f"{statement};" for statement in statements) or "-- nothing is missing")
+    return EXIT_OK
 
 
 def _write(text: str, path: str | None) -> None:
@@ -224,27 +268,21 @@ def _write(text: str, path: str | None) -> None:
         raise SettingError(f"--output {path}: {error.strerror}") from None
 
 
-def _print(told: Any) -> None:
-    """A text as it is, everything else as JSON."""
-    print(told if isinstance(told, str) else values.json_text(told), flush=True)
-
-
-def main() -> None:
-    """The console script: 0 where all is well, 1 on drift, 2 where the question could not be answered."""
-    logging.basicConfig(level=logging.WARNING, format="crm-balances: %(message)s")
+def _with_logging() -> click.Command:
+    """Set up the log lines of this program, then return its command."""
+    logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
     is_debug = os.environ.get("TARGET_CRM_LOGLEVEL", "").upper() == "DEBUG"
-    logger.setLevel(logging.DEBUG if is_debug else logging.INFO)
-    logs.set_up(PROGRAM, logs.requested_format(TargetCrm.name, sys.argv[1:], os.environ))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
-    try:
-        sys.exit(run())
-    except (ConfigFileError, CrmError, SingerSDKError) as error:
-        fatal(PROGRAM, str(error))
-    except BrokenPipeError:
-        discard_stdout()
-    except Exception as error:
-        fatal(PROGRAM, unexpected(TargetCrm.name, error))
-        logger.debug("where it came from", exc_info=True)
-        discard_stdout()
-    sys.exit(EXIT_ERROR)
+    logging.getLogger(PROGRAM).setLevel(logging.DEBUG if is_debug else logging.INFO)
+    return crm_balances
+
+
+def main() -> NoReturn:
+    """Run the console script."""
+    run_cli(
+        PROGRAM,
+        _with_logging,
+        expected=(CrmError, SingerSDKError),
+        plugin=TargetCrm.name,
+        error_exit_code=EXIT_ERROR,
+        is_observed=False,
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from target_crm.balances_cli.verify import count
+from target_crm.balances_cli.verify import count_rows
 from target_crm.loader.target import TargetCrm
 from target_crm.records import values
 
@@ -36,7 +36,7 @@ def replay(config: Mapping[str, Any], warehouse: Warehouse) -> dict[str, int]:
     unmapped = {name: value for name, value in mapped.items() if not name.startswith("stream_map")}
     replayed = _Replay(unmapped, warehouse).run(*_STREAMS), _Replay(mapped, warehouse).run("")
     with warehouse.read() as connection:
-        left = count(connection, warehouse.tables.rejected_records)
+        left = count_rows(connection, warehouse.tables.rejected_records)
     tried, loaded = (sum(counts) for counts in zip(*replayed, strict=True))
     return {"tried": tried, "loaded": loaded, "rejected": left}
 

@@ -1,4 +1,4 @@
-"""How things stand: how fresh each stream is, what was refused, whether balances drift, how the last runs ended."""
+"""Show how fresh each stream is, the quarantine, drift, and how the last runs ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, cast, column, func, inspect, select
 from sqlalchemy import table as any_table
 
-from target_crm.balances_cli.verify import Check, glance, prove
+from target_crm.balances_cli.verify import Check, compare_totals, verify_in
 from target_crm.records.column_types import Instant
 from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, snake_case
 from target_crm.sql.load_runs import DONE
@@ -24,57 +24,65 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
-# How many of the last runs are told.
-RUNS_TOLD = 10
+# How many of the last runs are shown.
+RUNS_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream's table. Where a time is None, nothing was loaded, or no run has come to its end."""
+    """The freshness of a stream's table.
+
+    Attributes:
+        newest_at: When the newest row happened or, without such a time, was extracted. None without rows.
+        lag_seconds: Time since `newest_at`. It grows while nothing happens in Pepper, unlike the time since `read_at`.
+        loaded_at: When the newest row was loaded. None without rows.
+        read_at: When the last finished run had read the stream, new rows or none. None before such a run.
+        rejected: Records in quarantine.
+    """
 
     stream: str
     rows: int
     newest_at: datetime | None
-    """When the newest thing in it happened; of streams that don't tell, when it was extracted."""
     lag_seconds: float | None
-    """How long ago that is. Where nothing happens, it grows; `read_at` does not stop."""
     loaded_at: datetime | None
     read_at: datetime | None
-    """When the last run that came to its end had read it, whether or not there was anything new."""
     rejected: int
 
 
 @dataclass(frozen=True)
 class Status:
-    """How the warehouse stands."""
+    """The state of a warehouse.
+
+    Attributes:
+        rejected: Records in quarantine, including lines that belong to no stream.
+    """
 
     now: datetime
     streams: list[Stream]
     rejected: int
-    """Also lines that are of no stream."""
     checks: list[Check]
     runs: list[dict[str, Any]]
 
     @property
     def drifted(self) -> bool:
-        """Whether a balance is not what it should be, as far as the checks look."""
+        """Whether a check found a difference."""
         return any(check.differing for check in self.checks)
 
 
 def status(warehouse: Warehouse, *, full: bool = False, now: datetime | None = None) -> Status:
-    """Look at a warehouse, in one reading.
+    """Return the state of a warehouse, from one read transaction.
 
     Args:
-        warehouse: one that is set up.
-        full: fold the whole ledger to find drift, as `verify` does; else compare sums.
-        now: by default, by this machine's clock.
+        warehouse: A warehouse that is set up.
+        full: Verify every balance instead of comparing sums.
+        now: The time that ages refer to; default: the local clock.
     """
     with warehouse.read() as connection:
-        return look(connection, warehouse.tables, now or datetime.now(timezone.utc), full=full)
+        return status_in(connection, warehouse.tables, now or datetime.now(timezone.utc), full=full)
 
 
-def look(connection: Connection, tables: Tables, now: datetime, *, full: bool) -> Status:
-    """The same within a reading that has begun."""
+def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bool) -> Status:
+    """Return the state of a warehouse within an open read transaction."""
     rejected = _rejected(connection, tables)
     read_at = _read_at(connection, tables)
     return Status(
@@ -90,7 +98,7 @@ def look(connection: Connection, tables: Tables, now: datetime, *, full: bool) -
             for name, query in _freshness(connection, tables, read_at).items()
         ],
         rejected=sum(rejected.values()),
-        checks=prove(connection, tables).checks if full else glance(connection, tables),
+        checks=verify_in(connection, tables).checks if full else compare_totals(connection, tables),
         runs=[dict(row) for row in connection.execute(_last_runs(tables)).mappings()],
     )
 
@@ -104,7 +112,7 @@ def _rejected(connection: Connection, tables: Tables) -> Counter[str]:
 
 
 def _read_at(connection: Connection, tables: Tables) -> dict[str, datetime]:
-    """When each stream that a run has had was read to its end."""
+    """Return when a finished run last read each stream."""
     runs = tables.load_runs.c
     query = select(runs.stream, func.max(runs.finished_at)).where(runs.exit_state == DONE).group_by(runs.stream)
     return {stream: finished_at for stream, finished_at in connection.execute(query) if stream}
@@ -145,45 +153,45 @@ def _last_runs(tables: Tables) -> Select[Any]:
         )
         .group_by(runs.run_id, runs.started_at, runs.finished_at, runs.exit_state)
         .order_by(runs.started_at.desc(), runs.run_id)
-        .limit(RUNS_TOLD)
+        .limit(RUNS_SHOWN)
     )
 
 
-def as_text(told: Status) -> str:
-    """Tables for people."""
+def as_text(status: Status) -> str:
+    """Format a status as tables."""
     streams = [
         (
             each.stream,
             f"{each.rows:,}",
             f"{each.newest_at:%Y-%m-%d %H:%M:%S}" if each.newest_at else "-",
-            *(ago(told.now, time) for time in (each.newest_at, each.loaded_at, each.read_at)),
+            *(ago(status.now, time) for time in (each.newest_at, each.loaded_at, each.read_at)),
             f"{each.rejected:,}",
         )
-        for each in told.streams
+        for each in status.streams
     ]
     runs = [
         (
             f"{run['started_at']:%Y-%m-%d %H:%M:%S}",
-            run["exit_state"] or "not ended",
+            run["exit_state"] or "unfinished",
             f"{float(run['seconds']):,.1f}",
             *(f"{run[name]:,}" for name in COUNTS),
         )
-        for run in told.runs
+        for run in status.runs
     ]
     lines = [
         *_table(("stream", "rows", "newest (UTC)", "ago", "loaded ago", "read ago", "rejected"), streams),
         "",
-        *_table(("run began (UTC)", "ended", "seconds", *COUNTS), runs),
+        *_table(("run started (UTC)", "ended", "seconds", *COUNTS), runs),
         "",
-        *(f"{check.question}: {f'{check.differing:,} differ' if check.differing else 'yes'}" for check in told.checks),
-        f"{told.rejected:,} records are in quarantine.",
-        "DRIFT: run crm-balances verify" if told.drifted else "No drift.",
+        *(f"{check.question}: {f'{check.differing:,} differ' if check.differing else 'OK'}" for check in status.checks),
+        f"{status.rejected:,} records in quarantine",
+        "DRIFT, run crm-balances verify" if status.drifted else "No drift",
     ]
     return "\n".join(lines)
 
 
 def ago(now: datetime, time: datetime | None) -> str:
-    """How long ago a time is, in words: `12 min`; `-` for none."""
+    """Return how long ago a time was, such as `12 min`; `-` for None."""
     if time is None:
         return "-"
     seconds = (now - time).total_seconds()
@@ -194,7 +202,7 @@ def ago(now: datetime, time: datetime | None) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of aligned columns: the first to the left, the others to the right."""
+    """Align columns: the first to the left, the others to the right."""
     widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
     return [
         "  ".join(

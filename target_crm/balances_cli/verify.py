@@ -1,4 +1,4 @@
-"""The balances held against ledger and snapshots, and computed afresh from them."""
+"""Compare the stored balances with ledger and snapshots, or recompute them from there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES_MAX = 20
 
 @dataclass(frozen=True)
 class Check:
-    """A question put to the warehouse, how many awards or actions answer no, and the first of them."""
+    """What should be equal, how many awards or totals differ, and the first of them."""
 
     name: str
     question: str
@@ -33,10 +33,14 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What `verify` finds. A gap is not drift: an edit or an expiry in Pepper makes one, and no action.
+class Verification:
+    """The result of `verify`.
 
-    `actions` are those that the balances count; where nothing has drifted, all that have an effect.
+    Attributes:
+        awards: The number of balances.
+        actions: The number of actions that the balances count. Without drift: all actions with an effect.
+        checks: A difference in one of them is drift.
+        gaps: Balance changes without an action. An edit or an expiry in Pepper makes one, so a gap is not drift.
     """
 
     awards: int
@@ -46,40 +50,40 @@ class Proof:
 
     @property
     def drifted(self) -> bool:
-        """Whether a balance is not what the ledger and the snapshots say."""
+        """Whether a balance differs from ledger and snapshots."""
         return any(check.differing for check in self.checks)
 
 
-def verify(warehouse: Warehouse) -> Proof:
-    """Hold every balance against a fold of the whole ledger and against Pepper's snapshots, in one reading."""
+def verify(warehouse: Warehouse) -> Verification:
+    """Compare every balance with the whole ledger and with Pepper's snapshots, in one read transaction."""
     with warehouse.read() as connection:
-        return prove(connection, warehouse.tables)
+        return verify_in(connection, warehouse.tables)
 
 
-def prove(connection: Connection, tables: Tables) -> Proof:
-    """The same within a reading that has begun."""
+def verify_in(connection: Connection, tables: Tables) -> Verification:
+    """Verify within an open read transaction."""
     counts = balances.totals_of_balances(tables.award_balances).add_columns(func.count().label("award_count"))
     stored = connection.execute(counts).one()
     awards, actions = stored.award_count, stored.action_count
-    logger.info("holding %s balances against the ledger, of %s actions by their count …", f"{awards:,}", f"{actions:,}")
+    logger.info("Verifying %s balances against %s actions …", f"{awards:,}", f"{actions:,}")
     found = connection.execute(balances.differences(tables, EXAMPLES_MAX)).mappings().all()
-    drifted = [_told(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
-    gaps = [_told(row, "award_id", "gaps", "gap_at") for row in found if row["gaps"]]
+    drifted = [_example(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
+    gaps = [_example(row, "award_id", "gaps", "gap_at") for row in found if row["gaps"]]
     drifted_count, gap_count = (found[0]["all_drifted"], found[0]["all_gaps"] or 0) if found else (0, 0)
-    return Proof(
+    return Verification(
         awards=awards,
         actions=actions,
         checks=[
-            Check("fold", "balance = fold of ledger and snapshots", drifted_count, drifted),
-            _snapshot_check(connection, tables),
+            Check("fold", "balance = total of ledger and snapshots", drifted_count, drifted),
+            _compare_snapshots(connection, tables),
         ],
         gaps=Check("gaps", "balance before + delta = balance after", gap_count, gaps[:EXAMPLES_MAX]),
     )
 
 
-def glance(connection: Connection, tables: Tables) -> list[Check]:
-    """What a look at the sums can tell of drift, without folding the ledger."""
-    logger.info("comparing the sums of the balances with those of the ledger …")
+def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
+    """Compare the sums of all balances with those of the ledger: cheaper than `verify_in`, and finds less drift."""
+    logger.info("Comparing the sums of the balances with those of the ledger …")
     queries = balances.totals_of_balances(tables.award_balances), balances.totals_of_actions(tables.actions)
     stored, expected = (dict(connection.execute(query).mappings().one()) for query in queries)
     examples = [
@@ -87,47 +91,49 @@ def glance(connection: Connection, tables: Tables) -> list[Check]:
         for name in stored
         if stored[name] != expected[name]
     ]
-    totals = Check("totals", "sums of the balances = sums of the ledger", len(examples), examples)
-    return [totals, _snapshot_check(connection, tables)]
+    totals = Check("totals", "sums of balances = sums of ledger", len(examples), examples)
+    return [totals, _compare_snapshots(connection, tables)]
 
 
 def rebuild(warehouse: Warehouse) -> int:
-    """Fold the whole ledger and all snapshots afresh, in one transaction; returns the number of balances."""
+    """Recompute all balances from ledger and snapshots, in one transaction; return their number."""
     tables = warehouse.tables
     with warehouse.write() as connection:
-        logger.info("folding the whole ledger …")
+        logger.info("Recomputing all balances from the ledger …")
         warehouse.adapter.replace_all(connection, tables.award_balances, balances.all_balances(tables))
-        return count(connection, tables.award_balances)
+        return count_rows(connection, tables.award_balances)
 
 
-def count(connection: Connection, table: Table) -> int:
-    """The number of a table's rows."""
+def count_rows(connection: Connection, table: Table) -> int:
+    """Return the number of a table's rows."""
     return connection.scalar(select(func.count()).select_from(table)) or 0
 
 
-def _snapshot_check(connection: Connection, tables: Tables) -> Check:
-    question = "balance = Pepper's newer snapshot"
-    logger.info("%s …", question)
+def _compare_snapshots(connection: Connection, tables: Tables) -> Check:
+    logger.info("Comparing the balances with Pepper's newer snapshots …")
     counted = balances.behind_snapshot(tables).add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
     found = connection.execute(counted).mappings().all()
-    examples = [_told(row, "award_id", "points", "expected_points") for row in found]
-    return Check("snapshot", question, found[0]["differing"] if found else 0, examples)
+    examples = [_example(row, "award_id", "points", "expected_points") for row in found]
+    return Check("snapshot", "balance = Pepper's newer snapshot", found[0]["differing"] if found else 0, examples)
 
 
-def _told(row: RowMapping, *names: str) -> dict[str, Any]:
+def _example(row: RowMapping, *names: str) -> dict[str, Any]:
     return {name: None if row[name] is None else str(row[name]) for name in names}
 
 
-def as_text(proof: Proof) -> str:
-    """A table of the checks, and what follows."""
+def as_text(verification: Verification) -> str:
+    """Format the checks as a table, with a conclusion."""
     lines = [f"{'check':<42}{'differ':>8}"]
-    for check in (*proof.checks, proof.gaps):
+    for check in (*verification.checks, verification.gaps):
         lines.append(f"{check.question:<42}{check.differing:>8,}")
-        if check is not proof.gaps:
+        if check is not verification.gaps:
             lines += ["    " + ", ".join(f"{key} {value}" for key, value in row.items()) for row in check.examples]
-    if proof.gaps.differing:
-        lines.append(f"{proof.gaps.differing:,} changes came without an action, as edits and expiries do: no drift.")
+    if verification.gaps.differing:
+        gaps = f"{verification.gaps.differing:,} balance changes have no action"
+        lines.append(f"{gaps}, such as edits and expiries in Pepper: no drift")
 
-    verdict = "DRIFT: run crm-balances rebuild" if proof.drifted else "all proven" if proof.awards else "none yet"
-    lines.append(f"{proof.awards:,} balances from {proof.actions:,} actions: {verdict}")
+    verdict = "DRIFT, run crm-balances rebuild" if verification.drifted else "OK"
+    if not verification.drifted and not verification.awards:
+        verdict = "nothing loaded yet"
+    lines.append(f"Verified {verification.awards:,} balances against {verification.actions:,} actions: {verdict}")
     return "\n".join(lines)

@@ -145,7 +145,7 @@ class TargetCrm(Target):
     @classmethod
     def get_singer_command(cls) -> click.Command:
         """The command, with `--log-format`."""
-        return logs.add_option(super().get_singer_command())
+        return logs.add_format_option(super().get_singer_command())
 
     @classmethod
     def cb_config(cls, ctx: Any, param: Any, value: tuple[str, ...]) -> Any:

@@ -10,11 +10,12 @@ from decimal import Decimal
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
-from target_crm.balances_cli import cli
 from target_crm.sql import balances
 from target_crm.warehouse.connection import Warehouse
+from tests.helpers.balances import run_balances
 from tests.helpers.target import ACTIONS, AWARDS, DELTAS, action, execute, load, snapshot, table
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def test_it_is_printed_as_csv_or_as_json(
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
     capsys.readouterr()
 
-    assert cli.run(["as-of", "2026-10-01T14:00:00+02:00"]) == 0
+    assert run_balances(["as-of", "2026-10-01T14:00:00+02:00"]) == 0
     in_csv = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert cli.run(["as-of", "2026-10-01T12:00Z", "--json"]) == 0
+    assert run_balances(["as-of", "2026-10-01T12:00Z", "--json"]) == 0
     in_json = json.loads(capsys.readouterr().out, parse_float=Decimal)
 
     assert [row["award_id"] for row in in_csv] == [row["award_id"] for row in in_json]
@@ -97,8 +98,7 @@ def test_it_is_printed_as_csv_or_as_json(
         "2026-10-01T12:00:00+00:00",
     )
     assert (in_json[7]["points"], in_json[7]["as_of"]) == (Decimal(7), "2026-10-01T12:00:00Z")
-    assert cli.run(["as-of", "2026-10-01", "--json"]) == 0
+    assert run_balances(["as-of", "2026-10-01", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
-    with pytest.raises(SystemExit):
-        cli.run(["as-of", "yesterday"])
-    assert "TIMESTAMP: is not an ISO 8601 time" in capsys.readouterr().err
+    with pytest.raises(click.UsageError, match="is not an ISO 8601 time"):
+        run_balances(["as-of", "yesterday"])

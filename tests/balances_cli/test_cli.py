@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from target_crm.balances_cli import cli, replay
+from tests.helpers.balances import run_balances
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
 
@@ -40,7 +41,7 @@ def balances(warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
 
     def call(*arguments: str) -> tuple[int, str]:
-        exit_code = cli.run(arguments)
+        exit_code = run_balances(arguments)
         return exit_code, capsys.readouterr().out
 
     return call
@@ -68,11 +69,11 @@ def test_verify_tells_people_the_same_as_a_table(balances: Any) -> None:
     assert exit_code == 0
     assert output.splitlines() == [
         "check                                       differ",
-        "balance = fold of ledger and snapshots           0",
+        "balance = total of ledger and snapshots          0",
         "balance = Pepper's newer snapshot                0",
         "balance before + delta = balance after           1",
-        "1 changes came without an action, as edits and expiries do: no drift.",
-        "4 balances from 6 actions: all proven",
+        "1 balance changes have no action, such as edits and expiries in Pepper: no drift",
+        "Verified 4 balances against 6 actions: OK",
     ]
 
 
@@ -135,7 +136,7 @@ def test_verify_finds_what_was_tampered_with_and_rebuild_mends_it(
     found = {check["name"]: check["examples"] for check in json.loads(output)["checks"] if check["differing"]}
     assert found == checks
     assert (exit_code, text_exit_code, json.loads(output)["drifted"]) == (1, 1, True)
-    assert text.splitlines()[-1].endswith(" actions: DRIFT: run crm-balances rebuild")
+    assert text.splitlines()[-1].endswith(" actions: DRIFT, run crm-balances rebuild")
     assert checks["fold"][0]["award_id"] in text
 
     assert balances("rebuild")[0] == 0
@@ -152,7 +153,7 @@ def test_rebuild_gives_the_very_rows_that_loading_gave(balances: Any, warehouse_
     ]
     execute(warehouse_url, "DELETE FROM award_balances")
 
-    assert balances("rebuild") == (0, "4 balances computed afresh\n")
+    assert balances("rebuild") == (0, "Recomputed 4 balances\n")
     assert table(warehouse_url, "award_balances") == loaded
     assert balances("rebuild", "--json") == (0, '{"balances":4}\n')
 
@@ -167,11 +168,11 @@ def test_rebuild_on_postgresql_writes_nothing_anew_that_is_right(
     before = query(new_postgres_url, where)
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
 
-    assert cli.run(["rebuild"]) == 0
+    assert run_balances(["rebuild"]) == 0
 
     moved = {row[0] for row in set(query(new_postgres_url, where)) ^ set(before)}
     assert moved == {"w2"}
-    assert cli.run(["verify"]) == 0
+    assert run_balances(["verify"]) == 0
 
 
 def test_rebuild_on_postgresql_mends_a_balance_that_is_there_twice_for_want_of_a_key(
@@ -182,9 +183,9 @@ def test_rebuild_on_postgresql_mends_a_balance_that_is_there_twice_for_want_of_a
     execute(new_postgres_url, "INSERT INTO award_balances SELECT * FROM award_balances WHERE award_id = 'w2'")
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
 
-    assert cli.run(["verify"]) == 1
-    assert cli.run(["rebuild"]) == 0
-    assert cli.run(["verify"]) == 0
+    assert run_balances(["verify"]) == 1
+    assert run_balances(["rebuild"]) == 0
+    assert run_balances(["verify"]) == 0
 
 
 def test_loading_goes_on_after_a_rebuild(balances: Any, warehouse_url: str) -> None:
@@ -207,7 +208,7 @@ def test_a_report_names_the_first_few_awards_and_counts_them_all(
     execute(warehouse_url, "UPDATE award_balances SET points = -1")
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
 
-    assert cli.run(["verify", "--json"]) == 1
+    assert run_balances(["verify", "--json"]) == 1
 
     fold = json.loads(capsys.readouterr().out)["checks"][0]
     assert (fold["differing"], [row["award_id"] for row in fold["examples"]]) == (25, [f"w{n:02}" for n in range(20)])
@@ -247,7 +248,7 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
         pytest.param(
             {"SQLALCHEMY_URL": "sqlite:////pa55word/no/such/folder.db"},
             ["rebuild"],
-            "sqlite:////pa55word/no/such/folder.db: no balances here",
+            "sqlite:////pa55word/no/such/folder.db: no tables of target-crm here",
             id="no-warehouse",
         ),
         pytest.param({"SQLALCHEMY_URL": "pa55word"}, ["verify"], "sqlalchemy_url: not a SQLAlchemy URL", id="no-url"),
@@ -357,7 +358,7 @@ def test_what_has_become_loadable_leaves_the_quarantine(balances: Any, warehouse
     )
 
     assert balances("replay", "--json") == (0, '{"tried":2,"loaded":2,"rejected":1}\n')
-    assert balances("replay") == (0, "0 records tried, 0 loaded, 1 still rejected\n")
+    assert balances("replay") == (0, "Retried 0 records: 0 loaded, 1 left in quarantine\n")
 
     (row,) = [row for row in table(warehouse_url, "award_balances") if row["award_id"] == "w9"]
     assert (row["points"], row["earned_total"], row["action_count"]) == (2, 2, 2)
@@ -384,7 +385,7 @@ def test_a_replayed_snapshot_is_as_old_as_its_reading(warehouse_url: str, monkey
     )
     load(warehouse_url, [AWARDS, snapshot("w1", 7, at=None, read_at="2026-10-02T00:00:00Z")])
 
-    assert cli.run(["replay"]) == 0
+    assert run_balances(["replay"]) == 0
 
     (stored,) = table(warehouse_url, "award_balances", "points")
     assert stored == {"points": Decimal(7)}
@@ -453,5 +454,5 @@ def test_where_nothing_was_ever_loaded_it_does_not_say_that_all_is_proven(tmp_pa
     )
 
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert "no balances here" in ran.stderr
+    assert "no tables of target-crm here" in ran.stderr
     assert list(tmp_path.iterdir()) == []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 from sqlalchemy import MetaData, select
 
-from target_crm.balances_cli import cli
 from target_crm.balances_cli.verify import verify
 from target_crm.warehouse.connection import Warehouse
+from tests.helpers.balances import run_balances
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, table
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def test_a_person_is_forgotten_and_the_sums_are_not(crm: Warehouse, capsys: pyte
     assert others == {"actions": 1, "awards": 1, "users": 1, "rejected_records": 1}
     capsys.readouterr()
 
-    assert cli.run(["forget", "u1", "--json"]) == 0
+    assert run_balances(["forget", "u1", "--json"]) == 0
 
     assert json.loads(capsys.readouterr().out) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
     assert naming(crm, NAME) == {}
@@ -98,29 +99,28 @@ def test_a_person_is_forgotten_and_the_sums_are_not(crm: Warehouse, capsys: pyte
 
 
 def test_what_is_read_again_does_not_bring_a_person_back(crm: Warehouse, warehouse_url: str) -> None:
-    cli.run(["forget", "u1"])
+    run_balances(["forget", "u1"])
 
     again = load(warehouse_url, [*ABOUT_TOM, *REJECTED])
 
     assert again.tallies["actions"] == "8 read = 0 applied + 5 duplicate + 0 superseded + 3 quarantined"
     assert naming(crm, NAME) == {}
-    assert cli.run(["replay"]) == 0
+    assert run_balances(["replay"]) == 0
     assert naming(crm, NAME) == {}
     assert not verify(crm).drifted
 
 
 def test_forgetting_twice_or_a_stranger_changes_nothing(crm: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.run(["forget", "u1"])
+    run_balances(["forget", "u1"])
     capsys.readouterr()
 
     for user_id in ("u1", "nobody", "u%", "u_", "Tom"):
-        assert cli.run(["forget", user_id]) == 0
-        assert capsys.readouterr().out == "erased in 0 actions, 0 awards, 0 users, 0 rejected_records\n"
+        assert run_balances(["forget", user_id]) == 0
+        assert capsys.readouterr().out == "Erased personal data in 0 actions, 0 awards, 0 users, 0 rejected_records\n"
 
     assert naming(crm, OTHER_NAME) != {}
-    with pytest.raises(SystemExit):
-        cli.run(["forget", ""])
-    assert "USER_ID: is empty, expected an id" in capsys.readouterr().err
+    with pytest.raises(click.UsageError, match="is empty, expected an id"):
+        run_balances(["forget", ""])
 
 
 def test_where_no_users_are_loaded_the_rest_is_forgotten(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_where_no_users_are_loaded_the_rest_is_forgotten(warehouse_url: str, mon
     execute(warehouse_url, f"UPDATE awards SET notes = 'call {NAME}'")
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
 
-    assert cli.run(["forget", "u1"]) == 0
+    assert run_balances(["forget", "u1"]) == 0
 
     assert query(warehouse_url, "SELECT _id, user_id, points, notes FROM awards") == [("w1", "u1", 5, None)]
     crm = Warehouse(warehouse_url)

@@ -14,14 +14,15 @@ from html.parser import HTMLParser
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
-from target_crm.balances_cli import cli
 from target_crm.balances_cli.report import page as report
 from target_crm.balances_cli.report.queries import DAYS_AHEAD_MAX
 from target_crm.errors import SettingError
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers import browser
+from tests.helpers.balances import run_balances
 from tests.helpers.target import (
     ACTIONS,
     AWARDS,
@@ -421,19 +422,19 @@ def test_the_command_writes_what_is_asked_for(
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
     output = tmp_path / "loyalty.html"
 
-    assert cli.run(["report", "--output", str(output)]) == 0
+    assert run_balances(["report", "--output", str(output)]) == 0
     assert output.read_text(encoding="utf-8").startswith("<!doctype html>")
     capsys.readouterr()
     for option in (["--json"], ["--format", "json"]):
-        assert cli.run(["report", "--days", "3", *option]) == 0
+        assert run_balances(["report", "--days", "3", *option]) == 0
         assert len(json.loads(capsys.readouterr().out)["days"]) >= 3
-    assert cli.run(["report", "--format", "csv"]) == 0
+    assert run_balances(["report", "--format", "csv"]) == 0
     assert capsys.readouterr().out.startswith("figure,of,measure,value\n")
     with pytest.raises(SettingError, match="No such file or directory"):
-        cli.run(["report", "--output", str(tmp_path / "no" / "such.html")])
+        run_balances(["report", "--output", str(tmp_path / "no" / "such.html")])
     for days in ("0", "367", "x"):
-        with pytest.raises(SystemExit):
-            cli.run(["report", "--days", days])
+        with pytest.raises(click.UsageError):
+            run_balances(["report", "--days", days])
 
 
 def test_the_first_day_is_told_also_where_clocks_go_back(crm: Warehouse) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from target_crm.balances_cli import cli
 from target_crm.balances_cli.status import as_text, status
 from target_crm.warehouse.connection import Warehouse
+from tests.helpers.balances import run_balances
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, schema, snapshot
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def call(
 
     def run(*arguments: str) -> tuple[int, str]:
         capsys.readouterr()
-        return cli.run(["status", *arguments]), capsys.readouterr().out
+        return run_balances(["status", *arguments]), capsys.readouterr().out
 
     return run
 
@@ -117,11 +117,11 @@ def test_people_read_tables_and_programs_json(call: Any, crm: Warehouse, warehou
         ["perks", "1", "2026-10-05 00:00:00", "12 h"],
     ]
     assert re.split(r"\s{2,}", lines[7])[3:] == ["6", "4", "0", "0", "2"]
-    assert lines[-2:] == ["2 records are in quarantine.", "No drift."]
+    assert lines[-2:] == ["2 records in quarantine", "No drift"]
 
     execute(warehouse_url, "UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'")
     exit_code, output = call("--json")
     told = json.loads(output)
     assert (exit_code, told["drifted"], told["rejected"]) == (1, True, 2)
     assert told["checks"][0]["examples"] == [{"total": "earned_total", "stored": "9.0000", "expected": "4.0000"}]
-    assert call("--verify")[1].splitlines()[-1] == "DRIFT: run crm-balances verify"
+    assert call("--verify")[1].splitlines()[-1] == "DRIFT, run crm-balances verify"

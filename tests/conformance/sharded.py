@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from target_crm.balances_cli.cli import Plan
+from target_crm.warehouse.connection import Warehouse
 from tests.helpers.postgres import PostgresServer, new_database
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _lay_out(url: str, shard_urls: list[str]) -> str:
 
     A table with parts elsewhere can't have a primary key of its own; each part has one.
     """
-    statements = Plan(url).statements()
+    statements = Warehouse(url).lacks()
     growing = {name: next(each for each in statements if each.startswith(f"CREATE TABLE {name} ")) for name in KEYS}
     for shard_url in shard_urls:
         _execute(shard_url, growing.values())

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, seed, settings
 from sqlalchemy import event, inspect, make_url, text
 
-from target_crm.balances_cli import cli
+from target_crm.balances_cli.ddl import missing_statements
 from target_crm.balances_cli.forget import forget
 from target_crm.balances_cli.report import page as report
 from target_crm.balances_cli.report import queries as figures
 from target_crm.balances_cli.status import status
+from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.errors import WarehouseError
 from target_crm.loader.target import TargetCrm
 from target_crm.sql import balances
@@ -68,9 +69,9 @@ def test_random_histories_shuffled_repeated_and_overlapping_give_the_oracles_bal
     @given(combined_deliveries())
     def check(delivery: Any) -> None:
         check_delivery(shared, delivery)
-        assert not cli.verify(shared).drifted
+        assert not verify(shared).drifted
         delivered = table(shared, "award_balances")
-        cli.rebuild(shared)
+        rebuild(shared)
         assert table(shared, "award_balances") == delivered
 
     check()
@@ -122,7 +123,7 @@ def test_a_load_cut_off_after_any_statement_and_given_again_leaves_no_trace(crm:
         load_cut_off(crm, batch, after_statements)
         load(crm, batch)
         assert contents(crm) == expected, f"cut off after statement {after_statements}"
-    assert not cli.verify(crm).drifted
+    assert not verify(crm).drifted
 
 
 def test_what_the_table_alone_knows_outlives_a_load_cut_off_after_any_statement(crm: Warehouse) -> None:
@@ -221,7 +222,7 @@ def test_points_are_exact_to_four_places_up_to_the_ends_of_their_range(crm: Ware
     assert found["tenth"] == (Decimal("0.1"), 0)
     assert found["tenths"][1] == Decimal(1)
     assert found["quanta"] == (Decimal("0.0001"), Decimal("0.0003"))
-    assert not cli.verify(crm).drifted
+    assert not verify(crm).drifted
 
 
 def test_what_is_missing_is_null_and_counts_nowhere(crm: Warehouse) -> None:
@@ -386,7 +387,7 @@ def test_a_loader_that_may_not_create_tables_loads_into_those_that_ddl_has_print
     owner, lodger = (each.render_as_string(hide_password=False) for each in (url, url.set(username="lodger")))
     target = TargetCrm(config={"sqlalchemy_url": owner})
     messages = [f"{message}\n" for message in (perks, AWARDS, ACTIONS)]
-    for statement in cli.Plan.of(target, messages).statements():
+    for statement in missing_statements(target, messages):
         execute(owner, statement)
     for statement in engine.lodger:
         execute(owner, statement.format(database=url.database))
@@ -501,4 +502,4 @@ def test_a_person_is_forgotten_and_every_balance_stays_as_of_any_time(crm: Wareh
     assert [("Tom" in str(each), "Ann" in str(each)) for each in payloads].count((False, True)) == 1
     assert not any("Tom" in str(each) for each in payloads)
     assert {day: known(day) for day in (1, 2, 3)} == then
-    assert not cli.verify(crm).drifted
+    assert not verify(crm).drifted

@@ -52,6 +52,6 @@ def test_a_load_of_nothing_and_a_look_at_it_import_nothing_unused(tmp_path: Path
     assert not imported & UNUSED
 
     output, imported = run(tmp_path, "crm-balances", "verify", **settings)
-    assert "0 balances from 0 actions" in output
+    assert "Verified 0 balances against 0 actions" in output
     assert "sqlite3" in imported
     assert not imported & UNUSED

@@ -93,8 +93,8 @@ def test_the_environment_chooses_as_well_and_so_does_a_config_file(tmp_path: Pat
         pytest.param(["tap-pepper", "--nope"], "No such option", id="tap-option"),
         pytest.param(["target-crm", "--nope"], "No such option", id="target-option"),
         pytest.param(["target-crm", "--config", "missing.json"], "config file missing.json", id="target-config"),
-        pytest.param(["crm-balances", "verify", "--nope"], "unrecognized arguments", id="balances-option"),
-        pytest.param(["crm-balances", "verify"], "no balances here", id="balances-error"),
+        pytest.param(["crm-balances", "verify", "--nope"], "No such option", id="balances-option"),
+        pytest.param(["crm-balances", "verify"], "no tables of target-crm here", id="balances-error"),
     ],
 )
 def test_as_json_an_error_that_ends_a_program_is_an_object_too(arguments: list[str], expected: str) -> None:

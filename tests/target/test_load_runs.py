@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from singer_sdk.exceptions import InvalidRecord
 
-from target_crm.balances_cli import cli
 from target_crm.loader.target import TargetCrm
+from tests.helpers.balances import run_balances
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state, table
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def test_a_replay_is_no_run(warehouse_url: str, monkeypatch: pytest.MonkeyPatch)
     before = table(warehouse_url, "load_runs")
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
 
-    assert cli.run(["replay"]) == 0
+    assert run_balances(["replay"]) == 0
 
     assert table(warehouse_url, "load_runs") == before
     assert len(table(warehouse_url, "actions", "action_id")) == 1

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from target_crm.balances_cli import cli
 from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.errors import InputError, WarehouseError
 from target_crm.loader.target import TargetCrm
 from target_crm.records.values import from_json
 from target_crm.warehouse import migrations
 from target_crm.warehouse.connection import Warehouse, parse_url
+from tests.helpers.balances import run_balances
 from tests.helpers.commands import environment
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state, table
 
@@ -67,7 +67,7 @@ def test_tables_of_every_earlier_version_are_brought_up_to_date_and_keep_their_r
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
-    assert cli.run(["ddl", *arguments]) == 0
+    assert run_balances(["ddl", *arguments]) == 0
     return capsys.readouterr().out
 
 
@@ -91,7 +91,7 @@ def test_a_file_without_schemas_is_not_taken_for_one(
     schemas.write_text("tap-pepper: auth_token is missing\n")
 
     with pytest.raises(InputError, match="--schemas: no SCHEMA message in it"):
-        cli.run(["ddl", "--schemas", str(schemas)])
+        run_balances(["ddl", "--schemas", str(schemas)])
 
 
 def test_a_loader_without_the_right_to_create_loads_into_what_was_prepared(

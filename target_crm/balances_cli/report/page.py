@@ -17,7 +17,7 @@ from sqlalchemy import table as any_table
 
 from target_crm.balances_cli.report import charts, queries
 from target_crm.balances_cli.report.queries import Period
-from target_crm.balances_cli.status import Status, ago, look
+from target_crm.balances_cli.status import Status, ago, status_in
 from target_crm.errors import SettingError
 from target_crm.records import values
 from target_crm.records.column_types import Identifier, LongText
@@ -111,7 +111,7 @@ def gather(warehouse: Warehouse, *, days: int = 90, zone: str = "UTC", now: date
             ages=queries.ages(rows(queries.by_age(tables), **queries.age_limits(now))),
             users=rows(queries.by_user(tables)),
             locations=rows(queries.by_location(tables), start=period.start),
-            status=look(connection, tables, now, full=True),
+            status=status_in(connection, tables, now, full=True),
         )
 
 

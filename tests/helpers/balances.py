@@ -1,0 +1,16 @@
+"""Run crm-balances in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from target_crm.balances_cli.cli import crm_balances
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def run_balances(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code. Errors, usage errors included, come as exceptions."""
+    exit_code: int = crm_balances.main(list(arguments), standalone_mode=False)
+    return exit_code
