@@ -30,10 +30,11 @@ from target_crm.errors import CrmError, SettingError, WarehouseError
 from target_crm.loader.target import TargetCrm
 from target_crm.records import values
 from target_crm.sql import balances
-from target_crm.warehouse.connection import Warehouse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from target_crm.warehouse.connection import Warehouse
 
 PROGRAM = "crm-balances"
 EXIT_OK, EXIT_DRIFT, EXIT_ERROR = 0, 1, 2
