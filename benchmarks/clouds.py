@@ -28,7 +28,7 @@ COLUMN_BYTES = {
     "effect": 8,
     "source": 8,
     "environment": 12,
-    "_extra": 100,
+    "_sdc_extra": 100,
 }
 # A query is billed for at least so much of each table that it names.
 BILLED_BYTES_MIN = 10 * MIB

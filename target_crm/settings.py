@@ -87,7 +87,7 @@ SETTINGS = th.PropertiesList(
         th.BooleanType(),
         default=False,
         title="Hard delete",
-        description="Remove rows that a full-table stream no longer has; else their `_deleted_at` says since when.",
+        description="Delete rows that a full-table stream no longer has, instead of setting their `_sdc_deleted_at`.",
     ),
     th.Property(
         "store_payload",

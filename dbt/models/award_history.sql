@@ -66,12 +66,12 @@ select
     balances.perk_id,
     intervals.points,
     intervals.valid_from,
-    least(intervals.next_seen_at, {{ pepper_crm.utc('awards._deleted_at') }}) as valid_to
+    least(intervals.next_seen_at, {{ pepper_crm.utc('awards._sdc_deleted_at') }}) as valid_to
 from intervals
 inner join {{ source('crm', 'award_balances') }} as balances on balances.award_id = intervals.award_id
 left join {{ source('crm', 'awards') }} as awards on awards._id = intervals.award_id
 where
     intervals.valid_from is null
     or intervals.valid_from < coalesce(
-        least(intervals.next_seen_at, {{ pepper_crm.utc('awards._deleted_at') }}), timestamp '9999-12-31 00:00:00'
+        least(intervals.next_seen_at, {{ pepper_crm.utc('awards._sdc_deleted_at') }}), timestamp '9999-12-31 00:00:00'
     )

@@ -8,7 +8,7 @@ standing as (
     select balances.perk_id, sum(balances.points) as points
     from {{ source('crm', 'award_balances') }} as balances
     left join {{ source('crm', 'awards') }} as awards on awards._id = balances.award_id
-    where awards._deleted_at is null
+    where awards._sdc_deleted_at is null
     group by balances.perk_id
 )
 

@@ -4,6 +4,6 @@ from {{ source('crm', 'award_balances') }} as balances
 left join {{ source('crm', 'awards') }} as awards on awards._id = balances.award_id
 left join {{ ref('award_history') }} as history
     on history.award_id = balances.award_id and history.valid_to is null
-where awards._deleted_at is null
+where awards._sdc_deleted_at is null
 group by balances.award_id, balances.points
 having count(history.award_id) <> 1 or min(history.points) <> balances.points

@@ -12,7 +12,7 @@ from sqlalchemy import table as any_table
 
 from target_crm.balances_cli.verify import Check, compare_totals, verify_in
 from target_crm.records.column_types import Instant
-from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, snake_case
+from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT, snake_case
 from target_crm.sql.load_runs import DONE
 from target_crm.sql.tables import COUNTS
 
@@ -123,12 +123,12 @@ def _freshness(connection: Connection, tables: Tables, others: Mapping[str, Any]
     queries = {
         "actions": _newest(actions, actions.c.occurred_at, actions.c.loaded_at),
         "awards": _newest(
-            awards, func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT]), awards.c[LOADED_AT]
+            awards, func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT]), awards.c[BATCHED_AT]
         ).where(awards.c[DELETED_AT].is_(None)),
     }
     for name in sorted(others.keys() - queries.keys()):
         if inspect(connection).has_table(name, schema=tables.metadata.schema):
-            times = [column(each, Instant()) for each in (EXTRACTED_AT, LOADED_AT, DELETED_AT)]
+            times = [column(each, Instant()) for each in (EXTRACTED_AT, BATCHED_AT, DELETED_AT)]
             stream = any_table(name, *times, schema=tables.metadata.schema)
             queries[name] = _newest(stream, *times[:2]).where(stream.c[DELETED_AT].is_(None))
     return queries

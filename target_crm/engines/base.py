@@ -40,6 +40,8 @@ class EngineAdapter:
     """Arguments of `create_engine`."""
     widens_to: ClassVar[Collection[str]] = ()
     """Kinds of `ddl` that a column can be made to take: `number` after `integer`, `text` after any."""
+    views_follow_renames: ClassVar[bool] = False
+    """Whether a view stays valid when a column that it reads is renamed."""
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a transaction that only reads, and has to see one state throughout."""
 
@@ -103,6 +105,16 @@ class EngineAdapter:
 
     def recover(self, connection: Connection, table: Table) -> None:
         """Finish a change that was cut off, where it is not a single statement."""
+
+    def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:
+        """The statement that renames a column.
+
+        Raises:
+            WarehouseError: the engine cannot rename columns.
+        """
+        preparer = dialect.identifier_preparer
+        name = preparer.format_table(table)
+        return f"ALTER TABLE {name} RENAME COLUMN {preparer.quote(old)} TO {preparer.quote(new)}"
 
     def widen(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
         """What to say to ALTER TABLE so that a column takes what its new type does. None: it does so as it is."""

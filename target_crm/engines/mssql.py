@@ -11,7 +11,7 @@ from target_crm.engines.base import LOCK_WAIT_SECONDS, EngineAdapter, digest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import Column, Connection, Dialect
+    from sqlalchemy import Column, Connection, Dialect, Table
 
 
 class SQLServerAdapter(EngineAdapter):
@@ -30,6 +30,12 @@ class SQLServerAdapter(EngineAdapter):
             ),
             {"name": digest(f"{schema}"), "wait_ms": LOCK_WAIT_SECONDS * 1000},
         )
+
+    def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:
+        """By a procedure that takes the new name unquoted."""
+        preparer = dialect.identifier_preparer
+        name = f"{preparer.format_table(table)}.{preparer.quote(old)}"
+        return f"EXEC sp_rename '{name}', '{new}', 'COLUMN'"
 
     def widen(self, dialect: Dialect, column: Column[Any]) -> str:
         """By a change of type, which converts what is there."""

@@ -17,7 +17,7 @@ from target_crm.sql import staging
 from target_crm.sql.tables import WORK, WORK_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy import Column, Connection, Dialect, Engine, Select, Table
     from sqlalchemy.sql.compiler import DDLCompiler
@@ -31,6 +31,7 @@ class PostgreSQLAdapter(EngineAdapter):
 
     tested = True
     widens_to = ("number", "text")
+    views_follow_renames = True
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
     # One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
     _LOCK_CLASS = 0x63726D
@@ -65,6 +66,13 @@ class PostgreSQLAdapter(EngineAdapter):
         )
         in_schema = f"{foreign_tables} AND nspname = {self._SCHEMA} LIMIT 1"
         return connection.scalar(text(in_schema), {"schema": schema}) is None
+
+    def keys(self, connection: Connection, table: Table) -> Collection[str]:
+        """The primary key; a table that is partitioned over other servers cannot declare one."""
+        is_partitioned = text("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass(:name)")
+        if connection.scalar(is_partitioned, {"name": quoted(connection, table)}):
+            return table.primary_key.columns.keys()
+        return super().keys(connection, table)
 
     def widen(self, dialect: Dialect, column: Column[Any]) -> str:
         """By a cast of what is there."""

@@ -13,12 +13,13 @@ from sqlalchemy.schema import DropTable, MetaData
 
 from target_crm.engines.base import EngineAdapter, bound, column_names, quoted
 from target_crm.engines.copy_swap import Written, column_of, reflected, scratch_name, scratch_table
+from target_crm.errors import WarehouseError
 from target_crm.sql.staging import RowUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from sqlalchemy import ColumnElement, CompoundSelect, Connection, Engine, Select
+    from sqlalchemy import ColumnElement, CompoundSelect, Connection, Dialect, Engine, Select
 
     from target_crm.engines.base import Rows, Statement
 
@@ -100,6 +101,13 @@ class SparkAdapter(EngineAdapter):
         rows: Select[Any] = select(literal_column("*")).select_from(copy)
         connection.execute(Written(f"INSERT OVERWRITE TABLE {quoted(connection, table)}", rows))
         connection.execute(DropTable(copy))
+
+    def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:  # noqa: ARG002
+        """Spark cannot: a Parquet file holds the names of its columns."""
+        raise WarehouseError(
+            f"Spark can't rename column {table.name}.{old} to {new}: "
+            "load into a new schema, or copy the tables there under the new names"
+        )
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
         """No: a statement may go on without its client, and must not meet its own repetition."""

@@ -32,6 +32,7 @@ class SQLiteAdapter(EngineAdapter):
     tested = True
     # Any column takes any value; only what it makes of it depends on its type.
     widens_to = ("number",)
+    views_follow_renames = True
 
     def is_in_memory(self, url: URL) -> bool:
         """Where the URL names no file."""

@@ -244,7 +244,7 @@ class TableSink(StreamSink):
         """Fill in stored rows what the staged rows say, including superseded ones."""
 
     def activate(self, connection: Connection, version: int) -> int | None:
-        """Set `_deleted_at` in rows of older versions, or delete them with `hard_delete`."""
+        """Set `_sdc_deleted_at` in rows of older versions, or delete them with `hard_delete`."""
         self.adapter.recover(connection, self.table)
         hard = self.context.hard_delete and not self.fixed
         return self.adapter.execute(connection, staging.activate(self.table, version, hard=hard))

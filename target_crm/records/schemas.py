@@ -20,16 +20,25 @@ if TYPE_CHECKING:
 
 # The limit of PostgreSQL; no other engine's is lower.
 NAME_CHARS_MAX = 63
-EXTRA = "_extra"
-EXTRACTED_AT = "_extracted_at"
-LOADED_AT = "_loaded_at"
-# The table version of a full-table stream, and when a row was found deleted.
-VERSION = "_version"
-DELETED_AT = "_deleted_at"
-_OWN_COLUMNS = {EXTRA, EXTRACTED_AT, LOADED_AT, VERSION, DELETED_AT}
+EXTRA = "_sdc_extra"
+EXTRACTED_AT = "_sdc_extracted_at"
+BATCHED_AT = "_sdc_batched_at"
+# The version that a full-table tap will activate, and when a row turned out to be deleted.
+TABLE_VERSION = "_sdc_table_version"
+DELETED_AT = "_sdc_deleted_at"
+# Names before version 3 of the tables → names now. No property gets a column of a former name either: one that had
+# to give way to it would otherwise move to another column.
+FORMER_NAMES = {
+    "_extra": EXTRA,
+    "_extracted_at": EXTRACTED_AT,
+    "_loaded_at": BATCHED_AT,
+    "_version": TABLE_VERSION,
+    "_deleted_at": DELETED_AT,
+}
 # In work tables: the order of arrival; in queries of them: the rank by age.
 SEQ = "_seq"
 RANK = "_rank"
+_RESERVED_COLUMNS = {*FORMER_NAMES, *FORMER_NAMES.values(), SEQ, RANK}
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Shape:
-    """The rows of a stream: a column per property, `_extra` (properties without a column), and metadata columns."""
+    """The rows of a stream: a column per property, `_sdc_extra` (properties without a column), and metadata columns."""
 
     fields: tuple[Field, ...]
     keys: tuple[str, ...]
@@ -85,7 +94,7 @@ class Shape:
             kinds[key] = IDENTIFIER if kinds.get(key) in {None, TEXT, ANY_SCALAR, JSON} else kinds[key]
         # A schema's properties have no order, so their order must not decide which of two gets which column.
         others = sorted(kinds.keys() - fixed.keys(), key=lambda name: (name != snake_case(name), name))
-        columns = column_names([*fixed, *others], taken={*_OWN_COLUMNS, SEQ, RANK})
+        columns = column_names([*fixed, *others], taken=_RESERVED_COLUMNS)
         required = {*key_properties, *schema.get("required", ())}
         return cls(
             fields=tuple(Field(name, columns[name], kind, name in required) for name, kind in kinds.items()),
@@ -96,7 +105,7 @@ class Shape:
     def row(
         self, record: Mapping[str, Any], *, extracted_at: datetime, loaded_at: datetime, version: int | None = None
     ) -> tuple[Any, ...]:
-        """Convert a record to a row: fields, `_extra`, `_extracted_at`, `_loaded_at`, `_version`, `_deleted_at`.
+        """Convert a record to a row: its fields, then the metadata columns in the order of `FORMER_NAMES`.
 
         Raises:
             Invalid: A key or a required property is missing, or a value does not fit its column.

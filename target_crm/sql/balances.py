@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_column, null, or_, select, union_all
 
 from target_crm.records.column_types import Identifier, Instant, Points
-from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT
+from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
 from target_crm.sql.functions import exact, exact_sum
 from target_crm.sql.staging import Merge, Replacement, RowUpdate
 
@@ -136,7 +136,7 @@ def partials_from_snapshots(awards: FromClause) -> Select[Any]:
         cast(literal_column("0"), BigInteger).label("action_count"),
         cast(null(), c.updated_at.type).label("first_action_at"),
         cast(null(), c.updated_at.type).label("last_action_at"),
-        c[LOADED_AT].label("updated_at"),
+        c[BATCHED_AT].label("updated_at"),
     ).where(c.points.is_not(None))
 
 

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from target_crm.records.column_types import Instant, JsonText, LongText
-from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, LOADED_AT, RANK, SEQ, VERSION
+from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT, RANK, SEQ, TABLE_VERSION
 
 if TYPE_CHECKING:
     from sqlalchemy import Delete, Insert, Select, Table, Update
@@ -125,7 +125,7 @@ def pick_absent(table: Table, staged: Staged) -> Insert:
 
 
 # Metadata columns, ignored when comparing rows.
-METADATA_COLUMNS = {EXTRACTED_AT, LOADED_AT, VERSION}
+METADATA_COLUMNS = {EXTRACTED_AT, BATCHED_AT, TABLE_VERSION}
 
 Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
 """Given rows, the expressions that order them by age, most significant first."""
@@ -144,7 +144,7 @@ def pick_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     newest_first = [*(age.desc() for age in ages(staged.table)), staged.table.c[SEQ].desc()]
     rank = func.row_number().over(partition_by=[staged.table.c[key] for key in keys], order_by=newest_first)
     ranked = select(*staged.table.c, rank.label(RANK)).subquery("ranked")
-    is_change = and_(_not_older(ages(ranked), ages(table)), not_(_equal(table, ranked, {LOADED_AT})))
+    is_change = and_(_not_older(ages(ranked), ages(table)), not_(_equal(table, ranked, {BATCHED_AT})))
     winners = (
         select(ranked.c[SEQ])
         .outerjoin_from(ranked, table, _same_key(table, ranked))
@@ -220,7 +220,7 @@ def count_fresh(staged: Staged) -> Select[tuple[int]]:
 
 def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
     """Mark or delete the rows of versions older than this one."""
-    older = or_(table.c[VERSION].is_(None), table.c[VERSION] < version)
+    older = or_(table.c[TABLE_VERSION].is_(None), table.c[TABLE_VERSION] < version)
     if hard:
         return table.delete().where(older)
     now = literal(datetime.now(timezone.utc), Instant())
@@ -232,10 +232,12 @@ def mark_present(table: Table, staged: Staged) -> RowUpdate:
     """Give the rows with a staged key the newest version that it came with, and clear their deletion mark."""
     rows = staged.table
     keys = [rows.c[key] for key in _keys(table)]
-    versions = select(*keys, func.max(rows.c[VERSION]).label(VERSION)).where(rows.c[VERSION].is_not(None))
+    versions = select(*keys, func.max(rows.c[TABLE_VERSION]).label(TABLE_VERSION)).where(
+        rows.c[TABLE_VERSION].is_not(None)
+    )
     seen = versions.group_by(*keys).subquery("seen")
-    older = or_(table.c[VERSION].is_(None), table.c[VERSION] < seen.c[VERSION])
-    values = {VERSION: seen.c[VERSION], DELETED_AT: null()}
+    older = or_(table.c[TABLE_VERSION].is_(None), table.c[TABLE_VERSION] < seen.c[TABLE_VERSION])
+    values = {TABLE_VERSION: seen.c[TABLE_VERSION], DELETED_AT: null()}
     return RowUpdate(table, values, and_(_same_key(table, seen), older))
 
 

@@ -10,16 +10,16 @@ from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, cast, func,
 
 from target_crm.records.column_types import Identifier, Instant, JsonText, LongText, Number, Points
 from target_crm.records.schemas import (
+    BATCHED_AT,
     DELETED_AT,
     EXTRA,
     EXTRACTED_AT,
     IDENTIFIER,
     INSTANT,
-    LOADED_AT,
     NAME_CHARS_MAX,
     POINTS,
     SEQ,
-    VERSION,
+    TABLE_VERSION,
     Shape,
 )
 from target_crm.sql.functions import exact, exact_sum
@@ -147,7 +147,7 @@ def tables_in(schema: str | None) -> Tables:
 
 @cache
 def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
-    """The table of a stream: its fields, `_extra` (properties without a column), and metadata columns."""
+    """The table of a stream: its fields, `_sdc_extra` (properties without a column), and metadata columns."""
     fields = [
         Column(field.column, field.kind.type, primary_key=field.column in shape.keys, autoincrement=False)
         for field in shape.fields
@@ -158,8 +158,8 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
         *fields,
         Column(EXTRA, JsonText),
         Column(EXTRACTED_AT, Instant),
-        Column(LOADED_AT, Instant),
-        Column(VERSION, BigInteger),
+        Column(BATCHED_AT, Instant),
+        Column(TABLE_VERSION, BigInteger),
         Column(DELETED_AT, Instant),
     )
 

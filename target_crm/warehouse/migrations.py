@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Date, DateTime, Float, Integer, Numeric, inspect, literal_column, select, text
+from sqlalchemy import (
+    Boolean,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    MetaData,
+    Numeric,
+    Table,
+    inspect,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String, TypeDecorator
 
 from target_crm.engines.registry import adapter_for
 from target_crm.errors import WarehouseError
+from target_crm.records.schemas import BATCHED_AT, EXTRA, EXTRACTED_AT, FORMER_NAMES
 from target_crm.sql.tables import STAGING_PREFIX, WORK
 
 if TYPE_CHECKING:
-    from sqlalchemy import Column, ColumnElement, Connection, Delete, Dialect, Insert, Select, Table, TextClause
+    from collections.abc import Collection
+
+    from sqlalchemy import Column, ColumnElement, Connection, Delete, Dialect, Insert, Select, TextClause
+    from sqlalchemy.engine import Inspector
     from sqlalchemy.schema import ExecutableDDLElement
     from sqlalchemy.types import TypeEngine
 
@@ -22,7 +40,7 @@ if TYPE_CHECKING:
     Statement = ExecutableDDLElement | TextClause | Insert | Delete
 
 # Raised whenever the target's own tables or views change; an older warehouse is brought up to it.
-VERSION = 2
+VERSION = 3
 
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (JSON, "JSON"),
@@ -55,7 +73,10 @@ def set_up(connection: Connection, tables: Tables, *others: Table) -> list[State
     is_missing = schema and not inspect(connection).has_schema(schema)
     statements: list[Statement] = [CreateSchema(schema)] if schema and is_missing else []
     owned = tables.metadata.sorted_tables if found < VERSION else []
-    for table in {table.name: table for table in (*owned, *others)}.values():
+    wanted = {table.name: table for table in (*owned, *others)}
+    if found < VERSION:
+        statements += _renames_of_others(connection, tables, wanted)
+    for table in wanted.values():
         statements += ensure(connection, table)
     if found < VERSION:
         for name, query in tables.views.items():
@@ -80,6 +101,8 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
     if not inspector.has_table(table.name, schema=table.schema):
         return creation(table)
     found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
+    renames = _renames(found)
+    found = {renames.get(name, name): type_ for name, type_ in found.items()}
     keys = adapter_for(connection.dialect.name).keys(connection, table)
     wanted_keys = [column.name for column in table.primary_key.columns]
     # Where work tables have keys is the engine's to say, and an older version may have said otherwise.
@@ -95,7 +118,65 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
         # A work table is empty between transactions.
         return [DropTable(table), *creation(table)]
     name = connection.dialect.identifier_preparer.format_table(table)
-    return [text(f"ALTER TABLE {name} {change}") for change in changes]
+    return [
+        *_rename_statements(connection.dialect, table, renames),
+        *(text(f"ALTER TABLE {name} {change}") for change in changes),
+    ]
+
+
+def _renames_of_others(connection: Connection, tables: Tables, wanted: Collection[str]) -> list[Statement]:
+    """The statements that give metadata columns their present names in all tables but those `wanted`.
+
+    Raises:
+        WarehouseError: a view would break.
+    """
+    schema = tables.metadata.schema
+    inspector = inspect(connection)
+    statements: list[Statement] = []
+    renamed = False
+    for name in sorted(inspector.get_table_names(schema)):
+        renames = _renames({column["name"] for column in inspector.get_columns(name, schema=schema)})
+        renamed |= bool(renames)
+        if name not in wanted:
+            statements += _rename_statements(connection.dialect, Table(name, MetaData(), schema=schema), renames)
+    if renamed and not adapter_for(connection.dialect.name).views_follow_renames:
+        _check_views(inspector, tables)
+    return statements
+
+
+def _renames(columns: Collection[str]) -> dict[str, str]:
+    """Former → present names of the metadata columns of a stream's table, in the order of renaming.
+
+    A stream's table is one that has the three oldest of these columns, by either name: a migration may have been
+    interrupted between two columns.
+    """
+    former = {new: old for old, new in FORMER_NAMES.items()}
+    if not all(former[new] in columns or new in columns for new in (EXTRA, EXTRACTED_AT, BATCHED_AT)):
+        return {}
+    renames: dict[str, str] = {}
+    for old, new in FORMER_NAMES.items():
+        if old in columns:
+            # A property of this name had it for its column; from now on `column_names` gives it the next.
+            renames |= {new: f"{new}_2"} if new in columns else {}
+            renames[old] = new
+    return renames
+
+
+def _rename_statements(dialect: Dialect, table: Table, renames: dict[str, str]) -> list[Statement]:
+    adapter = adapter_for(dialect.name)
+    return [text(adapter.rename_column(dialect, table, old, new)) for old, new in renames.items()]
+
+
+def _check_views(inspector: Inspector, tables: Tables) -> None:
+    schema = tables.metadata.schema
+    former_name = re.compile(rf"\b({'|'.join(FORMER_NAMES)})\b")
+    for name in inspector.get_view_names(schema):
+        found = former_name.search(str(inspector.get_view_definition(name, schema)))
+        if found and name not in tables.views:
+            raise WarehouseError(
+                f"view {name!r} reads the column {found[1]}, which this version renames to {FORMER_NAMES[found[1]]}: "
+                "drop the view, load once, and create it again with the new name"
+            )
 
 
 def version(connection: Connection, tables: Tables) -> int:

@@ -65,7 +65,7 @@ def test_awards_that_nobody_had_seen_and_those_that_were_gone_are_left_out(wareh
         action("a1", available=4, award="w1", at="2026-10-03T12:00:00Z"),
     ]
     load(warehouse_url, messages)
-    execute(warehouse_url, "UPDATE awards SET _deleted_at = '2026-10-04 00:00:00' WHERE _id = 'w2'")
+    execute(warehouse_url, "UPDATE awards SET _sdc_deleted_at = '2026-10-04 00:00:00' WHERE _id = 'w2'")
 
     def points(at: str) -> dict[str, float]:
         moment = datetime.fromisoformat(at).replace(tzinfo=timezone.utc)

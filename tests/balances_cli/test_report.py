@@ -71,7 +71,7 @@ HISTORY = [
 @pytest.fixture
 def crm(warehouse_url: str) -> Iterator[Warehouse]:
     load(warehouse_url, HISTORY)
-    execute(warehouse_url, "UPDATE awards SET _deleted_at = '2026-10-04 00:00:00' WHERE _id = 'w4'")
+    execute(warehouse_url, "UPDATE awards SET _sdc_deleted_at = '2026-10-04 00:00:00' WHERE _id = 'w4'")
     opened = Warehouse(warehouse_url)
     yield opened
     opened.dispose()

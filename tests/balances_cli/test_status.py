@@ -51,7 +51,7 @@ def test_each_stream_tells_how_fresh_it_is(crm: Warehouse) -> None:
 
 
 def test_rows_that_are_gone_don_t_count(crm: Warehouse, warehouse_url: str) -> None:
-    execute(warehouse_url, "UPDATE perks SET _deleted_at = '2026-10-05 00:00:00'")
+    execute(warehouse_url, "UPDATE perks SET _sdc_deleted_at = '2026-10-05 00:00:00'")
 
     (perks,) = [each for each in status(crm, now=NOW).streams if each.stream == "perks"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, seed, settings
-from sqlalchemy import event, inspect, make_url, text
+from sqlalchemy import MetaData, Table, event, inspect, literal_column, make_url, text
 
 from target_crm.balances_cli.ddl import missing_statements
 from target_crm.balances_cli.forget import forget
@@ -23,6 +23,7 @@ from target_crm.balances_cli.status import status
 from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.errors import WarehouseError
 from target_crm.loader.target import TargetCrm
+from target_crm.records.schemas import FORMER_NAMES
 from target_crm.sql import balances
 from tests.conformance.conftest import empty
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
@@ -144,7 +145,7 @@ def test_what_the_table_alone_knows_outlives_a_load_cut_off_after_any_statement(
         load(crm, before)
         load_cut_off(crm, batch, after_statements)
         load(crm, batch)
-        kept = rows_of(crm, "t_kept", "_id", "title", "price", "_version")
+        kept = rows_of(crm, "t_kept", "_id", "title", "price", "_sdc_table_version")
         assert kept == [("1", "Tea", 3, 7), ("2", "Cakes", 4, None)], f"cut off after statement {after_statements}"
 
 
@@ -321,6 +322,27 @@ def test_a_change_of_type_that_the_engine_can_not_make_is_refused_before_a_row_i
     assert [key for key, _ in rows_of(crm, "t_typed", "_id", "v")] == ["1"]
 
 
+@pytest.mark.parametrize("interrupted", [False, True], ids=["whole", "interrupted"])
+def test_an_upgrade_renames_the_metadata_columns_of_every_stream(crm: Warehouse, interrupted: bool) -> None:
+    perks = schema("t_upgraded", {"_id": TEXT, "title": TEXT}, "_id")
+    load(crm, [perks, record("t_upgraded", {"_id": "p1", "title": "Tea"}), AWARDS, snapshot("w1", 5)])
+    former_names = dict(list(FORMER_NAMES.items())[interrupted:])
+    with crm.write() as connection:
+        for name in ("t_upgraded", "_crm_staging_t_upgraded", "awards", "_crm_staging_awards"):
+            named = Table(name, MetaData())
+            for former, present in former_names.items():
+                connection.execute(text(crm.adapter.rename_column(connection.dialect, named, present, former)))
+        connection.execute(crm.tables.version.delete())
+        connection.execute(crm.tables.version.insert().values(version=literal_column("2")))
+
+    crm.set_up()
+
+    load(crm, [perks, record("t_upgraded", {"_id": "p1", "title": "Cake"}), AWARDS, snapshot("w2", 4)])
+    assert rows_of(crm, "t_upgraded", "_id", "title", "_sdc_extra") == [("p1", "Cake", None)]
+    assert [row["points"] for row in table(crm, "award_balances", "points")] == [5, 4]
+    assert crm.lacks() == []
+
+
 @pytest.mark.parametrize("hard_delete", [False, True], ids=["softly", "hard"])
 def test_rows_that_a_new_version_lacks_are_gone(crm: Warehouse, hard_delete: bool) -> None:
     perks = schema("t_versioned", {"_id": TEXT, "title": TEXT}, "_id")
@@ -333,7 +355,8 @@ def test_rows_that_a_new_version_lacks_are_gone(crm: Warehouse, hard_delete: boo
         activate = json.dumps({"type": "ACTIVATE_VERSION", "stream": "t_versioned", "version": number})
         load(crm, [perks, *records, activate], hard_delete=hard_delete)
 
-    found = [(key, deleted_at is not None) for key, deleted_at in rows_of(crm, "t_versioned", "_id", "_deleted_at")]
+    rows = rows_of(crm, "t_versioned", "_id", "_sdc_deleted_at")
+    found = [(key, deleted_at is not None) for key, deleted_at in rows]
     assert found == [("p1", False)] if hard_delete else [("p1", False), ("p2", True)]
 
 

@@ -97,7 +97,9 @@ def test_a_perk_that_two_runs_miss_is_marked_as_deleted_in_the_warehouse(tmp_pat
             pipeline.run()
             return {
                 perk_id
-                for (perk_id,) in query(pipeline.warehouse_url, "SELECT _id FROM perks WHERE _deleted_at IS NOT NULL")
+                for (perk_id,) in query(
+                    pipeline.warehouse_url, "SELECT _id FROM perks WHERE _sdc_deleted_at IS NOT NULL"
+                )
             }
 
         assert marked_after_a_run() == set()

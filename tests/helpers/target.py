@@ -119,7 +119,7 @@ def table(warehouse: str | Warehouse, name: str, *columns: str) -> list[dict[str
     """The rows of one of the target's own tables: the columns asked for, else all but the times of loading."""
     opened = Warehouse(warehouse) if isinstance(warehouse, str) else warehouse
     source: Table = getattr(opened.tables, name)
-    times_of_loading = {"loaded_at", "_loaded_at", "updated_at" if name == "award_balances" else None}
+    times_of_loading = {"loaded_at", "_sdc_batched_at", "updated_at" if name == "award_balances" else None}
     chosen = columns or [column.name for column in source.c if column.name not in times_of_loading]
     with opened.read() as connection:
         query = select(*(source.c[column] for column in chosen)).order_by(*source.primary_key.columns)

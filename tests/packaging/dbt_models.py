@@ -55,7 +55,7 @@ def load(url: str, folder: Path) -> World:
             pipeline.run()
     # It was there for most of the time, and it has moved.
     gone = query(url, "SELECT max(award_id) FROM award_balances WHERE action_count > 1")[0][0]
-    execute(url, f"UPDATE awards SET _deleted_at = '2026-02-05 10:00:00' WHERE _id = '{gone}'")
+    execute(url, f"UPDATE awards SET _sdc_deleted_at = '2026-02-05 10:00:00' WHERE _id = '{gone}'")
     return world
 
 
@@ -128,7 +128,7 @@ def read_awards(url: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for award, user, perk, points, as_of, source, deleted in query(
         url,
-        "SELECT award_id, b.user_id, b.perk_id, b.points, as_of, as_of_source, _deleted_at FROM award_balances b "
+        "SELECT award_id, b.user_id, b.perk_id, b.points, as_of, as_of_source, _sdc_deleted_at FROM award_balances b "
         "LEFT JOIN awards ON _id = award_id",
     ):
         snapshot = (utc(as_of), points) if source == "award" else None

@@ -231,7 +231,7 @@ class Place:
             found["perks"] = [
                 (key, title, None if price is None else float(price), bool(deleted))
                 for key, title, price, deleted in connection.execute(
-                    text("SELECT _id, title, price, _deleted_at IS NOT NULL FROM perks ORDER BY 1")
+                    text("SELECT _id, title, price, _sdc_deleted_at IS NOT NULL FROM perks ORDER BY 1")
                 )
             ]
         return found

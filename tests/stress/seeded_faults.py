@@ -147,7 +147,7 @@ FAULTS = {
         "balances.partials_from_actions(tables.actions)",
     ),
     "an activated version takes its own rows for gone": Fault(
-        "1", "t2 t4", "staging.py", "table.c[VERSION] < version)", "table.c[VERSION] <= version)"
+        "1", "t2 t4", "staging.py", "table.c[TABLE_VERSION] < version)", "table.c[TABLE_VERSION] <= version)"
     ),
     "a replay forgets what it has not loaded": Fault("2", "t2", "replay.py", "            self._drain()\n", ""),
     "errors show the URL's password": Fault(

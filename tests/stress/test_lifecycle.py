@@ -206,7 +206,7 @@ class Lifecycle(RuleBasedStateMachine):
         """Fail unless perks on sale are stored correctly and all others are marked as deleted."""
         with self.place.warehouse.read() as connection:
             price = ", price" if self.schema_version else ""
-            query = text(f"SELECT _id, title{price} FROM perks WHERE _deleted_at IS NULL")
+            query = text(f"SELECT _id, title{price} FROM perks WHERE _sdc_deleted_at IS NULL")
             found = {key: (title, *map(float, prices)) for key, title, *prices in connection.execute(query)}
         assert found == {
             key: (perk.title, *[float(self.price_of(perk))] * bool(self.schema_version))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
 from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.errors import InputError, WarehouseError
@@ -63,6 +63,99 @@ def test_tables_of_every_earlier_version_are_brought_up_to_date_and_keep_their_r
     ]
     assert not verify(Warehouse(warehouse_url)).drifted
     assert query(warehouse_url, "SELECT version FROM _crm_version") == [(migrations.VERSION,)]
+
+
+RENAMED = {"_extra", "_extracted_at", "_loaded_at"}
+PERKS = schema("perks", {"_id": TEXT, "title": TEXT}, "_id")
+
+
+def lay_out_perks(url: str, shape: int) -> None:
+    """Create an earlier version's tables, with a stream's table that holds one row."""
+    lay_out(url, shape)
+    json, time = ("JSON", "TIMESTAMPTZ") if url.startswith("postgresql") else ("TEXT", "TIMESTAMP")
+    version_columns = f"_version BIGINT, _deleted_at {time}, " if shape else ""
+    for name, columns in (("perks", "_id VARCHAR(255) PRIMARY KEY"), ("_crm_staging_perks", "_seq INT, _id TEXT")):
+        execute(
+            url,
+            f"CREATE TABLE {name} ({columns}, _extra {json}, _extracted_at {time}, _loaded_at {time}, "
+            f"{version_columns} title TEXT)",
+        )
+    execute(url, "INSERT INTO perks (_id, title, _extracted_at) VALUES ('p1', 'Tea', '2026-10-01 10:00:00')")
+
+
+def columns_of(url: str, name: str) -> set[str]:
+    engine = create_engine(parse_url(url))
+    columns = {column["name"] for column in inspect(engine).get_columns(name)}
+    engine.dispose()
+    return columns
+
+
+@pytest.mark.parametrize("shape", range(3))
+def test_metadata_columns_of_every_stream_are_renamed(warehouse_url: str, shape: int) -> None:
+    lay_out_perks(warehouse_url, shape)
+    execute(warehouse_url, "CREATE TABLE strangers (_extra TEXT, _extracted_at TIMESTAMP)")
+
+    load(warehouse_url, [ACTIONS, action("a1")])
+
+    assert RENAMED & columns_of(warehouse_url, "perks") == set()
+    assert RENAMED & columns_of(warehouse_url, "strangers") == {"_extra", "_extracted_at"}
+    load(warehouse_url, [PERKS, record("perks", {"_id": "p1", "title": "Cake"}), AWARDS, snapshot("w2")])
+    load(warehouse_url, [PERKS, record("perks", {"_id": "p1", "title": "Bun"}, at="2026-09-01T00:00:00Z")])
+    assert query(warehouse_url, "SELECT _id, title, _sdc_deleted_at FROM perks") == [("p1", "Cake", None)]
+
+
+def test_renaming_goes_on_where_it_was_interrupted(warehouse_url: str) -> None:
+    lay_out_perks(warehouse_url, 2)
+    execute(warehouse_url, "ALTER TABLE perks RENAME COLUMN _extra TO _sdc_extra")
+
+    load(warehouse_url, [ACTIONS, action("a1")])
+
+    assert columns_of(warehouse_url, "perks") == {
+        *("_id", "title", "_sdc_extra", "_sdc_extracted_at", "_sdc_batched_at", "_sdc_table_version"),
+        "_sdc_deleted_at",
+    }
+
+
+def test_a_property_that_had_a_metadata_columns_new_name_moves_to_the_column_that_it_has_from_now_on(
+    warehouse_url: str,
+) -> None:
+    lay_out_perks(warehouse_url, 2)
+    execute(warehouse_url, "ALTER TABLE perks ADD COLUMN _sdc_deleted_at VARCHAR(9)")
+    execute(warehouse_url, "UPDATE perks SET _sdc_deleted_at = 'mine'")
+
+    load(warehouse_url, [schema("perks", {"_id": TEXT, "_sdc_deleted_at": TEXT}, "_id")])
+
+    assert query(warehouse_url, "SELECT _sdc_deleted_at_2, _sdc_deleted_at FROM perks") == [("mine", None)]
+
+
+def test_a_view_on_a_renamed_column_still_works_or_is_named_by_an_error(warehouse_url: str) -> None:
+    lay_out_perks(warehouse_url, 2)
+    execute(warehouse_url, "CREATE VIEW fresh_perks AS SELECT _id FROM perks WHERE _deleted_at IS NULL")
+
+    if warehouse_url.startswith("duckdb"):
+        with pytest.raises(WarehouseError, match="view 'fresh_perks' reads the column _deleted_at, which"):
+            load(warehouse_url, [ACTIONS, action("a1")])
+        assert "_deleted_at" in columns_of(warehouse_url, "perks")
+        execute(warehouse_url, "DROP VIEW fresh_perks")
+        load(warehouse_url, [ACTIONS, action("a1")])
+    else:
+        load(warehouse_url, [ACTIONS, action("a1")])
+        assert query(warehouse_url, "SELECT _id FROM fresh_perks") == [("p1",)]
+
+
+def test_ddl_prints_the_renames_and_a_loader_finds_nothing_left_to_do(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out_perks(warehouse_url, 2)
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    statements = printed(capsys)
+
+    assert "ALTER TABLE perks RENAME COLUMN _deleted_at TO _sdc_deleted_at;" in statements
+    assert "_deleted_at" in columns_of(warehouse_url, "perks")
+    for statement in filter(str.strip, statements.split(";\n")):
+        execute(warehouse_url, statement)
+    assert printed(capsys) == "-- nothing is missing\n"
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

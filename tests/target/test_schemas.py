@@ -182,11 +182,12 @@ def test_a_schema_that_forbids_other_properties_keeps_none() -> None:
     assert row(shape, {"id": "1", "new": 5}) == ("1", None, READ_AT, LOADED_AT)
 
 
-def test_a_property_may_be_called_as_one_of_the_columns_that_the_target_adds() -> None:
-    shape = Shape.of({"properties": {"_extra": {"type": "string"}, "_loaded_at": {"type": "string"}}}, [])
+@pytest.mark.parametrize("name", ["_sdc_extra", "_extra"])
+def test_a_property_with_a_present_or_former_name_of_a_metadata_column_gets_another_column(name: str) -> None:
+    shape = Shape.of({"properties": {name: {"type": "string"}}}, [])
 
-    assert [field.column for field in shape.fields] == ["_extra_2", "_loaded_at_2"]
-    assert row(shape, {"_extra": "mine"}) == ("mine", None, None, READ_AT, LOADED_AT)
+    assert [field.column for field in shape.fields] == [f"{name}_2"]
+    assert row(shape, {name: "mine"}) == ("mine", None, READ_AT, LOADED_AT)
 
 
 @pytest.mark.parametrize(

@@ -591,7 +591,7 @@ def test_other_streams_are_upserted_by_their_key(warehouse_url: str) -> None:
 
     assert later.tallies == {"perks": "4 read = 2 applied + 1 duplicate + 1 superseded + 0 quarantined"}
     rows = query(
-        warehouse_url, "SELECT _id, title, CAST(rules AS text), open, CAST(_extra AS text) FROM perks ORDER BY _id"
+        warehouse_url, "SELECT _id, title, CAST(rules AS text), open, CAST(_sdc_extra AS text) FROM perks ORDER BY _id"
     )
     assert rows == [
         ("p1", "Stamp", None, True, None),
@@ -660,7 +660,7 @@ def test_new_properties_become_new_columns_in_the_middle_of_a_run_and_in_a_later
     )
     load(warehouse_url, [schema("t", {"id": TEXT, "count": INTEGER}, "id"), record("t", {"id": "3", "count": 5})])
 
-    assert query(warehouse_url, "SELECT id, name, count, CAST(_extra AS text) FROM t ORDER BY id") == [
+    assert query(warehouse_url, "SELECT id, name, count, CAST(_sdc_extra AS text) FROM t ORDER BY id") == [
         ("1", None, None, '{"name":"early"}'),
         ("2", "in time", None, None),
         ("3", None, 5, None),
@@ -807,7 +807,7 @@ def of_version(version: int, message: str) -> str:
 
 def test_rows_that_an_activated_version_does_not_have_are_marked_and_come_back(warehouse_url: str) -> None:
     keyed = schema("perks", {"id": TEXT}, "id")
-    gone = "SELECT id, _deleted_at IS NOT NULL FROM perks ORDER BY id"
+    gone = "SELECT id, _sdc_deleted_at IS NOT NULL FROM perks ORDER BY id"
 
     load(warehouse_url, [keyed, versioned("perks", "1", 1), versioned("perks", "2", 1), activate("perks", 1)])
     load(warehouse_url, [keyed, versioned("perks", "1", 2), activate("perks", 2), activate("perks", 1)])
@@ -846,11 +846,11 @@ def test_a_row_that_came_is_not_gone_also_if_it_is_refused_or_older(
     load(warehouse_url, [keyed, *first, activate("perks", 1)], **settings)
     load(warehouse_url, [keyed, *second, activate("perks", 2)], **settings)
 
-    assert query(warehouse_url, "SELECT id, size FROM perks WHERE _deleted_at IS NULL ORDER BY id") == [
+    assert query(warehouse_url, "SELECT id, size FROM perks WHERE _sdc_deleted_at IS NULL ORDER BY id") == [
         ("older", 1),
         ("refused", 1),
     ]
-    assert query(warehouse_url, "SELECT id FROM perks WHERE _deleted_at IS NOT NULL") == [
+    assert query(warehouse_url, "SELECT id FROM perks WHERE _sdc_deleted_at IS NOT NULL") == [
         ("gone",) for _ in range(not hard_delete)
     ]
 
@@ -861,7 +861,7 @@ def test_an_award_that_comes_without_points_is_not_gone(warehouse_url: str) -> N
     load(warehouse_url, [AWARDS, *(of_version(1, snapshot(award)) for award in ("w1", "w2", "w3"))])
     load(warehouse_url, [AWARDS, of_version(2, silent), of_version(2, snapshot("w2", True)), activate("awards", 2)])
 
-    assert query(warehouse_url, "SELECT _id, points FROM awards WHERE _deleted_at IS NULL ORDER BY _id") == [
+    assert query(warehouse_url, "SELECT _id, points FROM awards WHERE _sdc_deleted_at IS NULL ORDER BY _id") == [
         ("w1", 5),
         ("w2", 5),
     ]
@@ -873,7 +873,7 @@ def test_a_version_that_is_none_is_set_aside(warehouse_url: str, version: Any) -
 
     load(warehouse_url, [keyed, versioned("perks", "1", 1), activate("perks", version), state({})])
 
-    assert query(warehouse_url, "SELECT id FROM perks WHERE _deleted_at IS NULL") == [("1",)]
+    assert query(warehouse_url, "SELECT id FROM perks WHERE _sdc_deleted_at IS NULL") == [("1",)]
     assert [row["reason"] for row in table(warehouse_url, "rejected_records", "reason")] == [
         "the ACTIVATE_VERSION has no known stream or no version"
     ]
@@ -992,7 +992,7 @@ def test_an_award_brings_its_other_fields_along(warehouse_url: str) -> None:
     fields = {"_id": "w1", "points": "0.25", "userId": 7, "perkId": "p1", "updatedAt": None, "updated_at": 5, "x": [1]}
     load(warehouse_url, [json.dumps(more), record("awards", fields, "2026-10-01T00:00:00Z")])
 
-    assert query(warehouse_url, "SELECT user_id, updated_at, updated_at_2, CAST(_extra AS text) FROM awards") == [
+    assert query(warehouse_url, "SELECT user_id, updated_at, updated_at_2, CAST(_sdc_extra AS text) FROM awards") == [
         ("7", None, 5, '{"x":[1]}')
     ]
     (balance,) = table(warehouse_url, "award_balances", "points", "as_of")
