@@ -1,8 +1,8 @@
-"""Measure tap-pepper: against the floor and the stock path, its memory, an idle poll, and the whole path to PostgreSQL.
+"""Measure tap-pepper: speed against a lower bound and a stock tap, memory, an idle poll, and a load into PostgreSQL.
 
     ./dev bench tap [--actions 200000] [--rounds 3] [--full] [speed memory idle whole]
 
-writes what it measures into `docs/performance.md`.
+writes the results into `docs/performance.md`.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ FULL_WHOLE = 1_000_000
 
 @contextmanager
 def pepper(actions: int, rows_per_page: int) -> Iterator[str]:
-    """Serve pages from a process of its own; yields its address."""
+    """Serve pages from a separate process; yields its address."""
     command = (PYTHON, "-m", "benchmarks.tap_pages", f"--actions={actions}", f"--rows-per-page={rows_per_page}")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 - this package's own
-        assert server.stdout is not None  # noqa: S101 - a pipe was asked for
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 - a module of this package
+        assert server.stdout is not None  # noqa: S101 - stdout is a pipe
         try:
             yield server.stdout.readline().strip()
         finally:
             server.kill()
 
 
-class Contender:
-    """What it takes to run the tap against an address, in a folder of its own."""
+class Setup:
+    """Commands and files for one server, in a separate folder."""
 
     def __init__(self, folder: Path, url: str, rows_per_page: int) -> None:
         self.folder = folder
         self.url = url
         self.rows_per_page = rows_per_page
         settings = {"auth_token": "a-benchmark", "application_id": "pages", "start_date": START.isoformat()}
-        self.config = self.written("tap", {"api_url": url, "page_size": rows_per_page, **settings})
+        self.config = self.write("tap", {"api_url": url, "page_size": rows_per_page, **settings})
         discovered = subprocess.run((TAP, "--discover", "--config", self.config), capture_output=True, check=True)  # noqa: S603
-        self.catalog = self.written("catalog", _only("actions", json.loads(discovered.stdout)))
+        self.catalog = self.write("catalog", _only("actions", json.loads(discovered.stdout)))
 
-    def written(self, name: str, content: object) -> Path:
+    def write(self, name: str, content: object) -> Path:
         """Write JSON into the folder."""
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps(content))
@@ -67,23 +67,23 @@ class Contender:
 
     @property
     def tap(self) -> list[str | Path]:
-        """The tap, actions alone."""
+        """The tap, with only actions selected."""
         return [TAP, "--config", self.config, "--catalog", self.catalog]
 
     @property
     def floor(self) -> list[str | Path]:
-        """The bare loop."""
+        """The lower bound."""
         return [PYTHON, "-m", "benchmarks.tap_floor", self.url, str(self.rows_per_page)]
 
     @property
     def stock(self) -> list[str | Path]:
-        """The SDK's tap."""
-        config = self.written("stock", {"api_url": self.url, "page_size": self.rows_per_page})
+        """The stock tap."""
+        config = self.write("stock", {"api_url": self.url, "page_size": self.rows_per_page})
         return [PYTHON, "-m", "benchmarks.tap_stock", "--config", config]
 
     def target(self, url: str, name: str = "target") -> list[str | Path]:
-        """The target, into a warehouse."""
-        return [TARGET, "--config", self.written(name, {"sqlalchemy_url": url})]
+        """The target, with a warehouse."""
+        return [TARGET, "--config", self.write(name, {"sqlalchemy_url": url})]
 
 
 def _only(stream: str, catalog: dict[str, Any]) -> dict[str, Any]:
@@ -95,20 +95,20 @@ def _only(stream: str, catalog: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def contender(actions: int, rows_per_page: int) -> Iterator[Contender]:
-    """A server, and what runs against it."""
+def set_up(actions: int, rows_per_page: int) -> Iterator[Setup]:
+    """Start a server, and write the files for the programs that read from it."""
     with tempfile.TemporaryDirectory(prefix="pepper-crm-bench-") as folder, pepper(actions, rows_per_page) as url:
-        yield Contender(Path(folder), url, rows_per_page)
+        yield Setup(Path(folder), url, rows_per_page)
 
 
 def speed(actions: int, rounds: int) -> str:
-    """The tap, the floor and the stock path, with small and with large pages."""
+    """Measure the tap, the lower bound and the stock tap, with small and with large pages."""
     parts: list[str] = []
     rates: dict[str, float] = {}
     for rows_per_page in (100, 1000):
         print(f"{actions:,} actions, {rows_per_page:,} a page", flush=True)
-        with contender(actions, rows_per_page) as with_:
-            commands = {"floor": with_.floor, "tap-pepper": with_.tap, "stock tap": with_.stock}
+        with set_up(actions, rows_per_page) as setup:
+            commands = {"floor": setup.floor, "tap-pepper": setup.tap, "stock tap": setup.stock}
             results = in_turn(
                 {name: partial(run, command, environment=QUIET) for name, command in commands.items()}, rounds
             )
@@ -119,7 +119,7 @@ def speed(actions: int, rounds: int) -> str:
 
 
 def _against_floor(results: Mapping[str, Sequence[Run]], actions: int) -> str:
-    """As `harness.table`, with processor time: where others use the machine, it says more than the time does."""
+    """As `harness.table`, with processor time, which is more reliable on a busy machine."""
     floor = results["floor"]
     lines = [
         "| | seconds | actions/s | time ÷ floor | processor time ÷ floor | peak MB |",
@@ -138,7 +138,7 @@ def _processor_seconds(runs: Sequence[Run]) -> float:
 
 
 def memory(large: int) -> str:
-    """The tap's peak memory as its input grows."""
+    """Measure the tap's peak memory as the input grows."""
     sizes = (SMALL, (SMALL + large) // 2, large)
     lines = [f"| peak MB | {' | '.join(f'{actions:,} actions' for actions in sizes)} |", "|---|" + "---:|" * len(sizes)]
     peaks: dict[str, list[tuple[float, float]]] = {}
@@ -146,8 +146,8 @@ def memory(large: int) -> str:
         name = f"{rows_per_page:,} a page"
         peaks[name] = []
         for actions in sizes:
-            with contender(actions, rows_per_page) as with_:
-                peaks[name].append((actions, run(with_.tap, environment=QUIET).peak_mb))
+            with set_up(actions, rows_per_page) as setup:
+                peaks[name].append((actions, run(setup.tap, environment=QUIET).peak_mb))
                 print(f"{actions:,} actions, {name}: {peaks[name][-1][1]:.0f} MB", flush=True)
         lines.append(f"| {name} | {' | '.join(f'{peak_mb:.0f}' for _, peak_mb in peaks[name])} |")
     plot = write_plot("tap-memory", curves("The tap's peak memory", "actions", "MB", peaks), "Peak memory")
@@ -155,18 +155,18 @@ def memory(large: int) -> str:
 
 
 def idle(rounds: int) -> str:
-    """A poll that finds nothing new, and what of it is imports."""
-    with contender(3000, 100) as with_, PostgresServer() as server:
+    """Measure a poll without new rows, and its imports."""
+    with set_up(3000, 100) as setup, PostgresServer() as server:
         engines = {
-            "SQLite": f"sqlite:///{with_.folder / 'warehouse.db'}",
+            "SQLite": f"sqlite:///{setup.folder / 'warehouse.db'}",
             "PostgreSQL": new_database(server.url).replace("postgresql:", "postgresql+psycopg:"),
         }
-        targets = {engine: with_.target(url, engine) for engine, url in engines.items()}
-        output, state = with_.folder / "output", with_.folder / "state.json"
+        targets = {engine: setup.target(url, engine) for engine, url in engines.items()}
+        output, state = setup.folder / "output", setup.folder / "state.json"
         for target in targets.values():
-            run(with_.tap, target, stdout=output, environment=QUIET)
+            run(setup.tap, target, stdout=output, environment=QUIET)
         state.write_text(output.read_text().splitlines()[-1])
-        tap = [*with_.tap, "--state", state]
+        tap = [*setup.tap, "--state", state]
         run(tap, stdout=output, environment=QUIET)
         programs: dict[str, Callable[[], Run]] = {
             "import singer_sdk": partial(run, [PYTHON, "-c", "import singer_sdk"]),
@@ -186,29 +186,29 @@ def idle(rounds: int) -> str:
 
 
 def whole(actions: int) -> str:
-    """Pepper to PostgreSQL, ledger and balances included: by a shell's pipe, and by `meltano run`."""
+    """Measure a load into PostgreSQL, through a shell pipe and with `meltano run`."""
     lines = ["| | seconds | actions/s | processor seconds | peak MB |", "|---|---:|---:|---:|---:|"]
-    with contender(actions, 1000) as with_, PostgresServer() as server:
-        for name, through in (("tap-pepper \\| target-crm", _through_a_pipe), ("meltano run", _through_meltano)):
+    with set_up(actions, 1000) as setup, PostgresServer() as server:
+        for name, load in (("tap-pepper \\| target-crm", _load_through_pipe), ("meltano run", _load_with_meltano)):
             database = new_database(server.url)
-            taken = through(with_, database.replace("postgresql:", "postgresql+psycopg:"))
+            result = load(setup, database.replace("postgresql:", "postgresql+psycopg:"))
             with psycopg.connect(database) as connection:
                 (loaded,) = connection.execute("select count(*) from actions").fetchone() or (0,)
             if loaded != actions:
-                raise RuntimeError(f"{name}: {loaded:,} of {actions:,} actions arrived")
-            figures = f"{taken.seconds:,.1f} | {actions / taken.seconds:,.0f} | {taken.cpu_seconds:,.1f}"
-            lines.append(f"| {name} | {figures} | {', '.join(f'{peak_mb:.0f}' for peak_mb in taken.peaks_mb)} |")
+                raise RuntimeError(f"{name}: {loaded:,} of {actions:,} actions were loaded")
+            figures = f"{result.seconds:,.1f} | {actions / result.seconds:,.0f} | {result.cpu_seconds:,.1f}"
+            lines.append(f"| {name} | {figures} | {', '.join(f'{peak_mb:.0f}' for peak_mb in result.peaks_mb)} |")
             print(lines[-1], flush=True)
     return "\n".join([f"{actions:,} actions, 1,000 a page:", "", *lines])
 
 
-def _through_a_pipe(with_: Contender, url: str) -> Run:
-    return run(with_.tap, with_.target(url), environment=QUIET)
+def _load_through_pipe(setup: Setup, url: str) -> Run:
+    return run(setup.tap, setup.target(url), environment=QUIET)
 
 
-def _through_meltano(with_: Contender, url: str) -> Run:
-    """`meltano run` with this project's own `meltano.yml`."""
-    system = with_.folder / "meltano"
+def _load_with_meltano(setup: Setup, url: str) -> Run:
+    """Run `meltano run` with this project's `meltano.yml`."""
+    system = setup.folder / "meltano"
     environment = {
         "PATH": f"{MELTANO.parent}:{os.environ['PATH']}",
         "MELTANO_ENVIRONMENT": "prod",
@@ -216,18 +216,18 @@ def _through_meltano(with_: Contender, url: str) -> Run:
         "MELTANO_DATABASE_URI": f"sqlite:///{system / 'meltano.db'}",
         "MELTANO_CLI_LOG_LEVEL": "error",
         "TAP_PEPPER__SELECT": '["actions.*"]',
-        "TAP_PEPPER_API_URL": with_.url,
+        "TAP_PEPPER_API_URL": setup.url,
         "TAP_PEPPER_AUTH_TOKEN": "a-benchmark",
         "TAP_PEPPER_APPLICATION_ID": "pages",
         "TAP_PEPPER_START_DATE": START.isoformat(),
-        "TAP_PEPPER_PAGE_SIZE": str(with_.rows_per_page),
+        "TAP_PEPPER_PAGE_SIZE": str(setup.rows_per_page),
         "TARGET_CRM_SQLALCHEMY_URL": url,
     }
     return run([MELTANO, "run", "tap-pepper", "target-crm"], environment=environment)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure what is asked for."""
+    """Run the requested measurements."""
     parser = argparse.ArgumentParser(prog="./dev bench tap", description=__doc__)
     parser.add_argument("what", nargs="*", help="speed, memory, idle, whole; all by default")
     parser.add_argument("--actions", type=int, default=200_000)

@@ -1,4 +1,4 @@
-"""The floor: the least that writes the same lines as tap-pepper, with none of its promises.
+"""The lower bound: the least code that writes the same lines as tap-pepper, without its guarantees.
 
 python -m benchmarks.tap_floor http://127.0.0.1:…  rows-per-page
 """

@@ -1,9 +1,9 @@
-"""A Pepper that is never the bottleneck: actions in pages that are ready in memory, from a process of its own.
+"""A server that is never the bottleneck: prepared pages of actions, in a process of its own.
 
     python -m benchmarks.tap_pages --actions 1000000 --rows-per-page 100
 
-prints its address, and serves until it is ended. Page n holds what happened in the n-th minute after `START`; the pages
-of a few thousand actions repeat, each time with other ids, times and awards.
+prints its address, and serves until it is stopped. Page n contains the actions of the n-th minute after `START`. The
+content of `DIFFERENT_ROWS` actions repeats, each time with new ids, times and awards.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ from pepper_sandbox.world import World
 START: Final = datetime(2026, 1, 1, tzinfo=timezone.utc)
 SETTLE_SECONDS: Final = 5
 DIFFERENT_ROWS: Final = 10_000
-"""After so many actions their content repeats."""
+"""Actions with different content; after them the content repeats."""
 NOTHING: Final = b'{"items":[],"page":{}}'
 
-_HOLES: Final = re.compile(rb"(@page@|@round@|@minute@)")
+_PLACEHOLDERS: Final = re.compile(rb"(@page@|@round@|@minute@)")
 
 
 class Pages:
-    """Pages of one size, as JSON with holes for what tells a page from the others of the same content.
+    """Pages of one size: JSON templates, filled in with the number of the page.
 
     Args:
-        actions: How many there are in all; rounded up to a whole page.
-        rows_per_page: Actions in a page.
+        actions: Total number, rounded up to a full page.
+        rows_per_page: Actions per page.
     """
 
     def __init__(self, actions: int, rows_per_page: int) -> None:
         self.count = -(-actions // rows_per_page)
         world = World(users=DIFFERENT_ROWS // 100, now=START)
         rows = cycle(world.actions())
-        self._molds = [
-            _HOLES.split(_mold(list(islice(rows, rows_per_page))))
+        self._templates = [
+            _PLACEHOLDERS.split(_template(list(islice(rows, rows_per_page))))
             for _ in range(min(self.count, -(-DIFFERENT_ROWS // rows_per_page)))
         ]
 
     @property
     def end(self) -> datetime:
-        """When the last page's minute is over."""
+        """The end of the last page's minute."""
         return START + timedelta(minutes=self.count)
 
     def body(self, number: int, last: int) -> bytes:
-        """A page's body; it names the page after it unless it is the last."""
-        repeats, which = divmod(number, len(self._molds))
+        """Return the body of a page, with a nextKey unless it is the last page."""
+        repeats, which = divmod(number, len(self._templates))
         fill = {
             b"@page@": b"%08x" % number,
             b"@round@": b"%08x" % repeats,
             b"@minute@": f"{START + timedelta(minutes=number):%Y-%m-%dT%H:%M}".encode(),
         }
-        rows = b"".join([fill.get(part, part) for part in self._molds[which]])
+        rows = b"".join([fill.get(part, part) for part in self._templates[which]])
         page = b'{"nextKey":"%d"}' % (number + 1) if number < last else b"{}"
         return b'{"items":%s,"page":%s}' % (rows, page)
 
     def answer(self, target: str) -> bytes:
-        """The body that a request's target asks for."""
+        """Return the body for a request's target."""
         parts = urlsplit(target)
         asked = dict(parse_qsl(parts.query))
         if parts.path != "/actions" or asked.get("limit") == "1":
@@ -78,8 +78,8 @@ class Pages:
         return self.body(number, min(last, self.count - 1)) if number <= last else NOTHING
 
 
-def _mold(rows: list[dict[str, Any]]) -> bytes:
-    """A page's rows as JSON, spread over the page's minute."""
+def _template(rows: list[dict[str, Any]]) -> bytes:
+    """Return a page's rows as a JSON template, with times spread over the page's minute."""
     for index, row in enumerate(rows):
         after_ms = 1 + index * 59_000 // len(rows)
         row["_id"] = f"@page@{index:016x}"
@@ -90,14 +90,14 @@ def _mold(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _minute(bound: str | None, otherwise: int) -> int:
-    """The number of the minute that begins at a bound."""
+    """Return the number of the minute that starts at a bound."""
     if bound is None:
         return otherwise
     return int((datetime.fromisoformat(bound) - START).total_seconds() // 60)
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Answers by HTTP/1.1 on a free loopback port, a thread for each connection."""
+    """Serves HTTP/1.1 on a free loopback port, with one thread per connection."""
 
     daemon_threads = True
 
@@ -108,7 +108,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     @property
     def url(self) -> str:
-        """Where the tap finds it."""
+        """The server's address."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -125,7 +125,7 @@ class _Connection(socketserver.StreamRequestHandler):
 
 
 def main() -> None:
-    """Serve until the end."""
+    """Serve until the process is stopped."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tap_pages", description=__doc__)
     parser.add_argument("--actions", type=int, default=100_000)
     parser.add_argument("--rows-per-page", type=int, default=100)

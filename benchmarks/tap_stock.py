@@ -1,4 +1,4 @@
-"""The stock path: a REST tap for Pepper's actions as the SDK's template makes it.
+"""A REST tap for Pepper's actions, written as in the SDK's template.
 
 python -m benchmarks.tap_stock --config config.json
 """
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
 
 
 class StockActions(RESTStream[str]):
-    """Follows `page.nextKey`, and lifts the replication key to the top, where the SDK wants it."""
+    """Follows `page.nextKey`, and copies the replication key to the top level, as the SDK requires."""
 
     name = "actions"
     path = "/actions"
     primary_keys = ("_id",)
     replication_key = "when_timestamp"
     records_jsonpath = "$.items[*]"
-    next_page_token_jsonpath = "$.page.nextKey"  # noqa: S105 - no password
+    next_page_token_jsonpath = "$.page.nextKey"  # noqa: S105 - not a password
     schema = json.loads((files("tap_pepper") / "schemas" / "actions.json").read_text())
 
     @property
     def url_base(self) -> str:
-        """Where Pepper is."""
+        """Pepper's address."""
         return str(self.config["api_url"])
 
     def get_url_params(self, context: Mapping[str, Any] | None, next_page_token: str | None) -> dict[str, Any]:  # noqa: ARG002
-        """A page of the size that the configuration wants."""
+        """Request pages of the configured size."""
         start = {} if next_page_token is None else {"startKey": next_page_token}
         return {"limit": self.config["page_size"], **start}
 
     def post_process(self, row: dict[str, Any], context: Mapping[str, Any] | None = None) -> dict[str, Any]:  # noqa: ARG002
-        """Lift the time to the top."""
+        """Copy the time to the top level."""
         return {**row, "when_timestamp": row["when"]["timestamp"]}
 
 
 class StockTap(Tap):
-    """The SDK's defaults throughout."""
+    """A tap with the SDK's defaults."""
 
     name = "tap-stock"
     config_jsonschema = th.PropertiesList(
@@ -51,7 +51,7 @@ class StockTap(Tap):
     ).to_dict()
 
     def discover_streams(self) -> list[StockActions]:
-        """Actions alone."""
+        """Only actions."""
         return [StockActions(self)]
 
 

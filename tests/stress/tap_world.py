@@ -1,4 +1,4 @@
-"""The tap and a whole Pepper in one process, without sockets and without waiting."""
+"""The tap and a simulated Pepper in one process, without sockets and without waiting."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SETTLE = timedelta(seconds=5)
 
 
 class Killed(BaseException):
-    """The process ends here, as by SIGKILL."""
+    """Ends the tap, as SIGKILL would."""
 
 
 class _Adapter(HTTPAdapter):
-    """Hands requests to Pepper by a function call, and what comes back through the HTTP library's own decoding."""
+    """Sends requests to the simulated Pepper by a function call; responses go through the HTTP library's decoding."""
 
     def __init__(self, pepper: Pepper) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _Adapter(HTTPAdapter):
 
 @dataclass
 class Pepper:
-    """A world behind faults. Each request lets `tick` pass; the request numbered `kill_at` is the tap's last."""
+    """A world with faults. Each request advances the time by `tick`; the request number `kill_at` kills the tap."""
 
     world: World
     faults: tuple[Fault, ...] = ()
@@ -86,7 +86,7 @@ class Pepper:
 
 @dataclass
 class SimulatedClock:
-    """A local clock that is off by so much; waiting takes no time."""
+    """A local clock that is wrong by `skew`; waiting takes no time."""
 
     world: World
     skew: timedelta = timedelta(0)
@@ -103,7 +103,7 @@ class SimulatedClock:
 
 
 class SimulatedTap(TapPepper):
-    """The tap over a simulated Pepper."""
+    """The tap, connected to a simulated Pepper."""
 
     pepper: Pepper
     clock: SimulatedClock
@@ -124,7 +124,7 @@ def run_simulated(
     kill_at: int | None = None,
     **settings: object,
 ) -> Run:
-    """Run the tap once. An error is in the outcome; a kill leaves what was written until then."""
+    """Run the tap once. Errors and kills are in the result, with the messages written until then."""
     pepper.begin_run(kill_at=kill_at)
     config = {"auth_token": TOKEN, "application_id": APPLICATION_ID, **settings}
     tap = SimulatedTap(config=config, catalog=CATALOG[streams], state=json.loads(json.dumps(state)))
@@ -143,10 +143,10 @@ def run_simulated(
 
 
 class Ledger:
-    """What a loader has committed: the records before the last STATE that it saw.
+    """What a target has committed: the records before the last STATE that it saw.
 
-    A record counts as repeated when it comes again, the same in every field, after a STATE has covered it. The rows of
-    a window that broke off are covered by none: another stream's STATE says nothing about them.
+    A record counts as repeated if it comes again unchanged after a STATE of its stream has covered it. The rows of an
+    incomplete window are not covered: another stream's STATE does not apply to them.
     """
 
     def __init__(self) -> None:
@@ -191,5 +191,5 @@ class Ledger:
 
 
 def due(world: World) -> set[str]:
-    """The actions that a run which begins now has to know at its end."""
+    """The actions that a run which starts now must have emitted at its end."""
     return {row["_id"] for row in world.actions(until=world.now - SETTLE)}

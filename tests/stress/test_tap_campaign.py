@@ -1,4 +1,4 @@
-"""The tap against a hostile Pepper, simulated days of polls, and deaths at any request."""
+"""The tap against hostile responses, simulated days of polls, and kills at any request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PERK_SEEDS = 200 if FULL else 10
 MACHINES = 200 if FULL else 8
 STEPS = 20
 
-ONCE_OR_TWICE = [
+TEMPORARY = [
     faults.server_error(),
     faults.server_error(500),
     faults.html_page(),
@@ -47,8 +47,8 @@ ONCE_OR_TWICE = [
     faults.rate_limited_until(4),
     faults.rate_limited_without_hint(),
 ]
-"""What passes."""
-FOR_EVER = [
+"""Temporary faults."""
+FATAL = [
     faults.unauthorized(),
     faults.forbidden(),
     faults.not_found(),
@@ -57,10 +57,10 @@ FOR_EVER = [
     faults.list_missing(),
     faults.next_key_repeated(),
     faults.pages_in_a_circle(),
-    *ONCE_OR_TWICE,
+    *TEMPORARY,
 ]
-"""What a run may end by."""
-ODDITIES = [
+"""Faults that may end a run."""
+VARIATIONS = [
     faults.filters_ignored("when.timestamp"),
     faults.filters_ignored("type", "updatedAt", "updatedAfter"),
     faults.updated_at_exclusive(),
@@ -86,11 +86,11 @@ ODDITIES = [
     faults.fields_unknown(),
     faults.points_as_strings(),
 ]
-"""How Pepper may be, all the time."""
+"""Permanent variations of the API."""
 
 
 def follow(pepper: Pepper, ledger: Ledger, **options: Any) -> BaseException | None:
-    """One run, and what it says at its end."""
+    """Run the tap once, load its messages, and return its error."""
     clock = options.pop("clock", None) or SimulatedClock(pepper.world)
     run = run_simulated(pepper, clock, "actions", "awards", state=ledger.state, **{"page_size": 20, **options})
     ledger.load(run)
@@ -98,18 +98,18 @@ def follow(pepper: Pepper, ledger: Ledger, **options: Any) -> BaseException | No
 
 
 @pytest.mark.parametrize("seed", range(HOSTILE_CASES))
-def test_hostile_answers_end_a_run_clearly_or_not_at_all_and_cost_nothing(seed: int) -> None:
+def test_hostile_responses_cause_clear_errors_and_lose_nothing(seed: int) -> None:
     random = Random(seed)
     world = World(seed=seed, users=15, days=3, now=NOW)
     pepper, ledger = Pepper(world), Ledger()
-    always = tuple(random.sample(ODDITIES, random.randrange(3)))
+    always = tuple(random.sample(VARIATIONS, random.randrange(3)))
     start = {"start_date": "2026-10-22T00:00:00Z", "concurrency": random.choice([1, 4]), "max_retries": 3}
     for _ in range(4):
         turns = sorted(random.sample(range(1, 12), random.randint(1, 3)))
-        passing = random.choice(ONCE_OR_TWICE).nth(*turns)
-        fatal = random.choice(FOR_EVER).on(random.choice(["/actions", "/awards", "*"]))
+        passing = random.choice(TEMPORARY).nth(*turns)
+        fatal = random.choice(FATAL).on(random.choice(["/actions", "/awards", "*"]))
         chosen = (passing, fatal, *always) if random.random() < 0.5 else (passing, *always)
-        # Other faults read the true Date.
+        # The fault that removes the Date goes last, because other faults read it.
         pepper.faults = tuple(sorted(chosen, key=lambda fault: fault.name != "clock missing"))
         error = follow(pepper, ledger, **start)
         assert error is None or isinstance(error, PepperError)
@@ -141,7 +141,7 @@ def london(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def local_times(change_at: datetime, before_minutes: int, after_minutes: int) -> Fault:
-    """Pepper writes actions' times in local time, which changes its offset at a moment."""
+    """Pepper writes the times of actions in local time, whose offset changes at `change_at`."""
 
     def rewrite(row: Json) -> Json:
         moment = to_moment(row["when"]["timestamp"])
@@ -159,9 +159,9 @@ def test_a_day_of_polls_misses_nothing_and_repeats_nothing(day: int) -> None:
     random = Random(day)
     begin, before_minutes, after_minutes = CHANGES[day % 2].values
     world = World(seed=day, users=150, days=1, now=begin, late_fraction=0.3, late_seconds_max=240)
-    odd = random.sample(ODDITIES, 2)
+    odd = random.sample(VARIATIONS, 2)
     skew_seconds = random.randrange(-30, 31)
-    # These would make a day of downloads out of each poll, or undo the clock of this trial.
+    # These would turn each poll into a full day of downloads, or undo the clock of this test.
     odd = [fault for fault in odd if not fault.name.startswith(("limit capped", "clock"))]
     rewritten = local_times(begin + timedelta(hours=3), before_minutes, after_minutes)
     pepper = Pepper(world, (faults.clock_skewed(skew_seconds), *odd, rewritten), tick=timedelta(milliseconds=200))
@@ -185,7 +185,7 @@ def test_a_day_of_polls_misses_nothing_and_repeats_nothing(day: int) -> None:
 
 
 class ShiftingPepper(Pepper):
-    """Perks come and go while their pages are read."""
+    """Perks are added and deleted while their pages are read."""
 
     restless: Random | None = None
 
@@ -203,7 +203,7 @@ def perk_ids(world: World) -> list[str]:
 
 
 def load_perks(table: dict[str, int], run: Run) -> None:
-    """Do with a table what a target that honours versions does."""
+    """Apply records and ACTIVATE_VERSION messages to a table, as a target does."""
     for message in run.messages:
         if message.get("stream") == "perks" and message["type"] == "RECORD":
             table[message["record"]["_id"]] = message["version"]
@@ -213,7 +213,7 @@ def load_perks(table: dict[str, int], run: Run) -> None:
 
 
 @pytest.mark.parametrize("seed", range(PERK_SEEDS))
-def test_no_perk_that_lives_is_deleted_however_its_pages_shift(seed: int) -> None:
+def test_no_existing_perk_is_deleted_when_pages_shift(seed: int) -> None:
     random = Random(seed)
     world = World(seed=seed, users=1, days=1, now=NOW)
     for _ in range(random.randrange(4, 20)):
@@ -222,7 +222,7 @@ def test_no_perk_that_lives_is_deleted_however_its_pages_shift(seed: int) -> Non
     page_size = random.randrange(1, 5)
     for turn in range(20):
         lived = set(perk_ids(world))
-        # A row that shifts out of sight in two walks in a row is lost; here that doesn't happen.
+        # A row that two reads in a row miss is deleted; here rows only shift in every second read.
         pepper.restless = random if turn % 2 else None
         world.advance(timedelta(minutes=5))
         run = run_simulated(pepper, SimulatedClock(world), "perks", state=state, page_size=page_size)
@@ -237,8 +237,8 @@ def test_no_perk_that_lives_is_deleted_however_its_pages_shift(seed: int) -> Non
     assert table.keys() == set(perk_ids(world))
 
 
-class Deaths(RuleBasedStateMachine):
-    """Runs that are killed at any request, in a world that goes on meanwhile."""
+class KilledRuns(RuleBasedStateMachine):
+    """Runs that are killed at any request, while the world changes."""
 
     @initialize(
         seed=st.integers(0, 10_000),
@@ -277,7 +277,7 @@ class Deaths(RuleBasedStateMachine):
         assert follow(self.pepper, self.ledger, clock=clock, **self.options) is None
         self.pepper.faults = ()
         if whose == "Pepper's" and sign < 0:
-            # What lies between the wrong time and the right one is read again, for no one knows which is which.
+            # The time between the wrong and the right clock is read again, because the tap cannot tell which is right.
             assert follow(self.pepper, self.ledger, **self.options) is None
             self.ledger.repeated.clear()
 
@@ -286,8 +286,8 @@ class Deaths(RuleBasedStateMachine):
         error = follow(self.pepper, self.ledger, kill_at=kill_at, **self.options)
         assert error is None or isinstance(error, Killed)
 
-    @rule(fault=st.sampled_from(ONCE_OR_TWICE), turn=st.integers(1, 8))
-    def a_run_has_bad_luck(self, fault: Fault, turn: int) -> None:
+    @rule(fault=st.sampled_from(TEMPORARY), turn=st.integers(1, 8))
+    def a_run_meets_a_temporary_fault(self, fault: Fault, turn: int) -> None:
         self.pepper.faults = (fault.nth(turn),)
         error = follow(self.pepper, self.ledger, max_retries=0, **self.options)
         self.pepper.faults = ()
@@ -298,7 +298,7 @@ class Deaths(RuleBasedStateMachine):
         assert follow(self.pepper, self.ledger, max_run_seconds=seconds, **self.options) is None
 
     @invariant()
-    def the_bookmark_never_goes_back_and_nothing_unchanged_is_emitted(self) -> None:
+    def the_bookmark_never_goes_back_and_no_unchanged_row_is_repeated(self) -> None:
         assert self.ledger.went_back == []
         assert self.ledger.repeated == []
 
@@ -311,9 +311,9 @@ class Deaths(RuleBasedStateMachine):
         assert self.ledger.awards == self.world.balances()
 
 
-def test_whatever_kills_the_tap_the_next_runs_emit_the_world() -> None:
+def test_runs_after_a_kill_emit_everything() -> None:
     run_state_machine_as_test(
-        Deaths,
+        KilledRuns,
         settings=settings(
             max_examples=MACHINES,
             stateful_step_count=STEPS,
