@@ -1,1 +1,1 @@
-"""A Pepper for this machine: guests who earn and redeem, an API to read it by, and things that go wrong on demand."""
+"""A simulated Pepper: a loyalty programme, its HTTP API and faults on demand."""

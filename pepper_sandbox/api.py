@@ -1,4 +1,4 @@
-"""Pepper's HTTP API over a world, as one pure function: `respond(world, request) -> response`."""
+"""Pepper's HTTP API as a pure function: `respond(world, request) -> response`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pepper_sandbox.records import Json
     from pepper_sandbox.world import World
 
-TOKEN = "sandbox-token"  # noqa: S105 - opens nothing but a sandbox
+TOKEN = "sandbox-token"  # noqa: S105 - gives access to a sandbox only
 APPLICATION_ID = "pepper-mill"
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
@@ -30,7 +30,7 @@ TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?(Z|[+-]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks: `query` holds decoded (name, value) pairs, `headers` are found whatever their case."""
+    """A request: `query` holds decoded (name, value) pairs; header names are case-insensitive."""
 
     method: str
     path: str
@@ -39,7 +39,7 @@ class Request:
 
     @classmethod
     def parse(cls, method: str, target: str, headers: Mapping[str, str]) -> Request:
-        """A request for a target such as `/awards?limit=3`."""
+        """Parse a request target such as `/awards?limit=3`."""
         path, _, query = target.partition("?")
         return cls(method, path, tuple(parse_qsl(query, keep_blank_values=True)), headers)
 
@@ -49,22 +49,22 @@ class Request:
         return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
 
     def parameter(self, name: str) -> str | None:
-        """The value of a query parameter, the last where it is repeated."""
+        """Return the value of a query parameter; if it is repeated, the last one."""
         return dict(self.query).get(name)
 
     def header(self, name: str) -> str | None:
-        """The value of a header."""
+        """Return the value of a header."""
         return {key.lower(): value for key, value in self.headers.items()}.get(name.lower())
 
     def with_parameter(self, name: str, value: str | None) -> Request:
-        """The same request with one parameter set, or left out where the value is None."""
+        """Return the request with a parameter set, or removed if the value is None."""
         others = tuple(pair for pair in self.query if pair[0] != name)
         return replace(self, query=others if value is None else (*others, (name, value)))
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the API answers. `hangs_up` says whether the connection is reset before the head or midway in the body."""
+    """A response. `hangs_up`: reset the connection before the response, or close it midway through the body."""
 
     status: int
     headers: Mapping[str, str]
@@ -73,28 +73,28 @@ class Response:
 
     @classmethod
     def of(cls, payload: object, status: int = 200) -> Response:
-        """A JSON answer."""
+        """Create a JSON response."""
         body = json.dumps(payload, separators=(",", ":")).encode()
         return cls(status, {"Content-Type": "application/json; charset=utf-8"}, body)
 
     def payload(self) -> Any:
-        """The decoded JSON of the body."""
+        """Return the decoded JSON of the body."""
         return json.loads(gzip.decompress(self.body) if self.headers.get("Content-Encoding") == "gzip" else self.body)
 
     def with_payload(self, payload: object) -> Response:
-        """The same answer with other JSON, gzipped if it was."""
+        """Return the response with another payload, gzipped if this one is."""
         plain = Response.of(payload).body
         body = gzip.compress(plain, 1, mtime=0) if self.headers.get("Content-Encoding") == "gzip" else plain
         return replace(self, body=body)
 
     def with_header(self, name: str, value: str | None) -> Response:
-        """The same answer with one header set, or left out where the value is None."""
+        """Return the response with a header set, or removed if the value is None."""
         others = {key: kept for key, kept in self.headers.items() if key != name}
         return replace(self, headers=others if value is None else {**others, name: value})
 
 
 class ApiError(Exception):
-    """A request that the API answers with an error."""
+    """A request that the API rejects."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -102,7 +102,7 @@ class ApiError(Exception):
 
 
 def respond(world: World, request: Request, *, token: str = TOKEN, application_id: str = APPLICATION_ID) -> Response:
-    """Pepper's answer at the world's present moment."""
+    """Return Pepper's response at the world's current time."""
     try:
         response = _route(world, request, token, application_id)
     except ApiError as error:
@@ -114,22 +114,22 @@ def respond(world: World, request: Request, *, token: str = TOKEN, application_i
 
 
 def key_of(record_id: str) -> str:
-    """The opaque key of the page that starts with a record."""
+    """Return the opaque key of the page that starts with a record."""
     return base64.urlsafe_b64encode(json.dumps({"_id": record_id}).encode()).decode().rstrip("=")
 
 
 def id_of(key: str) -> str:
-    """The id of the record that a key names. A ValueError for a text that is no key."""
+    """Return the id of the record that a key refers to; raise a ValueError for an invalid key."""
     try:
         return str(json.loads(base64.b64decode(key + "=" * (-len(key) % 4), altchars=b"-_", validate=True))["_id"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{key} is no key") from error
+        raise ValueError(f"{key} is not a page key") from error
 
 
 def to_moment(text: str) -> datetime:
-    """The moment that a text such as `2021-02-01T10:00:00.000Z` names. A ValueError for one without a time zone."""
+    """Parse a timestamp such as `2021-02-01T10:00:00.000Z`; raise a ValueError if it has no time zone."""
     if not TIMESTAMP.fullmatch(text):
-        raise ValueError(f"{text} is not a moment such as 2021-02-01T10:00:00.000Z")
+        raise ValueError(f"{text} is not a timestamp such as 2021-02-01T10:00:00.000Z")
     return datetime.fromisoformat(text)
 
 
@@ -149,9 +149,9 @@ def _route(world: World, request: Request, token: str, application_id: str) -> R
         if match := endpoint.path.fullmatch(request.path):
             break
     else:
-        raise ApiError(404, "NotFound", f"There is no {request.path}")
+        raise ApiError(404, "NotFound", f"No such path: {request.path}")
     if request.method != "GET":
-        raise ApiError(405, "MethodNotAllowed", f"{request.path} is read with GET")
+        raise ApiError(405, "MethodNotAllowed", f"{request.path} supports GET only")
     version = request.header("x-api-version") or ""
     if not version.isdecimal() or int(version) < endpoint.version_min:
         raise _invalid("x-api-version", f"an integer of at least {endpoint.version_min}")
@@ -159,21 +159,21 @@ def _route(world: World, request: Request, token: str, application_id: str) -> R
 
 
 def _page(list_key: str, rows: Iterable[Json], request: Request) -> Response:
-    """The first `limit` rows: `{"<list key>": […], "page": {"count": 2, "limit": 2, "nextKey": "eyJfaWQi…"}}`.
+    """Return the first `limit` rows: `{"<list key>": […], "page": {"count": 2, "limit": 2, "nextKey": "eyJfaWQi…"}}`.
 
-    `nextKey` is there only if rows follow, and names the first of them. `startKey` names the page's own first row.
+    `startKey` refers to the first row of the page. `nextKey` refers to the first row of the next page, if there is one.
     """
     limit_text = request.parameter("limit") or str(LIMIT_DEFAULT)
     if not limit_text.isdecimal() or int(limit_text) < 1:
         raise _invalid("limit", "a positive integer")
     limit = min(int(limit_text), LIMIT_MAX)
     found = list(islice(rows, limit + 1))
-    shown, beyond = found[:limit], found[limit:]
+    shown, following = found[:limit], found[limit:]
     page: Json = {"count": len(shown), "limit": limit}
     if shown:
         page["startKey"] = key_of(shown[0]["_id"])
-    if beyond:
-        page["nextKey"] = key_of(beyond[0]["_id"])
+    if following:
+        page["nextKey"] = key_of(following[0]["_id"])
     return Response.of({list_key: shown, "page": page})
 
 
@@ -191,7 +191,7 @@ def _users(world: World, request: Request) -> Iterator[Json]:
 
 
 def _awards(world: World, request: Request) -> Iterator[Json]:
-    """Changed since `updatedAt`, itself included, or after `updatedAt.gt`."""
+    """Yield awards changed at or after `updatedAt`, or after `updatedAt.gt`."""
     moments = _moments(request, "updatedAt", ("", ".gt"))
     since = moments.get("")
     if after := moments.get(".gt"):
@@ -209,7 +209,7 @@ def _actions(world: World, request: Request, user_id: str | None = None) -> Iter
     try:
         actions = world.actions(after=moments.get(".gt"), until=moments.get(".lte"), user_id=user_id, start_id=start_id)
     except (KeyError, ValueError) as error:
-        raise ApiError(404, "NotFound", "There is no such user or action") from error
+        raise ApiError(404, "NotFound", "No such user or action") from error
     for action in actions:
         occurred = to_moment(action["when"]["timestamp"])
         if (
@@ -232,7 +232,7 @@ def _start_id(request: Request) -> str | None:
 
 
 def _filters(request: Request, name: str, operators: tuple[str, ...]) -> dict[str, str]:
-    """The values of a filter by operator: `.gt`, or nothing for the bare name."""
+    """Return the values of a filter by operator: `.gt`, or an empty text for the bare name."""
     given = {key[len(name) :]: value for key, value in request.query if f"{key}.".startswith(f"{name}.")}
     for operator in given.keys() - set(operators):
         raise _invalid(name + operator, f"one of {', '.join(name + known for known in operators)}")
@@ -243,7 +243,7 @@ def _moments(request: Request, name: str, operators: tuple[str, ...]) -> dict[st
     try:
         return {operator: to_moment(text) for operator, text in _filters(request, name, operators).items()}
     except ValueError as error:
-        raise _invalid(name, "a moment such as 2021-02-01T10:00:00.000Z") from error
+        raise _invalid(name, "a timestamp such as 2021-02-01T10:00:00.000Z") from error
 
 
 def _invalid(name: str, expected: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""`pepper-sandbox serve`: a local Pepper for people, whose time passes as theirs does."""
+"""`pepper-sandbox serve`: run a simulated Pepper for manual use. Its time advances in real time."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ USERS_MAX = 100_000
 DAYS_MAX = 3_660
 
 GREETING = """\
-A local Pepper listens on {url}
-  {users:,} users, {days:g} days of history up to {now:%Y-%m-%d %H:%M} UTC, and time passes
+Simulated Pepper listening on {url}
+  {users:,} users, {days:g} days of history until {now:%Y-%m-%d %H:%M} UTC; time advances
 
   token          {token}
   merchant code  {application_id}
 
-Point the tap at it:
+Configure the tap:
   export TAP_PEPPER_API_URL={url}
   export TAP_PEPPER_AUTH_TOKEN={token}
   export TAP_PEPPER_APPLICATION_ID={application_id}
 
-Look around:
+Try the API:
   curl --compressed -H 'Authorization: Token {token}' -H 'x-application-id: {application_id}' \\
     -H 'x-api-version: 10' '{url}/awards?limit=3'
-  curl '{url}/_sandbox/balances'                        each award's true points
-  curl -X POST '{url}/_sandbox/advance?seconds=3600'    let an hour pass
+  curl '{url}/_sandbox/balances'                        true points of each award
+  curl -X POST '{url}/_sandbox/advance?seconds=3600'    advance time by an hour
 
-Ctrl-C ends it."""
+Press Ctrl-C to stop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Gives the exit code: 0, or 1 where the port cannot be had."""
+    """Run the command line. Return the exit code: 0, or 1 if the port is not available."""
     options = _parser().parse_args(arguments)
     now = datetime.now(UTC)
     world = World(seed=options.seed, users=options.users, days=options.days, now=now)
@@ -70,31 +70,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="pepper-sandbox", description="A local Pepper with a loyalty world in it.")
+    parser = _Parser(prog="pepper-sandbox", description="A simulated Pepper with a loyalty programme.")
     serve = parser.add_subparsers(metavar="serve", required=True).add_parser(
         "serve", help="serve the Pepper API on a loopback port", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    serve.add_argument("--port", type=_within(int, 0, 65_535), default=8765, help="0 takes a free one")
-    serve.add_argument("--seed", type=int, default=7, help="the same seed makes the same history")
-    serve.add_argument("--users", type=_within(int, 1, USERS_MAX), default=500, help="how many hold awards")
-    serve.add_argument("--days", type=_within(float, 0, DAYS_MAX), default=60.0, help="how long the history is")
+    serve.add_argument(
+        "--port", type=_number(int, 0, 65_535), default=8765, help="port to listen on; 0 selects a free port"
+    )
+    serve.add_argument("--seed", type=int, default=7, help="seed of the history; the same seed gives the same history")
+    serve.add_argument("--users", type=_number(int, 1, USERS_MAX), default=500, help="number of users")
+    serve.add_argument("--days", type=_number(float, 0, DAYS_MAX), default=60.0, help="length of the history")
     return parser
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Say in one line what is wrong."""
+        """Print the error on one line."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def _within(kind: type[int] | type[float], least: int, most: int) -> Callable[[str], float]:
+def _number(kind: type[int] | type[float], minimum: int, maximum: int) -> Callable[[str], float]:
     def parse(text: str) -> float:
         with suppress(ValueError):
             number = kind(text)
-            if least <= number <= most:
+            if minimum <= number <= maximum:
                 return number
         noun = "whole number" if kind is int else "number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} from {least:,} to {most:,}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} from {minimum:,} to {maximum:,}")
 
     return parse
 

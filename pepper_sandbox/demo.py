@@ -1,6 +1,6 @@
-"""The whole path once, on this machine: a local Pepper, Meltano, and balances in `output/crm.db` that equal Pepper's.
+"""Load a simulated Pepper into `output/crm.db` with Meltano, and compare every balance with Pepper's.
 
-Run by `./dev demo`, from the project's root and with the tools on the PATH.
+`./dev demo` runs this in the project's root, with Meltano and the plugins on the PATH.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pepper_sandbox.world import World
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-SEED = ("meltano", "run", "perks", "loyalty")
-FOLLOW = ("meltano", "run", "loyalty")
+FULL_LOAD = ("meltano", "run", "perks", "loyalty")
+POLL = ("meltano", "run", "loyalty")
 RUN_SECONDS_MAX = 300
 LOG_TAIL_LINES = 25
 MISMATCHES_SHOWN_MAX = 10
@@ -32,18 +32,18 @@ USERS, HISTORY_DAYS = 500, 60
 ACTIVITY = timedelta(days=3)
 
 TOP_BALANCES = """\
-select user_balances.user_id as "user", coalesce(perks.title, 'a perk that is gone') as perk, points,
+select user_balances.user_id as "user", coalesce(perks.title, '(deleted perk)') as perk, points,
        earned_total as earned, redeemed_total as redeemed, refunded_total as refunded
 from user_balances left join perks on perks._id = user_balances.perk_id
 order by points desc, user_id limit 10"""
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why, for a person."""
+    """The demo cannot continue; the message gives the reason."""
 
 
 def main() -> int:
-    """Seed, let time pass, follow, compare. Gives the exit code: 0 if every balance equals Pepper's, else 1."""
+    """Load, advance time, load again and compare. Return the exit code: 0 if all balances match, else 1."""
     output = Path("output").resolve()
     database = output / "crm.db"
     try:
@@ -51,12 +51,12 @@ def main() -> int:
         world = World(users=USERS, days=HISTORY_DAYS, now=datetime.now(UTC))
         with Sandbox(world) as pepper:
             environment = {**os.environ, **_settings(pepper, output, database)}
-            print(f"Pepper   {pepper.url}: {len(world.balances()):,} awards, {world.action_count():,} actions so far")
-            _run(SEED, "seed the balances", environment, output / "demo.log")
             actions_before = world.action_count()
+            print(f"Simulated Pepper at {pepper.url}: {len(world.balances()):,} awards, {actions_before:,} actions")
+            _run(FULL_LOAD, environment, output / "demo.log")
             pepper.advance(ACTIVITY)
-            print(f"Pepper   {ACTIVITY.days} days pass: {world.action_count() - actions_before:,} more actions")
-            _run(FOLLOW, "follow", environment, output / "demo.log")
+            print(f"Advanced time by {ACTIVITY.days} days: {world.action_count() - actions_before:,} new actions")
+            _run(POLL, environment, output / "demo.log")
         with closing(sqlite3.connect(database)) as connection:
             cursor = connection.execute(TOP_BALANCES)
             print("", *table([column[0] for column in cursor.description], cursor.fetchall()), "", sep="\n")
@@ -69,26 +69,26 @@ def main() -> int:
         print("\nStopped.")
         return 130
     if mismatches:
-        print(f"{len(mismatches):,} of {len(world.balances()):,} awards differ from Pepper:")
+        print(f"{len(mismatches):,} of {len(world.balances()):,} balances differ from Pepper's:")
         print(*mismatches[:MISMATCHES_SHOWN_MAX], sep="\n")
         return 1
-    print(f"{len(stored):,} awards compared with Pepper: all equal.\n")
-    print("The balances are in output/crm.db, for any SQLite client:")
+    print(f"Compared {len(stored):,} balances with Pepper's: OK\n")
+    print("Query the balances with any SQLite client:")
     print('  sqlite3 -box output/crm.db "select * from user_balances limit 5"')
     return 0
 
 
 def compare(stored: Mapping[str, Decimal], true: Mapping[str, Decimal]) -> list[str]:
-    """One line for each award whose stored points are not the true ones, or that only one side knows."""
+    """Return a line for each award whose stored points differ from the true points or exist on one side only."""
     return [
-        f"  award {award_id}: stored {stored.get(award_id, 'nowhere')}, in Pepper {true.get(award_id, 'nowhere')}"
+        f"  award {award_id}: stored {stored.get(award_id, 'nothing')}, Pepper has {true.get(award_id, 'nothing')}"
         for award_id in sorted(stored.keys() | true.keys())
         if stored.get(award_id) != true.get(award_id)
     ]
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Lines of aligned columns, numbers to the right and with two decimal places."""
+    """Yield lines of aligned columns; numbers are right-aligned, with two decimal places."""
     cells = [[f"{cell:,.2f}" if isinstance(cell, (int, float)) else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     numeric = [all(isinstance(row[index], (int, float)) for row in rows) for index in range(len(names))]
@@ -98,7 +98,7 @@ def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[st
 
 
 def _clear(output: Path, database: Path) -> None:
-    """Forget an earlier demo: its database, its Meltano state and its log."""
+    """Delete the database, the Meltano state and the log of an earlier demo."""
     output.mkdir(exist_ok=True)
     shutil.rmtree(output / "meltano", ignore_errors=True)
     for path in (output / "demo.log", *output.glob(f"{database.name}*")):
@@ -118,24 +118,24 @@ def _settings(pepper: Sandbox, output: Path, database: Path) -> dict[str, str]:
     }
 
 
-def _run(arguments: Sequence[str], purpose: str, environment: Mapping[str, str], log: Path) -> None:
-    """Run a command as a child, its output into the log. A DemoError with the log's end if it fails."""
+def _run(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    """Run a command and append its output to the log; on failure, raise a DemoError with the end of the log."""
     command = " ".join(arguments)
-    print(f"Meltano  {command}, to {purpose} …", end=" ", flush=True)
+    print(f"Running `{command}` …", end=" ", flush=True)
     started = time.monotonic()
-    with log.open("a") as noise:
+    with log.open("a") as output:
         try:
             finished = subprocess.run(  # noqa: S603 - one of two constants
-                arguments, env=environment, stdout=noise, stderr=noise, timeout=RUN_SECONDS_MAX, check=False
+                arguments, env=environment, stdout=output, stderr=output, timeout=RUN_SECONDS_MAX, check=False
             )
         except FileNotFoundError as error:
-            raise DemoError("meltano is not on the PATH: run ./dev demo") from error
+            raise DemoError("meltano not found; run ./dev demo, which installs it") from error
         except subprocess.TimeoutExpired as error:
-            raise DemoError(f"{command} took more than {RUN_SECONDS_MAX} s; see {log}") from error
+            raise DemoError(f"{command} timed out after {RUN_SECONDS_MAX} s; see {log}") from error
     print(f"{time.monotonic() - started:.1f} s", flush=True)
     if finished.returncode:
         tail = "\n".join(log.read_text().splitlines()[-LOG_TAIL_LINES:])
-        raise DemoError(f"{command} ended with exit code {finished.returncode}:\n{tail}\n(all of it: {log})")
+        raise DemoError(f"{command} failed with exit code {finished.returncode}:\n{tail}\n(full log: {log})")
 
 
 if __name__ == "__main__":

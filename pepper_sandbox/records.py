@@ -1,6 +1,6 @@
-"""What Pepper keeps: compact records in memory, and the JSON that its API shows of each.
+"""Pepper's records in memory, and their JSON in the API.
 
-Times are integers, milliseconds since 1970 in UTC, named `…_ms`. Points are exact decimals.
+Times are integers, in milliseconds since 1970 (UTC), named `…_ms`. Points are exact decimals.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ DELTA_FIELDS = {
     "REDEEM_PERK": "pointsRedeemed",
     "AWARD_POINTS_REFUNDED": "pointsRefunded",
 }
-"""The types that move an award's points, each with the metadata field that says by how much."""
+"""The action types that change an award's points, and the metadata field that contains the change."""
 
 
 def to_ms(moment: datetime) -> int:
-    """Milliseconds since 1970, rounded down. A ValueError for a moment without a time zone."""
+    """Return milliseconds since 1970, rounded down; raise a ValueError for a time without a time zone."""
     if moment.tzinfo is None:
         raise ValueError(f"{moment.isoformat()} has no time zone")
     return (moment - EPOCH) // MILLISECOND
 
 
 def to_datetime(at_ms: int) -> datetime:
-    """The moment in UTC."""
+    """Return the time in UTC."""
     return EPOCH + at_ms * MILLISECOND
 
 
 def to_iso(at_ms: int) -> str:
-    """The moment as Pepper writes it: `2021-03-05T13:37:52.194Z`."""
+    """Format a time as Pepper does: `2021-03-05T13:37:52.194Z`."""
     return to_datetime(at_ms).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def to_number(points: Decimal) -> int | float:
-    """Points as a JSON number. Steps of 0.25 are exact in binary too."""
+    """Return points as a JSON number. Multiples of 0.25 are exact in binary too."""
     return int(points) if points == int(points) else float(points)
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A place where the merchant serves."""
+    """A location of the merchant."""
 
     id: str
     title: str
     geo: tuple[float, float]
 
     def as_json(self) -> Json:
-        """The location as an action's context shows it."""
+        """Return the location as in the context of an action."""
         return {"_id": self.id, "title": self.title, "geo": list(self.geo), "regions": [], "tags": [""]}
 
 
@@ -64,8 +64,8 @@ class Location:
 class Perk:
     """A template for awards.
 
-    Points move in multiples of `step`, at most `earn_steps_max` of them are earned at once, and `redeem_from` points
-    or more are redeemed at once.
+    Points change in multiples of `step`. An action earns at most `earn_steps_max` steps, and redeems at least
+    `redeem_from` points.
     """
 
     id: str
@@ -77,7 +77,7 @@ class Perk:
     created_ms: int
 
     def as_json(self) -> Json:
-        """The perk as `GET /perks` shows it."""
+        """Return the perk as in `GET /perks`."""
         return {
             "_id": self.id,
             "tenantId": TENANT["_id"],
@@ -92,7 +92,7 @@ class Perk:
 
 @dataclass(slots=True)
 class User:
-    """A guest. `last_ms` is the moment of the newest thing that happened to this user, awards included."""
+    """A user. `last_ms` is the time of the user's newest change, including changes of awards."""
 
     id: str
     number: int
@@ -106,11 +106,11 @@ class User:
 
     @property
     def name(self) -> str:
-        """A name that nobody bears."""
+        """A fictitious name."""
         return f"Guest {self.number:04}"
 
     def as_json(self, *, with_credentials: bool = False) -> Json:
-        """The user as `GET /users` shows it."""
+        """Return the user as in `GET /users`."""
         email = f"guest{self.number:04}@example.com"
         shown: Json = {
             "_id": self.id,
@@ -136,7 +136,7 @@ class User:
 
 @dataclass(slots=True)
 class Award:
-    """A perk granted to a user. `history` holds (moment, points from then on), oldest first."""
+    """A perk granted to a user. `history` holds (time, points from then on), oldest first."""
 
     id: str
     user: User
@@ -145,21 +145,21 @@ class Award:
 
     @property
     def points(self) -> Decimal:
-        """The balance now."""
+        """The current balance."""
         return self.history[-1][1]
 
     @property
     def updated_ms(self) -> int:
-        """The moment of the newest change of the points."""
+        """The time of the newest change of the points."""
         return self.history[-1][0]
 
     def points_at(self, at_ms: int) -> Decimal | None:
-        """The balance at a moment; None before the award existed."""
+        """Return the balance at a time; None before the award existed."""
         changes = bisect_right(self.history, at_ms, key=lambda change: change[0])
         return self.history[changes - 1][1] if changes else None
 
     def as_json(self) -> Json:
-        """The award as `GET /awards` shows it, with its copy of the perk."""
+        """Return the award as in `GET /awards`, with its copy of the perk."""
         return {
             "_id": self.id,
             "userId": self.user.id,
@@ -171,10 +171,10 @@ class Award:
 
 
 class Event(NamedTuple):
-    """Something that happened and that `GET /actions` tells, from `visible_ms` on.
+    """An action, which `GET /actions` returns from `visible_ms` on.
 
-    `award`, `delta` and `available` (points moved, points after) are set where the event moved an award's points;
-    `details` is the metadata of any other event.
+    `award`, `delta` and `available` (the change of points and the points after it) are set if the action changed an
+    award's points; `details` is the metadata of any other action.
     """
 
     id: str
@@ -189,7 +189,7 @@ class Event(NamedTuple):
     details: Json | None = None
 
     def as_json(self) -> Json:
-        """The action as `GET /actions` shows it."""
+        """Return the action as in `GET /actions`."""
         context: Json = {
             "tenant": TENANT,
             "user": {"_id": self.user.id, "fullName": self.user.name, "primaryPlatform": self.user.platform},
@@ -225,7 +225,7 @@ class Event(NamedTuple):
 
 
 def when(at_ms: int) -> Json:
-    """An action's `when`: months count from 0, weeks start on Sunday and week 1 holds 1 January."""
+    """Return an action's `when`: months count from 0, weeks start on Sunday, and week 1 contains 1 January."""
     moment = to_datetime(at_ms)
     day_of_year = moment.timetuple().tm_yday
     first_weekday = moment.replace(month=1, day=1).isoweekday() % 7

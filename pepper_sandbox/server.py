@@ -1,4 +1,4 @@
-"""A local Pepper on a loopback port: `with Sandbox(world) as pepper: requests.get(pepper.url + "/awards", …)`."""
+"""Serve a simulated Pepper on a loopback port while a `with` block runs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,17 @@ ADVANCE_SECONDS_MAX = 366 * 24 * 3600
 
 
 class Sandbox:
-    """Serves a world over HTTP/1.1 from entering to leaving the `with` block.
+    """Serves a world over HTTP/1.1 while a `with` block runs.
 
-    `port` 0 takes a free one. `clock` gives seconds that only grow: with it the world keeps pace, from entering on;
-    without it, time passes only by `world.advance`. `requests` holds each request seen, control requests left out.
+    Args:
+        world: the data to serve.
+        port: the port to listen on; 0 selects a free one.
+        faults: faults to inject into responses.
+        token: the only token that the API accepts.
+        application_id: the only merchant that the API knows.
+        clock: returns monotonic seconds; the world's time advances with it. None: only `advance` moves the time.
+
+    `requests` lists all requests received, except control requests.
     """
 
     def __init__(
@@ -58,12 +65,12 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """The address without a trailing slash: `http://127.0.0.1:8765`."""
+        """The base URL, without a trailing slash: `http://127.0.0.1:8765`."""
         return f"http://{HOST}:{self._port}"
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """The faults at work, the one nearest to the client first. Setting them counts requests from 1 again."""
+        """The active faults, the outermost first. Setting them restarts the count of requests."""
         return self._faults
 
     @faults.setter
@@ -75,7 +82,7 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         self._server = _Server(self._port, self.answer)
         self._port = self._server.server_address[1]
-        self._followed_ms = self._clock_ms()
+        self._synced_ms = self._clock_ms()
         self._thread = threading.Thread(target=self._server.serve_forever, args=(CLOSE_POLL_SECONDS,), daemon=True)
         self._thread.start()
         return self
@@ -88,14 +95,14 @@ class Sandbox:
         self._server.close()
 
     def advance(self, period: timedelta) -> None:
-        """Let the world's time pass while requests are being served."""
+        """Advance the world's time while requests are being served."""
         with self._lock:
             self.world.advance(period)
 
     def answer(self, request: Request) -> Response:
-        """Answer one request at a time, whatever thread it comes from."""
+        """Answer a request; requests from several threads are answered one at a time."""
         with self._lock:
-            self._keep_pace()
+            self._sync_time()
             if request.path.startswith(CONTROL_PATH):
                 return control(self.world, request)
             self.requests.append(request)
@@ -108,17 +115,17 @@ class Sandbox:
     def _clock_ms(self) -> int:
         return int(self._clock() * 1000) if self._clock else 0
 
-    def _keep_pace(self) -> None:
+    def _sync_time(self) -> None:
         now_ms = self._clock_ms()
-        self.world.advance(timedelta(milliseconds=now_ms - self._followed_ms))
-        self._followed_ms = now_ms
+        self.world.advance(timedelta(milliseconds=now_ms - self._synced_ms))
+        self._synced_ms = now_ms
 
 
 def control(world: World, request: Request) -> Response:
-    """The sandbox's own endpoints, which need no token.
+    """Answer a request to the sandbox's own endpoints, which need no token.
 
-    `GET /_sandbox/balances[?at=…]` gives `{"at": "…", "balances": {"<award id>": 2.25}}`, the true points;
-    `POST /_sandbox/advance?seconds=60` lets time pass and gives `{"now": "…"}`.
+    `GET /_sandbox/balances[?at=…]` returns the true points: `{"at": "…", "balances": {"<award id>": 2.25}}`.
+    `POST /_sandbox/advance?seconds=60` advances the time and returns `{"now": "…"}`.
     """
     try:
         match request.method, request.path.removeprefix(CONTROL_PATH):
@@ -135,7 +142,7 @@ def control(world: World, request: Request) -> Response:
                 return Response.of({"now": to_iso(to_ms(world.now))})
     except ValueError as error:
         return Response.of({"code": "Validation", "message": str(error)}, 422)
-    return Response.of({"code": "NotFound", "message": "Try GET balances or POST advance"}, 404)
+    return Response.of({"code": "NotFound", "message": "Use GET /_sandbox/balances or POST /_sandbox/advance"}, 404)
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -157,7 +164,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().close_request(request)
 
     def close(self) -> None:
-        """Close the port, and end the connections that clients keep alive."""
+        """Close the port and the connections that clients keep alive."""
         self.server_close()
         for connection in list(self._connections):
             with suppress(OSError):
@@ -171,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def handle(self) -> None:
-        """A client may hang up at any moment."""
+        """Handle requests until the client disconnects, which it may do at any time."""
         try:
             super().handle()
         except ConnectionError:
@@ -203,10 +210,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(response.body)
 
     def _reset(self) -> None:
-        """Close with RST: no data linger, and the descriptor is taken from under the buffered files."""
+        """Close the connection with RST: no lingering data, and no flush of the buffered files."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socket.close(self.connection.detach())
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""

@@ -1,7 +1,7 @@
-"""A merchant's loyalty programme in which time passes: who visits, earns, redeems, and what each award is worth.
+"""A simulation of a merchant's loyalty programme: users visit, earn and redeem; each award has true points.
 
-Everything follows from the seed and from the agenda, one moment after another, so a world is the same however the time
-up to a moment was divided.
+Everything follows from the seed and a queue of planned steps, executed in order of time. So the state at a given time does
+not depend on how many calls of `advance` led to it.
 """
 
 from __future__ import annotations
@@ -47,11 +47,18 @@ class Totals(NamedTuple):
 
 
 class World:
-    """A merchant's users, perks, awards and actions, from `days` before `now` until `now`, and on as time passes.
+    """A merchant's users, perks, awards and actions.
 
-    Points are also changed by hand, which no action tells. `late_fraction` of the actions become visible up to
-    `late_seconds_max` after they happened; the points change at once all the same. No two changes of one award share a
-    millisecond, but changes of different awards do.
+    Points are sometimes edited by hand, without an action. No two changes of one award share a millisecond, but changes
+    of different awards do.
+
+    Args:
+        seed: the same seed gives the same history.
+        users: the number of users.
+        days: the length of the history, which ends at `now`.
+        now: the world's current time; `advance` moves it.
+        late_fraction: the fraction of actions that become visible late. Their points change at once.
+        late_seconds_max: how late they become visible at most.
     """
 
     def __init__(
@@ -68,7 +75,7 @@ class World:
         self._late_fraction = late_fraction
         self._late_ms_max = int(late_seconds_max * SECOND_MS)
         self._now_ms = to_ms(now) - int(days * DAY_MS)
-        self._agenda: list[tuple[int, int, User | None, Callable[[], None]]] = []
+        self._queue: list[tuple[int, int, User | None, Callable[[], None]]] = []
         self._planned = 0
         self._perks: dict[str, Perk] = {}
         self._awards: dict[str, Award] = {}
@@ -86,36 +93,36 @@ class World:
 
     @property
     def now(self) -> datetime:
-        """The world's clock, in UTC, in whole milliseconds."""
+        """The world's current time, in UTC and whole milliseconds."""
         return to_datetime(self._now_ms)
 
     def advance(self, period: timedelta) -> None:
-        """Let time pass, in whole milliseconds. A ValueError for a negative period."""
+        """Advance time, in whole milliseconds; raise a ValueError for a negative period."""
         if period < 0 * MILLISECOND:
-            raise ValueError(f"time cannot pass by {period}")
+            raise ValueError(f"cannot advance time by {period}")
         self._advance_to(self._now_ms + period // MILLISECOND)
 
     def change_points(self, award_id: str, points: Decimal) -> None:
-        """Set an award's points by hand, a millisecond from now: no action tells of it."""
+        """Edit an award's points a millisecond from now, without an action."""
         self.advance(MILLISECOND)
         self._set_points(self._awards[award_id], points)
 
     def open_perk(self, title: str) -> str:
-        """Open a perk that no visit earns; its id."""
+        """Add a perk that visits do not earn; return its id."""
         return self._open_perk("VOUCHER", title, earn_steps_max=1, redeem_from=1).id
 
     def delete_perk(self, perk_id: str) -> None:
-        """Delete a perk. Awards of it stay, with what they hold."""
+        """Delete a perk. Its awards keep their points."""
         del self._perks[perk_id]
 
-    # What the API shows.
+    # Data for the API.
 
     def perks(self) -> list[Json]:
-        """The perks that exist now, in the order of their ids."""
+        """Return the existing perks, ordered by id."""
         return [self._perks[perk_id].as_json() for perk_id in sorted(self._perks)]
 
     def awards(self, *, since: datetime | None = None, start_id: str = "") -> Iterator[Json]:
-        """The awards that changed at `since` or later (None: all), in the order of their ids, from `start_id` on."""
+        """Yield the awards that changed at or after `since` (None: all), ordered by id, from `start_id` on."""
         since_ms = None if since is None else to_ms(since)
         for award_id in islice(self._award_ids, bisect_left(self._award_ids, start_id), None):
             award = self._awards[award_id]
@@ -123,7 +130,7 @@ class World:
                 yield award.as_json()
 
     def users(self, *, after: datetime | None = None, with_credentials: bool = False) -> Iterator[Json]:
-        """The users that changed after a moment (None: all), in the order of their ids."""
+        """Yield the users that changed after a time (None: all), ordered by id."""
         after_ms = None if after is None else to_ms(after)
         for user in self._users.values():
             if after_ms is None or user.updated_ms > after_ms:
@@ -137,29 +144,31 @@ class World:
         user_id: str | None = None,
         start_id: str | None = None,
     ) -> Iterator[Json]:
-        """The visible actions of (after, until], oldest first, of one user or of all, from `start_id` on.
+        """Yield the visible actions in (after, until], oldest first, of one user or of all, from `start_id` on.
 
-        A KeyError or ValueError for a user or a start that does not exist.
+        Raises:
+            KeyError: the user or the start does not exist.
+            ValueError: the user has no such action.
         """
         events = self._events if user_id is None else self._users[user_id].events
         return (event.as_json() for event in self._visible(events, after, until, start_id))
 
     def action_count(self) -> int:
-        """How many actions are visible now."""
+        """Return the number of visible actions."""
         return sum(1 for _ in self._visible(self._events))
 
-    # What is true.
+    # Truth for tests.
 
     def balances(self, at: datetime | None = None) -> dict[str, Decimal]:
-        """Each award's true points at a moment (None: now), by award id. Awards that did not exist yet are left out."""
+        """Return the true points by award id at a time (None: now), of the awards that existed then."""
         at_ms = self._now_ms if at is None else to_ms(at)
         points = ((award_id, self._awards[award_id].points_at(at_ms)) for award_id in self._award_ids)
         return {award_id: balance for award_id, balance in points if balance is not None}
 
     def award_totals(self, *, after: datetime | None = None, until: datetime | None = None) -> dict[str, Totals]:
-        """What the visible actions of (after, until] earned, redeemed and refunded, by award id.
+        """Return the totals of the visible actions in (after, until], by award id.
 
-        Legacy events and changes by hand move no total. Awards without such an action are left out.
+        Legacy actions and edits by hand change no total. Awards without a loyalty action are omitted.
         """
         totals: dict[str, Totals] = {}
         for event in self._visible(self._events, after, until):
@@ -188,11 +197,11 @@ class World:
         shown = (events[position] for position in range(first, end))
         return (event for event in shown if event.visible_ms <= self._now_ms)
 
-    # How time passes: the agenda holds steps, each at its moment, which is `_now_ms` while the step is taken.
+    # Simulation: the queue holds steps and their times; `_now_ms` is a step's time while it is executed.
 
     def _advance_to(self, until_ms: int) -> None:
-        while self._agenda[0][0] <= until_ms:
-            self._now_ms, _, user, step = heappop(self._agenda)
+        while self._queue[0][0] <= until_ms:
+            self._now_ms, _, user, step = heappop(self._queue)
             if user is None:
                 step()
             elif self._now_ms > user.last_ms:
@@ -203,12 +212,12 @@ class World:
         self._now_ms = until_ms
 
     def _plan(self, wait_ms: int, step: Callable[[], None], user: User | None = None) -> None:
-        """Put a step on the agenda. Steps of one user never share a millisecond."""
+        """Add a step to the queue. Steps of one user never share a millisecond."""
         self._planned += 1
-        heappush(self._agenda, (self._now_ms + wait_ms, self._planned, user, step))
+        heappush(self._queue, (self._now_ms + wait_ms, self._planned, user, step))
 
     def _below(self, limit: int) -> int:
-        """A random whole number from 0 to just below the limit."""
+        """Return a random integer from 0 to `limit` - 1."""
         return int(self._random.random() * limit)
 
     def _new_id(self) -> str:
@@ -224,19 +233,19 @@ class World:
         return self._open_perk("STAMP_CARD", "Seasonal card", earn_steps_max=2, redeem_from=6)
 
     def _change_season(self) -> None:
-        """The seasonal perk is deleted and another opened. Awards of the old one stay, with what they hold."""
+        """Replace the seasonal perk. Awards of the old one keep their points."""
         del self._perks[self._season.id]
         self._season = self._open_season()
 
     def _run_campaign(self) -> None:
-        """A voucher for one user in ten, all in the same millisecond."""
+        """Give a voucher to one user in ten, all in the same millisecond."""
         for user in self._users.values():
             if self._below(10) == 0:
                 self._plan(0, partial(self._earn, user, self._voucher, None), user)
         self._plan(CAMPAIGN_DAYS * DAY_MS, self._run_campaign)
 
     def _join(self, number: int) -> User:
-        """A user from before the history. Half of them have a coffee card whose points no action explains."""
+        """Create a user before the history begins. Half of them have a coffee card whose points no action explains."""
         created_ms = self._now_ms - DAY_MS - self._below(300 * DAY_MS)
         user = User(
             id=self._new_id(),
@@ -257,29 +266,29 @@ class World:
         self._plan(1 + wait_ms, partial(self._visit, user), user)
 
     def _visit(self, user: User) -> None:
-        """A check-in or an order, then points on some cards, and now and then something odd."""
+        """Check in or order, then earn or redeem, and sometimes cause a special case."""
         chance = self._random.random
         location = LOCATIONS[self._below(len(LOCATIONS))] if chance() < 0.75 else None
-        self._tell(user, "CHECK_IN" if location and chance() < 0.4 else "ORDER_COMPLETED", location)
+        self._record(user, "CHECK_IN" if location and chance() < 0.4 else "ORDER_COMPLETED", location)
         wait_ms = 0
         for perk, likelihood in ((self._stamps, 0.8), (self._cash, 0.7), (self._season, 0.4), (self._voucher, 0.2)):
             if chance() < likelihood:
                 wait_ms += 1 + self._below(20 * SECOND_MS)
                 self._plan(wait_ms, partial(self._use, user, perk, location), user)
-        oddity = chance()
-        for share, odd in (
+        draw = chance()
+        for share, special_case in (
             (0.03, self._earn_by_legacy),
-            (0.03, self._change_points),
+            (0.03, self._edit_points),
             (0.02, self._change_profile),
-            (0.01, self._serenade),
+            (0.01, self._record_unknown_type),
         ):
-            if 0 <= oddity < share:
-                self._plan(wait_ms + 1 + self._below(HOUR_MS), partial(odd, user), user)
-            oddity -= share
+            if 0 <= draw < share:
+                self._plan(wait_ms + 1 + self._below(HOUR_MS), partial(special_case, user), user)
+            draw -= share
         self._plan_visit(user)
 
     def _use(self, user: User, perk: Perk, location: Location | None) -> None:
-        """Redeem where there is enough, else earn, unless the perk is gone or is not earned by visits."""
+        """Redeem if the award has enough points; else earn, unless the perk is deleted or not earned by visits."""
         award = user.awards.get(perk.id)
         if award and award.points >= perk.redeem_from and self._random.random() < 0.6:
             self._redeem(award, location)
@@ -288,17 +297,19 @@ class World:
 
     def _earn(self, user: User, perk: Perk, location: Location | None) -> None:
         award = user.awards.get(perk.id) or self._open_award(user, perk)
-        self._move(award, "REWARD_EARNED", (1 + self._below(perk.earn_steps_max)) * perk.step, location)
+        self._change_by_action(award, "REWARD_EARNED", (1 + self._below(perk.earn_steps_max)) * perk.step, location)
 
     def _redeem(self, award: Award, location: Location | None) -> None:
         perk = award.perk
         spare_steps = int((award.points - perk.redeem_from) / perk.step)
         points = perk.redeem_from + self._below(spare_steps + 1) * perk.step
-        self._move(award, "REDEEM_PERK", points, location)
+        self._change_by_action(award, "REDEEM_PERK", points, location)
         if self._below(10) == 0:
             refund = points if self._below(3) else perk.step
             wait_ms = 1 + self._below(2 * DAY_MS)
-            self._plan(wait_ms, partial(self._move, award, "AWARD_POINTS_REFUNDED", refund, None), award.user)
+            self._plan(
+                wait_ms, partial(self._change_by_action, award, "AWARD_POINTS_REFUNDED", refund, None), award.user
+            )
 
     def _open_award(self, user: User, perk: Perk) -> Award:
         award = Award(self._new_id(), user, perk)
@@ -307,14 +318,14 @@ class World:
         insort(self._award_ids, award.id)
         return award
 
-    def _move(self, award: Award, kind: str, delta: Decimal, location: Location | None) -> None:
+    def _change_by_action(self, award: Award, kind: str, delta: Decimal, location: Location | None) -> None:
         before = award.points if award.history else Decimal(0)
         after = before - delta if kind == "REDEEM_PERK" else before + delta
         award.history.append((self._now_ms, after))
-        self._tell(award.user, kind, location, award=award, delta=delta)
+        self._record(award.user, kind, location, award=award, delta=delta)
 
-    def _change_points(self, user: User) -> None:
-        """Somebody resets an award, or adds a few points, by hand: no action tells of it."""
+    def _edit_points(self, user: User) -> None:
+        """Reset an award or add a few points, without an action."""
         if user.awards:
             award = list(user.awards.values())[self._below(len(user.awards))]
             points = award.points + (1 + self._below(5)) * award.perk.step if self._below(3) else Decimal(0)
@@ -325,20 +336,20 @@ class World:
         award.history.append((self._now_ms, points))
 
     def _earn_by_legacy(self, user: User) -> None:
-        """An event of an older kind, with a current one's name and without its points."""
+        """Record an action of a legacy format: a current type without points."""
         details = (None, {"trigger": "GLOBAL"}, {"perkId": self._stamps.id, "loyaltyEarned": 1})[self._below(3)]
-        self._tell(user, "REWARD_EARNED", None, details=details)
+        self._record(user, "REWARD_EARNED", None, details=details)
 
     def _change_profile(self, user: User) -> None:
         user.wants_marketing = not user.wants_marketing
         user.updated_ms = self._now_ms
-        self._tell(user, "USER_UPDATED", None, details={"fields": ["hasAgreedToReceiveMarketing"]})
+        self._record(user, "USER_UPDATED", None, details={"fields": ["hasAgreedToReceiveMarketing"]})
 
-    def _serenade(self, user: User) -> None:
-        """An action of a type that nobody has heard of."""
-        self._tell(user, "TABLE_SERENADED", LOCATIONS[self._below(len(LOCATIONS))], details={"songs": 3})
+    def _record_unknown_type(self, user: User) -> None:
+        """Record an action of an undocumented type."""
+        self._record(user, "TABLE_SERENADED", LOCATIONS[self._below(len(LOCATIONS))], details={"songs": 3})
 
-    def _tell(
+    def _record(
         self,
         user: User,
         kind: str,

@@ -1,4 +1,4 @@
-"""`pepper-sandbox serve` as a person meets it."""
+"""`pepper-sandbox serve`: its output, its arguments and its errors."""
 
 from __future__ import annotations
 
@@ -32,16 +32,14 @@ def serving() -> Iterator[subprocess.Popen[str]]:
 def greeting(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     lines = []
-    while not lines or not lines[-1].startswith("Ctrl-C"):
+    while not lines or not lines[-1].startswith("Press Ctrl-C"):
         lines.append(process.stdout.readline())
-        assert lines[-1], "it ended early"
+        assert lines[-1], "the process ended early"
     return "".join(lines)
 
 
 @pytest.mark.parametrize("stop", [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="kill")])
-def test_what_it_prints_is_enough_to_connect_and_a_signal_ends_it(
-    serving: subprocess.Popen[str], stop: signal.Signals
-) -> None:
+def test_it_prints_how_to_connect_and_a_signal_stops_it(serving: subprocess.Popen[str], stop: signal.Signals) -> None:
     settings = dict(re.findall(r"export TAP_PEPPER_(\w+)=(\S+)", greeting(serving)))
     headers = {
         "Authorization": f"Token {settings['AUTH_TOKEN']}",
@@ -54,12 +52,11 @@ def test_what_it_prints_is_enough_to_connect_and_a_signal_ends_it(
     assert (serving.returncode, out.strip(), err) == (0, "Stopped.", "")
 
 
-def test_its_world_ends_now_and_goes_on(serving: subprocess.Popen[str]) -> None:
+def test_its_history_ends_now_and_time_advances(serving: subprocess.Popen[str]) -> None:
     (url,) = re.findall(r"export TAP_PEPPER_API_URL=(\S+)", greeting(serving))
 
     def now() -> datetime:
-        told = requests.get(f"{url}/_sandbox/balances").json()["at"]
-        return datetime.fromisoformat(told)
+        return datetime.fromisoformat(requests.get(f"{url}/_sandbox/balances").json()["at"])
 
     first = now()
     assert abs(first - datetime.now(UTC)) < timedelta(minutes=1)
@@ -67,7 +64,7 @@ def test_its_world_ends_now_and_goes_on(serving: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "error"),
     [
         pytest.param([], "the following arguments are required: serve", id="nothing"),
         pytest.param(["fly"], "invalid choice: 'fly'", id="unknown-command"),
@@ -76,18 +73,20 @@ def test_its_world_ends_now_and_goes_on(serving: subprocess.Popen[str]) -> None:
         pytest.param(["serve", "--days", "nan"], "'nan' is not a number from 0 to 3,660", id="days"),
     ],
 )
-def test_a_bad_argument_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str) -> None:
+def test_an_invalid_argument_is_reported_on_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], error: str
+) -> None:
     with pytest.raises(SystemExit) as exit_info:
         cli.main(arguments)
     captured = capsys.readouterr()
     assert exit_info.value.code == 2
-    assert complaint in captured.err
+    assert error in captured.err
     assert captured.err.startswith("pepper-sandbox")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
 
 
-def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_reported_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with Sandbox(World(users=1, days=1, now=datetime.now(UTC))) as other:
         port = other.url.rpartition(":")[2]
         assert cli.main(["serve", "--port", port, "--users", "1", "--days", "0"]) == 1

@@ -1,4 +1,4 @@
-"""The demo believes nothing: it compares every award, with a stand-in for Meltano that may get them wrong."""
+"""The demo compares every balance. A fake Meltano loads correct or wrong balances."""
 
 from __future__ import annotations
 
@@ -29,34 +29,36 @@ with database:
     database.executemany("insert into award_balances values (?, ?)", list(true.items()))
     database.execute("create view if not exists user_balances as select award_id as user_id, 'p' as perk_id, points,"
                      " 1 as earned_total, 2 as redeemed_total, 3 as refunded_total from award_balances")
-    {{twist}}
+    {{change}}
 """
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Put a program on the PATH under Meltano's name, and the demo into an empty folder."""
+def fake_meltano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return a function that installs a program named `meltano`; run the demo in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(demo, "USERS", 20)
 
-    def write(twist: str) -> None:
+    def write(change: str) -> None:
         program = tmp_path / "meltano"
-        program.write_text(MELTANO.format(twist=twist))
+        program.write_text(MELTANO.format(change=change))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
     return write
 
 
-def test_equal_balances_are_a_success(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stand_in("pass")
+def test_the_demo_succeeds_if_all_balances_match(
+    fake_meltano, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_meltano("pass")
     (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "crm.db").write_text("of an earlier demo, and no database")
+    (tmp_path / "output" / "crm.db").write_text("left by an earlier demo, not a database")
     assert demo.main() == 0
     printed = capsys.readouterr().out
-    assert "awards compared with Pepper: all equal." in printed
-    assert "a perk that is gone" in printed
-    assert re.search(r"3 days pass: [1-9]\d* more actions", printed)
+    assert re.search(r"^Compared [1-9]\d* balances with Pepper's: OK$", printed, re.MULTILINE)
+    assert "(deleted perk)" in printed
+    assert re.search(r"Advanced time by 3 days: [1-9]\d* new actions", printed)
     assert "noise" not in printed
     assert (tmp_path / "output" / "demo.log").read_text().splitlines() == [
         "noise run perks loyalty",
@@ -65,39 +67,41 @@ def test_equal_balances_are_a_success(stand_in, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("twist", "side"),
+    ("change", "side"),
     [
-        pytest.param("update award_balances set points = points + 0.25 where rowid = 1", "in Pepper", id="wrong"),
-        pytest.param("delete from award_balances where rowid = 1", "stored nowhere", id="missing"),
-        pytest.param("insert into award_balances values ('made up', 1)", "in Pepper nowhere", id="invented"),
+        pytest.param("update award_balances set points = points + 0.25 where rowid = 1", "Pepper has", id="wrong"),
+        pytest.param("delete from award_balances where rowid = 1", "stored nothing", id="missing"),
+        pytest.param("insert into award_balances values ('made up', 1)", "Pepper has nothing", id="invented"),
     ],
 )
-def test_one_wrong_balance_is_a_failure(stand_in, capsys: pytest.CaptureFixture[str], twist: str, side: str) -> None:
-    stand_in(f'database.execute("{twist}")')
+def test_the_demo_fails_if_one_balance_differs(
+    fake_meltano, capsys: pytest.CaptureFixture[str], change: str, side: str
+) -> None:
+    fake_meltano(f'database.execute("{change}")')
     assert demo.main() == 1
     printed = capsys.readouterr().out
     assert "1 of " in printed
     assert side in printed
-    assert "all equal" not in printed
+    assert "OK" not in printed
 
 
-def test_a_failed_run_shows_the_end_of_its_log(stand_in, capsys: pytest.CaptureFixture[str]) -> None:
-    stand_in('sys.exit("the tap could not reach Pepper")')
+def test_a_failed_run_prints_the_end_of_its_log(fake_meltano, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_meltano('sys.exit("the tap could not reach Pepper")')
     assert demo.main() == 1
-    complaint = capsys.readouterr().err
-    assert "exit code 1" in complaint
-    assert "the tap could not reach Pepper" in complaint
+    error = capsys.readouterr().err
+    assert "exit code 1" in error
+    assert "the tap could not reach Pepper" in error
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_without_meltano_it_says_what_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("fake_meltano")
+def test_without_meltano_the_error_says_what_to_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main() == 1
-    assert "demo: meltano is not on the PATH: run ./dev demo" in capsys.readouterr().err
+    assert "demo: meltano not found; run ./dev demo, which installs it" in capsys.readouterr().err
 
 
-def test_balances_are_compared_as_numbers_not_as_text() -> None:
+def test_balances_are_compared_as_numbers() -> None:
     assert demo.compare({"a": Decimal("2.50")}, {"a": Decimal("2.5")}) == []
-    assert demo.compare({"a": Decimal("2.5001")}, {"a": Decimal("2.5")}) == ["  award a: stored 2.5001, in Pepper 2.5"]
+    assert demo.compare({"a": Decimal("2.5001")}, {"a": Decimal("2.5")}) == ["  award a: stored 2.5001, Pepper has 2.5"]
 
 
 def test_a_table_is_aligned() -> None:

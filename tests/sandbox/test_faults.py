@@ -1,4 +1,4 @@
-"""Each scripted fault does what its name says, where and when it is told to."""
+"""Each fault does what its name says, for the configured requests."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def world() -> World:
     return World(users=20, days=12, now=NOW)
 
 
-def asking(world: World, *struck: Fault, **headers: str) -> Callable[[str], Response]:
-    """A client's view: each call is one more request."""
+def asking(world: World, *active: Fault, **headers: str) -> Callable[[str], Response]:
+    """Return a client: each call sends a request."""
     seen: Counter[str] = Counter()
 
     def ask(target: str) -> Response:
@@ -38,7 +38,7 @@ def asking(world: World, *struck: Fault, **headers: str) -> Callable[[str], Resp
             "GET", target, HEADERS | {name.replace("_", "-"): value for name, value in headers.items()}
         )
         seen[request.path] += 1
-        return with_faults(lambda asked: respond(world, asked), struck, seen)(request)
+        return with_faults(lambda asked: respond(world, asked), active, seen)(request)
 
     return ask
 
@@ -84,7 +84,7 @@ def test_an_error_has_its_status_and_a_json_body(world: World, fault: Fault, sta
         pytest.param(faults.rate_limited_without_hint(), None, id="absent"),
     ],
 )
-def test_a_rate_limit_says_when_to_come_back_or_does_not(world: World, fault: Fault, retry_after: str | None) -> None:
+def test_a_rate_limit_may_say_when_to_retry(world: World, fault: Fault, retry_after: str | None) -> None:
     response = asking(world, fault)("/awards")
     assert (response.status, response.headers.get("Retry-After")) == (429, retry_after)
 
@@ -115,11 +115,11 @@ def test_a_redirect_leads_to_the_same_target_on_another_host(world: World) -> No
         pytest.param(faults.connection_cut(), "midway", id="cut"),
     ],
 )
-def test_the_connection_breaks(world: World, fault: Fault, hangs_up: str) -> None:
+def test_the_connection_fails(world: World, fault: Fault, hangs_up: str) -> None:
     assert asking(world, fault)("/awards").hangs_up == hangs_up
 
 
-def test_a_cut_gzip_stream_cannot_be_read(world: World) -> None:
+def test_a_truncated_gzip_stream_cannot_be_read(world: World) -> None:
     response = asking(world, faults.gzip_cut(), Accept_Encoding="gzip")("/awards")
     with pytest.raises(EOFError):
         gzip.decompress(response.body)
@@ -172,7 +172,7 @@ def test_the_filter_of_awards_is_ignored_inclusive_or_exclusive(world: World) ->
         pytest.param(faults.limit_ignored(), 100, id="ignored"),
     ],
 )
-def test_the_limit_is_not_what_was_asked_for(world: World, fault: Fault, limit: int) -> None:
+def test_the_limit_differs_from_the_requested_one(world: World, fault: Fault, limit: int) -> None:
     assert len(asking(world, fault)("/actions?limit=50").payload()["actions"]) == limit
 
 
@@ -190,7 +190,7 @@ def test_the_envelope_differs(world: World, fault: Fault, keys: set[str]) -> Non
     assert set(json.loads(gzip.decompress(response.body))) == keys
 
 
-def test_a_list_that_is_not_paged_comes_as_a_whole(world: World) -> None:
+def test_a_list_without_pages_contains_all_rows(world: World) -> None:
     everything = list(world.actions())
     assert len(everything) > 100
     assert asking(world, faults.bare_array())("/actions").payload() == everything
@@ -198,40 +198,40 @@ def test_a_list_that_is_not_paged_comes_as_a_whole(world: World) -> None:
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_the_last_next_key_says_nothing(world: World, value: str | None) -> None:
+def test_the_last_next_key_is_empty(world: World, value: str | None) -> None:
     *before, last = pages(asking(world, faults.last_next_key(value)), "/awards?limit=10")
     assert last["page"]["nextKey"] == value
     assert all(page["page"]["nextKey"] for page in before)
     assert before
 
 
-def test_the_last_row_of_a_page_comes_again(world: World) -> None:
+def test_the_last_row_of_a_page_is_repeated(world: World) -> None:
     first, second, *others = pages(asking(world, faults.last_row_repeated()), "/awards?limit=10")
     assert first["items"][-1] == second["items"][0]
     assert set(ids([first, second, *others])) == world.balances().keys()
 
 
-def test_a_next_key_repeats_forever(world: World) -> None:
+def test_a_next_key_refers_to_its_own_page(world: World) -> None:
     first, *others = pages(asking(world, faults.next_key_repeated()), "/awards?limit=10", pages_max=9)
     assert first["items"] != others[0]["items"]
     assert all(page == others[0] for page in others)
     assert len(others) == 8
 
 
-def test_pages_go_in_a_circle(world: World) -> None:
+def test_the_last_page_leads_to_the_first(world: World) -> None:
     ask = asking(world, faults.pages_in_a_circle())
     round_length = len(pages(asking(world), "/awards?limit=10"))
     found = pages(ask, "/awards?limit=10", pages_max=2 * round_length)
     assert [page["items"] for page in found[:round_length]] == [page["items"] for page in found[round_length:]]
 
 
-def test_empty_pages_come_between(world: World) -> None:
+def test_empty_pages_are_inserted(world: World) -> None:
     found = pages(asking(world, faults.empty_page_between()), "/awards?limit=10")
     assert [len(page["items"]) for page in found[:4]] == [10, 0, 10, 0]
     assert ids(found) == list(world.balances())
 
 
-def test_a_page_by_position_misses_a_row_when_an_earlier_one_goes() -> None:
+def test_paging_by_position_misses_a_row_when_an_earlier_one_is_deleted() -> None:
     world = World(users=5, days=1, now=NOW)
     perks = [perk["_id"] for perk in world.perks()]
     ask = asking(world, faults.pages_by_position())
@@ -239,7 +239,7 @@ def test_a_page_by_position_misses_a_row_when_an_earlier_one_goes() -> None:
     world.delete_perk(perks[0])
     second = ask(f"/perks?limit=2&startKey={first['page']['nextKey']}").payload()
     assert ids([first]) == perks[:2]
-    assert ids([second]) == perks[3:5], "the third perk has moved onto the page that was read"
+    assert ids([second]) == perks[3:5], "the third perk has moved to the first page"
     assert ids(pages(ask, "/perks?limit=2")) == perks[1:]
 
 
@@ -254,20 +254,20 @@ def test_another_order_loses_no_row(world: World, fault: Fault, target: str) -> 
     assert found != true
 
 
-def test_the_newest_come_first_over_all_pages(world: World) -> None:
+def test_the_newest_rows_come_first_over_all_pages(world: World) -> None:
     found = pages(asking(world, faults.newest_first()), "/actions?limit=100")
     moments = [row["when"]["timestamp"] for page in found for row in page["actions"]]
     assert moments == sorted(moments, reverse=True)
 
 
-def test_rows_are_in_no_order(world: World) -> None:
+def test_rows_are_shuffled(world: World) -> None:
     found = pages(asking(world, faults.rows_shuffled()), "/actions?limit=100")
     moments = [row["when"]["timestamp"] for page in found for row in page["actions"]]
     assert moments not in (sorted(moments), sorted(moments, reverse=True))
 
 
 @pytest.mark.parametrize(
-    ("fault", "is_struck"),
+    ("fault", "is_affected"),
     [
         pytest.param(faults.field_missing("_id"), lambda row: "_id" not in row, id="no-id"),
         pytest.param(faults.field_missing("context"), lambda row: "context" not in row, id="no-context"),
@@ -283,14 +283,14 @@ def test_rows_are_in_no_order(world: World) -> None:
         pytest.param(faults.fields_unknown(), lambda row: "sparkle" in row, id="unknown-field"),
     ],
 )
-def test_fields_are_other_than_documented(
-    world: World, fault: Fault, is_struck: Callable[[dict[str, Any]], bool]
+def test_fields_differ_from_the_documentation(
+    world: World, fault: Fault, is_affected: Callable[[dict[str, Any]], bool]
 ) -> None:
-    assert all(is_struck(row) for row in asking(world, fault)("/actions").payload()["actions"])
-    assert not all(is_struck(row) for row in asking(world)("/actions").payload()["actions"])
+    assert all(is_affected(row) for row in asking(world, fault)("/actions").payload()["actions"])
+    assert not all(is_affected(row) for row in asking(world)("/actions").payload()["actions"])
 
 
-def test_points_are_texts(world: World) -> None:
+def test_points_are_text(world: World) -> None:
     ask = asking(world, faults.points_as_strings())
     awards, actions = ask("/awards").payload()["items"], ask("/actions").payload()["actions"]
     assert all(isinstance(award["points"], str) for award in awards)
@@ -299,17 +299,17 @@ def test_points_are_texts(world: World) -> None:
     assert all(isinstance(points[name], str) for points in metadata for name in ("pointsAdded", "pointsAvailable"))
 
 
-def test_only_some_rows_are_struck_and_always_the_same_ones(world: World) -> None:
+def test_a_fault_affects_the_same_rows_each_time(world: World) -> None:
     ask = asking(world, faults.field_set("type", "NEW", every=3))
-    struck = [row["_id"] for row in ask("/actions?limit=90").payload()["actions"] if row["type"] == "NEW"]
+    affected = [row["_id"] for row in ask("/actions?limit=90").payload()["actions"] if row["type"] == "NEW"]
     again = [
         row["_id"] for page in pages(ask, "/actions?limit=30", 3) for row in page["actions"] if row["type"] == "NEW"
     ]
-    assert struck == again
-    assert 10 < len(struck) < 60
+    assert affected == again
+    assert 10 < len(affected) < 60
 
 
-def test_some_rows_are_withheld(world: World) -> None:
+def test_some_rows_are_omitted(world: World) -> None:
     found = ids(pages(asking(world, faults.rows_withheld(every=4)), "/awards?limit=10"))
     assert 0.5 * len(world.balances()) < len(found) < len(world.balances())
 
@@ -325,14 +325,14 @@ def test_some_rows_are_withheld(world: World) -> None:
         pytest.param(faults.not_found().on("/users/*/actions"), [200, 200, 200, 200, 404], id="pattern"),
     ],
 )
-def test_a_fault_strikes_where_and_when_it_is_told_to(world: World, fault: Fault, statuses: list[int]) -> None:
+def test_a_fault_affects_the_configured_requests(world: World, fault: Fault, statuses: list[int]) -> None:
     ask = asking(world, fault)
     user_id = next(world.users())["_id"]
     targets = ["/awards", "/perks", "/awards", "/actions", f"/users/{user_id}/actions"]
     assert [ask(target).status for target in targets] == statuses
 
 
-def test_faults_combine_and_the_first_is_nearest_to_the_client(world: World) -> None:
+def test_faults_combine_and_the_first_is_the_outermost(world: World) -> None:
     ask = asking(world, faults.rate_limited(1).first(1), faults.listed_as("rows"), faults.limit_capped(3))
     assert ask("/actions").status == 429
     assert len(ask("/actions").payload()["rows"]) == 3
@@ -356,6 +356,6 @@ def test_faults_combine_and_the_first_is_nearest_to_the_client(world: World) -> 
         pytest.param(faults.empty_page_between(), id="empty-page"),
     ],
 )
-def test_a_fault_of_lists_leaves_a_failure_alone(world: World, fault: Fault, failure: Fault) -> None:
+def test_a_fault_of_lists_does_not_change_an_error_response(world: World, fault: Fault, failure: Fault) -> None:
     target = "/awards?startKey=eyJfaWQiOiAiYSJ9"
     assert asking(world, fault, failure)(target) == asking(world, failure)(target)

@@ -1,4 +1,4 @@
-"""The sandbox over a real connection: keep-alive, broken transport, the world's time, the control endpoints."""
+"""The sandbox over HTTP: keep-alive, transport errors, the world's time, the control endpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def client(pepper: Sandbox) -> Iterator[requests.Session]:
         yield session
 
 
-def test_all_awards_come_page_by_page(pepper: Sandbox, client: requests.Session) -> None:
+def test_pages_contain_all_awards(pepper: Sandbox, client: requests.Session) -> None:
     awards: list[dict[str, object]] = []
     key = None
     while key or not awards:
@@ -60,7 +60,7 @@ def test_connections_are_kept_alive(pepper: Sandbox) -> None:
         assert connection.sock is kept is not None
 
 
-def test_requests_are_seen_as_they_were_sent(pepper: Sandbox, client: requests.Session) -> None:
+def test_requests_are_recorded_as_sent(pepper: Sandbox, client: requests.Session) -> None:
     moment = "2026-09-30T00:00:00.000+00:00"
     assert client.get(f"{pepper.url}/awards", params={"updatedAt": moment}).status_code == 200
     (seen,) = pepper.requests
@@ -69,7 +69,7 @@ def test_requests_are_seen_as_they_were_sent(pepper: Sandbox, client: requests.S
     assert seen.target == "/awards?updatedAt=2026-09-30T00%3A00%3A00.000%2B00%3A00"
 
 
-def test_bodies_travel_gzipped(pepper: Sandbox, client: requests.Session) -> None:
+def test_bodies_are_gzipped(pepper: Sandbox, client: requests.Session) -> None:
     packed = client.get(f"{pepper.url}/perks")
     plain = client.get(f"{pepper.url}/perks", headers={"Accept-Encoding": "identity"})
     assert (packed.headers.get("Content-Encoding"), plain.headers.get("Content-Encoding")) == ("gzip", None)
@@ -84,7 +84,7 @@ def test_bodies_travel_gzipped(pepper: Sandbox, client: requests.Session) -> Non
         pytest.param(gzip_cut(), ValueError, id="gzip-cut"),
     ],
 )
-def test_broken_transport_breaks_one_request_only(
+def test_a_transport_error_affects_one_request_only(
     pepper: Sandbox, client: requests.Session, fault: Fault, error: type[Exception]
 ) -> None:
     pepper.faults = [fault.first(1)]
@@ -94,7 +94,7 @@ def test_broken_transport_breaks_one_request_only(
     assert len(pepper.requests) == 2
 
 
-def test_a_reset_is_a_reset_on_the_wire(pepper: Sandbox) -> None:
+def test_a_reset_sends_rst(pepper: Sandbox) -> None:
     pepper.faults = [connection_reset()]
     with socket.create_connection(("127.0.0.1", int(pepper.url.rpartition(":")[2]))) as connection:
         connection.sendall(b"GET /awards HTTP/1.1\r\nHost: pepper\r\n\r\n")
@@ -102,14 +102,14 @@ def test_a_reset_is_a_reset_on_the_wire(pepper: Sandbox) -> None:
             connection.recv(1)
 
 
-def test_a_redirect_leads_away(pepper: Sandbox, client: requests.Session) -> None:
+def test_a_redirect_leads_to_the_other_host(pepper: Sandbox, client: requests.Session) -> None:
     with Sandbox(World(users=1, days=1, now=NOW)) as elsewhere:
         pepper.faults = [redirected(elsewhere.url)]
         client.get(f"{pepper.url}/perks", params={"limit": "2"})
         assert [request.target for request in elsewhere.requests] == ["/perks?limit=2"]
 
 
-def test_setting_faults_counts_requests_anew(pepper: Sandbox, client: requests.Session) -> None:
+def test_setting_faults_restarts_the_count_of_requests(pepper: Sandbox, client: requests.Session) -> None:
     def statuses() -> list[int]:
         return [client.get(f"{pepper.url}/perks").status_code for _ in range(2)]
 
@@ -121,13 +121,13 @@ def test_setting_faults_counts_requests_anew(pepper: Sandbox, client: requests.S
     assert statuses() == [200, 200]
 
 
-def test_the_worlds_time_stands_still_unless_it_is_moved(pepper: Sandbox, client: requests.Session) -> None:
+def test_the_worlds_time_is_fixed_until_it_is_advanced(pepper: Sandbox, client: requests.Session) -> None:
     assert client.get(f"{pepper.url}/perks").headers["Date"] == "Thu, 01 Oct 2026 12:00:00 GMT"
     pepper.advance(timedelta(hours=2))
     assert client.get(f"{pepper.url}/perks").headers["Date"] == "Thu, 01 Oct 2026 14:00:00 GMT"
 
 
-def test_the_world_keeps_pace_with_a_clock() -> None:
+def test_the_worlds_time_follows_a_clock() -> None:
     seconds = 100.0
     with Sandbox(World(users=5, days=1, now=NOW), clock=lambda: seconds) as pepper:
         requests.get(f"{pepper.url}/perks")
@@ -142,17 +142,17 @@ def test_the_world_keeps_pace_with_a_clock() -> None:
         assert pepper.world.now == NOW + timedelta(seconds=100.001)
 
 
-def test_the_true_balances_are_told_without_a_token(pepper: Sandbox) -> None:
-    told = requests.get(f"{pepper.url}/_sandbox/balances").json()
-    assert told == {"at": "2026-10-01T12:00:00.000Z", "balances": pepper.world.balances()}
+def test_the_true_balances_need_no_token(pepper: Sandbox) -> None:
+    present = requests.get(f"{pepper.url}/_sandbox/balances").json()
+    assert present == {"at": "2026-10-01T12:00:00.000Z", "balances": pepper.world.balances()}
     past = requests.get(f"{pepper.url}/_sandbox/balances", params={"at": "2026-09-25T00:00:00Z"}).json()
     assert past["balances"] == pepper.world.balances(datetime(2026, 9, 25, tzinfo=UTC))
     assert pepper.requests == []
 
 
-def test_time_passes_on_demand(pepper: Sandbox) -> None:
-    told = requests.post(f"{pepper.url}/_sandbox/advance?seconds=86400")
-    assert told.json() == {"now": "2026-10-02T12:00:00.000Z"}
+def test_a_request_advances_the_time(pepper: Sandbox) -> None:
+    response = requests.post(f"{pepper.url}/_sandbox/advance?seconds=86400")
+    assert response.json() == {"now": "2026-10-02T12:00:00.000Z"}
     assert pepper.world.now == NOW + timedelta(days=1)
 
 
@@ -164,19 +164,19 @@ def test_time_passes_on_demand(pepper: Sandbox) -> None:
         pytest.param("POST", "advance?seconds=-1", 422, id="backwards"),
         pytest.param("POST", "advance?seconds=nan", 422, id="nan"),
         pytest.param("POST", "advance?seconds=1e12", 422, id="too-far"),
-        pytest.param("GET", "balances?at=yesterday", 422, id="not-a-moment"),
+        pytest.param("GET", "balances?at=yesterday", 422, id="not-a-timestamp"),
         pytest.param("GET", "advance?seconds=1", 404, id="advance-is-posted"),
         pytest.param("GET", "nothing", 404, id="unknown"),
     ],
 )
-def test_a_bad_control_request_changes_nothing(pepper: Sandbox, method: str, target: str, status: int) -> None:
+def test_an_invalid_control_request_changes_nothing(pepper: Sandbox, method: str, target: str, status: int) -> None:
     response = requests.request(method, f"{pepper.url}/_sandbox/{target}")
     assert response.status_code == status
     assert response.json()["message"]
     assert pepper.world.now == NOW
 
 
-def test_many_clients_at_once_see_one_world(pepper: Sandbox, client: requests.Session) -> None:
+def test_concurrent_clients_see_one_world(pepper: Sandbox, client: requests.Session) -> None:
     def act(turn: int) -> int:
         if turn % 4 == 0:
             return requests.post(f"{pepper.url}/_sandbox/advance?seconds=3600").status_code
@@ -190,23 +190,23 @@ def test_many_clients_at_once_see_one_world(pepper: Sandbox, client: requests.Se
 
 def test_requests_are_answered_one_at_a_time(pepper: Sandbox) -> None:
     inside: list[int] = []
-    crowd: list[int] = []
+    concurrent: list[int] = []
 
-    def dawdle(request: Request, answer: Callable[[Request], Response]) -> Response:
+    def linger(request: Request, answer: Callable[[Request], Response]) -> Response:
         inside.append(1)
         for _ in range(200):
             time.sleep(0)
-            crowd.append(len(inside))
+            concurrent.append(len(inside))
         inside.pop()
         return answer(request)
 
-    pepper.faults = [Fault("dawdling", dawdle)]
+    pepper.faults = [Fault("lingering", linger)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(requests.get, [f"{pepper.url}/perks"] * 8))
-    assert max(crowd) == 1
+    assert max(concurrent) == 1
 
 
-def test_leaving_closes_the_port_and_kept_connections() -> None:
+def test_leaving_the_block_closes_the_port_and_kept_connections() -> None:
     with requests.Session() as session:
         with Sandbox(World(users=1, days=1, now=NOW)) as pepper:
             assert session.get(f"{pepper.url}/perks").status_code == 401

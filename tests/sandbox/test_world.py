@@ -1,4 +1,4 @@
-"""A world is the same for the same seed, its history is consistent, and it knows what is true."""
+"""A world is reproducible and consistent, and knows the true balances."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def number(value: object) -> Decimal:
     return Decimal(str(value))
 
 
-def test_the_same_seed_makes_the_same_world_and_another_seed_another() -> None:
+def test_the_same_seed_gives_the_same_world() -> None:
     def built(seed: int) -> object:
         return everything(World(seed=seed, users=20, days=10, now=NOW))
 
@@ -58,14 +58,14 @@ def test_the_same_seed_makes_the_same_world_and_another_seed_another() -> None:
         pytest.param([DAY, timedelta(0), MILLISECOND, 2 * DAY - MILLISECOND], id="unevenly"),
     ],
 )
-def test_a_world_is_the_same_however_its_time_is_divided(steps: list[timedelta]) -> None:
-    lived = World(users=20, days=5, now=NOW)
+def test_a_world_does_not_depend_on_how_its_time_is_divided(steps: list[timedelta]) -> None:
+    advanced = World(users=20, days=5, now=NOW)
     for step in steps:
-        lived.advance(step)
-    assert everything(lived) == everything(World(users=20, days=8, now=NOW + 3 * DAY))
+        advanced.advance(step)
+    assert everything(advanced) == everything(World(users=20, days=8, now=NOW + 3 * DAY))
 
 
-def test_every_loyalty_action_says_the_balance_that_the_award_had_just_then(world: World) -> None:
+def test_every_loyalty_action_contains_the_awards_balance_at_its_time(world: World) -> None:
     current = [action for action in world.actions() if is_current(action)]
     for action in current[:: len(current) // 300]:
         metadata, at = action["metadata"], occurred(action)
@@ -79,7 +79,7 @@ def test_awards_show_the_true_balances(world: World) -> None:
     assert {award["_id"]: number(award["points"]) for award in world.awards()} == world.balances()
 
 
-def test_awards_are_worth_what_their_last_action_says_unless_changed_since_by_hand(world: World) -> None:
+def test_awards_match_their_last_action_unless_edited_since(world: World) -> None:
     last = {action["metadata"]["awardId"]: action for action in world.actions() if is_current(action)}
     by_hand = 0
     for award in world.awards():
@@ -90,7 +90,7 @@ def test_awards_are_worth_what_their_last_action_says_unless_changed_since_by_ha
     assert 0 < by_hand < len(last)
 
 
-def test_totals_are_the_sums_of_the_visible_current_actions_of_a_window() -> None:
+def test_totals_are_sums_over_the_visible_loyalty_actions_of_a_window() -> None:
     world = World(users=30, days=20, now=NOW, late_fraction=0.5, late_seconds_max=10 * 86_400)
     after, until = NOW - 12 * DAY, NOW - 2 * DAY
     sums: dict[str, Counter[str]] = defaultdict(Counter)
@@ -107,7 +107,7 @@ def test_totals_are_the_sums_of_the_visible_current_actions_of_a_window() -> Non
     assert world.award_totals() != expected
 
 
-def test_a_late_action_shows_when_its_time_has_come_though_its_points_counted_at_once() -> None:
+def test_a_late_action_becomes_visible_later_but_changes_the_points_at_once() -> None:
     world = World(users=200, days=1, now=NOW, late_fraction=1, late_seconds_max=3600)
     shown, balances = {action["_id"] for action in world.actions()}, world.balances()
     world.advance(timedelta(hours=1))
@@ -129,7 +129,7 @@ def test_changes_of_one_award_never_share_a_millisecond(monkeypatch: pytest.Monk
     assert len(set(moments)) == len(moments)
 
 
-def test_a_season_ends_its_perk_is_deleted_and_the_awards_stay() -> None:
+def test_at_the_end_of_a_season_its_perk_is_deleted_and_the_awards_remain() -> None:
     world = World(users=30, days=10, now=NOW)
     perks, awards = world.perks(), world.balances()
     world.advance(timedelta(days=SEASON_DAYS))
@@ -140,7 +140,7 @@ def test_a_season_ends_its_perk_is_deleted_and_the_awards_stay() -> None:
     assert deleted <= {award["perkId"] for award in world.awards()}
 
 
-def test_nothing_is_earned_of_a_deleted_perk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_perk_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     season = timedelta(seconds=30)
     monkeypatch.setattr("pepper_sandbox.world.SEASON_DAYS", season / DAY)
     world = World(users=100, days=1, now=NOW)
@@ -154,7 +154,7 @@ def test_nothing_is_earned_of_a_deleted_perk(monkeypatch: pytest.MonkeyPatch) ->
     assert all(occurred(action) <= opened[action["metadata"]["awardId"]] + season for action in earned)
 
 
-def test_what_is_changed_by_hand_shows_and_leaves_the_rest() -> None:
+def test_an_edit_by_hand_changes_nothing_else() -> None:
     world = World(seed=3, users=10, days=3, now=NOW)
     (changed, _), *others = world.balances().items()
     opened = world.open_perk("Free cake")
@@ -195,16 +195,16 @@ def test_points_are_never_negative_and_only_currency_has_fractions(world: World)
         pytest.param(lambda action: action["type"] == "ORDER_COMPLETED", id="order"),
         pytest.param(lambda action: action["type"] == "CHECK_IN", id="check-in"),
         pytest.param(lambda action: action["type"] == "USER_UPDATED", id="user-update"),
-        pytest.param(lambda action: action["type"] == "TABLE_SERENADED", id="unheard-of"),
+        pytest.param(lambda action: action["type"] == "TABLE_SERENADED", id="unknown-type"),
         pytest.param(lambda action: "location" in action["context"], id="at-a-location"),
-        pytest.param(lambda action: "location" not in action["context"], id="nowhere"),
+        pytest.param(lambda action: "location" not in action["context"], id="without-a-location"),
     ],
 )
-def test_all_kinds_of_actions_happen(world: World, is_kind) -> None:
+def test_all_kinds_of_actions_occur(world: World, is_kind) -> None:
     assert any(is_kind(action) for action in world.actions())
 
 
-def test_ids_are_opaque_and_unique_and_names_are_nobodys(world: World) -> None:
+def test_ids_are_opaque_and_unique_and_names_are_fictitious(world: World) -> None:
     records = [*world.perks(), *world.awards(), *world.users(), *world.actions()]
     ids = [record["_id"] for record in records]
     assert len(set(ids)) == len(ids)
@@ -212,7 +212,7 @@ def test_ids_are_opaque_and_unique_and_names_are_nobodys(world: World) -> None:
     assert max(user["fullName"] for user in world.users()) == "Guest 0060"
 
 
-def test_a_user_update_shows_in_the_user(world: World) -> None:
+def test_a_user_update_changes_the_user(world: World) -> None:
     updates = {
         action["context"]["user"]["_id"]: action["when"]["timestamp"]
         for action in world.actions()
@@ -223,7 +223,7 @@ def test_a_user_update_shows_in_the_user(world: World) -> None:
     assert updates == {user_id: updated[user_id] for user_id in updates}
 
 
-def test_the_parts_of_a_moment_are_counted_as_pepper_counts_them() -> None:
+def test_the_parts_of_a_timestamp_follow_peppers_conventions() -> None:
     moment = datetime(2021, 3, 5, 13, 37, 52, 194_000, tzinfo=UTC)
     assert when(int(moment.timestamp() * 1000)) == {
         "timezone": "Etc/UTC",
@@ -237,8 +237,8 @@ def test_the_parts_of_a_moment_are_counted_as_pepper_counts_them() -> None:
     }
 
 
-def test_time_has_a_zone_and_passes_forwards_only(world: World) -> None:
+def test_time_has_a_zone_and_only_advances(world: World) -> None:
     with pytest.raises(ValueError, match="time zone"):
         World(users=1, days=1, now=NOW.replace(tzinfo=None))
-    with pytest.raises(ValueError, match="time cannot pass"):
+    with pytest.raises(ValueError, match="cannot advance time"):
         world.advance(-MILLISECOND)
