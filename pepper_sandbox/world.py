@@ -1,7 +1,7 @@
 """A simulation of a merchant's loyalty programme: users visit, earn and redeem; each award has true points.
 
-Everything follows from the seed and a queue of planned steps, executed in order of time. So the state at a given time does
-not depend on how many calls of `advance` led to it.
+Everything follows from the seed and a queue of planned steps, executed in order of time. So the state at a given time
+does not depend on how many calls of `advance` led to it.
 """
 
 from __future__ import annotations
