@@ -1,205 +1,311 @@
-"""Proof that the campaign can fail: faults are put into a copy of target_crm, and each has to be caught.
+"""Check that the stress tests can fail: break target-crm on purpose, and see which tests notice.
 
-`python -m tests.campaign.seeded_faults` runs, for each fault, the short form of the parts that are to catch it,
-and prints which of them did.
+`python -m tests.stress.seeded_faults [NAME …]` runs some stress tests in short form with each fault, and prints which of
+them failed. A fault replaces one function or constant in every process that the tests start (see `fault_site`).
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
-import pytest
+from sqlalchemy import case, func, literal_column, true
 
-PROJECT = Path(__file__).parent.parent.parent
-COPIED = ("target_crm", "tap_pepper", "pepper_sandbox", "tests", "pyproject.toml", "README.md")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PROJECT = Path(__file__).parents[2]
 RUN_SECONDS_MAX = 900
 
 
 @dataclass(frozen=True)
 class Fault:
-    """An edit of one file that breaks a promise."""
+    """A fault that breaks a promise.
 
-    promise: str
-    parts: str
-    """The parts of the campaign, `t1` to `t7`, that are to catch it. Others may as well; they are not run."""
-    file: str
-    right: str
-    wrong: str
+    Attributes:
+        promise: its number in docs/reliability.md.
+        caught_by: the tests to run, without `test_`. Others may notice the fault as well.
+        target: what to replace, as `module:attribute`.
+        replace: returns the faulty replacement of the original.
+    """
+
+    promise: int
+    caught_by: tuple[str, ...]
+    target: str
+    replace: Callable[[Any], Any]
+
+
+def locate(target: str) -> tuple[Any, str]:
+    """Return the module or class that has the attribute, and the attribute's name."""
+    module, _, path = target.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = import_module(module)
+    for each in owners:
+        owner = getattr(owner, each)
+    return owner, name
+
+
+def apply(fault: Fault) -> None:
+    """Replace the fault's target in this process."""
+    owner, name = locate(fault.target)
+    setattr(owner, name, fault.replace(getattr(owner, name)))
+
+
+def emit_state_before_commit(run: Any) -> Any:
+    def _run(self: Any, batch: Any) -> None:
+        if batch.state is not None:
+            self._emit_state(batch.state)
+        run(self, batch)
+
+    return _run
+
+
+def emit_state_on_signal(handle_termination: Any) -> Any:
+    def _handle_termination(self: Any, signum: int, frame: Any) -> None:
+        if self._batcher._batch and self._batcher._batch.state:
+            self._emit_state(self._batcher._batch.state)
+        handle_termination(self, signum, frame)
+
+    return _handle_termination
+
+
+def ignore_failed_batch(wait: Any) -> Any:
+    def _wait(self: Any) -> None:
+        with suppress(Exception):
+            wait(self)
+
+    return _wait
+
+
+def insert_repeated(insert_absent: Any) -> Any:
+    def _insert_absent(adapter: Any, connection: Any, table: Any, staged: Any, *arguments: Any) -> Any:
+        count, _ = insert_absent(adapter, connection, table, staged, *arguments)
+        return count, staged.table
+
+    return _insert_absent
+
+
+def commit_ledger_first(insert_absent: Any) -> Any:
+    def _insert_absent(adapter: Any, connection: Any, *arguments: Any) -> Any:
+        result = insert_absent(adapter, connection, *arguments)
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("BEGIN")
+        return result
+
+    return _insert_absent
+
+
+def last_arrival_wins(union: Any) -> Any:
+    def _union(one: Any, other: Any) -> Any:
+        columns = union(one, other)
+        for by, names in (("as_of", ("points", "as_of", "as_of_source")), ("last_action_at", ("last_action_id",))):
+            for name in names:
+                columns[name] = case((one[by].is_not(None), one[name]), else_=other[name])
+        return columns
+
+    return _union
+
+
+def ignore_ids_between_batches(union: Any) -> Any:
+    def _union(one: Any, other: Any) -> Any:
+        least = literal_column("''", other["last_action_id"].type)
+        columns = union(one, {**dict(other.items()), "last_action_id": least})
+        columns["last_action_id"] = func.coalesce(
+            func.nullif(columns["last_action_id"], least), other["last_action_id"]
+        )
+        return columns
+
+    return _union
+
+
+def ignore_ids_in_a_batch(partials_from_actions: Any) -> Any:
+    def _partials_from_actions(actions: Any, *which: Any, **options: Any) -> Any:
+        with mock.patch.object(actions.c.action_id, "desc", lambda: literal_column("1"), create=True):
+            return partials_from_actions(actions, *which, **options)
+
+    return _partials_from_actions
+
+
+def prefer_snapshots(union: Any) -> Any:
+    def _union(one: Any, other: Any) -> Any:
+        balances = import_module("target_crm.sql.balances")
+        with mock.patch.multiple(balances, _AWARD=balances._ACTION, _ACTION=balances._AWARD):
+            return union(one, other)
+
+    return _union
+
+
+def forget_rows(write: Any) -> Any:
+    def _write(self: Any, batch: Any, connection: Any) -> Any:
+        result = write(self, batch, connection)
+        for part in batch.parts.values():
+            part.rows.clear()
+        return result
+
+    return _write
+
+
+def record_run_as_done(record_run: Any) -> Any:
+    return lambda self, connection, tallies, exit_state="done": record_run(self, connection, tallies, exit_state)
+
+
+def exit_with_0(run_cli: Any) -> Any:
+    return lambda *arguments, **options: run_cli(*arguments, **{**options, "error_exit_code": 0})
+
+
+def let_numbers_overflow(points: Any) -> Any:
+    def _points(value: Any) -> Any:
+        abs(value if isinstance(value, Decimal) else 0)
+        return points(value)
+
+    return _points
+
+
+def repeat_value(points: Any) -> Any:
+    def _points(value: Any) -> Any:
+        try:
+            return points(value)
+        except ValueError as error:
+            raise type(error)(f"is {value}, expected points") from None
+
+    return _points
+
+
+def rebuild_without_snapshots(rebuild: Any) -> Any:
+    def _rebuild(warehouse: Any) -> Any:
+        balances = import_module("target_crm.sql.balances")
+        only_actions = lambda tables: balances.partials_from_actions(tables.actions)  # noqa: E731
+        with mock.patch.object(balances, "all_balances", only_actions):
+            return rebuild(warehouse)
+
+    return _rebuild
+
+
+def activate_too_much(activate: Any) -> Any:
+    return lambda table, version, *, hard: activate(table, version + 1, hard=hard)
+
+
+def replay_without_commit(_: Any) -> Any:
+    return lambda self, lines: self.process_lines(io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def show_password(init: Any) -> Any:
+    def __init__(self: Any, sqlalchemy_url: str, *arguments: Any) -> None:  # noqa: N807
+        init(self, sqlalchemy_url, *arguments)
+        self.name = sqlalchemy_url
+
+    return __init__
 
 
 FAULTS = {
-    "STATE goes out before the commit": Fault(
-        "3",
-        "t3 t4",
-        "target.py",
-        "        if batch.rejections or batch.read:",
-        "        batch.state is None or self._emit(batch.state)\n        if batch.rejections or batch.read:",
+    "STATE is emitted before the commit": Fault(
+        3, ("failing_calls", "kills"), "target_crm.loader.batcher:Batcher._run", emit_state_before_commit
     ),
-    "a signal acknowledges what is held": Fault(
-        "3",
-        "t4",
-        "target.py",
-        "        os._exit(SIGNAL_EXIT_CODE + signum)",
-        "        self._state is None or self._emit(self._state)\n        os._exit(SIGNAL_EXIT_CODE + signum)",
+    "a signal emits the STATE of an open batch": Fault(
+        3, ("kills",), "target_crm.loader.target:TargetCrm._handle_termination", emit_state_on_signal
     ),
-    "a batch that failed does not stop the next": Fault(
-        "3", "t3", "target.py", "            under_way.result()", "            under_way.exception()"
+    "a failed batch does not stop the next": Fault(
+        3, ("failing_calls",), "target_crm.loader.batcher:Batcher.wait", ignore_failed_batch
     ),
-    "sums over all actions, also repeated ones": Fault(
-        "5", "t1 t4", "sinks.py", "partials_from_actions(news)", "partials_from_actions(staged.table)"
+    "totals include repeated actions": Fault(
+        5, ("deliveries", "kills"), "target_crm.loader.sinks:insert_absent", insert_repeated
     ),
-    "the last arrival wins, not the newest": Fault(
-        "5",
-        "t1 t2",
-        "balances.py",
-        "or_(other[by].is_(None), one[by] > other[by]",
-        "or_(one[by].is_not(None), one[by] > other[by]",
+    "the last arrival wins, not the newest observation": Fault(
+        5, ("deliveries", "lifecycle"), "target_crm.sql.balances:union", last_arrival_wins
     ),
-    "no tie-break by action id": Fault(
-        "1",
-        "t1",
-        "balances.py",
-        'one["last_action_id"] > other["last_action_id"]',
-        'one["last_action_id"].is_not(None)',
-    ),
+    "no tie-break by action id": Fault(1, ("deliveries",), "target_crm.sql.balances:union", ignore_ids_between_batches),
     "no tie-break by action id within a batch": Fault(
-        "1",
-        "t1",
-        "balances.py",
-        "actions.c.occurred_at.desc(), actions.c.action_id.desc()",
-        "actions.c.occurred_at.desc()",
+        1, ("deliveries",), "target_crm.sql.balances:partials_from_actions", ignore_ids_in_a_batch
     ),
-    "at a tie the snapshot wins": Fault(
-        "1",
-        "t1",
-        "balances.py",
-        'is_snapshot, is_action = other["as_of_source"] == _AWARD',
-        'is_snapshot, is_action = one["as_of_source"] == _AWARD',
-    ),
+    "a snapshot wins a tie": Fault(1, ("deliveries",), "target_crm.sql.balances:union", prefer_snapshots),
     "an older snapshot replaces a newer one": Fault(
-        "5",
-        "t1",
-        "staging.py",
-        "and_(_not_older(ages(ranked), ages(table)), not_(",
-        "and_(not_(",
+        5, ("deliveries",), "target_crm.sql.staging:_not_older", lambda _: lambda *_: true()
     ),
     "the ledger is committed before the balances": Fault(
-        "2",
-        "t2 t5",
-        "sinks.py",
-        "            engines.merge(connection, balances.merge(self.tables, balances.partials_from_actions(news)))",
-        '            connection.exec_driver_sql("COMMIT")\n            connection.exec_driver_sql("BEGIN")\n'
-        "            engines.merge(connection, balances.merge(self.tables, balances.partials_from_actions(news)))",
+        2, ("lifecycle", "server_faults"), "target_crm.loader.sinks:insert_absent", commit_ledger_first
     ),
-    "rows are forgotten before the commit": Fault(
-        "2",
-        "t3 t5",
-        "sinks.py",
-        "        written = self.write(connection, held)\n",
-        "        written = self.write(connection, held)\n        held.rows.clear()\n",
+    "rows are dropped before the commit": Fault(
+        2, ("failing_calls", "server_faults"), "target_crm.loader.writer:BatchWriter._write", forget_rows
     ),
     "no lock between loaders": Fault(
-        "7",
-        "t5",
-        "warehouse.py",
-        "                self.adapter.transaction_lock(writer, self.tables.metadata.schema)\n",
-        "",
+        7,
+        ("server_faults",),
+        "target_crm.engines.postgresql:PostgreSQLAdapter.transaction_lock",
+        lambda _: lambda *_: None,
     ),
-    "no second try after a lost connection": Fault(
-        "2",
-        "t5",
-        "warehouse.py",
-        "                if not self._was_reached:",
-        "                if error:",
+    "no retry after a lost connection": Fault(
+        2, ("server_faults",), "target_crm.warehouse.connection:RETRY_SECONDS", lambda _: ()
     ),
-    "a second try doesn't look for the first one's commit": Fault(
-        "2",
-        "t5",
-        "warehouse.py",
-        "if number == 0 or not self._is_committed(connection, batch_id):",
-        "if batch_id:",
+    "a retry does not look for a commit whose reply was lost": Fault(
+        2, ("server_faults",), "target_crm.warehouse.connection:Warehouse._is_committed", lambda _: lambda *_: False
     ),
-    "what is refused is not kept": Fault(
-        "4", "t4 t6", "target.py", "[*batch.rejections, *contradictions]", "contradictions"
+    "rejected records are not stored": Fault(
+        4, ("kills", "hostile_input"), "target_crm.loader.writer:BatchWriter._quarantine", lambda _: lambda *_: None
     ),
-    "a run says that it is done before it is": Fault(
-        "2",
-        "t3 t4",
-        "target.py",
-        "self._tell(connection, tallies)\n        return",
-        "self._tell(connection, tallies, DONE)\n        return",
+    "a run is recorded as done too early": Fault(
+        2, ("failing_calls", "kills"), "target_crm.loader.writer:BatchWriter._record_run", record_run_as_done
     ),
-    "a failed run exits with 0": Fault("8", "t3 t7", "target.py", "status: Any = 1", "status: Any = 0"),
-    "a line may be of any length": Fault("4", "t6", "messages.py", "MAX = 1 << 24", "MAX = 1 << 40"),
-    "a number may overflow": Fault("4", "t6", "values.py", "number.copy_abs() >=", "abs(number) >="),
-    "a rebuild leaves the snapshots out": Fault(
-        "1",
-        "t2",
-        "verify.py",
-        "balances.all_balances(tables)",
-        "balances.partials_from_actions(tables.actions)",
+    "a failed run exits with 0": Fault(
+        8, ("failing_calls", "secrets"), "target_crm.loader.target:run_cli", exit_with_0
     ),
-    "an activated version takes its own rows for gone": Fault(
-        "1", "t2 t4", "staging.py", "table.c[TABLE_VERSION] < version)", "table.c[TABLE_VERSION] <= version)"
+    "lines have no maximum length": Fault(
+        4, ("hostile_input",), "target_crm.loader.reader:LINE_BYTES_MAX", lambda _: 1 << 40
     ),
-    "a replay forgets what it has not loaded": Fault("2", "t2", "replay.py", "            self._drain()\n", ""),
+    "a number may overflow": Fault(4, ("hostile_input",), "target_crm.records.values:points", let_numbers_overflow),
+    "a rebuild ignores snapshots": Fault(
+        1, ("lifecycle",), "target_crm.balances_cli.verify:rebuild", rebuild_without_snapshots
+    ),
+    "an activated version deletes its own rows": Fault(
+        1, ("lifecycle", "kills"), "target_crm.sql.staging:activate", activate_too_much
+    ),
+    "a replay deletes records before they are loaded": Fault(
+        2, ("lifecycle",), "target_crm.loader.target:TargetCrm.load", replay_without_commit
+    ),
     "errors show the URL's password": Fault(
-        "8",
-        "t5 t7",
-        "warehouse.py",
-        "URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()",
-        "url.render_as_string(hide_password=False)",
+        8, ("server_faults", "secrets"), "target_crm.warehouse.connection:Warehouse.__init__", show_password
     ),
-    "a refusal repeats the value": Fault(
-        "8", "t7", "values.py", 'Invalid("is text, expected points")', 'Invalid(f"is {value}, expected points")'
-    ),
+    "a rejection repeats the value": Fault(8, ("secrets",), "target_crm.records.values:points", repeat_value),
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_each_seeded_fault_fits_the_source_as_it_is(name: str) -> None:
-    fault = FAULTS[name]
-    assert fault.right in (PROJECT / "target_crm" / fault.file).read_text()
-
-
-def caught_by(fault: Fault) -> list[str]:
-    """The parts that fail with the fault in place."""
-    with tempfile.TemporaryDirectory(prefix="pepper-crm-fault-") as folder:
-        copy = Path(folder)
-        for name in COPIED:
-            source = PROJECT / name
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
-        path = copy / "target_crm" / fault.file
-        path.write_text(path.read_text().replace(fault.right, fault.wrong))
-        tests = [str(test) for part in fault.parts.split() for test in copy.glob(f"tests/campaign/target_{part}_*.py")]
-        result = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", *tests],
-            cwd=copy,
-            env={**os.environ, "CAMPAIGN_SHRINK": "no"},
-            capture_output=True,
-            text=True,
-            timeout=RUN_SECONDS_MAX,
-            check=False,
-        )
-    return sorted(set(re.findall(r"^(?:FAILED|ERROR) \S+target_t(\d)_", result.stdout, re.MULTILINE)))
+def caught_by(name: str) -> list[str]:
+    """Run the fault's tests; return those that fail."""
+    site = Path(__file__).parent / "fault_site"
+    tests = [f"tests/stress/test_{each}.py" for each in FAULTS[name].caught_by]
+    paths = [str(site), str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", *tests],
+        cwd=PROJECT,
+        env={**os.environ, "SEEDED_FAULT": name, "PYTHONPATH": os.pathsep.join(paths), "CAMPAIGN_SHRINK": "no"},
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+    if result.returncode not in {0, 1}:
+        sys.exit(result.stdout + result.stderr)
+    return sorted(set(re.findall(r"^(?:FAILED|ERROR) \S+/test_(\w+)\.py::", result.stdout, re.MULTILINE)))
 
 
 def main(names: list[str]) -> int:
-    """Print the table; returns how many faults went unnoticed."""
-    unnoticed = 0
-    print("| seeded fault | promise | caught by |\n|---|---|---|", flush=True)
+    """Print a table; return how many faults no test caught."""
+    uncaught = 0
+    print("| fault | promise | caught by |\n|---|---|---|", flush=True)
     for name in names or FAULTS:
-        caught = ", ".join(f"T{number}" for number in caught_by(FAULTS[name]))
-        unnoticed += not caught
+        caught = ", ".join(f"`{test}`" for test in caught_by(name))
+        uncaught += not caught
         print(f"| {name} | {FAULTS[name].promise} | {caught or '**nothing**'} |", flush=True)
-    return unnoticed
+    return uncaught
 
 
 if __name__ == "__main__":
