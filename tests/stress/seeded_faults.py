@@ -1,7 +1,7 @@
 """Check that the stress tests can fail: break target-crm on purpose, and see which tests notice.
 
-`python -m tests.stress.seeded_faults [NAME …]` runs some stress tests in short form with each fault, and prints which of
-them failed. A fault replaces one function or constant in every process that the tests start (see `fault_site`).
+`python -m tests.stress.seeded_faults [NAME …]` runs some stress tests in short form with each fault, and prints which
+of them failed. A fault replaces one function or constant in every process that the tests start (see `fault_site`).
 """
 
 from __future__ import annotations
