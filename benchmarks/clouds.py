@@ -2,7 +2,7 @@
 
     python -m benchmarks.clouds [--merchants 1000] [--ledger 10000000] [--awards 200000] [--poll-minutes 5]
 
-What a poll executes is not assumed but counted, in `tests/snapshots/sql/`, where the statements are on record.
+The statements of a poll are recorded from a run against a warehouse that executes none of them.
 Prices are public list prices in US regions; they change, and discounts differ.
 """
 
@@ -12,11 +12,12 @@ import argparse
 import heapq
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from random import Random
 from statistics import quantiles
 
-SQL = Path(__file__).parent.parent / "tests" / "snapshots" / "sql"
+from tests.helpers.statements import record_statements
+
 MIB, TIB = 1 << 20, 1 << 40
 DAY_MINUTES = 24 * 60
 # BigQuery's sizes of values; a text is its bytes and two. Ids are 24 hexadecimal digits, as Pepper's are.
@@ -51,23 +52,23 @@ class Prices:
     credit: float = 2.0
 
 
-def statements(engine: str, section: str) -> list[str]:
-    """The statements on record for a part of a run."""
-    (part,) = re.findall(
-        rf"^-- {section}\n\n(.*?)(?=^-- |\Z)", (SQL / f"{engine}.sql").read_text(), re.MULTILINE | re.DOTALL
-    )
-    return [each for each in re.split(r";\n", part) if each.strip() and not each.startswith("CREATE")]
+def statements(engine: str) -> list[str]:
+    """The statements of a poll with news."""
+    recorded = record_statements(engine)
+    return [each for section in SECTIONS for each in recorded[section] if not each.startswith("CREATE")]
 
 
+@cache
 def columns() -> dict[str, dict[str, int]]:
-    """Table → column → bytes of a value, from the tables on record."""
-    text = (SQL / "bigquery.sql").read_text()
+    """Table → column → bytes of a value."""
     return {
         table: {
             name: COLUMN_BYTES.get(name, TYPE_BYTES[kind])
             for name, kind in re.findall(r"^\t`(\w+)` ([A-Z0-9]+)", body, re.MULTILINE)
         }
-        for table, body in re.findall(r"CREATE TABLE `(\w+)` \((.*?)\n\)", text, re.DOTALL)
+        for statements in record_statements("bigquery").values()
+        for statement in statements
+        for table, body in re.findall(r"CREATE TABLE `(\w+)` \((.*?)\n\)", statement, re.DOTALL)
     }
 
 
@@ -88,16 +89,16 @@ def billed_bytes(statement: str, rows: dict[str, int]) -> dict[str, int]:
 
 def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, slot_seconds: float) -> None:
     """Print what BigQuery costs."""
-    said = [each for section in SECTIONS for each in statements("bigquery", section)]
-    billed = [billed_bytes(each, rows) for each in said]
-    loads = sum(each.startswith("LOAD ") for each in said)
+    executed = statements("bigquery")
+    billed = [billed_bytes(each, rows) for each in executed]
+    loads = sum(each.startswith("LOAD ") for each in executed)
     ledger = sum(each.get("actions", 0) for each in billed)
     total = sum(sum(each.values()) for each in billed)
     on_demand = total / TIB * polls * prices.scanned_tib
-    slot_hours = slot_seconds * (len(said) - loads) * polls / 3600
-    print(f"BigQuery: a poll with news is {len(said) - loads} statements and {loads} load jobs")
+    slot_hours = slot_seconds * (len(executed) - loads) * polls / 3600
+    print(f"BigQuery: a poll with news is {len(executed) - loads} statements and {loads} load jobs")
     print(f"  it is billed for {total / MIB:,.0f} MiB, {ledger / MIB:,.0f} of them of the ledger")
-    for statement, by_table in zip(said, billed, strict=True):
+    for statement, by_table in zip(executed, billed, strict=True):
         if "actions" in by_table:
             print(f"    {by_table['actions'] / MIB:8,.0f} MiB of the ledger: {' '.join(statement.split())[:60]} …")
     each = on_demand / merchants
@@ -108,11 +109,11 @@ def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, s
 
 def snowflake(polls: int, merchants: int, prices: Prices, statement_seconds: float, at_once: int) -> None:
     """Print what Snowflake costs."""
-    said = sum(len(statements("snowflake", section)) for section in SECTIONS)
-    busy_seconds = said * statement_seconds
+    count = len(statements("snowflake"))
+    busy_seconds = count * statement_seconds
     clusters = polls * busy_seconds / (24 * 3600 * at_once)
     awake = min(24.0, polls / merchants * max(60, busy_seconds + 60) / 3600)
-    print(f"Snowflake: a poll with news is {said} statements, {busy_seconds:,.0f} s of a session")
+    print(f"Snowflake: a poll with news is {count} statements, {busy_seconds:,.0f} s of a session")
     print(
         f"  shared: {clusters:,.1f} X-Small clusters, each of {at_once} sessions, all day = "
         f"${clusters * 24 * prices.credit:,.0f} a day, ${clusters * 24 * prices.credit / merchants:,.2f} a merchant"

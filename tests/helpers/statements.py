@@ -1,0 +1,157 @@
+"""The statements that the target executes on an engine which no test can run: compiled, recorded, not executed."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from pyarrow import parquet
+from sqlalchemy import Column, Double, MetaData, Table, make_url
+
+from target_crm.balances_cli.verify import rebuild
+from target_crm.engines.registry import adapter_for
+from target_crm.loader.target import TargetCrm
+from target_crm.records.schemas import FORMER_NAMES
+from target_crm.sql import balances
+from target_crm.sql.tables import tables_in
+from target_crm.warehouse import migrations
+from tests.helpers.target import ACTIONS, AWARDS, action, record, schema, snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Dialect
+
+URLS = {
+    "bigquery": "bigquery://project/loyalty",
+    "databricks": "databricks://",
+    "mssql": "mssql+pyodbc://",
+    "oracle": "oracle+oracledb://",
+    "redshift": "redshift+redshift_connector://",
+    "snowflake": "snowflake://",
+}
+TEXT, INTEGER, NUMBER, BOOLEAN = ({"type": [name, "null"]} for name in ("string", "integer", "number", "boolean"))
+DAY = {"type": ["string", "null"], "format": "date"}
+PERKS = schema(
+    "perks",
+    {"_id": TEXT, "title": TEXT, "price": NUMBER, "stock": INTEGER, "on": BOOLEAN, "since": DAY, "rules": {}},
+    "_id",
+)
+
+
+class RecordingWarehouse:
+    """A warehouse and its connection. It records every statement, and every query finds nothing."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self.adapter = adapter_for(dialect.name)
+        self.is_in_memory, self.tested, self.name = False, True, dialect.name
+        self.tables = tables_in(None)
+        self.statements: list[str] = []
+        self.rowcount = 0
+
+    def execute(self, statement: Any, *_: Any) -> RecordingWarehouse:
+        return self.exec_driver_sql(str(statement.compile(dialect=self.dialect)))
+
+    def exec_driver_sql(self, statement: str) -> RecordingWarehouse:
+        self.statements.append(statement.strip())
+        return self
+
+    def scalar(self, statement: Any, *_: Any) -> int:
+        self.execute(statement)
+        return 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def is_atomic(self, connection: Any) -> bool:
+        return self.adapter.is_atomic(connection, None)
+
+    def ensure(self, *tables: Table) -> None:
+        for table in tables:
+            for statement in migrations.creation(table):
+                self.execute(statement)
+
+    def commit_once(self, work: Callable[[Any], Any]) -> Any:
+        with self.write() as connection:
+            return work(connection)
+
+    def set_up(self) -> None:
+        self.ensure(*self.tables.metadata.sorted_tables)
+        for name, query in self.tables.views.items():
+            for statement in migrations.view(self.dialect, name, query, None):
+                self.execute(statement)
+
+    @contextmanager
+    def write(self) -> Iterator[RecordingWarehouse]:
+        connection = cast("Any", self)
+        with self.adapter.session_lock(connection, None):
+            self.adapter.transaction_lock(connection, None)
+            yield self
+
+    @property
+    def connection(self) -> Any:
+        """The client inside BigQuery's driver, which takes load jobs."""
+        return SimpleNamespace(driver_connection=SimpleNamespace(_client=self))
+
+    def get_table(self, _: Any) -> Any:
+        return SimpleNamespace(schema=[])
+
+    def load_table_from_file(self, file: Any, table: Any, job_config: Any) -> Any:
+        names = ", ".join(parquet.read_schema(file).names)
+        self.statements.append(f"LOAD {job_config.source_format} {job_config.write_disposition} {table} ({names})")
+        return SimpleNamespace(result=lambda: None)
+
+
+def dialect_of(engine: str) -> Dialect:
+    """The dialect of an engine, as it is once it has a connection.
+
+    Raises:
+        ImportError, NoSuchModuleError: it is not installed.
+    """
+    adapter_for(engine)
+    # BigQuery's compiler adds types to parameters, in a form that is SQL only where these are named.
+    paramstyle = "named" if engine == "bigquery" else "qmark"
+    dialect: Any = make_url(URLS[engine]).get_dialect()(paramstyle=paramstyle)
+    if engine == "bigquery":
+        dialect.project_id, dialect.dataset_id = "project", "loyalty"
+    if engine == "mssql":
+        dialect.server_version_info = (16,)
+        dialect._setup_version_attributes()
+    return dialect
+
+
+def record_statements(engine: str) -> dict[str, list[str]]:
+    """What is done → its statements, from creating the tables to verifying the balances."""
+    warehouse = RecordingWarehouse(dialect_of(engine))
+    target = TargetCrm(config={"sqlalchemy_url": "sqlite://"}, warehouse=cast("Any", warehouse))
+
+    def verify() -> None:
+        for query in (balances.differences(warehouse.tables, 20), balances.behind_snapshot(warehouse.tables)):
+            warehouse.execute(query)
+
+    def upgrade() -> None:
+        dialect, table = warehouse.dialect, Table("perks", MetaData())
+        for former, present in FORMER_NAMES.items():
+            warehouse.exec_driver_sql(warehouse.adapter.rename_column(dialect, table, former, present))
+        wider = Table("perks", MetaData(), Column("price", Double()))
+        if change := warehouse.adapter.widen(dialect, wider.c.price):
+            warehouse.exec_driver_sql(f"ALTER TABLE {dialect.identifier_preparer.format_table(wider)} {change}")
+
+    parts: dict[str, Callable[[], object]] = {
+        "set-up": warehouse.set_up,
+        "a batch of actions": lambda: target.load([ACTIONS, action("a1")]),
+        "a batch of awards": lambda: target.load([AWARDS, snapshot()]),
+        "a batch of perks": lambda: target.load([PERKS, record("perks", {"_id": "p1"})]),
+        "a version of perks": lambda: target.load(['{"type": "ACTIVATE_VERSION", "stream": "perks", "version": 2}']),
+        "rebuild": lambda: rebuild(cast("Any", warehouse)),
+        "verify": verify,
+        "an upgrade": upgrade,
+    }
+    statements = {}
+    for title, work in parts.items():
+        warehouse.statements.clear()
+        work()
+        statements[title] = list(warehouse.statements)
+    return statements
