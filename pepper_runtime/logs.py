@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from singer_sdk import metrics
-from singer_sdk import typing as th
 from singer_sdk.logging import StructuredFormatter
 
 from pepper_runtime.config import ConfigFileError, read_config
+from pepper_runtime.settings import setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 OPTION: Final = "--log-format"
 TEXT, JSON = "text", "json"
 FORMATS: Final = (TEXT, JSON)
-SETTING: Final = th.Property(
-    "log_format",
-    th.StringType(allowed_values=list(FORMATS)),
-    default=TEXT,
-    title="Log format",
-    description="Log lines as short text, or one JSON object a line, with the metrics. Also `--log-format`.",
-)
 HELP: Final = "Log lines as short text, or as one JSON object a line, metrics included. Default: text."
 
 _PARSER: Final = click.Command(
@@ -47,6 +40,16 @@ _NOISE: Final = (
     "Skipping deselected stream",
     "Reader '%s' completed",
 )
+
+
+def log_format_setting() -> Any:
+    """Declare the setting `log_format`."""
+    return setting(
+        "Log format",
+        "Log lines as short text, or one JSON object a line, with the metrics. Also `--log-format`.",
+        default=TEXT,
+        choices=FORMATS,
+    )
 
 
 def requested_format(plugin: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
-import json
-import re
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from singer_sdk import typing as th
-
-from pepper_runtime.logs import SETTING
+from pepper_runtime.logs import log_format_setting
+from pepper_runtime.settings import SchemaError, config_schema, describe_errors, quote, secret_names, setting
 from tap_pepper.windows import parse_bound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from dataclasses import Field
+    from collections.abc import Iterable, Mapping
 
 PACKAGE = "pepper-crm"
 ENVIRONMENT_PREFIX = "TAP_PEPPER_"
-VALUE_CHARS_MAX = 60
-"""An error message quotes at most this much of a wrong value."""
-
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
-_BOOLEANS = {"true", "1", "yes", "on", "false", "0", "no", "off"}
 
 
 def default_user_agent() -> str:
@@ -36,49 +27,27 @@ def default_user_agent() -> str:
         return PACKAGE
 
 
-def _setting(
-    title: str,
-    description: str,
-    *,
-    default: Any = MISSING,
-    minimum: int | None = None,
-    maximum: int | None = None,
-    examples: list[Any] | None = None,
-    secret: bool = False,
-) -> Any:
-    """Declare a setting. It is required if it has no default; its type annotation gives its JSON type."""
-    metadata = {
-        "title": title,
-        "description": description,
-        "minimum": minimum,
-        "maximum": maximum,
-        "examples": examples,
-        "secret": secret,
-    }
-    return field(default=default, metadata=metadata, repr=not secret)
-
-
 @dataclass(frozen=True)
 class Settings:
     """The settings of a run. `CONFIG_JSONSCHEMA` and the documentation are made from these declarations."""
 
-    auth_token: str = _setting(
+    auth_token: str = setting(
         "Auth token",
         "The merchant's API token, issued by Pepper. The tap sends it only in the Authorization header.",
         secret=True,
     )
-    application_id: str = _setting(
+    application_id: str = setting(
         "Application id",
         "The merchant's code in Pepper, sent as x-application-id.",
         examples=["the-grill"],
     )
-    api_url: str = _setting(
+    api_url: str = setting(
         "API address",
         "The address of Pepper's API. It must use https, unless the host is this machine.",
         default="https://api.pepperhq.com",
         examples=["https://api.pepperhq.com", "https://beta-api.pepperhq.com"],
     )
-    api_version: int = _setting(
+    api_version: int = setting(
         "API version",
         "The version of Pepper's API, sent as x-api-version.",
         default=10,
@@ -86,7 +55,7 @@ class Settings:
         maximum=1000,
         examples=[10],
     )
-    start_date: str | None = _setting(
+    start_date: str | None = setting(
         "Start date",
         "The first run reads the actions after this time (ISO 8601, UTC unless it has an offset). Without it, the "
         "first run reads the last lookback_seconds, and balances start from the current awards. Awards, perks and "
@@ -94,14 +63,14 @@ class Settings:
         default=None,
         examples=["2026-01-01", "2026-01-01T06:00:00Z"],
     )
-    page_size: int = _setting(
+    page_size: int = setting(
         "Page size",
         "Rows to request per response. Pepper may send fewer.",
         default=100,
         minimum=1,
         maximum=1000,
     )
-    settle_seconds: int = _setting(
+    settle_seconds: int = setting(
         "Settle time (seconds)",
         "Each run reads up to Pepper's clock minus this, and leaves actions that are still being written to the next "
         "run.",
@@ -109,7 +78,7 @@ class Settings:
         minimum=0,
         maximum=3600,
     )
-    lookback_seconds: int = _setting(
+    lookback_seconds: int = setting(
         "Lookback (seconds)",
         "Each run re-reads the last lookback_seconds of the previous run, for actions that became visible late. At "
         "most 30 days.",
@@ -117,7 +86,7 @@ class Settings:
         minimum=0,
         maximum=2_592_000,
     )
-    window_hours: int = _setting(
+    window_hours: int = setting(
         "Window (hours)",
         "The longest window of actions that is read before the bookmark moves. The tap uses shorter windows when there "
         "are many actions. A killed run resumes at the last complete window.",
@@ -125,7 +94,7 @@ class Settings:
         minimum=1,
         maximum=8784,
     )
-    concurrency: int = _setting(
+    concurrency: int = setting(
         "Concurrency",
         "Maximum number of concurrent requests, when there is more than one window of actions to read. On HTTP 429 the "
         "tap halves concurrency, then recovers gradually.",
@@ -133,7 +102,7 @@ class Settings:
         minimum=1,
         maximum=16,
     )
-    max_run_seconds: int | None = _setting(
+    max_run_seconds: int | None = setting(
         "Maximum run time (seconds)",
         "Soft time limit: after it, the tap starts no new window or stream, does not wait for Pepper, and exits 0; the "
         "next run continues there. A complete read of perks, awards or users always finishes. A quarter of the time is "
@@ -144,13 +113,13 @@ class Settings:
         maximum=604_800,
         examples=[240],
     )
-    action_types: tuple[str, ...] = _setting(
+    action_types: tuple[str, ...] = setting(
         "Action types",
         "The types of action to read. By default all types.",
         default=(),
         examples=[["REWARD_EARNED", "REDEEM_PERK", "AWARD_POINTS_REFUNDED"]],
     )
-    reconcile_hours: int = _setting(
+    reconcile_hours: int = setting(
         "Self-audit after (hours)",
         "Read every hour of actions a second time once it is this old. If the hour differs from what was emitted, the "
         "tap emits it again and logs how many actions arrived later than lookback_seconds. 0: never.",
@@ -158,7 +127,7 @@ class Settings:
         minimum=0,
         maximum=168,
     )
-    awards_full_refresh_days: int = _setting(
+    awards_full_refresh_days: int = setting(
         "Full refresh of awards (days)",
         "Read all awards again after this many days. Awards that are missing from two full refreshes in a row are "
         "reported as deleted by an ACTIVATE_VERSION message. 0: never.",
@@ -166,7 +135,7 @@ class Settings:
         minimum=0,
         maximum=366,
     )
-    max_deleted_fraction: float = _setting(
+    max_deleted_fraction: float = setting(
         "Largest fraction deleted at once",
         "If a complete read lacks more than this fraction of the known perks (or awards), the tap assumes an error in "
         "the API: it logs a warning and reports no deletions.",
@@ -174,32 +143,33 @@ class Settings:
         minimum=0,
         maximum=1,
     )
-    include_credentials: bool = _setting(
+    include_credentials: bool = setting(
         "Include credentials",
         "Also request users' credentials. They are personal data, and are emitted only if the catalog selects "
         "users.credentials.",
         default=False,
     )
-    request_timeout_seconds: int = _setting(
+    request_timeout_seconds: int = setting(
         "Request timeout (seconds)",
         "How long to wait for a connection, and then for each part of a response.",
         default=60,
         minimum=1,
         maximum=3600,
     )
-    max_retries: int = _setting(
+    max_retries: int = setting(
         "Retries",
         "How often to repeat a request after a temporary failure, with growing waits in between.",
         default=8,
         minimum=0,
         maximum=20,
     )
-    user_agent: str | None = _setting(
+    user_agent: str | None = setting(
         "User agent",
         "The User-Agent header. By default the name and version of this package.",
         default=None,
         examples=["the-grill-etl (data@the-grill.example)"],
     )
+    log_format: str = log_format_setting()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
@@ -208,14 +178,14 @@ class Settings:
         `start_date` becomes a bound (see `windows`). Text is stripped of surrounding blanks.
         """
         values: dict[str, Any] = {}
-        for setting in fields(cls):
-            value = config.get(setting.name)
+        for each in fields(cls):
+            value = config.get(each.name)
             if isinstance(value, str):
-                values[setting.name] = value.strip()
+                values[each.name] = value.strip()
             elif isinstance(value, list):
-                values[setting.name] = tuple(text.strip() for text in value if text.strip())
+                values[each.name] = tuple(text.strip() for text in value if text.strip())
             elif value is not None:
-                values[setting.name] = value
+                values[each.name] = value
         if start_date := values.get("start_date"):
             values["start_date"] = parse_bound(start_date)
         if api_url := values.get("api_url"):
@@ -223,40 +193,9 @@ class Settings:
         return cls(**values)
 
 
-_JSON_TYPES: dict[str, Any] = {
-    "str": th.StringType,
-    "int": th.IntegerType,
-    "float": th.NumberType,
-    "bool": th.BooleanType,
-    "tuple[str, ...]": th.ArrayType(th.StringType),
-}
-
-
-def _property(setting: Field[Any]) -> th.Property[Any]:
-    declared = dict(setting.metadata)
-    minimum, maximum = declared.pop("minimum"), declared.pop("maximum")
-    json_type = _JSON_TYPES[str(setting.type).removesuffix(" | None")]
-    if maximum is not None:
-        json_type = json_type(minimum=minimum, maximum=maximum)
-    if setting.default is MISSING:
-        return th.Property(setting.name, json_type, required=True, **declared)
-    default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
-    return th.Property(setting.name, json_type, default=default, **declared)
-
-
-CONFIG_JSONSCHEMA: dict[str, Any] = th.PropertiesList(*map(_property, fields(Settings)), SETTING).to_dict()
-
-SECRETS = frozenset(setting.name for setting in fields(Settings) if setting.metadata["secret"])
+CONFIG_JSONSCHEMA: dict[str, Any] = config_schema(Settings)
+SECRETS = secret_names(Settings)
 SENT_IN_HEADERS = ("auth_token", "application_id", "user_agent")
-
-
-class SchemaError(Protocol):
-    """The part of `jsonschema.ValidationError` that is used here."""
-
-    absolute_path: Sequence[str | int]
-    validator: str
-    validator_value: Any
-    instance: Any
 
 
 def find_problems(config: Mapping[str, Any], schema_errors: Iterable[SchemaError]) -> list[str]:
@@ -266,7 +205,7 @@ def find_problems(config: Mapping[str, Any], schema_errors: Iterable[SchemaError
         config: The config with defaults.
         schema_errors: The errors of the config against its JSON Schema.
     """
-    lines = list(dict.fromkeys(line for error in schema_errors for line in _describe_schema_error(error)))
+    lines = describe_errors(schema_errors, CONFIG_JSONSCHEMA, secrets=SECRETS, prefix=ENVIRONMENT_PREFIX, show=quote)
     reported = {line.split(" ", 1)[0] for line in lines}
     checks = {
         **dict.fromkeys(SENT_IN_HEADERS, _header_problem),
@@ -283,79 +222,6 @@ def find_problems(config: Mapping[str, Any], schema_errors: Iterable[SchemaError
     return lines
 
 
-def find_environment_problems(schema: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with settings in environment variables, one line per problem."""
-    lines = []
-    for name, property_schema in schema["properties"].items():
-        variable = ENVIRONMENT_PREFIX + name.upper()
-        text = environment.get(variable)
-        if text is None:
-            continue
-        kinds = property_schema.get("type", [])
-        if "integer" in kinds and not text.strip().lstrip("+-").isdecimal():
-            lines.append(f"{variable} is {_quote(text)}, expected {_expected(property_schema)}")
-        if "number" in kinds and not _NUMBER.fullmatch(text.strip()):
-            lines.append(f"{variable} is {_quote(text)}, expected {_expected(property_schema)}")
-        if "boolean" in kinds and text.lower() not in _BOOLEANS:
-            lines.append(f"{variable} is {_quote(text)}, expected true or false")
-        if "object" in kinds and not _is_json(text):
-            lines.append(f"{variable} is not JSON, expected an object")
-    return lines
-
-
-def read_environment_numbers(schema: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, float]:
-    """Read the decimal numbers among the environment variables, because the SDK leaves them as text."""
-    numbers = (name for name, property_schema in schema["properties"].items() if "number" in property_schema["type"])
-    return {
-        name: float(text)
-        for name in numbers
-        if (text := environment.get(ENVIRONMENT_PREFIX + name.upper())) is not None
-    }
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _describe_schema_error(error: SchemaError) -> Iterator[str]:
-    """Describe a JSON Schema error without the value, which jsonschema's own message quotes."""
-    if not error.absolute_path:
-        for name in error.validator_value if error.validator == "required" else ():
-            if name not in error.instance:
-                yield f"{name} is missing: set it in the config file or as {ENVIRONMENT_PREFIX}{name.upper()}"
-        return
-    name, *deeper = (str(part) for part in error.absolute_path)
-    if name in SECRETS:
-        yield f"{name} has the wrong type, expected text"
-    elif name in CONFIG_JSONSCHEMA["properties"] and not deeper:
-        yield f"{name} is {_quote(error.instance)}, expected {_expected(CONFIG_JSONSCHEMA['properties'][name])}"
-    else:
-        yield f"{'.'.join((name, *deeper))} is {_quote(error.instance)}, which is not allowed there"
-
-
-def _expected(schema: Mapping[str, Any]) -> str:
-    kinds = schema.get("type", [])
-    if "integer" in kinds:
-        bounded = "minimum" in schema and "maximum" in schema
-        return "a whole number" + (f" from {schema['minimum']} to {schema['maximum']}" if bounded else "")
-    if "number" in kinds:
-        return f"a number from {schema['minimum']} to {schema['maximum']}"
-    if "boolean" in kinds:
-        return "true or false"
-    if "array" in kinds:
-        return 'a list of texts, like ["A", "B"]'
-    return "text" if "string" in kinds else "an object"
-
-
-def _quote(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + "…"
-
-
 def _header_problem(value: str) -> str | None:
     text = value.strip()
     if not text:
@@ -368,7 +234,7 @@ def _start_date_problem(value: str) -> str | None:
     try:
         parse_bound(value)
     except ValueError:
-        return f"is {_quote(value)}, expected ISO 8601, like 2026-01-01 or 2026-01-01T06:00:00Z"
+        return f"is {quote(value)}, expected ISO 8601, like 2026-01-01 or 2026-01-01T06:00:00Z"
     return None
 
 
@@ -382,9 +248,9 @@ def _address_problem(value: str) -> str | None:
     if address.username or address.password or address.query or address.fragment:
         return f"contains more than a scheme, a host and a path, {example}"
     if address.scheme not in {"http", "https"} or not address.hostname:
-        return f"is {_quote(value)}, {example}"
+        return f"is {quote(value)}, {example}"
     if address.scheme == "http" and not is_loopback(address.hostname):
-        return f"is {_quote(value)}, expected https: http would send the token unencrypted"
+        return f"is {quote(value)}, expected https: http would send the token unencrypted"
     return None
 
 

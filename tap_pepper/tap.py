@@ -19,6 +19,7 @@ from singer_sdk.singerlib import Catalog
 from pepper_runtime import logs
 from pepper_runtime.cli import SIGNAL_EXIT_CODE, run_cli
 from pepper_runtime.config import parse_object, read_config
+from pepper_runtime.settings import find_environment_problems, quote, read_environment_numbers
 from tap_pepper.api.client import PepperClient
 from tap_pepper.errors import ConfigError, FatalRunError, PepperError, StreamsFailed
 from tap_pepper.messages import MessageWriter
@@ -27,11 +28,10 @@ from tap_pepper.redaction import redact_in_logs
 from tap_pepper.run_context import ACTIONS_SHARE, RunContext, TimeLimit, UpperBound
 from tap_pepper.settings import (
     CONFIG_JSONSCHEMA,
+    ENVIRONMENT_PREFIX,
     PACKAGE,
     Settings,
-    find_environment_problems,
     find_problems,
-    read_environment_numbers,
 )
 from tap_pepper.streams import STREAMS
 
@@ -69,7 +69,7 @@ class TapPepper(Tap):
     def __init__(self, *, config: Any = None, parse_env_config: bool = False, **kwargs: Any) -> None:
         self._environment = os.environ if parse_env_config else {}
         self.append_builtin_config(self.config_jsonschema)
-        _raise_problems(find_environment_problems(self.config_jsonschema, self._environment))
+        _raise_problems(find_environment_problems(self.config_jsonschema, ENVIRONMENT_PREFIX, self._environment, quote))
         if isinstance(config, dict):
             config = {name: value for name, value in config.items() if value is not None}
         super().__init__(config=config, parse_env_config=parse_env_config, **kwargs)
@@ -155,7 +155,7 @@ class TapPepper(Tap):
         token = self._config.get("auth_token")
         if isinstance(token, str) and token.strip():
             redact_in_logs(token.strip())
-        self._config.update(read_environment_numbers(self.config_jsonschema, self._environment))
+        self._config.update(read_environment_numbers(self.config_jsonschema, ENVIRONMENT_PREFIX, self._environment))
         try:
             lines = find_problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
         except AttributeError:

@@ -25,6 +25,7 @@ from pepper_runtime import logs, telemetry
 from pepper_runtime.cli import SIGNAL_EXIT_CODE, discard_stdout, run_cli
 from pepper_runtime.config import read_config
 from pepper_runtime.progress import display
+from pepper_runtime.settings import describe_errors, find_environment_problems, hide
 from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.loader.batcher import Batch, Batcher
@@ -36,7 +37,7 @@ from target_crm.records import values
 from target_crm.records.fast_path import decode_typical_action
 from target_crm.records.schemas import MissingProperty, snake_case
 from target_crm.records.tally import Rejection
-from target_crm.settings import SETTINGS, Settings, expectation, refuse_malformed
+from target_crm.settings import CONFIG_JSONSCHEMA, ENVIRONMENT_PREFIX, SECRETS, Settings
 from target_crm.sql.tables import WORK_PREFIX
 from target_crm.warehouse.connection import Warehouse
 
@@ -58,18 +59,11 @@ class Route(NamedTuple):
 
 
 class TargetCrm(Target):
-    """Loads Singer streams into a SQL warehouse, and Pepper's loyalty actions into a balance per award.
-
-    Args:
-        warehouse: An open warehouse to load into; by default, the one that the settings name.
-        records_run: Keep a row per stream in `load_runs`.
-        on_quarantine: Called with the records of each batch that go to the quarantine.
-        options: The SDK's own arguments.
-    """
+    """Loads Singer streams into a SQL warehouse, and Pepper's loyalty actions into a balance per award."""
 
     name = "target-crm"
     package_name = "pepper-crm"
-    config_jsonschema: ClassVar[dict[str, Any]] = SETTINGS.to_dict()
+    config_jsonschema: ClassVar[dict[str, Any]] = CONFIG_JSONSCHEMA
     capabilities: ClassVar[list[CapabilitiesEnum]] = [
         PluginCapabilities.ABOUT,
         PluginCapabilities.STREAM_MAPS,
@@ -87,16 +81,24 @@ class TargetCrm(Target):
         on_quarantine: Callable[[Sequence[Rejection]], None] | None = None,
         **options: Any,
     ) -> None:
+        """Read the settings; nothing is connected yet.
+
+        Args:
+            warehouse: An open warehouse to load into; by default, the one that the settings name.
+            records_run: Keep a row per stream in `load_runs`.
+            on_quarantine: Called with the records of each batch that go to the quarantine.
+            options: The SDK's own arguments.
+        """
         if options.get("parse_env_config"):
-            refuse_malformed(os.environ)
+            _raise_problems(find_environment_problems(CONFIG_JSONSCHEMA, ENVIRONMENT_PREFIX, os.environ, hide))
         try:
             super().__init__(**options)
         except ValueError:
             raise SettingError("a TARGET_CRM_… variable that takes JSON, such as stream_maps, holds none") from None
         if self.config.get("flattening_enabled"):
             raise SettingError("flattening_enabled: target-crm keeps objects as JSON; flatten in the tap if you must")
-        self.settings = Settings.of(self.config)
-        self.warehouse = warehouse or Warehouse(self.settings.sqlalchemy_url, self.settings.default_target_schema)
+        self.settings = Settings.from_config(self.config)
+        self.warehouse = warehouse or Warehouse(self.settings.url, self.settings.default_target_schema)
         self.writer = BatchWriter(
             self.warehouse,
             fail_on_conflict=self._fails_on_invalid,
@@ -131,15 +133,15 @@ class TargetCrm(Target):
         if self._config.get("stream_maps") is None:
             self._config.pop("stream_maps", None)
         try:
-            problems = [
-                expectation(".".join(map(str, error.path)) or "config", error.validator, error.validator_value)
-                for error in JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
-            ]
+            errors = JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
+            problems = describe_errors(
+                errors, self.config_jsonschema, secrets=SECRETS, prefix=ENVIRONMENT_PREFIX, show=hide
+            )
         except AttributeError:
             # The SDK's JSON Schema of stream maps is invalid; it fails on this value only.
             problems = ["stream_maps: __else__ may be null or __NULL__ only"]
-        if problems and raise_errors:
-            raise SettingError("; ".join(problems))
+        if raise_errors:
+            _raise_problems(problems)
         return problems
 
     @classmethod
@@ -408,6 +410,11 @@ class TargetCrm(Target):
         if self._fails_on_invalid:
             raise error(rejection.where, {})
         self._batcher.batch.rejections.append(rejection)
+
+
+def _raise_problems(problems: Sequence[str]) -> None:
+    if problems:
+        raise SettingError("; ".join(problems))
 
 
 def _version_of(message: dict[str, Any]) -> int | None:

@@ -255,7 +255,7 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
         pytest.param(
             {"BATCH_SIZE_ROWS": "pa55word"},
             ["verify"],
-            "TARGET_CRM_BATCH_SIZE_ROWS: expected a whole number",
+            "TARGET_CRM_BATCH_SIZE_ROWS is invalid, expected a whole number",
             id="type",
         ),
         pytest.param(
@@ -282,7 +282,9 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
             "mysql can't take one of the options in sqlalchemy_url or options",
             id="an-option-of-another-engine",
         ),
-        pytest.param({"STORE_PAYLOAD": "maybe"}, ["verify"], "TARGET_CRM_STORE_PAYLOAD: expected", id="boolean"),
+        pytest.param(
+            {"STORE_PAYLOAD": "maybe"}, ["verify"], "TARGET_CRM_STORE_PAYLOAD is invalid, expected", id="boolean"
+        ),
         pytest.param({}, ["verify", "--config", "none.json"], "config file none.json: No such file", id="no-file"),
     ],
 )

@@ -330,13 +330,19 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
         pytest.param("[]", "config file {path}: expected a JSON object", id="a-list"),
         pytest.param("{", "config file {path}: not JSON (line 1)", id="cut"),
         pytest.param(None, "config file {path}: No such file or directory", id="no-file"),
-        pytest.param('{"batch_size_rows": 0}', "batch_size_rows: expected at least 1", id="no-rows"),
+        pytest.param(
+            '{"batch_size_rows": 0}',
+            "batch_size_rows is invalid, expected a whole number from 1 to 1000000",
+            id="no-rows",
+        ),
         pytest.param(
             '{"on_invalid_record": "pa55word"}',
-            "on_invalid_record: expected one of quarantine, fail",
+            "on_invalid_record is invalid, expected one of quarantine, fail",
             id="a-choice",
         ),
-        pytest.param('{"sqlalchemy_url": ["pa55word"]}', "sqlalchemy_url: expected text", id="url-is-a-list"),
+        pytest.param(
+            '{"sqlalchemy_url": ["pa55word"]}', "sqlalchemy_url has the wrong type, expected text", id="url-is-a-list"
+        ),
         pytest.param(
             '{"sqlalchemy_url": "pa55word"}',
             "sqlalchemy_url: not a SQLAlchemy URL, expected e.g. sqlite:///crm.db",
@@ -354,12 +360,12 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
         ),
         pytest.param(
             '{"sqlalchemy_url": "sqlite://", "dialect": "sqlite", "password": "pa55word"}',
-            "sqlalchemy_url: says where the warehouse is, and so do dialect, password; leave out one",
+            "sqlalchemy_url and dialect, password both set the warehouse's address; use one of them",
             id="two-addresses",
         ),
         pytest.param(
             '{"host": "h", "password": "pa55word"}',
-            "dialect: expected beside host, password, e.g. postgresql",
+            "dialect is missing next to host, password, e.g. postgresql",
             id="no-dialect",
         ),
         pytest.param(
@@ -369,7 +375,7 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
         ),
         pytest.param(
             '{"dialect": "sqlite", "options": {"timeout": ["pa55word"]}}',
-            "options.timeout: expected text",
+            "options.timeout has the wrong type, expected text",
             id="an-option-that-is-no-text",
         ),
         pytest.param(
@@ -409,7 +415,7 @@ def test_an_error_ends_the_console_script_with_1_and_one_line_without_secrets(tm
         ),
         pytest.param(
             '{"sqlalchemy_url": "sqlite://", "stream_maps": {"actions": {"source": 5}}}',
-            "stream_maps.actions: malformed; target-crm --about tells what it may be",
+            "stream_maps.actions is invalid, which is not allowed there",
             id="a-map-that-is-none",
         ),
         pytest.param(

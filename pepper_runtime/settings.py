@@ -1,0 +1,189 @@
+"""Settings, declared once as the fields of a dataclass, which gives their JSON Schema, checks and documentation."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import MISSING, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+from singer_sdk import typing as th
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from dataclasses import Field
+
+    JsonSchema = Mapping[str, Any]
+
+VALUE_CHARS_MAX = 60
+"""An error message quotes at most this much of a wrong value."""
+
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
+_BOOLEANS = {"true", "1", "yes", "on", "false", "0", "no", "off"}
+_JSON_TYPES: dict[str, Any] = {
+    "str": th.StringType,
+    "int": th.IntegerType,
+    "float": th.NumberType,
+    "bool": th.BooleanType,
+    "tuple[str, ...]": th.ArrayType(th.StringType),
+    "Mapping[str, str]": th.ObjectType(additional_properties=th.StringType()),
+}
+
+
+class SchemaError(Protocol):
+    """The part of `jsonschema.ValidationError` that is used here."""
+
+    absolute_path: Sequence[str | int]
+    validator: str
+    validator_value: Any
+    instance: Any
+
+
+def setting(
+    title: str,
+    description: str,
+    *,
+    default: Any = MISSING,
+    minimum: int | None = None,
+    maximum: int | None = None,
+    choices: Sequence[str] | None = None,
+    examples: Sequence[Any] | None = None,
+    secret: bool = False,
+) -> Any:
+    """Declare a setting. It is required if it has no default; its type annotation gives its JSON type."""
+    metadata = {
+        "title": title,
+        "description": description,
+        "minimum": minimum,
+        "maximum": maximum,
+        "allowed_values": choices and list(choices),
+        "examples": examples and list(examples),
+        "secret": secret,
+    }
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+def config_schema(settings: Any) -> dict[str, Any]:
+    """The JSON Schema of a dataclass of settings."""
+    return th.PropertiesList(*map(_property, fields(settings))).to_dict()
+
+
+def secret_names(settings: Any) -> frozenset[str]:
+    """The settings that no message may quote."""
+    return frozenset(each.name for each in fields(settings) if each.metadata["secret"])
+
+
+def _property(declared: Field[Any]) -> th.Property[Any]:
+    metadata = dict(declared.metadata)
+    minimum, maximum = metadata.pop("minimum"), metadata.pop("maximum")
+    json_type = _JSON_TYPES[str(declared.type).removesuffix(" | None")]
+    if maximum is not None:
+        json_type = json_type(minimum=minimum, maximum=maximum)
+    if declared.default is MISSING:
+        return th.Property(declared.name, json_type, required=True, **metadata)
+    default = list(declared.default) if isinstance(declared.default, tuple) else declared.default
+    return th.Property(declared.name, json_type, default=default, **metadata)
+
+
+def hide(_: object) -> str:
+    """Show no value: a password may have been given to the wrong setting."""
+    return "invalid"
+
+
+def quote(value: object) -> str:
+    """Show a value as JSON, shortened."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + "…"
+
+
+def describe_errors(
+    errors: Iterable[SchemaError],
+    schema: JsonSchema,
+    *,
+    secrets: frozenset[str],
+    prefix: str,
+    show: Callable[[object], str],
+) -> list[str]:
+    """Describe the errors of a config against its JSON Schema, one line per problem.
+
+    Args:
+        errors: What a JSON Schema validator found.
+        schema: The JSON Schema.
+        secrets: The settings whose value is never shown.
+        prefix: That of the environment variables, e.g. `TAP_PEPPER_`.
+        show: How to show a wrong value: `quote` or `hide`.
+    """
+    return list(dict.fromkeys(line for error in errors for line in _describe(error, schema, secrets, prefix, show)))
+
+
+def _describe(
+    error: SchemaError, schema: JsonSchema, secrets: frozenset[str], prefix: str, show: Callable[[object], str]
+) -> Iterator[str]:
+    if not error.absolute_path:
+        for name in error.validator_value if error.validator == "required" else ():
+            if name not in error.instance:
+                yield f"{name} is missing: set it in the config file or as {prefix}{name.upper()}"
+        return
+    name, *deeper = (str(part) for part in error.absolute_path)
+    path = ".".join((name, *deeper))
+    if name in secrets:
+        yield f"{path} has the wrong type, expected text"
+    elif name in schema["properties"] and not deeper:
+        yield f"{name} is {show(error.instance)}, expected {_expected(schema['properties'][name])}"
+    else:
+        yield f"{path} is {show(error.instance)}, which is not allowed there"
+
+
+def find_environment_problems(
+    schema: JsonSchema, prefix: str, environment: Mapping[str, str], show: Callable[[object], str]
+) -> list[str]:
+    """Return what is wrong with settings in environment variables, one line per problem.
+
+    The SDK would take a number that is none for text, and "maybe" for false.
+    """
+    lines = []
+    for name, definition in schema["properties"].items():
+        variable = prefix + name.upper()
+        text = environment.get(variable)
+        if text is None:
+            continue
+        types = definition.get("type", [])
+        if "integer" in types and not text.strip().lstrip("+-").isdecimal():
+            lines.append(f"{variable} is {show(text)}, expected {_expected(definition)}")
+        if "number" in types and not _NUMBER.fullmatch(text.strip()):
+            lines.append(f"{variable} is {show(text)}, expected {_expected(definition)}")
+        if "boolean" in types and text.lower() not in _BOOLEANS:
+            lines.append(f"{variable} is {show(text)}, expected true or false")
+        if "object" in types and not _is_json(text):
+            lines.append(f"{variable} is not JSON, expected an object")
+    return lines
+
+
+def read_environment_numbers(schema: JsonSchema, prefix: str, environment: Mapping[str, str]) -> dict[str, float]:
+    """Read the decimal numbers among the environment variables, because the SDK leaves them as text."""
+    numbers = (name for name, definition in schema["properties"].items() if "number" in definition["type"])
+    return {name: float(text) for name in numbers if (text := environment.get(prefix + name.upper())) is not None}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _expected(definition: JsonSchema) -> str:
+    types = definition.get("type", [])
+    if choices := [str(each) for each in definition.get("enum", ()) if each is not None]:
+        return f"one of {', '.join(choices)}"
+    if "integer" in types:
+        bounded = "minimum" in definition and "maximum" in definition
+        return "a whole number" + (f" from {definition['minimum']} to {definition['maximum']}" if bounded else "")
+    if "number" in types:
+        return f"a number from {definition['minimum']} to {definition['maximum']}"
+    if "boolean" in types:
+        return "true or false"
+    if "array" in types:
+        return 'a list of texts, like ["A", "B"]'
+    return "text" if "string" in types else "an object"
