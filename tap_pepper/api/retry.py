@@ -50,7 +50,7 @@ _REDIRECT: Final = "redirects are not followed, to keep the token on its host: s
 
 STATUS_RULES: Final[dict[int, StatusRule]] = {
     **dict.fromkeys(range(300, 400), StatusRule(FatalAPIError, _REDIRECT)),
-    **dict.fromkeys(requests.models.REDIRECT_STATI, StatusRule(FatalRunError, _REDIRECT)),
+    **dict.fromkeys((301, 302, 303, 307, 308), StatusRule(FatalRunError, _REDIRECT)),
     400: StatusRule(FatalAPIError, "check api_version, page_size and action_types"),
     401: StatusRule(FatalRunError, "check auth_token, and that it belongs to application_id"),
     403: StatusRule(
