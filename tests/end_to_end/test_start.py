@@ -1,4 +1,4 @@
-"""How the console scripts start: quickly, since a run that finds nothing new is made of little else."""
+"""The console scripts start quickly: start-up is most of the time of a run without new data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNUSED = {"jinja2", "opentelemetry", "pandas", "pendulum", "psycopg", "pyarrow",
 
 
 def run(folder: Path, name: str, *arguments: str, messages: str = "", **settings: str) -> tuple[str, set[str]]:
-    """What a console script writes to stdout, and the modules that it imports."""
+    """Run a console script; return its output and the modules it imports."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *command(name, *arguments)],
         input=messages,
@@ -33,7 +33,7 @@ def run(folder: Path, name: str, *arguments: str, messages: str = "", **settings
     return done.stdout, set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
 
 
-def test_a_poll_that_finds_nothing_imports_nothing_unused(tmp_path: Path) -> None:
+def test_a_poll_without_new_data_imports_nothing_unused(tmp_path: Path) -> None:
     with Script(listing()) as pepper:
         path = tmp_path / "config.json"
         path.write_text(json.dumps(config(pepper.url, start_date="2026-10-01")))
@@ -43,7 +43,7 @@ def test_a_poll_that_finds_nothing_imports_nothing_unused(tmp_path: Path) -> Non
     assert not imported & UNUSED
 
 
-def test_a_load_of_nothing_and_a_look_at_it_import_nothing_unused(tmp_path: Path) -> None:
+def test_an_empty_load_and_its_verification_import_nothing_unused(tmp_path: Path) -> None:
     settings = {"TARGET_CRM_SQLALCHEMY_URL": "sqlite:///crm.db"}
     messages = f"{ACTIONS}\n{state({'bookmarks': {}})}\n"
     output, imported = run(tmp_path, "target-crm", "--config", "ENV", messages=messages, **settings)

@@ -1,13 +1,13 @@
-"""From Pepper to balances, through the real commands; Pepper itself says what each balance has to be."""
+"""From Pepper to balances, through the console scripts. The simulated Pepper knows every true balance."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -17,12 +17,9 @@ from pepper_sandbox.faults import Fault
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import Totals, World
 from tests.helpers import guide
-from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings
+from tests.helpers.commands import RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-NOW = datetime(2026, 3, 29, 0, 30, tzinfo=timezone.utc)
+NOW = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)
 SETTLE = timedelta(seconds=5)
 SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
 
@@ -30,7 +27,7 @@ EARNED, REDEEMED, REFUNDED = map(json.loads, (guide.REWARD_EARNED, guide.REDEEM_
 
 
 def at(action: dict[str, Any], action_id: str, timestamp: str) -> dict[str, Any]:
-    """An example as an action of its own: the guide gives all three one id and one time."""
+    """Return an example with its own id and time: in the guide all three have the same."""
     return {**EARNED, **action, "_id": action_id, "when": {**EARNED["when"], "timestamp": timestamp}}
 
 
@@ -57,7 +54,7 @@ def stored_totals(warehouse_url: str) -> dict[str, Totals]:
 
 
 def everything_stored(warehouse_url: str) -> list[list[tuple[Any, ...]]]:
-    """All that the project promises to be the same, whatever way it came."""
+    """Return all rows that must not depend on how they were delivered."""
     return [
         query(
             warehouse_url,
@@ -71,7 +68,7 @@ def everything_stored(warehouse_url: str) -> list[list[tuple[Any, ...]]]:
     ]
 
 
-def test_every_balance_is_pepper_s_after_seeding_and_after_following(warehouse_url: str, tmp_path: Path) -> None:
+def test_every_balance_matches_peppers_after_a_full_load_and_after_a_poll(warehouse_url: str, tmp_path: Path) -> None:
     world = World(seed=11, users=60, days=20, now=NOW)
     with Sandbox(world) as sandbox:
         pipeline = Pipeline(sandbox, warehouse_url, tmp_path)
@@ -80,14 +77,14 @@ def test_every_balance_is_pepper_s_after_seeding_and_after_following(warehouse_u
         world.advance(timedelta(days=2))
         pipeline.run()
         assert stored_balances(warehouse_url) == world.balances()
-        followed = world.award_totals(after=NOW - SETTLE - timedelta(seconds=300), until=world.now - SETTLE)
-        assert stored_totals(warehouse_url) == followed
+        polled = world.award_totals(after=NOW - SETTLE - timedelta(seconds=300), until=world.now - SETTLE)
+        assert stored_totals(warehouse_url) == polled
         verified = pipeline.verify()
     assert verified.returncode == 0, verified.stdout
     assert json.loads(verified.stdout)["awards"] == len(world.balances())
 
 
-def test_a_perk_that_two_runs_miss_is_marked_as_deleted_in_the_warehouse(tmp_path: Path) -> None:
+def test_a_perk_missing_in_two_runs_is_marked_as_deleted_in_the_warehouse(tmp_path: Path) -> None:
     world = World(seed=16, users=5, days=1, now=NOW)
     before = {perk["_id"] for perk in world.perks()}
     with Sandbox(world) as sandbox:
@@ -104,36 +101,34 @@ def test_a_perk_that_two_runs_miss_is_marked_as_deleted_in_the_warehouse(tmp_pat
 
         assert marked_after_a_run() == set()
         world.advance(timedelta(days=15))
-        gone = before - {perk["_id"] for perk in world.perks()}
-        assert gone
-        assert marked_after_a_run() == set(), "one walk can miss a perk whose page has shifted"
-        assert marked_after_a_run() == gone
+        deleted = before - {perk["_id"] for perk in world.perks()}
+        assert deleted
+        assert marked_after_a_run() == set(), "a single full read can miss a perk on a shifted page"
+        assert marked_after_a_run() == deleted
     assert stored_balances(pipeline.warehouse_url) == world.balances()
 
 
-def test_ten_overlapping_runs_store_what_one_run_stores(warehouse_url: str, tmp_path: Path) -> None:
+def test_ten_overlapping_runs_store_the_same_rows_as_one_run(tmp_path: Path) -> None:
     world = World(seed=12, users=40, days=10, now=NOW)
     start = {"TAP_PEPPER_START_DATE": (NOW - timedelta(days=11)).isoformat()}
     with Sandbox(world) as sandbox:
         folder = tmp_path / "overlapping"
         folder.mkdir()
-        overlapping = Pipeline(
-            sandbox, warehouse_url, folder, {**start, "TAP_PEPPER_LOOKBACK_SECONDS": str(2 * 24 * 3600)}
-        )
+        settings = {**start, "TAP_PEPPER_LOOKBACK_SECONDS": str(2 * 24 * 3600)}
+        overlapping = Pipeline(sandbox, f"sqlite:///{tmp_path / 'overlapping.db'}", folder, settings)
         for _ in range(10):
             overlapping.run()
             world.advance(timedelta(hours=7))
         overlapping.run()
         once = Pipeline(sandbox, f"sqlite:///{tmp_path / 'once.db'}", tmp_path, start)
         once.run()
-    assert stored_balances(warehouse_url) == world.balances()
-    assert stored_totals(warehouse_url) == world.award_totals(until=world.now - SETTLE)
-    if warehouse_url.startswith("sqlite"):
-        assert everything_stored(warehouse_url) == everything_stored(once.warehouse_url)
+    assert stored_balances(overlapping.warehouse_url) == world.balances()
+    assert stored_totals(overlapping.warehouse_url) == world.award_totals(until=world.now - SETTLE)
+    assert everything_stored(overlapping.warehouse_url) == everything_stored(once.warehouse_url)
 
 
 @pytest.mark.parametrize(
-    "scripted",
+    "active_faults",
     [
         pytest.param([faults.rows_shuffled(), faults.last_row_repeated()], id="rows-shuffled-and-repeated"),
         pytest.param([faults.filters_ignored("when.timestamp", "updatedAt")], id="filters-ignored"),
@@ -141,9 +136,9 @@ def test_ten_overlapping_runs_store_what_one_run_stores(warehouse_url: str, tmp_
         pytest.param([faults.connection_cut().nth(2, 5), faults.server_error().nth(3)], id="broken-connections"),
     ],
 )
-def test_balances_are_pepper_s_when_pepper_behaves_oddly(scripted: list[Fault], tmp_path: Path) -> None:
+def test_balances_match_peppers_despite_faults(active_faults: list[Fault], tmp_path: Path) -> None:
     world = World(seed=13, users=15, days=5, now=NOW)
-    with Sandbox(world, faults=scripted) as sandbox:
+    with Sandbox(world, faults=active_faults) as sandbox:
         pipeline = Pipeline(sandbox, f"sqlite:///{tmp_path / 'crm.db'}", tmp_path)
         pipeline.run()
         world.advance(timedelta(hours=30))
@@ -151,7 +146,7 @@ def test_balances_are_pepper_s_when_pepper_behaves_oddly(scripted: list[Fault], 
     assert stored_balances(pipeline.warehouse_url) == world.balances()
 
 
-def test_the_guide_s_examples_become_balances(warehouse_url: str, tmp_path: Path) -> None:
+def test_the_examples_of_peppers_guide_become_balances(tmp_path: Path) -> None:
     actions = [
         EARNED,
         at(REDEEMED, "yyyy", "2021-03-05T13:38:00.000Z"),
@@ -159,7 +154,8 @@ def test_the_guide_s_examples_become_balances(warehouse_url: str, tmp_path: Path
     ]
     serve = Fault("the guide's actions", lambda request, answer: answer(request).with_payload({"actions": actions}))
     nothing = Fault("no rows", lambda request, answer: answer(request).with_payload({"items": []}))
-    now = datetime(2021, 3, 5, 14, tzinfo=timezone.utc)
+    now = datetime(2021, 3, 5, 14, tzinfo=UTC)
+    warehouse_url = f"sqlite:///{tmp_path / 'crm.db'}"
     with Sandbox(World(users=1, days=0, now=now), faults=[serve.on("/actions"), nothing.on("/awards")]) as sandbox:
         Pipeline(sandbox, warehouse_url, tmp_path, {"TAP_PEPPER_START_DATE": "2021-03-05"}).run()
     assert query(
@@ -175,47 +171,8 @@ def test_the_guide_s_examples_become_balances(warehouse_url: str, tmp_path: Path
     assert payload == {**EARNED, "when_timestamp": "2021-03-05T13:37:52.194Z"}
 
 
-def test_meltano_seeds_then_follows_from_its_state(tmp_path: Path) -> None:
-    world = World(seed=14, users=30, days=5, now=NOW)
-    warehouse_url = f"sqlite:///{tmp_path / 'crm.db'}"
-
-    def meltano(settings: Mapping[str, str], *arguments: str) -> str:
-        ran = subprocess.run(
-            command("meltano", *arguments),
-            env=environment(**settings),
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            timeout=RUN_SECONDS_MAX,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        return ran.stdout
-
-    with Sandbox(world) as sandbox:
-        settings = {
-            **pepper_settings(sandbox),
-            "TARGET_CRM_SQLALCHEMY_URL": warehouse_url,
-            "MELTANO_SYS_DIR_ROOT": str(tmp_path / "meltano"),
-            "MELTANO_DATABASE_URI": f"sqlite:///{tmp_path / 'meltano.db'}",
-            "XDG_STATE_HOME": str(tmp_path),
-        }
-        meltano(settings, "run", "perks", "loyalty")
-        assert stored_balances(warehouse_url) == world.balances()
-        assert len(query(warehouse_url, "SELECT _id FROM perks")) == len(world.perks())
-        seeded = len(sandbox.requests)
-        world.advance(timedelta(hours=20))
-        meltano(settings, "run", "loyalty")
-        asked = [request for request in sandbox.requests[seeded:] if request.path == "/awards"]
-        verified = meltano(settings, "invoke", "target-crm:verify")
-    assert stored_balances(warehouse_url) == world.balances()
-    assert asked
-    assert all(request.parameter("updatedAt") for request in asked), "the second run follows from the first one's state"
-    assert "actions: OK" in verified
-
-
-def test_the_messages_of_a_run_are_those_of_the_golden_run(tmp_path: Path) -> None:
-    """`GOLDEN=renew ./dev test tests/test_whole_path.py` writes the snapshot anew; read the difference."""
+def test_the_messages_of_a_run_match_the_snapshot(tmp_path: Path) -> None:
+    """`GOLDEN=renew ./dev test tests/end_to_end/test_whole_path.py` updates the snapshot; read the difference."""
     world = World(seed=15, users=2, days=3, now=NOW)
     with Sandbox(world) as sandbox:
         ran = subprocess.run(

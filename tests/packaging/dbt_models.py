@@ -1,4 +1,4 @@
-"""`./dev dbt`: build dbt/ as a package in a project, on two engines, and hold its figures against plain Python."""
+"""`./dev dbt`: build the dbt package on DuckDB and PostgreSQL, and compare its numbers with plain Python."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AS_OF = "select * from ({{{{ pepper_crm.balances_as_of(\"timestamp '{moment}'\")
 
 
 def main() -> None:
-    """Try it with the dbt that is named."""
+    """Build and check with the dbt command given as the argument."""
     dbt = str(Path(sys.argv[1]).resolve())
     with tempfile.TemporaryDirectory() as name, PostgresServer() as server:
         folder = Path(name)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def load(url: str, folder: Path) -> World:
-    """A programme of some weeks, loaded in six runs, with edits, and an award that is gone."""
+    """Load a programme of some weeks in six runs, with edits and a deleted award."""
     world = World(seed=19, users=40, days=30, now=START)
     with Sandbox(world) as sandbox:
         pipeline = Pipeline(sandbox, url, folder, {"TAP_PEPPER_START_DATE": LEDGER_START.isoformat()})
@@ -53,14 +53,14 @@ def load(url: str, folder: Path) -> World:
             world.advance(timedelta(days=4))
             world.change_points(edited, Decimal("7.5"))
             pipeline.run()
-    # It was there for most of the time, and it has moved.
-    gone = query(url, "SELECT max(award_id) FROM award_balances WHERE action_count > 1")[0][0]
-    execute(url, f"UPDATE awards SET _sdc_deleted_at = '2026-02-05 10:00:00' WHERE _id = '{gone}'")
+    # An award with changes, deleted near the end.
+    deleted = query(url, "SELECT max(award_id) FROM award_balances WHERE action_count > 1")[0][0]
+    execute(url, f"UPDATE awards SET _sdc_deleted_at = '2026-02-05 10:00:00' WHERE _id = '{deleted}'")
     return world
 
 
 class Shop:
-    """A dbt project that has the package among its own, and a model that calls its macro."""
+    """A dbt project that uses the package, with models that call its macro."""
 
     def __init__(self, dbt: str, folder: Path, url: str) -> None:
         self._dbt = dbt
@@ -81,7 +81,7 @@ class Shop:
             (folder / "models" / f"as_of_{number}.sql").write_text(model)
 
     def run(self, *arguments: str) -> None:
-        """Run dbt here; ends everything where it fails."""
+        """Run dbt in the project; exit if it fails."""
         ran = subprocess.run(
             [self._dbt, "--no-use-colors", "--warn-error", *arguments, "--profiles-dir", "."],
             cwd=self._folder,
@@ -99,32 +99,34 @@ class Shop:
 
 
 def check(url: str, world: World) -> str:
-    """Compare all models with plain Python over the ledger; returns what was compared.
+    """Compare all models with plain Python over the ledger; return a summary.
 
     Raises:
         AssertionError: they differ.
     """
     awards = read_awards(url)
-    sure = {award for award, sights in awards.items() if is_explained(sights)}
-    assert len(sure) > len(awards) // 3
+    unedited = {award for award, history in awards.items() if is_explained(history)}
+    assert len(unedited) > len(awards) // 3
     compared = 0
     for number, moment in enumerate(MOMENTS):
-        told = dict(query(url, f"SELECT award_id, points FROM models.as_of_{number}"))
+        found = dict(query(url, f"SELECT award_id, points FROM models.as_of_{number}"))
         expected = {award: points for award in awards if (points := points_at(awards[award], moment)) is not None}
-        assert told == expected, moment
+        assert found == expected, moment
         compared += len(expected)
-        # Where nobody edited an award, Pepper itself says what it held.
+        # The simulated Pepper knows the balances of unedited awards at any time.
         truth = world.balances(moment)
-        assert {award: told[award] for award in sure} == {award: truth.get(award, Decimal(0)) for award in sure}
+        assert {award: found[award] for award in unedited} == {
+            award: truth.get(award, Decimal(0)) for award in unedited
+        }
     days, cohorts = check_days(url, awards), check_cohorts(url, awards)
     return (
-        f"{compared} balances as of {len(MOMENTS)} moments ({len(sure)} awards also by Pepper's word), "
+        f"{compared} balances as of {len(MOMENTS)} moments ({len(unedited)} awards also compared with Pepper's), "
         f"{days} days by perk, {cohorts} months of cohorts"
     )
 
 
 def read_awards(url: str) -> dict[str, dict[str, Any]]:
-    """Per award: its owner, its perk, its actions in order, a newer snapshot if there is one, and when it went."""
+    """Return each award's user, perk, actions in order, newer snapshot (if any) and time of deletion."""
     found: dict[str, dict[str, Any]] = {}
     for award, user, perk, points, as_of, source, deleted in query(
         url,
@@ -144,7 +146,7 @@ def read_awards(url: str) -> dict[str, dict[str, Any]]:
 
 
 def utc(found: datetime | None) -> Any:
-    """An instant of the warehouse's: DuckDB keeps UTC without a zone."""
+    """Return a time of the warehouse in UTC: DuckDB stores it without a zone."""
     if found is None:
         return None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
@@ -155,12 +157,12 @@ def signed(effect: str, delta: Decimal) -> Decimal:
 
 
 def points_at(award: dict[str, Any], moment: datetime) -> Decimal | None:
-    """The newest sight up to a moment, else the opening points; None once it is gone."""
+    """Return the newest observation until a time, else the opening points; None once the award is deleted."""
     if award["deleted"] and award["deleted"] <= moment:
         return None
-    seen = [(at, available) for at, _, _, available in award["actions"]]
-    seen += [award["snapshot"]] if award["snapshot"] else []
-    for at, points in reversed(seen):
+    observations = [(at, available) for at, _, _, available in award["actions"]]
+    observations += [award["snapshot"]] if award["snapshot"] else []
+    for at, points in reversed(observations):
         if at <= moment:
             return Decimal(points)
     if award["actions"]:
@@ -170,7 +172,7 @@ def points_at(award: dict[str, Any], moment: datetime) -> Decimal | None:
 
 
 def is_explained(award: dict[str, Any]) -> bool:
-    """Whether its actions form a chain without a gap, and no snapshot is newer."""
+    """Whether the actions form a chain without gaps, and no snapshot is newer."""
     chain = award["actions"]
     steps = pairwise(chain)
     return (
@@ -182,18 +184,18 @@ def is_explained(award: dict[str, Any]) -> bool:
 
 
 def check_days(url: str, awards: dict[str, dict[str, Any]]) -> int:
-    told = {
+    found = {
         (day, perk): figures
         for day, perk, *figures in query(
             url, "SELECT day, perk_id, points, changed, earned, redeemed, refunded, actions FROM models.daily_balances"
         )
     }
-    moved = [at.date() for award in awards.values() for at, *_ in award["actions"]]
-    moved += [award["snapshot"][0].date() for award in awards.values() if award["snapshot"]]
-    moved += [award["deleted"].date() for award in awards.values() if award["deleted"]]
-    days = [min(moved) + timedelta(days=number) for number in range((max(moved) - min(moved)).days + 1)]
+    changed = [at.date() for award in awards.values() for at, *_ in award["actions"]]
+    changed += [award["snapshot"][0].date() for award in awards.values() if award["snapshot"]]
+    changed += [award["deleted"].date() for award in awards.values() if award["deleted"]]
+    days = [min(changed) + timedelta(days=number) for number in range((max(changed) - min(changed)).days + 1)]
     perks = {award["perk"] for award in awards.values()}
-    assert told.keys() == {(day, perk) for day in days for perk in perks}
+    assert found.keys() == {(day, perk) for day in days for perk in perks}
     for day in days:
         for perk in perks:
             own = [award for award in awards.values() if award["perk"] == perk]
@@ -206,7 +208,7 @@ def check_days(url: str, awards: dict[str, dict[str, Any]]) -> int:
                 sum((delta for _, effect, delta, _ in actions if effect == wanted), Decimal(0))
                 for wanted in ("earned", "redeemed", "refunded")
             ]
-            assert told[day, perk] == [points, points - before, *sums, len(actions)], (day, perk)
+            assert found[day, perk] == [points, points - before, *sums, len(actions)], (day, perk)
     return len(days)
 
 
@@ -238,7 +240,7 @@ def check_cohorts(url: str, awards: dict[str, dict[str, Any]]) -> int:
             figures[2] += 1
             for _, effect, delta in own:
                 figures[("earned", "redeemed", "refunded").index(effect) + 3] += delta
-    told = {
+    found = {
         (cohort, month): figures
         for cohort, month, *figures in query(
             url,
@@ -246,8 +248,8 @@ def check_cohorts(url: str, awards: dict[str, dict[str, Any]]) -> int:
             "FROM models.cohorts",
         )
     }
-    assert told == expected
-    return len(told)
+    assert found == expected
+    return len(found)
 
 
 if __name__ == "__main__":

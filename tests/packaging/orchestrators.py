@@ -1,4 +1,4 @@
-"""`./dev deploy`: run deploy/'s Airflow DAG and Dagster job, each in an environment of its own, against a sandbox."""
+"""`./dev deploy`: run the Airflow DAG and the Dagster job of deploy/ against a simulated Pepper."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN_SECONDS_MAX = 600
 
 
 def main() -> None:
-    """Run the orchestrators whose commands are named, and hold what each has loaded against the sandbox."""
+    """Run both orchestrators, whose commands are the arguments, and compare the balances with Pepper's."""
     airflow, dagster = (str(Path(name).resolve()) for name in sys.argv[1:])
     _run("Airflow", [[airflow, "db", "migrate"], [airflow, "dags", "test", "pepper-loyalty"]])
     _run("Dagster", [[dagster, "job", "execute", "-f", str(DEPLOY / "dagster_jobs.py"), "-j", "loyalty"]])
@@ -50,8 +50,8 @@ def _run(name: str, commands: list[list[str]]) -> None:
                 sys.exit(f"{' '.join(command)}: exit code {ran.returncode}\n{ran.stdout}{ran.stderr}")
         stored = dict(query(warehouse, "SELECT award_id, points FROM award_balances"))
     if stored != world.balances():
-        sys.exit(f"{name}: {len(stored)} balances that are not Pepper's")
-    print(f"{name}: {len(stored)} balances, all Pepper's")
+        sys.exit(f"{name}: the balances differ from Pepper's")
+    print(f"{name}: compared {len(stored)} balances with Pepper's: OK")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The files in deploy/, run: each as far as this machine can, with a project in a folder in place of /srv/crm."""
+"""The files in deploy/ work, as far as this machine can run them, with a temporary folder instead of /srv/crm."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
 
 DEPLOY = PROJECT / "deploy"
 NOW = datetime(2026, 3, 29, tzinfo=UTC)
-# Meltano starts several processes, one after the other.
+# Meltano starts several processes in sequence.
 JOB_SECONDS_MAX = 300
 
 
 @dataclass(frozen=True)
 class Project:
-    """A Meltano project as the docs lay it out: meltano.yml, `.env` with the settings, an environment in `.venv`."""
+    """A Meltano project as in the docs: meltano.yml, settings in `.env`, the Python environment in `.venv`."""
 
     folder: Path
 
     @classmethod
-    def at(cls, folder: Path, settings: Mapping[str, str]) -> Project:
-        """Lay it out."""
+    def create(cls, folder: Path, settings: Mapping[str, str]) -> Project:
+        """Create the project in a folder."""
         folder.mkdir()
         shutil.copy(PROJECT / "meltano.yml", folder)
         (folder / ".venv").symlink_to(sys.prefix)
         (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         return cls(folder)
 
-    def localized(self, text: str) -> str:
-        """A deployed file's text, with this project in place of /srv/crm."""
+    def with_own_path(self, text: str) -> str:
+        """Return the text of a file with this project's folder instead of /srv/crm."""
         return text.replace("/srv/crm", str(self.folder))
 
     def run(self, arguments: str | list[str], **variables: str) -> str:
-        """Run a command here, with nothing in its environment but what is given; returns what it prints."""
+        """Run a command in the project, with no other environment variables than these; return its output."""
         ran = subprocess.run(
             arguments,
             shell=isinstance(arguments, str),
@@ -71,23 +71,23 @@ def balances(url: str) -> dict[str, Any]:
     return dict(query(url, "SELECT award_id, points FROM award_balances"))
 
 
-def loaded(sandbox: Sandbox, folder: Path) -> dict[str, str]:
+def plugin_settings(sandbox: Sandbox, folder: Path) -> dict[str, str]:
     return {**pepper_settings(sandbox), "TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{folder / 'crm.db'}"}
 
 
 def test_the_crontab_loads_two_merchants_and_verifies(tmp_path: Path) -> None:
     ours, theirs = (World(seed=seed, users=4, days=1, now=NOW) for seed in (1, 2))
     with Sandbox(ours) as sandbox, Sandbox(theirs, token="b", application_id="shop-b") as other:
-        project = Project.at(
+        project = Project.create(
             tmp_path / "crm",
             {
-                **loaded(sandbox, tmp_path),
+                **plugin_settings(sandbox, tmp_path),
                 "TAP_PEPPER__SHOP_B_API_URL": other.url,
                 "TAP_PEPPER__SHOP_B_AUTH_TOKEN": other.token,
                 "TARGET_CRM__SHOP_B_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'shop_b.db'}",
             },
         )
-        crontab = project.localized((DEPLOY / "crontab").read_text())
+        crontab = project.with_own_path((DEPLOY / "crontab").read_text())
         variables = dict(re.findall(r"^(\w+)=(.*)$", crontab, re.MULTILINE))
         lines = re.findall(r"^(?:[\d*/,-]+ +){5}(.*)$", crontab, re.MULTILINE)
         assert len(lines) == 4
@@ -95,7 +95,7 @@ def test_the_crontab_loads_two_merchants_and_verifies(tmp_path: Path) -> None:
     assert balances(f"sqlite:///{tmp_path / 'crm.db'}") == ours.balances()
     assert balances(f"sqlite:///{tmp_path / 'shop_b.db'}") == theirs.balances()
     assert query(f"sqlite:///{tmp_path / 'crm.db'}", "SELECT count(*) FROM perks") == [(len(ours.perks()),)]
-    assert printed[:3] == ["", "", ""], "cron mails what is printed"
+    assert printed[:3] == ["", "", ""], "cron sends any output by mail"
     assert "actions: OK" in printed[3]
     states = subprocess.run(
         command("meltano", "--environment", "prod", "state", "list"),
@@ -116,25 +116,25 @@ def test_the_crontab_loads_two_merchants_and_verifies(tmp_path: Path) -> None:
 def test_the_systemd_units_are_valid_and_run_a_job(tmp_path: Path) -> None:
     world = World(seed=3, users=4, days=1, now=NOW)
     with Sandbox(world) as sandbox:
-        project = Project.at(tmp_path / "crm", loaded(sandbox, tmp_path))
+        project = Project.create(tmp_path / "crm", plugin_settings(sandbox, tmp_path))
         units = tmp_path / "units"
         units.mkdir()
         for unit in (*DEPLOY.glob("*.service"), *DEPLOY.glob("*.timer")):
-            (units / unit.name).write_text(project.localized(unit.read_text()))
+            (units / unit.name).write_text(project.with_own_path(unit.read_text()))
         if shutil.which("systemd-analyze"):
             subprocess.run(["systemd-analyze", "verify", *units.iterdir()], check=True, timeout=RUN_SECONDS_MAX)
         service = (units / "pepper-crm@.service").read_text().replace("%i", "loyalty")
-        told = dict(re.findall(r"^(ExecStart|Environment)=(.*)$", service, re.MULTILINE))
-        name, _, value = told["Environment"].partition("=")
-        project.run(told["ExecStart"].split(), **{name: value})
+        options = dict(re.findall(r"^(ExecStart|Environment)=(.*)$", service, re.MULTILINE))
+        name, _, value = options["Environment"].partition("=")
+        project.run(options["ExecStart"].split(), **{name: value})
     assert balances(f"sqlite:///{tmp_path / 'crm.db'}") == world.balances()
 
 
-def test_a_container_and_then_a_runner_follow_one_state_in_a_database(tmp_path: Path, new_postgres_url: str) -> None:
+def test_a_container_and_a_ci_runner_share_state_in_a_database(tmp_path: Path, new_postgres_url: str) -> None:
     world = World(seed=4, users=4, days=1, now=NOW)
     with Sandbox(world) as sandbox:
         secrets = {
-            **loaded(sandbox, tmp_path),
+            **plugin_settings(sandbox, tmp_path),
             "MELTANO_DATABASE_URI": new_postgres_url.replace("postgresql:", "postgresql+psycopg:"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
         }
@@ -143,21 +143,21 @@ def test_a_container_and_then_a_runner_follow_one_state_in_a_database(tmp_path: 
             json.loads(found) for found in re.findall(r"^(?:ENTRYPOINT|CMD) (.*)$", dockerfile, re.MULTILINE)
         )
         variables = dict(re.findall(r"^ENV (\w+)=(.*)$", dockerfile, re.MULTILINE))
-        Project.at(tmp_path / "container", {}).run([*entrypoint, *arguments], **variables, **secrets)
+        Project.create(tmp_path / "container", {}).run([*entrypoint, *arguments], **variables, **secrets)
         assert balances(secrets["TARGET_CRM_SQLALCHEMY_URL"]) == world.balances()
 
         world.advance(timedelta(hours=20))
-        already_asked = len(sandbox.requests)
+        earlier_requests = len(sandbox.requests)
         workflow = yaml.safe_load((DEPLOY / "github-actions.yml").read_text())["jobs"]["loyalty"]
         (step,) = [step for step in workflow["steps"] if step.get("name") == "Run"]
-        given = {name: secrets[name] for name in (*step["env"], "TAP_PEPPER_API_URL")}
-        Project.at(tmp_path / "runner", {}).run(step["run"], **workflow["env"], **given, PATH=secrets["PATH"])
-        followed = [request for request in sandbox.requests[already_asked:] if request.path == "/awards"]
+        variables = {name: secrets[name] for name in (*step["env"], "TAP_PEPPER_API_URL")}
+        Project.create(tmp_path / "runner", {}).run(step["run"], **workflow["env"], **variables, PATH=secrets["PATH"])
+        later_requests = [request for request in sandbox.requests[earlier_requests:] if request.path == "/awards"]
     assert balances(secrets["TARGET_CRM_SQLALCHEMY_URL"]) == world.balances()
-    assert all(request.parameter("updatedAt") for request in followed)
+    assert all(request.parameter("updatedAt") for request in later_requests)
 
 
-def test_each_role_may_do_its_part_and_no_more(tmp_path: Path, new_postgres_url: str) -> None:
+def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url: str) -> None:
     migration, loader, reader = (
         new_postgres_url.replace("//postgres@", f"//crm_{role}@") for role in ("migration", "loader", "reader")
     )

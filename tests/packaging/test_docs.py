@@ -1,4 +1,4 @@
-"""What README, docs/ and meltano.yml say is so: each command is run, each setting is the plugins' own."""
+"""README, docs/ and meltano.yml are correct: every command runs, every setting matches the plugins'."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PLUGINS = ["tap-pepper", "target-crm"]
-# Settings that the SDK adds; README names the one that users want.
+# Settings of the SDK; the README documents only `stream_maps`.
 BUILT_IN = ("stream_maps", "stream_map_config", "faker_config", "flattening_")
 
 
 @cache
 def about(plugin: str) -> dict[str, Any]:
-    """What the plugin tells of itself, but for versions and for what the SDK adds."""
-    told = subprocess.run(
+    """Return the plugin's `--about`, without versions and the SDK's settings."""
+    printed = subprocess.run(
         command(plugin, "--about", "--format=json"),
         capture_output=True,
         text=True,
         timeout=RUN_SECONDS_MAX,
         check=True,
     )
-    whole = json.loads(told.stdout)
+    whole = json.loads(printed.stdout)
     properties = whole["settings"]["properties"]
     own = {name: definition for name, definition in properties.items() if not name.startswith(BUILT_IN)}
     return {**{name: whole[name] for name in ("name", "description", "capabilities")}, "settings": own}
 
 
 def settings(plugin: str) -> dict[str, dict[str, Any]]:
-    """The plugin's own settings."""
+    """Return the plugin's own settings."""
     own: dict[str, dict[str, Any]] = about(plugin)["settings"]
     return own
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_a_plugin_tells_of_itself_what_is_in_the_snapshot(plugin: str) -> None:
-    """After a wanted change: `GOLDEN=renew ./dev test tests/test_docs.py`."""
+def test_about_matches_the_snapshot(plugin: str) -> None:
+    """To accept a change: `GOLDEN=renew ./dev test tests/packaging/test_docs.py`."""
     snapshot = PROJECT / "tests" / "snapshots" / f"{plugin}.about.json"
     if os.environ.get("GOLDEN") == "renew":
         snapshot.write_text(json.dumps(about(plugin), indent=2) + "\n")
@@ -65,7 +65,7 @@ def test_a_plugin_tells_of_itself_what_is_in_the_snapshot(plugin: str) -> None:
 
 
 def as_table(plugin: str) -> str:
-    """A row a setting: name, default, description, environment variable."""
+    """Format settings as a table: name, environment variable, default, description."""
     prefix = plugin.upper().replace("-", "_")
     rows = ["| setting | default | what it does |", "|---|---|---|"]
     for name, definition in settings(plugin).items():
@@ -91,7 +91,7 @@ def test_readme_tells_the_settings_that_about_tells(plugin: str) -> None:
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_meltano_knows_every_setting_with_its_default(plugin: str) -> None:
+def test_meltano_yml_declares_every_setting_with_its_default(plugin: str) -> None:
     project = yaml.safe_load((PROJECT / "meltano.yml").read_text())
     plugins = [*project["plugins"]["extractors"], *project["plugins"]["loaders"]]
     (declared,) = [entry["settings"] for entry in plugins if entry["name"] == plugin]
@@ -104,15 +104,15 @@ def test_meltano_knows_every_setting_with_its_default(plugin: str) -> None:
 
 
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
-# How many blocks of shell say of themselves that they need the outside world; all others are run.
+# Number of shell blocks marked `not run`, because they need the network. All others are run.
 NOT_RUN = {"README.md": 1, "docs/CONTRIBUTING.md": 1, "docs/deploy.md": 3, "docs/tutorial.md": 1}
-# Some documents run twenty processes, one after the other.
+# Some documents run twenty processes in sequence.
 DOCUMENT_SECONDS_MAX = 600
 BLOCK = re.compile(
     r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>sh|sql)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 SCRATCH = ("meltano.yml", "deploy", "hub", "tests/snapshots")
-# Stands in for ./dev, which would install: what is run in its environment is run in this one, the rest has to exist.
+# Replaces ./dev, which would install packages: `shell` uses this environment, other commands only have to exist.
 DEV = """\
 #!/bin/sh
 if [ "$1" = shell ]; then shift; exec "$@"; fi
@@ -135,7 +135,7 @@ def blocks(document: str) -> list[re.Match[str]]:
 
 
 def as_script(document: str) -> str:
-    """All that a document says to do, in its order; `…` in an export stands for what the environment has already."""
+    """Join all blocks of a document into a script, without exports of `…`: the environment has these variables."""
     lines = ["set -euo pipefail"]
     for block in blocks(document):
         if block["mark"]:
@@ -148,8 +148,8 @@ def as_script(document: str) -> str:
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A folder with what the documents speak of, a Pepper, and an empty PostgreSQL that psql finds by itself."""
+def documented_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A folder with the files that the documents use, a simulated Pepper, and an empty PostgreSQL for psql."""
     for name in SCRATCH:
         source, copy = PROJECT / name, tmp_path / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -177,12 +177,14 @@ def guest(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if len(as_script(name).splitlines()) > 1])
-def test_every_command_in_a_document_runs(document: str, guest: dict[str, str], tmp_path: Path) -> None:
+def test_every_command_in_a_document_runs(
+    document: str, documented_environment: dict[str, str], tmp_path: Path
+) -> None:
     script = as_script(document).replace("8765", str(free_port()))
     with (tmp_path / "output.log").open("w") as output:
         shell = subprocess.Popen(
             ["bash", "-c", script],
-            env=guest,
+            env=documented_environment,
             cwd=tmp_path,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -191,12 +193,12 @@ def test_every_command_in_a_document_runs(document: str, guest: dict[str, str], 
         try:
             exit_code = shell.wait(DOCUMENT_SECONDS_MAX)
         finally:
-            with suppress(ProcessLookupError):  # Where the document has left nothing running.
+            with suppress(ProcessLookupError):  # Nothing is left running.
                 os.killpg(shell.pid, signal.SIGTERM)
     assert exit_code == 0, (tmp_path / "output.log").read_text()
 
 
-def test_what_is_not_run_is_known() -> None:
+def test_only_known_blocks_are_not_run() -> None:
     marked = {document: sum(bool(block["mark"]) for block in blocks(document)) for document in DOCUMENTS}
     assert {document: count for document, count in marked.items() if count} == NOT_RUN
 

@@ -1,4 +1,4 @@
-"""Meltano Hub's definitions: current, of the Hub's form, and enough to add each plugin to a project and run it."""
+"""The Hub definitions are up to date and valid, and suffice to add each plugin to a project and run it."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 3, 29, tzinfo=UTC)
 HUB = PROJECT / "hub"
 DEFINITIONS = {"extractors": HUB / "extractors" / "tap-pepper.yml", "loaders": HUB / "loaders" / "target-crm.yml"}
-# What the Hub's form has besides what Meltano's has.
-FOR_THE_HUB = {
+# Fields of the Hub that Meltano's schema lacks.
+HUB_FIELDS = {
     *("maintenance_status", "quality", "domain_url", "keywords", "definition", "next_steps", "settings_preamble"),
     *("usage", "prereq", "supported_python_versions", "log_parser"),
 }
 
 
-def test_the_definitions_are_what_dev_hub_writes() -> None:
+def test_the_definitions_match_dev_hub() -> None:
     stale = [path.name for path, text in hub.definitions().items() if path.read_text() != text]
     assert not stale, "run ./dev hub"
 
 
 @pytest.mark.parametrize("kind", DEFINITIONS)
-def test_a_definition_is_of_the_form_that_meltano_knows(kind: str) -> None:
+def test_a_definition_matches_meltanos_schema(kind: str) -> None:
     definition = yaml.safe_load(DEFINITIONS[kind].read_text())
     assert {"quality", "maintenance_status", "keywords", "domain_url"} <= definition.keys()
-    plugin = {name: value for name, value in definition.items() if name not in FOR_THE_HUB}
+    plugin = {name: value for name, value in definition.items() if name not in HUB_FIELDS}
     schema = json.loads((files("meltano") / "schemas" / "meltano.schema.json").read_text())
     jsonschema.validate({"plugins": {kind: [plugin]}}, schema)
 
 
 @pytest.mark.parametrize("logo", sorted((HUB / "logos").iterdir()), ids=lambda logo: logo.stem)
-def test_a_logo_is_a_square_drawing_with_nothing_in_it_to_fetch_or_run(logo: Path) -> None:
+def test_a_logo_is_a_square_drawing_without_links_or_scripts(logo: Path) -> None:
     drawing = ET.fromstring(logo.read_text())
     assert drawing.get("viewBox") == "0 0 32 32"
     assert drawing.get("aria-label")
@@ -61,7 +61,7 @@ def test_a_logo_is_a_square_drawing_with_nothing_in_it_to_fetch_or_run(logo: Pat
     assert logo.name in logos
 
 
-def test_a_new_meltano_project_adds_both_from_their_definitions_and_runs_them(tmp_path: Path) -> None:
+def test_a_new_meltano_project_adds_and_runs_both_plugins_from_their_definitions(tmp_path: Path) -> None:
     _, wheel = build(tmp_path)
     pip_url = shlex.join(install_arguments(tmp_path, wheel))
     project = tmp_path / "project"
@@ -82,7 +82,7 @@ def test_a_new_meltano_project_adds_both_from_their_definitions_and_runs_them(tm
             local.write_text(yaml.safe_dump(definition))
             meltano(project, settings, "add", "--from-ref", str(local), definition["name"])
         assert (project / ".meltano" / "extractors" / "tap-pepper" / "venv").is_dir()
-        # `add --from-ref` leaves the definition's selection out; the Hub's own way keeps it.
+        # `add --from-ref` ignores the definition's selection, unlike `add` from the Hub.
         selection = yaml.safe_load(DEFINITIONS["extractors"].read_text())["select"]
         meltano(project, settings, "config", "set", "tap-pepper", "_select", json.dumps(selection))
         meltano(project, settings, "run", "tap-pepper", "target-crm")
@@ -95,7 +95,7 @@ def test_a_new_meltano_project_adds_both_from_their_definitions_and_runs_them(tm
 
 
 def meltano(folder: Path, settings: Mapping[str, Any], *arguments: str) -> str:
-    """Run Meltano in a project; returns what it prints."""
+    """Run Meltano in a project; return its output."""
     ran = subprocess.run(
         command("meltano", *arguments),
         env=environment(**settings),

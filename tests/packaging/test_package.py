@@ -1,4 +1,4 @@
-"""What is published: only what belongs is inside, and it runs where nothing else of the project is."""
+"""The wheel and the sdist contain the right files, and the wheel runs outside the project."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
     yield build(tmp_path_factory.mktemp("dist"))
 
 
-def test_the_wheel_holds_the_four_packages_with_their_schemas_and_nothing_else(packages: tuple[Path, Path]) -> None:
+def test_the_wheel_contains_only_the_four_packages(packages: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(packages[1]).namelist()
     assert {name.split("/")[0] for name in names} == {
         *("tap_pepper", "target_crm", "pepper_sandbox", "pepper_runtime"),
@@ -39,7 +39,7 @@ def test_the_wheel_holds_the_four_packages_with_their_schemas_and_nothing_else(p
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_sdist_holds_sources_tests_and_docs_and_nothing_that_was_made_from_them(
+def test_the_sdist_contains_sources_tests_and_docs_but_no_generated_files(
     packages: tuple[Path, Path],
 ) -> None:
     with tarfile.open(packages[0]) as sdist:
@@ -63,7 +63,7 @@ def test_the_sdist_holds_sources_tests_and_docs_and_nothing_that_was_made_from_t
     assert not [name for name in names if name.endswith((".pyc", ".db", ".log", ".env"))]
 
 
-def test_the_wheel_runs_in_an_environment_of_its_own(packages: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_wheel_runs_in_a_separate_environment(packages: tuple[Path, Path], tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
     scripts = tmp_path / "venv" / "bin"
 
