@@ -1,1 +1,1 @@
-"""What both plugins show the people who run them: log lines, progress on a terminal, traces and metrics."""
+"""What both plugins share at run time: console scripts, config files, logs, progress, telemetry."""

@@ -1,7 +1,6 @@
-"""How log lines look: short text for people, or one JSON object a line for machines.
+"""Format log lines: short text for people, or one JSON object per line for machines.
 
-The SDK writes the JSON, as it does for Meltano, which asks for it by `SINGER_SDK_LOG_CONFIG`. Here is chosen which of
-the two it is, before anything else can go wrong: an error in a config file is to be JSON, too.
+The SDK's `StructuredFormatter` writes the JSON, the same that Meltano requests by `SINGER_SDK_LOG_CONFIG`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _PARSER: Final = click.Command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 
-# What the SDK says of itself at each start, by the beginning of its templates. Nobody waits for it.
+# The SDK logs these at each start; they tell users nothing.
 _NOISE: Final = (
     "Parsing env var",
     "Parsing '%s' config from env",
@@ -70,10 +69,10 @@ def variable_prefix(plugin: str) -> str:
 
 
 def set_up(name: str, log_format: str) -> None:
-    """Have the root's handlers write a format, once the SDK has set them up.
+    """Make the root logger's console handlers write a format. Call it after the SDK has set them up.
 
-    Text leaves out the metrics and what the SDK says of itself, but at DEBUG. Whoever has set up formatters by
-    `SINGER_SDK_LOG_CONFIG`, as Meltano does, keeps them with text.
+    Text leaves out metrics and the SDK's own messages, except at DEBUG. It keeps formatters that were set up by
+    `SINGER_SDK_LOG_CONFIG`, as Meltano does.
     """
     level = logging.getLogger().level
     for handler in console_handlers():
@@ -90,12 +89,12 @@ def is_structured() -> bool:
 
 
 def console_handlers() -> list[logging.StreamHandler[Any]]:
-    """The handlers that write to stderr."""
+    """Return the handlers that write to stderr."""
     return [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
 
 
 def format_line(name: str, level: int, message: str) -> bytes:
-    """What a log line is like, for a signal's handler, which must not use a logger: it may be in use."""
+    """Format a log line for a signal handler, which must not use a logger: the signal may have interrupted one."""
     if not is_structured():
         return f"{name}: {message}\n".encode()
     record = logging.LogRecord(name, level, __file__, 0, message, None, None)
@@ -107,12 +106,6 @@ def format_option(text: str = HELP) -> click.Option:
     return click.Option([OPTION], type=click.Choice(FORMATS, case_sensitive=False), expose_value=False, help=text)
 
 
-def add_format_option(command: click.Command) -> click.Command:
-    """Add the option `--log-format` to a plugin's command."""
-    command.params.append(format_option())
-    return command
-
-
 def _format_in_file(path: str) -> object:
     with suppress(ConfigFileError):
         return read_config(path).get("log_format")
@@ -120,13 +113,13 @@ def _format_in_file(path: str) -> object:
 
 
 def metric_point(record: logging.LogRecord) -> metrics.Point[Any] | None:
-    """The measurement that a record of the SDK's metrics log holds."""
+    """Return the measurement in a record of the SDK's metrics log, if it is one."""
     args = record.args
     return args[0] if isinstance(args, tuple) and args and isinstance(args[0], metrics.Point) else None
 
 
 def _with_stream(record: logging.LogRecord) -> bool:
-    """Name the stream of a metric."""
+    """Add the name of the stream to a metric's record."""
     if point := metric_point(record):
         record.stream_name = point.tags.get("stream")
     return True

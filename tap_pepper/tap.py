@@ -174,7 +174,9 @@ class TapPepper(Tap):
     @classmethod
     def get_singer_command(cls) -> click.Command:
         """The command, with `--log-format`."""
-        return logs.add_format_option(super().get_singer_command())
+        command = super().get_singer_command()
+        command.params.append(logs.format_option())
+        return command
 
     @classmethod
     def cb_config(cls, ctx: click.Context, param: click.Option, value: tuple[str, ...]) -> _ConfigInput:

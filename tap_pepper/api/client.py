@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from threading import Event
 
-    from pepper_runtime.telemetry import Attributes
+    from pepper_runtime.otlp import Attributes
     from tap_pepper.api.rate_limit import CanWait, Clock
     from tap_pepper.raw_json import Row
     from tap_pepper.settings import Settings

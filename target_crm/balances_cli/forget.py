@@ -1,7 +1,7 @@
-"""A person forgotten: what names them leaves the warehouse, and every sum stays what it is.
+"""Erase a user's personal data; balances stay unchanged.
 
-Balances need ids, times and points, and nothing else. So the ledger keeps those and loses the payload, which its hash
-does not cover: the same action read again is known, and leaves nothing behind.
+Balances need only ids, times and points. The ledger keeps those and loses the payload. The hash that identifies a
+duplicate does not cover the payload, so the same action loaded again is a duplicate and does not restore the payload.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
-# Rows of the quarantine that are in memory at a time; each may be a line of some megabytes.
+# Quarantined records in memory at a time; each may have some megabytes.
 ROWS_AT_A_TIME = 100
 
 
 def forget(warehouse: Warehouse, user_id: str) -> dict[str, int]:
-    """Erase what names a person, in one transaction.
+    """Erase a user's personal data, in one transaction.
 
-    That is the payloads of their actions, and of others' that name their id; all columns of their rows of `users` and
-    `awards` but for ids, points and times; and records in quarantine that name their id, or that of an award of theirs.
+    - Payloads of the user's actions, and of other actions that contain the user's id.
+    - All columns of the user's rows in `users` and `awards`, except ids, points and times.
+    - Quarantined records that contain the id of the user or of one of the user's awards.
 
     Returns:
-        In how many rows of each table something was erased.
+        The number of changed rows per table.
     """
     erased: dict[str, int] = {}
     tables = warehouse.tables
@@ -61,13 +62,13 @@ def _awards_of(tables: Tables, user_id: str) -> Select[Any]:
 def _erase_payloads(connection: Connection, tables: Tables, user_id: str) -> int:
     actions = tables.actions
     payload = cast(actions.c.payload, LongText())
-    theirs = or_(
+    is_users = or_(
         actions.c.user_id == user_id,
         actions.c.award_id.in_(_awards_of(tables, user_id)),
-        # Unlike LIKE, this tells upper from lower case everywhere.
+        # Unlike LIKE, this is case-sensitive on every engine.
         func.replace(payload, values.json_text(user_id), "") != payload,
     )
-    return _erase(connection, actions, theirs, "payload")
+    return _erase(connection, actions, is_users, "payload")
 
 
 def _erase_columns(connection: Connection, tables: Tables, name: str, key: str, user_id: str, *, kept: set[str]) -> int:
@@ -82,29 +83,29 @@ def _erase_columns(connection: Connection, tables: Tables, name: str, key: str, 
     return _erase(connection, rows, rows.c[key] == user_id, *personal)
 
 
-def _erase(connection: Connection, rows: TableClause, whose: ColumnElement[bool], *names: str) -> int:
-    """Empty columns of some rows; returns how many rows had something in them."""
-    there = and_(whose, or_(false(), *(rows.c[name].is_not(None) for name in names)))
-    count = connection.scalar(select(func.count()).select_from(rows).where(there)) or 0
+def _erase(connection: Connection, rows: TableClause, where: ColumnElement[bool], *names: str) -> int:
+    """Set columns of some rows to null; return how many rows had a value in one of them."""
+    filled = and_(where, or_(false(), *(rows.c[name].is_not(None) for name in names)))
+    count = connection.scalar(select(func.count()).select_from(rows).where(filled)) or 0
     if count:
-        connection.execute(rows.update().where(there).values(dict.fromkeys(names, null())))
+        connection.execute(rows.update().where(filled).values(dict.fromkeys(names, null())))
     return count
 
 
 def _erase_rejected(connection: Connection, rejected: Table, ids: set[str]) -> int:
-    """Empty the payloads that name an id. A row stays, and with it that the record was read, and why it was refused."""
+    """Empty the payloads that contain an id. The rows stay, with the reason why the record was refused."""
     count, last_id = 0, ""
     page = select(rejected.c.rejected_id, rejected.c.payload).order_by(rejected.c.rejected_id).limit(ROWS_AT_A_TIME)
     while rows := connection.execute(page.where(rejected.c.rejected_id > last_id)).all():
         last_id = rows[-1].rejected_id
-        naming = [row.rejected_id for row in rows if _names(row.payload, ids)]
-        connection.execute(rejected.update().where(rejected.c.rejected_id.in_(naming)).values(payload=""))
-        count += len(naming)
+        affected = [row.rejected_id for row in rows if _contains(row.payload, ids)]
+        connection.execute(rejected.update().where(rejected.c.rejected_id.in_(affected)).values(payload=""))
+        count += len(affected)
     return count
 
 
-def _names(payload: str, ids: set[str]) -> bool:
-    """Whether a record names one of the ids; a line that is no JSON, whether it is in there."""
+def _contains(payload: str, ids: set[str]) -> bool:
+    """Whether a record has one of the ids as a value, or, if it is not JSON, in its text."""
     try:
         document = values.from_json(payload)
     except ValueError:
@@ -113,7 +114,7 @@ def _names(payload: str, ids: set[str]) -> bool:
 
 
 def _texts(document: Any) -> Iterator[str]:
-    """All values in a JSON document, as texts."""
+    """Yield all values in a JSON document as text."""
     pending = [document]
     while pending:
         value = pending.pop()

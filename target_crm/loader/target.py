@@ -147,7 +147,9 @@ class TargetCrm(Target):
     @classmethod
     def get_singer_command(cls) -> click.Command:
         """The command, with `--log-format`."""
-        return logs.add_format_option(super().get_singer_command())
+        command = super().get_singer_command()
+        command.params.append(logs.format_option())
+        return command
 
     @classmethod
     def cb_config(cls, ctx: Any, param: Any, value: tuple[str, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""crm-balances as-of: what was known of every balance at a time is what a load up to then would have known."""
+"""crm-balances as-of: the balances at a time equal those of a load that ended then."""
 
 from __future__ import annotations
 
@@ -38,16 +38,14 @@ def known(url: str, moment: datetime) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_balance_as_of_a_time_is_that_of_a_load_that_ended_then(
-    warehouse_url: str, tmp_path: Path, seed: int
-) -> None:
+def test_as_of_equals_a_load_that_ended_then(warehouse_url: str, tmp_path: Path, seed: int) -> None:
     random = Random(seed)
     ticks = [BEGAN + timedelta(seconds=random.randrange(100)) for _ in range(150)]
     history = [
         (tick, action(f"a{n}", random.choice([*DELTAS]), delta=1, available=n, award=f"w{n % 20}", at=iso(tick)))
         for n, tick in enumerate(ticks)
     ]
-    # Of each award's snapshots only the newest is kept, so each has but one.
+    # The warehouse keeps only the newest snapshot of an award, so each award has one here.
     history += [(tick, snapshot(f"w{n}", 1000 + n, at=iso(tick))) for n, tick in enumerate(ticks[:30])]
     random.shuffle(history)
     load(warehouse_url, [ACTIONS, AWARDS, *(message for _, message in history)])
@@ -59,7 +57,7 @@ def test_a_balance_as_of_a_time_is_that_of_a_load_that_ended_then(
         assert known(warehouse_url, moment) == table(then, "award_balances")
 
 
-def test_awards_that_nobody_had_seen_and_those_that_were_gone_are_left_out(warehouse_url: str) -> None:
+def test_as_of_omits_awards_not_yet_observed_or_already_deleted(warehouse_url: str) -> None:
     messages = [
         *(AWARDS, snapshot("w1", 5, at="2026-10-01T12:00:00Z"), snapshot("w2", 7, at="2026-10-02T12:00:00Z"), ACTIONS),
         action("a1", available=4, award="w1", at="2026-10-03T12:00:00Z"),
@@ -78,7 +76,7 @@ def test_awards_that_nobody_had_seen_and_those_that_were_gone_are_left_out(wareh
     assert points("2026-10-04T00:00:00") == {"w1": 4}
 
 
-def test_it_is_printed_as_csv_or_as_json(
+def test_as_of_prints_csv_or_json(
     warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load(warehouse_url, [ACTIONS, *(action(f"a{n}", delta="0.25", available=n, award=f"w{n:04}") for n in range(1500))])

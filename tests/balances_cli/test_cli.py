@@ -1,4 +1,4 @@
-"""crm-balances: it proves balances, finds what was tampered with, mends what can be mended, and says so."""
+"""crm-balances verify, rebuild and replay, and errors of all commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.balances import run_balances
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
 
-# Two awards that actions explain from end to end, one that was edited in between, one known by its snapshot alone.
+# w1 and w2: explained by actions. w3: edited in Pepper between two actions. w4: only a snapshot.
 HISTORY = [
     AWARDS,
     snapshot("w1", 10, at="2026-10-01T00:00:00Z"),
@@ -35,7 +35,7 @@ HISTORY = [
 
 @pytest.fixture
 def balances(warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs crm-balances on the warehouse that holds `HISTORY`; returns the exit code and what it printed."""
+    """Runs crm-balances on a warehouse that holds `HISTORY`; returns the exit code and the output."""
     load(warehouse_url, HISTORY)
     capsys.readouterr()
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
@@ -47,7 +47,7 @@ def balances(warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     return call
 
 
-def test_verify_proves_all_balances_and_takes_an_edit_in_pepper_for_no_drift(balances: Any) -> None:
+def test_verify_counts_an_edit_in_pepper_as_a_gap_not_as_drift(balances: Any) -> None:
     exit_code, output = balances("verify", "--json")
 
     report = json.loads(output)
@@ -63,7 +63,7 @@ def test_verify_proves_all_balances_and_takes_an_edit_in_pepper_for_no_drift(bal
     assert gap == {"award_id": "w3", "gaps": "1"}
 
 
-def test_verify_tells_people_the_same_as_a_table(balances: Any) -> None:
+def test_verify_prints_a_table(balances: Any) -> None:
     exit_code, output = balances("verify")
 
     assert exit_code == 0
@@ -98,12 +98,12 @@ def test_verify_tells_people_the_same_as_a_table(balances: Any) -> None:
         pytest.param(
             "DELETE FROM award_balances WHERE award_id = 'w2'",
             {"fold": [{"award_id": "w2", "points": None, "expected_points": "3.0000"}]},
-            id="a-balance-is-gone",
+            id="balance-deleted",
         ),
         pytest.param(
             "DELETE FROM actions WHERE award_id = 'w2'",
             {"fold": [{"award_id": "w2", "points": "3.0000", "expected_points": None}]},
-            id="a-ledger-row-is-gone",
+            id="ledger-row-deleted",
         ),
         pytest.param(
             "UPDATE awards SET points = 8 WHERE _id = 'w4'",
@@ -111,7 +111,7 @@ def test_verify_tells_people_the_same_as_a_table(balances: Any) -> None:
                 "fold": [{"award_id": "w4", "points": "0.2500", "expected_points": "8.0000"}],
                 "snapshot": [{"award_id": "w4", "points": "0.2500", "expected_points": "8.0000"}],
             },
-            id="a-snapshot-of-that-time-says-otherwise",
+            id="snapshot-of-the-same-time-differs",
         ),
         pytest.param(
             "UPDATE awards SET points = 8, updated_at = '2026-10-02 00:00:00.000000+00' WHERE _id = 'w1'",
@@ -119,11 +119,11 @@ def test_verify_tells_people_the_same_as_a_table(balances: Any) -> None:
                 "fold": [{"award_id": "w1", "points": "12.0000", "expected_points": "8.0000"}],
                 "snapshot": [{"award_id": "w1", "points": "12.0000", "expected_points": "8.0000"}],
             },
-            id="a-newer-snapshot-says-otherwise",
+            id="newer-snapshot-differs",
         ),
     ],
 )
-def test_verify_finds_what_was_tampered_with_and_rebuild_mends_it(
+def test_verify_finds_tampered_balances_and_rebuild_fixes_them(
     balances: Any, warehouse_url: str, tampering: str, checks: dict[str, Any]
 ) -> None:
     if warehouse_url.startswith("sqlite"):
@@ -143,7 +143,7 @@ def test_verify_finds_what_was_tampered_with_and_rebuild_mends_it(
     assert balances("verify")[0] == 0
 
 
-def test_rebuild_gives_the_very_rows_that_loading_gave(balances: Any, warehouse_url: str) -> None:
+def test_rebuild_gives_the_same_rows_as_loading(balances: Any, warehouse_url: str) -> None:
     loaded = table(warehouse_url, "award_balances")
     assert [(row["award_id"], row["points"], row["earned_total"]) for row in loaded] == [
         ("w1", Decimal(12), Decimal(2)),
@@ -158,10 +158,8 @@ def test_rebuild_gives_the_very_rows_that_loading_gave(balances: Any, warehouse_
     assert balances("rebuild", "--json") == (0, '{"balances":4}\n')
 
 
-def test_rebuild_on_postgresql_writes_nothing_anew_that_is_right(
-    new_postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A million balances written anew would grow the index and the log, and hold back whoever reads them."""
+def test_rebuild_on_postgresql_rewrites_only_wrong_rows(new_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewriting a million correct balances would bloat the index and the WAL, and block readers."""
     load(new_postgres_url, HISTORY)
     execute(new_postgres_url, "UPDATE award_balances SET points = -1 WHERE award_id = 'w2'")
     where = "SELECT award_id, ctid::text FROM award_balances ORDER BY award_id"
@@ -175,7 +173,7 @@ def test_rebuild_on_postgresql_writes_nothing_anew_that_is_right(
     assert run_balances(["verify"]) == 0
 
 
-def test_rebuild_on_postgresql_mends_a_balance_that_is_there_twice_for_want_of_a_key(
+def test_rebuild_on_postgresql_fixes_a_duplicate_balance(
     new_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(new_postgres_url, HISTORY)
@@ -188,7 +186,7 @@ def test_rebuild_on_postgresql_mends_a_balance_that_is_there_twice_for_want_of_a
     assert run_balances(["verify"]) == 0
 
 
-def test_loading_goes_on_after_a_rebuild(balances: Any, warehouse_url: str) -> None:
+def test_loading_continues_after_a_rebuild(balances: Any, warehouse_url: str) -> None:
     balances("rebuild")
 
     load(warehouse_url, [*HISTORY, action("b2", delta=1, available=4, award="w2", at="2026-10-02T00:00:00Z")])
@@ -201,7 +199,7 @@ def test_loading_goes_on_after_a_rebuild(balances: Any, warehouse_url: str) -> N
     }
 
 
-def test_a_report_names_the_first_few_awards_and_counts_them_all(
+def test_verify_names_the_first_awards_and_counts_all(
     warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load(warehouse_url, [ACTIONS, *(action(f"a{n:02}", award=f"w{n:02}") for n in range(25))])
@@ -214,7 +212,7 @@ def test_a_report_names_the_first_few_awards_and_counts_them_all(
     assert (fold["differing"], [row["award_id"] for row in fold["examples"]]) == (25, [f"w{n:02}" for n in range(20)])
 
 
-def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_path: Path) -> None:
+def test_console_script_takes_a_config_file_and_prints_only_json(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'crm.db'}"
     load(url, HISTORY)
     execute(url, "DELETE FROM award_balances WHERE award_id = 'w1'")
@@ -223,7 +221,7 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
 
     result = subprocess.run(
         command("crm-balances", "verify", "--json", "--config", str(config)),
-        # A file stands for itself: the environment is not asked.
+        # With a config file, the environment is not read.
         env=environment(TARGET_CRM_SQLALCHEMY_URL="nowhere"),
         cwd=tmp_path,
         capture_output=True,
@@ -288,7 +286,7 @@ def test_the_console_script_takes_a_config_file_and_prints_nothing_but_json(tmp_
         pytest.param({}, ["verify", "--config", "none.json"], "config file none.json: No such file", id="no-file"),
     ],
 )
-def test_where_it_cannot_tell_it_exits_with_2_and_one_line(
+def test_error_exits_with_2_and_one_line(
     variables: dict[str, str],
     arguments: list[str],
     complaint: str,
@@ -313,7 +311,7 @@ def test_where_it_cannot_tell_it_exits_with_2_and_one_line(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
-def test_what_nobody_has_foreseen_is_no_drift_either(tmp_path: Path, level: str) -> None:
+def test_unexpected_error_exits_with_2(tmp_path: Path, level: str) -> None:
     url = f"sqlite:///{tmp_path / 'crm.db'}"
     load(url, HISTORY)
 
@@ -333,7 +331,7 @@ def test_what_nobody_has_foreseen_is_no_drift_either(tmp_path: Path, level: str)
     assert ("Traceback" in ran.stderr) is (level == "DEBUG")
 
 
-def test_a_stream_map_that_a_replay_cannot_read_is_no_drift(tmp_path: Path) -> None:
+def test_replay_with_an_invalid_stream_map_exits_with_2(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'crm.db'}"
     load(url, [action("r1"), ACTIONS])
 
@@ -350,10 +348,10 @@ def test_a_stream_map_that_a_replay_cannot_read_is_no_drift(tmp_path: Path) -> N
     assert (ran.returncode, ran.stderr) == (2, "crm-balances: Failed to parse expression (.\n")
 
 
-def test_what_has_become_loadable_leaves_the_quarantine(balances: Any, warehouse_url: str) -> None:
+def test_replayed_records_that_load_leave_the_quarantine(balances: Any, warehouse_url: str) -> None:
     early = action("r1", delta=1, available=1, award="w9")
     load(warehouse_url, [early, ACTIONS, action("r2", delta=1, available=2, award="w9", context={}), "no message"])
-    # The user was missing; now the record has been mended by hand, as one would after asking Pepper.
+    # The user was missing; an operator has fixed the record by hand.
     execute(
         warehouse_url,
         'UPDATE rejected_records SET payload = replace(payload, \'"context":{}\', \'"context":{"user":{"_id":"u1"}}\')',
@@ -367,7 +365,7 @@ def test_what_has_become_loadable_leaves_the_quarantine(balances: Any, warehouse
     assert table(warehouse_url, "rejected_records", "payload") == [{"payload": "no message"}]
 
 
-def test_what_is_still_not_loadable_stays_in_the_quarantine_once(balances: Any, warehouse_url: str) -> None:
+def test_replayed_records_that_fail_again_stay_in_quarantine_once(balances: Any, warehouse_url: str) -> None:
     load(warehouse_url, [ACTIONS, action("r2", context={}), action("a1", delta=5, available=9)])
     before = table(warehouse_url, "rejected_records")
 
@@ -376,8 +374,8 @@ def test_what_is_still_not_loadable_stays_in_the_quarantine_once(balances: Any, 
     assert table(warehouse_url, "rejected_records") == before
 
 
-def test_a_replayed_snapshot_is_as_old_as_its_reading(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without `updatedAt`, that is its time; that it was refused later doesn't make it newer."""
+def test_replayed_snapshot_keeps_its_extraction_time(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `updatedAt`, a snapshot counts as of its extraction, whenever it was refused or replayed."""
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
     load(warehouse_url, [snapshot("w1", 5, at=None, read_at="2026-10-01T00:00:00Z")])
     execute(
@@ -393,14 +391,14 @@ def test_a_replayed_snapshot_is_as_old_as_its_reading(warehouse_url: str, monkey
     assert stored == {"points": Decimal(7)}
 
 
-def test_the_quarantine_knows_when_a_record_was_read(warehouse_url: str) -> None:
+def test_quarantine_keeps_the_extraction_time(warehouse_url: str) -> None:
     load(warehouse_url, [AWARDS, snapshot("w1", "many", read_at="2026-10-01T00:00:00Z")])
 
     (refused,) = table(warehouse_url, "rejected_records", "extracted_at")
     assert refused == {"extracted_at": datetime(2026, 10, 1, tzinfo=timezone.utc)}
 
 
-def test_a_replay_goes_on_also_where_loaders_stop_at_what_they_refuse(
+def test_replay_continues_with_on_invalid_record_fail(
     balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(warehouse_url, [action("r1", award="w9"), ACTIONS, action("r2", available=True)])
@@ -409,7 +407,7 @@ def test_a_replay_goes_on_also_where_loaders_stop_at_what_they_refuse(
     assert balances("replay", "--json") == (0, '{"tried":2,"loaded":1,"rejected":1}\n')
 
 
-def test_what_is_refused_again_for_another_reason_is_not_taken_for_loaded(balances: Any, warehouse_url: str) -> None:
+def test_record_that_fails_for_another_reason_does_not_count_as_loaded(balances: Any, warehouse_url: str) -> None:
     load(warehouse_url, [action("r1", available=True), ACTIONS])
 
     assert balances("replay", "--json") == (0, '{"tried":1,"loaded":0,"rejected":1}\n')
@@ -419,7 +417,7 @@ def test_what_is_refused_again_for_another_reason_is_not_taken_for_loaded(balanc
     assert "came before" not in row["reason"]
 
 
-def test_a_replay_of_more_than_is_held_at_a_time_tries_each_record_once(
+def test_replay_in_several_pages_tries_each_record_once(
     balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay, "REPLAY_ROWS", 3)
@@ -431,7 +429,7 @@ def test_a_replay_of_more_than_is_held_at_a_time_tries_each_record_once(
     assert {row["action_id"] for row in table(warehouse_url, "actions")} >= {f"r{number}" for number in range(7)}
 
 
-def test_a_message_that_no_stream_map_has_seen_goes_through_it_when_it_is_replayed(
+def test_replay_applies_stream_maps_to_messages_that_were_never_mapped(
     balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = json.dumps({"actions": {"context": "{'user': {'_id': md5(context['user']['_id'])}}"}})
@@ -444,7 +442,7 @@ def test_a_message_that_no_stream_map_has_seen_goes_through_it_when_it_is_replay
     assert user_id == hashlib.md5(b"u1").hexdigest()
 
 
-def test_where_nothing_was_ever_loaded_it_does_not_say_that_all_is_proven(tmp_path: Path) -> None:
+def test_verify_of_an_empty_warehouse_is_an_error(tmp_path: Path) -> None:
     ran = subprocess.run(
         command("crm-balances", "verify", "--config", "ENV"),
         env=environment(),

@@ -1,4 +1,4 @@
-"""crm-balances forget: nothing of a person's name is left, every sum is, and reading again doesn't bring it back."""
+"""crm-balances forget: personal data is erased, balances stay, and reloading does not restore the data."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def award(award_id: str, user_id: str, name: str) -> str:
 ABOUT_TOM = [
     *(ACTIONS, action("a1", delta=2, available=7, award="w1", **user("u1", NAME))),
     action("a2", "REDEEM_PERK", delta=1, available=6, award="w1", at="2026-10-02T00:00:00Z", **user("u1", NAME)),
-    # A notice of no effect, one that has but his award, and one of another guest that names him.
+    # A notice without effect, an action with only his award, and another user's action that contains his id.
     record("actions", {"_id": "a3", "type": "USER_UPDATED", **user("u1", NAME)}),
     record("actions", {"_id": "a4", "type": "AWARD_SEEN", "metadata": {"awardId": "w1"}, "note": NAME}),
     action("a5", award="w2", delta=2, available=7, **user("u2", "Zoe", friends=[{"_id": "u1", "fullName": NAME}])),
@@ -69,7 +69,7 @@ def crm(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Warehou
 
 
 def naming(crm: Warehouse, name: str) -> dict[str, int]:
-    """In how many rows of each table a name stands."""
+    """The number of rows per table that contain a name."""
     with crm.read() as connection:
         metadata = MetaData()
         metadata.reflect(connection)
@@ -80,7 +80,7 @@ def naming(crm: Warehouse, name: str) -> dict[str, int]:
     return {name: rows for name, rows in found.items() if rows}
 
 
-def test_a_person_is_forgotten_and_the_sums_are_not(crm: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
+def test_forget_erases_personal_data_and_keeps_balances(crm: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
     assert naming(crm, NAME) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
     others = naming(crm, OTHER_NAME)
     balances, ledger = table(crm, "award_balances"), table(crm, "actions", "action_id", "user_id", "points_available")
@@ -98,7 +98,7 @@ def test_a_person_is_forgotten_and_the_sums_are_not(crm: Warehouse, capsys: pyte
     assert len(table(crm, "rejected_records", "reason")) == 5
 
 
-def test_what_is_read_again_does_not_bring_a_person_back(crm: Warehouse, warehouse_url: str) -> None:
+def test_reloading_does_not_restore_erased_data(crm: Warehouse, warehouse_url: str) -> None:
     run_balances(["forget", "u1"])
 
     again = load(warehouse_url, [*ABOUT_TOM, *REJECTED])
@@ -110,7 +110,9 @@ def test_what_is_read_again_does_not_bring_a_person_back(crm: Warehouse, warehou
     assert not verify(crm).drifted
 
 
-def test_forgetting_twice_or_a_stranger_changes_nothing(crm: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
+def test_forgetting_twice_or_an_unknown_user_changes_nothing(
+    crm: Warehouse, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_balances(["forget", "u1"])
     capsys.readouterr()
 
@@ -123,7 +125,7 @@ def test_forgetting_twice_or_a_stranger_changes_nothing(crm: Warehouse, capsys: 
         run_balances(["forget", ""])
 
 
-def test_where_no_users_are_loaded_the_rest_is_forgotten(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forget_works_without_the_users_stream(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     load(warehouse_url, ABOUT_TOM)
     execute(warehouse_url, "ALTER TABLE awards ADD COLUMN notes VARCHAR(99)")
     load(warehouse_url, [AWARDS, snapshot("w1", 5, at="2026-09-01T00:00:00Z")])

@@ -1,4 +1,4 @@
-"""crm-balances report: figures that add up to the balances, and a page that everybody can read."""
+"""crm-balances report: the figures add up to the balances, and the page is accessible."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def perk(perk_id: str, title: str) -> str:
 
 
 def at(location: str, user: str = "u1") -> dict[str, Any]:
-    """More of an action: where it was, and whose."""
+    """Return an action's location and user as overrides."""
     return {"context": {"user": {"_id": user}, "location": {"_id": location}}}
 
 
-# w1: had 10 points before anything is known of it, and lost 3 between two actions.
-# w2: new; a snapshot says later that it has 1 less. w3: known by its snapshot alone. w4: gone with 2 points.
+# w1: 10 opening points, and 3 removed between two actions.
+# w2: new, 1 point removed by a later snapshot. w3: only a snapshot. w4: deleted with 2 points.
 HISTORY = [
     *(PERKS, perk("p1", "Coffee card"), AWARDS, ACTIONS),
     action("a0", delta=4, available=14, award="w1", at="2026-09-28T12:00:00Z", **at("l1")),
@@ -81,24 +81,24 @@ def points(row: dict[str, Any], *names: str) -> list[float]:
     return [float(row[name]) for name in names]
 
 
-def test_each_day_tells_what_moved_and_what_was_outstanding_at_its_end(crm: Warehouse) -> None:
-    told = report.gather(crm, days=5, now=NOW)
+def test_days_hold_movements_and_closing_points(crm: Warehouse) -> None:
+    figures = report.gather(crm, days=5, now=NOW)
 
     names = ("issued", "redeemed", "refunded", "added", "removed", "outstanding")
-    assert {str(row["day"]): (row["actions"], points(row, *names)) for row in told.days} == {
+    assert {str(row["day"]): (row["actions"], points(row, *names)) for row in figures.days} == {
         "2026-10-01": (4, [10, 6, 1.5, 0, 3, 36.5]),
         "2026-10-02": (0, [0, 0, 0, 0, 0, 36.5]),
         "2026-10-03": (0, [0, 0, 0, 0, 1, 35.5]),
         "2026-10-04": (0, [0, 0, 0, 0, 2, 33.5]),
         "2026-10-05": (0, [0, 0, 0, 0, 0, 33.5]),
     }
-    assert points(told.roll_forward, "before", *names[:-1], "after") == [34, 10, 6, 1.5, 0, 6, 33.5]
-    assert told.rates == {"redemption": Decimal("0.45"), "breakage": Decimal("0.6")}
-    assert points(told.all_time, "opening", *names[:-1]) == [30, 14, 6, 1.5, 0, 6]
-    assert points(told.outstanding, "points", "awards", "holders") == [33.5, 3, 2]
+    assert points(figures.roll_forward, "before", *names[:-1], "after") == [34, 10, 6, 1.5, 0, 6, 33.5]
+    assert figures.rates == {"redemption": Decimal("0.45"), "breakage": Decimal("0.6")}
+    assert points(figures.all_time, "opening", *names[:-1]) == [30, 14, 6, 1.5, 0, 6]
+    assert points(figures.outstanding, "points", "awards", "holders") == [33.5, 3, 2]
 
 
-def test_days_and_hours_are_those_of_the_zone(crm: Warehouse) -> None:
+def test_days_and_hours_follow_the_time_zone(crm: Warehouse) -> None:
     # In October, London is an hour ahead of UTC and Kathmandu five and three quarters.
     london, kathmandu = (report.gather(crm, days=5, now=NOW, zone=zone) for zone in ("Europe/London", "Asia/Kathmandu"))
 
@@ -110,53 +110,51 @@ def test_days_and_hours_are_those_of_the_zone(crm: Warehouse) -> None:
 
 
 @pytest.mark.parametrize("year", [2126, 9999])
-def test_what_is_dated_far_ahead_counts_in_the_days_to_come_and_makes_no_endless_report(
-    sqlite_url: str, year: int
-) -> None:
+def test_actions_far_in_the_future_count_on_the_last_day(sqlite_url: str, year: int) -> None:
     load(sqlite_url, [*HISTORY, action("z1", delta=5, available=5, award="w9", at=f"{year}-12-31T23:59:59Z")])
 
-    told = report.gather(Warehouse(sqlite_url), days=5, now=NOW, zone="Pacific/Apia")
+    figures = report.gather(Warehouse(sqlite_url), days=5, now=NOW, zone="Pacific/Apia")
 
-    assert len(told.days) == 5 + DAYS_AHEAD_MAX.days
-    assert told.days[-1]["actions"] == 1
-    assert told.roll_forward["after"] == told.outstanding["points"]
+    assert len(figures.days) == 5 + DAYS_AHEAD_MAX.days
+    assert figures.days[-1]["actions"] == 1
+    assert figures.roll_forward["after"] == figures.outstanding["points"]
 
 
-def test_a_zone_that_is_none_is_told(crm: Warehouse) -> None:
-    with pytest.raises(SettingError, match="--timezone Mars/Phobos: not known here"):
+def test_unknown_time_zone_is_an_error(crm: Warehouse) -> None:
+    with pytest.raises(SettingError, match="--timezone Mars/Phobos: unknown time zone"):
         report.gather(crm, zone="Mars/Phobos")
 
 
-def test_perks_users_locations_and_ages_tell_where_the_points_are(crm: Warehouse) -> None:
-    told = report.gather(crm, days=5, now=NOW)
+def test_points_are_broken_down_by_perk_user_location_and_age(crm: Warehouse) -> None:
+    figures = report.gather(crm, days=5, now=NOW)
 
-    (card,) = told.perks
+    (card,) = figures.perks
     assert (card["perk_id"], card["title"], card["type"]) == ("p1", "Coffee card", "STAMP_CARD")
     assert points(card, "points", "awards", "holders", "issued", "redeemed", "refunded") == [33.5, 3, 2, 12, 6, 1.5]
-    assert [(row["user_id"], float(row["points"]), row["awards"]) for row in told.users] == [
+    assert [(row["user_id"], float(row["points"]), row["awards"]) for row in figures.users] == [
         ("u1", 26.5, 2),
         ("u2", 7, 1),
     ]
     assert [
-        (row["location_id"], row["actions"], points(row, "issued", "redeemed", "refunded")) for row in told.locations
+        (row["location_id"], row["actions"], points(row, "issued", "redeemed", "refunded")) for row in figures.locations
     ] in (
         [(None, 2, [2, 0, 1.5]), ("l1", 1, [0, 6, 0]), ("l2", 1, [8, 0, 0])],
         [(None, 2, [2, 0, 1.5]), ("l2", 1, [8, 0, 0]), ("l1", 1, [0, 6, 0])],
     )
-    assert [(row["days_from"], row["days_to"], float(row["points"])) for row in told.ages] == [
+    assert [(row["days_from"], row["days_to"], float(row["points"])) for row in figures.ages] == [
         (0, 30, 33.5),
         (30, 90, 0),
         (90, 180, 0),
         (180, 365, 0),
         (365, None, 0),
     ]
-    # Thirty days after the last action, what a snapshot has told since is still young.
+    # Thirty days after the last action, points of a newer snapshot are still young.
     later = report.gather(crm, now=datetime(2026, 11, 1, tzinfo=timezone.utc))
     assert [float(row["points"]) for row in later.ages] == [27, 6.5, 0, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_moved_adds_up_to_the_balances_whatever_happened(warehouse_url: str, seed: int) -> None:
+def test_movements_add_up_to_the_balances(warehouse_url: str, seed: int) -> None:
     random = Random(seed)
     history, held = [], defaultdict(lambda: random.randrange(-5, 20) / 4)
     for number in range(120):
@@ -173,22 +171,22 @@ def test_what_moved_adds_up_to_the_balances_whatever_happened(warehouse_url: str
     load(warehouse_url, [ACTIONS, AWARDS, *history])
     crm = Warehouse(warehouse_url)
 
-    told = report.gather(crm, days=random.randrange(1, 9), now=NOW)
+    figures = report.gather(crm, days=random.randrange(1, 9), now=NOW)
 
     rows = table(crm, "award_balances", "points", "earned_total", "redeemed_total", "refunded_total")
-    assert not told.status.drifted
-    assert told.roll_forward["after"] == told.outstanding["points"] == sum(row["points"] for row in rows)
+    assert not figures.status.drifted
+    assert figures.roll_forward["after"] == figures.outstanding["points"] == sum(row["points"] for row in rows)
     for kind, total in (("issued", "earned"), ("redeemed", "redeemed"), ("refunded", "refunded")):
-        assert told.all_time[kind] == sum(row[f"{total}_total"] for row in rows)
-    assert told.days[-1]["outstanding"] == told.outstanding["points"]
+        assert figures.all_time[kind] == sum(row[f"{total}_total"] for row in rows)
+    assert figures.days[-1]["outstanding"] == figures.outstanding["points"]
     crm.dispose()
 
 
-def test_json_and_csv_give_the_same_figures(crm: Warehouse) -> None:
-    told = report.gather(crm, days=5, now=NOW)
+def test_json_and_csv_hold_the_same_figures(crm: Warehouse) -> None:
+    figures = report.gather(crm, days=5, now=NOW)
 
-    as_json = json.loads(report.as_json(told), parse_float=Decimal)
-    rows = list(csv.DictReader(io.StringIO(report.as_csv(told))))
+    as_json = json.loads(report.as_json(figures), parse_float=Decimal)
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(figures))))
 
     in_csv = {(row["figure"], row["of"], row["measure"]): row["value"] for row in rows}
     assert len(in_csv) == len(rows)
@@ -204,7 +202,7 @@ def test_json_and_csv_give_the_same_figures(crm: Warehouse) -> None:
 
 
 class Page(HTMLParser):
-    """What a page says: its texts, its tags with their attributes."""
+    """The texts of a page, and its tags with their attributes."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -222,7 +220,7 @@ class Page(HTMLParser):
 
     @property
     def charts(self) -> list[str | None]:
-        """The names of the charts."""
+        """The accessible names of the charts."""
         return [attributes.get("aria-label") for _, attributes in self.tags if attributes.get("role") == "img"]
 
 
@@ -240,21 +238,21 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'crm.db'}"
 
 
-def test_the_page_tells_the_figures_in_words_that_need_no_picture(sqlite_url: str) -> None:
+def test_page_states_its_figures_as_text(sqlite_url: str) -> None:
     load(sqlite_url, HISTORY)
 
     page = page_of(sqlite_url)
 
     assert "35.5 points outstanding on 4 awards, held by 2 people" in page.text
-    assert "All proven: each balance is what its ledger and Pepper say" in page.text
+    assert "Verified: every balance matches the ledger and Pepper" in page.text
     assert "Coffee card holds the most: 35.5 points." in page.text
-    assert "l1 saw the most: 2 loyalty actions." in page.text
+    assert "l1 has the most: 2 loyalty actions." in page.text
     assert len(page.charts) == 6
     assert all(name and name.endswith("The figures are in the table below.") for name in page.charts)
     assert [tag for tag, _ in page.tags].count("details") == 6
 
 
-def test_the_page_needs_nothing_but_itself(sqlite_url: str) -> None:
+def test_page_is_self_contained(sqlite_url: str) -> None:
     load(sqlite_url, HISTORY)
 
     page = page_of(sqlite_url)
@@ -269,21 +267,21 @@ def test_the_page_needs_nothing_but_itself(sqlite_url: str) -> None:
     assert "default-src 'none'" in page.html
 
 
-def test_drift_is_told_on_top(sqlite_url: str) -> None:
+def test_page_shows_drift_at_the_top(sqlite_url: str) -> None:
     load(sqlite_url, [*HISTORY, action("bad", available=True)])
     execute(sqlite_url, "UPDATE award_balances SET points = points + 1 WHERE award_id IN ('w1', 'w2')")
 
     page = page_of(sqlite_url)
 
     assert "Drift: " in page.text
-    assert "All proven" not in page.text
+    assert "Verified" not in page.text
     assert "In quarantine 1 records" in page.text
 
 
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        pytest.param([], "0 points outstanding on 0 awards, held by 0 people Nothing is loaded yet", id="nothing"),
+        pytest.param([], "0 points outstanding on 0 awards, held by 0 people Nothing loaded yet", id="nothing"),
         pytest.param([AWARDS, snapshot("w1", 5)], "5 points outstanding on 1 awards, held by 1 people", id="one-award"),
         pytest.param([ACTIONS, action("a1")], "2 points outstanding on 1 awards, held by 1 people", id="one-action"),
         pytest.param([AWARDS, snapshot("w1", -7.25)], "−7.25 points outstanding", id="negative-points"),  # noqa: RUF001
@@ -293,11 +291,11 @@ def test_drift_is_told_on_top(sqlite_url: str) -> None:
             "0.5 points outstanding",
             id="very-many",
         ),
-        pytest.param([ACTIONS, action("a1", at="2026-10-09T00:00:00Z")], "Newest action just now", id="a-fast-clock"),
+        pytest.param([ACTIONS, action("a1", at="2026-10-09T00:00:00Z")], "Newest action just now", id="future-action"),
         pytest.param([ACTIONS, action("a1", at="1969-10-09T00:00:00Z")], "2 points outstanding", id="long-ago"),
     ],
 )
-def test_few_or_odd_data_give_a_good_page_too(sqlite_url: str, messages: list[str], said: str) -> None:
+def test_page_of_little_or_unusual_data(sqlite_url: str, messages: list[str], said: str) -> None:
     load(sqlite_url, messages)
 
     page = page_of(sqlite_url)
@@ -310,7 +308,7 @@ def test_few_or_odd_data_give_a_good_page_too(sqlite_url: str, messages: list[st
 EVIL = "<script>alert('ö & \"x\"')</script> 🥐 ]]> </svg>"
 
 
-def test_titles_are_texts_whatever_is_in_them(sqlite_url: str) -> None:
+def test_titles_are_escaped(sqlite_url: str) -> None:
     titles = [EVIL, "{{ 7 * 7 }}", "Same", "Same", "x" * 500, "🥐" * 40, "مرحبا", ""]
     load(
         sqlite_url,
@@ -347,9 +345,7 @@ LAYOUT = """page => ({
 
 @pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_overflows_on_a_phone_or_a_desk_and_each_chart_is_shown_once(
-    sqlite_url: str, tmp_path: Path, width: int
-) -> None:
+def test_page_fits_phones_and_desktops(sqlite_url: str, tmp_path: Path, width: int) -> None:
     long_ids = [
         perk("p1", "x" * 300),
         ACTIONS,
@@ -357,13 +353,13 @@ def test_nothing_overflows_on_a_phone_or_a_desk_and_each_chart_is_shown_once(
     ]
     load(sqlite_url, [*HISTORY, *long_ids, snapshot("w9", -99_999_999_999.25)])
 
-    told = browser.ask(page_of(sqlite_url).html, LAYOUT, width, tmp_path)
+    measured = browser.ask(page_of(sqlite_url).html, LAYOUT, width, tmp_path)
 
-    assert told["overflow"] <= 0
-    assert told["drawings"] == [[True, 1, True]] * 6
+    assert measured["overflow"] <= 0
+    assert measured["drawings"] == [[True, 1, True]] * 6
 
 
-# What paper shows, shown on the screen: of each table whether all of it is to be seen.
+# The print layout on a screen: for each table, whether all of it is visible.
 PRINTED = """page => {
   for (const rule of page.styleSheets[0].cssRules)
     if (rule.media) rule.media.mediaText = rule.media.mediaText == "print" ? "all" : "not all";
@@ -375,20 +371,20 @@ PRINTED = """page => {
   });
 }"""
 PAPER_WIDTH = 688
-"""Of a sheet of A4 without its margins, in pixels."""
+"""The width of A4 without margins, in pixels."""
 
 
 @pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium on this machine")
-def test_on_paper_no_table_is_cut_and_those_that_were_opened_are_there(sqlite_url: str, tmp_path: Path) -> None:
+def test_printed_page_shows_opened_tables_in_full(sqlite_url: str, tmp_path: Path) -> None:
     holders = [action(f"h{number}", award=f"h{number}", user=f"{number:024}") for number in range(30)]
     load(sqlite_url, [*HISTORY, ACTIONS, *holders])
 
-    told = browser.ask(page_of(sqlite_url).html, PRINTED, PAPER_WIDTH, tmp_path)
+    measured = browser.ask(page_of(sqlite_url).html, PRINTED, PAPER_WIDTH, tmp_path)
 
-    assert told == [True] * 5
+    assert measured == [True] * 5
 
 
-def test_many_awards_give_a_small_page(sqlite_url: str) -> None:
+def test_page_size_does_not_grow_with_awards(sqlite_url: str) -> None:
     awards = [snapshot(f"w{number}", number % 9) for number in range(100_000)]
     load(sqlite_url, [AWARDS, *awards], batch_size_rows=50_000)
 
@@ -398,7 +394,7 @@ def test_many_awards_give_a_small_page(sqlite_url: str) -> None:
     assert len(page.html) < 1_000_000
 
 
-def test_many_perks_are_shown_as_the_first_and_the_others(sqlite_url: str) -> None:
+def test_chart_groups_the_smallest_perks(sqlite_url: str) -> None:
     awards = [record("awards", {"_id": f"w{n}", "points": n, "userId": "u", "perkId": f"p{n:02}"}) for n in range(40)]
     load(sqlite_url, [AWARDS, *awards])
 
@@ -408,7 +404,7 @@ def test_many_perks_are_shown_as_the_first_and_the_others(sqlite_url: str) -> No
     assert "p28" not in re.findall(r"<text[^>]*>([^<]*)", page.html)
 
 
-def test_without_its_extra_the_page_says_what_to_install(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_without_its_extra_names_what_to_install(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     load(sqlite_url, HISTORY)
     monkeypatch.setitem(sys.modules, "vl_convert", None)
 
@@ -416,7 +412,7 @@ def test_without_its_extra_the_page_says_what_to_install(sqlite_url: str, monkey
         page_of(sqlite_url)
 
 
-def test_the_command_writes_what_is_asked_for(
+def test_report_command_writes_the_requested_format(
     crm: Warehouse, warehouse_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
@@ -437,7 +433,7 @@ def test_the_command_writes_what_is_asked_for(
             run_balances(["report", "--days", days])
 
 
-def test_the_first_day_is_told_also_where_clocks_go_back(crm: Warehouse) -> None:
-    told = report.gather(crm, days=40, zone="Europe/London", now=datetime(2026, 10, 26, 12, tzinfo=timezone.utc))
+def test_first_day_is_right_when_clocks_go_back(crm: Warehouse) -> None:
+    figures = report.gather(crm, days=40, zone="Europe/London", now=datetime(2026, 10, 26, 12, tzinfo=timezone.utc))
 
-    assert (told.first_day, told.last_day, len(told.days)) == (date(2026, 9, 17), date(2026, 10, 26), 40)
+    assert (figures.first_day, figures.last_day, len(figures.days)) == (date(2026, 9, 17), date(2026, 10, 26), 40)

@@ -1,4 +1,4 @@
-"""crm-balances status: how fresh each stream is, what was refused, whether balances drift, how the last runs ended."""
+"""crm-balances status: freshness, quarantine, drift and the last runs."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def crm(warehouse_url: str) -> Iterator[Warehouse]:
     opened.dispose()
 
 
-def test_each_stream_tells_how_fresh_it_is(crm: Warehouse) -> None:
-    told = {each.stream: each for each in status(crm, now=NOW).streams}
+def test_status_shows_the_freshness_of_each_stream(crm: Warehouse) -> None:
+    streams = {each.stream: each for each in status(crm, now=NOW).streams}
 
-    assert {name: (each.rows, each.lag_seconds, each.rejected) for name, each in told.items()} == {
+    assert {name: (each.rows, each.lag_seconds, each.rejected) for name, each in streams.items()} == {
         "actions": (2, 90, 1),
         "awards": (1, 2 * 86_400, 0),
         "empty": (0, None, 0),
         "perks": (1, 12 * 3600, 0),
     }
-    assert told["actions"].newest_at == datetime(2026, 10, 5, 11, 58, 30, tzinfo=timezone.utc)
-    assert told["empty"].loaded_at is None
-    for each in told.values():
+    assert streams["actions"].newest_at == datetime(2026, 10, 5, 11, 58, 30, tzinfo=timezone.utc)
+    assert streams["empty"].loaded_at is None
+    for each in streams.values():
         assert each.read_at is not None
         assert each.loaded_at is None or each.loaded_at < each.read_at
 
 
-def test_rows_that_are_gone_don_t_count(crm: Warehouse, warehouse_url: str) -> None:
+def test_status_does_not_count_deleted_rows(crm: Warehouse, warehouse_url: str) -> None:
     execute(warehouse_url, "UPDATE perks SET _sdc_deleted_at = '2026-10-05 00:00:00'")
 
     (perks,) = [each for each in status(crm, now=NOW).streams if each.stream == "perks"]
@@ -59,23 +59,23 @@ def test_rows_that_are_gone_don_t_count(crm: Warehouse, warehouse_url: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("tampering", "seen_at_a_glance"),
+    ("tampering", "found_by_sums"),
     [
         pytest.param("UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'", True, id="a-total"),
-        pytest.param("DELETE FROM award_balances WHERE award_id = 'w2'", True, id="a-balance-is-gone"),
-        pytest.param("DELETE FROM actions WHERE action_id = 'a2'", True, id="an-action-is-gone"),
+        pytest.param("DELETE FROM award_balances WHERE award_id = 'w2'", True, id="balance-deleted"),
+        pytest.param("DELETE FROM actions WHERE action_id = 'a2'", True, id="action-deleted"),
         pytest.param("UPDATE awards SET updated_at = '2026-10-06 00:00:00'", True, id="a-newer-snapshot"),
         pytest.param("UPDATE award_balances SET points = 9 WHERE award_id = 'w2'", False, id="points"),
     ],
 )
-def test_drift_is_seen_at_a_glance_where_sums_show_it_and_else_by_a_full_look(
-    crm: Warehouse, warehouse_url: str, tampering: str, seen_at_a_glance: bool
+def test_status_finds_drift_by_sums_and_the_rest_with_verify(
+    crm: Warehouse, warehouse_url: str, tampering: str, found_by_sums: bool
 ) -> None:
     assert not status(crm).drifted
     assert not status(crm, full=True).drifted
     execute(warehouse_url, tampering)
 
-    assert status(crm).drifted is seen_at_a_glance
+    assert status(crm).drifted is found_by_sums
     assert status(crm, full=True).drifted
 
 
@@ -92,7 +92,7 @@ def call(
     return run
 
 
-def test_the_last_runs_are_told_newest_first(call: Any, warehouse_url: str) -> None:
+def test_status_lists_the_last_runs_newest_first(call: Any, warehouse_url: str) -> None:
     load(warehouse_url, [ACTIONS, action("a1", at="2026-10-05T11:58:30Z")])
     for _ in range(10):
         load(warehouse_url, [])
@@ -106,7 +106,7 @@ def test_the_last_runs_are_told_newest_first(call: Any, warehouse_url: str) -> N
     assert began == sorted(began, reverse=True)
 
 
-def test_people_read_tables_and_programs_json(call: Any, crm: Warehouse, warehouse_url: str) -> None:
+def test_status_prints_tables_or_json(call: Any, crm: Warehouse, warehouse_url: str) -> None:
     lines = as_text(status(crm, now=NOW)).splitlines()
 
     assert [re.split(r"\s{2,}", line)[:4] for line in lines[:5]] == [
@@ -121,7 +121,7 @@ def test_people_read_tables_and_programs_json(call: Any, crm: Warehouse, warehou
 
     execute(warehouse_url, "UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'")
     exit_code, output = call("--json")
-    told = json.loads(output)
-    assert (exit_code, told["drifted"], told["rejected"]) == (1, True, 2)
-    assert told["checks"][0]["examples"] == [{"total": "earned_total", "stored": "9.0000", "expected": "4.0000"}]
+    printed = json.loads(output)
+    assert (exit_code, printed["drifted"], printed["rejected"]) == (1, True, 2)
+    assert printed["checks"][0]["examples"] == [{"total": "earned_total", "stored": "9.0000", "expected": "4.0000"}]
     assert call("--verify")[1].splitlines()[-1] == "DRIFT, run crm-balances verify"

@@ -1,4 +1,4 @@
-"""Log lines: short for people, one JSON object each for machines, whatever happens."""
+"""Log lines: short text, or one JSON object each, errors included."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def run(*arguments: str, stdin: str = "", **variables: str) -> tuple[int, str]:
-    """Exit code and stderr of a console script."""
+    """Run a console script; return its exit code and stderr."""
     ran = subprocess.run(
         command(*arguments),
         env=environment(**variables),
@@ -46,7 +46,7 @@ def objects(stderr: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stderr.splitlines()]
 
 
-def test_as_json_every_line_of_the_tap_is_an_object_and_a_metric_names_its_stream(sandbox: Sandbox) -> None:
+def test_json_logs_are_one_object_per_line_and_metrics_name_their_stream(sandbox: Sandbox) -> None:
     code, stderr = run("tap-pepper", "--config", "ENV", "--log-format=json", **pepper_settings(sandbox))
     lines = objects(stderr)
     metrics = {(line["stream_name"], line["metric_info"]["metric"]) for line in lines if "metric_info" in line}
@@ -55,7 +55,7 @@ def test_as_json_every_line_of_the_tap_is_an_object_and_a_metric_names_its_strea
     assert {("actions", "record_count"), ("awards", "page_count"), ("perks", "record_count")} <= metrics
 
 
-def test_as_text_lines_are_short_and_each_stream_ends_with_a_summary(sandbox: Sandbox) -> None:
+def test_text_logs_omit_metrics_and_end_each_stream_with_a_summary(sandbox: Sandbox) -> None:
     code, stderr = run("tap-pepper", "--config", "ENV", **pepper_settings(sandbox))
     assert code == 0
     assert "METRIC" not in stderr
@@ -63,11 +63,11 @@ def test_as_text_lines_are_short_and_each_stream_ends_with_a_summary(sandbox: Sa
     assert [line for line in stderr.splitlines() if "perks: done, 4 records from 1 pages" in line]
 
 
-def test_the_environment_chooses_as_well_and_so_does_a_config_file(tmp_path: Path) -> None:
+def test_environment_and_config_file_choose_the_log_format(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'crm.db'}"
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"sqlalchemy_url": url, "log_format": "json"}))
-    ways = [
+    runs = [
         run(
             "target-crm",
             "--config",
@@ -78,12 +78,12 @@ def test_the_environment_chooses_as_well_and_so_does_a_config_file(tmp_path: Pat
         ),
         run("target-crm", "--config", str(config), stdin=THREE_LINES),
     ]
-    for code, stderr in ways:
-        told = {
+    for code, stderr in runs:
+        metrics = {
             (line["stream_name"], line["metric_info"]["metric"]) for line in objects(stderr) if "metric_info" in line
         }
         assert code == 0
-        assert ("actions", "records_applied") in told
+        assert ("actions", "records_applied") in metrics
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_environment_chooses_as_well_and_so_does_a_config_file(tmp_path: Pat
         pytest.param(["crm-balances", "verify"], "no tables of target-crm here", id="balances-error"),
     ],
 )
-def test_as_json_an_error_that_ends_a_program_is_an_object_too(arguments: list[str], expected: str) -> None:
+def test_json_logs_include_the_fatal_error(arguments: list[str], expected: str) -> None:
     settings = {"TAP_PEPPER_LOG_FORMAT": "json", "TARGET_CRM_LOG_FORMAT": "json"}
     code, stderr = run(*arguments, TARGET_CRM_SQLALCHEMY_URL="sqlite://", **settings)
     last = objects(stderr)[-1]
@@ -106,7 +106,7 @@ def test_as_json_an_error_that_ends_a_program_is_an_object_too(arguments: list[s
     assert expected in last["message"]
 
 
-def test_as_json_a_target_that_a_signal_stops_says_so_in_an_object(tmp_path: Path) -> None:
+def test_json_logs_include_the_message_of_a_signal(tmp_path: Path) -> None:
     settings = {"TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'crm.db'}", "TARGET_CRM_BATCH_WAIT_SECONDS": "1"}
     with subprocess.Popen(
         command("target-crm", "--config", "ENV", "--log-format", "json"),

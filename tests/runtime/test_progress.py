@@ -1,4 +1,4 @@
-"""The line that tells how far a run is, on a terminal of its own."""
+"""The progress line, on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """A terminal whose screen is remembered as what was written to it."""
+    """A pseudo-terminal that keeps everything written to it."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = pty.openpty()
         self.written = ""
 
     def read_until(self, seen: Callable[[str], bool]) -> str:
-        """Read until what was written is as wanted, or nobody writes any more."""
+        """Read until `seen` accepts the output, or the last writer has closed the terminal."""
         give_up_seconds = time.monotonic() + RUN_SECONDS_MAX
         while not seen(self.written) and time.monotonic() < give_up_seconds:
             if select.select([self._ours], [], [], 0.1)[0]:
@@ -47,7 +47,7 @@ class Terminal:
         return self.written
 
     def read_all(self) -> str:
-        """Read to the end; every process that writes has to have ended."""
+        """Read to the end; all writers must have exited."""
         os.close(self.theirs)
         return self.read_until(lambda _: False)
 
@@ -72,7 +72,7 @@ def target(terminal: Terminal, folder: Path, stdout: int, **variables: str) -> s
     return running
 
 
-def test_the_target_draws_rows_and_lag_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+def test_target_draws_rows_and_lag_and_cleans_the_terminal(tmp_path: Path) -> None:
     terminal = Terminal()
     with target(terminal, tmp_path, subprocess.DEVNULL) as running:
         shown = terminal.read_until(lambda text: "1 rows" in text and "behind" in text)
@@ -84,7 +84,7 @@ def test_the_target_draws_rows_and_lag_and_leaves_the_terminal_as_it_was(tmp_pat
     assert "target-crm" in shown
     assert HIDES_CURSOR in shown
     assert after.rindex(SHOWS_CURSOR) > after.rfind(HIDES_CURSOR)
-    # Log lines stand whole, on lines of their own.
+    # Log lines are complete and on lines of their own.
     lines = [CONTROL.sub("", line).strip("\r") for line in after.split("\n")]
     assert any(
         line.endswith("actions: 1 read = 1 applied + 0 duplicate + 0 superseded + 0 quarantined") for line in lines
@@ -92,7 +92,7 @@ def test_the_target_draws_rows_and_lag_and_leaves_the_terminal_as_it_was(tmp_pat
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_the_terminal_as_it_was(signum: signal.Signals, tmp_path: Path) -> None:
+def test_signal_cleans_the_terminal(signum: signal.Signals, tmp_path: Path) -> None:
     terminal = Terminal()
     with target(terminal, tmp_path, subprocess.DEVNULL) as running:
         terminal.read_until(lambda text: "1 rows" in text)
@@ -104,7 +104,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(signum: signal.Signals, tmp_path
     assert "\r\x1b[2K" + SHOWS_CURSOR in written
 
 
-def test_a_state_that_goes_to_the_same_terminal_stands_on_a_line_of_its_own(tmp_path: Path) -> None:
+def test_state_on_the_same_terminal_is_on_a_line_of_its_own(tmp_path: Path) -> None:
     terminal = Terminal()
     with target(terminal, tmp_path, terminal.theirs) as running:
         terminal.read_until(lambda text: "1 rows" in text)
@@ -124,7 +124,9 @@ def test_a_state_that_goes_to_the_same_terminal_stands_on_a_line_of_its_own(tmp_
         pytest.param({"TARGET_CRM_LOG_FORMAT": "json"}, id="json"),
     ],
 )
-def test_nothing_is_drawn_where_it_is_not_wanted(variables: dict[str, str], tmp_path: Path) -> None:
+def test_no_progress_is_drawn_on_dumb_terminals_with_json_logs_or_if_turned_off(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
     terminal = Terminal()
     with target(terminal, tmp_path, subprocess.PIPE, **variables) as running:
         assert running.stdout
@@ -135,7 +137,7 @@ def test_nothing_is_drawn_where_it_is_not_wanted(variables: dict[str, str], tmp_
     assert "\x1b" not in terminal.read_all()
 
 
-def test_of_two_plugins_in_a_pipe_the_last_draws_and_a_tap_alone_draws_its_window(tmp_path: Path) -> None:
+def test_only_the_last_program_of_a_pipeline_draws_progress(tmp_path: Path) -> None:
     with Sandbox(World(seed=3, users=200, days=90, now=NOW)) as sandbox:
         settings = environment(
             **pepper_settings(sandbox),

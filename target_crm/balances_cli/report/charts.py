@@ -1,6 +1,6 @@
-"""Pure: figures → Vega-Lite specifications of the page's charts.
+"""Vega-Lite specifications of the report's charts. Pure.
 
-Colours are the page's CSS variables, so one drawing serves by day and by night. Sizes are in CSS pixels.
+Colours are CSS variables of the page, so one SVG fits light and dark mode. Sizes are in CSS pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 BAR_PX = 26
-# Of a chart of bars: the room for a number beside its bar, and the share of the width that labels may take.
+# Bar charts: the width reserved for a number next to its bar, and the fraction of the width for labels.
 NUMBER_PX = 72
 LABELS_SHARE = 0.36
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -53,7 +53,7 @@ _NUMBERS = {
 
 
 def _chart(width: int, height: int, values: list[dict[str, Any]], **more: Any) -> Spec:
-    """A drawing of this size, axes and all."""
+    """Return a specification whose size includes the axes."""
     return {
         "width": width,
         "height": height,
@@ -70,7 +70,7 @@ def _days_axis(width: int) -> dict[str, Any]:
 
 
 def outstanding(days: Rows, width: int) -> Spec:
-    """Outstanding points at the end of each day."""
+    """Chart the outstanding points at the end of each day."""
     values = [{"day": day["day"].isoformat(), "points": float(day["outstanding"])} for day in days]
     return _chart(
         width,
@@ -91,7 +91,7 @@ def outstanding(days: Rows, width: int) -> Spec:
 
 
 def moved(days: Rows, width: int) -> Spec:
-    """Points issued and refunded on each day above the line, redeemed below it."""
+    """Chart points issued and refunded per day above the axis, and redeemed below it."""
     values = [
         {"day": day["day"].isoformat(), "kind": kind, "points": sign * float(day[kind])}
         for day in days
@@ -116,7 +116,7 @@ def moved(days: Rows, width: int) -> Spec:
 
 
 def bars(numbers: Sequence[tuple[str, float]], width: int) -> Spec:
-    """A bar each, in the order given, between its label and its number."""
+    """Chart one bar per number, in order, with its label on the left and the number at its end."""
     limit_px = round(width * LABELS_SHARE)
     labels = [_fitted(label, limit_px) for label, _ in numbers]
     values = [
@@ -127,7 +127,7 @@ def bars(numbers: Sequence[tuple[str, float]], width: int) -> Spec:
     room = (most - least or 1) * NUMBER_PX / (width - limit_px)
     domain = [least - room * (least < 0), most + room * (most > 0 or least == 0)]
     text = {"type": "text", "baseline": "middle", "fontSize": 12}
-    beside = {"dx": {"expr": "datum.number < 0 ? -6 : 6"}, "align": {"expr": "datum.number < 0 ? 'right' : 'left'"}}
+    offset = {"dx": {"expr": "datum.number < 0 ? -6 : 6"}, "align": {"expr": "datum.number < 0 ? 'right' : 'left'"}}
     return _chart(
         width,
         BAR_PX * len(values),
@@ -146,7 +146,7 @@ def bars(numbers: Sequence[tuple[str, float]], width: int) -> Spec:
                 },
             },
             {
-                "mark": {**text, **beside, "color": "var(--ink)"},
+                "mark": {**text, **offset, "color": "var(--ink)"},
                 "encoding": {
                     "x": {"field": "number", "type": "quantitative"},
                     "text": {"field": "number", "type": "quantitative", "format": ",~r"},
@@ -161,12 +161,12 @@ def bars(numbers: Sequence[tuple[str, float]], width: int) -> Spec:
 
 
 def _text_px(text: str) -> int:
-    """About how wide a text of 12 px is: Latin, or of letters as wide as they are high."""
+    """Estimate the width of a text of 12 px. East Asian wide characters are as wide as high."""
     return sum(12 if east_asian_width(character) in "WF" else 7 for character in text)
 
 
 def _fitted(text: str, limit_px: int) -> str:
-    """As much of a text as fits. Vega would cut it in the middle of a character."""
+    """Shorten a text to a width. Vega would cut within a character."""
     if _text_px(text) <= limit_px:
         return text
     while _text_px(text) > limit_px - 7:
@@ -175,7 +175,7 @@ def _fitted(text: str, limit_px: int) -> str:
 
 
 def week(hours: Rows, width: int) -> Spec:
-    """The more happened in an hour of the week, the darker it is."""
+    """Chart actions per hour of the week: more actions, darker cell."""
     values = [{"hour": row["hour"], "day": WEEKDAYS[row["weekday"]], "actions": row["actions"]} for row in hours]
     most = max(row["actions"] for row in hours)
     return _chart(

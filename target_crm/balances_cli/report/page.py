@@ -1,4 +1,4 @@
-"""The report: figures of a loyalty programme out of the warehouse, as one page, JSON or CSV."""
+"""Report the figures of a loyalty programme as one web page, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 FORMATS = ("html", "json", "csv")
 DAYS_MAX = 366
-# Widths of charts in CSS pixels: of a page, of a column, of a phone.
+# Widths of charts in CSS pixels: full page, half page, phone.
 PAGE_PX, COLUMN_PX, PHONE_PX = 1040, 490, 312
 BARS_SHOWN = 12
-NOWHERE = "no location"
+NO_LOCATION = "no location"
 MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """All figures: what is outstanding now, what moved in the period, and how far to trust that."""
+    """All figures: outstanding points now, movements in the period, and the state of the warehouse."""
 
     now: datetime
     warehouse: str
@@ -63,25 +63,25 @@ class Report:
 
 
 def zone_of(name: str) -> tzinfo:
-    """A time zone by its name in the IANA's database.
+    """Return a time zone by its name in the IANA database.
 
     Raises:
-        SettingError: there is none.
+        SettingError: The name is unknown.
     """
     try:
         return timezone.utc if name == "UTC" else ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise SettingError(f"--timezone {name}: not known here, expected e.g. Europe/London") from None
+        raise SettingError(f"--timezone {name}: unknown time zone, expected e.g. Europe/London") from None
 
 
 def gather(warehouse: Warehouse, *, days: int = 90, zone: str = "UTC", now: datetime | None = None) -> Report:
-    """The figures of the last days, today included, in one reading.
+    """Query the figures of the last days, today included, in one read transaction.
 
     Args:
-        warehouse: one that is set up.
+        warehouse: A warehouse that is set up.
         days: 1 to `DAYS_MAX`.
-        zone: whose days and hours they are.
-        now: by default, by this machine's clock.
+        zone: The time zone of days and hours.
+        now: The end of the period; default: the local clock.
     """
     tables, now = warehouse.tables, now or datetime.now(timezone.utc)
     period = Period.until(now, days, zone_of(zone))
@@ -92,7 +92,7 @@ def gather(warehouse: Warehouse, *, days: int = 90, zone: str = "UTC", now: date
 
         quarters = rows(queries.by_quarter_hour(tables), start=period.start)
         by_day = queries.per_day(quarters, period)
-        moved, ever = queries.roll_forward(by_day), queries.all_time(quarters)
+        moved, all_time = queries.roll_forward(by_day), queries.all_time(quarters)
         (outstanding,) = rows(queries.outstanding(tables))
         return Report(
             now=now,
@@ -104,8 +104,8 @@ def gather(warehouse: Warehouse, *, days: int = 90, zone: str = "UTC", now: date
             days=by_day,
             roll_forward=moved,
             rates=queries.rates(moved),
-            all_time=ever,
-            all_time_rates=queries.rates(ever),
+            all_time=all_time,
+            all_time_rates=queries.rates(all_time),
             hours=queries.by_weekday_and_hour(quarters, period),
             perks=rows(queries.by_perk(tables, _perks(connection, tables.metadata.schema))),
             ages=queries.ages(rows(queries.by_age(tables), **queries.age_limits(now))),
@@ -116,7 +116,7 @@ def gather(warehouse: Warehouse, *, days: int = 90, zone: str = "UTC", now: date
 
 
 def _perks(connection: Connection, schema: str | None) -> FromClause | None:
-    """The perks' table as far as it is there."""
+    """Return the table of perks with those of its columns that exist, or None."""
     inspector = inspect(connection)
     if not inspector.has_table("perks", schema=schema):
         return None
@@ -126,12 +126,12 @@ def _perks(connection: Connection, schema: str | None) -> FromClause | None:
 
 
 def as_json(report: Report) -> str:
-    """All figures, points with all their digits."""
+    """Format all figures as JSON, points with all their digits."""
     return values.json_text({**asdict(report), "drifted": report.status.drifted})
 
 
 def as_csv(report: Report) -> str:
-    """All figures, one a line: which figure, of what, which measure, its value."""
+    """Format all figures as CSV, one per line: figure, of what, measure, value."""
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(("figure", "of", "measure", "value"))
@@ -141,7 +141,7 @@ def as_csv(report: Report) -> str:
 
 
 def _figures(report: Report) -> list[tuple[str, str, Mapping[str, Any]]]:
-    told: list[tuple[str, str, Mapping[str, Any]]] = [
+    figures: list[tuple[str, str, Mapping[str, Any]]] = [
         ("outstanding", "", report.outstanding),
         ("roll_forward", "", report.roll_forward),
         ("rates", "", report.rates),
@@ -161,13 +161,13 @@ def _figures(report: Report) -> list[tuple[str, str, Mapping[str, Any]]]:
         for row in rows:
             measures = {name: value for name, value in row.items() if name not in keys}
             of = " ".join("" if row[key] is None else str(row[key]) for key in keys)
-            told.append((figure, of, measures))
-    return told
+            figures.append((figure, of, measures))
+    return figures
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the first `texts` columns are texts, the others numbers."""
+    """A table. The first `texts` columns hold text, the others numbers."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -176,21 +176,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, what it says in a sentence, and its figures as a table."""
+    """A chart with a one-sentence summary and its figures as a table."""
 
     title: str
     summary: str
     table: Table
     draw: Callable[[int], dict[str, Any]] | None
-    """Given a width, the specification; None where there is nothing to draw."""
+    """Returns the specification for a width; None if there is nothing to draw."""
     width: int = COLUMN_PX
 
 
 def page(report: Report) -> str:
-    """One page of HTML with all it needs in it: no script, no network.
+    """Render the report as one self-contained HTML page, without scripts.
 
     Raises:
-        SettingError: the libraries of the extra `report` are missing.
+        SettingError: The extra `report` is not installed.
     """
     try:
         import vl_convert  # noqa: PLC0415 - comes with the extra alone
@@ -199,8 +199,8 @@ def page(report: Report) -> str:
     except ImportError as error:
         raise SettingError(f"{error.name} is missing; pip install 'pepper-crm[report]'") from None
 
-    def drawn(specification: dict[str, Any]) -> Markup:
-        # Vega escapes the texts in a drawing.
+    def svg(specification: dict[str, Any]) -> Markup:
+        # Vega escapes the text in its SVG.
         return Markup(vl_convert.vegalite_to_svg(specification))  # noqa: S704
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -209,104 +209,118 @@ def page(report: Report) -> str:
     page: str = template.render(
         report=report,
         charts=[
-            (chart, chart.draw and {"wide": drawn(chart.draw(chart.width)), "narrow": drawn(chart.draw(PHONE_PX))})
+            (chart, chart.draw and {"wide": svg(chart.draw(chart.width)), "narrow": svg(chart.draw(PHONE_PX))})
             for chart in _charts(report)
         ],
         tables=_tables(report),
         newest=next(stream for stream in report.status.streams if stream.stream == "actions"),
-        empty=not report.outstanding["awards"] and not any(report.all_time.values()),
+        empty=not report.outstanding["awards"] and not _has_movements(report),
         differing=sum(check.differing for check in report.status.checks),
     )
     return page
 
 
 def _charts(report: Report) -> list[Chart]:
-    days, moved = report.days, report.roll_forward
-    any_moved = any(report.all_time.values())
-    any_actions = any(row["actions"] for row in report.hours)
-    perks = _most([(_label(row, _twins(report)), float(row["points"])) for row in report.perks], "other perks")
-    aged = [(_age(row), float(row["points"])) for row in report.ages]
-    places = [(row["location_id"] or NOWHERE, float(row["actions"])) for row in report.locations][:BARS_SHOWN]
-    named = [(label, count) for label, count in places if label != NOWHERE]
-    busiest = max(report.hours, key=lambda row: row["actions"])
     return [
-        Chart(
-            "Outstanding points",
-            f"{number(moved['after'])} points at the end of {day(report.last_day)}, {number(moved['before'])} before "
-            f"{day(report.first_day)}. Points that were there before anything is known of their award count from the "
-            "beginning.",
-            Table(("day", "outstanding"), [(str(each["day"]), number(each["outstanding"])) for each in days]),
-            (lambda width: charts.outstanding(days, width)) if any_moved else None,
-            PAGE_PX,
-        ),
-        Chart(
-            "Issued, redeemed and refunded",
-            f"{number(moved['issued'])} points issued and {number(moved['refunded'])} refunded, above the line; "
-            f"{number(moved['redeemed'])} redeemed, below it.",
-            Table(
-                ("day", "issued", "redeemed", "refunded"),
-                [(str(each["day"]), *(number(each[k]) for k in ("issued", "redeemed", "refunded"))) for each in days],
-            ),
-            (lambda width: charts.moved(days, width)) if any_actions else None,
-            PAGE_PX,
-        ),
-        Chart(
-            "Outstanding by perk",
-            f"{perks[0][0]} holds the most: {number(Decimal(str(perks[0][1])))} points." if perks else "No perk yet.",
-            Table(
-                ("perk", "points", "awards", "holders", "issued", "redeemed"),
-                [
-                    (
-                        _label(row, _twins(report)),
-                        *(number(row[k]) for k in ("points", "awards", "holders", "issued", "redeemed")),
-                    )
-                    for row in report.perks
-                ],
-            ),
-            (lambda width: charts.bars(perks, width)) if perks else None,
-        ),
-        Chart(
-            "Age of outstanding points",
-            "By how many days ago their award last moved. What has been still for long is what may never be redeemed.",
-            Table(
-                ("last moved", "points", "awards"),
-                [(_age(r), number(r["points"]), number(r["awards"])) for r in report.ages],
-            ),
-            (lambda width: charts.bars(aged, width)) if any_moved else None,
-        ),
-        Chart(
-            "Activity by hour of the week",
-            f"Busiest: {charts.WEEKDAYS[busiest['weekday']]} from {busiest['hour']}:00, {report.zone}, with "
-            f"{busiest['actions']:,} loyalty actions."
-            if any_actions
-            else "No loyalty action in these days.",
-            Table(
-                ("hour", *charts.WEEKDAYS),
-                [
-                    (f"{hour}:00", *(f"{row['actions']:,}" for row in report.hours if row["hour"] == hour))
-                    for hour in range(24)
-                ],
-            ),
-            (lambda width: charts.week(report.hours, width)) if any_actions else None,
-        ),
-        Chart(
-            "Activity by location",
-            f"{named[0][0]} saw the most: {named[0][1]:,.0f} loyalty actions."
-            if named
-            else "No loyalty action at a location in these days.",
-            Table(
-                ("location", "actions", "issued", "redeemed", "refunded"),
-                [
-                    (
-                        row["location_id"] or NOWHERE,
-                        *(number(row[k]) for k in ("actions", "issued", "redeemed", "refunded")),
-                    )
-                    for row in report.locations
-                ],
-            ),
-            (lambda width: charts.bars(places, width)) if places else None,
-        ),
+        _outstanding_by_day(report),
+        _moved_by_day(report),
+        _outstanding_by_perk(report),
+        _outstanding_by_age(report),
+        _activity_by_hour(report),
+        _activity_by_location(report),
     ]
+
+
+def _outstanding_by_day(report: Report) -> Chart:
+    days, moved = report.days, report.roll_forward
+    return Chart(
+        "Outstanding points",
+        f"{number(moved['after'])} points at the end of {day(report.last_day)}, {number(moved['before'])} before "
+        f"{day(report.first_day)}. Points that an award had before its first known movement count from the beginning.",
+        Table(("day", "outstanding"), [(str(each["day"]), number(each["outstanding"])) for each in days]),
+        (lambda width: charts.outstanding(days, width)) if _has_movements(report) else None,
+        PAGE_PX,
+    )
+
+
+def _moved_by_day(report: Report) -> Chart:
+    days, moved = report.days, report.roll_forward
+    return Chart(
+        "Issued, redeemed and refunded",
+        f"{number(moved['issued'])} points issued and {number(moved['refunded'])} refunded, above the axis; "
+        f"{number(moved['redeemed'])} redeemed, below it.",
+        _numbers_table(days, "day", ("issued", "redeemed", "refunded"), [str(each["day"]) for each in days]),
+        (lambda width: charts.moved(days, width)) if _has_actions(report) else None,
+        PAGE_PX,
+    )
+
+
+def _outstanding_by_perk(report: Report) -> Chart:
+    labels = [_label(row, _shared_titles(report)) for row in report.perks]
+    points = [float(row["points"]) for row in report.perks]
+    bars = _largest(list(zip(labels, points, strict=True)), "other perks")
+    return Chart(
+        "Outstanding by perk",
+        f"{bars[0][0]} holds the most: {number(Decimal(str(bars[0][1])))} points." if bars else "No perk yet.",
+        _numbers_table(report.perks, "perk", ("points", "awards", "holders", "issued", "redeemed"), labels),
+        (lambda width: charts.bars(bars, width)) if bars else None,
+    )
+
+
+def _outstanding_by_age(report: Report) -> Chart:
+    labels = [_age(row) for row in report.ages]
+    bars = [(label, float(row["points"])) for label, row in zip(labels, report.ages, strict=True)]
+    return Chart(
+        "Age of outstanding points",
+        "By the last movement of their award. Points idle for a long time may never be redeemed.",
+        _numbers_table(report.ages, "last moved", ("points", "awards"), labels),
+        (lambda width: charts.bars(bars, width)) if _has_movements(report) else None,
+    )
+
+
+def _activity_by_hour(report: Report) -> Chart:
+    hours, busiest = report.hours, max(report.hours, key=lambda row: row["actions"])
+    summary = (
+        f"Busiest: {charts.WEEKDAYS[busiest['weekday']]} from {busiest['hour']}:00, {report.zone}, with "
+        f"{busiest['actions']:,} loyalty actions."
+    )
+    rows = [(f"{hour}:00", *(f"{row['actions']:,}" for row in hours if row["hour"] == hour)) for hour in range(24)]
+    return Chart(
+        "Activity by hour of the week",
+        summary if _has_actions(report) else "No loyalty action in this period.",
+        Table(("hour", *charts.WEEKDAYS), rows),
+        (lambda width: charts.week(hours, width)) if _has_actions(report) else None,
+    )
+
+
+def _activity_by_location(report: Report) -> Chart:
+    labels = [row["location_id"] or NO_LOCATION for row in report.locations]
+    bars = [(label, float(row["actions"])) for label, row in zip(labels, report.locations, strict=True)][:BARS_SHOWN]
+    named = [(label, count) for label, count in bars if label != NO_LOCATION]
+    return Chart(
+        "Activity by location",
+        f"{named[0][0]} has the most: {named[0][1]:,.0f} loyalty actions."
+        if named
+        else "No loyalty action at a location in this period.",
+        _numbers_table(report.locations, "location", ("actions", "issued", "redeemed", "refunded"), labels),
+        (lambda width: charts.bars(bars, width)) if bars else None,
+    )
+
+
+def _numbers_table(
+    rows: Sequence[Mapping[str, Any]], label_head: str, columns: Sequence[str], labels: Sequence[str]
+) -> Table:
+    """Return a table of numbers with a label for each row."""
+    cells = [(label, *(number(row[name]) for name in columns)) for label, row in zip(labels, rows, strict=True)]
+    return Table((label_head, *columns), cells)
+
+
+def _has_movements(report: Report) -> bool:
+    return any(report.all_time.values())
+
+
+def _has_actions(report: Report) -> bool:
+    return any(row["actions"] for row in report.hours)
 
 
 def _tables(report: Report) -> dict[str, Table]:
@@ -322,12 +336,11 @@ def _tables(report: Report) -> dict[str, Table]:
     status = report.status
     return {
         "roll_forward": Table(("", "points"), [(names[k], number(v)) for k, v in report.roll_forward.items()]),
-        "users": Table(
-            ("user", "points", "awards", "issued", "redeemed"),
-            [
-                (row["user_id"], *(number(row[k]) for k in ("points", "awards", "issued", "redeemed")))
-                for row in report.users
-            ],
+        "users": _numbers_table(
+            report.users,
+            "user",
+            ("points", "awards", "issued", "redeemed"),
+            [row["user_id"] for row in report.users],
         ),
         "streams": Table(
             ("stream", "rows", "newest", "last read", "rejected"),
@@ -343,11 +356,11 @@ def _tables(report: Report) -> dict[str, Table]:
             ],
         ),
         "runs": Table(
-            ("began (UTC)", "ended", "read", "applied", "rejected", "seconds"),
+            ("started (UTC)", "ended", "read", "applied", "rejected", "seconds"),
             [
                 (
                     f"{run['started_at']:%d %b %H:%M}",
-                    run["exit_state"] or "not ended",
+                    run["exit_state"] or "unfinished",
                     *(f"{run[k]:,}" for k in ("read", "applied", "quarantined")),
                     f"{float(run['seconds']):,.1f}",
                 )
@@ -358,15 +371,15 @@ def _tables(report: Report) -> dict[str, Table]:
     }
 
 
-def _twins(report: Report) -> set[str]:
-    """Titles that more than one perk has."""
+def _shared_titles(report: Report) -> set[str]:
+    """Return titles that several perks share."""
     return {title for title, count in Counter(row["title"] for row in report.perks).items() if title and count > 1}
 
 
-def _label(row: Mapping[str, Any], twins: set[str]) -> str:
-    """A perk's title; its id where it has none, or shares it."""
+def _label(row: Mapping[str, Any], shared: set[str]) -> str:
+    """Return a perk's title, with its id if several perks share the title; or its id if it has no title."""
     perk_id, title = row["perk_id"] or "no perk", row["title"]
-    return perk_id if not title else f"{title} ({perk_id})" if title in twins else str(title)
+    return perk_id if not title else f"{title} ({perk_id})" if title in shared else str(title)
 
 
 def _age(row: Mapping[str, Any]) -> str:
@@ -375,8 +388,8 @@ def _age(row: Mapping[str, Any]) -> str:
     return f"{row['days_from']} to {row['days_to']} days"
 
 
-def _most(bars: list[tuple[str, float]], rest: str) -> list[tuple[str, float]]:
-    """The first bars, and one for all the others."""
+def _largest(bars: list[tuple[str, float]], rest: str) -> list[tuple[str, float]]:
+    """Return the first bars, and one bar that sums the others."""
     if len(bars) <= BARS_SHOWN:
         return bars
     others = bars[BARS_SHOWN - 1 :]
@@ -384,21 +397,21 @@ def _most(bars: list[tuple[str, float]], rest: str) -> list[tuple[str, float]]:
 
 
 def number(value: Decimal | int) -> str:
-    """With commas, and as many decimal places as there are."""
+    """Format a number with thousands separators, without trailing zeros."""
     text = f"{value:,.4f}".rstrip("0").rstrip(".") if isinstance(value, Decimal) else f"{value:,}"
     return text.replace("-", MINUS)
 
 
 def percent(value: Decimal | None) -> str:
-    """A share of one in percent."""
+    """Format a fraction as percent."""
     return "-" if value is None else f"{100 * value:,.1f} %"
 
 
 def since(now: datetime, time: datetime | None) -> str:
-    """Such as 12 min ago. A clock that is ahead makes it now."""
+    """Format a time as its age, such as `12 min ago`. A time in the future is `just now`."""
     return "never" if time is None else f"{ago(now, time)} ago" if time < now else "just now"
 
 
 def day(value: date) -> str:
-    """Such as 25 Nov 2026."""
+    """Format a date, such as `25 Nov 2026`."""
     return f"{value.day} {value:%b %Y}"

@@ -1,14 +1,13 @@
-"""Pure: the figures of a loyalty programme, as SQLAlchemy Core statements, and what their few rows come to.
+"""The statements of the report, and the arithmetic on their rows. Pure.
 
-Points come and go by *movements*. Each action of an award is one: it issues, redeems or refunds points. Where the
-balance before it and its delta don't give the balance after it, something else had *added* or *removed* points, such as
-an edit or an expiry. A balance that a newer snapshot gives, or that is gone with its award, moves in the same way.
-Points that an award had before its first movement are *opening* points: nobody knows since when, so they count from
-the beginning. Hence
+A *movement* changes an award's points. Each action with an effect is one: it issues, redeems or refunds points. If the
+balance before an action plus its delta is not the balance after it, something else *added* or *removed* points: an edit
+or an expiry in Pepper. A newer snapshot and the deletion of an award add or remove points in the same way. Points that
+an award had before its first movement are *opening* points. Their date is unknown, so they count from the beginning:
 
     opening + issued - redeemed + refunded + added - removed = outstanding
 
-at any time, and at the end of time outstanding is the sum of `award_balances`.
+at any time. After the last movement, outstanding is the sum of `award_balances` over the awards that exist.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-USERS_TOLD = 20
-LOCATIONS_TOLD = 20
-# Outstanding points by how many days ago their award last moved; the last class has no end.
+USERS_SHOWN = 20
+LOCATIONS_SHOWN = 20
+# Upper bounds of the age classes of outstanding points; the last class is open.
 AGES_DAYS = (30, 90, 180, 365)
-# Days that are still to come are told so far; what is dated later counts on the last of them.
+# How many future days are shown. Actions dated later count on the last of them.
 DAYS_AHEAD_MAX = timedelta(days=2)
-# No zone takes it beyond the last year that there is.
+# Python has no later years; two days less leave room for any time zone.
 _LAST_QUARTER = int(datetime(9999, 12, 30, tzinfo=timezone.utc).timestamp()) // QUARTER_SECONDS
 
 MOVEMENTS = ("opening", "issued", "redeemed", "refunded", "added", "removed")
@@ -50,11 +49,11 @@ _ZERO = cast(literal_column("0"), Points())
 _NONE = Decimal(0)
 
 
-def _split(unexplained: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:
-    """What came and what went without an action."""
+def _added_or_removed(change: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:
+    """Split a change without an action into points added and points removed."""
     return {
-        "added": case((unexplained > _ZERO, unexplained), else_=_ZERO),
-        "removed": case((unexplained < _ZERO, exact(_ZERO - unexplained)), else_=_ZERO),
+        "added": case((change > _ZERO, change), else_=_ZERO),
+        "removed": case((change < _ZERO, exact(_ZERO - change)), else_=_ZERO),
     }
 
 
@@ -68,7 +67,7 @@ def _movement(at: ColumnElement[Any], actions: int, **points: ColumnElement[Any]
 
 @cache
 def movements(tables: Tables) -> FromClause:
-    """All that ever moved points: when, by how much of each kind, and whether it was an action."""
+    """Return every movement: its time, its points of each kind, and whether it was an action."""
     a, balances, awards = tables.actions.c, tables.award_balances.c, tables.awards.c
 
     def delta(effect: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -96,7 +95,7 @@ def movements(tables: Tables) -> FromClause:
             1,
             opening=case((chain.before.is_(None), unmoved), else_=_ZERO),
             **own,
-            **_split(case((chain.before.is_not(None), exact(unmoved - chain.before)), else_=_ZERO)),
+            **_added_or_removed(case((chain.before.is_not(None), exact(unmoved - chain.before)), else_=_ZERO)),
         )
     )
     last = tables.actions.alias("last")
@@ -106,7 +105,7 @@ def movements(tables: Tables) -> FromClause:
                 balances.as_of,
                 0,
                 opening=case((last.c.action_id.is_(None), balances.points), else_=_ZERO),
-                **_split(
+                **_added_or_removed(
                     case((last.c.action_id.is_not(None), exact(balances.points - last.c.points_available)), else_=_ZERO)
                 ),
             )
@@ -115,7 +114,7 @@ def movements(tables: Tables) -> FromClause:
         .where(balances.as_of_source == literal_column("'award'"))
     )
     of_deletions = (
-        select(*_movement(awards[DELETED_AT], 0, **_split(exact(_ZERO - balances.points))))
+        select(*_movement(awards[DELETED_AT], 0, **_added_or_removed(exact(_ZERO - balances.points))))
         .join_from(tables.award_balances, tables.awards, awards["_id"] == balances.award_id)
         .where(awards[DELETED_AT].is_not(None))
     )
@@ -124,7 +123,7 @@ def movements(tables: Tables) -> FromClause:
 
 @cache
 def by_quarter_hour(tables: Tables) -> Select[Any]:
-    """Movements in each quarter of an hour that has any since `start`; under null, all that came before."""
+    """Sum movements per quarter of an hour since `start`; earlier movements are summed under null."""
     m = movements(tables).c
     quarter = case((m.at >= bindparam("start", type_=Instant()), quarter_hours(m.at)))
     buckets = select(quarter.label("quarter"), m.actions, *(m[name] for name in MOVEMENTS)).subquery("buckets").c
@@ -136,14 +135,14 @@ def by_quarter_hour(tables: Tables) -> Select[Any]:
 
 
 @cache
-def _standing(tables: Tables) -> FromClause:
-    """The balances of the awards that are not gone."""
+def _existing(tables: Tables) -> FromClause:
+    """Return the balances of awards that are not deleted."""
     balances, awards = tables.award_balances, tables.awards
     return (
         select(*balances.c)
         .outerjoin_from(balances, awards, awards.c["_id"] == balances.c.award_id)
         .where(awards.c[DELETED_AT].is_(None))
-        .subquery("standing")
+        .subquery("existing")
     )
 
 
@@ -153,8 +152,8 @@ def _holders(user_id: ColumnElement[Any], points: ColumnElement[Any]) -> ColumnE
 
 @cache
 def outstanding(tables: Tables) -> Select[Any]:
-    """The liability on the books: points, on how many awards, of how many users."""
-    s = _standing(tables).c
+    """Sum outstanding points, and count their awards and holders."""
+    s = _existing(tables).c
     return select(
         func.coalesce(exact_sum(s.points), _ZERO).label("points"),
         func.count().label("awards"),
@@ -164,8 +163,8 @@ def outstanding(tables: Tables) -> Select[Any]:
 
 @cache
 def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
-    """Outstanding points by perk, the most first; `perks` has an `_id`, and `title` and `type` where it knows them."""
-    s = _standing(tables).c
+    """Sum outstanding points per perk, most first. `perks` has `_id` and, if it knows them, `title` and `type`."""
+    s = _existing(tables).c
     sums = (
         select(
             s.perk_id,
@@ -190,8 +189,8 @@ def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
 
 @cache
 def by_age(tables: Tables) -> Select[Any]:
-    """Outstanding points by how long ago their award last moved: `within_30_days` and on, up to null."""
-    s = _standing(tables).c
+    """Sum outstanding points per age class: the class's bound in days, null for the open class."""
+    s = _existing(tables).c
     since: list[Any] = [
         (s.as_of >= bindparam(f"days_{days}", type_=Instant()), literal_column(str(days))) for days in AGES_DAYS
     ]
@@ -201,8 +200,8 @@ def by_age(tables: Tables) -> Select[Any]:
 
 @cache
 def by_user(tables: Tables) -> Select[Any]:
-    """The users who hold the most points."""
-    s = _standing(tables).c
+    """Return the users with the most points."""
+    s = _existing(tables).c
     points = exact_sum(s.points).label("points")
     return (
         select(
@@ -216,13 +215,13 @@ def by_user(tables: Tables) -> Select[Any]:
         .where(s.user_id.is_not(None))
         .group_by(s.user_id)
         .order_by(points.desc(), s.user_id)
-        .limit(USERS_TOLD)
+        .limit(USERS_SHOWN)
     )
 
 
 @cache
 def by_location(tables: Tables) -> Select[Any]:
-    """The locations where the most loyalty actions happened since `start`; null is nowhere in particular."""
+    """Return the locations with the most loyalty actions since `start`; null stands for no location."""
     a = tables.actions.c
     actions = func.count().label("actions")
     return (
@@ -241,7 +240,7 @@ def by_location(tables: Tables) -> Select[Any]:
         .where(and_(a.effect.is_not(None), a.occurred_at >= bindparam("start", type_=Instant())))
         .group_by(a.location_id)
         .order_by(actions.desc(), a.location_id)
-        .limit(LOCATIONS_TOLD)
+        .limit(LOCATIONS_SHOWN)
     )
 
 
@@ -255,18 +254,18 @@ class Period:
 
     @classmethod
     def until(cls, now: datetime, days: int, zone: tzinfo) -> Period:
-        """The days that end with today."""
+        """Return the period of so many days that ends today."""
         today = now.astimezone(zone).date()
         return cls(today - timedelta(days=days - 1), today, zone)
 
     @property
     def start(self) -> datetime:
-        """When the first day begins, in UTC."""
+        """The start of the first day, in UTC."""
         return datetime.combine(self.first, time(), self.zone).astimezone(timezone.utc)
 
 
 def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
-    """What moved on each day, and what was outstanding at its end; from the rows of `by_quarter_hour`."""
+    """Sum rows of `by_quarter_hour` per day, with the points outstanding at the end of each day."""
     outstanding_points = _NONE
     moved: dict[date, dict[str, Any]] = defaultdict(lambda: dict.fromkeys(("actions", *MOVEMENTS), _NONE))
     for row in quarters:
@@ -274,7 +273,7 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
         if row["quarter"] is None:
             outstanding_points += _net(row)
         else:
-            # A clock that is ahead may have brought a day that is still to come; one far ahead is no such clock.
+            # A clock that is ahead dates actions on coming days. Dates far ahead are errors of another kind.
             day = _local(row["quarter"], period.zone).date()
             of_day = moved[min(day, period.last + DAYS_AHEAD_MAX)]
             for name in of_day:
@@ -290,7 +289,7 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
 
 
 def by_weekday_and_hour(quarters: Iterable[Row], period: Period) -> list[dict[str, int]]:
-    """Loyalty actions by hour of the week, Monday (0) first, also where there are none."""
+    """Count loyalty actions per hour of the week, Monday (0) first, including hours without any."""
     counts: dict[tuple[int, int], int] = defaultdict(int)
     for row in quarters:
         if row["quarter"] is not None:
@@ -304,13 +303,13 @@ def by_weekday_and_hour(quarters: Iterable[Row], period: Period) -> list[dict[st
 
 
 def roll_forward(days: list[dict[str, Any]]) -> dict[str, Decimal]:
-    """What was outstanding before the days, what moved, and what is outstanding after them."""
+    """Return the points outstanding before the days, the movements, and the points outstanding after them."""
     moved = {name: sum((day[name] for day in days), _NONE) for name in MOVEMENTS if name != "opening"}
     return {"before": days[-1]["outstanding"] - _net(moved), **moved, "after": days[-1]["outstanding"]}
 
 
 def rates(moved: Row) -> dict[str, Decimal | None]:
-    """Of what was issued: how much of it was redeemed for good, and how much went without being redeemed."""
+    """Return redeemed (less refunded) and removed points as fractions of the issued points."""
     issued = moved["issued"]
     return {
         "redemption": _share(moved["redeemed"] - moved["refunded"], issued),
@@ -319,13 +318,13 @@ def rates(moved: Row) -> dict[str, Decimal | None]:
 
 
 def all_time(quarters: Iterable[Row]) -> dict[str, Decimal]:
-    """What has ever moved."""
+    """Sum all movements."""
     rows = list(quarters)
     return {name: sum((row[name] for row in rows), _NONE) for name in MOVEMENTS}
 
 
 def ages(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The rows of `by_age` in order, each with what it means: from how many days ago, to how many."""
+    """Return the rows of `by_age` in order, with the bounds of each class in days."""
     found = {row["days"]: row for row in rows}
     classes = zip((0, *AGES_DAYS), (*AGES_DAYS, None), strict=True)
     return [
@@ -340,7 +339,7 @@ def ages(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def age_limits(now: datetime) -> dict[str, datetime]:
-    """What `by_age` has to know of today."""
+    """Return the parameters of `by_age`."""
     return {f"days_{days}": now - timedelta(days=days) for days in AGES_DAYS}
 
 
