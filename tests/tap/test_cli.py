@@ -331,7 +331,7 @@ def test_an_unknown_option_is_reported_in_one_line(console: Console) -> None:
 
 @pytest.mark.parametrize("arguments", [pytest.param([], id="sync"), pytest.param(["--test"], id="test")])
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         pytest.param({"auth_token": "another"}, "Pepper answered 401; check auth_token", id="wrong-token"),
         pytest.param({"application_id": "another"}, "and that it belongs to application_id", id="wrong-merchant"),
@@ -343,7 +343,7 @@ def test_an_unknown_option_is_reported_in_one_line(console: Console) -> None:
     ],
 )
 def test_a_request_that_pepper_rejects_is_reported_in_one_line(
-    console: Console, settings: dict[str, Any], words: str, arguments: list[str]
+    console: Console, settings: dict[str, Any], message: str, arguments: list[str]
 ) -> None:
     with Sandbox(World(users=1, days=1, now=NOW)) as sandbox:
         given = config(sandbox.url, auth_token=sandbox.token, application_id=sandbox.application_id, max_retries=0)
@@ -354,24 +354,24 @@ def test_a_request_that_pepper_rejects_is_reported_in_one_line(
     assert outcome.code == 1
     # A rejected token fails all streams at once; another rejection may concern one stream only.
     assert len(outcome.errors) == (1 if arguments or "auth_token" in settings else 3)
-    assert all(words in error for error in outcome.errors)
+    assert all(message in error for error in outcome.errors)
     assert "Traceback" not in outcome.stderr
     assert sandbox.token not in outcome.stderr
 
 
 @pytest.mark.parametrize(
-    ("maps", "words"),
+    ("maps", "message"),
     [
         pytest.param({"actions": {"x": "("}}, "Failed to parse expression (", id="syntax-error"),
         pytest.param({"actions": {"x": "1 / 0"}}, "unexpected ZeroDivisionError at ", id="fails-on-a-record"),
     ],
 )
-def test_a_failing_stream_map_is_reported_in_one_line(console: Console, maps: dict[str, Any], words: str) -> None:
+def test_a_failing_stream_map_is_reported_in_one_line(console: Console, maps: dict[str, Any], message: str) -> None:
     row = {"_id": "a", "when": {"timestamp": "2026-10-01T11:59:00.000Z"}}
     with Script(listing(row)) as script:
         outcome = console(settings=config(script.url, stream_maps=maps))
     assert (outcome.code, len(outcome.errors)) == (1, 1)
-    assert words in outcome.errors[0]
+    assert message in outcome.errors[0]
 
 
 def test_debug_shows_the_traceback_of_an_error(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:

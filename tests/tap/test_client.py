@@ -183,7 +183,7 @@ def test_the_number_of_pages_is_limited(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         pytest.param({"status": "OK"}, "without a list under 'items' or 'awards'", id="no-list"),
         pytest.param({"items": None}, "without a list", id="list-null"),
@@ -197,12 +197,12 @@ def test_the_number_of_pages_is_limited(monkeypatch: pytest.MonkeyPatch) -> None
         pytest.param({"items": [A], "page": 1}, "page is int", id="page-is-a-number"),
     ],
 )
-def test_a_response_of_the_wrong_shape_is_an_error_instead_of_an_empty_page(body: object, words: str) -> None:
+def test_a_response_of_the_wrong_shape_is_an_error_instead_of_an_empty_page(body: object, message: str) -> None:
     with Script(Reply(body)) as script:
         error = failure_of(script)
     assert isinstance(error, FatalAPIError)
     assert str(error).startswith("awards page 1: ")
-    assert words in str(error)
+    assert message in str(error)
     assert len(script.asked) == 1
 
 
@@ -292,7 +292,7 @@ def test_a_temporary_failure_is_retried(reply: Reply) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
+    ("status", "message"),
     [
         pytest.param(400, "check api_version, page_size and action_types", id="400"),
         pytest.param(401, "check auth_token", id="401"),
@@ -303,12 +303,12 @@ def test_a_temporary_failure_is_retried(reply: Reply) -> None:
         pytest.param(418, "Pepper's API does not use this status", id="418"),
     ],
 )
-def test_a_permanent_failure_is_not_retried_and_says_what_to_do(status: int, words: str) -> None:
+def test_a_permanent_failure_is_not_retried_and_says_what_to_do(status: int, message: str) -> None:
     with Script(Reply(HTML if status != 204 else b"", status=status)) as script:
         error = failure_of(script)
     assert isinstance(error, FatalAPIError)
     assert str(error).startswith(f"awards page 1: Pepper answered {status}")
-    assert words in str(error)
+    assert message in str(error)
     assert "Tom Jones" not in str(error)
     assert len(script.asked) == 1
 

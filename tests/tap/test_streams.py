@@ -345,18 +345,18 @@ def with_a_nested_deselection(script: Script) -> Run:
     return run_script(script, catalog=selection("actions", change=lambda e: select_fields(e, "when.x", selected=False)))
 
 
-@pytest.mark.parametrize("taken_apart", [with_a_stream_map, with_a_nested_deselection])
+@pytest.mark.parametrize("run_decoded", [with_a_stream_map, with_a_nested_deselection])
 @pytest.mark.parametrize("written", list(TO_BYTES))
 @settings(max_examples=20, deadline=None)
 @given(actions=ACTIONS)
 def test_undecoded_and_decoded_rows_give_the_same_records(
-    actions: list[dict[str, Any]], written: str, taken_apart: Callable[[Script], Run]
+    actions: list[dict[str, Any]], written: str, run_decoded: Callable[[Script], Run]
 ) -> None:
     text = msgspec.json.Encoder(decimal_format="number").encode({"items": actions})
     with Script(listing(), Reply(TO_BYTES[written](text)), listing(), Reply(TO_BYTES[written](text))) as script:
-        whole, parted = run_script(script, "actions"), taken_apart(script)
+        undecoded, decoded = run_script(script, "actions"), run_decoded(script)
     # As text, because 0.5 is not 0.50.
-    assert repr(whole.messages[1:]) == repr(parted.messages[1:])
+    assert repr(undecoded.messages[1:]) == repr(decoded.messages[1:])
 
 
 def test_a_catalog_without_keys_keeps_incremental_replication() -> None:
