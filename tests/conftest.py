@@ -54,6 +54,12 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return new_database(request.getfixturevalue("postgres_url"))
 
 
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """An empty SQLite warehouse, for tests of what does not depend on the engine."""
+    return f"sqlite:///{tmp_path / 'crm.db'}"
+
+
 @pytest.fixture(scope="module")
 def new_postgres_url(postgres_url: str) -> str:
     """A PostgreSQL database that the tests of a file share."""

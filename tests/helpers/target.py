@@ -1,9 +1,10 @@
-"""Singer messages as literals, and a target-crm to put them through in this process."""
+"""Singer messages as literals, and target-crm: in this process or as a console script."""
 
 from __future__ import annotations
 
 import io
 import json
+import subprocess
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ from sqlalchemy import create_engine, select, text
 
 from target_crm.loader.target import TargetCrm
 from target_crm.warehouse.connection import Warehouse, parse_url
+from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from sqlalchemy import Table
 
+TEXT, NUMBER, INTEGER = {"type": "string"}, {"type": ["number", "null"]}, {"type": ["integer", "null"]}
 READ_AT = "2026-10-05T00:00:00Z"
 DELTAS = {
     "REWARD_EARNED": "pointsAdded",
@@ -37,7 +41,7 @@ def schema(stream: str, properties: Mapping[str, Any], *keys: str, **more: Any) 
 
 
 def record(stream: str, fields: Mapping[str, Any], at: str | None = READ_AT) -> str:
-    """A RECORD message; `at` is when the tap read it."""
+    """A RECORD message; `at` is its `time_extracted`."""
     times = {"time_extracted": at} if at else {}
     return _line(type="RECORD", stream=stream, record=fields, **times)
 
@@ -45,6 +49,16 @@ def record(stream: str, fields: Mapping[str, Any], at: str | None = READ_AT) -> 
 def state(value: Any) -> str:
     """A STATE message."""
     return _line(type="STATE", value=value)
+
+
+def activate(stream: str, version: Any) -> str:
+    """An ACTIVATE_VERSION message."""
+    return _line(type="ACTIVATE_VERSION", stream=stream, version=version)
+
+
+def with_version(version: int, message: str) -> str:
+    """A RECORD message with a version."""
+    return _line(**{**json.loads(message), "version": version})
 
 
 ACTIONS = schema("actions", {"_id": {"type": "string"}}, "_id")
@@ -86,21 +100,21 @@ def action(
 def snapshot(
     award: str = "w1", points: Any = 5, at: str | None = "2026-10-01T12:00:00Z", read_at: str | None = READ_AT
 ) -> str:
-    """A RECORD of an award as Pepper shows it."""
+    """A RECORD of an award; `at` is its `updatedAt`."""
     fields = {"_id": award, "points": points, "userId": "u1", "perkId": "p1", "updatedAt": at}
     return record("awards", fields, read_at)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a run said: the STATE lines that went out, and a tally per stream."""
+    """The output of a run: its STATE lines, and a tally per stream."""
 
     states: list[str]
     tallies: dict[str, str]
 
 
 def load(warehouse: str | Warehouse, messages: Iterable[str], **settings: Any) -> Loaded:
-    """Put messages through a target; a `Warehouse` that is open already saves the set-up."""
+    """Load messages in this process. A `Warehouse` that is already open saves the set-up."""
     url = warehouse if isinstance(warehouse, str) else "sqlite://"
     opened = warehouse if isinstance(warehouse, Warehouse) else None
     target = TargetCrm(config={"sqlalchemy_url": url, **settings}, warehouse=opened)
@@ -115,8 +129,23 @@ def load(warehouse: str | Warehouse, messages: Iterable[str], **settings: Any) -
     return Loaded(output.getvalue().splitlines(), tallies)
 
 
+def run_target(url: str, folder: Path, *messages: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the console script, with settings as environment variables."""
+    variables = {f"TARGET_CRM_{name.upper()}": value for name, value in settings.items()}
+    return subprocess.run(
+        command("target-crm", "--config", "ENV"),
+        input="".join(f"{message}\n" for message in messages),
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=url, **variables),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+
 def table(warehouse: str | Warehouse, name: str, *columns: str) -> list[dict[str, Any]]:
-    """The rows of one of the target's own tables: the columns asked for, else all but the times of loading."""
+    """The rows of one of the target's own tables, with the given columns; by default, all but the times of loading."""
     opened = Warehouse(warehouse) if isinstance(warehouse, str) else warehouse
     source: Table = getattr(opened.tables, name)
     times_of_loading = {"loaded_at", "_sdc_batched_at", "updated_at" if name == "award_balances" else None}
@@ -124,6 +153,11 @@ def table(warehouse: str | Warehouse, name: str, *columns: str) -> list[dict[str
     with opened.read() as connection:
         query = select(*(source.c[column] for column in chosen)).order_by(*source.primary_key.columns)
         return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def all_rows(url: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of ledger, snapshots, balances and quarantine."""
+    return {name: table(url, name) for name in ("actions", "awards", "award_balances", "rejected_records")}
 
 
 def query(url: str, statement: str) -> list[tuple[Any, ...]]:
@@ -136,7 +170,7 @@ def query(url: str, statement: str) -> list[tuple[Any, ...]]:
 
 
 def execute(url: str, statement: str) -> None:
-    """Change something behind the target's back."""
+    """Execute a statement in SQL, without the target."""
     engine = create_engine(parse_url(url))
     with engine.begin() as connection:
         connection.execute(text(statement))

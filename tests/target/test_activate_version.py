@@ -1,0 +1,118 @@
+"""ACTIVATE_VERSION: rows that the activated version lacks are marked in `_sdc_deleted_at`, or deleted."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.helpers.target import (
+    ACTIONS,
+    AWARDS,
+    INTEGER,
+    TEXT,
+    action,
+    activate,
+    load,
+    query,
+    record,
+    schema,
+    snapshot,
+    state,
+    table,
+    with_version,
+)
+
+
+def versioned(stream: str, key: str, version: int, **fields: Any) -> str:
+    """A RECORD of a version, with a key and other fields."""
+    return with_version(version, record(stream, {"id": key, **fields}))
+
+
+def test_rows_missing_from_the_activated_version_are_marked_until_they_return(warehouse_url: str) -> None:
+    keyed = schema("perks", {"id": TEXT}, "id")
+    marks = "SELECT id, _sdc_deleted_at IS NOT NULL FROM perks ORDER BY id"
+
+    load(warehouse_url, [keyed, versioned("perks", "1", 1), versioned("perks", "2", 1), activate("perks", 1)])
+    load(warehouse_url, [keyed, versioned("perks", "1", 2), activate("perks", 2), activate("perks", 1)])
+    assert query(warehouse_url, marks) == [("1", False), ("2", True)]
+
+    load(warehouse_url, [keyed, versioned("perks", "2", 3), activate("perks", 3)])
+    assert query(warehouse_url, marks) == [("1", True), ("2", False)]
+
+
+def test_hard_delete_removes_rows_missing_from_the_activated_version(warehouse_url: str) -> None:
+    messages = [schema("t", {"id": TEXT}, "id"), versioned("t", "1", 1), versioned("t", "2", 2), activate("t", 2)]
+
+    load(warehouse_url, messages, hard_delete=True)
+
+    assert query(warehouse_url, "SELECT id FROM t") == [("2",)]
+
+
+def test_a_deleted_award_leaves_user_balances_but_stays_in_award_balances(warehouse_url: str) -> None:
+    load(warehouse_url, [AWARDS, snapshot("w1", 5), snapshot("w2", 7), activate("awards", 1)], hard_delete=True)
+
+    assert query(warehouse_url, "SELECT * FROM user_balances") == []
+    assert [row["points"] for row in table(warehouse_url, "award_balances")] == [Decimal(5), Decimal(7)]
+
+
+@pytest.mark.parametrize("batch_size_rows", [1, 9])
+@pytest.mark.parametrize("hard_delete", [False, True])
+def test_a_row_of_the_activated_version_stays_even_if_refused_or_superseded(
+    warehouse_url: str, hard_delete: bool, batch_size_rows: int
+) -> None:
+    keyed = schema("perks", {"id": TEXT, "size": INTEGER}, "id")
+    first = [versioned("perks", key, 1, size=1) for key in ("refused", "older", "missing")]
+    older = json.loads(versioned("perks", "older", 2, size=0)) | {"time_extracted": "2026-10-01T00:00:00Z"}
+    second = [versioned("perks", "refused", 2, size="many"), versioned("perks", "new", 2, size=[]), json.dumps(older)]
+
+    settings = {"hard_delete": hard_delete, "batch_size_rows": batch_size_rows}
+    load(warehouse_url, [keyed, *first, activate("perks", 1)], **settings)
+    load(warehouse_url, [keyed, *second, activate("perks", 2)], **settings)
+
+    assert query(warehouse_url, "SELECT id, size FROM perks WHERE _sdc_deleted_at IS NULL ORDER BY id") == [
+        ("older", 1),
+        ("refused", 1),
+    ]
+    assert query(warehouse_url, "SELECT id FROM perks WHERE _sdc_deleted_at IS NOT NULL") == [
+        ("missing",) for _ in range(not hard_delete)
+    ]
+
+
+def test_an_award_without_points_is_not_marked_as_deleted(warehouse_url: str) -> None:
+    without_points = snapshot("w1", None, at="2026-10-02T12:00:00Z")
+
+    load(warehouse_url, [AWARDS, *(with_version(1, snapshot(award)) for award in ("w1", "w2", "w3"))])
+    load(
+        warehouse_url,
+        [AWARDS, with_version(2, without_points), with_version(2, snapshot("w2", True)), activate("awards", 2)],
+    )
+
+    assert query(warehouse_url, "SELECT _id, points FROM awards WHERE _sdc_deleted_at IS NULL ORDER BY _id") == [
+        ("w1", 5),
+        ("w2", 5),
+    ]
+
+
+@pytest.mark.parametrize("version", [2**63, "2", 2.5, None])
+def test_an_activate_version_without_a_valid_version_is_quarantined(sqlite_url: str, version: Any) -> None:
+    keyed = schema("perks", {"id": TEXT}, "id")
+
+    load(sqlite_url, [keyed, versioned("perks", "1", 1), activate("perks", version), state({})])
+
+    assert query(sqlite_url, "SELECT id FROM perks WHERE _sdc_deleted_at IS NULL") == [("1",)]
+    assert [row["reason"] for row in table(sqlite_url, "rejected_records", "reason")] == [
+        "the ACTIVATE_VERSION has no known stream or no version"
+    ]
+
+
+def test_the_ledger_keeps_every_action_when_a_version_is_activated(sqlite_url: str) -> None:
+    loaded = load(sqlite_url, [ACTIONS, action("a1"), activate("actions", 9), activate("unknown", 1), state({})])
+
+    assert loaded.states == ["{}"]
+    assert [row["action_id"] for row in table(sqlite_url, "actions")] == ["a1"]
+    assert table(sqlite_url, "rejected_records", "reason") == [
+        {"reason": "the ACTIVATE_VERSION has no known stream or no version"}
+    ]

@@ -1,0 +1,110 @@
+"""Lines and records that cannot be loaded: `rejected_records` keeps each with its line number and the reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from target_crm.loader import reader
+from tests.helpers.target import (
+    ACTIONS,
+    AWARDS,
+    INTEGER,
+    TEXT,
+    action,
+    load,
+    query,
+    record,
+    schema,
+    snapshot,
+    state,
+    table,
+)
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_incomplete_messages_are_quarantined_with_line_and_reason(sqlite_url: str) -> None:
+    lines = [
+        '{"type":"STATE"}',
+        '{"type":"STATE","value":null}',
+        '{"type":"RECORD","stream":["x"],"record":{}}',
+        '{"type":"RECORD","stream":"actions","record":[]}',
+        '{"type":"RECORD","stream":"early","record":{"id":1}}',
+    ]
+
+    loaded = load(sqlite_url, [ACTIONS, *lines, state({"n": 1})])
+
+    assert loaded.states == ['{"n":1}']
+    assert loaded.tallies == {"": "5 read = 0 applied + 0 duplicate + 0 superseded + 5 quarantined"}
+    assert [
+        (row["input_line"], row["reason"])
+        for row in sorted(table(sqlite_url, "rejected_records"), key=lambda row: row["input_line"])
+    ] == [
+        (2, "the STATE message has no value"),
+        (3, "the STATE message has no value"),
+        (4, "the RECORD message has no stream or no record"),
+        (5, "the RECORD message has no stream or no record"),
+        (6, "the record came before its stream's SCHEMA"),
+    ]
+
+
+def test_of_an_overlong_line_the_quarantine_keeps_the_beginning(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "LINE_BYTES_MAX", 2000)
+
+    loaded = load(sqlite_url, [ACTIONS, action("a1", note="x" * 3000), action("a2")])
+
+    assert [row["action_id"] for row in table(sqlite_url, "actions")] == ["a2"]
+    (rejected,) = table(sqlite_url, "rejected_records", "reason", "payload")
+    assert rejected["reason"] == "the line is longer than 2,000 bytes"
+    assert len(rejected["payload"]) == reader.HEAD_BYTES
+    assert loaded.tallies[""] == "1 read = 0 applied + 0 duplicate + 0 superseded + 1 quarantined"
+
+
+def test_a_record_with_an_invalid_time_extracted_is_quarantined(sqlite_url: str) -> None:
+    load(sqlite_url, [AWARDS, snapshot("w1", 5, read_at="yesterday")])
+
+    assert table(sqlite_url, "rejected_records", "stream", "reason") == [
+        {"stream": "awards", "reason": "time_extracted is not an ISO 8601 time"}
+    ]
+
+
+def test_a_record_with_a_nul_character_is_quarantined_and_json_stays_readable(warehouse_url: str) -> None:
+    messages = [
+        *(ACTIONS, action("a1", note=r"no NUL: \u0000"), action("a2", note="\0"), action("a3", **{"n\0": 1})),
+        schema("t", {"id": TEXT, "tags": {"type": "array"}}, "id"),
+        record("t", {"id": "1", "tags": [r"no NUL: \\u0000"]}),
+        record("t", {"id": "2", "tags": [{"a": r"a NUL after a backslash: \\" + "\0"}]}),
+        record("t", {"id": "3", "more": "\0"}),
+    ]
+
+    load(warehouse_url, messages)
+
+    if warehouse_url.startswith("postgresql"):
+        assert query(warehouse_url, "SELECT payload->>'note', payload::jsonb->>'type' FROM actions") == [
+            (r"no NUL: \u0000", "REWARD_EARNED")
+        ]
+    assert table(warehouse_url, "actions", "action_id") == [{"action_id": "a1"}]
+    assert query(warehouse_url, "SELECT id FROM t") == [("1",)]
+    assert sorted(row["reason"] for row in table(warehouse_url, "rejected_records", "reason")) == [
+        "a property that is not in the schema holds a NUL character",
+        "tags holds a NUL character",
+        "the record holds a NUL character",
+        "the record holds a NUL character",
+    ]
+
+
+def test_nul_characters_in_names_are_replaced_in_the_quarantine(warehouse_url: str) -> None:
+    messages = [schema("a\0b", {"id": TEXT, "n\0": INTEGER}, "id"), record("a\0b", {"id": "1", "n\0": "x"})]
+
+    load(warehouse_url, [*messages, record("a\0b", {"id": "2", "n\0": 5}), state({})])
+
+    assert query(warehouse_url, "SELECT id, n_ FROM a_b") == [("2", 5)]
+    assert table(warehouse_url, "rejected_records", "stream", "reason") == [
+        {
+            "stream": "a\N{REPLACEMENT CHARACTER}b",
+            "reason": "n\N{REPLACEMENT CHARACTER} is text, expected a whole number",
+        }
+    ]
