@@ -138,7 +138,7 @@ def unexpected(plugin: str, error: Exception) -> str:
 def _usage_message(error: click.ClickException) -> str:
     message = error.format_message()
     if isinstance(error, click.UsageError) and error.ctx and not isinstance(error, click.BadParameter):
-        return f"{message} See {error.ctx.command_path} --help."
+        return f"{message.rstrip('.')}. See {error.ctx.command_path} --help."
     return message
 
 
