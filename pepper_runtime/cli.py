@@ -84,12 +84,7 @@ def run_cli(
         display.start(name, with_stdout_on_terminal=draws_with_stdout_on_terminal)
     status: object = error_exit_code
     try:
-        # Not `command.main`, which hides a broken pipe behind exit code 1.
-        with command.make_context(name, sys.argv[1:]) as context:
-            status = command.invoke(context)
-        sys.stdout.flush()
-    except click.exceptions.Exit as ending:
-        status = ending.exit_code
+        status = _invoke(command, name)
     except SystemExit as ending:
         status = ending.code
     except (KeyboardInterrupt, click.Abort):
@@ -114,6 +109,17 @@ def run_cli(
         display.stop()
         telemetry.stop(name, status)
     sys.exit(status)  # type: ignore[arg-type]
+
+
+def _invoke(command: click.Command, name: str) -> object:
+    """Run the command and flush stdout; return the exit code. `command.main` would hide a broken pipe."""
+    try:
+        with command.make_context(name, sys.argv[1:]) as context:
+            status = command.invoke(context)
+    except click.exceptions.Exit as ending:
+        status = ending.exit_code
+    sys.stdout.flush()
+    return status
 
 
 def fatal(name: str, message: str) -> None:
