@@ -7,68 +7,71 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requests import RequestException
-from sqlalchemy import Column, Delete, Table
+from sqlalchemy import TIMESTAMP, Delete, String
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm.engines.base import EngineAdapter, laid_out, pep_249_names
+from target_crm.engines.base import EngineAdapter, create_table_with_layout, pep_249_classes
 from target_crm.engines.parquet import write_parquet
 from target_crm.errors import SettingError
+from target_crm.records.column_types import ColumnTypes, register
+from target_crm.sql.functions import QUARTER_MICROS, floor_to_integer, quarter_hours
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from sqlalchemy import URL, Column, Connection, Dialect, Engine, Table
+    from sqlalchemy.sql.compiler import SQLCompiler
 
     from target_crm.engines.base import Rows
 
 
 class BigQueryAdapter(EngineAdapter):
-    """No locks, no keys, no transactions of several statements, and files by load jobs, which cost nothing."""
+    """No locks, no keys, no transactions of several statements, and load jobs, which are free."""
 
-    widens_to = ("number",)
-    # What says that a job was never begun. Of one that is lost on the way nobody knows whether it goes on, and its
-    # repetition must not run beside it.
+    widens_columns_to = ("number",)
+    # The reasons of jobs that never started. A job whose connection is lost may still run, and a second one must not
+    # run alongside it.
     _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Find the credentials, too."""
-        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415 - comes with the extra of this engine alone
+        """Make a SQLAlchemy engine, which also finds the credentials."""
+        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415 - installed only with the extra of this engine
 
         try:
             return super().create_engine(url, **options)
         except (OSError, GoogleAuthError) as error:
             raise SettingError(f"no credentials for BigQuery: {error}") from None
 
-    def errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
-        """Also those of the driver's client, which tells of tables and takes files, and of the way to the service."""
+    def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
+        """Add the errors of the driver's client, which reflects tables and loads files, and of the connection."""
         from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415
         from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
 
-        return (*super().errors(dialect), GoogleAPIError, GoogleAuthError, RequestException)
+        return (*super().driver_errors(dialect), GoogleAPIError, GoogleAuthError, RequestException)
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """No: each statement is done by itself."""
+        """No: each statement is a transaction of its own."""
         return False
 
     def is_retriable(self, error: Exception) -> bool:
-        """By reason: of what the service said, which the driver may have wrapped."""
-        said = next(iter(error.args), None) if "DatabaseError" in pep_249_names(error) else error
-        reasons = {each.get("reason") for each in getattr(said, "errors", None) or ()}
+        """Decide by the reasons in the service's response, which the driver may have wrapped."""
+        response = next(iter(error.args), None) if "DatabaseError" in pep_249_classes(error) else error
+        reasons = {each.get("reason") for each in getattr(response, "errors", None) or ()}
         return bool(reasons & self._REFUSALS) or "due to concurrent update" in str(error)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
-        """Nobody can tell; those that are wanted."""
+        """BigQuery has no keys; assume those of the schema."""
         return table.primary_key.columns.keys()
 
-    def widen(self, dialect: Dialect, column: Column[Any]) -> str:
-        """By a change of type, which converts what is there."""
+    def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
+        """Change the type, which converts the values."""
         name = dialect.identifier_preparer.quote(column.name)
         return f"ALTER COLUMN {name} SET DATA TYPE {column.type.compile(dialect)}"
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """By a load job; it is done as a whole or not at all."""
-        from google.cloud import bigquery  # noqa: PLC0415 - comes with the extra of this engine alone
+        """Use a load job, which loads all rows or none."""
+        from google.cloud import bigquery  # noqa: PLC0415 - installed only with the extra of this engine
 
         dialect: Any = connection.dialect
         client = connection.connection.driver_connection._client  # type: ignore[union-attr]  # noqa: SLF001
@@ -87,13 +90,27 @@ class BigQueryAdapter(EngineAdapter):
                 client.load_table_from_file(file, destination, job_config=settings).result()
 
 
+ADAPTERS = {"bigquery": BigQueryAdapter()}
+
+# SQLAlchemy's type for instants with a time zone would be one without.
+register("bigquery", ColumnTypes(identifier=String(), instant=TIMESTAMP(), keeps_time_zone=True))
+
+
 @compiles(Delete, "bigquery")
 def _delete(delete: Delete, compiler: Any, **kw: Any) -> str:
-    """A DELETE without a condition is refused."""
+    """Truncate where there is no condition: BigQuery requires one in DELETE."""
     truncate = f"TRUNCATE TABLE {compiler.preparer.format_table(delete.table)}"
     return truncate if delete.whereclause is None else str(compiler.visit_delete(delete, **kw))
 
 
 @compiles(CreateTable, "bigquery")
-def _create(create: CreateTable, compiler: Any, **kw: Any) -> str:
-    return laid_out(create, compiler, "PARTITION BY TIMESTAMP_TRUNC({months_of}, MONTH) CLUSTER BY award_id", **kw)
+def _create_table(create: CreateTable, compiler: Any, **kw: Any) -> str:
+    layout = "PARTITION BY TIMESTAMP_TRUNC({months_of}, MONTH) CLUSTER BY award_id"
+    return create_table_with_layout(create, compiler, layout, **kw)
+
+
+@compiles(quarter_hours, "bigquery")
+def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    return floor_to_integer(
+        f"UNIX_MICROS({compiler.process(element.clauses, **kw)}) / {QUARTER_MICROS}", compiler, **kw
+    )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Cast, Column, Date, Delete, Table, Update, func, inspect, select, text
+from clickhouse_connect.cc_sqlalchemy.types import DateTime64
+from sqlalchemy import Cast, Date, Delete, Update, func, inspect, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable, DropTable
 
-from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, EngineAdapter, bound, quoted
-from target_crm.engines.copy_swap import column_of, key_of, reflected, scratch_name, scratch_table
+from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, EngineAdapter, bind_values, quoted_name
+from target_crm.engines.copy_swap import key_in, qualified_column, scratch_name, scratch_table, with_all_columns
 from target_crm.errors import WarehouseError
+from target_crm.records.column_types import ColumnTypes, register
+from target_crm.sql.functions import QUARTER_MICROS, quarter_hours
 from target_crm.sql.staging import RowUpdate
 from target_crm.sql.tables import MONTHS_OF
 
@@ -25,43 +28,43 @@ if TYPE_CHECKING:
 
 
 class ClickHouseAdapter(EngineAdapter):
-    """A column store without transactions, and without UPDATE … FROM: rows are taken out, and put in again."""
+    """A column store without transactions and without UPDATE … FROM: changed rows are deleted and inserted again."""
 
     tested = True
-    widens_to = ("number", "text")
+    widens_columns_to = ("number", "text")
     engine_options: ClassVar[Mapping[str, Any]] = {
         "connect_args": {
-            # What SQL says, and every other engine does.
+            # Outer joins give nulls, as in standard SQL.
             "join_use_nulls": 1,
-            # A statement is over when it is done, and what it has done is seen by the next.
+            # A statement returns when it is done, and the next one sees its effect.
             "mutations_sync": 2,
             "lightweight_deletes_sync": 2,
             "async_insert": 0,
             "select_sequential_consistency": 1,
-            # Work tables take the same rows again and again.
+            # Work tables may get the same rows again.
             "insert_deduplicate": 0,
-            # A first load may well be of ten years.
+            # A first load may span many months.
             "max_partitions_per_insert_block": 0,
         }
     }
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Wait until what a lost loader has begun is over. Two that are well are not held apart: there are no locks."""
-        begun = text(
+        """Wait for the mutations of a loader that was lost. There are no locks against a second loader."""
+        unfinished = text(
             "SELECT count() FROM system.mutations WHERE database = coalesce(:schema, currentDatabase()) AND NOT is_done"
         )
         deadline_seconds = time.monotonic() + LOCK_WAIT_SECONDS
-        while connection.scalar(begun, {"schema": schema}):
+        while connection.scalar(unfinished, {"schema": schema}):
             if time.monotonic() > deadline_seconds:
-                raise WarehouseError(f"a mutation has been under way for more than {LOCK_WAIT_SECONDS} s")
+                raise WarehouseError(f"a mutation has been running for more than {LOCK_WAIT_SECONDS} s")
             time.sleep(LOCK_POLL_SECONDS)
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """No: each statement is done by itself."""
+        """No: there are no transactions."""
         return False
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """Those that the rows are in the order of."""
+        """The columns that the table is sorted by."""
         sorted_by = text(
             "SELECT name FROM system.columns WHERE database = coalesce(:schema, currentDatabase()) AND table = :table "
             "AND is_in_primary_key"
@@ -69,7 +72,7 @@ class ClickHouseAdapter(EngineAdapter):
         return connection.scalars(sorted_by, {"schema": table.schema, "table": table.name}).all()
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """A change of rows goes by way of a copy of them; nothing is deleted where nothing meets the condition."""
+        """Change rows by way of a copy; delete only if a row meets the condition."""
         if isinstance(statement, RowUpdate):
             return self._rewrite(connection, statement)
         if isinstance(statement, Delete) and statement.whereclause is not None:
@@ -81,59 +84,66 @@ class ClickHouseAdapter(EngineAdapter):
         return connection.execute(statement).rowcount
 
     def recover(self, connection: Connection, table: Table) -> None:
-        """Put in again what was taken out when a change was cut off."""
+        """Insert the rows that an interrupted change has deleted."""
         if inspect(connection).has_table(scratch_name(table), schema=table.schema):
-            whole = reflected(connection, table)
+            whole = with_all_columns(connection, table)
             changed = scratch_table(whole)
-            taken_out = key_of(table, changed).not_in(select(key_of(table, whole)))
-            connection.execute(whole.insert().from_select(list(whole.c), select(*changed.c).where(taken_out)))
+            deleted = key_in(changed, table).not_in(select(key_in(whole, table)))
+            connection.execute(whole.insert().from_select(list(whole.c), select(*changed.c).where(deleted)))
             connection.execute(DropTable(changed))
 
     def _rewrite(self, connection: Connection, change: RowUpdate) -> int:
-        """Copy the rows as they are to be, take out those of their keys, put the copies in.
+        """Copy the rows with their new values, delete the rows of the same keys, insert the copies.
 
-        Once the copy is whole, `heal` can do the rest. Columns that the change doesn't know keep what they hold.
+        Once the copy is complete, `recover` can do the rest. Columns that the change does not name keep their values.
         """
         table = change.table
         found = connection.scalar(select(func.count()).select_from(table).where(change.where)) or 0
         if found:
-            whole = reflected(connection, table)
+            whole = with_all_columns(connection, table)
             changed = scratch_table(whole)
-            values = [change.values.get(column.name, column_of(connection, table, column)) for column in whole.c]
+            values = [change.values.get(column.name, qualified_column(connection, table, column)) for column in whole.c]
             copies = select(*values).select_from(table).where(change.where)
-            connection.execute(text(f"CREATE TABLE {quoted(connection, changed)} AS {quoted(connection, table)}"))
+            connection.execute(
+                text(f"CREATE TABLE {quoted_name(connection, changed)} AS {quoted_name(connection, table)}")
+            )
             connection.execute(changed.insert().from_select(list(changed.c), copies))
-            connection.execute(whole.delete().where(key_of(table, whole).in_(select(key_of(table, changed)))))
+            connection.execute(whole.delete().where(key_in(whole, table).in_(select(key_in(changed, table)))))
             connection.execute(whole.insert().from_select(list(whole.c), select(*changed.c)))
             connection.execute(DropTable(changed))
         return found
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: a statement may go on without its client, and must not meet its own repetition."""
+        """No: a statement may go on without its client, and must not run twice at once."""
         return False
 
-    def widen(self, dialect: Dialect, column: Column[Any]) -> str:
-        """By a change of type, which converts what is there."""
+    def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
+        """Change the type, which converts the values."""
         return f"MODIFY COLUMN {CreateColumn(column).compile(dialect=dialect)}"
 
     def empty(self, connection: Connection, table: Table) -> None:
-        """TRUNCATE is done at once, a DELETE row by row."""
-        connection.execute(text(f"TRUNCATE TABLE {quoted(connection, table)}"))
+        """Truncate: DELETE would work row by row."""
+        connection.execute(text(f"TRUNCATE TABLE {quoted_name(connection, table)}"))
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """By columns, in the driver's own format."""
+        """Send columns in the driver's own format."""
         driver_connection: Any = connection.connection.driver_connection
         columns = [
-            bound(connection.dialect, column, values)
+            bind_values(connection.dialect, column, values)
             for column, values in zip(table.columns, zip(*rows, strict=True), strict=True)
         ]
         names = [column.name for column in table.columns]
-        driver_connection.client.insert(quoted(connection, table), columns, names, column_oriented=True)
+        driver_connection.client.insert(quoted_name(connection, table), columns, names, column_oriented=True)
+
+
+ADAPTERS = {"clickhousedb": ClickHouseAdapter()}
+
+register("clickhousedb", ColumnTypes(instant=DateTime64(6, "UTC"), keeps_time_zone=True))
 
 
 @compiles(CreateTable, "clickhousedb")
-def _create_sorted(create: CreateTable, compiler: DDLCompiler, **_: Any) -> str:
-    """A table in the order of its key; where it has a time that it grows with, in a part for each month."""
+def _create_table(create: CreateTable, compiler: DDLCompiler, **_: Any) -> str:
+    """Sort a table by its key; partition one that grows with time by month."""
     table, quote = create.element, compiler.preparer.quote
     name = compiler.preparer.format_table(table)
     columns = ", ".join(str(CreateColumn(column).compile(dialect=compiler.dialect)) for column in table.columns)
@@ -144,8 +154,8 @@ def _create_sorted(create: CreateTable, compiler: DDLCompiler, **_: Any) -> str:
 
 
 @compiles(CreateColumn, "clickhousedb")
-def _column_by_type(create: CreateColumn, compiler: DDLCompiler, **_: Any) -> str:
-    """A column whose type says whether it takes nulls."""
+def _create_column(create: CreateColumn, compiler: DDLCompiler, **_: Any) -> str:
+    """Put nullability into the type."""
     column = create.element
     type_ = compiler.dialect.type_compiler_instance.process(column.type)
     default = compiler.get_column_default_string(column)
@@ -154,27 +164,33 @@ def _column_by_type(create: CreateColumn, compiler: DDLCompiler, **_: Any) -> st
 
 
 @compiles(Date, "clickhousedb")
-def _wide_date(_type: Date, _compiler: TypeCompiler, **_: Any) -> str:
-    """The usual one begins in 1970, and takes an earlier day for another."""
+def _date(_type: Date, _compiler: TypeCompiler, **_: Any) -> str:
+    """Use Date32: Date begins in 1970, and changes an earlier day to another."""
     return "Date32"
 
 
 @compiles(Cast, "clickhousedb")
-def _cast_nullable(cast: Cast[Any], compiler: SQLCompiler, **kw: Any) -> str:
-    """A cast that lets nulls through, as everywhere else."""
+def _cast(cast: Cast[Any], compiler: SQLCompiler, **kw: Any) -> str:
+    """Let a cast keep nulls, as on every other engine."""
     return f"CAST({compiler.process(cast.clause, **kw)} AS Nullable({compiler.process(cast.typeclause, **kw)}))"
 
 
 @compiles(Update, "clickhousedb")
-def _mutate(update: Update, compiler: SQLCompiler, **kw: Any) -> str:
-    """An UPDATE of one table alone, for which any table will do."""
+def _update(update: Update, compiler: SQLCompiler, **kw: Any) -> str:
+    """Update by ALTER TABLE, which works on every kind of table."""
     statement: str = compiler.visit_update(update, **kw)
     return statement.replace("UPDATE ", "ALTER TABLE ", 1).replace(" SET ", " UPDATE ", 1)
 
 
 @compiles(Delete, "clickhousedb")
-def _delete_synchronously(delete: Delete, compiler: SQLCompiler, **kw: Any) -> str:
-    """Without a condition, all rows."""
+def _delete(delete: Delete, compiler: SQLCompiler, **kw: Any) -> str:
+    """Truncate where there is no condition."""
     if delete.whereclause is None:
         return f"TRUNCATE TABLE {compiler.preparer.format_table(delete.table)}"
     return str(compiler.visit_delete(delete, **kw))  # type: ignore[no-untyped-call]
+
+
+@compiles(quarter_hours, "clickhousedb")
+def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    micros = f"toUnixTimestamp64Micro({compiler.process(element.clauses, **kw)})"
+    return f"CAST(floor({micros} / {QUARTER_MICROS}) AS Nullable(Int64))"

@@ -1,4 +1,4 @@
-"""A copy of a table's rows beside it, for engines that change rows by taking them out and putting them in again."""
+"""Copies of a table's rows, for engines that change rows by deleting and inserting them, or write the table anew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import MetaData
 from sqlalchemy.sql.elements import ClauseElement
 
-from target_crm.engines.base import quoted
+from target_crm.engines.base import quoted_name
 from target_crm.sql.tables import WORK_PREFIX
 
 if TYPE_CHECKING:
@@ -17,45 +17,45 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
 
-def reflected(connection: Connection, table: Table) -> Table:
-    """A table with all columns that it has in the warehouse, also those that its stream's schema doesn't name."""
+def with_all_columns(connection: Connection, table: Table) -> Table:
+    """The table with all columns that it has in the warehouse, including those that no schema names."""
     names = connection.execute(select(literal_column("*")).select_from(table).limit(0)).keys()
     columns = (Column(name, table.c[name].type if name in table.c else None) for name in names)
     return Table(table.name, MetaData(schema=table.schema), *columns)
 
 
 def scratch_table(whole: Table) -> Table:
-    """Where rows of a table are while they change."""
+    """Scratch table for the changed rows of a table."""
     return whole.to_metadata(MetaData(schema=whole.schema), name=scratch_name(whole))
 
 
-def column_of(connection: Connection, table: Table, column: Column[Any]) -> ColumnElement[Any]:
-    """A column of a table, whether or not its stream's schema names it."""
+def qualified_column(connection: Connection, table: Table, column: Column[Any]) -> ColumnElement[Any]:
+    """A column of a table, even if no schema names it."""
     quote = connection.dialect.identifier_preparer.quote
-    return literal_column(f"{quoted(connection, table)}.{quote(column.name)}", column.type).label(column.name)
+    return literal_column(f"{quoted_name(connection, table)}.{quote(column.name)}", column.type).label(column.name)
 
 
 def scratch_name(table: Table) -> str:
-    """The name of the copy."""
+    """The name of the scratch table."""
     return f"{WORK_PREFIX}changed_{table.name}"
 
 
-def key_of(table: Table, rows: Table) -> ColumnElement[Any]:
+def key_in(rows: Table, table: Table) -> ColumnElement[Any]:
     """The key of a table, in rows that have its columns."""
     columns = [rows.c[column.name] for column in table.primary_key.columns]
     return columns[0] if len(columns) == 1 else tuple_(*columns)
 
 
-class Written(Executable, ClauseElement):
-    """What a query gives, written where a statement's head says."""
+class PrefixedQuery(Executable, ClauseElement):
+    """A statement that ends with a query, such as CREATE TABLE … AS."""
 
     inherit_cache = False
 
-    def __init__(self, head: str, rows: Select[Any] | CompoundSelect[Any]) -> None:
-        self.head = head
+    def __init__(self, prefix: str, rows: Select[Any] | CompoundSelect[Any]) -> None:
+        self.prefix = prefix
         self.rows = rows
 
 
-@compiles(Written)
-def _write(written: Written, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"{written.head} {compiler.process(written.rows, **kw)}"
+@compiles(PrefixedQuery)
+def _prefixed_query(statement: PrefixedQuery, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"{statement.prefix} {compiler.process(statement.rows, **kw)}"

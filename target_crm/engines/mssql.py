@@ -4,39 +4,66 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Column, text
+from sqlalchemy import String, Text, text
+from sqlalchemy.dialects.mssql import DATETIME2
+from sqlalchemy.ext.compiler import compiles
 
-from target_crm.engines.base import LOCK_WAIT_SECONDS, EngineAdapter, digest
+from target_crm.engines.base import LOCK_WAIT_SECONDS, EngineAdapter, lock_name
+from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
+from target_crm.sql.functions import QUARTER_SECONDS, floor_to_integer, quarter_hours
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Column, Connection, Dialect, Table
+    from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class SQLServerAdapter(EngineAdapter):
     """Application locks, and a driver that sends many rows at once."""
 
-    widens_to = ("number",)
     engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
+    add_column = "ADD"
+    create_view = ("CREATE OR ALTER VIEW {name} AS {query}",)
+    widens_columns_to = ("number",)
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Take an application lock, which ends with the transaction; not to get it is no error by itself."""
+        """Take an application lock, which ends with the transaction. A timeout is no error by itself."""
         connection.execute(
             text(
                 "DECLARE @got int; EXEC @got = sp_getapplock @Resource = :name, @LockMode = 'Exclusive', "
                 "@LockOwner = 'Transaction', @LockTimeout = :wait_ms; "
-                "IF @got < 0 THROW 50000, 'another loader has been at work for too long', 1"
+                "IF @got < 0 THROW 50000, 'another loader has held the lock for too long', 1"
             ),
-            {"name": digest(f"{schema}"), "wait_ms": LOCK_WAIT_SECONDS * 1000},
+            {"name": lock_name(f"{schema}"), "wait_ms": LOCK_WAIT_SECONDS * 1000},
         )
 
     def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:
-        """By a procedure that takes the new name unquoted."""
+        """Use a procedure that takes the new name unquoted."""
         preparer = dialect.identifier_preparer
         name = f"{preparer.format_table(table)}.{preparer.quote(old)}"
         return f"EXEC sp_rename '{name}', '{new}', 'COLUMN'"
 
-    def widen(self, dialect: Dialect, column: Column[Any]) -> str:
-        """By a change of type, which converts what is there."""
+    def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
+        """Change the type, which converts the values."""
         return f"ALTER COLUMN {dialect.identifier_preparer.quote(column.name)} {column.type.compile(dialect)}"
+
+
+ADAPTERS = {"mssql": SQLServerAdapter()}
+
+_COLLATION = "Latin1_General_100_BIN2_UTF8"
+register(
+    "mssql",
+    ColumnTypes(
+        # Lengths count bytes: a character may take four.
+        identifier=String(ID_CHARS_MAX * 4, collation=_COLLATION),
+        text=Text(collation=_COLLATION),
+        instant=DATETIME2(6),  # type: ignore[no-untyped-call]
+    ),
+)
+
+
+@compiles(quarter_hours, "mssql")
+def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    seconds = f"DATEDIFF_BIG(second, '1970-01-01', {compiler.process(element.clauses, **kw)})"
+    return floor_to_integer(f"{seconds} / {QUARTER_SECONDS}.0", compiler, **kw)

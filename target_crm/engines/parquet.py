@@ -1,4 +1,4 @@
-"""Rows as a file, for warehouses that take files."""
+"""Parquet files of rows, for warehouses that load files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column
 
-from target_crm.engines.base import as_doubles
+from target_crm.engines.base import to_floats
 from target_crm.records.column_types import POINTS_DIGITS, POINTS_PLACES
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def write_parquet(path: Path, columns: Mapping[str, Column[Any]], rows: Rows) -> None:
-    """Rows as a file of named columns, each of one type; instants in UTC."""
-    import pyarrow  # noqa: PLC0415 - comes with the extras of the engines that take it
+    """Write rows to a file. Its columns are named and typed; instants are in UTC."""
+    import pyarrow  # noqa: PLC0415 - installed only with the extras of engines that need it
     from pyarrow import parquet  # noqa: PLC0415
 
     types = {
@@ -37,7 +37,7 @@ def write_parquet(path: Path, columns: Mapping[str, Column[Any]], rows: Rows) ->
     arrays, fields = [], []
     for (name, column), values in zip(columns.items(), zip(*rows, strict=True), strict=True):
         kind = getattr(column.type, "impl_instance", column.type).python_type
-        sent = as_doubles(values) if kind is float else values
-        arrays.append(pyarrow.array(sent, types[kind]))
+        column_values = to_floats(values) if kind is float else values
+        arrays.append(pyarrow.array(column_values, types[kind]))
         fields.append(pyarrow.field(name, types[kind], nullable=bool(column.nullable)))
     parquet.write_table(pyarrow.table(arrays, schema=pyarrow.schema(fields)), path)

@@ -5,14 +5,21 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Column, PrimaryKeyConstraint, Table, column, event, text
+from sqlalchemy import JSON, DateTime, PrimaryKeyConstraint, String, column, event, text
 from sqlalchemy import table as any_table
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm.engines.base import EngineAdapter, alter_using_cast, column_names, merge_on_conflict, quoted
-from target_crm.engines.copy_swap import Written
+from target_crm.engines.base import (
+    EngineAdapter,
+    alter_type_using_cast,
+    merge_on_conflict,
+    quoted_columns,
+    quoted_name,
+)
+from target_crm.engines.copy_swap import PrefixedQuery
+from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 from target_crm.sql import staging
 from target_crm.sql.tables import WORK, WORK_PREFIX
 
@@ -27,23 +34,23 @@ if TYPE_CHECKING:
 
 
 class PostgreSQLAdapter(EngineAdapter):
-    """A server with advisory locks and COPY."""
+    """Advisory locks, COPY, and unlogged work tables."""
 
     tested = True
-    widens_to = ("number", "text")
+    widens_columns_to = ("number", "text")
     views_follow_renames = True
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
-    # One loader at a time per schema of a database, told apart by this number and a hash of the schema's name.
+    # The lock of a schema is this number and a hash of the schema's name: one loader at a time.
     _LOCK_CLASS = 0x63726D
-    # Where the tables are, or will be: two roles may find them along different paths.
+    # The schema that has the tables, or will have them: two roles may have different search paths.
     _SCHEMA = (
         "coalesce(:schema, (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE pg_class.oid = to_regclass('award_balances')), current_schema(), '')"
     )
     _JSON_OID = 114
 
-    def listen(self, engine: Engine) -> None:
-        """Let the server speak of times in UTC: the driver can't read the year 9999 in some other zones."""
+    def add_event_listeners(self, engine: Engine) -> None:
+        """Set the time zone to UTC: in some others, the driver cannot read the year 9999."""
 
         def on_connect(driver_connection: Any, _record: object) -> None:
             with closing(driver_connection.cursor()) as cursor:
@@ -60,7 +67,7 @@ class PostgreSQLAdapter(EngineAdapter):
         )
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:
-        """Yes, unless a table has parts on other servers: each of them commits by itself."""
+        """Yes, unless a table has partitions on other servers, each of which commits by itself."""
         foreign_tables = (
             "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE relkind = 'f'"
         )
@@ -70,68 +77,82 @@ class PostgreSQLAdapter(EngineAdapter):
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """The primary key; a table that is partitioned over other servers cannot declare one."""
         is_partitioned = text("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass(:name)")
-        if connection.scalar(is_partitioned, {"name": quoted(connection, table)}):
+        if connection.scalar(is_partitioned, {"name": quoted_name(connection, table)}):
             return table.primary_key.columns.keys()
         return super().keys(connection, table)
 
-    def widen(self, dialect: Dialect, column: Column[Any]) -> str:
-        """By a cast of what is there."""
-        return alter_using_cast(dialect, column)
+    def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
+        """Cast the values."""
+        return alter_type_using_cast(dialect, column)
 
     def empty(self, connection: Connection, table: Table) -> None:
-        """By TRUNCATE, which leaves no dead rows behind; but while a backup is made it would have to wait."""
-        name = quoted(connection, table)
+        """Truncate, which leaves no dead rows; but delete during a backup, for which TRUNCATE would have to wait."""
+        name = quoted_name(connection, table)
         connection.exec_driver_sql(
             f"DO $$ BEGIN LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE {name}; "  # noqa: S608 - quoted names only
             f"EXCEPTION WHEN lock_not_available THEN DELETE FROM {name}; END $$"
         )
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
-        """By way of a temporary table, which several processes can compute; then only rows that differ are written.
+        """Compute the rows into a temporary table, in parallel, and write only those that differ.
 
-        Without a key, a row could be there twice, and both would be as they should.
+        Without a key this would miss duplicates: a row that exists twice does not differ.
         """
-        may_have_one = connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')"))
-        if not (may_have_one and self.keys(connection, table)):
+        may_create_it = connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')"))
+        if not (may_create_it and self.keys(connection, table)):
             super().replace_all(connection, table, rows)
             return
         columns = [column(each.name, each.type) for each in rows.selected_columns]
         computed = any_table(f"{WORK_PREFIX}computed", *columns)
-        connection.execute(Written(f"CREATE TEMPORARY TABLE {computed.name} ON COMMIT DROP AS", rows))
+        connection.execute(PrefixedQuery(f"CREATE TEMPORARY TABLE {computed.name} ON COMMIT DROP AS", rows))
         connection.execute(staging.delete_others(table, computed))
         connection.execute(staging.insert_missing(table, computed))
 
     def merge(self, connection: Connection, merge: Merge) -> None:
-        """By ON CONFLICT."""
+        """Merge by ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """By binary COPY, where the driver has it."""
+        """Use binary COPY, if the driver is psycopg."""
         if connection.dialect.driver != "psycopg":
             super()._bulk_load(connection, table, rows)
             return
-        name, columns = quoted(connection, table), column_names(connection, table)
+        name, columns = quoted_name(connection, table), quoted_columns(connection, table)
         driver_connection: Any = connection.connection.driver_connection
         with driver_connection.cursor() as cursor:
-            # As they are: an older loader may have made some wider than this one's schema says.
+            # The types in the warehouse: another loader may have made some wider than this one's schema.
             types = [column.type_code for column in cursor.execute(f"SELECT {columns} FROM {name} LIMIT 0").description]  # noqa: S608 - quoted names only
             with cursor.copy(f"COPY {name} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
-                # JSON is in the sender's words; the driver would write a string of it.
+                # JSON is the sender's text; the driver would encode it as a JSON string.
                 copy.set_types(["text" if each == self._JSON_OID else each for each in types])
                 for row in rows:
                     copy.write_row(row)
 
 
+ADAPTERS = {"postgresql": PostgreSQLAdapter()}
+
+# Long texts keep the default collation: it distinguishes any two texts, and sorts as users expect.
+register(
+    "postgresql",
+    ColumnTypes(
+        identifier=String(ID_CHARS_MAX, collation="C"),
+        json=JSON(),
+        instant=DateTime(timezone=True),
+        keeps_time_zone=True,
+    ),
+)
+
+
 @compiles(CreateTable, "postgresql")
 def _create_table(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:
-    """Work tables, which a crash may empty, are kept out of PostgreSQL's log: it would take as much as the ledger."""
+    """Keep work tables, which a crash may empty, out of the write-ahead log."""
     statement: str = compiler.visit_create_table(element, **kw)  # type: ignore[no-untyped-call]
     return statement.replace("CREATE TABLE", "CREATE UNLOGGED TABLE", 1) if element.element.info == WORK else statement
 
 
 @compiles(PrimaryKeyConstraint, "postgresql")
 def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> str | None:
-    """None for work tables: they are read as a whole, and an index would take longer than what it saves."""
+    """Give work tables no key: they are read as a whole, so an index costs more than it saves."""
     if element.table.info == WORK:
         return None
     constraint: str = compiler.visit_primary_key_constraint(element, **kw)

@@ -7,20 +7,21 @@ from importlib import import_module
 
 from target_crm.engines.base import EngineAdapter
 
-# SQLAlchemy's name of an engine → the module and class of its adapter.
-_ADAPTERS = {
-    "sqlite": ("sqlite", "SQLiteAdapter"),
-    "postgresql": ("postgresql", "PostgreSQLAdapter"),
-    "duckdb": ("duckdb", "DuckDBAdapter"),
-    "mysql": ("mysql", "MySQLAdapter"),
-    "mariadb": ("mysql", "MariaDBAdapter"),
-    "snowflake": ("snowflake", "SnowflakeAdapter"),
-    "bigquery": ("bigquery", "BigQueryAdapter"),
-    "databricks": ("databricks", "DatabricksAdapter"),
-    "oracle": ("databricks", "OracleAdapter"),
-    "mssql": ("mssql", "SQLServerAdapter"),
-    "clickhousedb": ("clickhouse", "ClickHouseAdapter"),
-    "spark": ("spark", "SparkAdapter"),
+# SQLAlchemy's name of an engine → its module, which registers column types and SQL, and has an adapter.
+_MODULES = {
+    "bigquery": "bigquery",
+    "clickhousedb": "clickhouse",
+    "databricks": "databricks",
+    "duckdb": "duckdb",
+    "mariadb": "mysql",
+    "mssql": "mssql",
+    "mysql": "mysql",
+    "oracle": "oracle",
+    "postgresql": "postgresql",
+    "redshift": "redshift",
+    "snowflake": "snowflake",
+    "spark": "spark",
+    "sqlite": "sqlite",
 }
 
 
@@ -28,10 +29,10 @@ _ADAPTERS = {
 def adapter_for(backend_name: str) -> EngineAdapter:
     """The adapter of an engine, by SQLAlchemy's name of it; the default one for an unknown engine.
 
-    An engine's module is imported only when it is needed: some import a driver.
+    Call it before anything is compiled for the engine's dialect: it imports the engine's module. No other module does,
+    because some import a driver.
     """
-    if backend_name not in _ADAPTERS:
+    if backend_name not in _MODULES:
         return EngineAdapter()
-    module, name = _ADAPTERS[backend_name]
-    adapter: type[EngineAdapter] = getattr(import_module(f"target_crm.engines.{module}"), name)
-    return adapter()
+    adapters: dict[str, EngineAdapter] = import_module(f"target_crm.engines.{_MODULES[backend_name]}").ADAPTERS
+    return adapters[backend_name]

@@ -8,13 +8,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Table
+from sqlalchemy import DateTime
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm.engines.base import LOCK_WAIT_SECONDS, EngineAdapter, column_names, laid_out, quoted
+from target_crm.engines.base import (
+    LOCK_WAIT_SECONDS,
+    EngineAdapter,
+    create_table_with_layout,
+    quoted_columns,
+    quoted_name,
+)
 from target_crm.engines.parquet import write_parquet
+from target_crm.records.column_types import ColumnTypes, register
 from target_crm.sql.tables import tables_in
 
 if TYPE_CHECKING:
@@ -24,27 +31,27 @@ if TYPE_CHECKING:
 
 
 class SnowflakeAdapter(EngineAdapter):
-    """Locks by table that last as long as a transaction, DDL that commits at once, files by way of a stage."""
+    """Table locks that end with a transaction, DDL that commits at once, and files loaded from a stage."""
 
-    # A statement that was cut off, by its lock's or its own timeout, or by a person; the way to the server.
-    _PASSING_STATES = frozenset({"08001", "08003", "57014"})
-    # An internal error of the server; a session that is gone, or whose token has expired.
-    _PASSING_NUMBERS = frozenset({603, 390111, 390112, 390114})
+    # A cancelled statement (timeout, lock timeout, user); a failed connection.
+    _RETRIABLE_STATES = frozenset({"08001", "08003", "57014"})
+    # An internal error of the server; a session that has ended, or whose token has expired.
+    _RETRIABLE_NUMBERS = frozenset({603, 390111, 390112, 390114})
     _NO_SUCH_TABLE = 2003
-    # Its dialect takes these from `connect_args` alone: a URL might come from a stranger.
+    # The dialect takes these from `connect_args` only: a URL might come from an untrusted source.
     _FILES = ("private_key_file", "token_file_path")
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Have sessions wait for locks no longer than on other engines: they would for half a day."""
+        """Make a SQLAlchemy engine whose sessions wait for locks a minute, instead of half a day."""
         session = {"TIMEZONE": "UTC", "LOCK_TIMEOUT": LOCK_WAIT_SECONDS, "QUERY_TAG": "target-crm"}
         files = {name: url.query[name] for name in self._FILES if name in url.query}
         arguments = {"session_parameters": session, **files}
         return super().create_engine(url.difference_update_query(files), connect_args=arguments, **options)
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Change a table of one row: others that do so wait. Before there is one, nothing holds them back.
+        """Update a table of one row, which makes other loaders wait. Until the table exists, there is no lock.
 
-        A loader that dies in a transaction holds it until Snowflake ends that: after five minutes of others' waiting.
+        If a loader dies in a transaction, Snowflake ends that once others have waited for five minutes.
         """
         version = tables_in(schema).version
         try:
@@ -54,23 +61,24 @@ class SnowflakeAdapter(EngineAdapter):
                 raise
 
     def is_retriable(self, error: Exception) -> bool:
-        """By state and number besides: a lock that was not to be had is a ProgrammingError."""
+        """Decide by state and number too: a lock timeout is a ProgrammingError."""
         state, number = getattr(error, "sqlstate", None), getattr(error, "errno", None)
-        return super().is_retriable(error) or state in self._PASSING_STATES or number in self._PASSING_NUMBERS
+        return super().is_retriable(error) or state in self._RETRIABLE_STATES or number in self._RETRIABLE_NUMBERS
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """By a file in the user's own stage, which needs no right but to log in; it goes when it is loaded."""
+        """Copy a file from the user's own stage, which needs no privilege. `PURGE` deletes it afterwards."""
         fields = {f"c{place}": column for place, column in enumerate(table.columns)}
         compiler = connection.dialect.type_compiler_instance
         values = (f"$1:{field}::{compiler.process(column.type)}" for field, column in fields.items())
-        # A user may load several warehouses at once.
+        # A user may load several warehouses at the same time.
         stage = f"@~/target-crm/{uuid.uuid4().hex}"
         with tempfile.TemporaryDirectory(prefix="target-crm-") as folder:
             path = Path(folder) / "rows.parquet"
             write_parquet(path, fields, rows)
             connection.exec_driver_sql(f"PUT 'file://{path}' {stage} AUTO_COMPRESS = FALSE")
-        into, chosen = f"{quoted(connection, table)} ({column_names(connection, table)})", ", ".join(values)
-        file = f"(SELECT {chosen} FROM {stage}/{path.name}) FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE)"  # noqa: S608 - quoted names only
+        into = f"{quoted_name(connection, table)} ({quoted_columns(connection, table)})"
+        file_format = "(TYPE = PARQUET USE_LOGICAL_TYPE = TRUE)"
+        file = f"(SELECT {', '.join(values)} FROM {stage}/{path.name}) FILE_FORMAT = {file_format}"  # noqa: S608 - quoted names only
         try:
             connection.exec_driver_sql(f"COPY INTO {into} FROM {file} PURGE = TRUE")
         except DBAPIError:
@@ -79,6 +87,11 @@ class SnowflakeAdapter(EngineAdapter):
             raise
 
 
+ADAPTERS = {"snowflake": SnowflakeAdapter()}
+
+register("snowflake", ColumnTypes(instant=DateTime(timezone=True), keeps_time_zone=True))
+
+
 @compiles(CreateTable, "snowflake")
-def _create(create: CreateTable, compiler: Any, **kw: Any) -> str:
-    return laid_out(create, compiler, "CLUSTER BY (TO_DATE({months_of}))", **kw)
+def _create_table(create: CreateTable, compiler: Any, **kw: Any) -> str:
+    return create_table_with_layout(create, compiler, "CLUSTER BY (TO_DATE({months_of}))", **kw)

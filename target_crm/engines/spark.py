@@ -9,29 +9,38 @@ from typing import cast as cast_type
 
 from sqlalchemy import Delete, Table, and_, cast, event, false, func, inspect, literal_column, not_, select, union_all
 from sqlalchemy.dialects import registry
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DropTable, MetaData
 
-from target_crm.engines.base import EngineAdapter, bound, column_names, quoted
-from target_crm.engines.copy_swap import Written, column_of, reflected, scratch_name, scratch_table
+from target_crm.engines.base import EngineAdapter, bind_values, quoted_columns, quoted_name
+from target_crm.engines.copy_swap import (
+    PrefixedQuery,
+    qualified_column,
+    scratch_name,
+    scratch_table,
+    with_all_columns,
+)
 from target_crm.errors import WarehouseError
+from target_crm.sql.functions import QUARTER_MICROS, floor_to_integer, quarter_hours
 from target_crm.sql.staging import RowUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from sqlalchemy import ColumnElement, CompoundSelect, Connection, Dialect, Engine, Select
+    from sqlalchemy.sql.compiler import SQLCompiler
 
     from target_crm.engines.base import Rows, Statement
 
 
 class SparkAdapter(EngineAdapter):
-    """A cluster that can add rows to a table, and otherwise writes it anew."""
+    """A cluster that can only add rows to a table; any other change writes the table anew."""
 
-    # Rows come in the text of a statement.
+    # Rows are literals in a statement.
     _ROWS_MAX = 500
 
-    def listen(self, engine: Engine) -> None:
-        """Have instants without a zone be UTC."""
+    def add_event_listeners(self, engine: Engine) -> None:
+        """Make UTC the time zone of instants."""
 
         def on_connect(driver_connection: Any, _record: object) -> None:
             with closing(driver_connection.cursor()) as cursor:
@@ -40,15 +49,15 @@ class SparkAdapter(EngineAdapter):
         event.listen(engine, "connect", on_connect)
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """No: each statement is done by itself."""
+        """No: there are no transactions."""
         return False
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
-        """It knows of none: those that the loader keeps to."""
+        """Spark has no keys; assume those of the schema."""
         return [column.name for column in table.primary_key.columns]
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """An INSERT as it is; what else changes a table writes it anew, where it has such rows."""
+        """Execute an INSERT; for any other change, write the table anew if a row meets the condition."""
         if not isinstance(statement, RowUpdate | Delete):
             return connection.execute(statement).rowcount
         table = cast_type("Table", statement.table)
@@ -64,7 +73,7 @@ class SparkAdapter(EngineAdapter):
         return count
 
     def recover(self, connection: Connection, table: Table) -> None:
-        """Write a table anew from its copy: there is one only when it is whole."""
+        """Write a table anew from its scratch table, which exists only if it is complete."""
         copy = Table(scratch_name(table), MetaData(schema=table.schema))
         if inspect(connection).has_table(copy.name, schema=copy.schema):
             self._put_back(connection, table, copy)
@@ -76,10 +85,10 @@ class SparkAdapter(EngineAdapter):
         values: Mapping[str, ColumnElement[Any]] | None,
         where: ColumnElement[bool],
     ) -> None:
-        """Write a table anew, with other values in the rows that meet a condition, or without them."""
-        whole = reflected(connection, table)
+        """Write a table anew, with new values in the rows that meet a condition, or without those rows."""
+        whole = with_all_columns(connection, table)
         copy = scratch_table(whole)
-        as_they_are = [column_of(connection, table, column) for column in whole.c]
+        as_they_are = [qualified_column(connection, table, column) for column in whole.c]
         stays = select(*as_they_are).select_from(table)
         if values is None:
             rows: Select[Any] | CompoundSelect[Any] = stays.where(not_(func.coalesce(where, false())))
@@ -88,18 +97,18 @@ class SparkAdapter(EngineAdapter):
             changing = select(*(table.c[key] for key in keys)).where(where).subquery("changing")
             same_key = and_(*(table.c[key] == changing.c[key] for key in keys))
             others = stays.outerjoin(changing, same_key).where(changing.c[keys[0]].is_(None))
-            # PyHive makes a text of a time.
+            # PyHive sends instants as text.
             changed = (
                 cast(values[column.name], column.type).label(column.name) if column.name in values else unchanged
                 for column, unchanged in zip(whole.c, as_they_are, strict=True)
             )
             rows = union_all(select(*changed).select_from(table).where(where), others)
-        connection.execute(Written(f"CREATE TABLE {quoted(connection, copy)} USING PARQUET AS", rows))
+        connection.execute(PrefixedQuery(f"CREATE TABLE {quoted_name(connection, copy)} USING PARQUET AS", rows))
         self._put_back(connection, table, copy)
 
     def _put_back(self, connection: Connection, table: Table, copy: Table) -> None:
         rows: Select[Any] = select(literal_column("*")).select_from(copy)
-        connection.execute(Written(f"INSERT OVERWRITE TABLE {quoted(connection, table)}", rows))
+        connection.execute(PrefixedQuery(f"INSERT OVERWRITE TABLE {quoted_name(connection, table)}", rows))
         connection.execute(DropTable(copy))
 
     def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:  # noqa: ARG002
@@ -110,25 +119,37 @@ class SparkAdapter(EngineAdapter):
         )
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: a statement may go on without its client, and must not meet its own repetition."""
+        """No: a statement may go on without its client, and must not run twice at once."""
         return False
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Some hundred rows a statement, each value as a text that is cast to its column's type."""
+        """Insert some hundred rows per statement, each value as text that is cast to its column's type."""
         types = connection.dialect.type_compiler_instance
         names = [f"_{place}" for place in range(len(table.columns))]
-        casts = (f"CAST({name} AS {types.process(column.type)})" for name, column in zip(names, table.c, strict=True))
-        head = f"INSERT INTO {quoted(connection, table)} ({column_names(connection, table)}) SELECT {', '.join(casts)}"
+        casts = ", ".join(
+            f"CAST({name} AS {types.process(column.type)})" for name, column in zip(names, table.c, strict=True)
+        )
+        into = f"{quoted_name(connection, table)} ({quoted_columns(connection, table)})"
         columns = [
-            [None if value is None else str(value) for value in bound(connection.dialect, column, values)]
+            [None if value is None else str(value) for value in bind_values(connection.dialect, column, values)]
             for column, values in zip(table.columns, zip(*rows, strict=True), strict=True)
         ]
         texts = list(zip(*columns, strict=True))
-        marks = f"({', '.join(['%s'] * len(names))})"
+        placeholders = f"({', '.join(['%s'] * len(names))})"
         for start in range(0, len(texts), self._ROWS_MAX):
             some = texts[start : start + self._ROWS_MAX]
-            statement = f"{head} FROM VALUES {', '.join([marks] * len(some))} AS _rows({', '.join(names)})"
+            values = f"VALUES {', '.join([placeholders] * len(some))} AS _rows({', '.join(names)})"
+            statement = f"INSERT INTO {into} SELECT {casts} FROM {values}"  # noqa: S608 - quoted names only
             connection.exec_driver_sql(statement, tuple(chain.from_iterable(some)))
 
 
+ADAPTERS = {"spark": SparkAdapter()}
+
 registry.register("spark", "target_crm.engines.spark_dialect", "SparkDialect")
+
+
+@compiles(quarter_hours, "spark")
+def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    return floor_to_integer(
+        f"UNIX_MICROS({compiler.process(element.clauses, **kw)}) / {QUARTER_MICROS}", compiler, **kw
+    )

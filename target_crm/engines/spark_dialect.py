@@ -1,6 +1,6 @@
-"""SQLAlchemy's dialect for Spark's Thrift server: PyHive's for Hive, but for what Spark says otherwise.
+"""SQLAlchemy's dialect for Spark's Thrift server: PyHive's dialect of Hive, changed where Spark differs.
 
-Spark has no constraints, and no DML on single rows of its own tables: `Spark` writes them anew.
+Spark has no constraints, and cannot change single rows of its own tables: `SparkAdapter` writes tables anew.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _TYPES: dict[str, TypeEngine[Any]] = {
 
 class _Statements(HiveCompiler):  # type: ignore[misc]
     def visit_insert(self, insert_stmt: Insert, *args: Any, **kw: Any) -> str:
-        """With its columns, which PyHive leaves out."""
+        """Name the columns, which PyHive leaves out."""
         return str(SQLCompiler.visit_insert(self, insert_stmt, *args, **kw))  # type: ignore[no-untyped-call]
 
     def visit_delete(self, delete_stmt: Delete, *_: Any, **__: Any) -> str:
-        """There is no other than that of all rows."""
+        """Truncate: Spark can only delete all rows."""
         return f"TRUNCATE TABLE {self.preparer.format_table(delete_stmt.table)}"
 
 
@@ -46,17 +46,17 @@ class _Types(HiveTypeCompiler):  # type: ignore[misc]
 
 class _Definitions(DDLCompiler):
     def visit_create_table(self, create: CreateTable, **_: Any) -> str:
-        """Columns alone."""
+        """Leave out constraints."""
         columns = ", ".join(map(self.get_column_specification, create.element.columns))
         return f"CREATE TABLE {self.preparer.format_table(create.element)} ({columns}) USING PARQUET"
 
     def get_column_specification(self, column: Column[Any], **_: Any) -> str:
-        """Name and type."""
+        """Leave out defaults and nullability."""
         return f"{self.preparer.format_column(column)} {self.dialect.type_compiler_instance.process(column.type)}"
 
 
 class SparkDialect(HiveDialect):  # type: ignore[misc]
-    """`spark://user@host:10000/database`; what else PyHive's `connect` takes goes into the query."""
+    """`spark://user@host:10000/database`; the query takes other arguments of PyHive's `connect`."""
 
     name = "spark"
     supports_statement_cache = False
@@ -65,18 +65,18 @@ class SparkDialect(HiveDialect):  # type: ignore[misc]
     ddl_compiler = _Definitions
 
     def get_table_names(self, connection: Connection, schema: str | None = None, **_: Any) -> list[str]:
-        """Tables and views."""
+        """Return the names of tables and views."""
         within = f" IN {self.identifier_preparer.quote(schema)}" if schema else ""
         return [row.tableName for row in connection.execute(text(f"SHOW TABLES{within}"))]
 
     def has_table(self, connection: Connection, table_name: str, schema: str | None = None, **_: Any) -> bool:
-        """Whether there is a table or a view of the name."""
+        """Return whether a table or view has the name."""
         return table_name in self.get_table_names(connection, schema)
 
     def get_columns(
         self, connection: Connection, table_name: str, schema: str | None = None, **_: Any
     ) -> list[dict[str, Any]]:
-        """The columns, in the table's order."""
+        """Return the columns in the table's order."""
         quote = self.identifier_preparer.quote
         name = ".".join(map(quote, filter(None, (schema, table_name))))
         return [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Table, event
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Numeric, event
+from sqlalchemy.dialects.sqlite import DATETIME, insert
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import StaticPool
 
 from target_crm.engines.base import (
@@ -18,42 +20,54 @@ from target_crm.engines.base import (
     insert_by_driver,
     merge_on_conflict,
 )
+from target_crm.records.column_types import POINTS_DIGITS, POINTS_PLACES, ColumnTypes, register
+from target_crm.sql.functions import QUARTER_SECONDS, exact, exact_sum, quarter_hours
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Connection, Engine, Table
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sqlalchemy import URL, Connection, Dialect, Engine, Table
+    from sqlalchemy.sql.compiler import SQLCompiler
 
     from target_crm.engines.base import Rows
     from target_crm.sql.staging import Merge
 
 
 class SQLiteAdapter(EngineAdapter):
-    """A file, and one writer at a time."""
+    """A file that has one writer at a time."""
 
     tested = True
-    # Any column takes any value; only what it makes of it depends on its type.
-    widens_to = ("number",)
+    has_schemas = False
+    create_view = ("DROP VIEW IF EXISTS {name}", "CREATE VIEW {name} AS {query}")
+    # Any column takes any value; the type only decides how values are converted.
+    widens_columns_to = ("number",)
     views_follow_renames = True
 
     def is_in_memory(self, url: URL) -> bool:
-        """Where the URL names no file."""
+        """Whether the URL names no file."""
         return not url.database or url.database == ":memory:"
 
+    def database_exists(self, url: URL) -> bool:
+        """Whether the file exists. Connecting would create it."""
+        return Path(url.database or "").exists()
+
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Make a SQLAlchemy engine; a database in memory is that of one connection, which has to serve every thread."""
+        """Make a SQLAlchemy engine. An in-memory database belongs to one connection, which has to serve all threads."""
         if self.is_in_memory(url):
             options |= {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
         return super().create_engine(url, **options)
 
-    def listen(self, engine: Engine) -> None:
-        """Let BEGIN be ours: the driver's own begins late, and a writer that reads first could never wait its turn."""
+    def add_event_listeners(self, engine: Engine) -> None:
+        """Begin transactions here: the driver begins them late, and a writer that reads first could not wait."""
 
         def on_connect(driver_connection: Any, _record: object) -> None:
             driver_connection.isolation_level = None
             driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
             driver_connection.execute("PRAGMA journal_mode = WAL")
-            # Of use to what sorts the whole ledger, as `verify` does.
+            # Speeds up sorting the whole ledger, as `verify` does.
             driver_connection.execute(f"PRAGMA threads = {os.cpu_count() or 1}")
-            # A signal is heard between two tries only.
+            # Python handles a signal between two attempts only.
             driver_connection.execute(f"PRAGMA busy_timeout = {int(LOCK_POLL_SECONDS * 1000)}")
 
         def on_begin(connection: Connection) -> None:
@@ -74,13 +88,44 @@ class SQLiteAdapter(EngineAdapter):
         event.listen(engine, "begin", on_begin)
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: it has waited for its lock already."""
+        """No: `BEGIN IMMEDIATE` has already waited for the lock."""
         return False
 
     def merge(self, connection: Connection, merge: Merge) -> None:
-        """By ON CONFLICT."""
+        """Merge by ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """By the driver's own executemany: SQLAlchemy's would make a dict of every row."""
-        insert_by_driver(connection, table, rows, mark="?")
+        insert_by_driver(connection, table, rows, placeholder="?")
+
+
+ADAPTERS = {"sqlite": SQLiteAdapter()}
+
+
+class _Instant(DATETIME):
+    """UTC as text. SQLAlchemy's type formats each part of a time by itself, which takes longer."""
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:  # noqa: ARG002
+        return lambda value: None if value is None else value.isoformat(" ", "microseconds")
+
+
+register("sqlite", ColumnTypes(points=Numeric(POINTS_DIGITS, POINTS_PLACES, asdecimal=False), instant=_Instant()))  # type: ignore[no-untyped-call]
+
+
+@compiles(exact_sum, "sqlite")
+def _exact_sum(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
+    """Add whole ten-thousandths: SQLite has no decimals."""
+    units = 10**POINTS_PLACES
+    return f"SUM(CAST(ROUND(({compiler.process(element.clauses, **kw)}) * {units}) AS INTEGER)) / {units}.0"
+
+
+@compiles(exact, "sqlite")
+def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"ROUND({compiler.process(element.clauses, **kw)}, {POINTS_PLACES})"
+
+
+@compiles(quarter_hours, "sqlite")
+def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    # Without its fraction, which SQLite would round up.
+    second = f"SUBSTR({compiler.process(element.clauses, **kw)}, 1, 19)"
+    return f"(CAST(STRFTIME('%s', {second}) AS INTEGER) / {QUARTER_SECONDS})"

@@ -7,15 +7,13 @@ import time
 import uuid
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from target_crm.engines.base import pep_249_names
+from target_crm.engines.base import pep_249_classes
 from target_crm.engines.registry import adapter_for
 from target_crm.errors import ConnectionLost, CrmError, SettingError, WarehouseError
 from target_crm.sql.tables import tables_in
@@ -29,9 +27,9 @@ if TYPE_CHECKING:
     from target_crm.engines.base import EngineAdapter
     from target_crm.warehouse.migrations import Statement
 
-# Waits before work is done again whose connection was lost.
+# The waits between attempts after the connection was lost.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# How long it is remembered which batches were committed: far longer than all waits together.
+# How long the marks of committed batches are kept: far longer than all waits together.
 MARKS_KEPT = timedelta(days=1)
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
@@ -42,8 +40,24 @@ _DRIVERS = {
 
 _T = TypeVar("_T")
 logger = logging.getLogger("target-crm.warehouse")
-# The pool would log a trace for a connection that can't even be rolled back; what is to be known of it is raised.
+# The pool would log a traceback for a connection that cannot be rolled back. The error is raised anyway.
 logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+
+
+class _Attempt:
+    """One attempt at work. As a context manager, it keeps the error of a lost connection instead of raising it."""
+
+    def __init__(self, *, is_first: bool) -> None:
+        self.is_first = is_first
+        self.error: ConnectionLost | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if isinstance(error, ConnectionLost):
+            self.error = error
+        return self.error is not None
 
 
 class Warehouse:
@@ -51,22 +65,22 @@ class Warehouse:
 
     def __init__(self, sqlalchemy_url: str, schema: str | None = None) -> None:
         url = parse_url(sqlalchemy_url)
-        # Not the user, nor the query: some drivers take secrets there.
+        # Without the user and the query, where some drivers take secrets.
         self.name = URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
-        if schema and url.get_backend_name() == "sqlite":
+        self.adapter = adapter_for(url.get_backend_name())
+        if schema and not self.adapter.has_schemas:
             raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
         self.tables = tables_in(schema)
-        self.adapter = adapter_for(url.get_backend_name())
         self._engine = _create_engine(url, self.adapter)
         self.tested = self.adapter.tested
         self.is_in_memory = self.adapter.is_in_memory(url)
         self._was_reached = False
         self._is_atomic: bool | None = None
-        self._is_restrained = True
+        self._limits_resources = True
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads, and sees one state of the warehouse throughout."""
+        """Open a transaction that only reads, and sees one state of the warehouse throughout."""
         with self._connect() as connection:
             connection.execution_options(**self.adapter.read_options)
             with connection.begin():
@@ -74,7 +88,7 @@ class Warehouse:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that no other loader's write runs beside; committed at the end, rolled back on an error."""
+        """Open a transaction that excludes other loaders. It commits at the end, or rolls back on an error."""
         with self._connect() as connection:
             writer = connection.execution_options(crm_writes=True)
             with self.adapter.session_lock(writer, self.tables.metadata.schema), writer.begin():
@@ -87,110 +101,100 @@ class Warehouse:
 
     def set_up(self) -> None:
         """Bring the target's own tables and views to this version; create what is missing."""
-        if not self._redone(self._is_up_to_date):
-            self._redone(
-                lambda: self._change(
-                    lambda connection: _execute(connection, migrations.set_up(connection, self.tables))
-                )
-            )
+        for attempt in self._attempts():
+            with attempt:
+                # Looking first takes no lock.
+                if not self._is_up_to_date():
+                    with self.write() as connection:
+                        _execute(connection, migrations.set_up(connection, self.tables))
 
     def is_set_up(self) -> bool:
-        """Whether a loader has been here. Looking leaves no trace, not even an empty file."""
-        if self._engine.dialect.name == "sqlite" and not Path(self._engine.url.database or "").exists():
+        """Whether a loader has set up its tables. This creates nothing, not even an empty file."""
+        if not self.adapter.database_exists(self._engine.url):
             return False
         with self.read() as connection:
             return migrations.is_set_up(connection, self.tables)
 
     def is_atomic(self, connection: Connection) -> bool:
-        """Whether a transaction is done as a whole or not at all; it is asked but once."""
+        """Whether a transaction is done as a whole or not at all. The warehouse is asked once."""
         if self._is_atomic is None:
             self._is_atomic = self.adapter.is_atomic(connection, self.tables.metadata.schema)
         return self._is_atomic
 
     def ensure(self, *tables: Table) -> None:
-        """Create the tables that are missing, and make room for what the others lack."""
-
-        def work(connection: Connection) -> None:
-            for table in tables:
-                _execute(connection, migrations.ensure(connection, table))
-
-        self._redone(lambda: self._change(work))
+        """Create tables, or add and widen the columns of those that exist."""
+        for attempt in self._attempts():
+            with attempt, self.write() as connection:
+                for table in tables:
+                    _execute(connection, migrations.ensure(connection, table))
 
     def lacks(self, *tables: Table) -> list[str]:
-        """The statements that `set_up`, and `ensure` for these tables, would execute now, in the engine's own words."""
+        """The SQL that `set_up`, and `ensure` for these tables, would execute now."""
         with self.read() as connection:
             return [
                 str(each.compile(connection)).strip() for each in migrations.set_up(connection, self.tables, *tables)
             ]
 
     def commit_once(self, work: Callable[[Connection], _T]) -> _T:
-        """Do the work in a transaction that is committed once, also where the connection is lost on the way.
+        """Do work in a transaction that is committed exactly once, even if the connection is lost.
 
-        When even the reply to COMMIT is lost, nobody knows whether it was done. So each transaction leaves a mark, and
-        a retry looks for it: under the lock, hence after the lost transaction has come to its end.
+        If the reply to COMMIT is lost, the transaction may or may not be committed. So each transaction leaves a mark,
+        and the next attempt looks for it. By then the lost transaction has ended, because the next one waits for its
+        lock.
 
         Returns:
             The result of the work in the transaction that was committed.
 
         Raises:
-            ConnectionLost: it was lost again after each of the waits in `RETRY_SECONDS`.
+            ConnectionLost: The connection was still lost after all waits of `RETRY_SECONDS`.
         """
         batch_id = uuid.uuid4().hex
-        tries = count()
-        results: list[_T] = []
+        for attempt in self._attempts():
+            with attempt, self.write() as connection:
+                # The first attempt may have failed because of our own limits; lift them for good.
+                self._limits_resources &= attempt.is_first
+                if self._limits_resources:
+                    self.adapter.limit_resources(connection)
+                if attempt.is_first or not self._is_committed(connection, batch_id):
+                    result = work(connection)
+                    self._mark_committed(connection, batch_id)
+        return result
 
-        def once(connection: Connection) -> None:
-            number = next(tries)
-            # A try that failed may have lacked what it was denied.
-            self._is_restrained &= number == 0
-            if self._is_restrained:
-                self.adapter.limit_resources(connection)
-            if number == 0 or not self._is_committed(connection, batch_id):
-                results.append(work(connection))
-                self._mark_committed(connection, batch_id)
+    def _attempts(self) -> Iterator[_Attempt]:
+        """Yield attempts, with waits between them, until one does not lose the connection.
 
-        self._redone(lambda: self._change(once))
-        return results[-1]
-
-    def _redone(self, work: Callable[[], _T]) -> _T:
-        """Do work again whose connection was lost: it looks for itself how far it came.
-
-        A server that has never answered is not waited for: more likely, a setting is wrong.
+        A server that has never answered is not retried, because a wrong setting is more likely.
         """
-        for wait_seconds in RETRY_SECONDS:
-            try:
-                return work()
-            except ConnectionLost as error:
-                if not self._was_reached:
-                    raise
-                logger.warning("%s; trying again in %.1f s", error, wait_seconds)
-                time.sleep(wait_seconds)
-        return work()
+        for number, wait_seconds in enumerate((*RETRY_SECONDS, None)):
+            attempt = _Attempt(is_first=number == 0)
+            yield attempt
+            if attempt.error is None:
+                return
+            if wait_seconds is None or not self._was_reached:
+                raise attempt.error
+            logger.warning("%s; trying again in %.1f s", attempt.error, wait_seconds)
+            time.sleep(wait_seconds)
 
     def _is_up_to_date(self) -> bool:
         with self.read() as connection:
             return migrations.version(connection, self.tables) == migrations.VERSION
 
-    def _change(self, work: Callable[[Connection], None]) -> None:
-        with self.write() as connection:
-            work(connection)
-
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
-        with self._errors(), self._opened() as connection:
+        with self._errors(), self._open() as connection:
             self._was_reached = True
             yield connection
 
-    def _opened(self) -> Connection:
-        foreseen: tuple[type[Exception], ...] = (CrmError, *self.adapter.errors(self._engine.dialect))
+    def _open(self) -> Connection:
+        expected: tuple[type[Exception], ...] = (CrmError, *self.adapter.driver_errors(self._engine.dialect))
         try:
             return self._engine.connect()
-        except foreseen:
+        except expected:
             raise
-        # What else a driver raises may repeat what it was given, also the password.
+        # Other errors of a driver may contain its arguments, and so the password.
         except (TypeError, ValueError):
             raise _wrong_option(self._engine.dialect.name) from None
-        except Exception as error:  # noqa: BLE001 - as many kinds as drivers
+        except Exception as error:  # noqa: BLE001 - drivers raise anything
             reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
             raise WarehouseError(f"{self.name}: {type(error).__name__}{reason}") from None
 
@@ -207,15 +211,15 @@ class Warehouse:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except self.adapter.errors(self._engine.dialect) as error:
+        except self.adapter.driver_errors(self._engine.dialect) as error:
             original = getattr(error, "orig", None) or error
             kind = ConnectionLost if self.adapter.is_retriable(original) else WarehouseError
             raise kind(f"{self.name}: {_reason(error, original)}") from error
 
 
 def _reason(error: Exception, original: Exception) -> str:
-    """The first line of an error; of a refused value only the kind, because that line repeats the value."""
-    if "DataError" in pep_249_names(original):
+    """The first line of an error; for a refused value only its class, because the line contains the value."""
+    if "DataError" in pep_249_classes(original):
         return type(original).__name__
     first_line = next(iter(str(original).strip().splitlines()), "")
     return f"{type(error).__name__}: {first_line}"
@@ -227,10 +231,10 @@ def _execute(connection: Connection, statements: Iterable[Statement]) -> None:
 
 
 def parse_url(sqlalchemy_url: str) -> URL:
-    """A SQLAlchemy URL; a bare `postgresql://` means the driver of this project's extra.
+    """Parse a SQLAlchemy URL. A bare `postgresql://` means the driver of this project's extra.
 
     Raises:
-        SettingError: the text is not a URL. It isn't repeated: it may hold a password.
+        SettingError: The text is not a URL. The message does not contain it: it may have a password.
     """
     try:
         url = make_url(sqlalchemy_url)
@@ -259,5 +263,5 @@ def _create_engine(url: URL, adapter: EngineAdapter) -> Engine:
         ) from None
     except (ArgumentError, TypeError, ValueError):
         raise _wrong_option(url.drivername) from None
-    adapter.listen(engine)
+    adapter.add_event_listeners(engine)
     return engine

@@ -1,4 +1,7 @@
-"""Tables as they are in the warehouse → the statements that make them what is wanted. Only ever adds and widens."""
+"""DDL: the statements that create the target's tables and bring older ones to this version.
+
+Columns are only ever added, widened and renamed.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
     Statement = ExecutableDDLElement | TextClause | Insert | Delete
 
-# Raised whenever the target's own tables or views change; an older warehouse is brought up to it.
+# Raise this whenever the target's own tables or views change. Older warehouses are migrated.
 VERSION = 3
 
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
@@ -47,29 +50,29 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (Boolean, "boolean"),
     (Integer, "integer"),
     (Numeric, "number"),
-    # No Numeric any more, as of SQLAlchemy 2.1.
+    # In SQLAlchemy 2.1, a Float is not Numeric.
     (Float, "number"),
     (DateTime, "time"),
     (Date, "date"),
     (String, "text"),
 )
-# Types of a dialect that are none of SQLAlchemy's own.
+# Types of dialects that do not inherit from SQLAlchemy's.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
 
 
 def set_up(connection: Connection, tables: Tables, *others: Table) -> list[Statement]:
-    """The statements that bring the target's own tables and views to this version, and that make room for others.
+    """Return the statements that bring the target's own tables and views to this version, and `ensure` other tables.
 
-    An other table of the name of an own one takes its place: it has more columns.
+    Another table with the name of an own one replaces it here, because it has more columns.
 
     Raises:
-        WarehouseError: they are of a newer version.
+        WarehouseError: The tables have a newer version.
     """
     schema = tables.metadata.schema
     found = version(connection, tables)
     if found > VERSION:
-        raise WarehouseError(f"the tables are of version {found}, this target knows {VERSION}: upgrade pepper-crm")
-    # A loader may well not be allowed to create the schema that it was given.
+        raise WarehouseError(f"the tables have version {found}, this target supports {VERSION}: upgrade pepper-crm")
+    # The loader may lack the privilege to create its schema.
     is_missing = schema and not inspect(connection).has_schema(schema)
     statements: list[Statement] = [CreateSchema(schema)] if schema and is_missing else []
     owned = tables.metadata.sorted_tables if found < VERSION else []
@@ -87,15 +90,15 @@ def set_up(connection: Connection, tables: Tables, *others: Table) -> list[State
 
 
 def is_set_up(connection: Connection, tables: Tables) -> bool:
-    """Whether a loader has been here."""
+    """Whether a loader has set up its tables."""
     return inspect(connection).has_table(tables.award_balances.name, schema=tables.metadata.schema)
 
 
 def ensure(connection: Connection, table: Table) -> list[Statement]:
-    """The statements that create a table, or add the columns that it lacks and widen those that changed.
+    """Return the statements that create a table, or add, widen and rename columns of an existing one.
 
     Raises:
-        WarehouseError: the table can't take what the new schema says.
+        WarehouseError: The table cannot be changed to the new schema.
     """
     inspector = inspect(connection)
     if not inspector.has_table(table.name, schema=table.schema):
@@ -105,7 +108,7 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
     found = {renames.get(name, name): type_ for name, type_ in found.items()}
     keys = adapter_for(connection.dialect.name).keys(connection, table)
     wanted_keys = [column.name for column in table.primary_key.columns]
-    # Where work tables have keys is the engine's to say, and an older version may have said otherwise.
+    # Whether work tables have keys depends on the engine, and may have changed since an older version.
     if set(keys) != set(wanted_keys) and table.info != WORK:
         raise WarehouseError(
             f"table {table.name!r} has the key {list(keys)}, the new schema {wanted_keys}: rename the stream"
@@ -180,31 +183,30 @@ def _check_views(inspector: Inspector, tables: Tables) -> None:
 
 
 def version(connection: Connection, tables: Tables) -> int:
-    """The version of the tables: 0 where there are none, and where they are older than versions are."""
+    """The version of the tables; 0 if there are none or if they are older than the table of the version."""
     if not inspect(connection).has_table(tables.version.name, schema=tables.metadata.schema):
         return 0
     return connection.scalar(select(tables.version.c.version)) or 0
 
 
 def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str, TypeEngine[Any]]) -> str | None:
-    """The ALTER TABLE clause that makes room for a column's values, if one is needed."""
+    """The ALTER TABLE clause that adds or widens a column, if one is needed."""
+    adapter = adapter_for(dialect.name)
     if column.name not in found:
-        add = "ADD" if dialect.name in {"mssql", "oracle"} else "ADD COLUMN"
-        return f"{add} {CreateColumn(column).compile(dialect=dialect)}"
-    old, new = _kind(found[column.name]), _kind(_as_made(column.type, dialect))
+        return f"{adapter.add_column} {CreateColumn(column).compile(dialect=dialect)}"
+    old, new = _kind(found[column.name]), _kind(_type_in_ddl(column.type, dialect))
     if old == new or (old, new) == ("number", "integer"):
         return None
-    adapter = adapter_for(dialect.name)
-    if new not in adapter.widens_to or (new == "number" and old != "integer"):
+    if new not in adapter.widens_columns_to or (new == "number" and old != "integer"):
         raise WarehouseError(
             f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
             "can't widen it: rename the property by a stream map"
         )
-    return adapter.widen(dialect, column)
+    return adapter.widen_column(dialect, column)
 
 
-def _as_made(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """The type that a column of ours was made of; what a dialect puts in its place may be a type of no known kind."""
+def _type_in_ddl(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """The type that CREATE TABLE uses for one of our types. The dialect's own implementation may have no known kind."""
     return type_.load_dialect_impl(dialect) if isinstance(type_, TypeDecorator) else type_
 
 
@@ -217,16 +219,13 @@ def _kind(type_: TypeEngine[Any]) -> str:
 
 
 def creation(table: Table) -> list[Statement]:
-    """The statements that create a table."""
+    """Return the statements that create a table."""
     return [CreateTable(table), *map(CreateIndex, table.indexes)]
 
 
 def view(dialect: Dialect, name: str, query: Select[Any], schema: str | None) -> list[Statement]:
-    """The statements that create a view, or put it in the place of an older one."""
+    """Return the statements that create a view or replace an older one."""
     quote = dialect.identifier_preparer.quote
     quoted = f"{quote(schema)}.{quote(name)}" if schema else quote(name)
     body = query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
-    if dialect.name == "sqlite":
-        return [text(f"DROP VIEW IF EXISTS {quoted}"), text(f"CREATE VIEW {quoted} AS {body}")]
-    create = "CREATE OR ALTER VIEW" if dialect.name == "mssql" else "CREATE OR REPLACE VIEW"
-    return [text(f"{create} {quoted} AS {body}")]
+    return [text(template.format(name=quoted, query=body)) for template in adapter_for(dialect.name).create_view]

@@ -136,7 +136,7 @@ def record_statements(engine: str) -> dict[str, list[str]]:
         for former, present in FORMER_NAMES.items():
             warehouse.exec_driver_sql(warehouse.adapter.rename_column(dialect, table, former, present))
         wider = Table("perks", MetaData(), Column("price", Double()))
-        if change := warehouse.adapter.widen(dialect, wider.c.price):
+        if change := warehouse.adapter.widen_column(dialect, wider.c.price):
             warehouse.exec_driver_sql(f"ALTER TABLE {dialect.identifier_preparer.format_table(wider)} {change}")
 
     parts: dict[str, Callable[[], object]] = {

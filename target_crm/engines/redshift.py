@@ -1,0 +1,20 @@
+"""Amazon Redshift, whose TEXT holds 256 bytes and whose lengths count bytes: a character may take four."""
+
+from __future__ import annotations
+
+from sqlalchemy import DateTime, String
+
+from target_crm.engines.base import EngineAdapter
+from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
+
+ADAPTERS = {"redshift": EngineAdapter()}
+
+register(
+    "redshift",
+    ColumnTypes(
+        identifier=String(ID_CHARS_MAX * 4),
+        text=String(65_535),
+        instant=DateTime(timezone=True),
+        keeps_time_zone=True,
+    ),
+)
