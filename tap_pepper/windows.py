@@ -95,7 +95,7 @@ def parse_bound(text: object) -> str:
 
 def _parse_with_pendulum(text: str) -> datetime | None:
     """Parse the rarer forms of ISO 8601, such as `2026-W40` and `20260101T060000Z`; None if invalid."""
-    # Importing pendulum takes 60 to 150 ms of processor time (`python -X importtime`), a quarter of an idle poll.
+    # Importing pendulum takes about 100 ms of processor time (`python -X importtime`), a quarter of an idle poll.
     # So only these forms import it; the arithmetic below, which every poll needs, uses the standard library.
     import pendulum  # noqa: PLC0415
 
