@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from select import select as select_readable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, select, text
@@ -16,7 +17,7 @@ from target_crm.warehouse.connection import Warehouse, parse_url
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from sqlalchemy import Table
@@ -129,19 +130,75 @@ def load(warehouse: str | Warehouse, messages: Iterable[str], **settings: Any) -
     return Loaded(output.getvalue().splitlines(), tallies)
 
 
-def run_target(url: str, folder: Path, *messages: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def run_target(url: str, folder: Path, *messages: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     """Run the console script, with settings as environment variables."""
-    variables = {f"TARGET_CRM_{name.upper()}": value for name, value in settings.items()}
     return subprocess.run(
         command("target-crm", "--config", "ENV"),
         input="".join(f"{message}\n" for message in messages),
-        env=environment(TARGET_CRM_SQLALCHEMY_URL=url, **variables),
+        env=_settings(url, settings),
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=RUN_SECONDS_MAX,
         check=False,
     )
+
+
+class RunningTarget:
+    """The console script, with a standard input that stays open."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        assert process.stdin
+        assert process.stdout
+        self.process = process
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self._log = log
+
+    def send(self, *messages: str) -> None:
+        """Write messages to standard input."""
+        self._stdin.write("".join(f"{message}\n" for message in messages))
+        self._stdin.flush()
+
+    def next_state(self) -> str:
+        """Wait for the next line of standard output; empty at its end."""
+        assert select_readable([self._stdout], [], [], RUN_SECONDS_MAX)[0], f"no output; the log: {self.log}"
+        return self._stdout.readline().rstrip("\n")
+
+    def wait(self) -> int:
+        """Wait for the process to end by itself; return its exit code."""
+        return self.process.wait(RUN_SECONDS_MAX)
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text()
+
+
+@contextmanager
+def running_target(url: str, folder: Path, **settings: Any) -> Iterator[RunningTarget]:
+    """Start the console script, with settings as environment variables; kill it in the end if it still runs."""
+    log = folder / "target.log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            command("target-crm", "--config", "ENV"),
+            env=_settings(url, settings),
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        ) as process,
+    ):
+        try:
+            yield RunningTarget(process, log)
+        finally:
+            process.kill()
+
+
+def _settings(url: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    variables = {f"TARGET_CRM_{name.upper()}": str(value) for name, value in settings.items()}
+    return environment(TARGET_CRM_SQLALCHEMY_URL=url, **variables)
 
 
 def table(warehouse: str | Warehouse, name: str, *columns: str) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from tests.helpers import oracle
+from tests.helpers.deliveries import USER_OF, deliver, deliveries
 from tests.helpers.oracle import Action, Snapshot
 from tests.stress import PHASES, count
 from tests.stress.runs import digest
-from tests.target.test_balances import USER_OF, deliver, deliveries
 
 if TYPE_CHECKING:
     from target_crm.warehouse.connection import Warehouse

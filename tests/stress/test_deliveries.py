@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, seed, settings
 
+from tests.helpers.deliveries import START
 from tests.helpers.oracle import Action, Snapshot
 from tests.stress import SEED, SHARDS, size
 from tests.stress.deliveries import check_delivery, combined_deliveries, delivery_settings
-from tests.target.test_balances import START
 
 if TYPE_CHECKING:
     from target_crm.warehouse.connection import Warehouse

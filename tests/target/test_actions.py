@@ -1,4 +1,4 @@
-"""Actions: what becomes a row of the ledger, what of it changes a balance, and what is refused, and why."""
+"""`ledger_row`: the row of an action, its effect on a balance, and the reason if an action is invalid."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ LOADED_AT = datetime(2026, 10, 5, tzinfo=timezone.utc)
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
-def read(record: dict[str, Any]) -> LedgerRow:
-    """The record as it comes out of a line of JSON, as a row."""
+def row_of(record: dict[str, Any]) -> LedgerRow:
+    """The row of a record, decoded from JSON as the reader does."""
     return ledger_row(_decode(json.dumps(record)), loaded_at=LOADED_AT)
 
 
 def earned(**changes: Any) -> dict[str, Any]:
-    """Pepper's first example, with some of its fields replaced; `metadata__x` is a field inside, None leaves it out."""
+    """The guide's first example with changed fields: `a__b` names field `b` of object `a`; None removes a field."""
     record = copy.deepcopy(json.loads(REWARD_EARNED))
     for path, value in changes.items():
         *parents, name = path.split("__")
-        place = record
+        target = record
         for parent in parents:
-            place = place[parent]
+            target = target[parent]
         if value is None:
-            del place[name]
+            del target[name]
         else:
-            place[name] = value
+            target[name] = value
     return record
 
 
-def row(**changes: Any) -> dict[str, Any]:
+def expected_row(**changes: Any) -> dict[str, Any]:
     expected = {
         "action_id": "xxxx",
         "type": "REWARD_EARNED",
@@ -64,10 +64,10 @@ def row(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("example", "expected"),
     [
-        pytest.param("{}", row(), id="REWARD_EARNED"),
+        pytest.param("{}", expected_row(), id="REWARD_EARNED"),
         pytest.param(
             REDEEM_PERK,
-            row(
+            expected_row(
                 type="REDEEM_PERK",
                 award_id="xxx",
                 perk_id="xxx",
@@ -80,7 +80,7 @@ def row(**changes: Any) -> dict[str, Any]:
         ),
         pytest.param(
             AWARD_POINTS_REFUNDED,
-            row(
+            expected_row(
                 type="AWARD_POINTS_REFUNDED",
                 award_id="xxx",
                 perk_id="xxx",
@@ -93,10 +93,10 @@ def row(**changes: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_peppers_own_examples_become_rows(example: str, expected: dict[str, Any]) -> None:
+def test_the_examples_of_peppers_guide_become_rows(example: str, expected: dict[str, Any]) -> None:
     record = {**json.loads(REWARD_EARNED), **json.loads(example)}
 
-    result = read(record)._asdict()
+    result = row_of(record)._asdict()
 
     assert json.loads(result.pop("payload")) == record
     assert len(result.pop("content_hash")) == 32
@@ -112,31 +112,33 @@ def test_the_payload_keeps_every_digit_that_pepper_sent() -> None:
 @pytest.mark.parametrize(
     ("changes", "effect"),
     [
-        pytest.param({"metadata__pointsAdded": None}, None, id="legacy-no-delta"),
-        pytest.param({"metadata__pointsAvailable": None}, None, id="legacy-no-balance"),
-        pytest.param({"metadata": {}}, None, id="legacy-empty-metadata"),
-        pytest.param({"metadata": None}, None, id="legacy-no-metadata"),
-        pytest.param({"metadata": []}, None, id="legacy-metadata-is-a-list"),
-        pytest.param({"metadata": {"awardId": "w1", "points": 2}}, None, id="legacy-other-names"),
-        pytest.param({"type": "REDEEM_PERK"}, None, id="the-delta-of-another-type-does-not-count"),
-        pytest.param({"type": "ORDER_PLACED"}, None, id="another-type-with-points"),
+        pytest.param({"metadata__pointsAdded": None}, None, id="no-delta"),
+        pytest.param({"metadata__pointsAvailable": None}, None, id="no-points-available"),
+        pytest.param({"metadata": {}}, None, id="empty-metadata"),
+        pytest.param({"metadata": None}, None, id="no-metadata"),
+        pytest.param({"metadata": []}, None, id="metadata-is-a-list"),
+        pytest.param({"metadata": {"awardId": "w1", "points": 2}}, None, id="other-names-in-metadata"),
+        pytest.param({"type": "REDEEM_PERK"}, None, id="delta-of-another-type"),
+        pytest.param({"type": "ORDER_PLACED"}, None, id="unknown-type"),
         pytest.param({"type": "reward_earned"}, None, id="types-are-case-sensitive"),
         pytest.param({"type": None}, None, id="no-type"),
-        pytest.param({"type": 7}, None, id="a-type-that-is-not-text"),
-        pytest.param({"metadata__pointsAdded": 0}, "earned", id="a-delta-of-zero-is-a-delta"),
-        pytest.param({"metadata__pointsAvailable": -3}, "earned", id="a-balance-below-zero-is-a-balance"),
+        pytest.param({"type": 7}, None, id="type-is-not-text"),
+        pytest.param({"metadata__pointsAdded": 0}, "earned", id="delta-of-zero"),
+        pytest.param({"metadata__pointsAvailable": -3}, "earned", id="negative-points-available"),
         pytest.param({"metadata__perkId": None}, "earned", id="no-perk"),
-        pytest.param({"context__location": None}, "earned", id="not-at-a-location"),
-        pytest.param({"tenantId": None}, "earned", id="tenant-in-the-context-alone"),
+        pytest.param({"context__location": None}, "earned", id="no-location"),
+        pytest.param({"tenantId": None}, "earned", id="tenant-only-in-context"),
         pytest.param({"when__timezone": None, "when__year": None}, "earned", id="only-a-timestamp"),
     ],
 )
-def test_an_action_has_an_effect_only_with_its_points_block(changes: dict[str, Any], effect: str | None) -> None:
-    assert read(earned(**changes)).effect == effect
+def test_an_action_has_an_effect_only_with_delta_and_points_available_of_its_type(
+    changes: dict[str, Any], effect: str | None
+) -> None:
+    assert row_of(earned(**changes)).effect == effect
 
 
-def test_null_metadata_and_context_are_as_good_as_none() -> None:
-    result = read({"_id": "a1", "type": "REWARD_EARNED", "metadata": None, "context": None, "when": None})
+def test_null_metadata_context_and_when_count_as_missing() -> None:
+    result = row_of({"_id": "a1", "type": "REWARD_EARNED", "metadata": None, "context": None, "when": None})
 
     assert (result.effect, result.user_id, result.award_id, result.occurred_at) == (None, None, None, None)
 
@@ -159,7 +161,7 @@ def test_null_metadata_and_context_are_as_good_as_none() -> None:
         pytest.param(
             {"when__timestamp": "2021-02-29T00:00:00Z"},
             "when.timestamp is missing or not an ISO 8601 time",
-            id="29-february-of-no-leap-year",
+            id="29-february-of-a-common-year",
         ),
         pytest.param(
             {"when__timestamp": "2024-13-01T00:00:00Z"},
@@ -177,13 +179,15 @@ def test_null_metadata_and_context_are_as_good_as_none() -> None:
         pytest.param(
             {"metadata__pointsAdded": True}, "metadata.pointsAdded is a boolean, expected points", id="boolean-points"
         ),
-        pytest.param({"metadata__pointsAdded": "two"}, "metadata.pointsAdded is text, expected points", id="a-word"),
+        pytest.param({"metadata__pointsAdded": "two"}, "metadata.pointsAdded is text, expected points", id="text"),
         pytest.param({"metadata__pointsAdded": "NaN"}, "metadata.pointsAdded is text, expected points", id="NaN"),
         pytest.param({"metadata__pointsAdded": "1e3"}, "metadata.pointsAdded is text, expected points", id="exponent"),
-        pytest.param({"metadata__pointsAdded": " 2"}, "metadata.pointsAdded is text, expected points", id="blank"),
-        pytest.param({"metadata__pointsAdded": ""}, "metadata.pointsAdded is text, expected points", id="no-digits"),
         pytest.param(
-            {"metadata__pointsAvailable": [2]}, "metadata.pointsAvailable is a list, expected points", id="a-list"
+            {"metadata__pointsAdded": " 2"}, "metadata.pointsAdded is text, expected points", id="leading-space"
+        ),
+        pytest.param({"metadata__pointsAdded": ""}, "metadata.pointsAdded is text, expected points", id="empty-text"),
+        pytest.param(
+            {"metadata__pointsAvailable": [2]}, "metadata.pointsAvailable is a list, expected points", id="list"
         ),
         pytest.param(
             {"metadata__pointsAvailable": 10**11},
@@ -193,7 +197,7 @@ def test_null_metadata_and_context_are_as_good_as_none() -> None:
         pytest.param(
             {"metadata__pointsAvailable": -(10**11)},
             "metadata.pointsAvailable is out of range, expected points below 100,000,000,000",
-            id="overflow-below-zero",
+            id="negative-overflow",
         ),
         pytest.param(
             {"metadata__pointsAvailable": 1.00001},
@@ -203,22 +207,24 @@ def test_null_metadata_and_context_are_as_good_as_none() -> None:
         pytest.param(
             {"metadata__pointsAvailable": "1.00000000000000000000000000000000001"},
             "metadata.pointsAvailable has more than 4 decimal places",
-            id="more-places-than-arithmetic-has-digits",
+            id="more-places-than-the-decimal-context",
         ),
     ],
 )
-def test_an_effect_without_whose_which_when_or_how_much_is_refused(changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(Invalid) as refusal:
-        read(earned(**changes))
+def test_an_action_with_an_effect_is_invalid_without_id_user_award_time_and_points(
+    changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(Invalid) as error:
+        row_of(earned(**changes))
 
-    assert str(refusal.value) == reason
+    assert str(error.value) == reason
 
 
-def test_a_refusal_repeats_nothing_of_the_record() -> None:
-    with pytest.raises(Invalid) as refusal:
-        read(earned(metadata__pointsAdded="Tom Jones"))
+def test_the_reason_does_not_repeat_the_value() -> None:
+    with pytest.raises(Invalid) as error:
+        row_of(earned(metadata__pointsAdded="Tom Jones"))
 
-    assert "Tom" not in str(refusal.value)
+    assert "Tom" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -226,24 +232,24 @@ def test_a_refusal_repeats_nothing_of_the_record() -> None:
     [
         pytest.param("0", Decimal(0), id="zero"),
         pytest.param("0.25", Decimal("0.25"), id="a-quarter"),
-        pytest.param("0.1", Decimal("0.1"), id="a-tenth-is-no-binary-float"),
+        pytest.param("0.1", Decimal("0.1"), id="a-tenth"),
         pytest.param('"0.25"', Decimal("0.25"), id="text"),
-        pytest.param('"16"', Decimal(16), id="text-of-a-whole-number"),
-        pytest.param('"-3"', Decimal(-3), id="text-below-zero"),
-        pytest.param("2.50000", Decimal("2.5"), id="five-places-of-which-one-counts"),
+        pytest.param('"16"', Decimal(16), id="whole-number-as-text"),
+        pytest.param('"-3"', Decimal(-3), id="negative-text"),
+        pytest.param("2.50000", Decimal("2.5"), id="trailing-zeros"),
         pytest.param("1e3", Decimal(1000), id="exponent"),
-        pytest.param("99999999999.9999", Decimal("99999999999.9999"), id="the-most"),
-        pytest.param("-99999999999.9999", Decimal("-99999999999.9999"), id="the-least"),
+        pytest.param("99999999999.9999", Decimal("99999999999.9999"), id="maximum"),
+        pytest.param("-99999999999.9999", Decimal("-99999999999.9999"), id="minimum"),
     ],
 )
-def test_points_are_exact_however_they_are_sent(sent: str, points: Decimal) -> None:
+def test_points_are_exact_whether_sent_as_number_or_text(sent: str, points: Decimal) -> None:
     record = _decode(REWARD_EARNED.replace('"pointsAvailable": 2', f'"pointsAvailable": {sent}'))
 
     assert ledger_row(record, loaded_at=LOADED_AT).points_available == points
 
 
-def test_ids_that_are_whole_numbers_are_their_digits() -> None:
-    result = read(earned(_id=12, context__user___id=34, metadata__awardId=56, metadata__perkId=78))
+def test_ids_sent_as_whole_numbers_become_text() -> None:
+    result = row_of(earned(_id=12, context__user___id=34, metadata__awardId=56, metadata__perkId=78))
 
     assert result[:6] == ("12", "REWARD_EARNED", "xxxx", "34", "56", "78")
 
@@ -271,28 +277,28 @@ def test_ids_that_are_whole_numbers_are_their_digits() -> None:
         pytest.param(
             "2021-06-05T13:37:52.194Z",
             datetime(2021, 6, 5, 13, 37, 52, 194000, tzinfo=timezone.utc),
-            id="summer-time-is-moot",
+            id="in-summer",
         ),
     ],
 )
-def test_the_instant_is_the_timestamps_own_whatever_the_timezone_says(timestamp: str, instant: datetime) -> None:
-    occurred_at = read(earned(when__timestamp=timestamp)).occurred_at
+def test_the_time_follows_from_the_timestamp_not_from_the_timezone_field(timestamp: str, instant: datetime) -> None:
+    occurred_at = row_of(earned(when__timestamp=timestamp)).occurred_at
 
     assert occurred_at == instant
     assert occurred_at is not None
     assert occurred_at.utcoffset() == timedelta(0)
 
 
-def test_the_taps_top_level_time_stands_in_for_a_deselected_one() -> None:
-    result = read(earned(when=None, when_timestamp="2021-03-05T13:37:52.194Z"))
+def test_when_timestamp_replaces_a_deselected_when() -> None:
+    result = row_of(earned(when=None, when_timestamp="2021-03-05T13:37:52.194Z"))
 
     assert result.occurred_at == datetime(2021, 3, 5, 13, 37, 52, 194000, tzinfo=timezone.utc)
 
 
-def test_an_action_without_effect_is_kept_with_what_can_be_read_of_it() -> None:
+def test_an_action_without_effect_keeps_its_valid_fields() -> None:
     record = {"_id": "a1", "type": "CHECK_IN", "when": {"timestamp": "soon"}, "context": {"user": {"_id": "u1"}}}
 
-    result = read({**record, "tenantId": ["t"], "metadata": {"awardId": 5, "pointsAvailable": "many"}})
+    result = row_of({**record, "tenantId": ["t"], "metadata": {"awardId": 5, "pointsAvailable": "many"}})
 
     assert result[:10] == ("a1", "CHECK_IN", None, "u1", "5", None, None, None, None, None)
 
@@ -300,17 +306,17 @@ def test_an_action_without_effect_is_kept_with_what_can_be_read_of_it() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"metadata__pointsAdded": 2.0}, id="points-as-a-decimal"),
+        pytest.param({"metadata__pointsAdded": 2.0}, id="points-as-decimal"),
         pytest.param({"metadata__pointsAdded": "2.00"}, id="points-as-text"),
-        pytest.param({"when__timestamp": "2021-03-05T14:37:52.194000+01:00"}, id="the-same-instant-elsewhere"),
-        pytest.param({"context__user__fullName": "Tom Smith"}, id="the-user-has-another-name"),
-        pytest.param({"context__location__tags": ["open"]}, id="the-location-has-a-tag"),
-        pytest.param({"somethingNew": {"x": 1}}, id="an-unknown-field"),
-        pytest.param({"metadata__loyaltyEarned": None}, id="a-field-that-the-ledger-does-not-keep"),
+        pytest.param({"when__timestamp": "2021-03-05T14:37:52.194000+01:00"}, id="same-time-with-another-offset"),
+        pytest.param({"context__user__fullName": "Tom Smith"}, id="another-user-name"),
+        pytest.param({"context__location__tags": ["open"]}, id="another-tag-of-the-location"),
+        pytest.param({"somethingNew": {"x": 1}}, id="unknown-field"),
+        pytest.param({"metadata__loyaltyEarned": None}, id="field-without-a-column"),
     ],
 )
-def test_the_same_content_written_differently_is_the_same_action(changes: dict[str, Any]) -> None:
-    assert read(earned(**changes)).content_hash == read(earned()).content_hash
+def test_the_content_hash_ignores_notation_and_fields_without_a_column(changes: dict[str, Any]) -> None:
+    assert row_of(earned(**changes)).content_hash == row_of(earned()).content_hash
 
 
 @pytest.mark.parametrize(
@@ -326,10 +332,10 @@ def test_the_same_content_written_differently_is_the_same_action(changes: dict[s
         pytest.param({"environment": None}, id="environment"),
     ],
 )
-def test_other_content_is_another_action(changes: dict[str, Any]) -> None:
-    assert read(earned(**changes)).content_hash != read(earned()).content_hash
+def test_the_content_hash_depends_on_every_compared_field(changes: dict[str, Any]) -> None:
+    assert row_of(earned(**changes)).content_hash != row_of(earned()).content_hash
 
 
-def test_texts_that_look_alike_end_to_end_are_other_content() -> None:
+def test_the_content_hash_separates_adjacent_fields() -> None:
     one, other = earned(source="A\x1fB", environment="C"), earned(source="A", environment="B\x1fC")
-    assert read(one).content_hash != read(other).content_hash
+    assert row_of(one).content_hash != row_of(other).content_hash

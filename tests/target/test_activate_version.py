@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,12 +18,16 @@ from tests.helpers.target import (
     load,
     query,
     record,
+    run_target,
     schema,
     snapshot,
     state,
     table,
     with_version,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def versioned(stream: str, key: str, version: int, **fields: Any) -> str:
@@ -41,6 +45,21 @@ def test_rows_missing_from_the_activated_version_are_marked_until_they_return(wa
 
     load(warehouse_url, [keyed, versioned("perks", "2", 3), activate("perks", 3)])
     assert query(warehouse_url, marks) == [("1", True), ("2", False)]
+
+
+def test_a_deleted_row_that_returns_unchanged_loses_its_deletion_mark(warehouse_url: str, tmp_path: Path) -> None:
+    keyed = schema("perks", {"id": TEXT, "title": TEXT}, "id")
+
+    def run(version: int, *keys: str) -> list[tuple[Any, ...]]:
+        """Run with these perks, all of the same content; return which rows are marked as deleted."""
+        records = [versioned("perks", key, version, title="Stamp") for key in keys]
+        ran = run_target(warehouse_url, tmp_path, keyed, *records, activate("perks", version))
+        assert ran.returncode == 0, ran.stderr
+        return query(warehouse_url, "SELECT id, _sdc_deleted_at IS NOT NULL, title FROM perks ORDER BY id")
+
+    assert run(1, "1", "2") == [("1", False, "Stamp"), ("2", False, "Stamp")]
+    assert run(2, "1") == [("1", False, "Stamp"), ("2", True, "Stamp")]
+    assert run(3, "1", "2") == [("1", False, "Stamp"), ("2", False, "Stamp")]
 
 
 def test_hard_delete_removes_rows_missing_from_the_activated_version(warehouse_url: str) -> None:

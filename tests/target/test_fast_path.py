@@ -1,4 +1,4 @@
-"""The plain way of reading an action: whatever it reads, it reads as the general way does; the rest it leaves alone."""
+"""The fast path: it decodes an action as the full decoder does, or returns None."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ LOADED_AT = datetime(2026, 10, 5, tzinfo=timezone.utc)
 HEAD, TAIL = b'{"type":"RECORD","stream":"actions","record":', b',"time_extracted":"2026-10-05T00:00:00Z"}'
 
 
-def read(line: bytes) -> LedgerRow | None:
-    """The row that the plain way gives."""
+def decode(line: bytes) -> LedgerRow | None:
+    """The row from the fast path."""
     row = decode_typical_action(line)
     return row and LedgerRow(*row, loaded_at=LOADED_AT)
 
 
-def assert_read_as_in_general(line: bytes) -> None:
-    """The plain way leaves the line alone, or gives the general way's row, its payload in other words at most."""
-    row = read(line)
+def assert_same_as_full_decoder(line: bytes) -> None:
+    """The fast path returns None or the full decoder's row; the JSON of the payload may be formatted differently."""
+    row = decode(line)
     if row:
         expected = ledger_row(values.from_json(line)["record"], loaded_at=LOADED_AT)
         assert row._replace(payload=expected.payload) == expected
@@ -64,12 +64,12 @@ INSTANTS = st.sampled_from(
 
 
 def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """The usual four times out of five."""
+    """The usual value in four of five cases, else an odd one."""
     return st.integers(0, 4).flatmap(lambda number: usual if number else ODD)
 
 
 def parts(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """An object that may lack any of its fields."""
+    """Usually an object, which may lack any of its fields."""
     return mostly(st.fixed_dictionaries({}, optional=fields))
 
 
@@ -99,16 +99,16 @@ RECORDS = st.fixed_dictionaries(
 
 @settings(max_examples=1000, deadline=None)
 @given(RECORDS, st.booleans(), st.sampled_from([(",", ":"), (", ", ": ")]))
-def test_any_record_is_read_as_in_general_or_left_to_the_general_way(
+def test_any_record_is_decoded_as_by_the_full_decoder_or_left_to_it(
     record: dict[str, Any], escaped: bool, separators: tuple[str, str]
 ) -> None:
     document = json.dumps(record, ensure_ascii=escaped, separators=separators)
     line = HEAD + document.encode(errors="replace") + TAIL
 
     try:
-        assert_read_as_in_general(line)
+        assert_same_as_full_decoder(line)
     except values.Invalid:
-        pytest.fail("the plain way reads what the general way refuses")
+        pytest.fail("the fast path decodes a line that the full decoder calls invalid")
 
 
 EXAMPLES = [{**json.loads(REWARD_EARNED), **json.loads(each)} for each in ("{}", REDEEM_PERK, AWARD_POINTS_REFUNDED)]
@@ -124,9 +124,9 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_what_pepper_writes_is_read_the_plain_way(line: bytes) -> None:
-    assert read(line)
-    assert_read_as_in_general(line)
+def test_a_typical_action_takes_the_fast_path(line: bytes) -> None:
+    assert decode(line)
+    assert_same_as_full_decoder(line)
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_what_pepper_writes_is_read_the_plain_way(line: bytes) -> None:
         b"",
     ],
 )
-def test_other_lines_are_left_alone(line: bytes) -> None:
+def test_lines_that_are_no_action_are_left_to_the_full_decoder(line: bytes) -> None:
     assert decode_typical_action(line) is None
 
 
-SPLINTERS = st.sampled_from(
+FRAGMENTS = st.sampled_from(
     [
         *(bytes([byte]) for byte in b'"\\\x00\x1f\x7f\xff {}[],:\n-01.e'),
         *(b"\\u0000", b"\\ud800", b"\xc3\xa4", b"\xed\xa0\x80"),
@@ -163,15 +163,15 @@ SPLINTERS = st.sampled_from(
 
 
 @settings(max_examples=3000, deadline=None)
-@given(st.sampled_from(LINES), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 12), SPLINTERS), max_size=2))
-def test_any_damaged_line_is_read_as_in_general_or_left_to_the_general_way(
-    line: bytes, damages: list[tuple[int, int, bytes]]
+@given(st.sampled_from(LINES), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 12), FRAGMENTS), max_size=2))
+def test_any_corrupted_line_is_decoded_as_by_the_full_decoder_or_left_to_it(
+    line: bytes, changes: list[tuple[int, int, bytes]]
 ) -> None:
-    for place, length, splinter in damages:
+    for place, length, fragment in changes:
         start = place % len(line)
-        line = line[:start] + splinter + line[start + length :]
+        line = line[:start] + fragment + line[start + length :]
 
     try:
-        assert_read_as_in_general(line)
+        assert_same_as_full_decoder(line)
     except ValueError:
-        pytest.fail("the plain way reads what the general way refuses")
+        pytest.fail("the fast path decodes a line that the full decoder calls invalid")

@@ -1,4 +1,4 @@
-"""Messages: lines out of a pipe, whatever its chunks are, and what is done with a line that is no message."""
+"""The reader: splits a pipe into lines, and passes messages and malformed lines to their callbacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from singer_sdk.io_base import SingerMessageType
 
-from target_crm.loader import reader as messages
+from target_crm.loader import reader
 from target_crm.loader.reader import MessageReader, lines
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """The descriptors of a pipe: one to read from, one to write to."""
+    """The file descriptors of a pipe: first the one to read from."""
     reading, writing = os.pipe()
     yield reading, writing
     os.close(reading)
@@ -33,17 +33,17 @@ def pipe() -> Iterator[tuple[int, int]]:
     [
         pytest.param(b"", [], id="nothing"),
         pytest.param(b"one\ntwo\n", [b"one", b"two"], id="whole-lines"),
-        pytest.param(b"one\ntwo", [b"one", b"two"], id="a-last-line-without-an-end"),
+        pytest.param(b"one\ntwo", [b"one", b"two"], id="last-line-without-newline"),
         pytest.param(b"\none\n\n\ntwo\n", [b"", b"one", b"", b"", b"two"], id="empty-lines"),
-        pytest.param("größe\n🎁\n".encode(), ["größe".encode(), "🎁".encode()], id="characters-of-many-bytes"),
-        pytest.param(b"one\r\ntwo\r\n", [b"one\r", b"two\r"], id="ends-of-two-bytes"),
-        pytest.param(b"x" * 50 + b"\ny", [b"x" * 50, b"y"], id="a-line-of-many-chunks"),
+        pytest.param("größe\n🎁\n".encode(), ["größe".encode(), "🎁".encode()], id="multibyte-characters"),
+        pytest.param(b"one\r\ntwo\r\n", [b"one\r", b"two\r"], id="carriage-returns"),
+        pytest.param(b"x" * 50 + b"\ny", [b"x" * 50, b"y"], id="line-of-many-chunks"),
     ],
 )
-def test_lines_do_not_depend_on_the_chunks_that_they_come_in(
+def test_lines_do_not_depend_on_the_sizes_of_chunks(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, written: bytes, expected: list[bytes]
 ) -> None:
-    monkeypatch.setattr(messages, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(reader, "CHUNK_BYTES", chunk_bytes)
     reading, writing = pipe
     os.write(writing, written)
     os.close(writing)
@@ -51,7 +51,7 @@ def test_lines_do_not_depend_on_the_chunks_that_they_come_in(
     assert list(lines(reading)) == expected
 
 
-def test_while_nothing_comes_the_clock_can_be_looked_at(pipe: tuple[int, int]) -> None:
+def test_none_is_yielded_while_no_input_arrives(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     incoming = lines(reading, idle_seconds=0)
 
@@ -67,17 +67,16 @@ def test_while_nothing_comes_the_clock_can_be_looked_at(pipe: tuple[int, int]) -
 
 
 class Callbacks:
-    """What a reader called back with."""
+    """A reader whose callbacks record their arguments."""
 
     def __init__(self) -> None:
-        self.taken: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
         self.malformed: list[tuple[int, str, str]] = []
         self.entered = self.left = 0
-        self.idle = 0
-        self.reader = MessageReader(self._reading, self._on_idle, self._on_malformed)
+        self.reader = MessageReader(self._reading, lambda: None, self._on_malformed)
 
     def read(self, source: io.TextIOBase) -> dict[str, int]:
-        return dict(self.reader.process_lines(source, dict.fromkeys(SingerMessageType, self.taken.append)))  # type: ignore[arg-type]
+        return dict(self.reader.process_lines(source, dict.fromkeys(SingerMessageType, self.messages.append)))  # type: ignore[arg-type]
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -87,14 +86,11 @@ class Callbacks:
         finally:
             self.left += 1
 
-    def _on_idle(self) -> None:
-        self.idle += 1
-
     def _on_malformed(self, line: str, reason: str) -> None:
         self.malformed.append((self.reader.line_number, line, reason))
 
 
-def test_an_error_of_a_callback_passes_through_the_reading_context() -> None:
+def test_an_error_in_a_callback_leaves_the_reading_context() -> None:
     calls = Callbacks()
 
     def fail(_: object) -> None:
@@ -107,15 +103,15 @@ def test_an_error_of_a_callback_passes_through_the_reading_context() -> None:
     assert (calls.entered, calls.left) == (1, 1)
 
 
-def test_messages_are_handed_over_in_their_order_and_counted() -> None:
+def test_messages_are_passed_on_in_order_and_counted() -> None:
     calls = Callbacks()
 
     counted = calls.read(
         io.StringIO('{"type":"SCHEMA"}\n\n  \n{"type":"RECORD","n":1.50}\r\n{"type":"RECORD"}\n{"type":"STATE"}')
     )
 
-    assert [message["type"] for message in calls.taken] == ["SCHEMA", "RECORD", "RECORD", "STATE"]
-    assert repr(calls.taken[1]["n"]) == "Decimal('1.50')"
+    assert [message["type"] for message in calls.messages] == ["SCHEMA", "RECORD", "RECORD", "STATE"]
+    assert repr(calls.messages[1]["n"]) == "Decimal('1.50')"
     assert counted == {"SCHEMA": 1, "RECORD": 2, "STATE": 1}
     assert calls.malformed == []
 
@@ -123,15 +119,15 @@ def test_messages_are_handed_over_in_their_order_and_counted() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        pytest.param("not JSON", "the line is not a Singer message", id="words"),
-        pytest.param('{"type":"RECORD"', "the line is not a Singer message", id="cut"),
+        pytest.param("not JSON", "the line is not a Singer message", id="not-json"),
+        pytest.param('{"type":"RECORD"', "the line is not a Singer message", id="truncated"),
         pytest.param("1", "the line is not a Singer message", id="a-number"),
         pytest.param("null", "the line is not a Singer message", id="null"),
         pytest.param('["RECORD"]', "the line is not a Singer message", id="a-list"),
         pytest.param('{"kind":"RECORD"}', "the line is not a Singer message", id="no-type"),
-        pytest.param('{"type":["RECORD"]}', "the line is not a Singer message", id="a-type-that-is-not-text"),
+        pytest.param('{"type":["RECORD"]}', "the line is not a Singer message", id="type-is-not-text"),
         pytest.param('{"type":"RECORD","n":NaN}', "the line is not a Singer message", id="NaN"),
-        pytest.param('{"type":"RECORD","s":"\\ud800"}', "the line is not a Singer message", id="half-a-character"),
+        pytest.param('{"type":"RECORD","s":"\\ud800"}', "the line is not a Singer message", id="unpaired-surrogate"),
         pytest.param(
             '{"type":"RECORD","n":1e99999999999999999999}', "the line is not a Singer message", id="huge-exponent"
         ),
@@ -139,23 +135,23 @@ def test_messages_are_handed_over_in_their_order_and_counted() -> None:
         pytest.param(
             '{"type":"RECORD","n":' + "[" * 100_000 + "]" * 100_000 + "}",
             "the line is not a Singer message",
-            id="nested-too-deep",
+            id="nested-too-deeply",
         ),
-        pytest.param('{"type":"GREETING"}', "the message is of an unknown type", id="another-type"),
+        pytest.param('{"type":"GREETING"}', "the message is of an unknown type", id="unknown-type"),
         pytest.param('{"type":"record"}', "the message is of an unknown type", id="lower-case"),
     ],
 )
-def test_a_line_that_is_no_message_is_set_aside_and_reading_goes_on(line: str, reason: str) -> None:
+def test_a_malformed_line_is_reported_and_reading_goes_on(line: str, reason: str) -> None:
     calls = Callbacks()
 
     counted = calls.read(io.StringIO(f'{{"type":"STATE","value":1}}\n{line}\n{{"type":"STATE","value":2}}\n'))
 
     assert calls.malformed == [(2, line, reason)]
-    assert [message["value"] for message in calls.taken] == [1, 2]
+    assert [message["value"] for message in calls.messages] == [1, 2]
     assert counted == {"STATE": 2}
 
 
-def test_bytes_that_are_no_text_are_set_aside_as_text_that_a_database_can_hold(pipe: tuple[int, int]) -> None:
+def test_invalid_utf_8_and_nul_are_replaced_in_a_malformed_line(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.write(writing, b'{"type":"STATE","value":"\xff\x00"}\n{"type":"STATE","value":2}')
     os.close(writing)
@@ -165,4 +161,4 @@ def test_bytes_that_are_no_text_are_set_aside_as_text_that_a_database_can_hold(p
         calls.read(source)
 
     assert calls.malformed == [(1, '{"type":"STATE","value":"��"}', "the line is not a Singer message")]
-    assert [message["value"] for message in calls.taken] == [2]
+    assert [message["value"] for message in calls.messages] == [2]

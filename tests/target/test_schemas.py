@@ -1,4 +1,4 @@
-"""Schemas: the columns that a stream's JSON Schema asks for, and a record as a row of them."""
+"""`Shape`: the columns that follow from a stream's JSON Schema, and the row of a record."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def row(shape: Shape, record: dict[str, Any]) -> tuple[Any, ...]:
         pytest.param({"type": ["null", "string"]}, TEXT, id="string-or-null"),
         pytest.param({"type": "string", "format": "date-time"}, INSTANT, id="date-time"),
         pytest.param({"type": ["string", "null"], "format": "date"}, DATE, id="date-or-null"),
-        pytest.param({"type": "string", "format": "uuid"}, TEXT, id="another-format"),
+        pytest.param({"type": "string", "format": "uuid"}, TEXT, id="other-format"),
         pytest.param(
             {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]}, INSTANT, id="date-time-or-null"
         ),
@@ -67,7 +67,7 @@ def row(shape: Shape, record: dict[str, Any]) -> tuple[Any, ...]:
         pytest.param(True, JSON, id="true-allows-anything"),
     ],
 )
-def test_a_property_is_of_the_kind_that_holds_all_that_its_schema_allows(definition: Any, kind: Kind) -> None:
+def test_a_column_can_hold_every_value_that_the_schema_of_its_property_allows(definition: Any, kind: Kind) -> None:
     assert kind_of(definition) is kind
 
 
@@ -93,7 +93,7 @@ def test_a_name_becomes_snake_case(name: str, column: str) -> None:
 
 
 @pytest.mark.parametrize("names", [["userName", "user_name", "user name"], ["user name", "user_name", "userName"]])
-def test_which_column_a_property_has_does_not_depend_on_the_order_of_properties(names: list[str]) -> None:
+def test_the_column_of_a_property_does_not_depend_on_the_order_of_properties(names: list[str]) -> None:
     shape = Shape.of({"properties": {name: {"type": "string"} for name in names}}, [])
 
     assert {field.property: field.column for field in shape.fields} == {
@@ -103,14 +103,14 @@ def test_which_column_a_property_has_does_not_depend_on_the_order_of_properties(
     }
 
 
-def test_a_name_stays_one_that_every_engine_takes_however_many_clash() -> None:
+def test_names_stay_unique_and_within_63_characters_if_many_clash() -> None:
     names = column_names(["x" * 60 + str(number) for number in range(1000)], taken=set())
 
     assert len(set(names.values())) == 1000
     assert max(map(len, names.values())) == 63
 
 
-def test_names_that_clash_get_numbers_in_their_order() -> None:
+def test_clashing_names_are_numbered_in_order() -> None:
     names = column_names(["fooBar", "foo_bar", "foo bar", "FOO", "_rank", "x" * 70, "x" * 80], taken={"_rank"})
 
     assert names == {
@@ -124,7 +124,7 @@ def test_names_that_clash_get_numbers_in_their_order() -> None:
     }
 
 
-def test_a_record_becomes_a_row_with_a_value_of_its_columns_kind_each() -> None:
+def test_each_value_of_a_record_is_converted_to_the_kind_of_its_column() -> None:
     shape = Shape.of(
         {
             "properties": {
@@ -165,7 +165,7 @@ def test_a_record_becomes_a_row_with_a_value_of_its_columns_kind_each() -> None:
     )
 
 
-def test_what_the_schema_does_not_name_is_kept_as_json() -> None:
+def test_properties_that_are_not_in_the_schema_are_kept_as_json() -> None:
     shape = Shape.of({"properties": {"id": {"type": "string"}}}, ["id"])
 
     assert row(shape, {"id": "1", "new": {"x": Decimal("1.50")}, "id2": None}) == (
@@ -176,14 +176,14 @@ def test_what_the_schema_does_not_name_is_kept_as_json() -> None:
     )
 
 
-def test_a_schema_that_forbids_other_properties_keeps_none() -> None:
+def test_other_properties_are_dropped_if_the_schema_forbids_them() -> None:
     shape = Shape.of({"properties": {"id": {"type": "string"}}, "additionalProperties": False}, ["id"])
 
     assert row(shape, {"id": "1", "new": 5}) == ("1", None, READ_AT, LOADED_AT)
 
 
 @pytest.mark.parametrize("name", ["_sdc_extra", "_extra"])
-def test_a_property_with_a_present_or_former_name_of_a_metadata_column_gets_another_column(name: str) -> None:
+def test_a_property_named_like_a_metadata_column_gets_another_column(name: str) -> None:
     shape = Shape.of({"properties": {name: {"type": "string"}}}, [])
 
     assert [field.column for field in shape.fields] == [f"{name}_2"]
@@ -198,29 +198,29 @@ def test_a_property_with_a_present_or_former_name_of_a_metadata_column_gets_anot
         pytest.param({"id": "1"}, "name is missing", id="no-required-property"),
     ],
 )
-def test_a_record_without_its_key_or_a_required_property_is_refused(record: dict[str, Any], reason: str) -> None:
+def test_a_record_without_its_key_or_a_required_property_is_invalid(record: dict[str, Any], reason: str) -> None:
     properties = {"id": {"type": "string"}, "name": {"type": ["string", "null"]}}
     shape = Shape.of({"properties": properties, "required": ["name"]}, ["id"])
 
-    with pytest.raises(MissingProperty) as refusal:
+    with pytest.raises(MissingProperty) as error:
         row(shape, record)
 
-    assert str(refusal.value) == reason
+    assert str(error.value) == reason
 
 
-def test_a_required_property_may_be_null_where_it_is_no_key() -> None:
+def test_a_required_property_may_be_null_unless_it_is_a_key() -> None:
     shape = Shape.of({"properties": {"id": {}, "name": {"type": "string"}}, "required": ["name"]}, ["id"])
 
     assert row(shape, {"id": "1", "name": None})[:2] == ("1", None)
 
 
-def test_a_refusal_names_the_property_and_not_the_value() -> None:
+def test_the_reason_names_the_property_and_not_the_value() -> None:
     shape = Shape.of({"properties": {"id": {"type": "string"}, "age": {"type": "integer"}}}, ["id"])
 
-    with pytest.raises(Invalid) as refusal:
+    with pytest.raises(Invalid) as error:
         row(shape, {"id": "1", "age": "Tom Jones"})
 
-    assert str(refusal.value) == "age is text, expected a whole number"
+    assert str(error.value) == "age is text, expected a whole number"
 
 
 @pytest.mark.parametrize(
@@ -234,14 +234,14 @@ def test_a_refusal_names_the_property_and_not_the_value() -> None:
         pytest.param({"type": "string", "format": "date"}, DATE, id="date"),
     ],
 )
-def test_a_key_is_of_a_kind_that_an_index_can_hold(definition: Any, kind: Kind) -> None:
+def test_a_key_has_a_kind_that_can_be_indexed(definition: Any, kind: Kind) -> None:
     shape = Shape.of({"properties": {"id": definition} if definition is not None else {}}, ["id"])
 
     assert [(field.column, field.kind, field.required) for field in shape.fields] == [("id", kind, True)]
     assert shape.keys == ("id",)
 
 
-def test_fixed_properties_have_their_kind_whatever_the_schema_says_or_leaves_out() -> None:
+def test_fixed_properties_have_their_kind_whatever_the_schema_contains() -> None:
     shape = Shape.of({"properties": {"points": {"type": "string"}}}, [], {"userId": IDENTIFIER, "points": POINTS})
 
     assert row(shape, {"points": "0.25", "userId": 5}) == ("5", Decimal("0.25"), None, READ_AT, LOADED_AT)

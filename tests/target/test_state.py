@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import subprocess
+import time
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import pytest
 from target_crm.loader import target
 from target_crm.loader.target import TargetCrm
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
-from tests.helpers.target import ACTIONS, action, all_rows, execute, load, run_target, state, table
+from tests.helpers.target import ACTIONS, action, all_rows, execute, load, run_target, running_target, state, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,30 +107,43 @@ def test_a_failed_batch_leaves_no_rows_and_emits_no_state(warehouse_url: str, tm
 def test_sigterm_exits_with_143_and_emits_no_state_of_uncommitted_rows(sqlite_url: str, tmp_path: Path) -> None:
     committed = [ACTIONS, action("a1"), state({"n": 1}), action("a2")]
     held = [action("a3"), state({"n": 2})]
-    with subprocess.Popen(
-        command("target-crm", "--config", "ENV"),
-        env=environment(TARGET_CRM_SQLALCHEMY_URL=sqlite_url, TARGET_CRM_BATCH_SIZE_ROWS="2"),
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write("".join(f"{message}\n" for message in [*committed, *held]))
-        process.stdin.flush()
-        first_state = process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        # The pipe is still open: only the signal ends the run.
-        rest, log = process.stdout.read(), process.stderr.read() if process.stderr else ""
-        exit_code = process.wait(RUN_SECONDS_MAX)
 
-    assert (first_state, rest, exit_code) == ('{"n":1}\n', "", 143), log
-    assert "Traceback" not in log
+    with running_target(sqlite_url, tmp_path, batch_size_rows=2) as target_crm:
+        target_crm.send(*committed, *held)
+        first_state = target_crm.next_state()
+        # Standard input stays open: only the signal ends the run.
+        target_crm.process.send_signal(signal.SIGTERM)
+        later_output, exit_code = target_crm.next_state(), target_crm.wait()
+
+    assert (first_state, later_output, exit_code) == ('{"n":1}', "", 143), target_crm.log
+    assert "Traceback" not in target_crm.log
     assert [row["action_id"] for row in table(sqlite_url, "actions")] == ["a1", "a2"]
     assert load(sqlite_url, [ACTIONS, action("a2"), *held]).states == ['{"n":2}']
     assert [row["action_id"] for row in table(sqlite_url, "actions")] == ["a1", "a2", "a3"]
+
+
+def test_an_idle_target_commits_its_rows_and_emits_state_after_batch_wait_seconds(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    load(sqlite_url, [ACTIONS])
+
+    # Standard input stays open and idle after each message.
+    with running_target(sqlite_url, tmp_path, batch_wait_seconds=1) as target_crm:
+        target_crm.send(ACTIONS, action("a1"))
+        deadline = time.monotonic() + RUN_SECONDS_MAX
+        while not table(sqlite_url, "actions", "action_id") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        committed = table(sqlite_url, "actions", "action_id")
+        target_crm.send(state({"n": 1}))
+        emitted = target_crm.next_state()
+        target_crm.send(action("a2"), state({"n": 2}))
+        emitted_next = target_crm.next_state()
+        committed_next = table(sqlite_url, "actions", "action_id")
+        still_runs = target_crm.process.poll() is None
+
+    assert committed == [{"action_id": "a1"}]
+    assert committed_next == [{"action_id": "a1"}, {"action_id": "a2"}]
+    assert (emitted, emitted_next, still_runs) == ('{"n":1}', '{"n":2}', True)
 
 
 def test_loading_goes_on_when_stdout_is_a_broken_pipe(sqlite_url: str, tmp_path: Path) -> None:
