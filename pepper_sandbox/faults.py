@@ -124,7 +124,7 @@ def _change_page(name: str, change: Callable[[Listing, Request, Answer], object]
     return Fault(name, apply)
 
 
-def _change_rows(name: str, change: Callable[[Json], Json | None], every: int = 1) -> Fault:
+def change_rows(name: str, change: Callable[[Json], Json | None], every: int = 1) -> Fault:
     """Change about one row in `every`, always the same ones; omit a row if `change` returns None."""
 
     def rows(listing: Listing, _request: Request, _answer: Answer) -> object:
@@ -475,7 +475,7 @@ def _field(label: str, name: str, change: Callable[[Json, str], object], every: 
             change(holder, leaf)
         return row
 
-    return _change_rows(label, change_row, every)
+    return change_rows(label, change_row, every)
 
 
 def fields_unknown() -> Fault:
@@ -493,9 +493,9 @@ def points_as_strings() -> Fault:
                     holder[name] = str(holder[name])
         return row
 
-    return _change_rows("points as strings", change)
+    return change_rows("points as strings", change)
 
 
 def rows_withheld(*, every: int) -> Fault:
     """Omit about one row in `every`, as for a token with too few rights."""
-    return _change_rows("rows withheld", lambda _: None, every)
+    return change_rows("rows withheld", lambda _: None, every)

@@ -150,7 +150,7 @@ def local_times(change_at: datetime, before_minutes: int, after_minutes: int) ->
         row["when"]["timestamp"] = local.isoformat(timespec="milliseconds")
         return row
 
-    return faults._rows("local times", rewrite).on("/actions")
+    return faults.change_rows("local times", rewrite).on("/actions")
 
 
 @pytest.mark.parametrize("day", range(DAYS))
