@@ -1,5 +1,5 @@
-"""The same cases on every engine that can be had on a machine."""
+"""The same cases on every engine that can run on one machine."""
 
 
 class Unavailable(Exception):
-    """An engine can't be had on this machine; the message says why."""
+    """An engine cannot run on this machine; the message says why."""

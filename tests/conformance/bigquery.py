@@ -1,4 +1,4 @@
-"""BigQuery, as an emulator plays it on DuckDB (see `./dev`), which tells nothing of quotas, speed or cost."""
+"""BigQuery emulated on DuckDB. This shows nothing about quotas, speed or cost."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ LOOPBACK = "127.0.0.1"
 
 @contextmanager
 def bigquery() -> Iterator[Callable[[], str]]:
-    """Let the driver's client connect to an emulator; yields what gives the URL of a new dataset."""
+    """Start an emulator and let the driver's client connect to it; yield a factory of URLs of new datasets."""
     if not (INSTALLED / "bqemulator").exists():
-        raise Unavailable("there is no emulator; ./dev warehouses installs it, for Python 3.11 and newer")
+        raise Unavailable("the emulator is not installed; ./dev warehouses installs it")
     try:
         from google.auth.credentials import AnonymousCredentials  # noqa: PLC0415 - an extra of the tests
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed") from None
     port, numbers = free_port(), count()
-    # A priority takes queries the way by which the emulator knows a default dataset, and tells of errors.
+    # With a priority, the client uses the API in which the emulator supports a default dataset and reports errors.
     url = "bigquery://project/?priority=INTERACTIVE"
 
     def new() -> str:
@@ -67,7 +67,7 @@ def bigquery() -> Iterator[Callable[[], str]]:
 
 
 def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    """Until the emulator answers; a dead one ends the wait."""
+    """Wait until the emulator answers or exits."""
     deadline_seconds = time.monotonic() + START_SECONDS
     while True:
         try:

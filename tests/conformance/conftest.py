@@ -1,4 +1,4 @@
-"""One warehouse of each engine, set up once a process and emptied for each case."""
+"""One warehouse of each engine, set up once per process and emptied for each case."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note what became of each case on each engine."""
+    """Record the outcome of each case on each engine."""
     found = re.search(r"test_conformance\.py::(\w+)\[(\w+)", report.nodeid)
     if found and (report.when == "call" or not report.passed):
         _outcomes[found[1], found[2]].add(report.outcome)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the table, where that is asked for and all cases were run."""
+    """Write the table of docs/warehouses.md if `WAREHOUSES=record` is set."""
     is_worker = hasattr(session.config, "workerinput")
     if os.environ.get("WAREHOUSES") == "record" and _outcomes and not is_worker:
         from tests.conformance import matrix  # noqa: PLC0415 - the cases import this module
@@ -52,13 +52,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """An engine; a case that asks for it, or for what is made of it, runs once on each."""
+    """An engine. A case that uses it runs once on each."""
     return ENGINES[request.param]
 
 
 @pytest.fixture(scope="session")
 def new_url(engine: Engine) -> Iterator[Callable[[], str]]:
-    """Gives the URL of a new warehouse of the engine; a case is skipped where the engine can't be had."""
+    """A factory of URLs of new warehouses of the engine. Cases are skipped if the engine cannot run here."""
     with ExitStack() as stack:
         try:
             new = stack.enter_context(engine.start())
@@ -81,8 +81,8 @@ def empty(crm: Warehouse) -> None:
     own = crm.tables.metadata
     with crm.write() as connection:
         for name in inspect(connection).get_table_names():
-            lent = name.removeprefix("_crm_staging_").startswith(("t_", "perks", "_crm_changed_"))
-            if name not in own.tables and lent:
+            of_a_case = name.removeprefix("_crm_staging_").startswith(("t_", "perks", "_crm_changed_"))
+            if name not in own.tables and of_a_case:
                 Table(name, MetaData()).drop(connection)
         for table in own.sorted_tables:
             if table is not crm.tables.version:

@@ -1,6 +1,6 @@
-"""The engines that the cases run on, and how each is had: a function that yields what gives the URL of a new warehouse.
+"""The engines that the cases run on. Each has a context manager that yields a factory of URLs of new warehouses.
 
-A function raises `Unavailable` where its engine can't be had on a machine.
+It raises `Unavailable` if the engine cannot run on this machine.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ DEBIANS_POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine, and what is to be known of it here.
+    """An engine and its limits here.
 
     Attributes:
-        title: its name in docs/warehouses.md.
-        start: has it for as long as a context lasts.
-        deliveries: how many random histories are tried on it.
-        processes: whether two processes can load into one warehouse of it at the same time.
-        widens: whether a column of whole numbers can become one of fractions.
-        lodger: statements that make a user `lodger` who may load into a database, named `{database}`, and no more.
+        title: Its name in docs/warehouses.md.
+        start: Starts the engine for as long as the context lasts.
+        deliveries: The number of random histories to load.
+        processes: Whether two processes can use one warehouse at the same time.
+        widens: Whether a column of integers can be widened to numbers.
+        loader: Statements that create a user `loader` who may load into `{database}` but create nothing there.
     """
 
     title: str
@@ -46,7 +46,7 @@ class Engine:
     deliveries: int = 5
     processes: bool = True
     widens: bool = True
-    lodger: tuple[str, ...] = ()
+    loader: tuple[str, ...] = ()
 
 
 def _files(backend: str) -> Callable[[], AbstractContextManager[Callable[[], str]]]:
@@ -63,29 +63,29 @@ def _files(backend: str) -> Callable[[], AbstractContextManager[Callable[[], str
 def postgresql(
     binaries: Path | None = None, certificate: tuple[Path, Path] | None = None
 ) -> Iterator[Callable[[], str]]:
-    """Start a server of PostgreSQL; yields what gives the URL of a new database."""
+    """Start a PostgreSQL server; yield a factory of URLs of new databases."""
     if binaries and not binaries.exists():
-        raise Unavailable(f"there is no {binaries}")
+        raise Unavailable(f"{binaries} does not exist")
     with PostgresServer(binaries, certificate) as server:
         yield lambda: new_database(server.url)
 
 
-_POSTGRESQL_LODGER = (
-    "DROP ROLE IF EXISTS lodger",
-    "CREATE ROLE lodger LOGIN",
-    "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO lodger",
+_POSTGRESQL_LOADER = (
+    "DROP ROLE IF EXISTS loader",
+    "CREATE ROLE loader LOGIN",
+    "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO loader",
 )
-_MYSQL_LODGER = (
-    "CREATE OR REPLACE USER lodger",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO lodger",
+_MYSQL_LOADER = (
+    "CREATE OR REPLACE USER loader",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO loader",
 )
 
 
 @contextmanager
 def _clickhouse() -> Iterator[Callable[[], str]]:
-    """In this process, which has one folder for all its databases; its server is let go with the process."""
+    """Run ClickHouse in this process, which keeps its one folder of databases until it ends."""
     if not find_spec("chdb"):
-        raise Unavailable("there is no chdb; ./dev warehouses installs it")
+        raise Unavailable("chdb is not installed; ./dev warehouses installs it")
     numbers = count()
     with tempfile.TemporaryDirectory(prefix="pepper-crm-", dir=fast_folder(), ignore_cleanup_errors=True) as folder:
 
@@ -101,10 +101,10 @@ def _clickhouse() -> Iterator[Callable[[], str]]:
 ENGINES = {
     "sqlite": Engine("SQLite", _files("sqlite"), deliveries=20),
     "duckdb": Engine("DuckDB", _files("duckdb")),
-    "postgresql": Engine("PostgreSQL 18", postgresql, deliveries=10, lodger=_POSTGRESQL_LODGER),
-    "postgresql_15": Engine("PostgreSQL 15", lambda: postgresql(DEBIANS_POSTGRESQL), lodger=_POSTGRESQL_LODGER),
+    "postgresql": Engine("PostgreSQL 18", postgresql, deliveries=10, loader=_POSTGRESQL_LOADER),
+    "postgresql_15": Engine("PostgreSQL 15", lambda: postgresql(DEBIANS_POSTGRESQL), loader=_POSTGRESQL_LOADER),
     "sharded_postgresql": Engine("PostgreSQL on 3 servers", sharded_postgresql),
-    "mariadb": Engine("MariaDB", mariadb, lodger=_MYSQL_LODGER),
+    "mariadb": Engine("MariaDB", mariadb, loader=_MYSQL_LOADER),
     "snowflake": Engine("Snowflake, by fakesnow", snowflake, deliveries=1, processes=False, widens=False),
     "bigquery": Engine("BigQuery, by an emulator", bigquery, deliveries=3, processes=False),
     "clickhouse": Engine("ClickHouse", _clickhouse, deliveries=3, processes=False),

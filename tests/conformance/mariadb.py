@@ -1,4 +1,4 @@
-"""A MariaDB server of the tests' own, from the server's Debian package: unpacked, not installed (see `./dev`)."""
+"""A MariaDB server from the unpacked Debian package (see `./dev`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNPACKED = Path(__file__).parent.parent.parent / ".dev" / "mariadb"
 
 @contextmanager
 def mariadb(certificate: tuple[Path, Path] | None = None) -> Iterator[Callable[[], str]]:
-    """Start a server, which takes latin1 for granted as most do; yields what gives the URL of a new database.
+    """Start a server with the default character set latin1; yield a factory of URLs of new databases.
 
     Args:
         certificate: files of a certificate chain and of its private key, for TLS.
@@ -33,11 +33,11 @@ def mariadb(certificate: tuple[Path, Path] | None = None) -> Iterator[Callable[[
     root = UNPACKED if (UNPACKED / "usr/sbin/mariadbd").exists() else Path("/")
     binary, share = root / "usr/sbin/mariadbd", root / "usr/share/mysql"
     if not binary.exists():
-        raise Unavailable("there is no mariadbd, and no Debian package of it was to be had")
+        raise Unavailable("mariadbd is not installed; ./dev warehouses fetches it where it can")
     libraries = {str(path.parent) for path in UNPACKED.glob("usr/lib/*/*.so*")}
     environment = {"LD_LIBRARY_PATH": ":".join(libraries)}
     with tempfile.TemporaryDirectory(prefix="pepper-crm-mariadb-", dir=fast_folder()) as folder:
-        # A server that starts clears the folder for temporary files, whoever's they are.
+        # A starting server deletes the files in its folder for temporary files, even those of other programs.
         folders = [f"--datadir={folder}", f"--tmpdir={folder}", f"--lc-messages-dir={share}"]
         command = [binary, "--no-defaults", *folders, "--user=root"]
         system_tables = (share / name for name in ("mysql_system_tables.sql", "mysql_system_tables_data.sql"))
@@ -85,7 +85,7 @@ def _connect(port: int) -> pymysql.Connection[Any]:
 
 
 def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Until the server answers; a dead server ends the wait."""
+    """Wait until the server answers or exits."""
     deadline_seconds = time.monotonic() + START_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The table in docs/warehouses.md: what a run of the cases has found, never written by hand."""
+"""The table in docs/warehouses.md, which a run of the cases writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "warehouses.md"
 BEGIN, END = "<!-- cases: begin -->", "<!-- cases: end -->"
-# A case with variants has the worst of their outcomes.
+# The worst outcome first: a case with variants gets it.
 WORDS = {"failed": "**no**", "skipped": "not here", "passed": "yes"}
 
 
@@ -21,14 +21,14 @@ CASES = [name for name in vars(test_conformance) if name.startswith("test_")]
 
 
 def title(case: str) -> str:
-    """A test's name as a sentence."""
+    """Make a sentence of a test's name."""
     return case.removeprefix("test_").replace("_", " ").capitalize()
 
 
 def as_markdown(outcomes: Mapping[tuple[str, str], Iterable[str]], before: str) -> str:
-    """A row a case, a column an engine, from all outcomes of each (case, engine).
+    """Format the table: a row per case, a column per engine, from the outcomes of each (case, engine).
 
-    What this run didn't try is as the table before has it.
+    Cells that this run has not tried keep their contents.
     """
     (_, *titles), _, *old_rows = map(_cells, before.strip().splitlines())
     old = {(name, engine): cell for name, *cells in old_rows for engine, cell in zip(titles, cells, strict=True)}
@@ -47,13 +47,13 @@ def _cells(row: str) -> list[str]:
 
 
 def write(outcomes: Mapping[tuple[str, str], Iterable[str]]) -> None:
-    """Put the table into the document."""
+    """Write the table into the document."""
     before, rest = DOCUMENT.read_text().split(BEGIN)
     table, after = rest.split(END)
     DOCUMENT.write_text(f"{before}{BEGIN}\n{as_markdown(outcomes, table)}\n{END}{after}")
 
 
 def documented_titles() -> list[str]:
-    """The first column of the table in the document."""
+    """Return the first column of the table in the document."""
     table = DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
     return [line.split("|")[1].strip() for line in table.strip().splitlines()[2:]]

@@ -1,4 +1,4 @@
-"""PostgreSQL on three servers: one that all talk to, and two that hold most of the ledger and of the balances."""
+"""PostgreSQL on three servers: one that loaders connect to, and two with most of the ledger and the balances."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ KEYS = {"actions": "action_id", "award_balances": "award_id"}
 
 @contextmanager
 def sharded_postgresql() -> Iterator[Callable[[], str]]:
-    """Start the servers; yields what gives the URL of a new database, with its tables laid out over all of them."""
+    """Start the servers; yield a factory of URLs of new databases, whose tables are spread over all servers."""
     with ExitStack() as stack:
         first, *shards = [stack.enter_context(PostgresServer()).url for _ in range(SHARDS + 1)]
         yield lambda: _lay_out(new_database(first), [new_database(shard) for shard in shards])
 
 
 def _lay_out(url: str, shard_urls: list[str]) -> str:
-    """What `crm-balances ddl` prints, with the two tables that grow hashed over the servers, a part of each here too.
+    """Execute what `crm-balances ddl` prints, with the two growing tables partitioned by hash over the servers.
 
-    A table with parts elsewhere can't have a primary key of its own; each part has one.
+    A table with partitions on other servers cannot have a primary key; each partition has one.
     """
     statements = Warehouse(url).lacks()
     growing = {name: next(each for each in statements if each.startswith(f"CREATE TABLE {name} ")) for name in KEYS}

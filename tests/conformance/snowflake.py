@@ -1,4 +1,4 @@
-"""Snowflake, as fakesnow plays it in this process: on DuckDB, which tells nothing of locks, speed or cost."""
+"""Snowflake emulated by fakesnow in this process, on DuckDB. This shows nothing about locks, speed or cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def snowflake() -> Iterator[Callable[[], str]]:
-    """Let the driver connect to a Snowflake in this process; yields what gives the URL of a new database."""
+    """Let the driver connect to the emulator; yield a factory of URLs of new databases."""
     try:
         import fakesnow  # noqa: PLC0415 - an extra of the tests
         import snowflake.connector  # noqa: PLC0415
@@ -27,7 +27,7 @@ def snowflake() -> Iterator[Callable[[], str]]:
     def new() -> str:
         name = f"crm_{next(numbers)}"
         with snowflake.connector.connect(database=name, schema="public") as connection:
-            # Every user has a stage of their own; fakesnow has none until it is made.
+            # In Snowflake every user has a stage; in fakesnow it has to be created.
             connection.cursor().execute('CREATE STAGE "~"')
         return f"snowflake://loader:secret@account/{name}/public"
 
@@ -36,7 +36,7 @@ def snowflake() -> Iterator[Callable[[], str]]:
 
 
 def _once(translate: Callable[..., Any]) -> Callable[..., Any]:
-    """Translate a statement into DuckDB's words but once: that takes nearly all of a load's time."""
+    """Cache the translation of statements to DuckDB's SQL, which takes most of a load's time."""
     from sqlglot import exp  # noqa: PLC0415
 
     known: dict[Any, Any] = {}

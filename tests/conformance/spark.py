@@ -1,4 +1,4 @@
-"""A Spark cluster of the tests' own: a master, two workers, and a Thrift server that takes SQL (see `./dev`)."""
+"""A Spark cluster: a master, two workers and a Thrift server (see `./dev`)."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ PATIENCE = f"-Dspark.worker.timeout={START_SECONDS} -Dspark.network.timeout={STA
 
 @contextmanager
 def spark() -> Iterator[Callable[[], str]]:
-    """Start a cluster; yields what gives the URL of a new database."""
+    """Start a cluster; yield a factory of URLs of new databases."""
     home = next(INSTALLED.glob("lib/python*/site-packages/pyspark"), None)
     if home is None:
-        raise Unavailable("there is no Spark; ./dev warehouses installs it")
+        raise Unavailable("Spark is not installed; ./dev warehouses installs it")
     with tempfile.TemporaryDirectory(prefix="pepper-crm-spark-") as folder, ExitStack() as stack:
         master, thrift = free_port(), free_port()
         cluster = f"spark://{LOOPBACK}:{master}"
         deploy = "org.apache.spark.deploy"
 
-        # A machine that is busy with other tests is slow, not lost.
+        # A machine that is busy with other tests answers late.
         environment = {"SPARK_LOCAL_IP": LOOPBACK, "SPARK_HOME": str(home), "SPARK_DAEMON_JAVA_OPTS": PATIENCE}
 
         def start(name: str, *command: str) -> None:
@@ -86,7 +86,7 @@ def spark() -> Iterator[Callable[[], str]]:
 
 
 def _wait(url: str, log: Path) -> None:
-    """Until the cluster answers."""
+    """Wait until the cluster answers."""
     deadline_seconds = time.monotonic() + START_SECONDS
     while True:
         try:

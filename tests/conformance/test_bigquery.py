@@ -1,4 +1,4 @@
-"""What fails in BigQuery's client, past its driver, and so is none of the errors that all drivers share."""
+"""Errors of BigQuery's client library, which are not errors of its driver."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def url() -> Iterator[str]:
 
 
 @pytest.mark.warehouse
-def test_a_load_into_a_table_that_is_not_there_is_told_in_one_line(url: str) -> None:
+def test_a_load_job_into_a_missing_table_gives_a_one_line_error(url: str) -> None:
     crm = Warehouse(url)
     told = r"^bigquery://project/crm_0: NotFound: 404 .*_crm_commits$"
     with pytest.raises(WarehouseError, match=told), crm.write() as connection:
         crm.adapter.load(connection, crm.tables.commits, [("b", datetime.now(timezone.utc))])
 
 
-def test_credentials_that_are_not_there_are_told_in_one_line() -> None:
+def test_missing_credentials_give_a_one_line_error() -> None:
     pytest.importorskip("sqlalchemy_bigquery")
     with pytest.raises(SettingError, match=r"^no credentials for BigQuery: .*'/no/such.json'$"):
         Warehouse("bigquery://project/crm?credentials_path=/no/such.json")

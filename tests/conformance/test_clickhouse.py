@@ -1,4 +1,4 @@
-"""What the loader says to ClickHouse. Whether it is right is for the cases to tell."""
+"""The SQL for ClickHouse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def dialect() -> object:
     return create_engine("clickhousedb://").dialect
 
 
-def test_the_ledger_is_in_the_order_of_its_ids_and_in_a_part_for_each_month(dialect: object) -> None:
+def test_the_ledger_is_sorted_by_id_and_partitioned_by_month(dialect: object) -> None:
     statement = str(CreateTable(TABLES.actions).compile(dialect=dialect))
     assert statement.startswith("CREATE TABLE `actions` (`action_id` VARCHAR(255), `type` Nullable(TEXT), ")
     assert "`occurred_at` Nullable(DateTime64(6, 'UTC'))" in statement
@@ -29,13 +29,13 @@ def test_the_ledger_is_in_the_order_of_its_ids_and_in_a_part_for_each_month(dial
     )
 
 
-def test_a_day_before_1970_is_itself(dialect: object) -> None:
+def test_dates_before_1970_are_kept(dialect: object) -> None:
     assert str(CreateColumn(Column("born", Date)).compile(dialect=dialect)) == "`born` Nullable(Date32)"
 
 
-def test_a_cast_lets_nulls_through(dialect: object) -> None:
+def test_a_cast_keeps_nulls(dialect: object) -> None:
     assert str(cast(null(), Instant()).compile(dialect=dialect)) == "CAST(NULL AS Nullable(DateTime64(6, 'UTC')))"
 
 
-def test_to_delete_without_a_condition_is_to_truncate(dialect: object) -> None:
+def test_a_delete_without_a_condition_truncates(dialect: object) -> None:
     assert str(TABLES.version.delete().compile(dialect=dialect)) == "TRUNCATE TABLE `_crm_version`"

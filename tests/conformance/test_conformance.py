@@ -1,4 +1,4 @@
-"""What every engine has to do the same way. docs/warehouses.md has a line for each case, written by a run of these."""
+"""What every engine has to do in the same way. A run of these cases writes the table in docs/warehouses.md."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def balance(crm: Warehouse, award: str = "w1") -> dict[str, Any]:
 
 
 def rows_of(crm: Warehouse, name: str, *columns: str) -> list[tuple[Any, ...]]:
-    """A generic table's rows, in the order of the first column."""
+    """Return the rows of a stream's table, ordered by the first column."""
     with crm.read() as connection:
         quote = connection.dialect.identifier_preparer.quote
         chosen = ", ".join(map(quote, columns))
@@ -62,7 +62,7 @@ def rows_of(crm: Warehouse, name: str, *columns: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-def test_random_histories_shuffled_repeated_and_overlapping_give_the_oracles_balances(
+def test_shuffled_repeated_and_overlapping_histories_give_the_oracles_balances(
     shared: Warehouse, engine: Engine
 ) -> None:
     @seed(engine.title)
@@ -79,11 +79,11 @@ def test_random_histories_shuffled_repeated_and_overlapping_give_the_oracles_bal
 
 
 class Cut(BaseException):
-    """A run ends here, as if it had been killed."""
+    """The run is killed here."""
 
 
 def load_cut_off(crm: Warehouse, messages: list[str], after_statements: int) -> int:
-    """Load until so many statements are executed that change something; returns how many they were."""
+    """Load until a number of writing statements are executed; return how many were."""
     executed = 0
 
     def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -96,12 +96,12 @@ def load_cut_off(crm: Warehouse, messages: list[str], after_statements: int) -> 
     with suppress(Cut):
         load(crm, messages)
     event.remove(crm._engine, "after_cursor_execute", count)
-    # The end of a process takes with it what still holds a transaction open.
+    # A process that ends closes its transactions.
     gc.collect()
     return executed
 
 
-def test_a_load_cut_off_after_any_statement_and_given_again_leaves_no_trace(crm: Warehouse) -> None:
+def test_a_load_interrupted_after_any_statement_and_repeated_gives_the_same_tables(crm: Warehouse) -> None:
     before = [AWARDS, snapshot("w1", 3), ACTIONS, action("a0", available=5, at="2026-10-01T12:00:01Z")]
     batch = [
         AWARDS,
@@ -127,7 +127,7 @@ def test_a_load_cut_off_after_any_statement_and_given_again_leaves_no_trace(crm:
     assert not verify(crm).drifted
 
 
-def test_what_the_table_alone_knows_outlives_a_load_cut_off_after_any_statement(crm: Warehouse) -> None:
+def test_columns_that_no_schema_names_survive_a_load_interrupted_after_any_statement(crm: Warehouse) -> None:
     wide, narrow = (schema("t_kept", {"_id": TEXT, "title": TEXT, **more}, "_id") for more in ({"price": INTEGER}, {}))
     before = [
         wide,
@@ -170,7 +170,7 @@ def test_events_of_one_instant_are_ordered_by_source_and_then_by_the_bytes_of_th
     assert found["points"] == Decimal(ids.index(max(ids, key=str.encode)))
 
 
-def test_ids_that_differ_in_case_a_space_at_the_end_or_an_emoji_are_different(crm: Warehouse) -> None:
+def test_ids_that_differ_in_case_a_trailing_space_or_an_emoji_are_different(crm: Warehouse) -> None:
     ids = ["w", "W", "w ", "é", "e\u0301", "e", "😀", "😁", "ß", "ss", "ﬁ", "i", "İ"]
     actions = [action(each, delta=number, available=number, award=each) for number, each in enumerate(ids)]
     load(crm, [AWARDS, *(snapshot(each, 50, at="2026-09-01T00:00:00Z") for each in ids), ACTIONS, *actions, *actions])
@@ -181,7 +181,7 @@ def test_ids_that_differ_in_case_a_space_at_the_end_or_an_emoji_are_different(cr
     assert len(table(crm, "awards")) == len(ids)
 
 
-def test_a_text_that_changes_in_case_alone_has_changed(crm: Warehouse) -> None:
+def test_a_change_of_case_is_a_change(crm: Warehouse) -> None:
     t = schema("t_texts", {"_id": TEXT, "name": TEXT}, "_id")
     load(crm, [t, record("t_texts", {"_id": "1", "name": "cafe"}, at="2026-10-01T00:00:00Z")])
     for number, name in enumerate(["Cafe", "Café", "Café ", "Café 😀", ""]):
@@ -190,7 +190,7 @@ def test_a_text_that_changes_in_case_alone_has_changed(crm: Warehouse) -> None:
         assert rows_of(crm, "t_texts", "_id", "name") == [("1", name)]
 
 
-def test_instants_keep_their_microseconds_whatever_their_offset(crm: Warehouse) -> None:
+def test_instants_of_any_offset_keep_their_microseconds(crm: Warehouse) -> None:
     times = ["2026-10-01T12:00:00.123456Z", "2026-10-01T14:00:00.123457+02:00", "2026-10-01T01:30:00.123458-10:30"]
     for number, at in enumerate(times):
         load(crm, [ACTIONS, action(f"a{number}", available=number, at=at, award=f"w{number}")])
@@ -226,7 +226,7 @@ def test_points_are_exact_to_four_places_up_to_the_ends_of_their_range(crm: Ware
     assert not verify(crm).drifted
 
 
-def test_what_is_missing_is_null_and_counts_nowhere(crm: Warehouse) -> None:
+def test_missing_values_are_null_and_count_nowhere(crm: Warehouse) -> None:
     perks = schema("t_perks", {"_id": TEXT, "title": TEXT, "price": NUMBER, "on": BOOLEAN, "rules": OBJECT}, "_id")
     load(
         crm,
@@ -253,7 +253,7 @@ def test_what_is_missing_is_null_and_counts_nowhere(crm: Warehouse) -> None:
     assert [row["effect"] for row in table(crm, "actions")] == [None, None]
 
 
-def test_a_perk_of_sixty_columns_with_json_inside_comes_back_as_it_went(crm: Warehouse) -> None:
+def test_a_record_of_sixty_columns_and_json_is_stored_unchanged(crm: Warehouse) -> None:
     kinds = [
         (TEXT, "x" * 3000),
         (INTEGER, 2**53 + 1),
@@ -273,7 +273,7 @@ def test_a_perk_of_sixty_columns_with_json_inside_comes_back_as_it_went(crm: War
         assert got == expected, names[number]
 
 
-def test_names_may_be_reserved_words_long_or_clash(crm: Warehouse) -> None:
+def test_property_names_may_be_reserved_words_long_or_clash(crm: Warehouse) -> None:
     long = "aVeryLongNameOfAFieldThatSomebodyMadeUpInAMeetingThatWentOnAndOnAndOnAndOn"
     properties = dict.fromkeys(
         ("select", "order", "Group", "user", f"{long}One", f"{long}Two", "fooBar", "foo_bar"), TEXT
@@ -299,9 +299,9 @@ def test_a_schema_may_gain_columns(crm: Warehouse) -> None:
     assert rows_of(crm, "t_growing", "_id", "price", "title") == [("1", 1, None), ("2", 2, "Tea")]
 
 
-def test_a_whole_number_may_become_a_fraction(crm: Warehouse, engine: Engine) -> None:
+def test_an_integer_column_can_be_widened_to_numbers(crm: Warehouse, engine: Engine) -> None:
     if not engine.widens:
-        pytest.skip(f"{engine.title}: changes no whole numbers to fractions, and a load says so")
+        pytest.skip(f"{engine.title}: cannot widen integers to numbers; a load reports it")
     whole, fraction = (schema("t_evolving", {"_id": TEXT, "price": kind}, "_id") for kind in (INTEGER, NUMBER))
     load(crm, [whole, record("t_evolving", {"_id": "1", "price": 1})])
     load(crm, [fraction, record("t_evolving", {"_id": "2", "price": 2.5})])
@@ -312,7 +312,7 @@ def test_a_whole_number_may_become_a_fraction(crm: Warehouse, engine: Engine) ->
     ]
 
 
-def test_a_change_of_type_that_the_engine_can_not_make_is_refused_before_a_row_is_touched(crm: Warehouse) -> None:
+def test_an_unsupported_change_of_type_is_refused_before_a_row_is_loaded(crm: Warehouse) -> None:
     load(crm, [schema("t_typed", {"_id": TEXT, "v": BOOLEAN}, "_id"), record("t_typed", {"_id": "1", "v": True})])
     changed = schema("t_typed", {"_id": TEXT, "v": TIME}, "_id")
 
@@ -344,7 +344,7 @@ def test_an_upgrade_renames_the_metadata_columns_of_every_stream(crm: Warehouse,
 
 
 @pytest.mark.parametrize("hard_delete", [False, True], ids=["softly", "hard"])
-def test_rows_that_a_new_version_lacks_are_gone(crm: Warehouse, hard_delete: bool) -> None:
+def test_rows_that_a_new_version_lacks_are_deleted_or_marked(crm: Warehouse, hard_delete: bool) -> None:
     perks = schema("t_versioned", {"_id": TEXT, "title": TEXT}, "_id")
     versions = [[("p1", "Tea"), ("p2", "Cake")], [("p1", "Tea")]]
     for number, rows in enumerate(versions, 1):
@@ -368,7 +368,7 @@ def test_a_table_without_a_key_is_appended_to(crm: Warehouse) -> None:
     assert rows_of(crm, "t_visits", "number") == [(1,), (1,), (2,), (2,)]
 
 
-def test_what_contradicts_the_ledger_is_quarantined_and_what_was_refused_can_be_replayed(crm: Warehouse) -> None:
+def test_contradictions_of_the_ledger_are_quarantined_and_rejected_records_can_be_replayed(crm: Warehouse) -> None:
     bad = action("bad", delta="many")
     load(crm, [ACTIONS, action("a", available=5), action("a", available=6), bad, bad])
 
@@ -380,7 +380,7 @@ def test_what_contradicts_the_ledger_is_quarantined_and_what_was_refused_can_be_
     assert balance(crm)["points"] == Decimal(5)
 
 
-def test_the_views_tell_sums_per_user_and_what_no_action_explains(crm: Warehouse) -> None:
+def test_the_views_show_sums_per_user_and_unexplained_points(crm: Warehouse) -> None:
     load(
         crm,
         [
@@ -401,34 +401,36 @@ def test_the_views_tell_sums_per_user_and_what_no_action_explains(crm: Warehouse
     assert [(award, float(a), float(b)) for award, a, b in drift] == [("w1", 2.0, 10.0), ("w2", 0.0, 0.5)]
 
 
-def test_a_loader_that_may_not_create_tables_loads_into_those_that_ddl_has_printed(
+def test_a_loader_without_the_create_privilege_loads_into_tables_that_ddl_has_printed(
     engine: Engine, new_url: Callable[[], str]
 ) -> None:
-    if not engine.lodger:
+    if not engine.loader:
         pytest.skip(f"{engine.title}: has no users here")
     url, perks = make_url(new_url()), schema("t_perks", {"_id": TEXT, "title": TEXT}, "_id")
-    owner, lodger = (each.render_as_string(hide_password=False) for each in (url, url.set(username="lodger")))
+    owner, loader = (each.render_as_string(hide_password=False) for each in (url, url.set(username="loader")))
     target = TargetCrm(config={"sqlalchemy_url": owner})
     messages = [f"{message}\n" for message in (perks, AWARDS, ACTIONS)]
     for statement in missing_statements(target, messages):
         execute(owner, statement)
-    for statement in engine.lodger:
+    for statement in engine.loader:
         execute(owner, statement.format(database=url.database))
 
-    load(lodger, [perks, record("t_perks", {"_id": "p1"}), AWARDS, snapshot("w2"), ACTIONS, action("a1")])
+    load(loader, [perks, record("t_perks", {"_id": "p1"}), AWARDS, snapshot("w2"), ACTIONS, action("a1")])
 
-    assert [row["award_id"] for row in table(lodger, "award_balances")] == ["w1", "w2"]
+    assert [row["award_id"] for row in table(loader, "award_balances")] == ["w1", "w2"]
     with pytest.raises(WarehouseError, match="denied"):
-        load(lodger, [schema("t_more", {"_id": TEXT}, "_id")])
+        load(loader, [schema("t_more", {"_id": TEXT}, "_id")])
 
 
-def test_two_loaders_at_once_equal_one_after_the_other(engine: Engine, new_url: Callable[[], str]) -> None:
+def test_two_concurrent_loaders_give_the_same_tables_as_one_after_the_other(
+    engine: Engine, new_url: Callable[[], str]
+) -> None:
     if not engine.processes:
-        pytest.skip(f"{engine.title}: lives in one process here")
+        pytest.skip(f"{engine.title}: runs inside one process here")
     url = new_url()
-    told = make_scenario(Random("two loaders"), 60, ordered=False)
-    half = len(told.lines) // 2
-    shares = [told.input(), as_input([*told.schemas, *told.lines[half:], *told.lines[:half]])]
+    contents = make_scenario(Random("two loaders"), 60, ordered=False)
+    half = len(contents.lines) // 2
+    shares = [contents.input(), as_input([*contents.schemas, *contents.lines[half:], *contents.lines[:half]])]
     settings = environment(TARGET_CRM_SQLALCHEMY_URL=url, TARGET_CRM_BATCH_SIZE_ROWS="7")
 
     loaders = [
@@ -448,10 +450,10 @@ def test_two_loaders_at_once_equal_one_after_the_other(engine: Engine, new_url: 
     logs = [loader.stderr.read().decode() for loader in loaders if loader.stderr]
 
     assert [loader.wait(RUN_SECONDS_MAX) for loader in loaders] == [0, 0], logs
-    assert table(url, "award_balances") == told.balances()
+    assert table(url, "award_balances") == contents.balances()
 
 
-def test_the_figures_of_a_report_add_up_to_the_balances_and_fall_into_their_quarter_hours(crm: Warehouse) -> None:
+def test_the_figures_of_a_report_add_up_to_the_balances(crm: Warehouse) -> None:
     noon = datetime(2026, 10, 5, 12, tzinfo=timezone.utc)
     messages = [
         *(AWARDS, snapshot("w2", 7, at="2026-10-03T00:00:00Z"), schema("perks", {"_id": TEXT, "title": TEXT}, "_id")),
@@ -462,15 +464,15 @@ def test_the_figures_of_a_report_add_up_to_the_balances_and_fall_into_their_quar
     ]
     load(crm, messages)
 
-    told = report.gather(crm, days=5, now=noon)
+    contents = report.gather(crm, days=5, now=noon)
 
-    assert [(row["actions"], row["outstanding"]) for row in told.days] == [
+    assert [(row["actions"], row["outstanding"]) for row in contents.days] == [
         *[(2, Decimal(18))] * 1,
         *[(0, Decimal(18))] * 2,
         *[(1, Decimal("18.25"))] * 1,
         *[(0, Decimal("18.25"))] * 1,
     ]
-    assert told.roll_forward == {
+    assert contents.roll_forward == {
         "before": Decimal(17),
         "issued": Decimal(2),
         "redeemed": Decimal("0.25"),
@@ -479,21 +481,21 @@ def test_the_figures_of_a_report_add_up_to_the_balances_and_fall_into_their_quar
         "removed": Decimal("0.75"),
         "after": Decimal("18.25"),
     }
-    assert told.outstanding == {"points": Decimal("18.25"), "awards": 2, "holders": 1}
-    assert [(row["title"], row["points"]) for row in told.perks] == [("Crème 🥐", Decimal("18.25"))]
-    assert [(row["weekday"], row["hour"]) for row in told.hours if row["actions"]] == [(3, 12), (6, 23)]
+    assert contents.outstanding == {"points": Decimal("18.25"), "awards": 2, "holders": 1}
+    assert [(row["title"], row["points"]) for row in contents.perks] == [("Crème 🥐", Decimal("18.25"))]
+    assert [(row["weekday"], row["hour"]) for row in contents.hours if row["actions"]] == [(3, 12), (6, 23)]
     with crm.read() as connection:
         start = {"start": datetime(2026, 10, 1, tzinfo=timezone.utc)}
         quarters = connection.execute(figures.by_quarter_hour(crm.tables), start).scalars().all()
-    noon_of_the_first = int(datetime(2026, 10, 1, 12, tzinfo=timezone.utc).timestamp()) // 900
-    assert {noon_of_the_first, noon_of_the_first + 1} <= set(quarters)
-    assert {each.stream: each.rows for each in told.status.streams} == {"actions": 3, "awards": 1, "perks": 1}
-    assert [(run["exit_state"], run["read"]) for run in told.status.runs] == [("done", 5)]
-    assert not told.status.drifted
+    noon_quarter = int(datetime(2026, 10, 1, 12, tzinfo=timezone.utc).timestamp()) // 900
+    assert {noon_quarter, noon_quarter + 1} <= set(quarters)
+    assert {each.stream: each.rows for each in contents.status.streams} == {"actions": 3, "awards": 1, "perks": 1}
+    assert [(run["exit_state"], run["read"]) for run in contents.status.runs] == [("done", 5)]
+    assert not contents.status.drifted
     assert not status(crm).drifted
 
 
-def test_a_person_is_forgotten_and_every_balance_stays_as_of_any_time(crm: Warehouse) -> None:
+def test_erasing_a_user_keeps_every_balance_as_of_any_time(crm: Warehouse) -> None:
     def named(name: str) -> dict[str, Any]:
         return {"context": {"user": {"_id": "u1", "fullName": name}}}
 

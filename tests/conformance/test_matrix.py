@@ -1,4 +1,4 @@
-"""docs/warehouses.md tells of the cases that there are."""
+"""The table of cases in docs/warehouses.md is complete."""
 
 from __future__ import annotations
 

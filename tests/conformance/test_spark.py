@@ -1,4 +1,4 @@
-"""Spark, in short: a load on a cluster takes a hundred times as long as elsewhere. See `./dev warehouses`."""
+"""A few cases on Spark, where a load takes a hundred times as long as on other engines. See `./dev warehouses`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def crm(new_url: Callable[[], str]) -> Iterator[Warehouse]:
 
 
 @pytest.mark.warehouse
-def test_a_story_in_two_overlapping_deliveries_gives_the_oracles_balances(crm: Warehouse) -> None:
+def test_two_overlapping_deliveries_give_the_oracles_balances(crm: Warehouse) -> None:
     told = make_scenario(Random("spark"), 60, ordered=False)
     third = len(told.lines) // 3
     for lines in (told.lines[third:], told.lines[: 2 * third]):
@@ -55,12 +55,12 @@ def test_a_story_in_two_overlapping_deliveries_gives_the_oracles_balances(crm: W
 
 
 class Cut(Exception):
-    """The loader ends here."""
+    """The loader is killed here."""
 
 
 @pytest.mark.warehouse
 @pytest.mark.parametrize("statement", ["CREATE TABLE", "INSERT OVERWRITE"])
-def test_a_change_that_is_cut_off_is_finished_by_the_next(crm: Warehouse, statement: str) -> None:
+def test_an_interrupted_change_is_finished_by_the_next(crm: Warehouse, statement: str) -> None:
     commits = crm.tables.commits
     change = RowUpdate(commits, {"committed_at": commits.c.committed_at}, commits.c.batch_id == "b")
 
@@ -83,7 +83,7 @@ def test_a_change_that_is_cut_off_is_finished_by_the_next(crm: Warehouse, statem
         assert rows(connection) == ["b", "c"]
 
 
-def test_tables_have_columns_alone_and_insert_names_them() -> None:
+def test_create_table_has_no_constraints_and_insert_names_its_columns() -> None:
     dialect = create_engine("spark://localhost:10000/crm").dialect
     created = str(CreateTable(TABLES.commits).compile(dialect=dialect))
     inserted = str(

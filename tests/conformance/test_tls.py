@@ -1,4 +1,4 @@
-"""Encrypted connections to servers that have to show who they are."""
+"""TLS connections that verify the server's certificate."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.warehouse
 
-# Options of the driver: the authority to trust, and that the name in the certificate has to be the host's.
+# Options of the driver: the trusted authority, and that the certificate has to name the host.
 OPTIONS = {
-    # The wheel's server knows no TLS, Debian's does.
+    # The server in the wheel is built without TLS; Debian's has it.
     "postgresql": lambda authority: {"sslmode": "verify-full", "sslrootcert": authority},
     "mysql": lambda authority: {"ssl_ca": authority, "ssl_check_hostname": "true"},
 }
@@ -36,7 +36,7 @@ START: dict[str, Callable[[tuple[Path, Path]], Any]] = {
 
 @pytest.fixture(params=START)
 def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Gives the settings for a server that one authority calls 127.0.0.1: by an authority to trust, and a host."""
+    """A factory of settings, by trusted authority and host, for a server whose certificate names 127.0.0.1."""
     ours, others = trustme.CA(), trustme.CA()
     chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
     certificate = ours.issue_cert("127.0.0.1")
@@ -72,15 +72,15 @@ def load_one(settings: dict[str, Any]) -> None:
     assert [row["action_id"] for row in table(url, "actions")] == ["a1"]
 
 
-def test_a_server_that_shows_a_certificate_of_the_trusted_authority_is_loaded_into(connect: Any) -> None:
+def test_a_certificate_of_the_trusted_authority_is_accepted(connect: Any) -> None:
     load_one(connect("ours"))
 
 
-def test_a_server_whose_certificate_another_authority_signed_is_not_talked_to(connect: Any) -> None:
+def test_a_certificate_of_another_authority_is_refused(connect: Any) -> None:
     with pytest.raises(WarehouseError, match=r"(?i)certificate verify failed"):
         load_one(connect("others"))
 
 
-def test_a_server_whose_certificate_names_another_host_is_not_talked_to(connect: Any) -> None:
+def test_a_certificate_of_another_host_is_refused(connect: Any) -> None:
     with pytest.raises(WarehouseError, match=r"(?i)does not match|mismatch"):
         load_one(connect("ours", "localhost"))

@@ -1,4 +1,4 @@
-"""Transactions: done once, whatever happens to the connection."""
+"""Transactions: each is committed once, whatever happens to the connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, event
 
 from target_crm.engines.base import LOCK_WAIT_SECONDS
 from target_crm.errors import ConnectionLost, WarehouseError
-from target_crm.warehouse import connection as room
+from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
 
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, which take no time."""
+    """The waits between attempts. They take no time."""
     seconds: list[float] = []
-    monkeypatch.setattr(room.time, "sleep", seconds.append)
+    monkeypatch.setattr(connection_module.time, "sleep", seconds.append)
     return seconds
 
 
 @pytest.fixture
-def opened(new_postgres_url: str) -> Iterator[Warehouse]:
-    opened = Warehouse(new_postgres_url)
-    opened.set_up()
-    with opened.write() as connection:
+def warehouse(new_postgres_url: str) -> Iterator[Warehouse]:
+    warehouse = Warehouse(new_postgres_url)
+    warehouse.set_up()
+    with warehouse.write() as connection:
         connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS done (n int)")
         connection.exec_driver_sql("DELETE FROM done")
-    yield opened
-    opened.dispose()
+    yield warehouse
+    warehouse.dispose()
 
 
 def terminate(connection: Connection) -> None:
-    """Let the server end a connection, as one that is shut down does."""
+    """End a connection on the server, as a shutdown does."""
     driver_connection: Any = connection.connection.driver_connection
     info = driver_connection.info
     with psycopg.connect(host=info.host, port=info.port, user=info.user, dbname=info.dbname, autocommit=True) as other:
@@ -58,31 +58,31 @@ def count(connection: Connection) -> None:
     connection.exec_driver_sql("INSERT INTO done VALUES (1)")
 
 
-def test_a_batch_whose_connection_is_lost_is_done_again(
-    opened: Warehouse, new_postgres_url: str, waits: list[float]
+def test_a_batch_is_retried_when_the_connection_is_lost(
+    warehouse: Warehouse, new_postgres_url: str, waits: list[float]
 ) -> None:
-    tries: list[int] = []
+    attempts: list[int] = []
 
     def work(connection: Connection) -> None:
-        tries.append(1)
+        attempts.append(1)
         count(connection)
-        if len(tries) < 3:
+        if len(attempts) < 3:
             terminate(connection)
             count(connection)
 
-    opened.commit_once(work)
+    warehouse.commit_once(work)
 
     assert query(new_postgres_url, "SELECT n FROM done") == [(1,)]
     assert waits == [0.5, 1.0]
 
 
-def test_tables_whose_making_is_cut_off_are_made_again(new_postgres_url: str, waits: list[float]) -> None:
+def test_interrupted_ddl_is_retried(new_postgres_url: str, waits: list[float]) -> None:
     crm = Warehouse(new_postgres_url, schema="cut_off")
     table = Table("t", MetaData(schema="cut_off"), Column("id", Integer, primary_key=True))
     wider = Table("t", MetaData(schema="cut_off"), Column("id", Integer, primary_key=True), Column("more", Integer))
 
     for work in (crm.set_up, lambda: crm.ensure(table), lambda: crm.ensure(wider)):
-        with cut_off_in_ddl(crm):
+        with connection_lost_in_ddl(crm):
             work()
     crm.dispose()
 
@@ -92,8 +92,8 @@ def test_tables_whose_making_is_cut_off_are_made_again(new_postgres_url: str, wa
 
 
 @contextmanager
-def cut_off_in_ddl(crm: Warehouse) -> Iterator[None]:
-    """The server ends the connection when it has made, or changed, the first table."""
+def connection_lost_in_ddl(crm: Warehouse) -> Iterator[None]:
+    """End the connection once the server has created or changed the first table."""
     lost: list[str] = []
 
     def end(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
@@ -107,28 +107,28 @@ def cut_off_in_ddl(crm: Warehouse) -> Iterator[None]:
     assert lost
 
 
-def test_a_server_that_has_never_answered_is_not_waited_for(waits: list[float]) -> None:
+def test_a_server_that_has_never_answered_is_not_retried(waits: list[float]) -> None:
     with pytest.raises(ConnectionLost):
         Warehouse("postgresql://loader@127.0.0.1:1/crm").set_up()
 
     assert waits == []
 
 
-def test_a_batch_is_not_done_again_when_only_the_reply_to_commit_was_lost(
-    opened: Warehouse, new_postgres_url: str, waits: list[float]
+def test_a_batch_is_not_written_twice_when_the_reply_to_commit_is_lost(
+    warehouse: Warehouse, new_postgres_url: str, waits: list[float]
 ) -> None:
-    with reply_to_commit_lost(opened):
-        opened.commit_once(count)
+    with reply_to_commit_lost(warehouse):
+        warehouse.commit_once(count)
 
     assert query(new_postgres_url, "SELECT n FROM done") == [(1,)]
     assert len(waits) == 1
 
 
 @contextmanager
-def reply_to_commit_lost(opened: Warehouse) -> Iterator[None]:
-    """The first COMMIT is done, and then its connection is gone."""
+def reply_to_commit_lost(warehouse: Warehouse) -> Iterator[None]:
+    """Lose the connection right after the first COMMIT."""
     commits: list[int] = []
-    dialect = opened._engine.dialect
+    dialect = warehouse._engine.dialect
     do_commit = dialect.do_commit
 
     def commit_and_lose(connection: Any) -> None:
@@ -144,11 +144,11 @@ def reply_to_commit_lost(opened: Warehouse) -> Iterator[None]:
         dialect.do_commit = do_commit  # type: ignore[method-assign]
 
 
-def test_the_tries_come_to_an_end(opened: Warehouse, waits: list[float]) -> None:
+def test_the_number_of_attempts_is_limited(warehouse: Warehouse, waits: list[float]) -> None:
     with pytest.raises(ConnectionLost):
-        opened.commit_once(terminate_and_ask)
+        warehouse.commit_once(terminate_and_ask)
 
-    assert waits == list(room.RETRY_SECONDS)
+    assert waits == list(connection_module.RETRY_SECONDS)
 
 
 def terminate_and_ask(connection: Connection) -> None:
@@ -156,24 +156,24 @@ def terminate_and_ask(connection: Connection) -> None:
     count(connection)
 
 
-def test_what_the_server_refuses_is_not_tried_again(opened: Warehouse, waits: list[float]) -> None:
+def test_a_statement_that_the_server_rejects_is_not_retried(warehouse: Warehouse, waits: list[float]) -> None:
     with pytest.raises(WarehouseError, match="no_such_table"):
-        opened.commit_once(lambda connection: connection.exec_driver_sql("SELECT * FROM no_such_table") and None)
+        warehouse.commit_once(lambda connection: connection.exec_driver_sql("SELECT * FROM no_such_table") and None)
 
     assert waits == []
 
 
-def test_a_reader_sees_one_state_throughout(opened: Warehouse, new_postgres_url: str) -> None:
-    with opened.read() as connection:
+def test_a_reader_sees_one_state_throughout(warehouse: Warehouse, new_postgres_url: str) -> None:
+    with warehouse.read() as connection:
         before = connection.exec_driver_sql("SELECT count(*) FROM done").scalar()
-        opened.commit_once(count)
+        warehouse.commit_once(count)
         after = connection.exec_driver_sql("SELECT count(*) FROM done").scalar()
 
     assert (before, after) == (0, 0)
     assert query(new_postgres_url, "SELECT count(*) FROM done") == [(1,)]
 
 
-def test_a_loader_that_waits_for_its_turn_hears_a_signal(tmp_path: Path) -> None:
+def test_a_signal_ends_the_wait_for_the_lock(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'crm.db'}"
     first, second = Warehouse(url), Warehouse(url)
     first.set_up()
@@ -182,33 +182,33 @@ def test_a_loader_that_waits_for_its_turn_hears_a_signal(tmp_path: Path) -> None
         sys.exit(143)
 
     handler = signal.signal(signal.SIGALRM, stop)
-    began_at_seconds = time.monotonic()
+    started_at_seconds = time.monotonic()
     with first.write():
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(SystemExit), second.write():
             pass
     signal.signal(signal.SIGALRM, handler)
 
-    assert time.monotonic() - began_at_seconds < LOCK_WAIT_SECONDS / 2
+    assert time.monotonic() - started_at_seconds < LOCK_WAIT_SECONDS / 2
 
 
-def test_what_is_no_lock_is_not_waited_for(tmp_path: Path) -> None:
+def test_an_error_other_than_a_held_lock_is_not_waited_for(tmp_path: Path) -> None:
     crm = Warehouse(f"sqlite:///{tmp_path / 'crm.db'}")
-    tries: list[str] = []
+    attempts: list[str] = []
 
     def fail(_connection: Connection, _cursor: object, statement: str, *_: object) -> None:
         if statement == "BEGIN IMMEDIATE":
-            tries.append(statement)
+            attempts.append(statement)
             raise sqlite3.OperationalError("disk I/O error")
 
     event.listen(crm._engine, "before_cursor_execute", fail)
     with pytest.raises((WarehouseError, sqlite3.OperationalError), match="disk I/O error"), crm.write():
         pass
 
-    assert len(tries) == 1
+    assert len(attempts) == 1
 
 
-def test_times_at_the_end_of_the_calendar_are_read_whatever_the_servers_zone(new_postgres_url: str) -> None:
+def test_instants_of_the_year_9999_are_read_in_any_time_zone_of_the_server(new_postgres_url: str) -> None:
     execute(new_postgres_url, f"ALTER DATABASE {new_postgres_url.rpartition('/')[2]} SET timezone = 'Pacific/Auckland'")
     load(new_postgres_url, [AWARDS, snapshot("w1", at="9999-12-31T23:00:00Z")])
 
@@ -217,7 +217,7 @@ def test_times_at_the_end_of_the_calendar_are_read_whatever_the_servers_zone(new
     ]
 
 
-def test_loaders_that_find_the_same_tables_by_other_paths_take_turns(new_postgres_url: str) -> None:
+def test_loaders_with_different_search_paths_to_the_same_tables_use_the_same_lock(new_postgres_url: str) -> None:
     execute(new_postgres_url, "CREATE SCHEMA own")
     execute(new_postgres_url, "CREATE SCHEMA shared")
     shared, both = (
@@ -233,7 +233,7 @@ def test_loaders_that_find_the_same_tables_by_other_paths_take_turns(new_postgre
     assert locks(both) == locks(shared) != set()
 
 
-def test_a_backup_in_progress_does_not_hold_a_load_up(new_postgres_url: str) -> None:
+def test_a_load_does_not_wait_for_a_backup(new_postgres_url: str) -> None:
     load(new_postgres_url, [AWARDS, snapshot("w1")])
     execute(new_postgres_url, f"ALTER DATABASE {new_postgres_url.rpartition('/')[2]} SET lock_timeout = '3s'")
     with psycopg.connect(new_postgres_url) as backup:

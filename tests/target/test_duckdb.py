@@ -1,4 +1,4 @@
-"""DuckDB's own ways: a file that one connection has at a time, tables without indexes, batches that take little."""
+"""DuckDB: a file that one connection opens at a time, tables without indexes, batches with few resources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from target_crm.balances_cli.verify import verify
 from target_crm.engines.duckdb import BATCH_SETTINGS, ROW_GROUP_ROWS
 from target_crm.errors import SettingError
-from target_crm.warehouse import connection as room
+from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
 from tests.helpers.target import ACTIONS, action, load, query, record, schema
@@ -37,9 +37,9 @@ def scalar(connection: Connection, sql: str) -> Any:
     return connection.exec_driver_sql(sql).scalar()
 
 
-def set_up(url: str, *, is_there: bool) -> Warehouse:
-    """A warehouse in a file made anew, or in one that is there, made by DuckDB alone."""
-    if is_there:
+def set_up(url: str, *, exists: bool) -> Warehouse:
+    """Set up a warehouse in a new file, or in one that DuckDB itself has created."""
+    if exists:
         duckdb.connect(url.removeprefix("duckdb:///")).close()
     crm = Warehouse(url)
     crm.set_up()
@@ -52,7 +52,7 @@ def in_a_batch(warehouse: Warehouse, sql: str) -> Any:
     return results[0]
 
 
-def test_writers_of_one_process_take_turns_as_those_of_two_do(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_writers_of_one_process_exclude_each_other(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Warehouse(url), Warehouse(url)
     first.set_up()
     waits = Event()
@@ -71,7 +71,7 @@ def test_writers_of_one_process_take_turns_as_those_of_two_do(url: str, monkeypa
         assert counted.result() == 1
 
 
-def test_a_batch_takes_one_thread_and_a_reader_the_whole_machine(url: str) -> None:
+def test_a_batch_uses_one_thread_and_a_reader_all_of_them(url: str) -> None:
     crm, threads = Warehouse(url), "SELECT current_setting('threads')"
     crm.set_up()
 
@@ -80,7 +80,7 @@ def test_a_batch_takes_one_thread_and_a_reader_the_whole_machine(url: str) -> No
         assert (scalar(connection, threads),) == duckdb.connect().execute(threads).fetchone()
 
 
-def test_a_batch_takes_what_the_url_allows(url: str) -> None:
+def test_the_url_sets_the_resources_of_a_batch(url: str) -> None:
     crm = Warehouse(f"{url}?threads=3&memory_limit=1GB")
     crm.set_up()
 
@@ -88,7 +88,7 @@ def test_a_batch_takes_what_the_url_allows(url: str) -> None:
     assert in_a_batch(crm, "SELECT current_setting('memory_limit')") == "953.6 MiB"
 
 
-def test_a_setting_of_the_url_counts_by_any_of_its_names(url: str) -> None:
+def test_the_url_may_use_any_name_of_a_setting(url: str) -> None:
     crm = Warehouse(f"{url}?worker_threads=3&max_memory=1GB")
     crm.set_up()
 
@@ -96,11 +96,13 @@ def test_a_setting_of_the_url_counts_by_any_of_its_names(url: str) -> None:
     assert in_a_batch(crm, "SELECT current_setting('memory_limit')") == "953.6 MiB"
 
 
-def test_a_batch_that_lacks_memory_gets_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_runs_out_of_memory_is_retried_without_the_limit(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(BATCH_SETTINGS, "memory_limit", "8MB")
     waits: list[float] = []
-    monkeypatch.setattr(room.time, "sleep", waits.append)
-    # Hardly any of it can be compressed.
+    monkeypatch.setattr(connection_module.time, "sleep", waits.append)
+    # Random text can hardly be compressed.
     messages = [
         action(f"a{place}", award=f"w{place}", note=Random(place).randbytes(100_000).hex()) for place in range(100)
     ]
@@ -112,7 +114,7 @@ def test_a_batch_that_lacks_memory_gets_more(url: str, monkeypatch: pytest.Monke
     assert not verify(Warehouse(url)).drifted
 
 
-def test_any_number_is_the_nearest_double_in_whatever_company(url: str) -> None:
+def test_a_number_becomes_the_nearest_double_whatever_is_loaded_with_it(url: str) -> None:
     numbers = ["1e300", "1e-300", "-0.5338310994848547", "12345678901234567890", "1e20", "1e-20"]
     messages = [record("things", {"id": str(place), "x": "@"}) for place in range(len(numbers))]
     lines = [line.replace('"@"', number) for line, number in zip(messages, numbers, strict=True)]
@@ -122,7 +124,7 @@ def test_any_number_is_the_nearest_double_in_whatever_company(url: str) -> None:
     assert query(url, "SELECT x FROM things ORDER BY id") == [(float(number),) for number in numbers]
 
 
-def test_points_with_many_zeros_are_loaded_as_they_are(url: str) -> None:
+def test_points_with_many_trailing_zeros_are_exact(url: str) -> None:
     messages = [action("a1", delta="@", available=7).replace('"@"', f"7.{'0' * zeros}") for zeros in (40, 43, 108)]
 
     for message in messages:
@@ -131,7 +133,7 @@ def test_points_with_many_zeros_are_loaded_as_they_are(url: str) -> None:
     assert query(url, "SELECT earned_total FROM award_balances") == [(Decimal(7),)]
 
 
-def test_a_file_that_could_not_be_begun_is_not_in_the_way_of_the_next_run(tmp_path: Path) -> None:
+def test_a_file_that_could_not_be_created_does_not_stop_the_next_run(tmp_path: Path) -> None:
     def run(bytes_max: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command("target-crm", "--config", "ENV"),
@@ -149,24 +151,24 @@ def test_a_file_that_could_not_be_begun_is_not_in_the_way_of_the_next_run(tmp_pa
     assert run(resource.RLIM_INFINITY).returncode == 0
 
 
-@pytest.mark.parametrize("nowhere", ["duckdb://", "duckdb:///:memory:", "duckdb:///:memory:shared"])
-def test_a_warehouse_in_memory_is_refused(nowhere: str) -> None:
+@pytest.mark.parametrize("in_memory_url", ["duckdb://", "duckdb:///:memory:", "duckdb:///:memory:shared"])
+def test_a_warehouse_in_memory_is_refused(in_memory_url: str) -> None:
     with pytest.raises(SettingError, match="duckdb: expected the warehouse's file"):
-        Warehouse(nowhere)
+        Warehouse(in_memory_url)
 
 
-def test_memory_is_not_limited_where_an_index_has_to_fit_into_it(url: str) -> None:
+def test_memory_is_not_limited_if_a_table_has_an_index(url: str) -> None:
     crm, limit = Warehouse(url), "SELECT current_setting('memory_limit')"
     crm.set_up()
-    restrained = in_a_batch(crm, limit)
+    limited = in_a_batch(crm, limit)
     with crm.write() as connection:
         connection.exec_driver_sql("CREATE TABLE plans (name VARCHAR PRIMARY KEY)")
 
-    assert restrained == "91.5 MiB"
-    assert in_a_batch(crm, limit) != restrained
+    assert limited == "91.5 MiB"
+    assert in_a_batch(crm, limit) != limited
 
 
-def test_tables_grow_by_small_parts_so_that_a_poll_writes_little_anew(url: str) -> None:
+def test_row_groups_are_small_so_that_a_poll_rewrites_little(url: str) -> None:
     crm = Warehouse(url)
     crm.set_up()
     with crm.write() as connection:
@@ -179,9 +181,11 @@ def test_tables_grow_by_small_parts_so_that_a_poll_writes_little_anew(url: str) 
     assert parts == 3
 
 
-@pytest.mark.parametrize(("is_there", "way"), [(False, "ZSTD"), (True, "FSST")])
-def test_payloads_are_compressed_as_the_file_can_and_ids_not_at_all(url: str, *, is_there: bool, way: str) -> None:
-    crm = set_up(url, is_there=is_there)
+@pytest.mark.parametrize(("exists", "compression"), [(False, "ZSTD"), (True, "FSST")])
+def test_payloads_are_compressed_as_the_file_supports_and_ids_are_not(
+    url: str, *, exists: bool, compression: str
+) -> None:
+    crm = set_up(url, exists=exists)
     with crm.write() as connection:
         row = "i::VARCHAR, md5(i::VARCHAR), '{\"the number of this action\": ' || i || '}', TIMESTAMP '2026-10-01'"
         columns = "action_id, content_hash, payload, loaded_at"
@@ -190,13 +194,15 @@ def test_payloads_are_compressed_as_the_file_can_and_ids_not_at_all(url: str, *,
     with crm.read() as connection:
         segments = connection.exec_driver_sql("FROM pragma_storage_info('actions')").mappings().all()
 
-    ways = {(each["column_name"], each["compression"]) for each in segments if each["segment_type"] == "VARCHAR"}
-    assert {("payload", way), ("action_id", "Uncompressed"), ("content_hash", "Uncompressed")} <= ways
+    compressions = {
+        (each["column_name"], each["compression"]) for each in segments if each["segment_type"] == "VARCHAR"
+    }
+    assert {("payload", compression), ("action_id", "Uncompressed"), ("content_hash", "Uncompressed")} <= compressions
 
 
-@pytest.mark.parametrize(("is_there", "readers"), [(False, "v1.2.0+"), (True, "v1.0.0+")])
-def test_who_can_read_a_file_that_is_there_can_do_so_afterwards(url: str, *, is_there: bool, readers: str) -> None:
-    crm = set_up(url, is_there=is_there)
+@pytest.mark.parametrize(("exists", "readers"), [(False, "v1.2.0+"), (True, "v1.0.0+")])
+def test_an_existing_file_keeps_its_storage_version(url: str, *, exists: bool, readers: str) -> None:
+    crm = set_up(url, exists=exists)
 
     with crm.read() as connection:
         version = scalar(
@@ -218,7 +224,7 @@ def test_no_table_of_the_target_has_an_index(url: str) -> None:
 
 @pytest.mark.parametrize(("ledger", "expected"), [("actions", "5.0000"), ("actions WHERE award_id = 'w2'", None)])
 def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str, expected: str | None) -> None:
-    """There is no key against it; and the second is not to pass for what the ledger says, where that says nothing."""
+    """No key prevents it, and the second row must not pass for the expected one if the ledger has no action."""
     load(url, [ACTIONS, action("a1", award="w1", available=5), action("a2", award="w2")])
     crm = Warehouse(url)
     with crm.write() as connection:

@@ -1,4 +1,4 @@
-"""Tables that an earlier version or an earlier schema left behind."""
+"""Tables of an earlier version or of an earlier schema."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lay_out(url: str, shape: int) -> None:
     engine = create_engine(parse_url(url))
     path = SHAPES / f"{shape}.{engine.dialect.name}.sql"
     if not path.exists():
-        pytest.skip(f"version {shape} did not know {engine.dialect.name}")
+        pytest.skip(f"version {shape} did not support {engine.dialect.name}")
     statements = path.read_text().split(";\n")
     with engine.begin() as connection:
         for statement in filter(str.strip, statements):
@@ -37,9 +37,7 @@ def lay_out(url: str, shape: int) -> None:
 
 
 @pytest.mark.parametrize("shape", range(migrations.VERSION))
-def test_tables_of_every_earlier_version_are_brought_up_to_date_and_keep_their_rows(
-    warehouse_url: str, shape: int
-) -> None:
+def test_tables_of_every_earlier_version_are_migrated_and_keep_their_rows(warehouse_url: str, shape: int) -> None:
     lay_out(warehouse_url, shape)
     execute(
         warehouse_url,
@@ -104,7 +102,7 @@ def test_metadata_columns_of_every_stream_are_renamed(warehouse_url: str, shape:
     assert query(warehouse_url, "SELECT _id, title, _sdc_deleted_at FROM perks") == [("p1", "Cake", None)]
 
 
-def test_renaming_goes_on_where_it_was_interrupted(warehouse_url: str) -> None:
+def test_an_interrupted_migration_renames_the_remaining_columns(warehouse_url: str) -> None:
     lay_out_perks(warehouse_url, 2)
     execute(warehouse_url, "ALTER TABLE perks RENAME COLUMN _extra TO _sdc_extra")
 
@@ -116,7 +114,7 @@ def test_renaming_goes_on_where_it_was_interrupted(warehouse_url: str) -> None:
     }
 
 
-def test_a_property_that_had_a_metadata_columns_new_name_moves_to_the_column_that_it_has_from_now_on(
+def test_a_property_with_the_new_name_of_a_metadata_column_moves_to_another_column(
     warehouse_url: str,
 ) -> None:
     lay_out_perks(warehouse_url, 2)
@@ -164,10 +162,10 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_the_tables_of_this_version_are_on_record_for_those_who_will_upgrade_them(
+def test_the_snapshot_of_this_versions_tables_is_current(
     warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After a release, raise `VERSION` before anything changes; until then, `GOLDEN=renew` writes the record anew."""
+    """After a release, raise `VERSION` before you change a table. Until then, `GOLDEN=renew` updates the snapshot."""
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
     statements = printed(capsys)
     golden = SHAPES / f"{migrations.VERSION}.{parse_url(warehouse_url).get_backend_name()}.sql"
@@ -176,7 +174,7 @@ def test_the_tables_of_this_version_are_on_record_for_those_who_will_upgrade_the
     assert statements == golden.read_text()
 
 
-def test_a_file_without_schemas_is_not_taken_for_one(
+def test_ddl_refuses_a_file_without_a_schema_message(
     warehouse_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
@@ -187,7 +185,7 @@ def test_a_file_without_schemas_is_not_taken_for_one(
         run_balances(["ddl", "--schemas", str(schemas)])
 
 
-def test_a_loader_without_the_right_to_create_loads_into_what_was_prepared(
+def test_a_loader_without_the_create_privilege_loads_into_prepared_tables(
     new_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     perks = schema("perks", {"_id": TEXT, "title": TEXT}, "_id")
@@ -196,18 +194,18 @@ def test_a_loader_without_the_right_to_create_loads_into_what_was_prepared(
     schemas.write_text(f"{perks}\nno message\n{record('perks', {'_id': 'p1'})}\n{awards}\n{ACTIONS}\n")
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
     monkeypatch.setenv("TARGET_CRM_DEFAULT_TARGET_SCHEMA", "loyalty")
-    execute(new_postgres_url, "CREATE ROLE lodger LOGIN")
+    execute(new_postgres_url, "CREATE ROLE loader LOGIN")
 
     execute(new_postgres_url, printed(capsys, "--schemas", str(schemas)))
     execute(
         new_postgres_url,
-        "GRANT USAGE ON SCHEMA loyalty TO lodger; "
-        "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA loyalty TO lodger",
+        "GRANT USAGE ON SCHEMA loyalty TO loader; "
+        "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA loyalty TO loader",
     )
 
     assert printed(capsys, "--schemas", str(schemas)) == "-- nothing is missing\n"
     assert printed(capsys, "--json") == "[]\n"
-    lodger_url = new_postgres_url.replace("//postgres@", "//lodger@")
+    loader_url = new_postgres_url.replace("//postgres@", "//loader@")
     messages = [
         *(
             perks,
@@ -216,19 +214,19 @@ def test_a_loader_without_the_right_to_create_loads_into_what_was_prepared(
         ),
         *(awards, snapshot("w2", 4), ACTIONS, action("a1", available=2)),
     ]
-    load(lodger_url, messages, default_target_schema="loyalty")
+    load(loader_url, messages, default_target_schema="loyalty")
     assert query(new_postgres_url, "SELECT award_id, points FROM loyalty.award_balances ORDER BY award_id") == [
         ("w1", 2),
         ("w2", 4),
     ]
     database = new_postgres_url.rsplit("/", 1)[1]
     execute(new_postgres_url, f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
-    assert rebuild(Warehouse(lodger_url, "loyalty")) == 2
+    assert rebuild(Warehouse(loader_url, "loyalty")) == 2
     with pytest.raises(WarehouseError, match="permission denied"):
-        load(lodger_url, [schema("other", {"id": TEXT}, "id")], default_target_schema="loyalty")
+        load(loader_url, [schema("other", {"id": TEXT}, "id")], default_target_schema="loyalty")
 
 
-def test_tables_of_a_newer_version_are_left_alone(warehouse_url: str) -> None:
+def test_tables_of_a_newer_version_are_not_touched(warehouse_url: str) -> None:
     load(warehouse_url, [ACTIONS, action("a1")])
     execute(warehouse_url, f"UPDATE _crm_version SET version = {migrations.VERSION + 1}")
 
@@ -245,7 +243,7 @@ def test_tables_of_a_newer_version_are_left_alone(warehouse_url: str) -> None:
         pytest.param([(NUMBER, 0.5), (INTEGER, 5)], id="number-holds-integers"),
     ],
 )
-def test_a_column_makes_room_for_wider_values(warehouse_url: str, sent: list[tuple[Any, float]]) -> None:
+def test_a_column_is_widened(warehouse_url: str, sent: list[tuple[Any, float]]) -> None:
     messages = [
         message
         for key, (kind, value) in enumerate(sent)
@@ -258,7 +256,7 @@ def test_a_column_makes_room_for_wider_values(warehouse_url: str, sent: list[tup
     assert stored == [value for _, value in sent]
 
 
-def test_a_loader_goes_on_when_another_has_set_up_the_same_stream_with_fewer_and_narrower_columns(
+def test_a_loader_goes_on_when_another_uses_a_narrower_schema_of_the_same_stream(
     warehouse_url: str,
 ) -> None:
     wide, narrow = ({"id": TEXT, "n": NUMBER, "more": TEXT}, {"id": TEXT, "n": INTEGER})
@@ -300,7 +298,7 @@ def test_on_postgresql_any_column_can_become_text(new_postgres_url: str, old: An
         pytest.param({"id": TEXT, "v": INTEGER}, ["id", "v"], "key", id="other-key"),
     ],
 )
-def test_a_schema_that_the_table_cannot_take_stops_the_run_before_any_of_its_rows(
+def test_an_incompatible_schema_stops_the_run_before_a_row_is_loaded(
     warehouse_url: str, properties: Any, keys: list[str], complaint: str
 ) -> None:
     messages = [
@@ -316,11 +314,11 @@ def test_a_schema_that_the_table_cannot_take_stops_the_run_before_any_of_its_row
     assert query(warehouse_url, "SELECT id, v FROM t") == [("1", 5)]
 
 
-def test_on_postgresql_only_work_tables_may_lose_their_rows_in_a_crash(new_postgres_url: str) -> None:
+def test_on_postgresql_only_work_tables_are_unlogged(new_postgres_url: str) -> None:
     load(new_postgres_url, [schema("w", {"id": TEXT}, "id"), ACTIONS])
 
-    in_log = dict(query(new_postgres_url, "SELECT relname, relpersistence = 'p' FROM pg_class WHERE relkind = 'r'"))
-    ours = {name: is_safe for name, is_safe in in_log.items() if not name.startswith(("pg_", "sql_"))}
-    assert {name for name, is_safe in ours.items() if not is_safe} == {
+    logged = dict(query(new_postgres_url, "SELECT relname, relpersistence = 'p' FROM pg_class WHERE relkind = 'r'"))
+    ours = {name: is_logged for name, is_logged in logged.items() if not name.startswith(("pg_", "sql_"))}
+    assert {name for name, is_logged in ours.items() if not is_logged} == {
         name for name in ours if name.startswith(("_crm_staging_", "_crm_fresh", "_crm_merged"))
     }
