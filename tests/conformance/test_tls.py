@@ -67,7 +67,7 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
 
 
 def load_one(settings: dict[str, Any]) -> None:
-    url = Settings.from_config(settings).sqlalchemy_url
+    url = Settings.from_config(settings).url
     load(url, [ACTIONS, action("a1")])
     assert [row["action_id"] for row in table(url, "actions")] == ["a1"]
 
