@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from target_crm.records import values
 from target_crm.records.column_types import Identifier, Instant, JsonText, LongText, Number, Points
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.types import TypeEngine
@@ -47,21 +48,37 @@ class Kind:
 
     type: TypeEngine[Any]
     convert: Callable[[Any], Any]
+    spills: bool = False
+    """A value that the column cannot hold goes to `_sdc_extra`; otherwise the record is refused."""
 
 
 IDENTIFIER = Kind(Identifier(), values.identifier)
+KEY = Kind(Identifier(), values.key_text)
 POINTS = Kind(Points(), values.points)
 INSTANT = Kind(Instant(), values.instant)
 DATE = Kind(Date(), values.day)
-TEXT = Kind(LongText(), values.text)
+INSTANT_OR_TEXT = Kind(Instant(), values.instant, spills=True)
+TEXT = Kind(LongText(), values.scalar_text)
 INTEGER = Kind(BigInteger(), values.integer)
 NUMBER = Kind(Number, values.number)
 BOOLEAN = Kind(Boolean(), values.boolean)
 JSON = Kind(JsonText(), values.json_document)
-ANY_SCALAR = Kind(LongText(), values.any_text)
+ANY_TEXT = Kind(LongText(), values.any_text)
 
+# Some sources write an empty string for a time that is not set.
+_EMPTY_IS_NULL = {INSTANT, INSTANT_OR_TEXT, DATE}
 _SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
 _TEXT_FORMATS = {"date-time": INSTANT, "date": DATE}
+_JSON_NAMES = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    Decimal: "number",
+    float: "number",
+    dict: "object",
+    list: "array",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,7 @@ class Field:
     column: str
     kind: Kind
     required: bool
+    nullable: bool
 
 
 @dataclass(frozen=True)
@@ -88,16 +106,21 @@ class Shape:
     ) -> Shape:
         """Read a SCHEMA message. `fixed` properties have the given kind, whatever the schema says."""
         fixed = fixed or {}
-        kinds = {name: fixed.get(name) or kind_of(definition) for name, definition in schema["properties"].items()}
+        properties = schema.get("properties") or {}
+        kinds = {name: fixed.get(name) or kind_of(definition, schema) for name, definition in properties.items()}
         kinds = {**fixed, **kinds}
         for key in key_properties:
-            kinds[key] = IDENTIFIER if kinds.get(key) in {None, TEXT, ANY_SCALAR, JSON} else kinds[key]
+            if key not in fixed and kinds.get(key) in {None, TEXT, ANY_TEXT, JSON}:
+                kinds[key] = KEY
         # A schema's properties have no order, so their order must not decide which of two gets which column.
         others = sorted(kinds.keys() - fixed.keys(), key=lambda name: (name != snake_case(name), name))
         columns = column_names([*fixed, *others], taken=_RESERVED_COLUMNS)
         required = {*key_properties, *schema.get("required", ())}
         return cls(
-            fields=tuple(Field(name, columns[name], kind, name in required) for name, kind in kinds.items()),
+            fields=tuple(
+                Field(name, columns[name], kind, name in required, allows_null(properties.get(name), schema))
+                for name, kind in kinds.items()
+            ),
             keys=tuple(columns[key] for key in key_properties),
             keeps_extra=schema.get("additionalProperties", True) is not False,
         )
@@ -110,8 +133,9 @@ class Shape:
         Raises:
             Invalid: A key or a required property is missing, or a value does not fit its column.
         """
-        row = [self._value(field, record) for field in self.fields]
-        return (*row, self._extra(record), extracted_at, loaded_at, version, None)
+        spilled: list[str] = []
+        row = [self._value(field, record, spilled) for field in self.fields]
+        return (*row, self._extra(record, spilled), extracted_at, loaded_at, version, None)
 
     def key_row(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
         """A row with nothing but the key and version of a record.
@@ -119,24 +143,31 @@ class Shape:
         Raises:
             Invalid: The key is missing or invalid.
         """
-        row = [self._value(field, record) if field.column in self.keys else None for field in self.fields]
+        row = [self._value(field, record, []) if field.column in self.keys else None for field in self.fields]
         return (*row, None, None, None, version, None)
 
-    def _value(self, field: Field, record: Mapping[str, Any]) -> Any:
+    def _value(self, field: Field, record: Mapping[str, Any], spilled: list[str]) -> Any:
+        """A field's value in its column; the name of a field whose value goes to `_sdc_extra` is added to `spilled`."""
         value = record.get(field.property)
+        if value == "" and field.nullable and field.kind in _EMPTY_IS_NULL and field.column not in self.keys:
+            return None
         if value is not None:
             try:
                 return field.kind.convert(value)
             except values.Invalid as reason:
-                raise values.Invalid(f"{field.property} {reason}") from None
+                if not field.kind.spills:
+                    raise values.Invalid(f"{field.property} {reason}") from None
+                spilled.append(field.property)
+                return None
         if field.required and (field.column in self.keys or field.property not in record):
-            raise MissingProperty(f"{field.property} is missing")
+            is_null = field.property in record
+            raise MissingProperty(f"{field.property} is {'null, and a key part' if is_null else 'missing'}")
         return None
 
-    def _extra(self, record: Mapping[str, Any]) -> str | None:
-        if not self.keeps_extra:
-            return None
-        extra = {name: value for name, value in record.items() if name not in self._names}
+    def _extra(self, record: Mapping[str, Any], spilled: Sequence[str]) -> str | None:
+        extra = {name: record[name] for name in spilled}
+        if self.keeps_extra:
+            extra |= {name: value for name, value in record.items() if name not in self._names}
         try:
             return values.json_document(extra) if extra else None
         except values.Invalid as reason:
@@ -151,27 +182,87 @@ class MissingProperty(values.Invalid):
     """A record without a key, or without a property that its schema requires."""
 
 
-def kind_of(definition: Mapping[str, Any] | bool) -> Kind:
-    """The kind of column for a property's JSON Schema. If the schema allows several types, one that holds them all."""
-    if isinstance(definition, bool):
-        return JSON
-    allowed = {(name, format_) for name, format_ in _types(definition) if name != "null"}
+def kind_of(definition: Any, root: Mapping[str, Any] | None = None) -> Kind:
+    """The kind of column for a property's JSON Schema. If the schema allows several types, one that holds them all.
+
+    Args:
+        definition: The property's schema.
+        root: The stream's schema, where `$ref` points to.
+    """
+    allowed = {(name, format_) for name, format_ in _types(definition, root or {}, frozenset()) if name != "null"}
     names = {name for name, _ in allowed}
+    if names == {"string"}:
+        kinds = {_TEXT_FORMATS.get(format_, TEXT) for _, format_ in allowed}
+        # Some taps declare a time as a time or any text.
+        return kinds.pop() if len(kinds) == 1 else INSTANT_OR_TEXT if INSTANT in kinds else TEXT
+    if len(names) == 1:
+        (name,) = names
+        return _SCALARS.get(name, JSON)
     if names == {"integer", "number"}:
         return NUMBER
-    if len(allowed) == 1:
-        ((name, format_),) = allowed
-        return _TEXT_FORMATS.get(format_, TEXT) if name == "string" else _SCALARS.get(name, JSON)
-    return ANY_SCALAR if names and names <= set(_SCALARS) else JSON
+    return JSON if names and names <= {"object", "array"} else ANY_TEXT
 
 
-def _types(definition: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Each allowed type with its format."""
-    declared = definition.get("type", ())
-    for name in [declared] if isinstance(declared, str) else declared:
+def allows_null(definition: Any, root: Mapping[str, Any] | None = None) -> bool:
+    """Whether a property may be null."""
+    types = {name for name, _ in _types(definition, root or {}, frozenset())}
+    return not types or "null" in types
+
+
+def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Each type that a schema allows, with its format; none for a schema that allows any."""
+    if not isinstance(definition, dict):
+        return
+    reference = definition.get("$ref")
+    if isinstance(reference, str):
+        if reference in visited:
+            # A recursive type is a tree.
+            yield "object", ""
+        else:
+            yield from _types(_resolve(reference, root), root, visited | {reference})
+        return
+    choices = [*definition.get("anyOf", ()), *definition.get("oneOf", ())]
+    if choices:
+        for choice in choices:
+            # A choice may leave out what it shares with the others.
+            shared = {name: value for name, value in definition.items() if name not in {"anyOf", "oneOf"}}
+            yield from _types({**shared, **choice} if isinstance(choice, dict) else choice, root, visited)
+        return
+    if parts := definition.get("allOf", ()):
+        merged = {name: value for name, value in definition.items() if name != "allOf"}
+        for part in parts:
+            while isinstance(part, dict) and isinstance(part.get("$ref"), str) and part["$ref"] not in visited:
+                visited |= {part["$ref"]}
+                part = _resolve(part["$ref"], root)  # noqa: PLW2901 - follows the reference
+            if isinstance(part, dict):
+                merged = {**part, **merged}
+        yield from _types(merged, root, visited)
+        return
+    declared = definition.get("type")
+    names = [declared] if isinstance(declared, str) else list(declared or _implied_types(definition))
+    for name in names:
         yield name, definition.get("format", "") if name == "string" else ""
-    for choice in (*definition.get("anyOf", ()), *definition.get("oneOf", ())):
-        yield from _types(choice)
+
+
+def _implied_types(definition: Mapping[str, Any]) -> Iterator[str]:
+    """The types of a schema that declares none."""
+    values_allowed = [*definition.get("enum", ()), *([definition["const"]] if "const" in definition else ())]
+    yield from {_JSON_NAMES[type(value)] for value in values_allowed if type(value) in _JSON_NAMES}
+    if not values_allowed:
+        if "properties" in definition or "additionalProperties" in definition:
+            yield "object"
+        if "items" in definition:
+            yield "array"
+        if "format" in definition or "pattern" in definition:
+            yield "string"
+
+
+def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
+    """What a JSON pointer such as `#/definitions/money` points to; None if it points nowhere."""
+    found: Any = root if reference.startswith("#") else None
+    for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
+        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found
 
 
 def column_names(properties: Iterable[str], taken: set[str]) -> dict[str, str]:

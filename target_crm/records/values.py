@@ -5,8 +5,9 @@ JSON numbers arrive as `int` or `Decimal`, never as a binary float. No function 
 
 from __future__ import annotations
 
+import math
 import re
-from datetime import date, datetime, time, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,8 +25,10 @@ _DECODER = msgspec.json.Decoder(float_hook=Decimal)
 _INTEGER_MAX = 2**63 - 1
 # The limit of PostgreSQL's NUMERIC.
 _NUMBER_PLACES_MAX = 16_383
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
-_MINUTE = re.compile(r"(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})(Z|[+-]\d{2}:\d{2})?")
+_SPACED_OFFSET = re.compile(r" ?(UTC|GMT|Z|[+-]\d{2}:?\d{2})$", re.IGNORECASE)
+_END_OF_DAY = re.compile(r"([T ])24(?=:?00(:?00([.,]0+)?)?(Z|[+-]|$))")
+_LEAP_SECOND = re.compile(r"(\d{2}:?59:?)60(?=[.,Z+-]|$)")
+_RANGE_REASON = re.compile(r"(year|month|day|hour|minute|second)s? .*(must be in|out of range)")
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
 
@@ -63,6 +66,14 @@ def identifier(value: Any) -> str:
     return text(value)
 
 
+def key_text(value: Any) -> str:
+    """A part of a key: text of at most `ID_CHARS_MAX` characters, which may be empty; other scalars as their text."""
+    result = scalar_text(value)
+    if len(result) > ID_CHARS_MAX:
+        raise Invalid(f"has {len(result)} characters, expected at most {ID_CHARS_MAX} in a key")
+    return result
+
+
 def text(value: Any) -> str:
     """Text without NUL characters, which no SQL engine stores."""
     if not isinstance(value, str):
@@ -91,37 +102,55 @@ def points(value: Any) -> Decimal:
 
 
 def instant(value: Any) -> datetime:
-    """An ISO 8601 instant, in UTC if it has no offset. The result is aware, in UTC, with microseconds."""
+    """An ISO 8601 instant, in UTC if it has no offset. The result is aware, in UTC, with microseconds.
+
+    Takes every form of ISO 8601, and the variants that other taps write: a space instead of `T` or before the offset,
+    `UTC` instead of `Z`, `24:00:00`, and a leap second (the second after it).
+    """
     if not isinstance(value, str):
         raise Invalid(f"is {_type_name(value)}, expected an ISO 8601 time")
     try:
         moment = msgspec.convert(value, datetime)
     except msgspec.ValidationError:
-        moment = _coarse_instant(value)
+        moment = _parse_iso_8601(value)
     try:
-        return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:
-        raise Invalid("is not an ISO 8601 time") from None
+        raise Invalid("is before the year 1 or after the year 9999 in UTC") from None
 
 
-def _coarse_instant(value: str) -> datetime:
-    """An ISO 8601 date, or a time to the minute."""
+def _parse_iso_8601(value: str) -> datetime:
+    """Parse the forms that are not RFC 3339."""
+    if not value:
+        raise Invalid("is empty, expected an ISO 8601 time")
+    text = _SPACED_OFFSET.sub(lambda match: "Z" if match[1].isalpha() else match[1], value.strip())
+    text, midnights = _END_OF_DAY.subn(r"\g<1>00", text)
+    text, leap_seconds = _LEAP_SECOND.subn(r"\g<1>59", text)
     try:
-        if _DAY.fullmatch(value):
-            return datetime.combine(date.fromisoformat(value), time(), timezone.utc)
-        if parts := _MINUTE.fullmatch(value):
-            return msgspec.convert(f"{parts[1]}:00{parts[2] or 'Z'}", datetime)
-    except ValueError:
-        pass
-    raise Invalid("is not an ISO 8601 time")
+        return datetime.fromisoformat(text) + timedelta(days=midnights, seconds=leap_seconds)
+    except OverflowError:
+        raise Invalid("is after the year 9999") from None
+    except ValueError as error:
+        # Python's reason quotes the value, unless it names a range.
+        reason = str(error)
+        raise Invalid(f"is not an ISO 8601 time{f': {reason}' if _RANGE_REASON.match(reason) else ''}") from None
 
 
 def day(value: Any) -> date:
-    """An ISO 8601 date."""
+    """An ISO 8601 date, or midnight of a day as a time."""
     try:
         return msgspec.convert(value, date)
     except msgspec.ValidationError:
-        raise Invalid("is not an ISO 8601 date") from None
+        pass
+    try:
+        moment = _parse_iso_8601(value) if isinstance(value, str) else None
+    except Invalid as reason:
+        raise Invalid(str(reason).replace("time", "date")) from None
+    if moment is None:
+        raise Invalid(f"is {_type_name(value)}, expected an ISO 8601 date")
+    if moment.time() != time():
+        raise Invalid("has a time of day, expected a date")
+    return moment.date()
 
 
 def integer(value: Any) -> int:
@@ -131,7 +160,7 @@ def integer(value: Any) -> int:
     whole = small and value == int(value)
     if not whole and (isinstance(value, bool) or not isinstance(value, int)):
         raise Invalid(f"is {_type_name(value)}, expected a whole number")
-    if abs(value) > _INTEGER_MAX:
+    if not -_INTEGER_MAX - 1 <= value <= _INTEGER_MAX:
         raise Invalid("is out of the range of 64 bits")
     return int(value)
 
@@ -141,8 +170,9 @@ def number(value: Any) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise Invalid(f"is {_type_name(value)}, expected a number")
     result = Decimal(value)
-    if not result.is_finite() or (result and abs(result.adjusted()) > 300):
-        raise Invalid("is out of range")
+    double = float(result)
+    if not math.isfinite(double) or (result and not double):
+        raise Invalid("is out of the range of a double")
     exponent = result.as_tuple().exponent
     if result and isinstance(exponent, int) and exponent < -_NUMBER_PLACES_MAX:
         raise Invalid(f"has more than {_NUMBER_PLACES_MAX:,} decimal places")
@@ -167,6 +197,11 @@ def json_document(value: Any) -> str:
     if "\\u0000" in document and _ESCAPED_NUL.search(document):
         raise Invalid("holds a NUL character")
     return document
+
+
+def scalar_text(value: Any) -> str:
+    """Text; a number or boolean as its JSON text, which loses nothing."""
+    return json_text(value) if isinstance(value, bool | int | Decimal) else text(value)
 
 
 def any_text(value: Any) -> str:
