@@ -75,6 +75,14 @@ class Settings:
         default="quarantine",
         choices=["quarantine", "fail"],
     )
+    max_rejected_fraction: float = setting(
+        "Maximum fraction of rejected records",
+        "End with exit code 1 if more than this fraction of a stream's records was quarantined, once 100 were read. "
+        "Valid records are loaded all the same.",
+        default=0.1,
+        minimum=0,
+        maximum=1,
+    )
     hard_delete: bool = setting(
         "Hard delete",
         "Delete rows that a full-table stream no longer has, instead of setting their `_sdc_deleted_at`.",

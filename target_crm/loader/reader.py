@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import select
 import sys
@@ -22,6 +23,8 @@ LINE_BYTES_MAX = 1 << 24
 # How much of a longer line the quarantine keeps.
 HEAD_BYTES = 1 << 10
 IDLE_SECONDS = 1.0
+# What the input begins with → what it is.
+_SIGNATURES = {b"\x1f\x8b": "gzip", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 class MessageReader(GenericSingerReader[str]):
@@ -80,6 +83,8 @@ class MessageReader(GenericSingerReader[str]):
                 self._on_idle()
                 continue
             self.line_number += 1
+            if self.line_number == 1:
+                line = _without_signature(line)  # noqa: PLW2901 - the line without its byte-order mark
             self.line_bytes = len(line)
             if not line or line.isspace():
                 continue
@@ -136,6 +141,14 @@ def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes
             pending, pending_bytes = [rest[-1]], len(rest[-1])
     if pending_bytes:
         yield b"".join(pending)
+
+
+def _without_signature(line: bytes) -> bytes:
+    """The first line without the byte-order mark of UTF-8; refuse other encodings by theirs."""
+    for signature, name in _SIGNATURES.items():
+        if line.startswith(signature):
+            raise InputError(f"the input looks like {name}, expected Singer messages in UTF-8")
+    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def _as_text(line: bytes) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy import case, func, or_, select
 from target_crm.errors import InputError
 from target_crm.records import values
 from target_crm.records.actions import LedgerRow, ledger_row
-from target_crm.records.schemas import EXTRACTED_AT, Shape, snake_case
+from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, Shape, snake_case
 from target_crm.records.tally import Rejection, Tally
 from target_crm.sql import balances, staging, tables
 
@@ -53,6 +53,8 @@ class WriteResult:
     tally: Tally
     conflicts: Sequence[Rejection] = ()
     """Records that contradict the ledger and go to the quarantine."""
+    differing: Mapping[str, int] = field(default_factory=dict)
+    """Column → in how many duplicates its value is not the ledger's."""
 
 
 class ReceiptClock:
@@ -131,6 +133,13 @@ class StreamSink:
 class LedgerSink(StreamSink):
     """`actions`: each action into the ledger once, and what the ledger took into the balances."""
 
+    def __init__(
+        self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
+    ) -> None:
+        super().__init__(context, stream, schema, key_properties)
+        if (properties := schema.get("properties")) and "_id" not in properties:
+            raise InputError(f"stream {stream!r} is not Pepper's: its schema has no _id; rename the stream by a map")
+
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:  # noqa: ARG002
         """A row of the ledger."""
         return ledger_row(record, loaded_at=loaded_at)
@@ -148,12 +157,16 @@ class LedgerSink(StreamSink):
             self.adapter.merge(connection, balances.merge(self.tables, balances.partials_from_actions(inserted)))
         else:
             self.adapter.replace(connection, balances.recompute_awards(self.tables, _column(staged, "award_id")))
-        conflicts = []
+        conflicts: list[Rejection] = []
+        differing: dict[str, int] = {}
         if applied < len(part.rows):
+            reason = "the ledger has this _id with another award, effect, time or points"
             conflicts = [
-                Rejection(self.stream, "the ledger has this _id with other content", input_line, _compact(payload))
+                Rejection(self.stream, reason, input_line, _compact(payload))
                 for input_line, payload in connection.execute(staging.conflicts(ledger, staged))
             ]
+            counts = connection.execute(staging.differing_columns(ledger, staged)).mappings().one()
+            differing = {name: count for name, count in counts.items() if count}
         clear_staging(self.adapter, connection, staged)
         tally = Tally(
             read=len(part.rows),
@@ -161,7 +174,7 @@ class LedgerSink(StreamSink):
             duplicate=len(part.rows) - applied - len(conflicts),
             quarantined=len(conflicts),
         )
-        return WriteResult(tally, conflicts)
+        return WriteResult(tally, conflicts, differing)
 
 
 class TableSink(StreamSink):
@@ -176,6 +189,11 @@ class TableSink(StreamSink):
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
     ) -> None:
         super().__init__(context, stream, schema, key_properties)
+        properties = schema.get("properties")
+        if missing := [key for key in key_properties or () if properties and key not in {*properties, *self.fixed}]:
+            raise InputError(
+                f"stream {stream!r}: key property {missing[0]!r} is not in its schema; select it in the tap"
+            )
         try:
             self.shape = Shape.of(schema, self.keys or key_properties or (), self.fixed)
         except (AttributeError, TypeError):
@@ -190,18 +208,20 @@ class TableSink(StreamSink):
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
         """A row of the stream's table."""
-        version = message.get("version")
         return self.shape.row(
             record,
             extracted_at=self._extracted_at(message),
             loaded_at=loaded_at,
-            version=None if version is None else values.integer(version),
+            version=values.table_version(message.get("version")),
         )
 
     def present_keys(self, record: dict[str, Any], message: Message) -> list[Row]:
         """Key and version, where both can be read."""
+        version = values.table_version(message.get("version"))
+        if version is None or not self.shape.keys:
+            return []
         try:
-            return [self.shape.key_row(record, values.integer(message.get("version")))] if self.shape.keys else []
+            return [self.shape.key_row(record, version)]
         except values.Invalid:
             return []
 
@@ -218,6 +238,8 @@ class TableSink(StreamSink):
         self.merge_balances(connection)
         for statement in staging.replace(table, staged):
             adapter.execute(connection, statement)
+        if self.shape.marks_deleted and self.context.hard_delete:
+            adapter.execute(connection, table.delete().where(table.c[DELETED_AT].is_not(None)))
         current = connection.scalar(staging.count_same(table, staged)) or applied
         if self.shape.keys:
             adapter.load(connection, staged.table, part.present_keys)
@@ -250,11 +272,8 @@ class TableSink(StreamSink):
         return self.adapter.execute(connection, staging.activate(self.table, version, hard=hard))
 
     def _extracted_at(self, message: Message) -> datetime:
-        extracted_at = message.get("time_extracted")
-        try:
-            return values.instant(extracted_at) if extracted_at else self.context.receipts.now()
-        except values.Invalid as reason:
-            raise values.Invalid(f"time_extracted {reason}") from None
+        extracted_at = values.optional(message.get("time_extracted"), values.instant)
+        return extracted_at or self.context.receipts.now()
 
 
 class AwardSink(TableSink):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.loader.batcher import Batch, Batcher
 from target_crm.loader.metrics import RunMetrics
-from target_crm.loader.reader import MessageReader, without_nul
+from target_crm.loader.reader import LINE_BYTES_MAX, MessageReader, without_nul
 from target_crm.loader.sinks import BatchContext, StreamSink, TableSink, sink_class
 from target_crm.loader.writer import BatchWriter
 from target_crm.records import values
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 
 # A batch's rows are Python objects, up to five times the size of their lines; two batches may be in memory.
 BATCH_BYTES_MAX = 20 * 1024 * 1024
+# A stream with fewer records fails only if all of them are quarantined.
+REJECTED_READ_MIN = 100
+_STREAM_NAME = re.compile(r'"stream"\s*:\s*"([^"]+)"')
 
 
 class Route(NamedTuple):
@@ -113,12 +117,14 @@ class TargetCrm(Target):
             wait_seconds=self.settings.batch_wait_seconds,
         )
         self._context = BatchContext(self.warehouse, self.settings.hard_delete, self.settings.store_payload)
-        self._reader = MessageReader(self._reading, self._batcher.poll, self._reject_line, self._add_fast)
+        self._reader = MessageReader(self._reading, self._batcher.poll, self._reject_unreadable, self._add_fast)
         self.message_reader = self._reader
         self._metrics = RunMetrics()
         self._routes: dict[str, list[Route]] = {}
         self._schemas: dict[str, tuple[Any, Any]] = {}
         self._fast_sink: StreamSink | None = None
+        # Stream → why its rows of older versions must not be deleted; the empty name stands for all streams.
+        self._unsafe_activations: dict[str, str] = {}
 
     # Settings and command line.
 
@@ -201,11 +207,35 @@ class TargetCrm(Target):
         """Commit what is left, emit the last STATE, and log what became of every record."""
         with self._recording_failure():
             self._batcher.flush()
+            for stream, tally in self.writer.tallies.items():
+                if stream or tally.read:
+                    level = logging.WARNING if tally.quarantined else logging.INFO
+                    self.logger.log(level, "%s: %s", stream or "malformed lines", tally)
+            if differing := self.writer.differing:
+                columns = ", ".join(f"{column} ({count:,})" for column, count in differing.items())
+                self.logger.warning("actions read again differ from the ledger, which keeps its values, in %s", columns)
+            self._metrics.finish(self.writer.tallies)
+            self._refuse_rejections()
             self.writer.finish()
-        for stream, tally in self.writer.tallies.items():
-            if stream or tally.read:
-                self.logger.info("%s: %s", stream or "malformed lines", tally)
-        self._metrics.finish(self.writer.tallies)
+
+    def _refuse_rejections(self) -> None:
+        """End the run as a failure if too many records of a stream were quarantined."""
+        most = self.settings.max_rejected_fraction
+        failed = [
+            f"{tally.quarantined:,} of {tally.read:,} records of {stream}"
+            for stream, tally in self.writer.tallies.items()
+            if stream
+            and tally.quarantined
+            and (
+                tally.quarantined == tally.read
+                or (tally.read >= REJECTED_READ_MIN and tally.quarantined > most * tally.read)
+            )
+        ]
+        malformed = self.writer.tallies[""].read
+        if malformed and malformed == self._reader.line_number:
+            failed.append("all lines of the input")
+        if failed:
+            raise InputError(f"quarantined {' and '.join(failed)}; see rejected_records for the reasons")
 
     def _commit(self, batch: Batch) -> None:
         began_seconds = time.monotonic()
@@ -254,12 +284,13 @@ class TargetCrm(Target):
             not isinstance(stream, str)
             or not stream
             or not isinstance(schema, dict)
-            or not isinstance(schema.get("properties"), dict)
+            or not isinstance(schema.get("properties", {}), dict)
             or not isinstance(keys, list | None)
         ):
-            raise InputError(
-                f"line {self.input_line}: a SCHEMA message needs a stream, schema.properties and a list of keys"
-            )
+            raise InputError(f"line {self.input_line}: a SCHEMA message needs a stream, a schema and a list of keys")
+        if not schema.get("properties"):
+            # The SDK's stream maps need it.
+            schema = {**schema, "properties": {}}
         sinks = [route.sink for routes in self._routes.values() for route in routes]
         routes = []
         try:
@@ -310,7 +341,7 @@ class TargetCrm(Target):
     def _process_record_message(self, message_dict: dict[str, Any]) -> None:
         stream, record = message_dict.get("stream"), message_dict.get("record")
         if not isinstance(stream, str) or not isinstance(record, dict):
-            self._reject_line(values.json_text(message_dict), "the RECORD message has no stream or no record")
+            self._reject_unreadable(values.json_text(message_dict), "the RECORD message has no stream or no record")
             return
         routes = self._routes.get(stream)
         if routes is None:
@@ -330,6 +361,8 @@ class TargetCrm(Target):
                 raise InputError(f"stream {stream!r} line {self.input_line}: a stream map fails: {reason}") from error
             if mapped is not None:
                 self._add(sink, mapped, message_dict)
+        if values.table_version(message_dict.get("version")) is None:
+            self._unsafe_activations.setdefault(stream, "records of this run have no version")
         self._batcher.commit_if_due()
 
     def _process_state_message(self, message_dict: dict[str, Any]) -> None:
@@ -343,13 +376,20 @@ class TargetCrm(Target):
         raise InputError(f"stream {message_dict.get('stream')!r}: BATCH messages are not supported; turn batches off")
 
     def _process_activate_version_message(self, message_dict: dict[str, Any]) -> None:
-        stream, version = message_dict.get("stream"), _version_of(message_dict)
-        routes = self._routes.get(stream) if isinstance(stream, str) else None
-        if routes is None or version is None:
-            self._reject_line(values.json_text(message_dict), "the ACTIVATE_VERSION has no known stream or no version")
+        stream, version = message_dict.get("stream"), values.table_version(message_dict.get("version"))
+        if not isinstance(stream, str) or version is None:
+            self._reject_line(
+                values.json_text(message_dict), "the ACTIVATE_VERSION message has no stream or no version"
+            )
+            return
+        if stream not in self._routes:
+            self.logger.warning("%s: ignored ACTIVATE_VERSION, the stream has no SCHEMA in this run", stream)
             return
         self._batcher.flush()
-        for _, sink in routes:
+        if reason := self._unsafe_activations.pop(stream, None) or self._unsafe_activations.get(""):
+            self.logger.warning("%s: ignored ACTIVATE_VERSION, nothing is deleted: %s", stream, reason)
+            return
+        for _, sink in self._routes[stream]:
             deleted = self.writer.activate(sink, version)
             if deleted is None:
                 self.logger.warning("%s: ignored ACTIVATE_VERSION, the ledger keeps every action", sink.stream)
@@ -401,6 +441,13 @@ class TargetCrm(Target):
         else:
             part.rows.append((self.input_line, *row))
 
+    def _reject_unreadable(self, line: str, reason: str) -> None:
+        """Quarantine a line that may have been a record: the row of its key must not count as deleted."""
+        streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else _STREAM_NAME.findall(line)
+        # Of an unknown stream, it may be any stream's.
+        self._unsafe_activations |= dict.fromkeys(streams or [""], f"line {self.input_line} could not be read")
+        self._reject_line(line, reason)
+
     def _reject_line(self, line: str, reason: str) -> None:
         """Quarantine a line that is no usable message."""
         self._batch_for_record()
@@ -417,13 +464,6 @@ class TargetCrm(Target):
 def _raise_problems(problems: Sequence[str]) -> None:
     if problems:
         raise SettingError("; ".join(problems))
-
-
-def _version_of(message: dict[str, Any]) -> int | None:
-    try:
-        return values.integer(message.get("version"))
-    except values.Invalid:
-        return None
 
 
 def main() -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ class BatchWriter:
         self._started_at = datetime.now(UTC)
         self.tallies: dict[str, Tally] = {"": Tally()}
         """Per stream, what became of the records that are committed. The empty name stands for malformed lines."""
+        self.differing: Counter[str] = Counter()
+        """Column of the ledger → in how many records that were read again it had another value."""
 
     def add_stream(self, name: str) -> None:
         """Report a stream even if none of its records comes."""
@@ -57,7 +60,8 @@ class BatchWriter:
 
     def write(self, batch: Batch) -> None:
         """Commit a batch."""
-        self.tallies = self._warehouse.commit_once(partial(self._write, batch))
+        self.tallies, differing = self._warehouse.commit_once(partial(self._write, batch))
+        self.differing += differing
 
     def activate(self, sink: StreamSink, version: int) -> int | None:
         """Mark or remove the rows of a stream that an activated version no longer has.
@@ -76,23 +80,25 @@ class BatchWriter:
         with self._warehouse.write() as connection:
             self._record_run(connection, self.tallies, FAILED)
 
-    def _write(self, batch: Batch, connection: Connection) -> dict[str, Tally]:
-        """Write a batch; return the tallies of the run once that is committed."""
+    def _write(self, batch: Batch, connection: Connection) -> tuple[dict[str, Tally], Counter[str]]:
+        """Write a batch; return the tallies of the run once that is committed, and the batch's differing columns."""
         malformed = sum(not rejection.stream for rejection in batch.rejections)
         tallies = dict(self.tallies)
         tallies[""] += Tally(read=malformed, quarantined=malformed)
         conflicts: list[Rejection] = []
+        differing: Counter[str] = Counter()
         for sink, part in batch.parts.items():
             tallies[sink.stream] += Tally(read=part.refused, quarantined=part.refused)
             if part.rows or part.present_keys:
                 result = sink.write(connection, part)
                 tallies[sink.stream] += result.tally
                 conflicts += result.conflicts
+                differing.update(result.differing)
         if conflicts and self._fail_on_conflict:
             raise InvalidRecord(conflicts[0].where, {})
         self._quarantine(connection, [*batch.rejections, *conflicts])
         self._record_run(connection, tallies)
-        return tallies
+        return tallies, differing
 
     def _quarantine(self, connection: Connection, rejections: Sequence[Rejection]) -> None:
         if not rejections:

@@ -99,6 +99,8 @@ class Shape:
     fields: tuple[Field, ...]
     keys: tuple[str, ...]
     keeps_extra: bool
+    marks_deleted: bool
+    """Records may carry `_sdc_deleted_at`, as those of log-based taps do."""
 
     @classmethod
     def of(
@@ -106,7 +108,8 @@ class Shape:
     ) -> Shape:
         """Read a SCHEMA message. `fixed` properties have the given kind, whatever the schema says."""
         fixed = fixed or {}
-        properties = schema.get("properties") or {}
+        properties = dict(schema.get("properties") or {})
+        marks_deleted = properties.pop(DELETED_AT, None) is not None
         kinds = {name: fixed.get(name) or kind_of(definition, schema) for name, definition in properties.items()}
         kinds = {**fixed, **kinds}
         for key in key_properties:
@@ -123,6 +126,7 @@ class Shape:
             ),
             keys=tuple(columns[key] for key in key_properties),
             keeps_extra=schema.get("additionalProperties", True) is not False,
+            marks_deleted=marks_deleted,
         )
 
     def row(
@@ -135,7 +139,8 @@ class Shape:
         """
         spilled: list[str] = []
         row = [self._value(field, record, spilled) for field in self.fields]
-        return (*row, self._extra(record, spilled), extracted_at, loaded_at, version, None)
+        deleted_at = values.optional(record.get(DELETED_AT), values.instant) if self.marks_deleted else None
+        return (*row, self._extra(record, spilled), extracted_at, loaded_at, version, deleted_at)
 
     def key_row(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
         """A row with nothing but the key and version of a record.
@@ -175,7 +180,7 @@ class Shape:
 
     @cached_property
     def _names(self) -> set[str]:
-        return {field.property for field in self.fields}
+        return {field.property for field in self.fields} | ({DELETED_AT} if self.marks_deleted else set())
 
 
 class MissingProperty(values.Invalid):

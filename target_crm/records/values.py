@@ -165,6 +165,16 @@ def integer(value: Any) -> int:
     return int(value)
 
 
+def table_version(value: Any) -> int | None:
+    """A table version: a whole number, or text of one; None for anything else."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    try:
+        return integer(value)
+    except Invalid:
+        return None
+
+
 def number(value: Any) -> Decimal:
     """Any finite number within the range of a double."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     and_,
+    case,
     cast,
     false,
     func,
@@ -241,16 +242,54 @@ def mark_present(table: Table, staged: Staged) -> RowUpdate:
     return RowUpdate(table, values, and_(_same_key(table, seen), older))
 
 
+# Columns of an action that move a balance.
+BALANCE_COLUMNS = (
+    "award_id",
+    "effect",
+    "occurred_at",
+    "points_available",
+    "points_added",
+    "points_redeemed",
+    "points_refunded",
+)
+
+
 @cache
 def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
-    """Input line and payload of the staged actions that differ from the ledger's action of the same id."""
+    """Input line and payload of the staged actions that contradict the ledger's action of the same id."""
     rows = staged.table
     return (
         select(rows.c[SEQ], _comparable(rows.c.payload))
         .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
-        .where(ledger.c.content_hash != rows.c.content_hash)
+        .where(_contradicts(ledger, rows))
         .order_by(rows.c[SEQ])
     )
+
+
+@cache
+def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
+    """In how many staged actions without a conflict each column differs from the ledger's, in one row."""
+    rows = staged.table
+    ignored = {"action_id", "payload", "content_hash", "loaded_at"}
+    names = [column.name for column in ledger.c if column.name not in ignored]
+    return (
+        select(
+            *(
+                func.count(case((ledger.c[name].is_distinct_from(rows.c[name]), rows.c[SEQ]))).label(name)
+                for name in names
+            )
+        )
+        .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
+        .where(case((_contradicts(ledger, rows), 1), else_=0) == 0)
+    )
+
+
+def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
+    """Whether an action would move a balance otherwise than the ledger's.
+
+    A value that is missing on one side is no contradiction: a field may have been deselected.
+    """
+    return or_(*(ledger.c[name] != rows.c[name] for name in BALANCE_COLUMNS))
 
 
 def _keys(table: Table) -> list[str]:
