@@ -165,8 +165,8 @@ class LedgerSink(StreamSink):
                 Rejection(self.stream, reason, input_line, _compact(payload))
                 for input_line, payload in connection.execute(staging.conflicts(ledger, staged))
             ]
-            counts = connection.execute(staging.differing_columns(ledger, staged)).mappings().one()
-            differing = {name: count for name, count in counts.items() if count}
+            for row in connection.execute(staging.differing_columns(ledger, staged)):
+                differing = {name: count for name, count in row._asdict().items() if count}
         clear_staging(self.adapter, connection, staged)
         tally = Tally(
             read=len(part.rows),

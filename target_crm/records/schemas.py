@@ -216,7 +216,7 @@ def allows_null(definition: Any, root: Mapping[str, Any] | None = None) -> bool:
 
 def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) -> Iterator[tuple[str, str]]:
     """Each type that a schema allows, with its format; none for a schema that allows any."""
-    if not isinstance(definition, dict):
+    if definition is None or isinstance(definition, bool):
         return
     reference = definition.get("$ref")
     if isinstance(reference, str):

@@ -375,7 +375,7 @@ def test_contradictions_of_the_ledger_are_quarantined_and_rejected_records_can_b
     rejected = table(crm, "rejected_records", "reason")
     assert sorted(row["reason"] for row in rejected) == [
         "metadata.pointsAdded is text, expected points",
-        "the ledger has this _id with other content",
+        "the ledger has this _id with another award, effect, time or points",
     ]
     assert balance(crm)["points"] == Decimal(5)
 

@@ -71,7 +71,8 @@ def test_hard_delete_removes_rows_missing_from_the_activated_version(warehouse_u
 
 
 def test_a_deleted_award_leaves_user_balances_but_stays_in_award_balances(warehouse_url: str) -> None:
-    load(warehouse_url, [AWARDS, snapshot("w1", 5), snapshot("w2", 7), activate("awards", 1)], hard_delete=True)
+    load(warehouse_url, [AWARDS, snapshot("w1", 5), snapshot("w2", 7)])
+    load(warehouse_url, [AWARDS, activate("awards", 1)], hard_delete=True)
 
     assert query(warehouse_url, "SELECT * FROM user_balances") == []
     assert [row["points"] for row in table(warehouse_url, "award_balances")] == [Decimal(5), Decimal(7)]
@@ -115,7 +116,7 @@ def test_an_award_without_points_is_not_marked_as_deleted(warehouse_url: str) ->
     ]
 
 
-@pytest.mark.parametrize("version", [2**63, "2", 2.5, None])
+@pytest.mark.parametrize("version", [2**63, "two", 2.5, None])
 def test_an_activate_version_without_a_valid_version_is_quarantined(sqlite_url: str, version: Any) -> None:
     keyed = schema("perks", {"id": TEXT}, "id")
 
@@ -123,7 +124,7 @@ def test_an_activate_version_without_a_valid_version_is_quarantined(sqlite_url: 
 
     assert query(sqlite_url, "SELECT id FROM perks WHERE _sdc_deleted_at IS NULL") == [("1",)]
     assert [row["reason"] for row in table(sqlite_url, "rejected_records", "reason")] == [
-        "the ACTIVATE_VERSION has no known stream or no version"
+        "the ACTIVATE_VERSION message has no stream or no version"
     ]
 
 
@@ -132,6 +133,4 @@ def test_the_ledger_keeps_every_action_when_a_version_is_activated(sqlite_url: s
 
     assert loaded.states == ["{}"]
     assert [row["action_id"] for row in table(sqlite_url, "actions")] == ["a1"]
-    assert table(sqlite_url, "rejected_records", "reason") == [
-        {"reason": "the ACTIVATE_VERSION has no known stream or no version"}
-    ]
+    assert table(sqlite_url, "rejected_records", "reason") == []

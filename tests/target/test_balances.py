@@ -170,7 +170,7 @@ def test_the_ledger_keeps_the_first_action_and_quarantines_a_conflicting_one(war
     assert json.loads(rejected.pop("payload")) == json.loads(second)["record"]
     assert rejected == {
         "stream": "actions",
-        "reason": "the ledger has this _id with other content",
+        "reason": "the ledger has this _id with another award, effect, time or points",
         "input_line": 4,
     }
 

@@ -122,7 +122,7 @@ def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(wareho
         ),
         pytest.param(
             action("a1", available=3),
-            "actions line 3: the ledger has this _id with other content",
+            "actions line 3: the ledger has this _id with another award, effect, time or points",
             id="conflict-with-the-ledger",
         ),
         pytest.param(
@@ -131,18 +131,23 @@ def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(wareho
             id="batch-message",
         ),
         pytest.param(
-            '{"type": "SCHEMA", "stream": "tom", "schema": {}}',
-            "line 3: a SCHEMA message needs a stream, schema.properties and a list of keys",
-            id="schema-without-properties",
+            schema("tom", {"name": TEXT}, "id"),
+            "stream 'tom': key property 'id' is not in its schema; select it in the tap",
+            id="key-not-in-the-schema",
+        ),
+        pytest.param(
+            schema("actions", {"verb": TEXT}),
+            "stream 'actions' is not Pepper's: its schema has no _id; rename the stream by a map",
+            id="actions-of-another-source",
         ),
         pytest.param(
             '{"type": "SCHEMA", "stream": "tom", "schema": {"properties": {}}, "key_properties": "id"}',
-            "line 3: a SCHEMA message needs a stream, schema.properties and a list of keys",
+            "line 3: a SCHEMA message needs a stream, a schema and a list of keys",
             id="keys-not-a-list",
         ),
         pytest.param(
             schema("", {"id": TEXT}),
-            "line 3: a SCHEMA message needs a stream, schema.properties and a list of keys",
+            "line 3: a SCHEMA message needs a stream, a schema and a list of keys",
             id="stream-without-a-name",
         ),
         pytest.param(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from target_crm.loader import reader
@@ -63,12 +64,13 @@ def test_of_an_overlong_line_the_quarantine_keeps_the_beginning(
     assert loaded.tallies[""] == "1 read = 0 applied + 0 duplicate + 0 superseded + 1 quarantined"
 
 
-def test_a_record_with_an_invalid_time_extracted_is_quarantined(sqlite_url: str) -> None:
+def test_an_invalid_time_extracted_costs_the_time_and_not_the_record(sqlite_url: str) -> None:
+    began = datetime.now(UTC)
+
     load(sqlite_url, [AWARDS, snapshot("w1", 5, read_at="yesterday")])
 
-    assert table(sqlite_url, "rejected_records", "stream", "reason") == [
-        {"stream": "awards", "reason": "time_extracted is not an ISO 8601 time"}
-    ]
+    assert table(sqlite_url, "rejected_records", "reason") == []
+    assert [row["_sdc_extracted_at"] > began for row in table(sqlite_url, "awards")] == [True]
 
 
 def test_a_record_with_a_nul_character_is_quarantined_and_json_stays_readable(warehouse_url: str) -> None:

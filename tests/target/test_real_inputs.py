@@ -1,0 +1,330 @@
+"""Inputs as other taps, databases and schemas really send them. Each was once lost, refused or changed."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from target_crm.errors import InputError
+from tests.helpers.target import ACTIONS, INTEGER, TEXT, action, activate, load, query, record, schema, state, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NUMBER = {"type": ["null", "number"]}
+TIME = {"type": ["null", "string"], "format": "date-time"}
+DAY = {"type": ["null", "string"], "format": "date"}
+
+
+def versioned(stream: str, version: Any, **fields: Any) -> str:
+    return json.dumps({"type": "RECORD", "stream": stream, "record": fields, "version": version})
+
+
+def reasons(url: str) -> list[str]:
+    return sorted(row["reason"] for row in table(url, "rejected_records", "reason"))
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("2024-03-01T10:00:00+02", "2024-03-01 08:00:00", id="offset-of-hours"),
+        pytest.param("2024-03-01 10:00:00 +0530", "2024-03-01 04:30:00", id="spaces"),
+        pytest.param("2024-03-01 10:00:00 UTC", "2024-03-01 10:00:00", id="utc-by-name"),
+        pytest.param("20240301T100000Z", "2024-03-01 10:00:00", id="basic-format"),
+        pytest.param("2024-03-01T10:00:00,123Z", "2024-03-01 10:00:00.123", id="comma-fraction"),
+        pytest.param("2024-03-01T24:00:00Z", "2024-03-02 00:00:00", id="end-of-day"),
+        pytest.param("20240229T2400Z", "2024-03-01 00:00:00", id="end-of-leap-day"),
+        pytest.param("2016-12-31T23:59:60Z", "2017-01-01 00:00:00", id="leap-second"),
+        pytest.param("2017-01-01T00:59:60+01:00", "2017-01-01 00:00:00", id="leap-second-elsewhere"),
+        pytest.param("2024-W09-5T10:00:00Z", "2024-03-01 10:00:00", id="week-date"),
+        pytest.param("2024-03-01", "2024-03-01 00:00:00", id="date"),
+        pytest.param("9999-12-31T23:59:59+14:00", "9999-12-31 09:59:59", id="year-9999"),
+        pytest.param("0001-01-01T00:00:00-01:00", "0001-01-01 01:00:00", id="year-1"),
+        pytest.param("", None, id="empty"),
+    ],
+)
+def test_a_time_in_any_form_of_iso_8601_lands_as_its_instant(sqlite_url: str, text: str, expected: str | None) -> None:
+    load(sqlite_url, [schema("t", {"id": TEXT, "at": TIME}, "id"), record("t", {"id": "1", "at": text})])
+
+    assert reasons(sqlite_url) == []
+    ((found,),) = query(sqlite_url, "SELECT at FROM t")
+    assert (found and found.removesuffix("000").removesuffix(".000")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param("2024-13-01T00:00:00Z", "at is not an ISO 8601 time: month must be in 1..12", id="month"),
+        pytest.param("2024-02-30T00:00:00Z", "at is not an ISO 8601 time: day is out of range for month", id="day"),
+        pytest.param("2024-03-01T25:00:00Z", "at is not an ISO 8601 time: hour must be in 0..23", id="hour"),
+        pytest.param("9999-12-31T23:59:59-05:00", "at is before the year 1 or after the year 9999 in UTC", id="far"),
+        pytest.param("tomorrow", "at is not an ISO 8601 time", id="word"),
+    ],
+)
+def test_the_reason_for_an_invalid_time_says_what_is_wrong(sqlite_url: str, text: str, reason: str) -> None:
+    valid = record("t", {"id": "2", "at": None})
+
+    load(sqlite_url, [schema("t", {"id": TEXT, "at": TIME}, "id"), record("t", {"id": "1", "at": text}), valid])
+
+    assert [each.split(", not ")[0] for each in reasons(sqlite_url)] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("2024-01-01T00:00:00Z", "2024-01-01", id="midnight"),
+        pytest.param("2024-01-01 00:00:00", "2024-01-01", id="midnight-without-offset"),
+        pytest.param("20240101", "2024-01-01", id="basic-format"),
+        pytest.param("", None, id="empty"),
+    ],
+)
+def test_a_date_column_takes_midnights(warehouse_url: str, text: str, expected: str | None) -> None:
+    load(warehouse_url, [schema("t", {"id": TEXT, "d": DAY}, "id"), record("t", {"id": "1", "d": text})])
+
+    assert reasons(warehouse_url) == []
+    ((found,),) = query(warehouse_url, "SELECT d FROM t")
+    assert (found and str(found)) == expected
+
+
+# Keys
+
+
+def test_an_empty_string_is_a_key_and_null_is_not(warehouse_url: str) -> None:
+    keyed = schema("ga", {"day": {"type": "string", "format": "date"}, "country": TEXT, "n": INTEGER}, "day", "country")
+    rows = [{"day": "2024-01-01", "country": country, "n": n} for n, country in enumerate(["US", "", "0", None])]
+
+    load(warehouse_url, [keyed, *(record("ga", row) for row in rows)])
+    load(warehouse_url, [keyed, record("ga", rows[1] | {"n": 9})])
+
+    assert query(warehouse_url, "SELECT country, n FROM ga ORDER BY country") == [("", 9), ("0", 2), ("US", 0)]
+    assert reasons(warehouse_url) == ["country is null, and a key part"]
+
+
+# Values
+
+
+def test_numbers_and_booleans_land_in_a_text_column_as_their_text(warehouse_url: str) -> None:
+    keyed = schema("s", {"id": INTEGER, "t": TEXT}, "id")
+    texts = ["5", "true", "1.50", "-0", '"x"']
+    records = [f'{{"type":"RECORD","stream":"s","record":{{"id":{n},"t":{text}}}}}' for n, text in enumerate(texts)]
+
+    load(warehouse_url, [keyed, *records])
+
+    assert [text for (text,) in query(warehouse_url, "SELECT t FROM s ORDER BY id")] == ["5", "true", "1.50", "0", "x"]
+
+
+def test_doubles_of_the_full_range_are_numbers(warehouse_url: str) -> None:
+    keyed = schema("s", {"id": INTEGER, "d": NUMBER}, "id")
+    doubles = ["1.7976931348623157e308", "5e-324", "-2.2250738585072014e-308"]
+    records = [f'{{"type":"RECORD","stream":"s","record":{{"id":{n},"d":{text}}}}}' for n, text in enumerate(doubles)]
+
+    load(warehouse_url, [keyed, *records])
+
+    assert [float(value) for (value,) in query(warehouse_url, "SELECT d FROM s ORDER BY id")] == list(
+        map(float, doubles)
+    )
+
+
+def test_the_smallest_integer_of_64_bits_fits(warehouse_url: str) -> None:
+    load(warehouse_url, [schema("s", {"id": INTEGER}, "id"), record("s", {"id": -(2**63)})])
+
+    assert query(warehouse_url, "SELECT id FROM s") == [(-(2**63),)]
+
+
+def test_a_union_of_time_and_text_is_a_time_and_other_text_stays_in_extra(warehouse_url: str) -> None:
+    union = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": ["string", "null"]}]}
+    keyed = schema("sf", {"id": TEXT, "at": union}, "id")
+
+    load(
+        warehouse_url,
+        [keyed, record("sf", {"id": "1", "at": "2024-01-01T00:00:00Z"}), record("sf", {"id": "2", "at": "soon"})],
+    )
+
+    found = query(warehouse_url, "SELECT id, at IS NULL, _sdc_extra FROM sf ORDER BY id")
+    assert [(key, bool(is_null)) for key, is_null, _ in found] == [("1", False), ("2", True)]
+    assert [json.loads(extra) if isinstance(extra, str) else extra for _, _, extra in found] == [None, {"at": "soon"}]
+
+
+def test_schemas_with_references_unions_and_enums_give_typed_columns(warehouse_url: str) -> None:
+    definition = {
+        "definitions": {"money": {"type": ["null", "number"]}, "at": TIME},
+        "properties": {
+            "id": INTEGER,
+            "amount": {"$ref": "#/definitions/money"},
+            "created": {"$ref": "#/definitions/at"},
+            "name": {"allOf": [{"type": "string"}]},
+            "state": {"enum": ["a", "b", None]},
+            "anything": {},
+            "void": None,
+        },
+    }
+    sent = {"id": 1, "amount": 12.5, "created": "2024-03-01T10:00:00Z", "name": "al", "state": "a", "anything": "any"}
+
+    load(
+        warehouse_url,
+        [
+            json.dumps({"type": "SCHEMA", "stream": "inv", "schema": definition, "key_properties": ["id"]}),
+            record("inv", sent | {"void": "text"}),
+        ],
+    )
+
+    assert query(warehouse_url, "SELECT amount + 1, name, state, anything, void FROM inv") == [
+        (pytest.approx(13.5) if "postgresql" not in warehouse_url else Decimal("13.5"), "al", "a", "any", "text")
+    ]
+
+
+def test_a_stream_without_properties_lands_in_the_extra_column(warehouse_url: str) -> None:
+    events = json.dumps({"type": "SCHEMA", "stream": "events", "schema": {"type": "object"}, "key_properties": ["_id"]})
+
+    load(warehouse_url, [events, record("events", {"_id": "a1", "kind": "x", "n": 3})])
+
+    ((key, extra),) = query(warehouse_url, "SELECT _id, _sdc_extra FROM events")
+    assert (key, json.loads(extra) if isinstance(extra, str) else extra) == ("a1", {"kind": "x", "n": 3})
+
+
+# The input as a whole
+
+
+def test_a_byte_order_mark_is_skipped(sqlite_url: str, tmp_path: Path) -> None:
+    lines = [schema("t", {"id": TEXT}, "id"), record("t", {"id": "1"}), state({"n": 1})]
+
+    loaded = load(sqlite_url, ["\ufeff" + lines[0], *lines[1:]])
+
+    assert (loaded.states, query(sqlite_url, "SELECT id FROM t")) == (['{"n":1}'], [("1",)])
+
+
+def test_a_run_that_could_load_nothing_of_a_stream_fails_after_committing_the_others(sqlite_url: str) -> None:
+    bad = [record("bad", {"id": str(n), "n": "many"}) for n in range(2)]
+    lines = [schema("bad", {"id": TEXT, "n": INTEGER}, "id"), schema("good", {"id": TEXT}, "id"), *bad]
+
+    with pytest.raises(InputError, match=r"quarantined 2 of 2 records of bad; see rejected_records"):
+        load(sqlite_url, [*lines, record("good", {"id": "1"})])
+
+    assert query(sqlite_url, "SELECT id FROM good") == [("1",)]
+    assert len(reasons(sqlite_url)) == 2
+    assert {row["exit_state"] for row in table(sqlite_url, "load_runs", "exit_state")} == {"failed"}
+
+
+@pytest.mark.parametrize(("bad", "fraction", "fails"), [(10, 0.1, False), (11, 0.1, True), (11, 0.2, False)])
+def test_a_run_fails_if_more_than_a_fraction_of_a_stream_was_quarantined(
+    sqlite_url: str, bad: int, fraction: float, fails: bool
+) -> None:
+    records = [record("t", {"id": str(n), "n": "many" if n < bad else n}) for n in range(100)]
+    lines = [schema("t", {"id": TEXT, "n": INTEGER}, "id"), *records]
+
+    if fails:
+        with pytest.raises(InputError, match="quarantined 11 of 100 records of t"):
+            load(sqlite_url, lines, max_rejected_fraction=fraction)
+    else:
+        load(sqlite_url, lines, max_rejected_fraction=fraction)
+
+    assert query(sqlite_url, "SELECT count(*) FROM t") == [(100 - bad,)]
+
+
+# Deletions
+
+
+@pytest.mark.parametrize("hard_delete", [False, True])
+@pytest.mark.parametrize(
+    "unreadable",
+    [
+        pytest.param('{"type":"RECORD","stream":"people","record":{"id":"2","score":NaN},"version":2}', id="nan"),
+        pytest.param(
+            '{"type":"RECORD","stream":"people","record":{"id":"2","name":"\\ud800"},"version":2}', id="surrogate"
+        ),
+        pytest.param('{"type":"RECORD","record":{"id":"2"},"version":2', id="cut-off"),
+        pytest.param(
+            json.dumps({"type": "RECORD", "stream": "people", "record": {"id": "2", "name": "x" * 2**24}}), id="long"
+        ),
+    ],
+)
+def test_a_row_whose_record_was_unreadable_is_not_deleted(
+    warehouse_url: str, hard_delete: bool, unreadable: str
+) -> None:
+    people = schema("people", {"id": TEXT, "name": TEXT, "score": NUMBER}, "id")
+    first = [versioned("people", 1, id=key) for key in "12"]
+
+    load(warehouse_url, [people, *first, activate("people", 1)], hard_delete=hard_delete)
+    load(
+        warehouse_url,
+        [people, versioned("people", 2, id="1"), unreadable, activate("people", 2)],
+        hard_delete=hard_delete,
+    )
+
+    assert query(warehouse_url, "SELECT id FROM people WHERE _sdc_deleted_at IS NULL ORDER BY id") == [("1",), ("2",)]
+
+
+@pytest.mark.parametrize("version", [None, "x", True])
+def test_rows_of_this_run_without_a_version_are_not_deleted(warehouse_url: str, version: Any) -> None:
+    people = schema("people", {"id": TEXT}, "id")
+
+    load(
+        warehouse_url,
+        [people, versioned("people", version, id="1"), record("people", {"id": "2"}), activate("people", 3)],
+    )
+
+    assert query(warehouse_url, "SELECT id FROM people WHERE _sdc_deleted_at IS NULL ORDER BY id") == [("1",), ("2",)]
+
+
+def test_a_version_may_be_written_as_text(sqlite_url: str) -> None:
+    people = schema("people", {"id": TEXT}, "id")
+    first = [versioned("people", "6", id=key) for key in "12"]
+
+    load(sqlite_url, [people, *first, activate("people", "6")])
+    load(sqlite_url, [people, versioned("people", "7", id="1"), activate("people", "7")])
+
+    assert query(sqlite_url, "SELECT id FROM people WHERE _sdc_deleted_at IS NULL") == [("1",)]
+
+
+@pytest.mark.parametrize("hard_delete", [False, True])
+def test_a_record_with_sdc_deleted_at_deletes_its_row_until_a_later_one_brings_it_back(
+    warehouse_url: str, hard_delete: bool
+) -> None:
+    keyed = schema("s", {"id": INTEGER, "v": TEXT, "_sdc_deleted_at": TIME}, "id")
+    rows = [record("s", {"id": n, "v": "a"}) for n in (1, 2)]
+    deletion = record("s", {"id": 2, "v": "a", "_sdc_deleted_at": "2026-11-01T00:00:00Z"})
+
+    load(warehouse_url, [keyed, *rows], hard_delete=hard_delete)
+    load(warehouse_url, [keyed, deletion], hard_delete=hard_delete)
+
+    found = [
+        (key, deleted is not None)
+        for key, deleted in query(warehouse_url, "SELECT id, _sdc_deleted_at FROM s ORDER BY id")
+    ]
+    assert found == ([(1, False)] if hard_delete else [(1, False), (2, True)])
+
+    load(warehouse_url, [keyed, record("s", {"id": 2, "v": "b"})], hard_delete=hard_delete)
+
+    assert query(warehouse_url, "SELECT id, v FROM s WHERE _sdc_deleted_at IS NULL ORDER BY id") == [(1, "a"), (2, "b")]
+
+
+# The ledger
+
+
+def test_an_action_read_again_with_fewer_or_masked_fields_is_a_duplicate_with_one_warning(
+    warehouse_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = [json.loads(action(f"a{n}")) for n in range(3)]
+    for message in full:
+        message["record"] |= {"environment": "LIVE"}
+    load(warehouse_url, [ACTIONS, *map(json.dumps, full)])
+    before = table(warehouse_url, "actions"), table(warehouse_url, "award_balances")
+
+    for message in full:
+        del message["record"]["environment"]
+        message["record"]["context"]["user"]["_id"] = "masked"
+    caplog.clear()
+    again = load(warehouse_url, [ACTIONS, *map(json.dumps, full)], batch_size_rows=2)
+
+    assert again.tallies == {"actions": "3 read = 0 applied + 3 duplicate + 0 superseded + 0 quarantined"}
+    assert (table(warehouse_url, "actions"), table(warehouse_url, "award_balances")) == before
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert warnings == [
+        "actions read again differ from the ledger, which keeps its values, in user_id (3), environment (3)"
+    ]
