@@ -26,7 +26,7 @@ from pepper_runtime import logs, telemetry
 from pepper_runtime.cli import SIGNAL_EXIT_CODE, discard_stdout, run_cli
 from pepper_runtime.config import read_config
 from pepper_runtime.progress import display
-from pepper_runtime.settings import describe_errors, find_environment_problems, hide
+from pepper_runtime.settings import describe_errors, find_environment_problems, hide, read_environment_numbers
 from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.loader.batcher import Batch, Batcher
@@ -93,8 +93,8 @@ class TargetCrm(Target):
             on_quarantine: Called with the records of each batch that go to the quarantine.
             options: The SDK's own arguments.
         """
-        if options.get("parse_env_config"):
-            _raise_problems(find_environment_problems(CONFIG_JSONSCHEMA, ENVIRONMENT_PREFIX, os.environ, hide))
+        self._environment = os.environ if options.get("parse_env_config") else {}
+        _raise_problems(find_environment_problems(CONFIG_JSONSCHEMA, ENVIRONMENT_PREFIX, self._environment, hide))
         try:
             super().__init__(**options)
         except ValueError:
@@ -138,6 +138,7 @@ class TargetCrm(Target):
         self.append_builtin_config(self.config_jsonschema)
         if self._config.get("stream_maps") is None:
             self._config.pop("stream_maps", None)
+        self._config.update(read_environment_numbers(CONFIG_JSONSCHEMA, ENVIRONMENT_PREFIX, self._environment))
         try:
             errors = JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
             problems = describe_errors(

@@ -139,16 +139,16 @@ def test_the_smallest_integer_of_64_bits_fits(warehouse_url: str) -> None:
 
 def test_a_union_of_time_and_text_is_a_time_and_other_text_stays_in_extra(warehouse_url: str) -> None:
     union = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": ["string", "null"]}]}
-    keyed = schema("sf", {"id": TEXT, "at": union}, "id")
+    keyed = schema("sf", {"id": TEXT, "seen": union}, "id")
 
     load(
         warehouse_url,
-        [keyed, record("sf", {"id": "1", "at": "2024-01-01T00:00:00Z"}), record("sf", {"id": "2", "at": "soon"})],
+        [keyed, record("sf", {"id": "1", "seen": "2024-01-01T00:00:00Z"}), record("sf", {"id": "2", "seen": "soon"})],
     )
 
-    found = query(warehouse_url, "SELECT id, at IS NULL, _sdc_extra FROM sf ORDER BY id")
+    found = query(warehouse_url, "SELECT id, seen IS NULL, _sdc_extra FROM sf ORDER BY id")
     assert [(key, bool(is_null)) for key, is_null, _ in found] == [("1", False), ("2", True)]
-    assert [json.loads(extra) if isinstance(extra, str) else extra for _, _, extra in found] == [None, {"at": "soon"}]
+    assert [json.loads(extra) if isinstance(extra, str) else extra for _, _, extra in found] == [None, {"seen": "soon"}]
 
 
 def test_schemas_with_references_unions_and_enums_give_typed_columns(warehouse_url: str) -> None:
