@@ -40,7 +40,7 @@ def test_verify_exits_with_1_and_names_the_award_if_a_column_was_changed(
     load(
         sqlite_url,
         [
-            *(AWARDS, snapshot("untouched"), snapshot("changed", at="2026-09-01T00:00:00Z"), ACTIONS),
+            *(AWARDS, snapshot("untouched"), snapshot("changed", 7, at="2026-09-01T00:00:00Z"), ACTIONS),
             action("a1", delta=4, available=9, award="changed", at="2026-10-01T12:00:00Z"),
             action("a2", "REDEEM_PERK", delta=2, available=7, award="changed", at="2026-10-02T12:00:00Z"),
         ],

@@ -49,17 +49,22 @@ def test_rows_missing_from_the_activated_version_are_marked_until_they_return(wa
 
 def test_a_deleted_row_that_returns_unchanged_loses_its_deletion_mark(warehouse_url: str, tmp_path: Path) -> None:
     keyed = schema("perks", {"id": TEXT, "title": TEXT}, "id")
+    old, middle, new = (f"2026-10-0{day}T00:00:00Z" for day in (1, 2, 3))
 
-    def run(version: int, *keys: str) -> list[tuple[Any, ...]]:
-        """Run with these perks, all of the same content; return which rows are marked as deleted."""
-        records = [versioned("perks", key, version, title="Stamp") for key in keys]
-        ran = run_target(warehouse_url, tmp_path, keyed, *records, activate("perks", version))
+    def run(version: int, **times: str) -> dict[str, bool]:
+        """Load perks extracted at these times, all with the same title; return which rows are marked as deleted."""
+        perks = [with_version(version, record("perks", {"id": key, "title": "Stamp"}, at)) for key, at in times.items()]
+        ran = run_target(warehouse_url, tmp_path, keyed, *perks, activate("perks", version))
         assert ran.returncode == 0, ran.stderr
-        return query(warehouse_url, "SELECT id, _sdc_deleted_at IS NOT NULL, title FROM perks ORDER BY id")
+        rows = query(warehouse_url, "SELECT id, _sdc_deleted_at IS NOT NULL FROM perks WHERE title = 'Stamp'")
+        return {key: bool(marked) for key, marked in rows}
 
-    assert run(1, "1", "2") == [("1", False, "Stamp"), ("2", False, "Stamp")]
-    assert run(2, "1") == [("1", False, "Stamp"), ("2", True, "Stamp")]
-    assert run(3, "1", "2") == [("1", False, "Stamp"), ("2", False, "Stamp")]
+    run(1, kept=middle, older=middle, equal=middle, newer=middle)
+    without_three = run(2, kept=new)
+    with_all = run(3, kept=new, older=old, equal=middle, newer=new)
+
+    assert without_three == {"kept": False, "older": True, "equal": True, "newer": True}
+    assert with_all == {"kept": False, "older": False, "equal": False, "newer": False}
 
 
 def test_hard_delete_removes_rows_missing_from_the_activated_version(warehouse_url: str) -> None:
