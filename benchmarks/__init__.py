@@ -1,1 +1,1 @@
-"""Measurements of the pair against floors and peers: see docs/performance.md."""
+"""Benchmarks of both plugins against a minimal program and other loaders. Results are in docs/performance.md."""

@@ -1,4 +1,4 @@
-"""Measure the loader against its floors and its peers, and write tables and plots into docs/performance.md."""
+"""Measure target-crm against minimal and other loaders, and write tables and plots into docs/performance.md."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ ENGINES = ("postgresql", "sqlite", "duckdb")
 PARTS = ("floors", "peers", "memory", "growth")
 BATCH_ROWS = 10_000
 FLOOR, PROJECT = "floor", "target-crm"
-# As many as a programme has whose users come back.
+# Typical of a programme whose users return.
 ACTIONS_PER_AWARD = 10
 
 
 class Bench:
-    """A folder for the data, and a PostgreSQL server whose data lies beside it; in memory where there is room."""
+    """Runs loaders; keeps their files in one folder and their PostgreSQL databases on one server."""
 
     def __init__(self, folder: Path, postgres_url: str) -> None:
         self.folder = folder
         self._postgres_url = postgres_url
         self._numbers = count()
-        # As its users install it, without what its tests need besides: some drivers import more where there is more.
+        # Only what users install: some drivers import optional packages if they find them, which costs time.
         self._programs = environment("pepper-crm", "--editable", f"{harness.PROJECT}[duckdb,postgres]")
         self._python = self._programs / "python"
         self._target = [self._programs / "target-crm"]
 
     def new_url(self, engine: str) -> str:
-        """An empty warehouse."""
+        """The URL of a new, empty warehouse."""
         if engine != "postgresql":
             return f"{engine}:///{self.folder}/{next(self._numbers)}.{engine}"
         return new_database(self._postgres_url)
 
     def floor(self, engine: str, messages: Path) -> Run:
-        """Load into an empty warehouse by the floor."""
+        """Load into an empty warehouse with the minimal loader."""
         return harness.run([self._python, "-m", "benchmarks.floor", self.new_url(engine)], stdin=messages)
 
     def load(self, url: str, messages: Path, **settings: Any) -> Run:
-        """Load by this project."""
+        """Load with target-crm."""
         return self._run(self._target, messages, {"sqlalchemy_url": url, **settings})
 
     def fill(self, url: str, actions: int, first: int = 0, awards: int | None = None) -> Run:
-        """Load any number of actions by this project, without a file for them."""
+        """Generate actions and pipe them into target-crm, without a file in between."""
         lines = [self._python, "-m", "benchmarks.data", actions, first, awards or actions * data.AWARDS_PER_ACTION]
         return harness.run(list(map(str, lines)), [*self._target, "--config", self._config({"sqlalchemy_url": url})])
 
@@ -68,11 +68,11 @@ class Bench:
         return harness.run([self._programs / "crm-balances", command], environment={"TARGET_CRM_SQLALCHEMY_URL": url})
 
     def project(self, engine: str, messages: Path) -> Run:
-        """Load into an empty warehouse by this project."""
+        """Load into an empty warehouse with target-crm."""
         return self.load(self.new_url(engine), messages)
 
     def peer(self, command: Sequence[str | Path], engine: str, messages: Path, **settings: Any) -> Run:
-        """Load by another Singer target."""
+        """Load into an empty warehouse with another Singer target."""
         url = self.new_url(engine)
         if engine == "duckdb":
             return self._run(command, messages, {"filepath": url.removeprefix("duckdb:///"), **settings})
@@ -82,7 +82,7 @@ class Bench:
         return self._run(command, messages, {**server, "database": database, "dbname": database, **settings})
 
     def dlt(self, disposition: str, messages: Path) -> Run:
-        """Load by dlt, without Singer: it reads the lines itself."""
+        """Load with dlt, which reads the lines itself, without Singer."""
         script = Path(__file__).with_name("peer_dlt.py")
         python = environment("dlt", "dlt[postgres]==1.31.0") / "python"
         url = self.new_url("postgresql").replace("@", ":postgres@")
@@ -101,7 +101,7 @@ class Bench:
 
 
 def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
-    """Other loaders for an engine. None of them keeps a balance."""
+    """Other loaders for an engine. They load the actions only; none keeps balances."""
     if engine == "duckdb":
         target = environment("target-duckdb", "target-duckdb==0.8.0") / "target-duckdb"
         schema = {"default_target_schema": "main", "add_metadata_columns": True}
@@ -121,7 +121,7 @@ def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
 
 
 def compare(bench: Bench, rows: int, rounds: int, *, with_peers: bool) -> str:
-    """Each engine's floor, this project and, if asked for, the peers, in turn."""
+    """Compare the minimal loader, target-crm and, with `with_peers`, other loaders on each engine."""
     messages = data.write_messages(bench.folder / "actions.jsonl", rows)
     parts = [f"{rows:,} actions, {rounds} rounds."]
     for engine in ENGINES:
@@ -143,7 +143,7 @@ def compare(bench: Bench, rows: int, rounds: int, *, with_peers: bool) -> str:
 
 
 def memory(bench: Bench, engines: Sequence[str], sizes: Sequence[int]) -> str:
-    """Peak memory by the number of actions."""
+    """Measure peak memory by the number of actions."""
     curves: dict[str, list[tuple[float, float]]] = {engine: [] for engine in engines}
     for engine in engines:
         for size in sizes:
@@ -152,15 +152,15 @@ def memory(bench: Bench, engines: Sequence[str], sizes: Sequence[int]) -> str:
             curves[engine].append((size / 1000, peak_mb))
     cells = {size: [f"{curves[each][place][1]:,.0f} MB" for each in engines] for place, size in enumerate(sizes)}
     plot = harness.curves("Peak memory", "thousand actions", "MB", curves)
-    shown = harness.write_plot("memory", plot, "Peak memory by the number of actions")
-    return "\n\n".join([_by_size("actions", engines, cells), shown])
+    image = harness.write_plot("memory", plot, "Peak memory by the number of actions")
+    return "\n\n".join([_by_size("actions", engines, cells), image])
 
 
 def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: int) -> str:
-    """What one more batch costs by the size of the ledger that takes it, and what it takes to prove the greatest."""
+    """Measure the time of one more batch by the size of the ledger, and of `verify` and `rebuild` on the largest."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    proofs = [
-        "| | plain aggregate | `verify` | `rebuild` |",
+    verifications = [
+        "| | simple aggregate | `verify` | `rebuild` |",
         "|---|---:|---:|---:|",
     ]
     awards = max(sizes) // ACTIONS_PER_AWARD
@@ -176,8 +176,8 @@ def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: i
                 runs[size].append(bench.load(url, batch))
                 print(f"growth: {engine}, {size:,}: {runs[size][-1].seconds:.2f} s", flush=True)
         curves[engine] = [(size / 1000, seconds_of(each)) for size, each in runs.items()]
-        proofs.append(f"| {engine} | {_proof(bench, ledgers[max(sizes)])} |")
-        print(proofs[-1], flush=True)
+        verifications.append(f"| {engine} | {_time_verification(bench, ledgers[max(sizes)])} |")
+        print(verifications[-1], flush=True)
     cells = {
         size: [
             f"{curves[each][place][1]:.2f} s ({curves[each][place][1] / curves[each][0][1]:.2f})" for each in engines
@@ -185,31 +185,35 @@ def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: i
         for place, size in enumerate(sizes)
     }
     plot = harness.curves(f"{BATCH_ROWS:,} more actions", "thousand actions in the ledger", "seconds", curves)
-    shown = harness.write_plot("growth", plot, "Cost of a batch by the ledger's size")
-    proven = (
-        f"{max(sizes):,} actions of {awards:,} awards. In brackets, how many plain aggregates that is; one gives each "
-        "award's sums, number of actions, first and last time:"
+    image = harness.write_plot("growth", plot, "Cost of a batch by the ledger's size")
+    explanation = (
+        f"{max(sizes):,} actions of {awards:,} awards. In brackets: the time as a multiple of a simple "
+        "aggregate, which computes each award's sums, number of actions, first and last time."
     )
-    return "\n\n".join([_by_size("actions in the ledger", engines, cells), shown, proven, "\n".join(proofs)])
+    return "\n\n".join(
+        [_by_size("actions in the ledger", engines, cells), image, explanation, "\n".join(verifications)]
+    )
 
 
-def _proof(bench: Bench, url: str) -> str:
-    """Seconds of what a balance is made of but for the order of its actions, of `verify` and of `rebuild`."""
-    # All is asked for in the end: what nobody asks for, no engine computes.
-    plain = """
+def _time_verification(bench: Bench, url: str) -> str:
+    """Seconds of a simple aggregate over the ledger, of `verify` and of `rebuild`."""
+    # The outer query uses every column: engines do not compute unused ones.
+    aggregate = """
         SELECT count(*), sum(actions), sum(added), sum(redeemed), sum(refunded), min(first_at), max(last_at) FROM (
             SELECT award_id, count(*) AS actions, sum(points_added) AS added, sum(points_redeemed) AS redeemed,
                 sum(points_refunded) AS refunded, min(occurred_at) AS first_at, max(occurred_at) AS last_at
             FROM actions WHERE effect IS NOT NULL GROUP BY award_id) AS awards"""
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.connect() as connection:
-        connection.execute(text(plain))
+        connection.execute(text(aggregate))
         began = time.perf_counter()
-        connection.execute(text(plain))
-        plain_seconds = time.perf_counter() - began
+        connection.execute(text(aggregate))
+        aggregate_seconds = time.perf_counter() - began
     engine.dispose()
-    taken = [bench.balances(url, command).seconds for command in ("verify", "rebuild")]
-    return " | ".join([f"{plain_seconds:.1f} s", *(f"{each:.1f} s ({each / plain_seconds:.1f})" for each in taken)])
+    times = [bench.balances(url, command).seconds for command in ("verify", "rebuild")]
+    return " | ".join(
+        [f"{aggregate_seconds:.1f} s", *(f"{each:.1f} s ({each / aggregate_seconds:.1f})" for each in times)]
+    )
 
 
 def _by_size(title: str, engines: Sequence[str], cells: Mapping[int, Sequence[str]]) -> str:
@@ -219,7 +223,7 @@ def _by_size(title: str, engines: Sequence[str], cells: Mapping[int, Sequence[st
 
 @contextmanager
 def new_bench(folder: str | None) -> Iterator[Bench]:
-    """A bench in a folder, whose data is gone afterwards."""
+    """A bench with its data below `folder`, by default the system's temporary folder; deletes the data at the end."""
     with (
         tempfile.TemporaryDirectory(prefix="pepper-crm-bench-", dir=folder) as own,
         PostgresServer(folder=Path(folder or tempfile.gettempdir())) as server,
@@ -228,25 +232,37 @@ def new_bench(folder: str | None) -> Iterator[Bench]:
 
 
 def main() -> None:
-    """Measure what is asked for: of the loader, or, after the word `tap`, of the tap."""
+    """Run the benchmarks of the target, or of the tap if the first argument is `tap`."""
     if sys.argv[1:2] == ["tap"]:
         tap_bench.main(sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure; by default all")
-    parser.add_argument("--rows", type=int, default=100_000, help="actions to load")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each contender runs")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000], help="of ledgers")
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, help="for memory and growth")
-    asked = parser.parse_args()
-    # What may be larger than memory lies on the disk.
+    parser = argparse.ArgumentParser(
+        prog="./dev bench", description=__doc__, epilog="`./dev bench tap --help` describes the benchmarks of the tap."
+    )
+    parser.add_argument(
+        "parts", nargs="*", choices=[[], *PARTS], metavar="PART", help=f"{', '.join(PARTS)}; default: all of them"
+    )
+    parser.add_argument("--rows", type=int, default=100_000, help="number of actions to load (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each program (default: %(default)s)")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[100_000, 1_000_000, 10_000_000],
+        help="numbers of actions for memory and growth",
+    )
+    parser.add_argument(
+        "--engines", nargs="+", default=ENGINES, choices=ENGINES, help="engines for memory and growth; default: all"
+    )
+    options = parser.parse_args()
+    # Memory and growth load more than fits into memory, so their data lies on disk.
     measures: dict[str, tuple[str | None, Callable[[Bench], str]]] = {
-        "floors": (fast_folder(), lambda bench: compare(bench, asked.rows, asked.rounds, with_peers=False)),
-        "peers": (fast_folder(), lambda bench: compare(bench, asked.rows, asked.rounds, with_peers=True)),
-        "memory": (None, lambda bench: memory(bench, asked.engines, asked.sizes)),
-        "growth": (None, lambda bench: growth(bench, asked.engines, asked.sizes, asked.rounds)),
+        "floors": (fast_folder(), lambda bench: compare(bench, options.rows, options.rounds, with_peers=False)),
+        "peers": (fast_folder(), lambda bench: compare(bench, options.rows, options.rounds, with_peers=True)),
+        "memory": (None, lambda bench: memory(bench, options.engines, options.sizes)),
+        "growth": (None, lambda bench: growth(bench, options.engines, options.sizes, options.rounds)),
     }
-    for part in asked.parts or PARTS:
+    for part in options.parts or PARTS:
         folder, measure = measures[part]
         with new_bench(folder) as bench:
             harness.write_section(f"target-{part}", measure(bench))

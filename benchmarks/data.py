@@ -1,4 +1,4 @@
-"""Lines to load: actions as Pepper's guide shows them, in tap-pepper's messages. Any number, always the same.
+"""Generates actions like those in Pepper's guide, as messages of tap-pepper. Each run generates the same ones.
 
 python -m benchmarks.data 1000000 | target-crm …
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = json.loads((files("tap_pepper") / "schemas" / "actions.json").read_text())
 STATE_ROWS = 4_000
-# So many awards for each action: of 100,000 actions, some 95,000 are of different awards.
+# Each action has a random award of this many per action: 100,000 actions belong to about 95,000 awards.
 AWARDS_PER_ACTION = 10
 EFFECTS = (
     ("REWARD_EARNED", "pointsAdded", 70),
@@ -34,7 +34,10 @@ FIRST_SECOND = int(FIRST.timestamp())
 
 
 def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
-    """Actions number `first` and following; each is the same however many there are beside it, but for its balance."""
+    """Generate `count` actions, beginning with number `first`.
+
+    Except for its balance, an action depends on its number and on `awards` only.
+    """
     awards = awards or count * AWARDS_PER_ACTION
     balances: dict[int, int] = defaultdict(int)
     for number in range(first, first + count):
@@ -44,7 +47,7 @@ def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[d
         balances[award] += -delta if name == "REDEEM_PERK" else delta
         timestamp = (FIRST + timedelta(milliseconds=250 * number)).isoformat(timespec="milliseconds")
         yield {
-            # As Pepper's: the second comes first.
+            # Like Pepper's ids, it begins with the time in seconds.
             "_id": f"{FIRST_SECOND + number // 4:08x}{_id('action', number)[8:]}",
             "context": {
                 "tenant": {"_id": _id("tenant", 1), "title": "The Grill"},
@@ -89,14 +92,14 @@ def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[d
 
 
 def write_messages(path: Path, count: int, first: int = 0, awards: int | None = None) -> Path:
-    """Write them as Singer messages into a file."""
+    """Write actions as Singer messages into a file."""
     with path.open("wb") as output:
         output.writelines(messages(count, first, awards))
     return path
 
 
 def messages(count: int, first: int = 0, awards: int | None = None) -> Iterator[bytes]:
-    """Their lines as Singer messages, with a STATE every `STATE_ROWS`."""
+    """Generate the lines of a SCHEMA message, actions as RECORDs, and a STATE every `STATE_ROWS`."""
     yield _line({"type": "SCHEMA", "stream": "actions", "schema": SCHEMA, "key_properties": ["_id"]})
     extracted_at = "2026-11-25T07:00:00+00:00"
     for place, action in enumerate(actions(count, first, awards), start=1):
@@ -112,7 +115,7 @@ def _line(message: dict[str, Any]) -> bytes:
 
 
 def _id(kind: str, number: int) -> str:
-    """24 hexadecimal digits that look random, as Pepper's do."""
+    """An id like Pepper's: 24 hexadecimal digits."""
     return hashlib.blake2b(f"{kind} {number}".encode(), digest_size=12).hexdigest()
 
 

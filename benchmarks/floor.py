@@ -1,9 +1,10 @@
-"""Floors: the least that anyone could write to load actions and keep balances. No checks, no quarantine, no second try.
+"""A minimal loader per engine, a lower bound for target-crm: no checks, no quarantine, no retries.
 
     python -m benchmarks.floor postgresql://… < messages
 
-Lines are decoded by msgspec into Structs, staged as fast as the engine can, inserted into a ledger where they are new,
-and folded into balances, with a commit every 20,000 rows. Tables hold what the project's do, but for `content_hash`.
+It decodes lines with msgspec, stages them in the fastest way that the engine offers, inserts new actions into the
+ledger and adds them to the balances. It commits every 20,000 rows. The tables have the columns of target-crm's, without
+`content_hash`.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ class Named(msgspec.Struct):
 
 
 class Context(msgspec.Struct):
-    """Whose action it is, and where it happened."""
+    """The user and the location of an action."""
 
     user: Named
     location: Named | None = None
 
 
 class When(msgspec.Struct):
-    """When it happened."""
+    """The time of an action."""
 
     timestamp: datetime
 
 
 class Metadata(msgspec.Struct, rename="camel"):
-    """What it did to an award."""
+    """The effect of an action on an award."""
 
     award_id: str
     perk_id: str
@@ -57,7 +58,7 @@ class Metadata(msgspec.Struct, rename="camel"):
 
 
 class Action(msgspec.Struct, rename="camel"):
-    """An action, as far as the ledger keeps it in columns."""
+    """The fields of an action that have a column in the ledger."""
 
     id: str = msgspec.field(name="_id")
     type: str
@@ -70,14 +71,14 @@ class Action(msgspec.Struct, rename="camel"):
 
 
 class Message(msgspec.Struct):
-    """A line."""
+    """A Singer message."""
 
     type: str
     record: msgspec.Raw = msgspec.Raw()
 
 
 def rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    """A row of the ledger for each RECORD."""
+    """Decode each RECORD into a row of the ledger."""
     message = msgspec.json.Decoder(Message).decode
     action = msgspec.json.Decoder(Action, strict=False).decode
     for line in lines:
@@ -122,9 +123,9 @@ TYPES = {
     "sqlite": dict.fromkeys(("id", "text", "time", "json"), "TEXT") | {"points": "NUMERIC(19, 4)"},
     "duckdb": dict.fromkeys(("id", "text", "json"), "VARCHAR") | {"time": "TIMESTAMP", "points": "DECIMAL(18, 4)"},
 }
-# The rows that the ledger lacks, then a balance for each of their awards.
+# Insert the rows that the ledger lacks; then add them to the balances of their awards.
 INSERT = "INSERT INTO actions SELECT * FROM {staged} WHERE true ON CONFLICT DO NOTHING"
-FOLD = """
+MERGE_BALANCES = """
     INSERT INTO award_balances AS b
     SELECT award_id, max(user_id), max(perk_id), max(CASE WHEN rank = 1 THEN points_available END), max(occurred_at),
         max(CASE WHEN rank = 1 THEN action_id END), sum(coalesce(points_added, 0)), sum(coalesce(points_redeemed, 0)),
@@ -144,7 +145,7 @@ FOLD = """
             THEN excluded.first_action_at ELSE b.first_action_at END,
         updated_at = excluded.updated_at"""
 
-# Of rows that are staged, the first of each id that the ledger lacks, where no key is declared.
+# The first staged row of each id that the ledger lacks. DuckDB's tables have no keys here.
 FRESH = """
     CREATE OR REPLACE TEMP TABLE fresh AS SELECT * FROM staged WHERE rowid IN (
         SELECT min(rowid) FROM staged WHERE action_id NOT IN (SELECT action_id FROM actions) GROUP BY action_id)"""
@@ -157,11 +158,11 @@ def tables(engine: str) -> list[str]:
 
 
 def into_postgresql(url: str, batches: Iterable[list[Row]]) -> None:
-    """By binary COPY."""
-    import psycopg  # noqa: PLC0415 - each floor needs its own driver alone
+    """Load by binary COPY."""
+    import psycopg  # noqa: PLC0415 - import the driver of this engine only
 
     types = ["varchar", "text", *["varchar"] * 5, "timestamptz", "text", *["numeric"] * 4, "text", "text", "json"]
-    fold = FOLD.format(fresh="fresh")
+    merge_balances = MERGE_BALANCES.format(fresh="fresh")
     with psycopg.connect(url) as connection:
         for statement in tables("postgresql"):
             connection.execute(statement)
@@ -173,12 +174,12 @@ def into_postgresql(url: str, batches: Iterable[list[Row]]) -> None:
                 for row in batch:
                     copy.write_row(row)
             insert = INSERT.format(staged="staged")
-            connection.execute(f"WITH fresh AS ({insert} RETURNING *) {fold}")
+            connection.execute(f"WITH fresh AS ({insert} RETURNING *) {merge_balances}")
             connection.commit()
 
 
 def into_sqlite(url: str, batches: Iterable[list[Row]]) -> None:
-    """By the driver's executemany."""
+    """Load by executemany."""
     sqlite3.register_adapter(Decimal, float)
     sqlite3.register_adapter(datetime, lambda instant: instant.replace(tzinfo=None).isoformat(" "))
     connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
@@ -190,29 +191,29 @@ def into_sqlite(url: str, batches: Iterable[list[Row]]) -> None:
         connection.executemany(f"INSERT INTO staged VALUES ({', '.join('?' * 16)})", batch)  # noqa: S608 - marks only
         connection.execute("DELETE FROM staged WHERE action_id IN (SELECT action_id FROM actions)")
         connection.execute(INSERT.format(staged="staged"))
-        connection.execute(FOLD.format(fresh="staged"))
+        connection.execute(MERGE_BALANCES.format(fresh="staged"))
         connection.execute("DELETE FROM staged")
         connection.execute("COMMIT")
 
 
 def into_duckdb(url: str, batches: Iterable[list[Row]]) -> None:
-    """Through Arrow."""
+    """Load through Arrow tables."""
     import duckdb  # noqa: PLC0415
     import pyarrow  # noqa: PLC0415
 
     points = pyarrow.decimal128(18, 4)
     types = [*[pyarrow.string()] * 7, pyarrow.timestamp("us"), pyarrow.string(), *[points] * 4, *[pyarrow.string()] * 3]
-    # What makes it twice as fast: one thread, small parts of tables, and no indexes, which the rest has to do without.
+    # One thread, small row groups and no indexes make it twice as fast.
     connection = duckdb.connect(config={"threads": 1})
     connection.execute(f"ATTACH '{url.removeprefix('duckdb:///')}' AS warehouse (ROW_GROUP_SIZE 20480)")
     connection.execute("USE warehouse")
     for statement in tables("duckdb"):
         connection.execute(statement.replace(", PRIMARY KEY (action_id)", "").replace(" PRIMARY KEY", ""))
-    fold, update = FOLD.format(fresh="fresh").split("ON CONFLICT (award_id) DO UPDATE")
+    merge_balances, update = MERGE_BALANCES.format(fresh="fresh").split("ON CONFLICT (award_id) DO UPDATE")
     names = ", ".join(name for name, *_ in connection.execute("DESCRIBE award_balances").fetchall())
     merge = f"""
         MERGE INTO award_balances AS b
-        USING ({fold.replace("INSERT INTO award_balances AS b", "")}) AS excluded({names})
+        USING ({merge_balances.replace("INSERT INTO award_balances AS b", "")}) AS excluded({names})
         ON b.award_id = excluded.award_id WHEN MATCHED THEN UPDATE {update} WHEN NOT MATCHED THEN INSERT"""
     for batch in batches:
         columns = zip(types, zip(*batch, strict=True), strict=True)
@@ -229,9 +230,9 @@ def into_duckdb(url: str, batches: Iterable[list[Row]]) -> None:
 
 def main(url: str) -> None:
     """Load standard input into an empty warehouse."""
-    into = {"postgresql": into_postgresql, "sqlite": into_sqlite, "duckdb": into_duckdb}[url.split(":", maxsplit=1)[0]]
+    load = {"postgresql": into_postgresql, "sqlite": into_sqlite, "duckdb": into_duckdb}[url.split(":", maxsplit=1)[0]]
     incoming = rows(sys.stdin.buffer)
-    into(url, ([first, *islice(incoming, BATCH_ROWS - 1)] for first in chain(incoming)))
+    load(url, ([first, *islice(incoming, BATCH_ROWS - 1)] for first in chain(incoming)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Programs measured side by side: environments of their own, runs in turn, medians and ratios, tables and plots.
+"""Runs programs in separate environments, measures them, and makes tables and plots.
 
-Machines are noisy, and other work comes and goes: an absolute time says little. So contenders run in turn within one
-run of the benchmark, several rounds of them, and what counts is the ratio of their medians.
+Absolute times depend on what else the machine does. So the programs run alternately, for several rounds, and the result
+is the ratio of their median times.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ COLORS = ("#2a78b8", "#d9822b", "#4c9f70", "#a05195", "#8a8a8a", "#c0504d", "#6b
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a program took: of a pipe, `cpu_seconds` of all its programs, `peak_mb` of the greatest.
+    """The resources that one run of a program or of a pipe took.
 
-    `peaks_mb` are those of each program.
+    Attributes:
+        seconds: Elapsed time.
+        cpu_seconds: Processor time of all programs of the pipe.
+        peaks_mb: Peak memory of each program.
     """
 
     seconds: float
@@ -42,7 +45,7 @@ class Run:
 
     @property
     def peak_mb(self) -> float:
-        """The greatest program's peak memory."""
+        """The largest peak memory of a program."""
         return max(self.peaks_mb)
 
 
@@ -52,16 +55,16 @@ def run(
     stdout: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Run:
-    """Run a command, or a pipe of commands, to the end and measure it.
+    """Run a command or a pipe of commands, and measure it.
 
     Args:
-        commands: each reads what the one before writes.
-        stdin: what the first reads; nothing by default.
-        stdout: where the output of the last goes; nowhere by default.
-        environment: variables to set besides the present ones.
+        commands: Each reads the output of the one before it.
+        stdin: The input of the first command; empty by default.
+        stdout: The file for the output of the last command; discarded by default.
+        environment: Additional environment variables.
 
     Raises:
-        RuntimeError: a command has failed; with the end of what they all said on stderr.
+        RuntimeError: A command failed. The message contains the end of stderr.
     """
     with ExitStack() as stack:
         errors = stack.enter_context(tempfile.TemporaryFile())
@@ -76,7 +79,7 @@ def run(
                 stdin=before,
                 stdout=sink if place == len(commands) - 1 else subprocess.PIPE,
                 stderr=errors,
-                # An installed program finds its bytecode; where none may be kept, making it is half of a start.
+                # Let Python keep bytecode, as an installed program does: compiling takes half of the start-up time.
                 env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **(environment or {})},
                 cwd=PROJECT,
             )
@@ -89,8 +92,8 @@ def run(
             process.returncode = os.waitstatus_to_exitcode(status)
         if any(process.returncode for process in processes):
             errors.seek(0)
-            said = errors.read()[-2000:].decode(errors="replace")
-            raise RuntimeError(f"{commands[0][0]}: exit codes {[each.returncode for each in processes]}\n{said}")
+            log = errors.read()[-2000:].decode(errors="replace")
+            raise RuntimeError(f"{commands[0][0]}: exit codes {[each.returncode for each in processes]}\n{log}")
     usages = [usage for _, _, usage in ends]
     return Run(
         seconds=seconds,
@@ -100,7 +103,7 @@ def run(
 
 
 def environment(name: str, *requirements: str) -> Path:
-    """The `bin` folder of a virtual environment that holds the requirements, made when they are not what it has."""
+    """Return the `bin` folder of a virtual environment with these requirements; create it if they have changed."""
     folder = ENVIRONMENTS / name
     stamp = folder / "requirements"
     wanted = "\n".join(requirements)
@@ -124,7 +127,7 @@ def environment(name: str, *requirements: str) -> Path:
 
 
 def in_turn(contenders: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
-    """Run each contender once a round; what takes it long to prepare is for it to do before."""
+    """Run the contenders alternately, each once per round. Prepare them before: all of a run is measured."""
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     for number in range(1, rounds + 1):
         for name, contender in contenders.items():
@@ -135,12 +138,12 @@ def in_turn(contenders: Mapping[str, Callable[[], Run]], rounds: int) -> dict[st
 
 
 def seconds_of(runs: Iterable[Run]) -> float:
-    """The median of their times."""
+    """The median of the elapsed times."""
     return median(each.seconds for each in runs)
 
 
 def table(results: Mapping[str, Sequence[Run]], *, rows: int, against: str) -> str:
-    """A Markdown table of medians: seconds, rows a second, the ratio to the time of one of them, CPU, peak memory."""
+    """A Markdown table of medians: seconds, rows per second, ratio to the time of `against`, CPU and peak memory."""
     base = seconds_of(results[against])
     lines = [f"| | seconds | rows/s | time ÷ {against} | CPU seconds | peak MB |", "|---|---:|---:|---:|---:|---:|"]
     for name, runs in results.items():
@@ -152,7 +155,7 @@ def table(results: Mapping[str, Sequence[Run]], *, rows: int, against: str) -> s
 
 
 def write_section(name: str, text: str) -> None:
-    """Put text between the markers of a section in `docs/performance.md`, which has them."""
+    """Replace the text between the markers of a section in `docs/performance.md`."""
     document = DOCUMENT.read_text()
     pattern = re.compile(rf"(<!-- bench: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(document):
@@ -160,19 +163,19 @@ def write_section(name: str, text: str) -> None:
     DOCUMENT.write_text(pattern.sub(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", document))
 
 
-def write_plot(name: str, svg: str, says: str) -> str:
-    """Put a plot beside `docs/performance.md`; returns the Markdown that shows it."""
+def write_plot(name: str, svg: str, description: str) -> str:
+    """Save a plot next to `docs/performance.md`; return the Markdown of the image."""
     DOCUMENT.with_name(f"performance-{name}.svg").write_text(svg)
-    return f"![{says}](performance-{name}.svg)"
+    return f"![{description}](performance-{name}.svg)"
 
 
 def bars(title: str, values: Mapping[str, float], unit: str) -> str:
     """An SVG of horizontal bars, in the order given."""
     label_px, bar_px, line_px, top_px = 260, 380, 26, 40
-    greatest = max(values.values())
+    largest = max(values.values())
     parts = []
     for place, (name, value) in enumerate(values.items()):
-        y, width = top_px + place * line_px, max(1.0, value / greatest * bar_px)
+        y, width = top_px + place * line_px, max(1.0, value / largest * bar_px)
         parts += [
             f'<text x="{label_px - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>',
             f'<rect x="{label_px}" y="{y}" width="{width:.1f}" height="18" fill="{COLORS[place % len(COLORS)]}"/>',
@@ -182,10 +185,10 @@ def bars(title: str, values: Mapping[str, float], unit: str) -> str:
 
 
 def curves(title: str, x_label: str, y_label: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """An SVG of lines through points, both axes from zero."""
+    """An SVG of lines through points. Both axes begin at zero."""
     left_px, top_px, width_px, height_px = 60, 40, 480, 240
-    x_greatest = max(x for points in series.values() for x, _ in points)
-    y_greatest = max(y for points in series.values() for _, y in points) * 1.05
+    x_largest = max(x for points in series.values() for x, _ in points)
+    y_largest = max(y for points in series.values() for _, y in points) * 1.05
     bottom_px = top_px + height_px
     parts = [
         f'<path d="M{left_px} {top_px}V{bottom_px}H{left_px + width_px}" stroke="#8a8a8a" fill="none"/>',
@@ -195,13 +198,13 @@ def curves(title: str, x_label: str, y_label: str, series: Mapping[str, Sequence
     for quarter in range(5):
         x, y = left_px + quarter * width_px / 4, bottom_px - quarter * height_px / 4
         parts += [
-            f'<text x="{x}" y="{bottom_px + 16}" text-anchor="middle">{quarter * x_greatest / 4:,.4g}</text>',
-            f'<text x="{left_px - 6}" y="{y + 4}" text-anchor="end">{quarter * y_greatest / 4:,.3g}</text>',
+            f'<text x="{x}" y="{bottom_px + 16}" text-anchor="middle">{quarter * x_largest / 4:,.4g}</text>',
+            f'<text x="{left_px - 6}" y="{y + 4}" text-anchor="end">{quarter * y_largest / 4:,.3g}</text>',
         ]
     for place, (name, points) in enumerate(series.items()):
         color = COLORS[place % len(COLORS)]
         placed = [
-            (left_px + x / x_greatest * width_px, bottom_px - y / y_greatest * height_px) for x, y in sorted(points)
+            (left_px + x / x_largest * width_px, bottom_px - y / y_largest * height_px) for x, y in sorted(points)
         ]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts += [
@@ -213,7 +216,7 @@ def curves(title: str, x_label: str, y_label: str, series: Mapping[str, Sequence
 
 
 def _svg(title: str, width: float, height: float, parts: Iterable[str]) -> str:
-    """Grey letters are legible on white and on black."""
+    """An SVG document. Its grey text is legible on a light and on a dark background."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}">'
     style = "<style>text{font:13px sans-serif}text:not([fill]){fill:#777}.title{font-weight:bold}</style>"
     heading = f'<text class="title" x="8" y="18">{escape(title)}</text>'

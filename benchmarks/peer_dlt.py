@@ -1,4 +1,4 @@
-"""Load messages by dlt, in an environment of its own: python peer_dlt.py URL FOLDER append|merge < messages."""
+"""Load Singer messages with dlt: python peer_dlt.py URL FOLDER append|merge < messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """The records of the messages."""
+    """Yield the records of the messages."""
     for line in sys.stdin.buffer:
         message = json.loads(line)
         if message["type"] == "RECORD":
@@ -21,7 +21,7 @@ def records() -> Iterator[dict[str, Any]]:
 
 
 def main(url: str, folder: str, disposition: Any) -> None:
-    """Load them into one table: dlt's own child tables for lists would be more work still."""
+    """Load the records into one table. Child tables for lists, dlt's default, would take longer."""
     destination = dlt.destinations.postgres(url)
     pipeline = dlt.pipeline("bench", pipelines_dir=folder, destination=destination, dataset_name="bench")
     resource = dlt.resource(
