@@ -109,6 +109,13 @@ class EngineAdapter:
         name = preparer.format_table(table)
         return f"ALTER TABLE {name} RENAME COLUMN {preparer.quote(old)} TO {preparer.quote(new)}"
 
+    def view_definition(self, connection: Connection, name: str, schema: str | None) -> str:
+        """The SQL of a view; empty if the dialect cannot tell."""
+        try:
+            return str(inspect(connection).get_view_definition(name, schema))
+        except NotImplementedError:
+            return ""
+
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
         """Return the clause of ALTER TABLE that gives a column its wider type; None if the old type holds it all."""
         return None

@@ -71,6 +71,14 @@ class ClickHouseAdapter(EngineAdapter):
         )
         return connection.scalars(sorted_by, {"schema": table.schema, "table": table.name}).all()
 
+    def view_definition(self, connection: Connection, name: str, schema: str | None) -> str:
+        """The CREATE statement of a view, which the dialect does not reflect."""
+        definition = text(
+            "SELECT create_table_query FROM system.tables "
+            "WHERE database = coalesce(:schema, currentDatabase()) AND name = :name"
+        )
+        return str(connection.scalar(definition, {"schema": schema, "name": name}))
+
     def execute(self, connection: Connection, statement: Statement) -> int:
         """Change rows by way of a copy; delete only if a row meets the condition."""
         if isinstance(statement, RowUpdate):

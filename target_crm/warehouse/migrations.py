@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from sqlalchemy import Column, ColumnElement, Connection, Delete, Dialect, Insert, Select, TextClause
-    from sqlalchemy.engine import Inspector
     from sqlalchemy.schema import ExecutableDDLElement
     from sqlalchemy.types import TypeEngine
 
@@ -143,7 +142,7 @@ def _renames_of_others(connection: Connection, tables: Tables, wanted: Collectio
         if name not in wanted:
             statements += _rename_statements(connection.dialect, Table(name, MetaData(), schema=schema), renames)
     if renamed and not adapter_for(connection.dialect.name).views_follow_renames:
-        _check_views(inspector, tables)
+        _check_views(connection, tables)
     return statements
 
 
@@ -170,14 +169,15 @@ def _rename_statements(dialect: Dialect, table: Table, renames: dict[str, str]) 
     return [text(adapter.rename_column(dialect, table, old, new)) for old, new in renames.items()]
 
 
-def _check_views(inspector: Inspector, tables: Tables) -> None:
-    schema = tables.metadata.schema
-    former_name = re.compile(rf"\b({'|'.join(FORMER_NAMES)})\b")
-    for name in inspector.get_view_names(schema):
-        found = former_name.search(str(inspector.get_view_definition(name, schema)))
-        if found and name not in tables.views:
+def _check_views(connection: Connection, tables: Tables) -> None:
+    schema, adapter = tables.metadata.schema, adapter_for(connection.dialect.name)
+    former_name = re.compile(rf"\b({'|'.join(FORMER_NAMES)})\b", re.IGNORECASE)
+    for name in set(inspect(connection).get_view_names(schema)) - set(tables.views):
+        found = former_name.search(adapter.view_definition(connection, name, schema))
+        if found:
+            former = found[1].lower()
             raise WarehouseError(
-                f"view {name!r} reads the column {found[1]}, which this version renames to {FORMER_NAMES[found[1]]}: "
+                f"view {name!r} reads the column {former}, which this version renames to {FORMER_NAMES[former]}: "
                 "drop the view, load once, and create it again with the new name"
             )
 

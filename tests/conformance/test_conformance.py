@@ -335,6 +335,16 @@ def test_an_upgrade_renames_the_metadata_columns_of_every_stream(crm: Warehouse,
         connection.execute(crm.tables.version.delete())
         connection.execute(crm.tables.version.insert().values(version=literal_column("2")))
 
+    with crm.write() as connection:
+        connection.execute(text("CREATE VIEW t_view AS SELECT _id FROM t_upgraded WHERE _deleted_at IS NULL"))
+    if not crm.adapter.views_follow_renames:
+        with pytest.raises(WarehouseError, match="view 't_view' reads the column _deleted_at"):
+            crm.set_up()
+    else:
+        crm.set_up()
+        assert rows_of(crm, "t_view", "_id") == [("p1",)]
+    with crm.write() as connection:
+        connection.execute(text("DROP VIEW t_view"))
     crm.set_up()
 
     load(crm, [perks, record("t_upgraded", {"_id": "p1", "title": "Cake"}), AWARDS, snapshot("w2", 4)])
