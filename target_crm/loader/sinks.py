@@ -105,6 +105,9 @@ class StreamSink:
         """Tables that the stream needs besides the target's own."""
         return ()
 
+    def fit(self, stored: Mapping[str, str]) -> None:
+        """Adapt to what the columns of an existing table hold."""
+
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
         """Convert a record to a row of the sink's table.
 
@@ -198,8 +201,21 @@ class TableSink(StreamSink):
             self.shape = Shape.of(schema, self.keys or key_properties or (), self.fixed)
         except (AttributeError, TypeError):
             raise InputError(f"stream {stream!r}: its SCHEMA message holds no JSON Schema") from None
-        self.table = tables.stream_table(snake_case(stream), self.shape, self.tables.metadata.schema)
+        self._set_tables()
+
+    def _set_tables(self) -> None:
+        self.table = tables.stream_table(snake_case(self.stream), self.shape, self.tables.metadata.schema)
         self.staged = staging.Staged(tables.staging_of(self.table), self.tables.fresh)
+
+    def fit(self, stored: Mapping[str, str]) -> None:
+        """Keep the types of an existing table's columns that hold more than the schema says.
+
+        Args:
+            stored: Column → what it holds: `text`, `time` and so on.
+        """
+        if not self.fixed:
+            self.shape = self.shape.fitted(stored)
+            self._set_tables()
 
     @property
     def own_tables(self) -> Sequence[Table]:

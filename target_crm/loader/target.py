@@ -336,6 +336,8 @@ class TargetCrm(Target):
         # table changes.
         self._batcher.flush()
         for _, sink in self.add_stream(message_dict):
+            for table in sink.own_tables[:1]:
+                sink.fit(self.warehouse.stored_kinds(table))
             self.warehouse.ensure(*sink.own_tables)
             self.writer.add_stream(sink.stream)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,7 @@ ANY_TEXT = Kind(LongText(), values.any_text)
 _EMPTY_IS_NULL = {INSTANT, INSTANT_OR_TEXT, DATE}
 _SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
 _TEXT_FORMATS = {"date-time": INSTANT, "date": DATE}
+_HELD_AS_TEXT = {TEXT, ANY_TEXT, KEY, IDENTIFIER}
 _JSON_NAMES = {
     str: "string",
     bool: "boolean",
@@ -129,6 +130,15 @@ class Shape:
             marks_deleted=marks_deleted,
         )
 
+    def fitted(self, stored: Mapping[str, str]) -> Shape:
+        """The shape for an existing table: a column that already holds more than its property keeps its type.
+
+        Args:
+            stored: Column → what it holds: `text`, `time` and so on.
+        """
+        fields = (replace(each, kind=_fitted(each.kind, stored.get(each.column))) for each in self.fields)
+        return replace(self, fields=tuple(fields))
+
     def row(
         self, record: Mapping[str, Any], *, extracted_at: datetime, loaded_at: datetime, version: int | None = None
     ) -> tuple[Any, ...]:
@@ -181,6 +191,12 @@ class Shape:
     @cached_property
     def _names(self) -> set[str]:
         return {field.property for field in self.fields} | ({DELETED_AT} if self.marks_deleted else set())
+
+
+def _fitted(kind: Kind, stored: str | None) -> Kind:
+    if stored == "text" and kind not in _HELD_AS_TEXT:
+        return ANY_TEXT
+    return INSTANT if stored == "time" and kind is DATE else kind
 
 
 class MissingProperty(values.Invalid):

@@ -121,6 +121,11 @@ class Warehouse:
             self._is_atomic = self.adapter.is_atomic(connection, self.tables.metadata.schema)
         return self._is_atomic
 
+    def stored_kinds(self, table: Table) -> dict[str, str]:
+        """Column → what it holds (`text`, `time`, …), of an existing table; nothing for a missing one."""
+        with self.read() as connection:
+            return migrations.stored_kinds(connection, table)
+
     def ensure(self, *tables: Table) -> None:
         """Create tables, or add and widen the columns of those that exist."""
         for attempt in self._attempts():

@@ -126,6 +126,14 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
     ]
 
 
+def stored_kinds(connection: Connection, table: Table) -> dict[str, str]:
+    """Column → its kind, of an existing table; nothing for a missing one."""
+    inspector = inspect(connection)
+    if not inspector.has_table(table.name, schema=table.schema):
+        return {}
+    return {column["name"]: _kind(column["type"]) for column in inspector.get_columns(table.name, schema=table.schema)}
+
+
 def _renames_of_others(connection: Connection, tables: Tables, wanted: Collection[str]) -> list[Statement]:
     """The statements that give metadata columns their present names in all tables but those `wanted`.
 

@@ -73,6 +73,9 @@ class RecordingWarehouse:
             for statement in migrations.creation(table):
                 self.execute(statement)
 
+    def stored_kinds(self, _: Table) -> dict[str, str]:
+        return {}
+
     def commit_once(self, work: Callable[[Any], Any]) -> Any:
         with self.write() as connection:
             return work(connection)

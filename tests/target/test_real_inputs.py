@@ -188,6 +188,24 @@ def test_a_stream_without_properties_lands_in_the_extra_column(warehouse_url: st
     assert (key, json.loads(extra) if isinstance(extra, str) else extra) == ("a1", {"kind": "x", "n": 3})
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "sent", "expected"),
+    [
+        pytest.param(TEXT, INTEGER, ("0001", 2), ["0001", "2"], id="text-then-integer"),
+        pytest.param(TEXT, {"type": ["null", "boolean"]}, ("x", True), ["x", "true"], id="text-then-boolean"),
+        pytest.param(TEXT, TIME, ("soon", "2024-01-01"), ["soon", "2024-01-01"], id="text-then-time"),
+        pytest.param(TEXT, {"type": "object"}, ("x", {"a": 1}), ["x", '{"a":1}'], id="text-then-object"),
+    ],
+)
+def test_a_column_keeps_its_type_if_the_schema_becomes_narrower(
+    warehouse_url: str, first: Any, second: Any, sent: tuple[Any, Any], expected: list[str]
+) -> None:
+    load(warehouse_url, [schema("t", {"id": INTEGER, "n": first}, "id"), record("t", {"id": 1, "n": sent[0]})])
+    load(warehouse_url, [schema("t", {"id": INTEGER, "n": second}, "id"), record("t", {"id": 2, "n": sent[1]})])
+
+    assert [value for (value,) in query(warehouse_url, "SELECT n FROM t ORDER BY id")] == expected
+
+
 # The input as a whole
 
 
