@@ -165,7 +165,7 @@ class RunningTarget:
         return self._stdout.readline().rstrip("\n")
 
     def wait(self) -> int:
-        """Wait for the process to end by itself; return its exit code."""
+        """Wait until the process ends; return its exit code."""
         return self.process.wait(RUN_SECONDS_MAX)
 
     @property
