@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
+from typing import cast as cast_type
 
 from sqlalchemy import cast, create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,6 +32,16 @@ LOCK_POLL_SECONDS = 0.1
 binding = Lock()
 
 
+class _EveryWord(frozenset[str]):
+    """A set of all words."""
+
+    def __contains__(self, _word: object) -> bool:
+        return True
+
+
+_EVERY_WORD = _EveryWord()
+
+
 class EngineAdapter:
     """What differs between engines. These defaults serve an unknown engine."""
 
@@ -51,6 +62,10 @@ class EngineAdapter:
     views_follow_renames: ClassVar[bool] = False
     """Whether a view stays valid when a column that it reads is renamed."""
 
+    quotes_every_name: ClassVar[bool] = False
+    """Whether to quote names that SQLAlchemy takes for unreserved: its lists of reserved words have gaps. For engines
+    on which quoting does not change what a name means."""
+
     # Connections.
 
     def is_in_memory(self, url: URL) -> bool:  # noqa: ARG002
@@ -63,7 +78,10 @@ class EngineAdapter:
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Make a SQLAlchemy engine of a URL."""
-        return create_engine(url, **options, **self.engine_options)
+        engine = create_engine(url, **options, **self.engine_options)
+        if self.quotes_every_name:
+            engine.dialect.identifier_preparer.reserved_words = cast_type("set[str]", _EVERY_WORD)
+        return engine
 
     def add_event_listeners(self, engine: Engine) -> None:
         """Add what has to be done when the engine connects or begins a transaction."""

@@ -37,6 +37,7 @@ class PostgreSQLAdapter(EngineAdapter):
     """Advisory locks, COPY, and unlogged work tables."""
 
     tested = True
+    quotes_every_name = True
     widens_columns_to = ("number", "text")
     views_follow_renames = True
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}

@@ -38,6 +38,7 @@ class SQLiteAdapter(EngineAdapter):
     """A file that has one writer at a time."""
 
     tested = True
+    quotes_every_name = True
     has_schemas = False
     create_view = ("DROP VIEW IF EXISTS {name}", "CREATE VIEW {name} AS {query}")
     # Any column takes any value; the type only decides how values are converted.

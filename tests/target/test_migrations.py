@@ -149,7 +149,7 @@ def test_ddl_prints_the_renames_and_a_loader_finds_nothing_left_to_do(
 
     statements = printed(capsys)
 
-    assert "ALTER TABLE perks RENAME COLUMN _deleted_at TO _sdc_deleted_at;" in statements
+    assert 'ALTER TABLE "perks" RENAME COLUMN "_deleted_at" TO "_sdc_deleted_at";' in statements
     assert "_deleted_at" in columns_of(warehouse_url, "perks")
     for statement in filter(str.strip, statements.split(";\n")):
         execute(warehouse_url, statement)

@@ -179,6 +179,30 @@ def test_schemas_with_references_unions_and_enums_give_typed_columns(warehouse_u
     ]
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "collation",
+        "lateral",
+        "tablesample",
+        "concurrently",
+        "returning",
+        "nothing",
+        "portion",
+        "select",
+        "order",
+        "key",
+    ],
+)
+def test_a_keyword_is_a_valid_name_of_a_column_and_of_a_stream(warehouse_url: str, word: str) -> None:
+    keyed = schema(word, {"id": INTEGER, word: TEXT}, "id")
+
+    load(warehouse_url, [keyed, record(word, {"id": 1, word: "a"})])
+    load(warehouse_url, [keyed, record(word, {"id": 1, word: "b"})])
+
+    assert query(warehouse_url, f'SELECT "{word}" FROM "{word}"') == [("b",)]
+
+
 def test_a_stream_without_properties_lands_in_the_extra_column(warehouse_url: str) -> None:
     events = json.dumps({"type": "SCHEMA", "stream": "events", "schema": {"type": "object"}, "key_properties": ["_id"]})
 
