@@ -62,9 +62,12 @@ class PepperStream(Stream):
         get_run_context: Returns what the streams of a run share. Discovery needs no settings, and never calls it.
     """
 
+    name: str
     path: ClassVar[str]
     hidden_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that are emitted only if the catalog selects them."""
+    bookmark_keys: ClassVar[tuple[str, ...]]
+    """A bookmark that is not empty has one of these keys."""
 
     primary_keys: Sequence[str] = ("_id",)
     replication_key: str | None = None
@@ -179,9 +182,11 @@ class PepperStream(Stream):
         """
         state = self.stream_state
         value = state.get("replication_key_value")
-        other_key = state.get("replication_key", self.replication_key) != self.replication_key
-        if value is None or other_key or self.replication_method != REPLICATION_INCREMENTAL:
+        if value is None or self.replication_method != REPLICATION_INCREMENTAL:
             return None
+        if (key := state.get("replication_key", self.replication_key)) != self.replication_key:
+            msg = f"state: bookmarks.{self.name}.replication_key is {key!r:.80}, expected {self.replication_key!r}"
+            raise ConfigError(msg)
         try:
             return parse_bound(value)
         except ValueError as error:

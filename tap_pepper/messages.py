@@ -27,8 +27,16 @@ class MessageWriter(GenericSingerWriter[bytes, Message]):
     """
 
     def serialize_message(self, message: Message) -> bytes:
-        """Encode a message as one line."""
-        return _encoder.encode(message.to_dict()) + b"\n"
+        """Encode a message as one line; leave empty bookmarks out of a STATE."""
+        content = message.to_dict()
+        if message.type == SingerMessageType.STATE:
+            # The SDK adds an empty bookmark for a stream that has written none. The next run could not tell it from a
+            # bookmark that lost its value.
+            bookmarks = {
+                stream: bookmark for stream, bookmark in content["value"].get("bookmarks", {}).items() if bookmark
+            }
+            content["value"] = {**content["value"], "bookmarks": bookmarks}
+        return _encoder.encode(content) + b"\n"
 
     def write_message(self, message: Message) -> None:
         """Write a message, and flush stdout unless it is a RECORD."""

@@ -51,6 +51,8 @@ MINUTE_CHARS = len("2026-10-01T11:55")
 class FullTableStream(PepperStream):
     """An endpoint that every run reads completely, to find deletions too."""
 
+    bookmark_keys: ClassVar[tuple[str, ...]] = ("version",)
+
     def query(self) -> dict[str, str]:
         """Return the query parameters of every request."""
         return {}
@@ -96,6 +98,8 @@ class ChangesStream(FullTableStream):
     """An endpoint with a filter on `updatedAt`: the first run reads all rows, later runs read changes."""
 
     replication_key = "updatedAt"
+    # A run that is killed after a full refresh leaves only the version.
+    bookmark_keys: ClassVar[tuple[str, ...]] = ("replication_key_value", "version")
     since_parameter: ClassVar[str]
     """The query parameter for the time since which rows changed."""
 
@@ -160,6 +164,8 @@ class ChangesStream(FullTableStream):
 
 class WindowedStream(PepperStream):
     """An endpoint that is read in windows of time, several at once."""
+
+    bookmark_keys: ClassVar[tuple[str, ...]] = ("replication_key_value",)
 
     _reached_new_rows = False
     """Whether this run has read further than all runs before it."""

@@ -15,6 +15,7 @@ from singer_sdk.exceptions import ConfigValidationError, SingerSDKError
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TapCapabilities
 from singer_sdk.plugin_base import JSONSchemaValidator
 from singer_sdk.singerlib import Catalog
+from singer_sdk.singerlib.catalog import REPLICATION_FULL_TABLE
 
 from pepper_runtime import logs
 from pepper_runtime.cli import SIGNAL_EXIT_CODE, run_cli
@@ -33,6 +34,7 @@ from tap_pepper.settings import (
     Settings,
     find_problems,
 )
+from tap_pepper.state.input_state import read_bookmarks
 from tap_pepper.streams import STREAMS
 
 if TYPE_CHECKING:
@@ -133,22 +135,21 @@ class TapPepper(Tap):
         super().setup_mapper()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load the STATE of an earlier run.
+        """Load the state of an earlier run.
 
         Raises:
-            ConfigError: It is not a Singer STATE, or it belongs to another merchant.
+            ConfigError: It is not a state of this tap, or it belongs to another merchant.
         """
-        bookmarks = state.get("bookmarks", {})
-        if not isinstance(bookmarks, dict) or not all(isinstance(value, dict) for value in bookmarks.values()):
-            msg = 'state: expected {"bookmarks": {"actions": {…}}}'
-            raise ConfigError(msg)
+        in_full = {name for name, stream in self.streams.items() if stream.replication_method == REPLICATION_FULL_TABLE}
+        required_keys = {stream.name: () if stream.name in in_full else stream.bookmark_keys for stream in STREAMS}
+        bookmarks = read_bookmarks(state, required_keys)
         if any(bookmark.get("merchant", self.merchant) != self.merchant for bookmark in bookmarks.values()):
             msg = (
                 "state: it belongs to another merchant, because it was written with another host in api_url or another "
                 "application_id; use one state per merchant, or remove every 'merchant' if only the host has changed"
             )
             raise ConfigError(msg)
-        super().load_state(state)
+        super().load_state({"bookmarks": bookmarks})
 
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         """Check the settings; no message shows the token, even if it was also given for another setting."""
@@ -254,7 +255,10 @@ def _checked_state(file: IO[str] | None) -> IO[str] | None:
     if file is None:
         return None
     what = f"state file {file.name}"
-    text = _text_of(file, what)
+    text = _text_of(file, what).removeprefix("\ufeff")
+    if not text.strip():
+        # Before the first run, `touch state.json` is common.
+        return None
     parse_object(text, what)
     return io.StringIO(text)
 

@@ -298,7 +298,16 @@ def test_settings_come_from_the_environment(console: Console, monkeypatch: pytes
         pytest.param("--state", [], "state file {}: expected a JSON object", id="state-a-list"),
         pytest.param("--state", b"\xff\xfe", "state file {}: not UTF-8 text", id="state-not-text"),
         pytest.param(
-            "--state", {"bookmarks": 1}, 'state: expected {"bookmarks": {"actions": {…}}}', id="state-without-bookmarks"
+            "--state",
+            {"bookmarks": 1},
+            'state: expected {"bookmarks": {"actions": {…}}}, as in the last STATE of the previous run',
+            id="state-without-bookmarks",
+        ),
+        pytest.param(
+            "--state",
+            {"bookmarks": {"actions": {}}},
+            "state: all bookmarks are empty; to start from the beginning, run without a state",
+            id="state-with-empty-bookmarks",
         ),
         pytest.param(
             "--catalog", None, "Invalid value for '--catalog': '{}': No such file or directory", id="no-catalog"
@@ -462,6 +471,28 @@ def test_the_console_script_syncs_and_resumes(pepper: Sandbox, process: list[str
     before = len(pepper.requests)
     subprocess.run([*process, "--state", str(state)], capture_output=True, check=True)
     assert [request.path for request in pepper.requests[before:]] == ["/actions", "/actions", "/awards", "/perks"]
+
+
+def test_the_console_script_resumes_from_a_whole_state_message(
+    pepper: Sandbox, process: list[str], tmp_path: Path
+) -> None:
+    bookmark = {"replication_key": "when_timestamp", "replication_key_value": "2026-10-01T00:00:00.000Z"}
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps({"type": "STATE", "value": {"bookmarks": {"actions": bookmark}}}))
+    run = subprocess.run([*process, "--state", str(state)], capture_output=True, text=True, check=True)
+    messages = [json.loads(line) for line in run.stdout.splitlines()]
+    ids = {m["record"]["_id"] for m in messages if m["type"] == "RECORD" and m["stream"] == "actions"}
+    since = NOW - timedelta(hours=12, seconds=300)
+    assert ids == {row["_id"] for row in pepper.world.actions(after=since, until=NOW - timedelta(seconds=5))}
+    assert ids
+
+
+@pytest.mark.parametrize("content", [pytest.param(b"", id="empty"), pytest.param(b"\xef\xbb\xbf{}\n", id="object")])
+def test_an_empty_state_file_starts_a_first_run(console: Console, content: bytes) -> None:
+    with Script(listing()) as script:
+        outcome = console("--state", console.file("state.json", content), settings=config(script.url))
+    assert outcome.code == 0
+    assert script.asked[1].query["when.timestamp.gt"] == "2026-10-01T11:54:55.000Z"
 
 
 def test_a_downstream_process_that_exits_makes_the_tap_fail_without_a_traceback(process: list[str]) -> None:

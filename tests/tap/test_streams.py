@@ -395,14 +395,6 @@ def test_full_table_replication_reads_everything_and_moves_no_bookmark() -> None
     assert set(run.bookmarks("awards")) == {SETTLED}
 
 
-def test_a_bookmark_of_another_replication_key_is_ignored() -> None:
-    bookmark = {"replication_key": "_id", "replication_key_value": "5f"}
-    with Script(listing()) as script:
-        run = run_script(script, "actions", state={"bookmarks": {"actions": bookmark}})
-    assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
-    assert bookmark_of(run, "actions") == {"replication_key": "when_timestamp", "replication_key_value": SETTLED}
-
-
 @pytest.mark.parametrize(
     "state",
     [
@@ -410,6 +402,11 @@ def test_a_bookmark_of_another_replication_key_is_ignored() -> None:
         pytest.param({"bookmarks": {"actions": {"replication_key_value": 1759312795}}}, id="a-number"),
         pytest.param({"bookmarks": {"actions": "2026-10-01"}}, id="no-object"),
         pytest.param({"bookmarks": []}, id="no-bookmarks"),
+        pytest.param(
+            {"bookmarks": {"actions": {"replication_key": "_id", "replication_key_value": "5f"}}}, id="another-key"
+        ),
+        pytest.param({"bookmarks": {"actions": {"replication_key": "when_timestamp"}}}, id="no-value"),
+        pytest.param({"bookmarks": {"orders": {"replication_key_value": SETTLED}}}, id="unknown-stream"),
     ],
 )
 def test_an_invalid_state_is_rejected(state: dict[str, Any]) -> None:

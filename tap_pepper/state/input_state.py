@@ -1,0 +1,79 @@
+"""Find the bookmarks in the state that a run starts from.
+
+This module does no I/O and reads no clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from tap_pepper.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Bookmarks = dict[str, dict[str, Any]]
+
+# Oldest first: Meltano stores what an interrupted run reached next to the state of the last complete run.
+_WRAPPERS: Final = ("completed", "completed_state", "singer_state", "partial", "partial_state")
+_EXPECTED: Final = 'expected {"bookmarks": {"actions": {…}}}, as in the last STATE of the previous run'
+
+
+def read_bookmarks(state: object, required_keys: Mapping[str, tuple[str, ...]]) -> Bookmarks:
+    """Return the bookmarks in a state, by stream.
+
+    The state may be the value of a STATE message, `{"bookmarks": {"actions": {…}}}`, or the whole message, or
+    `{"singer_state": …}`, or what `meltano state get` prints, `{"completed": {"singer_state": …}, "partial": …}`, or
+    only bookmarks, `{"actions": {…}}`. A state without content has no bookmarks.
+
+    Args:
+        state: The decoded JSON.
+        required_keys: For each stream of the tap: a bookmark that is not empty has one of these keys. A stream without
+            keys needs no bookmark.
+
+    Raises:
+        ConfigError: A bookmark cannot be used, or there is content but no bookmark that can be used.
+    """
+    bookmarks = _unwrap(state, required_keys)
+    for stream, bookmark in bookmarks.items():
+        _check_bookmark(stream, bookmark, required_keys)
+    if bookmarks and not any(bookmark or not required_keys[stream] for stream, bookmark in bookmarks.items()):
+        _refuse("all bookmarks are empty; to start from the beginning, run without a state")
+    return bookmarks
+
+
+def _unwrap(state: object, streams: Mapping[str, object]) -> Bookmarks:
+    if not isinstance(state, dict):
+        _refuse(_EXPECTED)
+    if state.get("type") == "STATE" and "value" in state:
+        return _unwrap(state["value"], streams)
+    layers = [_unwrap(state[key], streams) for key in _WRAPPERS if state.get(key) is not None]
+    if "bookmarks" in state:
+        layers.append(state["bookmarks"])
+    elif not any(key in state for key in _WRAPPERS):
+        layers.append(state)
+    if not all(isinstance(layer, dict) for layer in layers):
+        _refuse(_EXPECTED)
+    merged: Bookmarks = {}
+    for layer in layers:
+        # An empty bookmark means that the stream has not written one.
+        merged.update({stream: value for stream, value in layer.items() if value != {} or stream not in merged})
+    return merged
+
+
+def _check_bookmark(stream: str, bookmark: object, required_keys: Mapping[str, tuple[str, ...]]) -> None:
+    if stream not in required_keys:
+        _refuse(f"{stream!r:.80} is not a stream of tap-pepper; {_EXPECTED}")
+    if not isinstance(bookmark, dict):
+        _refuse(f"bookmarks.{stream} is not an object; {_EXPECTED}")
+    keys = required_keys[stream]
+    if bookmark and keys and not any(bookmark.get(key) is not None for key in keys):
+        _refuse(
+            f"bookmarks.{stream} has no {' or '.join(keys)}; restore the last STATE of the previous run, or "
+            f"remove bookmarks.{stream} to read the stream from the beginning"
+        )
+
+
+def _refuse(problem: str) -> NoReturn:
+    msg = f"state: {problem}"
+    raise ConfigError(msg)
