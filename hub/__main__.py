@@ -34,18 +34,10 @@ TAP = {
     "prereq": "A token and the merchant's code, both given out by Pepper, one pair a merchant.",
     "next_steps": (
         "Load with `target-crm` for a balance per user and award, or with any other target. "
-        "`users` is personal data: this definition does not select it; say what you want by `select`."
+        "`users` is personal data: set `include_users` to read it."
     ),
-    # Meltano's own default, everything, takes personal data too.
-    "select": [
-        "actions.*",
-        "awards._id",
-        "awards.points",
-        "awards.userId",
-        "awards.perkId",
-        "awards.updatedAt",
-        "perks.*",
-    ],
+    # Each award has a copy of its perk.
+    "select": ["*.*", "!awards.perk", "!awards.tenantId"],
 }
 TARGET = {
     **INTRODUCTION,

@@ -64,6 +64,8 @@ class PepperStream(Stream):
 
     name: str
     path: ClassVar[str]
+    is_personal: ClassVar[bool] = False
+    """Whether the stream exists only with the setting `include_users`."""
     hidden_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that are emitted only if the catalog selects them."""
     bookmark_keys: ClassVar[tuple[str, ...]]

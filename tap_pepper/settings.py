@@ -143,10 +143,16 @@ class Settings:
         minimum=0,
         maximum=1,
     )
+    include_users: bool = setting(
+        "Include users",
+        "Add the stream users to the catalog. Its records are personal data. Names, contacts and credentials are "
+        "emitted only if the catalog also selects their fields.",
+        default=False,
+    )
     include_credentials: bool = setting(
         "Include credentials",
-        "Also request users' credentials. They are personal data, and are emitted only if the catalog selects "
-        "users.credentials.",
+        "Also request users' credentials, if include_users is true. They are personal data, and are emitted only if "
+        "the catalog selects users.credentials.",
         default=False,
     )
     request_timeout_seconds: int = setting(

@@ -38,12 +38,12 @@ class Awards(ChangesStream):
 
 
 class Users(ChangesStream):
-    """The merchant's users. They are personal data, so the stream is not selected by default."""
+    """The merchant's users. They are personal data, so the stream exists only with the setting `include_users`."""
 
     name = "users"
     path = "/users"
     since_parameter = "updatedAfter"
-    selected_by_default = False
+    is_personal = True
     hidden_fields = ("firstName", "lastName", "fullName", "contacts", "credentials")
 
     def query(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pepper_runtime.cli import SIGNAL_EXIT_CODE, run_cli
 from pepper_runtime.config import parse_object, read_config
 from pepper_runtime.settings import find_environment_problems, quote, read_environment_numbers
 from tap_pepper.api.client import PepperClient
+from tap_pepper.catalog import complete_selection
 from tap_pepper.errors import ConfigError, FatalRunError, PepperError, StreamsFailed
 from tap_pepper.messages import MessageWriter
 from tap_pepper.raw_json import digest
@@ -68,13 +69,17 @@ class TapPepper(Tap):
     message_writer_class = MessageWriter
     message_writer: MessageWriter
 
-    def __init__(self, *, config: Any = None, parse_env_config: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, config: Any = None, catalog: Any = None, parse_env_config: bool = False, **kwargs: Any
+    ) -> None:
         self._environment = os.environ if parse_env_config else {}
         self.append_builtin_config(self.config_jsonschema)
         _raise_problems(find_environment_problems(self.config_jsonschema, ENVIRONMENT_PREFIX, self._environment, quote))
         if isinstance(config, dict):
             config = {name: value for name, value in config.items() if value is not None}
-        super().__init__(config=config, parse_env_config=parse_env_config, **kwargs)
+        if isinstance(catalog, dict) and not isinstance(catalog, Catalog):
+            catalog = complete_selection(catalog)
+        super().__init__(config=config, catalog=catalog, parse_env_config=parse_env_config, **kwargs)
 
     @cached_property
     def settings(self) -> Settings:
@@ -126,8 +131,14 @@ class TapPepper(Tap):
             raise StreamsFailed(failures)
 
     def discover_streams(self) -> list[PepperStream]:
-        """Return one stream per endpoint."""
-        return [stream(self, lambda: self.run_context) for stream in STREAMS]
+        """Return one stream per endpoint; users only if configured."""
+        # Discovery works with an incomplete config, from which `settings` cannot be made.
+        included = [stream for stream in STREAMS if not stream.is_personal or self.config.get("include_users")]
+        for name in [stream.name for stream in STREAMS if stream not in included]:
+            entry = self.input_catalog.get_stream(name) if self.input_catalog else None
+            if entry and entry.metadata.resolve_selection()[()]:
+                self.logger.warning("%s: selected in the catalog but not read; set include_users to read it", name)
+        return [stream(self, lambda: self.run_context) for stream in included]
 
     def setup_mapper(self) -> None:
         """Set up stream maps, after every stream has completed its part of the catalog that they are made from."""

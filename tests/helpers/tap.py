@@ -171,7 +171,7 @@ class Run:
 
 def selection(*streams: str, change: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """The catalog with only these streams selected; `change` may edit the entry of each."""
-    catalog = TapPepper(validate_config=False).catalog_dict
+    catalog = TapPepper(config={"include_users": True}, validate_config=False).catalog_dict
     for entry in catalog["streams"]:
         root = next(item["metadata"] for item in entry["metadata"] if not item["breadcrumb"])
         root["selected"] = entry["tap_stream_id"] in streams
@@ -201,6 +201,8 @@ def run_tap(
 ) -> Run:
     """Run the tap in this process. Decimals in its messages stay Decimal."""
     chosen = catalog if catalog is not None else selection(*streams) if streams else None
+    if "users" in streams:
+        settings = {"include_users": True, **settings}
     tap = PatientTap(config=dict(settings), catalog=chosen, state=json.loads(json.dumps(state or {})))
     tap.local_clock = local_clock
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")

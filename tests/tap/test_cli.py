@@ -234,6 +234,7 @@ def test_defaults_are_as_documented() -> None:
         reconcile_hours=0,
         awards_full_refresh_days=0,
         max_deleted_fraction=0.5,
+        include_users=False,
         include_credentials=False,
         request_timeout_seconds=60,
         max_retries=8,

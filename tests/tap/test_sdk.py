@@ -23,6 +23,7 @@ CONFIG: dict[str, Any] = {
     "application_id": "pepper-mill",
     "api_url": "http://127.0.0.1:9",
     "start_date": "2026-09-25",
+    "include_users": True,
     "include_credentials": True,
 }
 

@@ -467,7 +467,7 @@ def test_the_connection_test_reads_each_stream_once_and_moves_no_bookmark(
         tap = PatientTap(config=config(script.url, start_date="2020-01-01"))
         tap.run_connection_test()
         tap.client.close()
-    assert [asked.path for asked in script.asked] == ["/actions", "/actions", "/awards", "/perks", "/users"]
+    assert [asked.path for asked in script.asked] == ["/actions", "/actions", "/awards", "/perks"]
     assert "replication_key" not in json.dumps(tap.state)
     assert "unhandled" not in caplog.text
 
@@ -593,10 +593,42 @@ USER = {
 }
 
 
-def test_users_are_not_selected_by_default() -> None:
+def test_users_are_read_only_with_the_setting() -> None:
     with Script(listing()) as script:
         run_tap(config(script.url))
     assert {asked.path for asked in script.asked} == {"/actions", "/awards", "/perks"}
+    with Script(listing()) as script:
+        run_tap(config(script.url, include_users=True))
+    assert {asked.path for asked in script.asked} == {"/actions", "/awards", "/perks", "/users"}
+
+
+def test_users_in_the_catalog_without_the_setting_give_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with Script(listing()) as script:
+        run_script(script, catalog=selection("actions", "users"))
+        assert {asked.path for asked in script.asked} == {"/actions"}
+        warning = "users: selected in the catalog but not read; set include_users to read it"
+        assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [warning]
+        caplog.clear()
+        run_script(script, catalog=selection("actions"))
+        assert not any(r.levelno == logging.WARNING for r in caplog.records)
+
+
+@pytest.mark.parametrize("selected", [None, True, False])
+def test_a_catalog_without_metadata_keeps_the_default_fields(selected: bool | None) -> None:
+    catalog = selection("awards", "users")
+    for entry in catalog["streams"]:
+        del entry["metadata"]
+        if selected is not None:
+            entry["selected"] = selected and entry["tap_stream_id"] in {"awards", "users"}
+    award = {"_id": "a", "points": 1, "tenantId": "t", "perk": {}, "updatedAt": SETTLED}
+    with Script(listing(), listing(award), listing(USER)) as script:
+        chosen = {"streams": [entry for entry in catalog["streams"] if entry["tap_stream_id"] in {"awards", "users"}]}
+        run = run_script(script, catalog=chosen, include_users=True)
+    if selected is False:
+        assert script.asked == []
+        return
+    assert run.records("awards") == [{"_id": "a", "points": 1, "updatedAt": SETTLED}]
+    assert run.records("users") == [{"_id": "u", "state": "ACTIVE", "updatedAt": "2026-09-01T00:00:00.000Z"}]
 
 
 @pytest.mark.parametrize(
@@ -607,7 +639,7 @@ def test_selected_users_contain_no_personal_data_by_default(metadata: bool) -> N
         entry["metadata"] = [item for item in entry["metadata"] if metadata or not item["breadcrumb"]]
 
     with Script(listing(), listing(USER)) as script:
-        run = run_script(script, catalog=selection("users", change=bare))
+        run = run_script(script, catalog=selection("users", change=bare), include_users=True)
     assert run.records("users") == [{"_id": "u", "state": "ACTIVE", "updatedAt": "2026-09-01T00:00:00.000Z"}]
     assert "fullName" not in run.schema("users")["schema"]["properties"]
 
@@ -615,11 +647,11 @@ def test_selected_users_contain_no_personal_data_by_default(metadata: bool) -> N
 def test_credentials_need_the_setting_and_the_selection() -> None:
     catalog = selection("users", change=lambda entry: select_fields(entry, "credentials"))
     with Script(listing(), listing(USER)) as script:
-        run = run_script(script, catalog=catalog, include_credentials=True)
+        run = run_script(script, catalog=catalog, include_users=True, include_credentials=True)
     assert script.asked[-1].query["include"] == "credentials"
     assert run.records("users")[0]["credentials"] == USER["credentials"]
     with Script(listing(), listing(USER)) as script:
-        run_script(script, catalog=catalog)
+        run_script(script, catalog=catalog, include_users=True)
     assert "include" not in script.asked[-1].query
 
 

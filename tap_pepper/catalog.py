@@ -1,0 +1,38 @@
+"""Complete the selection in a catalog that another program wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def complete_selection(catalog: Json) -> Json:
+    """Return a catalog in which the metadata of every stream contains its selection.
+
+    The old form of a selection, `"selected": true` in a stream, its schema or a field, applies where the metadata has
+    none. A stream without both is selected, because the catalog lists it. Fields keep the stream's own defaults.
+    """
+    return {**catalog, "streams": [_complete_stream(stream) for stream in catalog.get("streams", [])]}
+
+
+def _complete_stream(stream: Json) -> Json:
+    schema = stream.get("schema") or {}
+    metadata = {tuple(item["breadcrumb"]): item["metadata"] for item in stream.get("metadata") or []}
+    selected = stream.get("selected", schema.get("selected", None if () in metadata else True))
+    for breadcrumb, value in {(): selected, **_old_field_selection(schema)}.items():
+        own = metadata.get(breadcrumb, {})
+        if value is not None and "selected" not in own:
+            metadata[breadcrumb] = {**own, "selected": value}
+    items = [{"breadcrumb": list(breadcrumb), "metadata": own} for breadcrumb, own in metadata.items()]
+    return {**stream, "metadata": items}
+
+
+def _old_field_selection(schema: Json, parent: tuple[str, ...] = ()) -> dict[tuple[str, ...], bool]:
+    found = {}
+    for name, field in (schema.get("properties") or {}).items():
+        breadcrumb = (*parent, "properties", name)
+        if isinstance(field.get("selected"), bool):
+            found[breadcrumb] = field["selected"]
+        found.update(_old_field_selection(field, breadcrumb))
+    return found
