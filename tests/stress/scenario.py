@@ -122,7 +122,8 @@ def make_scenario(random: Random, rows: int, *, ordered: bool = True, keyless: b
             line = action(f"bad-{number}", delta="many", context=_person("u1"))
             scenario.add(line, "rejected_records", f"bad-{number}")
         elif kind == "noise":
-            line = f'{{"type": "RECORD", "noise-{number} of {PERSON}"'
+            # It names its stream: a line of an unknown stream would keep the deleted perks.
+            line = f'{{"type": "RECORD", "stream": "actions", "noise-{number} of {PERSON}"'
             scenario.add(line, "rejected_records", f"noise-{number}")
         else:
             _add_action(scenario, random, award, now, number, kind=kind)
