@@ -21,7 +21,7 @@ from pepper_runtime.progress import display
 from tap_pepper.api.rate_limit import always
 from tap_pepper.errors import ConfigError, FatalRunError
 from tap_pepper.metrics import Metric, log_metric
-from tap_pepper.raw_json import decode_row
+from tap_pepper.raw_json import decode_row, to_json
 from tap_pepper.windows import (
     advance_bookmark,
     parse_bound,
@@ -49,13 +49,16 @@ TEST_PAGES_MAX = 10
 UNKNOWN_FIELDS_MAX = 20
 """Unknown fields that a warning names."""
 
+OTHER_FIELDS = "other_fields"
+"""The property with the fields that the schema does not name."""
+
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 class PepperStream(Stream):
     """A list endpoint of Pepper's API.
 
-    Fields that are not in the schema are emitted if the schema has `additionalProperties`, and dropped otherwise.
+    Fields that are not in the schema are emitted inside the property `other_fields`, if it is selected.
 
     Args:
         tap: The tap.
@@ -138,30 +141,28 @@ class PepperStream(Stream):
         return pages_read * records / (records + skipped) if skipped else pages_read
 
     def select_fields(self, row: Row) -> Row:
-        """Return a row with the selected fields only, and note unknown fields; may change the row in place."""
+        """Leave only the selected fields in a row, move unknown fields into `other_fields`, and return the row."""
         if not self._declared_fields.issuperset(row):
-            self._unknown_fields.update(row.keys() - self._declared_fields)
-        if self._fields_to_emit is not None:
-            return {name: row[name] for name in self._fields_to_emit if name in row}
+            other_fields = {name: row.pop(name) for name in list(row) if name not in self._declared_fields}
+            self._unknown_fields.update(other_fields)
+            if self._emits_other_fields:
+                row[OTHER_FIELDS] = to_json(other_fields)
         for name in self._deselected_fields:
             row.pop(name, None)
         return row
 
     @cached_property
     def _declared_fields(self) -> frozenset[str]:
-        return frozenset(self.effective_schema["properties"])
+        # Pepper may send a field with the name of the tap's own property.
+        return frozenset(self.effective_schema["properties"]) - {OTHER_FIELDS}
+
+    @cached_property
+    def _emits_other_fields(self) -> bool:
+        return OTHER_FIELDS in self.effective_schema["properties"] and self.mask["properties", OTHER_FIELDS]
 
     @cached_property
     def _deselected_fields(self) -> tuple[str, ...]:
         return tuple(name for name in self.effective_schema["properties"] if not self.mask["properties", name])
-
-    @cached_property
-    def _fields_to_emit(self) -> tuple[str, ...] | None:
-        """Top-level fields to emit, in the schema's order; None means all fields except the deselected ones."""
-        schema = self.effective_schema
-        if schema.get("additionalProperties"):
-            return None
-        return tuple(name for name in schema["properties"] if name not in self._deselected_fields)
 
     @cached_property
     def _has_nested_deselection(self) -> bool:
@@ -264,9 +265,15 @@ class PepperStream(Stream):
         if self._unknown_fields:
             # A field's name may itself be personal data, such as an e-mail address.
             names = sorted(name if _FIELD_NAME.fullmatch(name) else "(unusual name)" for name in self._unknown_fields)
-            action = "dropped" if self._fields_to_emit is not None else "passed on"
             listed = ", ".join(list(dict.fromkeys(names))[:UNKNOWN_FIELDS_MAX])
-            self.logger.warning("%s: fields that are not in the schema were %s: %s", self.name, action, listed)
+            if self._emits_other_fields:
+                self.logger.info("%s: fields that are not in the schema are in other_fields: %s", self.name, listed)
+            else:
+                self.logger.warning(
+                    "%s: dropped fields that are not in the schema: %s; select other_fields to keep them",
+                    self.name,
+                    listed,
+                )
 
     # What the SDK calls.
 
@@ -347,8 +354,12 @@ class PepperStream(Stream):
     def apply_catalog(self, catalog: Catalog) -> None:
         """Take selection and schema from a catalog; the keys are always the stream's own."""
         if entry := catalog.get_stream(self.name):
-            given, keys = entry.schema.properties or {}, {*type(self).primary_keys, type(self).replication_key}
-            own = {name: Schema.from_dict(field) for name, field in self.schema["properties"].items() if name in keys}
+            added = {*type(self).primary_keys, type(self).replication_key}
+            if entry.schema.additionalProperties:
+                # An older version of the tap emitted unknown fields next to the declared ones.
+                added.add(OTHER_FIELDS)
+            given = entry.schema.properties or {}
+            own = {name: Schema.from_dict(field) for name, field in self.schema["properties"].items() if name in added}
             entry.schema.properties = {**own, **given}
         super().apply_catalog(catalog)
         self.primary_keys = type(self).primary_keys

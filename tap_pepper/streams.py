@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tap_pepper.base_stream import OTHER_FIELDS
 from tap_pepper.raw_json import JsonText, Row, canonical_json, from_json, to_json
 from tap_pepper.replication import ChangesStream, FullTableStream, WindowedStream
 from tap_pepper.windows import to_instant
@@ -29,7 +30,7 @@ class Awards(ChangesStream):
     name = "awards"
     path = "/awards"
     since_parameter = "updatedAt"
-    hidden_fields = ("tenantId", "perk")
+    hidden_fields = ("tenantId", "perk", OTHER_FIELDS)
 
     @property
     def full_refresh_days(self) -> int:
@@ -44,7 +45,7 @@ class Users(ChangesStream):
     path = "/users"
     since_parameter = "updatedAfter"
     is_personal = True
-    hidden_fields = ("firstName", "lastName", "fullName", "contacts", "credentials")
+    hidden_fields = ("firstName", "lastName", "fullName", "contacts", "credentials", OTHER_FIELDS)
 
     def query(self) -> dict[str, str]:
         """Request credentials only if configured."""

@@ -287,13 +287,34 @@ def test_an_action_without_an_id_always_gets_the_same_key() -> None:
     assert len(first) == len("content-") + 64
 
 
-def test_unknown_fields_of_actions_are_passed_on_at_every_level() -> None:
+def test_unknown_fields_of_actions_are_emitted_at_every_level() -> None:
     at = "2026-10-01T11:59:00.000Z"
     row = action("a", at, new={"deep": [1, {"er": None}]}, context={"user": {"_id": "u", "mood": "good"}, "weather": 1})
     row["when"]["moon"] = "full"
     with Script(listing(), listing(row)) as script:
         run = run_script(script, "actions")
-    assert run.records("actions") == [{**row, "when_timestamp": at}]
+    new = row.pop("new")
+    assert run.records("actions") == [{**row, "when_timestamp": at, "other_fields": {"new": new}}]
+
+
+def test_a_field_with_the_name_of_the_taps_own_property_is_kept() -> None:
+    at = "2026-10-01T11:59:00.000Z"
+    row = action("a", at, other_fields=[2.50], new=1)
+    with Script(listing(), listing(row)) as script:
+        run = run_script(script, "actions")
+    assert run.records("actions")[0]["other_fields"] == {"other_fields": [2.50], "new": 1}
+
+
+def test_unknown_fields_are_emitted_with_the_catalog_of_an_older_version() -> None:
+    def older(entry: dict[str, Any]) -> None:
+        del entry["schema"]["properties"]["other_fields"]
+        entry["schema"]["additionalProperties"] = True
+        entry["metadata"] = [item for item in entry["metadata"] if "other_fields" not in item["breadcrumb"]]
+
+    with Script(listing(), listing(action("a", "2026-10-01T11:59:00.000Z", new=1))) as script:
+        run = run_script(script, catalog=selection("actions", change=older))
+    assert run.records("actions")[0]["other_fields"] == {"new": 1}
+    assert "other_fields" in run.schema("actions")["schema"]["properties"]
 
 
 def test_deselecting_when_does_not_affect_the_bookmark() -> None:
@@ -656,10 +677,10 @@ def test_credentials_need_the_setting_and_the_selection() -> None:
 
 
 def test_perks_are_emitted_completely_and_have_no_bookmark() -> None:
-    perk = {"_id": "p", "type": "STAMP_CARD", "terms": {"en": "…"}, "rules": [1, 2.50]}
-    with Script(listing(perk)) as script:
+    declared, other = {"_id": "p", "type": "STAMP_CARD"}, {"terms": {"en": "…"}, "rules": [1, 2.50]}
+    with Script(listing(declared | other)) as script:
         run = run_script(script, "perks")
-    assert run.records("perks") == [perk]
+    assert run.records("perks") == [{**declared, "other_fields": other}]
     assert run.bookmarks("perks") == []
 
 
@@ -1014,17 +1035,24 @@ def test_actions_are_read_first() -> None:
 
 
 def test_unknown_fields_are_logged_once_per_run_without_values(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     rows = [action(name, "2026-10-01T11:59:00.000Z", sparkle="Tom Jones", **{"tom@example.com": 1}) for name in "abc"]
     with Script(listing(), listing(*rows)) as script:
         run_script(script, "actions")
     (message,) = [line.getMessage() for line in caplog.records if "not in the schema" in line.getMessage()]
-    assert message == "actions: fields that are not in the schema were passed on: (unusual name), sparkle"
+    assert message == "actions: fields that are not in the schema are in other_fields: (unusual name), sparkle"
 
 
 def test_unknown_fields_of_awards_are_logged_as_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    with Script(listing(), listing({"_id": "a", "sparkle": 1})) as script:
-        run_script(script, "awards")
-    assert "awards: fields that are not in the schema were dropped: sparkle" in caplog.text
+    row = {"_id": "a", "sparkle": 1}
+    with Script(listing(), listing(row), listing(), listing(row)) as script:
+        default = run_script(script, "awards")
+        warning = "awards: dropped fields that are not in the schema: sparkle; select other_fields to keep them"
+        assert warning in caplog.text
+        chosen = selection("awards", change=lambda entry: select_fields(entry, "other_fields"))
+        selected = run_script(script, catalog=chosen)
+    assert default.records("awards") == [{"_id": "a"}]
+    assert selected.records("awards") == [{"_id": "a", "other_fields": {"sparkle": 1}}]
 
 
 def test_pages_retries_waits_and_lag_are_logged_as_metrics(caplog: pytest.LogCaptureFixture) -> None:
@@ -1045,7 +1073,7 @@ def test_metrics_are_logged_for_a_failed_stream_too(caplog: pytest.LogCaptureFix
         run = run_script(script, "actions", may_fail=True)
     assert isinstance(run.error, FatalAPIError)
     assert '"metric":"http_request_retry_count","value":1' in caplog.text
-    assert "fields that are not in the schema were passed on: sparkle" in caplog.text
+    assert "fields that are not in the schema are in other_fields: sparkle" in caplog.text
 
 
 def test_a_long_run_logs_how_far_behind_it_is(caplog: pytest.LogCaptureFixture) -> None:
