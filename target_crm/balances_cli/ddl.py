@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from target_crm.errors import InputError
+from target_crm.loader.sinks import TableSink
 from target_crm.records import values
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def missing_statements(target: TargetCrm, messages: Iterable[str]) -> list[str]:
     if lines and not schemas:
         raise InputError("--schemas: no SCHEMA message in it; tap-pepper --test=schema prints them")
     sinks = [route.sink for message in schemas for route in target.add_stream(message)]
-    return target.warehouse.lacks(*(table for sink in sinks for table in sink.own_tables))
+    return target.warehouse.lacks(*(sink for sink in sinks if isinstance(sink, TableSink)))
 
 
 def _schema_message(line: str) -> dict[str, Any] | None:

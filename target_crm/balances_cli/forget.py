@@ -13,9 +13,11 @@ from sqlalchemy import table as any_table
 
 from target_crm.records import values
 from target_crm.records.column_types import Identifier, LongText
-from target_crm.records.schemas import DELETED_AT, column_names
+from target_crm.records.names import snake_case
+from target_crm.records.schemas import DELETED_AT
 from target_crm.sql.staging import METADATA_COLUMNS
 from target_crm.sql.tables import AWARD_FIELDS
+from target_crm.warehouse.stream_names import tables_of_streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,12 +43,13 @@ def forget(warehouse: Warehouse, user_id: str) -> dict[str, int]:
     """
     erased: dict[str, int] = {}
     tables = warehouse.tables
-    award_columns = set(column_names(AWARD_FIELDS, set()).values())
+    award_columns = set(map(snake_case, AWARD_FIELDS))
 
     def work(connection: Connection) -> None:
         erased["actions"] = _erase_payloads(connection, tables, user_id)
         erased["awards"] = _erase_columns(connection, tables, "awards", "user_id", user_id, kept=award_columns)
-        erased["users"] = _erase_columns(connection, tables, "users", "_id", user_id, kept={"_id"})
+        users = tables_of_streams(connection, tables).get("users", "users")
+        erased["users"] = _erase_columns(connection, tables, users, "_id", user_id, kept={"_id"})
         ids = {user_id, *connection.scalars(_awards_of(tables, user_id))}
         erased["rejected_records"] = _erase_rejected(connection, tables.rejected_records, ids)
 

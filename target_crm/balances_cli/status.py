@@ -12,9 +12,11 @@ from sqlalchemy import table as any_table
 
 from target_crm.balances_cli.verify import Check, compare_totals, verify_in
 from target_crm.records.column_types import Instant
-from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT, snake_case
+from target_crm.records.names import ascii_snake_case
+from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
 from target_crm.sql.load_runs import DONE
 from target_crm.sql.tables import COUNTS
+from target_crm.warehouse.stream_names import tables_of_streams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,10 +106,13 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
 
 
 def _rejected(connection: Connection, tables: Tables) -> Counter[str]:
+    """Return how many records of each table's stream are in quarantine; lines of no stream have an empty name."""
     rejected = tables.rejected_records
+    table_of = tables_of_streams(connection, tables)
     by_stream: Counter[str] = Counter()
     for stream, count in connection.execute(select(rejected.c.stream, func.count()).group_by(rejected.c.stream)):
-        by_stream[snake_case(stream) if stream else ""] += count
+        # A stream without a record was last loaded before streams were recorded.
+        by_stream[table_of.get(stream) or (ascii_snake_case(stream) if stream else "")] += count
     return by_stream
 
 

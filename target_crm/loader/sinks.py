@@ -17,7 +17,8 @@ from sqlalchemy import case, func, or_, select
 from target_crm.errors import InputError
 from target_crm.records import values
 from target_crm.records.actions import LedgerRow, ledger_row
-from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, Shape, snake_case
+from target_crm.records.names import snake_case
+from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, Shape
 from target_crm.records.tally import Rejection, Tally
 from target_crm.sql import balances, staging, tables
 
@@ -89,6 +90,8 @@ class StreamSink:
         key_properties: The properties of its key; none for a stream without one.
     """
 
+    table: Table
+
     def __init__(
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
     ) -> None:
@@ -99,14 +102,6 @@ class StreamSink:
         self.warehouse = context.warehouse
         self.adapter = context.warehouse.adapter
         self.tables = context.warehouse.tables
-
-    @property
-    def own_tables(self) -> Sequence[Table]:
-        """Tables that the stream needs besides the target's own."""
-        return ()
-
-    def fit(self, stored: Mapping[str, str]) -> None:
-        """Adapt to what the columns of an existing table hold."""
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
         """Convert a record to a row of the sink's table.
@@ -140,6 +135,7 @@ class LedgerSink(StreamSink):
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
     ) -> None:
         super().__init__(context, stream, schema, key_properties)
+        self.table = self.tables.actions
         if (properties := schema.get("properties")) and "_id" not in properties:
             raise InputError(f"stream {stream!r} is not Pepper's: its schema has no _id; rename the stream by a map")
 
@@ -187,6 +183,8 @@ class TableSink(StreamSink):
     """Overrules the key of the SCHEMA message."""
     fixed: Mapping[str, Any] = {}
     """Properties whose column type does not depend on the SCHEMA message."""
+    fixed_table: str | None = None
+    """The name of the table, where it does not depend on what else the warehouse has."""
 
     def __init__(
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
@@ -198,24 +196,26 @@ class TableSink(StreamSink):
                 f"stream {stream!r}: key property {missing[0]!r} is not in its schema; select it in the tap"
             )
         try:
-            self.shape = Shape.of(schema, self.keys or key_properties or (), self.fixed)
+            self.place(self.fixed_table or snake_case(stream), {}, {})
         except (AttributeError, TypeError):
             raise InputError(f"stream {stream!r}: its SCHEMA message holds no JSON Schema") from None
-        self._set_tables()
 
-    def _set_tables(self) -> None:
-        self.table = tables.stream_table(snake_case(self.stream), self.shape, self.tables.metadata.schema)
-        self.staged = staging.Staged(tables.staging_of(self.table), self.tables.fresh)
-
-    def fit(self, stored: Mapping[str, str]) -> None:
-        """Keep the types of an existing table's columns that hold more than the schema says.
+    def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, str]) -> None:
+        """Set the stream's table and columns.
 
         Args:
-            stored: Column → what it holds: `text`, `time` and so on.
+            table: The name of the table.
+            recorded: Property → column, for all properties that the stream ever had.
+            stored: Column → what it holds (`text`, `time` and so on), in the existing table.
         """
-        if not self.fixed:
-            self.shape = self.shape.fitted(stored)
-            self._set_tables()
+        self.shape = Shape.of(self.schema, self.keys or self.key_properties or (), self.fixed, recorded, stored)
+        self.table = tables.stream_table(table, self.shape, self.tables.metadata.schema)
+        self.staged = staging.Staged(tables.staging_of(self.table), self.tables.fresh)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Property → column, for the properties whose column depends on what else the stream has."""
+        return {each.property: each.column for each in self.shape.fields if each.property not in self.fixed}
 
     @property
     def own_tables(self) -> Sequence[Table]:
@@ -297,6 +297,7 @@ class AwardSink(TableSink):
 
     keys = ("_id",)
     fixed = tables.AWARD_FIELDS
+    fixed_table = "awards"
 
     @staticmethod
     def age_columns(rows: FromClause) -> list[ColumnElement[Any]]:

@@ -36,7 +36,8 @@ from target_crm.loader.sinks import BatchContext, StreamSink, TableSink, sink_cl
 from target_crm.loader.writer import BatchWriter
 from target_crm.records import values
 from target_crm.records.fast_path import decode_typical_action
-from target_crm.records.schemas import MissingProperty, snake_case
+from target_crm.records.names import snake_case
+from target_crm.records.schemas import MissingProperty
 from target_crm.records.tally import Rejection
 from target_crm.settings import CONFIG_JSONSCHEMA, ENVIRONMENT_PREFIX, SECRETS, Settings
 from target_crm.sql.tables import WORK_PREFIX
@@ -278,7 +279,7 @@ class TargetCrm(Target):
         """Route the records of a SCHEMA message's stream. The warehouse is left alone. Each stream map gives a route.
 
         Raises:
-            InputError: The message is not a usable SCHEMA, or its table would not be the stream's alone.
+            InputError: The message is not a usable SCHEMA, or the stream has the name of an own table of the target.
         """
         stream, schema, keys = message.get("stream"), message.get("schema"), message.get("key_properties")
         if (
@@ -318,13 +319,9 @@ class TargetCrm(Target):
                 return sink
         kind = sink_class(stream)
         if kind is TableSink:
-            table = snake_case(stream)
+            table = snake_case(stream, "stream")
             if table in self.warehouse.tables.reserved_names or table.startswith(WORK_PREFIX):
                 raise InputError(f"stream {stream!r}: table {table!r} is the target's own; rename the stream by a map")
-            twins = (each.stream for each in sinks if each.stream != stream and snake_case(each.stream) == table)
-            twin = next(twins, None)
-            if twin:
-                raise InputError(f"streams {twin!r} and {stream!r} would share table {table!r}; rename one by a map")
         return kind(self._context, stream, schema, keys)
 
     def _process_schema_message(self, message_dict: dict[str, Any]) -> None:
@@ -336,10 +333,9 @@ class TargetCrm(Target):
         # table changes.
         self._batcher.flush()
         for _, sink in self.add_stream(message_dict):
-            for table in sink.own_tables[:1]:
-                sink.fit(self.warehouse.stored_kinds(table))
-            self.warehouse.ensure(*sink.own_tables)
-            self.writer.add_stream(sink.stream)
+            if isinstance(sink, TableSink):
+                self.warehouse.ensure(sink)
+            self.writer.add_stream(sink.stream, sink.table.name)
 
     def _process_record_message(self, message_dict: dict[str, Any]) -> None:
         stream, record = message_dict.get("stream"), message_dict.get("record")

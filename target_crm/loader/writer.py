@@ -51,12 +51,14 @@ class BatchWriter:
         self._started_at = datetime.now(UTC)
         self.tallies: dict[str, Tally] = {"": Tally()}
         """Per stream, what became of the records that are committed. The empty name stands for malformed lines."""
+        self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
         """Column of the ledger → in how many records that were read again it had another value."""
 
-    def add_stream(self, name: str) -> None:
-        """Report a stream even if none of its records comes."""
+    def add_stream(self, name: str, table: str) -> None:
+        """Report a stream even if none of its records comes. `load_runs` has it under the name of its table."""
         self.tallies.setdefault(name, Tally())
+        self._tables[name] = table
 
     def write(self, batch: Batch) -> None:
         """Commit a batch."""
@@ -117,6 +119,7 @@ class BatchWriter:
         adapter, load_runs = self._warehouse.adapter, self._warehouse.tables.load_runs
         run = Run(self.run_id, self._started_at, datetime.now(UTC), exit_state)
         adapter.execute(connection, run.delete_earlier(load_runs))
-        adapter.load(connection, load_runs, run.rows(tallies))
+        by_table = {self._tables[stream]: tally for stream, tally in tallies.items()}
+        adapter.load(connection, load_runs, run.rows(by_table))
         if exit_state:
             adapter.execute(connection, run.delete_expired(load_runs))

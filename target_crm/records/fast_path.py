@@ -15,7 +15,7 @@ import msgspec
 
 from target_crm.records.actions import EFFECTS, content_hash
 from target_crm.records.column_types import ID_CHARS_MAX, POINTS_MAX
-from target_crm.records.schemas import snake_case
+from target_crm.records.names import snake_case
 
 # Pepper's type → the effect on a balance, and the field of `_Metadata` with the delta.
 _EFFECTS = {name: (effect, snake_case(delta_name)) for name, (effect, delta_name) in EFFECTS.items()}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,14 @@ from sqlalchemy import BigInteger, Boolean, Date
 
 from target_crm.records import values
 from target_crm.records.column_types import Identifier, Instant, JsonText, LongText, Number, Points
+from target_crm.records.names import assign_columns, snake_case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.types import TypeEngine
 
-# The limit of PostgreSQL; no other engine's is lower.
-NAME_CHARS_MAX = 63
 EXTRA = "_sdc_extra"
 EXTRACTED_AT = "_sdc_extracted_at"
 BATCHED_AT = "_sdc_batched_at"
@@ -105,10 +103,24 @@ class Shape:
 
     @classmethod
     def of(
-        cls, schema: Mapping[str, Any], key_properties: Sequence[str], fixed: Mapping[str, Kind] | None = None
+        cls,
+        schema: Mapping[str, Any],
+        key_properties: Sequence[str],
+        fixed: Mapping[str, Kind] | None = None,
+        recorded: Mapping[str, str] | None = None,
+        stored: Mapping[str, str] | None = None,
     ) -> Shape:
-        """Read a SCHEMA message. `fixed` properties have the given kind, whatever the schema says."""
-        fixed = fixed or {}
+        """Read a SCHEMA message.
+
+        Args:
+            schema: The stream's JSON Schema.
+            key_properties: The properties of its key.
+            fixed: Properties that have the given kind, whatever the schema says, and always the same column.
+            recorded: Property → column, for all other properties that the stream ever had.
+            stored: Column → what it holds (`text`, `time` and so on), in the existing table. A column that holds more
+                than its property keeps its type.
+        """
+        fixed, stored = fixed or {}, stored or {}
         properties = dict(schema.get("properties") or {})
         marks_deleted = properties.pop(DELETED_AT, None) is not None
         kinds = {name: fixed.get(name) or kind_of(definition, schema) for name, definition in properties.items()}
@@ -116,9 +128,11 @@ class Shape:
         for key in key_properties:
             if key not in fixed and kinds.get(key) in {None, TEXT, ANY_TEXT, JSON}:
                 kinds[key] = KEY
-        # A schema's properties have no order, so their order must not decide which of two gets which column.
-        others = sorted(kinds.keys() - fixed.keys(), key=lambda name: (name != snake_case(name), name))
-        columns = column_names([*fixed, *others], taken=_RESERVED_COLUMNS)
+        columns = {name: snake_case(name) for name in fixed}
+        reserved = {*_RESERVED_COLUMNS, *columns.values()}
+        columns |= assign_columns(kinds.keys() - fixed.keys(), recorded or {}, stored, reserved)
+        if not fixed:
+            kinds = {name: _fitted(kind, stored.get(columns[name])) for name, kind in kinds.items()}
         required = {*key_properties, *schema.get("required", ())}
         return cls(
             fields=tuple(
@@ -129,15 +143,6 @@ class Shape:
             keeps_extra=schema.get("additionalProperties", True) is not False,
             marks_deleted=marks_deleted,
         )
-
-    def fitted(self, stored: Mapping[str, str]) -> Shape:
-        """The shape for an existing table: a column that already holds more than its property keeps its type.
-
-        Args:
-            stored: Column → what it holds: `text`, `time` and so on.
-        """
-        fields = (replace(each, kind=_fitted(each.kind, stored.get(each.column))) for each in self.fields)
-        return replace(self, fields=tuple(fields))
 
     def row(
         self, record: Mapping[str, Any], *, extracted_at: datetime, loaded_at: datetime, version: int | None = None
@@ -284,26 +289,3 @@ def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
     for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
         found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
     return found
-
-
-def column_names(properties: Iterable[str], taken: set[str]) -> dict[str, str]:
-    """Property → column in snake_case. On a clash the later one gets a number: `foo_bar`, `foo_bar_2`."""
-    names: dict[str, str] = {}
-    used = set(taken)
-    for name in properties:
-        base = snake_case(name)
-        column = base
-        count = 1
-        while column in used:
-            count += 1
-            suffix = f"_{count}"
-            column = f"{base[: NAME_CHARS_MAX - len(suffix)]}{suffix}"
-        used.add(column)
-        names[name] = column
-    return names
-
-
-def snake_case(name: str) -> str:
-    """`updatedAt` → `updated_at`, `HTTPCode` → `http_code`, `_id` → `_id`; at most 60 characters of a-z, 0-9 and _."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
-    return re.sub(r"[^a-z0-9_]+", "_", words.lower())[:60] or "_"

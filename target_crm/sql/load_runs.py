@@ -11,8 +11,6 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from target_crm.records.schemas import snake_case
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -35,20 +33,20 @@ class Run:
     """`DONE` or `FAILED`; None while the run goes on."""
 
     def rows(self, tallies: Mapping[str, Tally]) -> list[tuple[Any, ...]]:
-        """A row per stream, under the name of its table; malformed lines are counted under the empty name."""
+        """A row per stream, given the name of its table → tally; malformed lines are counted under the empty name."""
         finished_at = self.now if self.exit_state else None
         seconds = Decimal((self.now - self.started_at) // timedelta(milliseconds=1)) / 1000
         return [
             (
                 self.run_id,
-                snake_case(stream) if stream else "",
+                table,
                 self.started_at,
                 finished_at,
                 self.exit_state,
                 seconds,
                 *astuple(tally),
             )
-            for stream, tally in tallies.items()
+            for table, tally in tallies.items()
         ]
 
     def delete_earlier(self, load_runs: Table) -> Delete:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, cast, func, select, text
 
 from target_crm.records.column_types import Identifier, Instant, JsonText, LongText, Number, Points
+from target_crm.records.names import NAME_BYTES_MAX
 from target_crm.records.schemas import (
     BATCHED_AT,
     DELETED_AT,
@@ -16,7 +17,6 @@ from target_crm.records.schemas import (
     EXTRACTED_AT,
     IDENTIFIER,
     INSTANT,
-    NAME_CHARS_MAX,
     POINTS,
     SEQ,
     TABLE_VERSION,
@@ -47,8 +47,8 @@ class Tables:
 
     `actions` is the ledger, `award_balances` holds a balance per award, `awards` Pepper's snapshot of each award,
     `rejected_records` the quarantine, and `load_runs` counts what became of the records of each run. Tables named
-    `_crm_…` are internal: the version of the tables, recently committed batches, and work tables that are empty between
-    transactions.
+    `_crm_…` are internal: the version of the tables, the recorded table of each stream and column of each property,
+    recently committed batches, and work tables that are empty between transactions.
     """
 
     def __init__(self, schema: str | None = None) -> None:
@@ -86,6 +86,21 @@ class Tables:
             self.metadata,
             Column("batch_id", Identifier(), primary_key=True),
             Column("committed_at", Instant, nullable=False),
+        )
+        self.streams = Table(
+            f"{WORK_PREFIX}streams",
+            self.metadata,
+            Column("stream_id", Identifier(), primary_key=True),
+            Column("stream", LongText(), nullable=False),
+            Column("table_name", LongText(), nullable=False),
+        )
+        self.columns = Table(
+            f"{WORK_PREFIX}columns",
+            self.metadata,
+            Column("column_id", Identifier(), primary_key=True),
+            Column("stream_id", Identifier(), nullable=False),
+            Column("property", LongText(), nullable=False),
+            Column("column_name", LongText(), nullable=False),
         )
         self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence(), info=WORK)
         self.staged_actions = Staged(staging_of(self.actions).to_metadata(self.metadata), self.fresh)
@@ -175,7 +190,10 @@ def staging_of(table: Table) -> Table:
 def _fitted(name: str) -> str:
     """A name short enough for every engine. A longer one ends in a hash, so that names stay distinct."""
     digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
-    return name if len(name) <= NAME_CHARS_MAX else f"{name[: NAME_CHARS_MAX - 9]}_{digest}"
+    encoded = name.encode()
+    if len(encoded) <= NAME_BYTES_MAX:
+        return name
+    return f"{encoded[: NAME_BYTES_MAX - 9].decode(errors='ignore')}_{digest}"
 
 
 def _sequence() -> Column[int]:

@@ -7,7 +7,7 @@ import time
 import uuid
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.engine import URL, make_url
@@ -18,14 +18,16 @@ from target_crm.engines.registry import adapter_for
 from target_crm.errors import ConnectionLost, CrmError, SettingError, WarehouseError
 from target_crm.sql.tables import tables_in
 from target_crm.warehouse import migrations
+from target_crm.warehouse.stream_names import StreamNames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sqlalchemy import Connection, Engine, Table
 
     from target_crm.engines.base import EngineAdapter
     from target_crm.warehouse.migrations import Statement
+    from target_crm.warehouse.stream_names import StreamTables
 
 # The waits between attempts after the connection was lost.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -121,23 +123,30 @@ class Warehouse:
             self._is_atomic = self.adapter.is_atomic(connection, self.tables.metadata.schema)
         return self._is_atomic
 
-    def stored_kinds(self, table: Table) -> dict[str, str]:
-        """Column → what it holds (`text`, `time`, …), of an existing table; nothing for a missing one."""
-        with self.read() as connection:
-            return migrations.stored_kinds(connection, table)
-
-    def ensure(self, *tables: Table) -> None:
-        """Create tables, or add and widen the columns of those that exist."""
+    def ensure(self, stream: StreamTables) -> None:
+        """Create the tables of a stream, or add and widen columns, and record the names of new tables and columns."""
         for attempt in self._attempts():
             with attempt, self.write() as connection:
-                for table in tables:
+                # Under the lock, so that two loaders agree.
+                names = StreamNames(connection, self.tables)
+                names.place(stream)
+                # Before the DDL, which commits on some engines: a column without a property would be lost.
+                for table, rows in names.added.items():
+                    self.adapter.load(connection, table, rows)
+                for table in stream.own_tables:
                     _execute(connection, migrations.ensure(connection, table))
 
-    def lacks(self, *tables: Table) -> list[str]:
-        """The SQL that `set_up`, and `ensure` for these tables, would execute now."""
+    def lacks(self, *streams: StreamTables) -> list[str]:
+        """The SQL that `set_up`, and `ensure` for these streams, would execute now."""
         with self.read() as connection:
+            names = StreamNames(connection, self.tables)
+            for stream in streams:
+                names.place(stream)
+            own_tables = (table for stream in streams for table in stream.own_tables)
+            statements = migrations.set_up(connection, self.tables, *own_tables)
             return [
-                str(each.compile(connection)).strip() for each in migrations.set_up(connection, self.tables, *tables)
+                *(str(each.compile(connection)).strip() for each in statements),
+                *(_insert(connection, table, row) for table, rows in names.added.items() for row in rows),
             ]
 
     def commit_once(self, work: Callable[[Connection], _T]) -> _T:
@@ -228,6 +237,14 @@ def _reason(error: Exception, original: Exception) -> str:
         return type(original).__name__
     first_line = next(iter(str(original).strip().splitlines()), "")
     return f"{type(error).__name__}: {first_line}"
+
+
+def _insert(connection: Connection, table: Table, row: Sequence[Any]) -> str:
+    """An INSERT as SQL that needs no parameters."""
+    insert = table.insert().values(row)
+    compiled = str(insert.compile(connection, compile_kwargs={"literal_binds": True}))
+    # For drivers that format statements, SQLAlchemy doubles each percent sign.
+    return compiled % () if connection.dialect.paramstyle in {"format", "pyformat"} else compiled
 
 
 def _execute(connection: Connection, statements: Iterable[Statement]) -> None:

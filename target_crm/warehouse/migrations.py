@@ -126,12 +126,12 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
     ]
 
 
-def stored_kinds(connection: Connection, table: Table) -> dict[str, str]:
+def stored_kinds(connection: Connection, table: str, schema: str | None) -> dict[str, str]:
     """Column → its kind, of an existing table; nothing for a missing one."""
     inspector = inspect(connection)
-    if not inspector.has_table(table.name, schema=table.schema):
+    if not inspector.has_table(table, schema=schema):
         return {}
-    return {column["name"]: _kind(column["type"]) for column in inspector.get_columns(table.name, schema=table.schema)}
+    return {column["name"]: _kind(column["type"]) for column in inspector.get_columns(table, schema=schema)}
 
 
 def _renames_of_others(connection: Connection, tables: Tables, wanted: Collection[str]) -> list[Statement]:
@@ -166,7 +166,7 @@ def _renames(columns: Collection[str]) -> dict[str, str]:
     renames: dict[str, str] = {}
     for old, new in FORMER_NAMES.items():
         if old in columns:
-            # A property of this name had it for its column; from now on `column_names` gives it the next.
+            # A property of this name had it for its column; from now on `assign_columns` gives it the next.
             renames |= {new: f"{new}_2"} if new in columns else {}
             renames[old] = new
     return renames

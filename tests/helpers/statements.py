@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Dialect
 
+    from target_crm.warehouse.stream_names import StreamTables
+
 URLS = {
     "bigquery": "bigquery://project/loyalty",
     "databricks": "databricks://",
@@ -68,20 +70,20 @@ class RecordingWarehouse:
     def is_atomic(self, connection: Any) -> bool:
         return self.adapter.is_atomic(connection, None)
 
-    def ensure(self, *tables: Table) -> None:
+    def ensure(self, stream: StreamTables) -> None:
+        self._create(*stream.own_tables)
+
+    def _create(self, *tables: Table) -> None:
         for table in tables:
             for statement in migrations.creation(table):
                 self.execute(statement)
-
-    def stored_kinds(self, _: Table) -> dict[str, str]:
-        return {}
 
     def commit_once(self, work: Callable[[Any], Any]) -> Any:
         with self.write() as connection:
             return work(connection)
 
     def set_up(self) -> None:
-        self.ensure(*self.tables.metadata.sorted_tables)
+        self._create(*self.tables.metadata.sorted_tables)
         for name, query in self.tables.views.items():
             for statement in migrations.view(self.dialect, name, query, None):
                 self.execute(statement)

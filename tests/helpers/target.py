@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, select, text
 
+from target_crm.loader.sinks import BatchContext, TableSink
 from target_crm.loader.target import TargetCrm
 from target_crm.warehouse.connection import Warehouse, parse_url
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
@@ -104,6 +105,12 @@ def snapshot(
     """A RECORD of an award; `at` is its `updatedAt`."""
     fields = {"_id": award, "points": points, "userId": "u1", "perkId": "p1", "updatedAt": at}
     return record("awards", fields, read_at)
+
+
+def table_sink(warehouse: Warehouse, stream: str, *properties: str) -> TableSink:
+    """The sink of a stream of texts. Its first property is the key."""
+    context = BatchContext(warehouse, hard_delete=False, store_payload=True)
+    return TableSink(context, stream, {"properties": dict.fromkeys(properties, TEXT)}, properties[:1])
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, event
+from sqlalchemy import event
 
 from target_crm.engines.base import LOCK_WAIT_SECONDS
 from target_crm.errors import ConnectionLost, WarehouseError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
-from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, snapshot, table, table_sink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,10 +78,9 @@ def test_a_batch_is_retried_when_the_connection_is_lost(
 
 def test_interrupted_ddl_is_retried(new_postgres_url: str, waits: list[float]) -> None:
     crm = Warehouse(new_postgres_url, schema="cut_off")
-    table = Table("t", MetaData(schema="cut_off"), Column("id", Integer, primary_key=True))
-    wider = Table("t", MetaData(schema="cut_off"), Column("id", Integer, primary_key=True), Column("more", Integer))
+    narrow, wide = table_sink(crm, "t", "id"), table_sink(crm, "t", "id", "more")
 
-    for work in (crm.set_up, lambda: crm.ensure(table), lambda: crm.ensure(wider)):
+    for work in (crm.set_up, lambda: crm.ensure(narrow), lambda: crm.ensure(wide)):
         with connection_lost_in_ddl(crm):
             work()
     crm.dispose()

@@ -262,6 +262,7 @@ def test_a_loader_goes_on_when_another_uses_a_narrower_schema_of_the_same_stream
     wide, narrow = ({"id": TEXT, "n": NUMBER, "more": TEXT}, {"id": TEXT, "n": INTEGER})
     crm = Warehouse(warehouse_url)
     loader = TargetCrm(config={"sqlalchemy_url": warehouse_url})
+    loader.set_up()
     loader._process_schema_message(from_json(schema("t", wide, "id")))
 
     load(crm, [schema("t", narrow, "id"), record("t", {"id": "1", "n": 1})])

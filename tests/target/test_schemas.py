@@ -24,9 +24,7 @@ from target_crm.records.schemas import (
     Kind,
     MissingProperty,
     Shape,
-    column_names,
     kind_of,
-    snake_case,
 )
 from target_crm.records.values import Invalid
 
@@ -104,27 +102,6 @@ def test_a_column_can_hold_every_value_that_the_schema_of_its_property_allows(de
     assert kind_of(definition, DEFINITIONS) is kind
 
 
-@pytest.mark.parametrize(
-    ("name", "column"),
-    [
-        ("_id", "_id"),
-        ("updatedAt", "updated_at"),
-        ("HTTPCode", "http_code"),
-        ("userID", "user_id"),
-        ("monthofyear", "monthofyear"),
-        ("points2Add", "points2_add"),
-        ("home address", "home_address"),
-        ('a";drop table b', "a_drop_table_b"),
-        ("größe", "gr_e"),
-        ("数", "_"),
-        ("", "_"),
-        ("x" * 100, "x" * 60),
-    ],
-)
-def test_a_name_becomes_snake_case(name: str, column: str) -> None:
-    assert snake_case(name) == column
-
-
 @pytest.mark.parametrize("names", [["userName", "user_name", "user name"], ["user name", "user_name", "userName"]])
 def test_the_column_of_a_property_does_not_depend_on_the_order_of_properties(names: list[str]) -> None:
     shape = Shape.of({"properties": {name: {"type": "string"} for name in names}}, [])
@@ -133,27 +110,6 @@ def test_the_column_of_a_property_does_not_depend_on_the_order_of_properties(nam
         "user_name": "user_name",
         "user name": "user_name_2",
         "userName": "user_name_3",
-    }
-
-
-def test_names_stay_unique_and_within_63_characters_if_many_clash() -> None:
-    names = column_names(["x" * 60 + str(number) for number in range(1000)], taken=set())
-
-    assert len(set(names.values())) == 1000
-    assert max(map(len, names.values())) == 63
-
-
-def test_clashing_names_are_numbered_in_order() -> None:
-    names = column_names(["fooBar", "foo_bar", "foo bar", "FOO", "_rank", "x" * 70, "x" * 80], taken={"_rank"})
-
-    assert names == {
-        "fooBar": "foo_bar",
-        "foo_bar": "foo_bar_2",
-        "foo bar": "foo_bar_3",
-        "FOO": "foo",
-        "_rank": "_rank_2",
-        "x" * 70: "x" * 60,
-        "x" * 80: "x" * 60 + "_2",
     }
 
 

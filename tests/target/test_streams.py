@@ -8,7 +8,7 @@ from hashlib import md5
 
 import pytest
 
-from target_crm.errors import InputError, WarehouseError
+from target_crm.errors import WarehouseError
 from tests.helpers.target import (
     ACTIONS,
     AWARDS,
@@ -184,13 +184,6 @@ def test_streams_with_long_names_do_not_share_a_work_table(warehouse_url: str) -
 
     assert query(warehouse_url, f"SELECT id, v FROM {one}") == [("1", 5)]
     assert query(warehouse_url, f"SELECT id, v FROM {other}") == [("1", "five")]
-
-
-def test_two_streams_for_one_table_are_an_error(sqlite_url: str) -> None:
-    with pytest.raises(InputError) as error:
-        load(sqlite_url, [schema("myPerks", {}), schema("my_perks", {})])
-
-    assert str(error.value) == "streams 'myPerks' and 'my_perks' would share table 'my_perks'; rename one by a map"
 
 
 def test_awards_are_keyed_by_id_even_if_the_schema_has_no_key(sqlite_url: str) -> None:

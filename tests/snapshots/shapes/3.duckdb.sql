@@ -1,3 +1,10 @@
+CREATE TABLE "_crm_columns" (
+	"column_id" VARCHAR(255) NOT NULL, 
+	"stream_id" VARCHAR(255) NOT NULL, 
+	"property" TEXT NOT NULL, 
+	"column_name" TEXT NOT NULL
+);
+
 CREATE TABLE "_crm_commits" (
 	"batch_id" VARCHAR(255) NOT NULL, 
 	"committed_at" TIMESTAMP WITHOUT TIME ZONE NOT NULL
@@ -56,6 +63,12 @@ CREATE TABLE "_crm_staging_rejected_records" (
 	"rejected_at" TIMESTAMP WITHOUT TIME ZONE, 
 	"run_id" VARCHAR(255), 
 	"extracted_at" TIMESTAMP WITHOUT TIME ZONE
+);
+
+CREATE TABLE "_crm_streams" (
+	"stream_id" VARCHAR(255) NOT NULL, 
+	"stream" TEXT NOT NULL, 
+	"table_name" TEXT NOT NULL
 );
 
 CREATE TABLE "_crm_version" (

@@ -1,3 +1,11 @@
+CREATE TABLE "_crm_columns" (
+	"column_id" VARCHAR(255) COLLATE "C" NOT NULL, 
+	"stream_id" VARCHAR(255) COLLATE "C" NOT NULL, 
+	"property" TEXT NOT NULL, 
+	"column_name" TEXT NOT NULL, 
+	PRIMARY KEY ("column_id")
+);
+
 CREATE TABLE "_crm_commits" (
 	"batch_id" VARCHAR(255) COLLATE "C" NOT NULL, 
 	"committed_at" TIMESTAMP WITH TIME ZONE NOT NULL, 
@@ -57,6 +65,13 @@ CREATE UNLOGGED TABLE "_crm_staging_rejected_records" (
 	"rejected_at" TIMESTAMP WITH TIME ZONE, 
 	"run_id" VARCHAR(255) COLLATE "C", 
 	"extracted_at" TIMESTAMP WITH TIME ZONE
+);
+
+CREATE TABLE "_crm_streams" (
+	"stream_id" VARCHAR(255) COLLATE "C" NOT NULL, 
+	"stream" TEXT NOT NULL, 
+	"table_name" TEXT NOT NULL, 
+	PRIMARY KEY ("stream_id")
 );
 
 CREATE TABLE "_crm_version" (

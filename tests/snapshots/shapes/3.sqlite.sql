@@ -1,3 +1,11 @@
+CREATE TABLE "_crm_columns" (
+	"column_id" VARCHAR(255) NOT NULL, 
+	"stream_id" VARCHAR(255) NOT NULL, 
+	"property" TEXT NOT NULL, 
+	"column_name" TEXT NOT NULL, 
+	PRIMARY KEY ("column_id")
+);
+
 CREATE TABLE "_crm_commits" (
 	"batch_id" VARCHAR(255) NOT NULL, 
 	"committed_at" DATETIME NOT NULL, 
@@ -60,6 +68,13 @@ CREATE TABLE "_crm_staging_rejected_records" (
 	"run_id" VARCHAR(255), 
 	"extracted_at" DATETIME, 
 	PRIMARY KEY ("_seq")
+);
+
+CREATE TABLE "_crm_streams" (
+	"stream_id" VARCHAR(255) NOT NULL, 
+	"stream" TEXT NOT NULL, 
+	"table_name" TEXT NOT NULL, 
+	PRIMARY KEY ("stream_id")
 );
 
 CREATE TABLE "_crm_version" (

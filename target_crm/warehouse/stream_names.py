@@ -1,0 +1,96 @@
+"""Reads which table each stream has and which column each property, and gives new ones their names."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy import inspect, select
+
+from target_crm.records.names import assign_table, from_text, to_text
+from target_crm.sql.tables import WORK_PREFIX
+from target_crm.warehouse.migrations import stored_kinds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection, Table
+
+    from target_crm.sql.tables import Tables
+
+
+class StreamTables(Protocol):
+    """A stream and its own tables."""
+
+    @property
+    def stream(self) -> str:
+        """The name of the stream."""
+
+    @property
+    def fixed_table(self) -> str | None:
+        """The name of its table, if it does not depend on what else the warehouse has."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Property → column."""
+
+    @property
+    def own_tables(self) -> Sequence[Table]:
+        """The tables, with the names of the last `place`."""
+
+    def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, str]) -> None:
+        """Set table and columns, given the recorded columns and what the columns of an existing table hold."""
+
+
+class StreamNames:
+    """The recorded names, as one transaction sees them, and the names that it gives.
+
+    Attributes:
+        added: What has to be recorded: table → its rows.
+    """
+
+    def __init__(self, connection: Connection, tables: Tables) -> None:
+        self._connection = connection
+        self._tables = tables
+        self._exist = inspect(connection).has_table(tables.streams.name, schema=tables.metadata.schema)
+        self._table_of = tables_of_streams(connection, tables) if self._exist else {}
+        self.added: dict[Table, list[tuple[Any, ...]]] = {tables.streams: [], tables.columns: []}
+
+    def place(self, stream: StreamTables) -> None:
+        """Set the table and the columns of a stream: the recorded ones, else new ones."""
+        name = stream.stream
+        stream_id = _digest(name)
+        if name not in self._table_of:
+            self._table_of[name] = stream.fixed_table or self._new_table(name)
+            self.added[self._tables.streams].append((stream_id, to_text(name), self._table_of[name]))
+        recorded = self._columns(stream_id)
+        table = self._table_of[name]
+        stream.place(table, recorded, stored_kinds(self._connection, table, self._tables.metadata.schema))
+        self.added[self._tables.columns] += [
+            (_digest(name, each), stream_id, to_text(each), column)
+            for each, column in stream.columns.items()
+            if each not in recorded
+        ]
+
+    def _new_table(self, stream: str) -> str:
+        existing = inspect(self._connection).get_table_names(schema=self._tables.metadata.schema)
+        stored = {each for each in existing if not each.startswith(WORK_PREFIX)}
+        return assign_table(stream, self._table_of.values(), stored, self._tables.reserved_names)
+
+    def _columns(self, stream_id: str) -> dict[str, str]:
+        columns = self._tables.columns
+        added = {from_text(name): column for _, owner, name, column in self.added[columns] if owner == stream_id}
+        if not self._exist:
+            return added
+        query = select(columns.c.property, columns.c.column_name).where(columns.c.stream_id == stream_id)
+        return {from_text(name): column for name, column in self._connection.execute(query)} | added
+
+
+def tables_of_streams(connection: Connection, tables: Tables) -> dict[str, str]:
+    """Stream → its table, as recorded."""
+    query = select(tables.streams.c.stream, tables.streams.c.table_name)
+    return {from_text(stream): table for stream, table in connection.execute(query)}
+
+
+def _digest(*names: str) -> str:
+    return hashlib.blake2b("\0".join(map(to_text, names)).encode(), digest_size=16).hexdigest()
