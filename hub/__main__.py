@@ -44,7 +44,7 @@ TARGET = {
     "label": "CRM balances",
     "pip_url": "pepper-crm[postgres]",
     "logo_url": "/assets/logos/loaders/crm.svg",
-    "definition": "keeps a ledger of loyalty actions in a SQL warehouse, and per user and award a proven balance",
+    "definition": "keeps a ledger of loyalty actions in a SQL warehouse, and a verified balance per user and award",
     "settings_preamble": "Say where the warehouse is by `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …",
     "next_steps": "Prove the balances after a load: `meltano invoke target-crm:verify`.",
 }
@@ -63,10 +63,10 @@ def definitions() -> dict[Path, str]:
 
 
 def _definition(plugin: str, more: Mapping[str, Any]) -> dict[str, Any]:
-    told = subprocess.run(  # noqa: S603 - one of this project's own commands
+    shown = subprocess.run(  # noqa: S603 - one of this project's own commands
         [SCRIPTS / plugin, "--about", "--format=json"], capture_output=True, text=True, check=True
     )
-    about = json.loads(told.stdout)
+    about = json.loads(shown.stdout)
     return {
         "name": plugin,
         "namespace": plugin.replace("-", "_"),

@@ -82,7 +82,7 @@ class RunContext:
     Attributes:
         client: The connection to Pepper.
         settings: The settings of the run.
-        writer: Where messages go.
+        writer: Writes the Singer messages.
         merchant: A hash of Pepper's host and the merchant's code; a STATE contains it.
         time_limit: Whether there is time for more.
         upper_bound: Up to which time to read.

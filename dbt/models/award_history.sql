@@ -1,4 +1,4 @@
--- Each award's points over time: from one sight of it until the next. Before the first action an award has its opening
+-- Each award's points over time: from one observation until the next. Before the first action an award has its opening
 -- points; nobody knows since when, so they count from the beginning.
 with actions as (
 
@@ -38,7 +38,7 @@ openings as (
 
 ),
 
-sights as (
+observations as (
 
     select award_id, cast(null as timestamp) as seen_at, 0 as number, points from openings
     union all
@@ -56,7 +56,7 @@ intervals as (
         points,
         seen_at as valid_from,
         lead(seen_at) over (partition by award_id order by seen_at nulls first, number) as next_seen_at
-    from sights
+    from observations
 
 )
 

@@ -38,7 +38,7 @@ class Stream:
         newest_at: When the newest row happened or, without such a time, was extracted. None without rows.
         lag_seconds: Time since `newest_at`. It grows while nothing happens in Pepper, unlike the time since `read_at`.
         loaded_at: When the newest row was loaded. None without rows.
-        read_at: When the last finished run had read the stream, new rows or none. None before such a run.
+        read_at: When the last finished run had read the stream, even if it found no new rows. None before such a run.
         rejected: Records in quarantine.
     """
 

@@ -74,7 +74,7 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
         awards=awards,
         actions=actions,
         checks=[
-            Check("fold", "balance = total of ledger and snapshots", drifted_count, drifted),
+            Check("ledger", "balance = total of ledger and snapshots", drifted_count, drifted),
             _compare_snapshots(connection, tables),
         ],
         gaps=Check("gaps", "balance before + delta = balance after", gap_count, gaps[:EXAMPLES_MAX]),

@@ -128,7 +128,7 @@ class EngineAdapter:
         return f"ALTER TABLE {name} RENAME COLUMN {preparer.quote(old)} TO {preparer.quote(new)}"
 
     def view_definition(self, connection: Connection, name: str, schema: str | None) -> str:
-        """The SQL of a view; empty if the dialect cannot tell."""
+        """The SQL of a view; empty if the dialect does not support it."""
         try:
             return str(inspect(connection).get_view_definition(name, schema))
         except NotImplementedError:

@@ -1,4 +1,4 @@
-"""Copies of a table's rows, for engines that change rows by deleting and inserting them, or write the table anew."""
+"""Copies of a table's rows, for engines that change rows by deleting and inserting them, or rewrite the table."""
 
 from __future__ import annotations
 

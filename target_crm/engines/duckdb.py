@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 POINTS_DIGITS = 18
 # Rows converted to Arrow at a time. This bounds the size of Arrow's buffers.
 CHUNK_ROWS = 2_000
-# A row group that is not full is written anew with nearly every batch. DuckDB's default is six times as large: a poll
+# A row group that is not full is rewritten with nearly every batch. DuckDB's default is six times as large: a poll
 # of ten actions would write tens of megabytes.
 ROW_GROUP_ROWS = 20_480
 # Settings while a batch is written, unless the URL sets them.
@@ -80,7 +80,7 @@ _FILE_IN_USE = ("Could not set lock", "Unique file handle conflict")
 class DuckDBAdapter(EngineAdapter):
     """A file of columns that one process has open at a time.
 
-    Tables declare no keys. An index of random ids would be written anew with nearly every batch, stay in memory, and
+    Tables declare no keys. An index of random ids would be rewritten with nearly every batch, stay in memory, and
     keep the space of deleted rows. DuckDB needs none to find rows: it joins by hash, and skips row groups whose ids are
     outside the batch's range. Keys stay unique because one loader writes at a time and inserts only absent rows.
     """

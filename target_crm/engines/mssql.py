@@ -28,7 +28,7 @@ class SQLServerAdapter(EngineAdapter):
     widens_columns_to = ("number",)
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Take an application lock, which ends with the transaction. A timeout is no error by itself."""
+        """Take an application lock, which ends with the transaction. It reports a timeout by a return code."""
         connection.execute(
             text(
                 "DECLARE @got int; EXEC @got = sp_getapplock @Resource = :name, @LockMode = 'Exclusive', "

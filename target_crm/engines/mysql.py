@@ -73,7 +73,7 @@ class MySQLAdapter(EngineAdapter):
 
 
 class MariaDBAdapter(MySQLAdapter):
-    """MariaDB by its own name."""
+    """MariaDB, from a mariadb:// URL."""
 
     tested = True
 

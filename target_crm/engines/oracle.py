@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OracleAdapter(EngineAdapter):
-    """An engine that has no keyword COLUMN where a column is added."""
+    """Oracle: ALTER TABLE … ADD takes no COLUMN keyword."""
 
     add_column = "ADD"
 

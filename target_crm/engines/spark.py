@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class SparkAdapter(EngineAdapter):
-    """A cluster that can only add rows to a table; any other change writes the table anew."""
+    """A cluster that can only add rows to a table; any other change rewrites the table."""
 
     # Rows are literals in a statement.
     _ROWS_MAX = 500
@@ -57,7 +57,7 @@ class SparkAdapter(EngineAdapter):
         return [column.name for column in table.primary_key.columns]
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Execute an INSERT; for any other change, write the table anew if a row meets the condition."""
+        """Execute an INSERT; for any other change, rewrite the table if a row meets the condition."""
         if not isinstance(statement, RowUpdate | Delete):
             return connection.execute(statement).rowcount
         table = cast_type("Table", statement.table)
@@ -73,7 +73,7 @@ class SparkAdapter(EngineAdapter):
         return count
 
     def recover(self, connection: Connection, table: Table) -> None:
-        """Write a table anew from its scratch table, which exists only if it is complete."""
+        """Rewrite a table from its scratch table, which exists only if it is complete."""
         copy = Table(scratch_name(table), MetaData(schema=table.schema))
         if inspect(connection).has_table(copy.name, schema=copy.schema):
             self._put_back(connection, table, copy)
@@ -85,7 +85,7 @@ class SparkAdapter(EngineAdapter):
         values: Mapping[str, ColumnElement[Any]] | None,
         where: ColumnElement[bool],
     ) -> None:
-        """Write a table anew, with new values in the rows that meet a condition, or without those rows."""
+        """Rewrite a table, with new values in the rows that meet a condition, or without those rows."""
         whole = with_all_columns(connection, table)
         copy = scratch_table(whole)
         as_they_are = [qualified_column(connection, table, column) for column in whole.c]

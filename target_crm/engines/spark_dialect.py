@@ -1,6 +1,6 @@
 """SQLAlchemy's dialect for Spark's Thrift server: PyHive's dialect of Hive, changed where Spark differs.
 
-Spark has no constraints, and cannot change single rows of its own tables: `SparkAdapter` writes tables anew.
+Spark has no constraints, and cannot change single rows of its own tables: `SparkAdapter` rewrites tables.
 """
 
 from __future__ import annotations

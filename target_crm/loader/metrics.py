@@ -42,7 +42,7 @@ class RunMetrics:
         self._record_counters: dict[str, metrics.Counter] = {}
 
     def count_batch(self, batch: Batch, seconds: float) -> None:
-        """Count a batch that was committed in so many seconds."""
+        """Record a committed batch and its duration."""
         _log("timer", Duration.BATCH, seconds)
         times = [sink.newest_at(part) for sink, part in batch.parts.items()]
         self._newest_at = max((time for time in (*times, self._newest_at) if time), default=None)

@@ -129,7 +129,7 @@ class StreamSink:
 
 
 class LedgerSink(StreamSink):
-    """`actions`: each action into the ledger once, and what the ledger took into the balances."""
+    """`actions`: insert each action into the ledger once, and merge the new ones into the balances."""
 
     def __init__(
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None

@@ -99,9 +99,11 @@ class TargetCrm(Target):
         try:
             super().__init__(**options)
         except ValueError:
-            raise SettingError("a TARGET_CRM_… variable that takes JSON, such as stream_maps, holds none") from None
+            raise SettingError("a TARGET_CRM_… variable is not valid JSON, e.g. TARGET_CRM_STREAM_MAPS") from None
         if self.config.get("flattening_enabled"):
-            raise SettingError("flattening_enabled: target-crm keeps objects as JSON; flatten in the tap if you must")
+            raise SettingError(
+                "flattening_enabled: target-crm keeps objects as JSON; enable flattening in the tap instead"
+            )
         self.settings = Settings.from_config(self.config)
         self.warehouse = warehouse or Warehouse(self.settings.url, self.settings.default_target_schema)
         self.writer = BatchWriter(
@@ -182,7 +184,7 @@ class TargetCrm(Target):
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Around the reading of messages."""
+        """Set up the warehouse, then record a failure of the run."""
         self.set_up()
         with self._recording_failure():
             yield
@@ -276,7 +278,7 @@ class TargetCrm(Target):
         return self.settings.on_invalid_record == "fail"
 
     def add_stream(self, message: dict[str, Any]) -> list[Route]:
-        """Route the records of a SCHEMA message's stream. The warehouse is left alone. Each stream map gives a route.
+        """Route the records of a SCHEMA message's stream, one route per stream map. Does not touch the warehouse.
 
         Raises:
             InputError: The message is not a usable SCHEMA, or the stream has the name of an own table of the target.
@@ -448,7 +450,7 @@ class TargetCrm(Target):
         self._reject_line(line, reason)
 
     def _reject_line(self, line: str, reason: str) -> None:
-        """Quarantine a line that is no usable message."""
+        """Quarantine an unusable line."""
         self._batch_for_record()
         self._reject(Rejection("", reason, self.input_line, line), InvalidRecord)
         self._batcher.commit_if_due()

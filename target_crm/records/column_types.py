@@ -52,7 +52,7 @@ def register(engine: str, types: ColumnTypes) -> None:
 
 
 def _types_of(dialect: Dialect) -> ColumnTypes:
-    # A URL of MySQL may well lead to a MariaDB.
+    # A mysql:// URL may connect to MariaDB.
     name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
     return _registered.get(name, _DEFAULTS)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXTRA = "_sdc_extra"
 EXTRACTED_AT = "_sdc_extracted_at"
 BATCHED_AT = "_sdc_batched_at"
-# The version that a full-table tap will activate, and when a row turned out to be deleted.
+# The version that a full-table tap will activate, and when the row was found to be deleted.
 TABLE_VERSION = "_sdc_table_version"
 DELETED_AT = "_sdc_deleted_at"
 # Names before version 3 of the tables → names now. No property gets a column of a former name either: one that had

@@ -268,7 +268,7 @@ def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
 
 @cache
 def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
-    """In how many staged actions without a conflict each column differs from the ledger's, in one row."""
+    """Count, per column, the staged duplicates that differ from the ledger's action without contradicting it."""
     rows = staged.table
     ignored = {"action_id", "payload", "content_hash", "loaded_at"}
     names = [column.name for column in ledger.c if column.name not in ignored]

@@ -55,7 +55,7 @@ def test_verify_counts_an_edit_in_pepper_as_a_gap_not_as_drift(balances: Any) ->
     assert exit_code == 0
     assert (report["awards"], report["actions"], report["drifted"]) == (4, 6, False)
     assert [(check["name"], check["differing"], check["examples"]) for check in report["checks"]] == [
-        ("fold", 0, []),
+        ("ledger", 0, []),
         ("snapshot", 0, []),
     ]
     assert report["gaps"]["differing"] == 1
@@ -82,33 +82,33 @@ def test_verify_prints_a_table(balances: Any) -> None:
     [
         pytest.param(
             "UPDATE award_balances SET points = points + 1 WHERE award_id = 'w1'",
-            {"fold": [{"award_id": "w1", "points": "13.0000", "expected_points": "12.0000"}]},
+            {"ledger": [{"award_id": "w1", "points": "13.0000", "expected_points": "12.0000"}]},
             id="points",
         ),
         pytest.param(
             "UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'",
-            {"fold": [{"award_id": "w1", "points": "12.0000", "expected_points": "12.0000"}]},
+            {"ledger": [{"award_id": "w1", "points": "12.0000", "expected_points": "12.0000"}]},
             id="a-total",
         ),
         pytest.param(
             "UPDATE award_balances SET perk_id = NULL WHERE award_id = 'w2'",
-            {"fold": [{"award_id": "w2", "points": "3.0000", "expected_points": "3.0000"}]},
+            {"ledger": [{"award_id": "w2", "points": "3.0000", "expected_points": "3.0000"}]},
             id="a-perk",
         ),
         pytest.param(
             "DELETE FROM award_balances WHERE award_id = 'w2'",
-            {"fold": [{"award_id": "w2", "points": None, "expected_points": "3.0000"}]},
+            {"ledger": [{"award_id": "w2", "points": None, "expected_points": "3.0000"}]},
             id="balance-deleted",
         ),
         pytest.param(
             "DELETE FROM actions WHERE award_id = 'w2'",
-            {"fold": [{"award_id": "w2", "points": "3.0000", "expected_points": None}]},
+            {"ledger": [{"award_id": "w2", "points": "3.0000", "expected_points": None}]},
             id="ledger-row-deleted",
         ),
         pytest.param(
             "UPDATE awards SET points = 8 WHERE _id = 'w4'",
             {
-                "fold": [{"award_id": "w4", "points": "0.2500", "expected_points": "8.0000"}],
+                "ledger": [{"award_id": "w4", "points": "0.2500", "expected_points": "8.0000"}],
                 "snapshot": [{"award_id": "w4", "points": "0.2500", "expected_points": "8.0000"}],
             },
             id="snapshot-of-the-same-time-differs",
@@ -116,7 +116,7 @@ def test_verify_prints_a_table(balances: Any) -> None:
         pytest.param(
             "UPDATE awards SET points = 8, updated_at = '2026-10-02 00:00:00.000000+00' WHERE _id = 'w1'",
             {
-                "fold": [{"award_id": "w1", "points": "12.0000", "expected_points": "8.0000"}],
+                "ledger": [{"award_id": "w1", "points": "12.0000", "expected_points": "8.0000"}],
                 "snapshot": [{"award_id": "w1", "points": "12.0000", "expected_points": "8.0000"}],
             },
             id="newer-snapshot-differs",
@@ -137,7 +137,7 @@ def test_verify_finds_tampered_balances_and_rebuild_fixes_them(
     assert found == checks
     assert (exit_code, text_exit_code, json.loads(output)["drifted"]) == (1, 1, True)
     assert text.splitlines()[-1].endswith(" actions: DRIFT, run crm-balances rebuild")
-    assert checks["fold"][0]["award_id"] in text
+    assert checks["ledger"][0]["award_id"] in text
 
     assert balances("rebuild")[0] == 0
     assert balances("verify")[0] == 0
