@@ -16,7 +16,7 @@ import pytest
 from target_crm.balances_cli import cli, replay
 from tests.helpers.balances import run_balances
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
-from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, load_rejected, query, snapshot, table
 
 # w1 and w2: explained by actions. w3: edited in Pepper between two actions. w4: only a snapshot.
 HISTORY = [
@@ -350,7 +350,9 @@ def test_replay_with_an_invalid_stream_map_exits_with_2(tmp_path: Path) -> None:
 
 def test_replayed_records_that_load_leave_the_quarantine(balances: Any, warehouse_url: str) -> None:
     early = action("r1", delta=1, available=1, award="w9")
-    load(warehouse_url, [early, ACTIONS, action("r2", delta=1, available=2, award="w9", context={}), "no message"])
+    load_rejected(
+        warehouse_url, [early, ACTIONS, action("r2", delta=1, available=2, award="w9", context={}), "no message"]
+    )
     # The user was missing; an operator has fixed the record by hand.
     execute(
         warehouse_url,
@@ -366,7 +368,7 @@ def test_replayed_records_that_load_leave_the_quarantine(balances: Any, warehous
 
 
 def test_replayed_records_that_fail_again_stay_in_quarantine_once(balances: Any, warehouse_url: str) -> None:
-    load(warehouse_url, [ACTIONS, action("r2", context={}), action("a1", delta=5, available=9)])
+    load_rejected(warehouse_url, [ACTIONS, action("r2", context={}), action("a1", delta=5, available=9)])
     before = table(warehouse_url, "rejected_records")
 
     assert balances("replay", "--json") == (0, '{"tried":2,"loaded":0,"rejected":2}\n')
@@ -377,7 +379,7 @@ def test_replayed_records_that_fail_again_stay_in_quarantine_once(balances: Any,
 def test_replayed_snapshot_keeps_its_extraction_time(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without `updatedAt`, a snapshot counts as of its extraction, whenever it was refused or replayed."""
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
-    load(warehouse_url, [snapshot("w1", 5, at=None, read_at="2026-10-01T00:00:00Z")])
+    load_rejected(warehouse_url, [snapshot("w1", 5, at=None, read_at="2026-10-01T00:00:00Z")])
     execute(
         warehouse_url,
         "UPDATE rejected_records SET stream = 'awards', extracted_at = '2026-10-01 00:00:00', "
@@ -392,7 +394,7 @@ def test_replayed_snapshot_keeps_its_extraction_time(warehouse_url: str, monkeyp
 
 
 def test_quarantine_keeps_the_extraction_time(warehouse_url: str) -> None:
-    load(warehouse_url, [AWARDS, snapshot("w1", "many", read_at="2026-10-01T00:00:00Z")])
+    load_rejected(warehouse_url, [AWARDS, snapshot("w1", "many", read_at="2026-10-01T00:00:00Z")])
 
     (refused,) = table(warehouse_url, "rejected_records", "extracted_at")
     assert refused == {"extracted_at": datetime(2026, 10, 1, tzinfo=timezone.utc)}
@@ -401,7 +403,7 @@ def test_quarantine_keeps_the_extraction_time(warehouse_url: str) -> None:
 def test_replay_continues_with_on_invalid_record_fail(
     balances: Any, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(warehouse_url, [action("r1", award="w9"), ACTIONS, action("r2", available=True)])
+    load_rejected(warehouse_url, [action("r1", award="w9"), ACTIONS, action("r2", available=True)])
     monkeypatch.setenv("TARGET_CRM_ON_INVALID_RECORD", "fail")
 
     assert balances("replay", "--json") == (0, '{"tried":2,"loaded":1,"rejected":1}\n')

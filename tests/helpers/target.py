@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from select import select as select_readable
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from sqlalchemy import create_engine, select, text
 
+from target_crm.errors import InputError
 from target_crm.loader.sinks import BatchContext, TableSink
 from target_crm.loader.target import TargetCrm
 from target_crm.warehouse.connection import Warehouse, parse_url
@@ -206,6 +208,12 @@ def running_target(url: str, folder: Path, **settings: Any) -> Iterator[RunningT
 def _settings(url: str, settings: Mapping[str, Any]) -> dict[str, str]:
     variables = {f"TARGET_CRM_{name.upper()}": str(value) for name, value in settings.items()}
     return environment(TARGET_CRM_SQLALCHEMY_URL=url, **variables)
+
+
+def load_rejected(url: str, messages: Iterable[str], **settings: Any) -> None:
+    """Load messages of which so many are quarantined that the run fails in the end."""
+    with pytest.raises(InputError, match="see rejected_records"):
+        load(url, messages, **settings)
 
 
 def table(warehouse: str | Warehouse, name: str, *columns: str) -> list[dict[str, Any]]:
