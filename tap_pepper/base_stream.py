@@ -14,7 +14,7 @@ from singer_sdk.helpers._catalog import pop_deselected_record_properties
 from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.mapper import SameRecordTransform
 from singer_sdk.singerlib import RecordMessage, Schema
-from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
+from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL, Metadata
 
 from pepper_runtime import telemetry
 from pepper_runtime.progress import display
@@ -71,6 +71,8 @@ class PepperStream(Stream):
     """Whether the stream exists only with the setting `include_users`."""
     hidden_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that are emitted only if the catalog selects them."""
+    automatic_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that are emitted even if the catalog does not select them."""
     bookmark_keys: ClassVar[tuple[str, ...]]
     """A bookmark that is not empty has one of these keys."""
 
@@ -354,7 +356,7 @@ class PepperStream(Stream):
     def apply_catalog(self, catalog: Catalog) -> None:
         """Take selection and schema from a catalog; the keys are always the stream's own."""
         if entry := catalog.get_stream(self.name):
-            added = {*type(self).primary_keys, type(self).replication_key}
+            added = {*type(self).primary_keys, type(self).replication_key, *self.automatic_fields}
             if entry.schema.additionalProperties:
                 # An older version of the tap emitted unknown fields next to the declared ones.
                 added.add(OTHER_FIELDS)
@@ -371,8 +373,10 @@ class PepperStream(Stream):
 
     @property
     def metadata(self) -> MetadataMapping:
-        """The catalog's metadata. A hidden field without metadata is not selected."""
+        """The catalog's metadata. A hidden field without metadata is not selected, and an automatic one always is."""
         metadata = super().metadata
+        for name in self.automatic_fields:
+            metadata["properties", name].inclusion = Metadata.InclusionType.AUTOMATIC
         for name in self.hidden_fields:
             field = metadata["properties", name]
             if field.selected is None and field.selected_by_default is None:

@@ -125,7 +125,7 @@ class ChangesStream(FullTableStream):
         reread_from = self.reread_from(until)
 
         def prepare(row: Row) -> Row | None:
-            instant = normalize_updated_at(row)
+            instant = self.complete_row(row)
             if since is not None and instant is not None and not is_at_or_after(instant, since):
                 return None
             selected = self.select_fields(row)
@@ -152,6 +152,14 @@ class ChangesStream(FullTableStream):
         # A row that changes and changes back must be emitted twice, so only its last form is remembered.
         recent_rows.drop_earlier_runs()
         self.write_bookmark(until, border=recent_rows.to_state(reread_from))
+
+    def complete_row(self, row: Row) -> str | None:
+        """Change a row in place to the form in which it is emitted.
+
+        Returns:
+            Its instant; None if it has no valid time.
+        """
+        return normalize_updated_at(row)
 
     def _full_refresh_is_due(self, until: str) -> bool:
         if not self.full_refresh_days or self.is_test:

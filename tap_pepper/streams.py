@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tap_pepper.base_stream import OTHER_FIELDS
+from tap_pepper.points import INVALID_POINTS, convert_action_points, convert_award_points
 from tap_pepper.raw_json import JsonText, Row, canonical_json, from_json, to_json
 from tap_pepper.replication import ChangesStream, FullTableStream, WindowedStream
 from tap_pepper.windows import to_instant
@@ -31,11 +32,17 @@ class Awards(ChangesStream):
     path = "/awards"
     since_parameter = "updatedAt"
     hidden_fields = ("tenantId", "perk", OTHER_FIELDS)
+    automatic_fields = (INVALID_POINTS,)
 
     @property
     def full_refresh_days(self) -> int:
         """As configured."""
         return self.run.settings.awards_full_refresh_days
+
+    def complete_row(self, row: Row) -> str | None:
+        """Also make the points a number."""
+        convert_award_points(row)
+        return super().complete_row(row)
 
 
 class Users(ChangesStream):
@@ -58,6 +65,7 @@ class Actions(WindowedStream):
     name = "actions"
     path = "/actions"
     replication_key = "when_timestamp"
+    automatic_fields = (INVALID_POINTS,)
 
     def window_query(self, window: Window) -> dict[str, str]:
         """Filter by time and type."""
@@ -72,6 +80,8 @@ class Actions(WindowedStream):
         if types and from_json(row.get("type")) not in types:
             return False, None
         instant = complete_action(row)
+        # Afterwards, so that an `_id` made from the content is the one that older versions made.
+        convert_action_points(row)
         return instant is None or window.contains(instant), instant
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import case, func, or_, select
 
 from target_crm.errors import InputError
 from target_crm.records import values
-from target_crm.records.actions import LedgerRow, ledger_row
+from target_crm.records.actions import INVALID_POINTS, LedgerRow, invalid_points, ledger_row
 from target_crm.records.names import snake_case
 from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, Shape
 from target_crm.records.tally import Rejection, Tally
@@ -183,6 +183,8 @@ class TableSink(StreamSink):
     """Overrules the key of the SCHEMA message."""
     fixed: Mapping[str, Any] = {}
     """Properties whose column type does not depend on the SCHEMA message."""
+    without_column: Sequence[str] = ()
+    """Properties that get no column."""
     fixed_table: str | None = None
     """The name of the table, where it does not depend on what else the warehouse has."""
 
@@ -208,7 +210,14 @@ class TableSink(StreamSink):
             recorded: Property → column, for all properties that the stream ever had.
             stored: Column → what it holds (`text`, `time` and so on), in the existing table.
         """
-        self.shape = Shape.of(self.schema, self.keys or self.key_properties or (), self.fixed, recorded, stored)
+        schema = self.schema
+        if self.without_column:
+            properties = (schema.get("properties") or {}).items()
+            schema = {
+                **schema,
+                "properties": {name: each for name, each in properties if name not in self.without_column},
+            }
+        self.shape = Shape.of(schema, self.keys or self.key_properties or (), self.fixed, recorded, stored)
         self.table = tables.stream_table(table, self.shape, self.tables.metadata.schema)
         self.staged = staging.Staged(tables.staging_of(self.table), self.tables.fresh)
 
@@ -297,7 +306,13 @@ class AwardSink(TableSink):
 
     keys = ("_id",)
     fixed = tables.AWARD_FIELDS
+    # A record with invalid points is refused, so the column would always be null.
+    without_column = (INVALID_POINTS,)
     fixed_table = "awards"
+
+    def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
+        """A row of `awards`."""
+        return super().row({**record, **invalid_points(record)}, message, loaded_at)
 
     @staticmethod
     def age_columns(rows: FromClause) -> list[ColumnElement[Any]]:

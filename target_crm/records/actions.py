@@ -30,6 +30,7 @@ _SEPARATOR = "\x1f"
 _DIGEST = hashlib.blake2b(digest_size=16)
 
 # Pepper's type → the effect on a balance, and the field with the delta.
+INVALID_POINTS = "invalid_points"
 EFFECTS = {
     "REWARD_EARNED": ("earned", "pointsAdded"),
     "REDEEM_PERK": ("redeemed", "pointsRedeemed"),
@@ -72,6 +73,7 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
     action_id = _required(record.get("_id"), values.identifier, "_id")
     action_type = values.optional(record.get("type"), values.text)
     context, metadata, when = (_object(record.get(name)) for name in ("context", "metadata", "when"))
+    metadata = {**metadata, **invalid_points(record)}
     user_id, award_id = _object(context.get("user")).get("_id"), metadata.get("awardId")
     occurred_at = values.optional(when.get("timestamp"), values.instant) or values.optional(
         record.get("when_timestamp"), values.instant
@@ -110,6 +112,11 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
         payload=_required(record, values.json_document, "the record"),
         loaded_at=loaded_at,
     )
+
+
+def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The points that tap-pepper has moved out of their fields because they are not numbers, by field."""
+    return _object(record.get(INVALID_POINTS))
 
 
 def _object(value: Any) -> Mapping[str, Any]:

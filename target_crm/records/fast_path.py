@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from target_crm.records.actions import EFFECTS, content_hash
+from target_crm.records.actions import EFFECTS, INVALID_POINTS, content_hash
 from target_crm.records.column_types import ID_CHARS_MAX, POINTS_MAX
 from target_crm.records.names import snake_case
 
@@ -61,6 +61,8 @@ class _Action(msgspec.Struct, rename="camel", frozen=True):
     metadata: _Metadata = _NO_METADATA
     source: str | None = None
     environment: str | None = None
+    # Only `ledger_row` handles them.
+    invalid_points: None = msgspec.field(name=INVALID_POINTS, default=None)
 
 
 class _Message(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from pepper_sandbox import faults
 from pepper_sandbox.server import Sandbox
@@ -511,7 +512,7 @@ def test_an_award_has_five_fields_by_default() -> None:
         run = run_script(script, "awards")
     record = {"_id": "a", "points": 2, "userId": "u", "perkId": "p", "updatedAt": "2026-09-01T00:00:00.000Z"}
     assert run.records("awards") == [record]
-    assert set(run.schema("awards")["schema"]["properties"]) == set(record)
+    assert set(run.schema("awards")["schema"]["properties"]) == {*record, "invalid_points"}
 
 
 def test_hidden_and_additional_fields_of_an_award_are_emitted_if_selected() -> None:
@@ -531,9 +532,24 @@ def test_points_keep_every_digit(points: str) -> None:
     body = b'{"items": [{"_id": "a", "points": ' + points.encode() + b"}]}"
     with Script(listing(), Reply(body)) as script:
         run = run_script(script, "awards")
-    expected = json.loads(points, parse_float=Decimal)
+    expected = json.loads(points.strip('"'), parse_float=Decimal)
     assert [(record["points"], str(record["points"])) for record in run.records("awards")] == [
         (expected, str(expected))
+    ]
+
+
+def test_points_that_are_no_number_are_emitted_in_a_property_of_their_own() -> None:
+    award = {"_id": "a", "points": "many", "updatedAt": "2026-09-01T00:00:00.000Z"}
+    metadata = {"awardId": "a", "pointsAvailable": "2.50", "pointsAdded": "some"}
+    row = action("b", "2026-10-01T11:59:00.000Z", type="REWARD_EARNED", metadata=metadata)
+    chosen = selection("actions", "awards", change=lambda entry: select_fields(entry, "invalid_points", selected=False))
+    with Script(listing(), listing(row), listing(award)) as script:
+        run = run_script(script, catalog=chosen)
+    (emitted,) = run.records("actions")
+    assert emitted["metadata"] == {"awardId": "a", "pointsAvailable": Decimal("2.50")}
+    assert emitted["invalid_points"] == {"pointsAdded": "some"}
+    assert run.records("awards") == [
+        {"_id": "a", "updatedAt": award["updatedAt"], "invalid_points": {"points": "many"}}
     ]
 
 
@@ -1023,6 +1039,24 @@ def test_no_request_is_sent_after_a_stream_map_has_failed(world: World) -> None:
         requests = len(sandbox.requests)
         time.sleep(0.2)
         assert len(sandbox.requests) == requests
+
+
+def test_every_record_fits_its_schema_without_undeclared_properties() -> None:
+    world = World(seed=7, users=20, days=3, now=NOW)
+    with Sandbox(world, faults=[faults.points_as_strings(), faults.fields_unknown()]) as sandbox:
+        every = selection("actions", "awards", "perks", "users")
+        for entry in every["streams"]:
+            select_fields(entry, *entry["schema"]["properties"])
+        given = settings_of(sandbox, start_date="2026-09-25", include_users=True, include_credentials=True)
+        run = run_tap(given, catalog=every)
+    for stream in ("actions", "awards", "perks", "users"):
+        schema = run.schema(stream)["schema"]
+        validator = Draft202012Validator({**schema, "additionalProperties": False})
+        records = run.records(stream)
+        assert records
+        assert all(validator.is_valid(json.loads(json.dumps(record, default=float))) for record in records)
+        assert any("sparkle" in record["other_fields"] for record in records)
+        assert not any("invalid_points" in record for record in records)
 
 
 def test_actions_are_read_first() -> None:

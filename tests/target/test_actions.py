@@ -180,6 +180,11 @@ def test_null_metadata_context_and_when_count_as_missing() -> None:
             {"metadata__pointsAdded": True}, "metadata.pointsAdded is a boolean, expected points", id="boolean-points"
         ),
         pytest.param({"metadata__pointsAdded": "two"}, "metadata.pointsAdded is text, expected points", id="text"),
+        pytest.param(
+            {"invalid_points": {"pointsAdded": "two"}},
+            "metadata.pointsAdded is text, expected points",
+            id="text-that-the-tap-has-moved",
+        ),
         pytest.param({"metadata__pointsAdded": "NaN"}, "metadata.pointsAdded is text, expected points", id="NaN"),
         pytest.param({"metadata__pointsAdded": "1e3"}, "metadata.pointsAdded is text, expected points", id="exponent"),
         pytest.param(

@@ -84,6 +84,7 @@ RECORDS = st.fixed_dictionaries(
         "source": mostly(st.just("API_SERVER")),
         "environment": mostly(st.just("BETA")),
         "unknown": ODD,
+        "invalid_points": mostly(st.none() | st.fixed_dictionaries({"pointsAdded": ODD})),
         "context": parts(user=parts(_id=IDS), tenant=parts(_id=IDS), location=parts(_id=IDS, geo=ODD)),
         "metadata": parts(
             awardId=IDS,

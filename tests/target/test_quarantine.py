@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,20 @@ def test_of_an_overlong_line_the_quarantine_keeps_the_beginning(
     assert rejected["reason"] == "the line is longer than 2,000 bytes"
     assert len(rejected["payload"]) == reader.HEAD_BYTES
     assert loaded.tallies[""] == "1 read = 0 applied + 0 duplicate + 0 superseded + 1 quarantined"
+
+
+def test_an_award_whose_points_the_tap_has_moved_is_quarantined(sqlite_url: str) -> None:
+    awards, moved = json.loads(AWARDS), json.loads(snapshot("w2", 5))
+    awards["schema"].setdefault("properties", {})["invalid_points"] = {"type": ["object", "null"]}
+    del moved["record"]["points"]
+    moved["record"]["invalid_points"] = {"points": "many"}
+
+    load(sqlite_url, [json.dumps(awards), snapshot("w1", 5), json.dumps(moved)])
+
+    assert table(sqlite_url, "rejected_records", "reason") == [{"reason": "points is text, expected points"}]
+    (row,) = table(sqlite_url, "awards")
+    assert row["_id"] == "w1"
+    assert "invalid_points" not in row
 
 
 def test_an_invalid_time_extracted_costs_the_time_and_not_the_record(sqlite_url: str) -> None:
