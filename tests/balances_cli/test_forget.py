@@ -45,7 +45,7 @@ ABOUT_TOM = [
 REJECTED = [
     action("r1", award="w1", available=True, **user("u1", NAME)),
     action("r2", award="w1", context={"user": {"fullName": NAME}}),
-    record("actions", {"_id": "a1", "type": "REWARD_EARNED", **user("u1", NAME)}),
+    action("a1", delta=3, available=9, award="w1", **user("u1", NAME)),
     f'{{"type": "RECORD", "stream": "actions", "record": {{"user": "u1", "name": "{NAME}',
 ]
 OTHERS = [
