@@ -32,7 +32,7 @@ def _lay_out(url: str, shard_urls: list[str]) -> str:
     A table with partitions on other servers cannot have a primary key; each partition has one.
     """
     statements = Warehouse(url).lacks()
-    growing = {name: next(each for each in statements if each.startswith(f"CREATE TABLE {name} ")) for name in KEYS}
+    growing = {name: next(each for each in statements if each.startswith(f'CREATE TABLE "{name}" ')) for name in KEYS}
     for shard_url in shard_urls:
         _execute(shard_url, growing.values())
     _execute(url, ["CREATE EXTENSION postgres_fdw", *map(_server, range(SHARDS), shard_urls)])
