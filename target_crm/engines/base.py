@@ -58,7 +58,8 @@ class EngineAdapter:
     create_view: ClassVar[Sequence[str]] = ("CREATE OR REPLACE VIEW {name} AS {query}",)
     """The statements that create a view or replace an older one."""
     widens_columns_to: ClassVar[Collection[str]] = ()
-    """The kinds (see `migrations`) that a column can be widened to: `number` from `integer`, `text` from any."""
+    """The kinds (see `migrations`) that a column can be widened to: `number` from `integer`, `time` from `date`, `text`
+    from any."""
     views_follow_renames: ClassVar[bool] = False
     """Whether a view stays valid when a column that it reads is renamed."""
 

@@ -87,7 +87,7 @@ class DuckDBAdapter(EngineAdapter):
 
     tested = True
     quotes_every_name = True
-    widens_columns_to = ("number", "text")
+    widens_columns_to = ("number", "time", "text")
     # Another process may open the file between two batches.
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 

@@ -27,7 +27,7 @@ class MySQLAdapter(EngineAdapter):
     """Named locks that outlast a transaction, and DDL that commits at once."""
 
     quotes_every_name = True
-    widens_columns_to = ("number", "text")
+    widens_columns_to = ("number", "time", "text")
     # The server or the connection to it is lost; too many connections; a lock timeout or a deadlock.
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
 

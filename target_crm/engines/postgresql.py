@@ -38,7 +38,7 @@ class PostgreSQLAdapter(EngineAdapter):
 
     tested = True
     quotes_every_name = True
-    widens_columns_to = ("number", "text")
+    widens_columns_to = ("number", "time", "text")
     views_follow_renames = True
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
     # The lock of a schema is this number and a hash of the schema's name: one loader at a time.

@@ -42,7 +42,7 @@ class SQLiteAdapter(EngineAdapter):
     has_schemas = False
     create_view = ("DROP VIEW IF EXISTS {name}", "CREATE VIEW {name} AS {query}")
     # Any column takes any value; the type only decides how values are converted.
-    widens_columns_to = ("number",)
+    widens_columns_to = ("number", "time")
     views_follow_renames = True
 
     def is_in_memory(self, url: URL) -> bool:

@@ -55,6 +55,8 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (Date, "date"),
     (String, "text"),
 )
+# What a column has to hold to be widened; `text` takes anything.
+_WIDENED_FROM = {"number": "integer", "time": "date"}
 # Types of dialects that do not inherit from SQLAlchemy's.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
 
@@ -205,7 +207,7 @@ def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str
     old, new = _kind(found[column.name]), _kind(_type_in_ddl(column.type, dialect))
     if old == new or (old, new) == ("number", "integer"):
         return None
-    if new not in adapter.widens_columns_to or (new == "number" and old != "integer"):
+    if new not in adapter.widens_columns_to or old != _WIDENED_FROM.get(new, old):
         raise WarehouseError(
             f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
             "can't widen it: rename the property by a stream map"

@@ -230,6 +230,17 @@ def test_a_column_keeps_its_type_if_the_schema_becomes_narrower(
     assert [value for (value,) in query(warehouse_url, "SELECT n FROM t ORDER BY id")] == expected
 
 
+def test_a_date_column_becomes_a_time_column(warehouse_url: str) -> None:
+    load(warehouse_url, [schema("s", {"id": INTEGER, "x": DAY}, "id"), record("s", {"id": 1, "x": "2024-01-01"})])
+    times = schema("s", {"id": INTEGER, "x": TIME}, "id")
+    for _ in range(2):
+        load(warehouse_url, [times, record("s", {"id": 2, "x": "2024-03-01T10:00:00Z"})])
+
+    assert reasons(warehouse_url) == []
+    found = [str(value) for (value,) in query(warehouse_url, "SELECT x FROM s ORDER BY id")]
+    assert [text[:16].removesuffix(" 00:00") for text in found] == ["2024-01-01", "2024-03-01 10:00"]
+
+
 # The input as a whole
 
 
