@@ -20,7 +20,7 @@ ENGINES = ["sqlite", "postgresql", "duckdb"]
 # Reasons for which a test may be skipped in CI. Any other skip fails there: it would hide a test that runs nowhere.
 EXPECTED_SKIPS = (
     # The case does not apply to the engine.
-    "version . did not know .*",
+    "version . did not support .*",
     ".*: changes no whole numbers to fractions, and a load says so",
     ".*: has no users here",
     ".*: lives in one process here",

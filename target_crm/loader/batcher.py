@@ -46,8 +46,9 @@ class Batch:
 class Batcher:
     """Fills one batch while a second thread commits the one before it.
 
-    At most one batch is in flight. Its error is raised by every later call that waits for it, so no later batch is
-    committed. A STATE is emitted only after the batch that it covers, and every earlier one, is committed.
+    At most one batch is in flight. Its error is raised by the next call that waits for it, before a later batch is
+    committed; the run must end then. A STATE is emitted only after the batch that it covers, and every earlier one, is
+    committed.
 
     Args:
         commit: Writes a batch in one transaction. Called in the second thread.
@@ -111,9 +112,10 @@ class Batcher:
 
     def wait(self) -> None:
         """Wait for the batch in flight; raise its error."""
-        if self._in_flight:
-            self._in_flight.result()
-            self._in_flight = None
+        # Forgotten first: a kept error keeps a cursor alive, and with it SQLite's lock.
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight:
+            in_flight.result()
 
     def _begin_commit(self) -> None:
         self.wait()
