@@ -375,8 +375,8 @@ def test_a_null_setting_means_its_default(sqlite_url: str) -> None:
 
 
 def test_the_loader_may_lack_the_right_to_create_the_target_schema(new_postgres_url: str) -> None:
-    execute(new_postgres_url, 'CREATE ROLE loader LOGIN; CREATE SCHEMA "Loyalty" AUTHORIZATION loader')
-    loader_url = new_postgres_url.replace("//postgres@", "//loader@")
+    execute(new_postgres_url, 'CREATE ROLE schema_owner LOGIN; CREATE SCHEMA "Loyalty" AUTHORIZATION schema_owner')
+    loader_url = new_postgres_url.replace("//postgres@", "//schema_owner@")
     generic = [schema("t", {"id": TEXT}, "id"), record("t", {"id": "1"})]
 
     for _ in range(2):

@@ -194,18 +194,18 @@ def test_a_loader_without_the_create_privilege_loads_into_prepared_tables(
     schemas.write_text(f"{perks}\nno message\n{record('perks', {'_id': 'p1'})}\n{awards}\n{ACTIONS}\n")
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", new_postgres_url)
     monkeypatch.setenv("TARGET_CRM_DEFAULT_TARGET_SCHEMA", "loyalty")
-    execute(new_postgres_url, "CREATE ROLE loader LOGIN")
+    execute(new_postgres_url, "CREATE ROLE table_writer LOGIN")
 
     execute(new_postgres_url, printed(capsys, "--schemas", str(schemas)))
     execute(
         new_postgres_url,
-        "GRANT USAGE ON SCHEMA loyalty TO loader; "
-        "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA loyalty TO loader",
+        "GRANT USAGE ON SCHEMA loyalty TO table_writer; "
+        "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA loyalty TO table_writer",
     )
 
     assert printed(capsys, "--schemas", str(schemas)) == "-- nothing is missing\n"
     assert printed(capsys, "--json") == "[]\n"
-    loader_url = new_postgres_url.replace("//postgres@", "//loader@")
+    loader_url = new_postgres_url.replace("//postgres@", "//table_writer@")
     messages = [
         *(
             perks,
