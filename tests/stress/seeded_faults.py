@@ -21,7 +21,7 @@ from unittest import mock
 from sqlalchemy import case, func, literal_column, true
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 PROJECT = Path(__file__).parents[2]
 RUN_SECONDS_MAX = 900
@@ -277,21 +277,27 @@ FAULTS = {
 }
 
 
-def is_caught(name: str, test: str) -> bool:
-    """Run a test module with the fault until its first failure; return whether there was one."""
+def tests_fail(arguments: Sequence[str], timeout_seconds: float, **variables: str) -> bool:
+    """Run pytest until the first failure, with `fault_site` in all its processes; return whether a test failed."""
     paths = [str(Path(__file__).parent / "fault_site"), str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", f"tests/stress/test_{test}.py"],
+        [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *arguments],
         cwd=PROJECT,
-        env={**os.environ, "SEEDED_FAULT": name, "PYTHONPATH": os.pathsep.join(paths), "CAMPAIGN_SHRINK": "no"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CAMPAIGN_SHRINK": "no", **variables},
         capture_output=True,
         text=True,
-        timeout=RUN_SECONDS_MAX,
+        timeout=timeout_seconds,
         check=False,
     )
-    if result.returncode not in {0, 1}:
+    # 2: a module cannot be imported.
+    if result.returncode not in {0, 1, 2}:
         sys.exit(result.stdout + result.stderr)
-    return result.returncode == 1
+    return result.returncode != 0
+
+
+def is_caught(name: str, test: str) -> bool:
+    """Run a test module with the fault."""
+    return tests_fail([f"tests/stress/test_{test}.py"], RUN_SECONDS_MAX, SEEDED_FAULT=name)
 
 
 def main(names: list[str]) -> int:

@@ -1,7 +1,12 @@
-"""Apply `SEEDED_FAULT` at the start of every Python process that has this folder on its PYTHONPATH."""
+"""Break the program at the start of every Python process that has this folder on its PYTHONPATH."""
 
 import os
+import sys
 
+from tests.stress.mutants import MutantFinder
 from tests.stress.seeded_faults import FAULTS, apply
 
-apply(FAULTS[os.environ["SEEDED_FAULT"]])
+if fault := os.environ.get("SEEDED_FAULT"):
+    apply(FAULTS[fault])
+if mutant := os.environ.get("MUTANT"):
+    sys.meta_path.insert(0, MutantFinder(mutant))

@@ -1,0 +1,250 @@
+"""Mutation testing: change one expression of the pure modules and of the batcher at a time; the tests have to notice.
+
+`./dev mutate` tries a random sample, `./dev mutate MODULE …` every mutant of some modules. It lists the mutants that
+survived, and fails if more than a tenth did, or if one has no explanation in `SURVIVORS`.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder, SourceFileLoader
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.stress.seeded_faults import PROJECT, tests_fail
+from tests.stress.survivors import SURVIVORS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from importlib.machinery import ModuleSpec
+
+SAMPLE = 240
+SEED = 20261128
+CAUGHT_MIN = 0.9
+RUN_SECONDS_MAX = 300
+SQLITE_ONLY = "not postgresql and not duckdb"
+
+_BALANCES = (
+    "target/test_balances.py",
+    "target/test_streams.py",
+    "stress/test_deliveries.py",
+    "target/test_activate_version.py",
+)
+_RECORDS = ("target/test_real_inputs.py", "target/test_streams.py", "target/test_quarantine.py")
+_WINDOWS = ("tap/test_windows.py", "tap/test_streams.py", "stress/test_tap_campaign.py")
+# Module → the tests of its promises; the nearest first, because the first failure ends a run.
+TESTS: dict[str, tuple[str, ...]] = {
+    "tap_pepper.windows": _WINDOWS,
+    "tap_pepper.points": ("tap/test_points.py", "tap/test_streams.py"),
+    "tap_pepper.raw_json": ("tap/test_raw_json.py", "tap/test_streams.py"),
+    "tap_pepper.redaction": ("tap/test_redaction.py", "tap/test_cli.py"),
+    "tap_pepper.state.dedupe": ("tap/test_dedupe.py", *_WINDOWS),
+    "tap_pepper.state.audit": ("tap/test_audit.py", *_WINDOWS),
+    "tap_pepper.state.input_state": ("tap/test_input_state.py", "tap/test_cli.py"),
+    "target_crm.loader.batcher": ("target/test_batcher.py", "target/test_state.py", "stress/test_failing_calls.py"),
+    "target_crm.records.actions": ("target/test_actions.py", "target/test_fast_path.py", *_RECORDS),
+    "target_crm.records.fast_path": ("target/test_fast_path.py", "target/test_actions.py"),
+    "target_crm.records.names": ("target/test_names.py", *_RECORDS),
+    "target_crm.records.schemas": ("target/test_schemas.py", *_RECORDS),
+    "target_crm.records.tally": ("target/test_load_runs.py", *_RECORDS),
+    "target_crm.records.values": ("target/test_values.py", "target/test_schemas.py", *_RECORDS),
+    "target_crm.sql.balances": _BALANCES,
+    "target_crm.sql.load_runs": ("target/test_load_runs.py", "balances_cli/test_status.py"),
+    "target_crm.sql.staging": _BALANCES,
+}
+
+_COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+_OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+}
+
+
+class Mutant(NamedTuple):
+    """One change of a module."""
+
+    module: str
+    number: int
+    change: str
+    """`function: source line: expression before → after`."""
+
+
+class _Mutator(ast.NodeTransformer):
+    """Numbers every possible change in the order of the source, and applies the chosen one."""
+
+    def __init__(self, source: str, chosen: int | None = None) -> None:
+        self.chosen = chosen
+        self.changes: list[str] = []
+        self._lines = source.splitlines()
+        self._scope: list[str] = []
+
+    def visit(self, node: ast.AST) -> Any:
+        """Visit the parts of a node, then the node itself."""
+        if _has_no_effect(node):
+            return node
+        name = getattr(node, "name", None) if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
+        if name:
+            self._scope.append(name)
+        result = self._visit_parts(node)
+        for replacement in _replacements(node):
+            if len(self.changes) == self.chosen:
+                result = ast.copy_location(replacement, node)
+            line = self._lines[node.lineno - 1].strip()
+            self.changes.append(f"{'.'.join(self._scope)}: {line}: {_code(node)} → {_code(replacement)}")
+        if name:
+            self._scope.pop()
+        return result
+
+    def _visit_parts(self, node: ast.AST) -> ast.AST:
+        # Annotations are never evaluated, and decorators are not code of the function.
+        hidden = {
+            name: getattr(node, name) for name in ("annotation", "returns", "decorator_list") if hasattr(node, name)
+        }
+        for name in hidden:
+            setattr(node, name, None)
+        self.generic_visit(node)
+        for name, part in hidden.items():
+            setattr(node, name, part)
+        return node
+
+
+def _has_no_effect(node: ast.AST) -> bool:
+    """Docstrings, and imports for type checking."""
+    return (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) or (
+        isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+
+
+def _replacements(node: Any) -> Iterator[ast.AST]:
+    match node:
+        case ast.Compare(ops=[operator]) if type(operator) in _COMPARISONS:
+            yield ast.Compare(node.left, [_COMPARISONS[type(operator)]()], node.comparators)
+        case ast.BoolOp(op=operator):
+            yield ast.BoolOp(ast.Or() if isinstance(operator, ast.And) else ast.And(), node.values)
+        case ast.BinOp(op=operator) if type(operator) in _OPERATORS:
+            yield ast.BinOp(node.left, _OPERATORS[type(operator)](), node.right)
+        case ast.UnaryOp(op=ast.Not() | ast.USub()):
+            yield node.operand
+        case ast.IfExp():
+            yield ast.IfExp(node.test, node.orelse, node.body)
+        case ast.If():
+            yield ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+        case ast.Constant(value=bool()):
+            yield ast.Constant(not node.value)
+        case ast.Constant(value=int()):
+            yield ast.Constant(node.value + 1)
+        case ast.Return(value=value) if value and not (isinstance(value, ast.Constant) and value.value is None):
+            yield ast.Return(ast.Constant(None))
+        case ast.Expr(value=ast.Call()) | ast.AugAssign():
+            yield ast.Pass()
+
+
+def _code(node: ast.AST) -> str:
+    """A node in one line; of a statement with a body, the condition."""
+    text = f"if {ast.unparse(node.test)}" if isinstance(node, ast.If) else ast.unparse(ast.fix_missing_locations(node))
+    return " ".join(text.split())
+
+
+def mutate(source: str, chosen: int | None = None) -> tuple[ast.Module, list[str]]:
+    """Parse a module, and apply the chosen change, if any. Also return the descriptions of all changes."""
+    mutator = _Mutator(source, chosen)
+    tree: ast.Module = mutator.visit(ast.parse(source))
+    return ast.fix_missing_locations(tree), mutator.changes
+
+
+class _Loader(SourceFileLoader):
+    """Loads a module with one change."""
+
+    def __init__(self, name: str, path: str, number: int) -> None:
+        super().__init__(name, path)
+        self._number = number
+
+    def get_code(self, fullname: str) -> Any:
+        """Compile the changed source; a cached bytecode file is neither read nor written."""
+        path = self.get_filename(fullname)
+        tree, _ = mutate(self.get_data(path).decode(), self._number)
+        return compile(tree, path, "exec", dont_inherit=True)
+
+
+class MutantFinder(MetaPathFinder):
+    """Makes this process import one module with one change."""
+
+    def __init__(self, mutant: str) -> None:
+        self._module, number = mutant.split(":")
+        self._number = int(number)
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
+        """Find the module to change; leave the others to the next finder."""
+        if fullname != self._module:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec and spec.origin:
+            spec.loader = _Loader(fullname, spec.origin, self._number)
+        return spec
+
+
+def mutants_of(module: str) -> list[Mutant]:
+    """All mutants of a module."""
+    source = PROJECT.joinpath(*module.split(".")).with_suffix(".py").read_text()
+    return [Mutant(module, number, change) for number, change in enumerate(mutate(source)[1])]
+
+
+def is_caught(mutant: Mutant) -> bool:
+    """Run the module's tests until the first failure; a run that does not end in time has failed, too."""
+    tests = [f"tests/{test}" for test in TESTS[mutant.module]]
+    try:
+        # The pure modules know no engine, and SQLite is the fastest.
+        return tests_fail([*tests, "-k", SQLITE_ONLY], RUN_SECONDS_MAX, MUTANT=f"{mutant.module}:{mutant.number}")
+    except subprocess.TimeoutExpired:
+        return True
+
+
+def sample() -> list[Mutant]:
+    """A random selection of all mutants, the same in every run."""
+    every = [mutant for module in TESTS for mutant in mutants_of(module)]
+    print(f"{len(every):,} mutants in {len(TESTS)} modules, a sample of {SAMPLE}:", flush=True)
+    return sorted(Random(SEED).sample(every, SAMPLE))
+
+
+def main(modules: Sequence[str]) -> int:
+    """Try the mutants, list the survivors, and return 1 if too many or an unexplained one survived."""
+    for module, tests in TESTS.items():
+        if tests_fail([*(f"tests/{test}" for test in tests), "-k", SQLITE_ONLY], RUN_SECONDS_MAX):
+            sys.exit(f"the tests of {module} fail without a change")
+    mutants = [mutant for module in modules for mutant in mutants_of(module)] if modules else sample()
+    unexplained, survivors = 0, 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, (mutant, caught) in enumerate(zip(mutants, pool.map(is_caught, mutants), strict=True), start=1):
+            if not caught:
+                name = f"{mutant.module}.{mutant.change}"
+                survivors += 1
+                unexplained += name not in SURVIVORS
+                print(f"survived: {mutant.number} {name}\n          {SURVIVORS.get(name, 'NOT EXPLAINED')}", flush=True)
+            if done % 20 == 0:
+                print(f"{done} of {len(mutants)} mutants, {survivors} survived", flush=True)
+    caught = len(mutants) - survivors
+    print(
+        f"{caught} of {len(mutants)} mutants caught ({caught / len(mutants):.0%}), {unexplained} survivors unexplained"
+    )
+    return int(caught < CAUGHT_MIN * len(mutants) or unexplained > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
