@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from singer_sdk import typing as th
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
     from dataclasses import Field
 
     JsonSchema = Mapping[str, Any]
@@ -132,6 +132,13 @@ def _describe(
         yield f"{name} is {show(error.instance)}, expected {_expected(schema['properties'][name])}"
     else:
         yield f"{path} is {show(error.instance)}, which is not allowed there"
+
+
+def unset_empty_variables(schema: JsonSchema, prefix: str, environment: MutableMapping[str, str]) -> None:
+    """Remove settings that are empty text: Meltano, Compose and Kubernetes pass a missing optional value like this."""
+    for name in schema["properties"]:
+        if not environment.get(prefix + name.upper(), "unset").strip():
+            del environment[prefix + name.upper()]
 
 
 def find_environment_problems(

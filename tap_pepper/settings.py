@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pepper_runtime.logs import log_format_setting
-from pepper_runtime.settings import SchemaError, config_schema, describe_errors, quote, secret_names, setting
+from pepper_runtime.settings import config_schema, quote, secret_names, setting
 from tap_pepper.windows import parse_bound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
 PACKAGE = "pepper-crm"
 ENVIRONMENT_PREFIX = "TAP_PEPPER_"
@@ -204,15 +204,14 @@ SECRETS = secret_names(Settings)
 SENT_IN_HEADERS = ("auth_token", "application_id", "user_agent")
 
 
-def find_problems(config: Mapping[str, Any], schema_errors: Iterable[SchemaError]) -> list[str]:
-    """Return what is wrong with a config, one line per problem, without quoting secrets.
+def find_problems(config: Mapping[str, Any], reported: Collection[str]) -> list[str]:
+    """Return what is wrong with a config besides what its JSON Schema says, one line per problem.
 
     Args:
         config: The config with defaults.
-        schema_errors: The errors of the config against its JSON Schema.
+        reported: The settings that contradict the JSON Schema.
     """
-    lines = describe_errors(schema_errors, CONFIG_JSONSCHEMA, secrets=SECRETS, prefix=ENVIRONMENT_PREFIX, show=quote)
-    reported = {line.split(" ", 1)[0] for line in lines}
+    lines = []
     checks = {
         **dict.fromkeys(SENT_IN_HEADERS, _header_problem),
         "api_url": _address_problem,

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import urlsplit
 
 from singer_sdk import Tap
-from singer_sdk.exceptions import ConfigValidationError, SingerSDKError
+from singer_sdk.exceptions import SingerSDKError
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TapCapabilities
-from singer_sdk.plugin_base import JSONSchemaValidator
 from singer_sdk.singerlib import Catalog
 from singer_sdk.singerlib.catalog import REPLICATION_FULL_TABLE
 
-from pepper_runtime import logs
 from pepper_runtime.cli import SIGNAL_EXIT_CODE, run_cli
-from pepper_runtime.config import parse_object, read_config
-from pepper_runtime.settings import find_environment_problems, quote, read_environment_numbers
+from pepper_runtime.config import parse_object
+from pepper_runtime.plugin import Plugin
 from tap_pepper.api.client import PepperClient
 from tap_pepper.catalog import complete_selection
 from tap_pepper.errors import ConfigError, FatalRunError, PepperError, StreamsFailed
@@ -30,8 +27,8 @@ from tap_pepper.redaction import redact_in_logs
 from tap_pepper.run_context import ACTIONS_SHARE, RunContext, TimeLimit, UpperBound
 from tap_pepper.settings import (
     CONFIG_JSONSCHEMA,
-    ENVIRONMENT_PREFIX,
     PACKAGE,
+    SECRETS,
     Settings,
     find_problems,
 )
@@ -42,7 +39,6 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import IO
 
-    import click
     from singer_sdk.plugin_base import _ConfigInput
 
     from tap_pepper.base_stream import PepperStream
@@ -50,12 +46,14 @@ if TYPE_CHECKING:
 STDOUT_BUFFER_BYTES = 64 * 1024
 
 
-class TapPepper(Tap):
+class TapPepper(Plugin, Tap):
     """Singer tap for Pepper: a merchant's perks, awards, actions and users."""
 
     name = "tap-pepper"
     package_name = PACKAGE
     config_jsonschema = CONFIG_JSONSCHEMA
+    secrets = SECRETS
+    setting_error = ConfigError
     capabilities: ClassVar[list[CapabilitiesEnum]] = [
         TapCapabilities.CATALOG,
         TapCapabilities.STATE,
@@ -69,17 +67,10 @@ class TapPepper(Tap):
     message_writer_class = MessageWriter
     message_writer: MessageWriter
 
-    def __init__(
-        self, *, config: Any = None, catalog: Any = None, parse_env_config: bool = False, **kwargs: Any
-    ) -> None:
-        self._environment = os.environ if parse_env_config else {}
-        self.append_builtin_config(self.config_jsonschema)
-        _raise_problems(find_environment_problems(self.config_jsonschema, ENVIRONMENT_PREFIX, self._environment, quote))
-        if isinstance(config, dict):
-            config = {name: value for name, value in config.items() if value is not None}
+    def __init__(self, *, catalog: Any = None, **options: Any) -> None:
         if isinstance(catalog, dict) and not isinstance(catalog, Catalog):
             catalog = complete_selection(catalog)
-        super().__init__(config=config, catalog=catalog, parse_env_config=parse_env_config, **kwargs)
+        super().__init__(catalog=catalog, **options)
 
     @cached_property
     def settings(self) -> Settings:
@@ -162,41 +153,19 @@ class TapPepper(Tap):
             raise ConfigError(msg)
         super().load_state({"bookmarks": bookmarks})
 
-    def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
-        """Check the settings; no message shows the token, even if it was also given for another setting."""
+    def find_problems(self) -> list[str]:
+        """What is wrong with the settings; no message shows the token, even if another setting has it, too."""
         token = self._config.get("auth_token")
         if isinstance(token, str) and token.strip():
             redact_in_logs(token.strip())
-        self._config.update(read_environment_numbers(self.config_jsonschema, ENVIRONMENT_PREFIX, self._environment))
-        try:
-            lines = find_problems(self._config, JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config))
-        except AttributeError:
-            # The SDK's schema of __else__ is not valid JSON Schema, which fails only for a value that is not allowed.
-            lines = ["stream_maps contains an __else__ that is neither null nor __NULL__"]
-        if raise_errors:
-            _raise_problems(lines)
-        return lines
+        lines = super().find_problems()
+        return [*lines, *find_problems(self._config, {line.split(" ", 1)[0] for line in lines})]
 
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Exit with the signal's exit code. The STATE of every complete window has been written already."""
         sys.exit(SIGNAL_EXIT_CODE + signum)
 
     # The command line.
-
-    @classmethod
-    def get_singer_command(cls) -> click.Command:
-        """The command, with `--log-format`."""
-        command = super().get_singer_command()
-        command.params.append(logs.format_option())
-        return command
-
-    @classmethod
-    def cb_config(cls, ctx: click.Context, param: click.Option, value: tuple[str, ...]) -> _ConfigInput:
-        """Check the files of `--config`, then let the SDK read them."""
-        for path in value:
-            if path != "ENV":
-                read_config(path)
-        return super().cb_config(ctx, param, value)
 
     @classmethod
     def invoke(  # type: ignore[override]
@@ -209,17 +178,13 @@ class TapPepper(Tap):
         catalog: IO[str] | None = None,
     ) -> None:
         """Run the tap as the options say."""
-        try:
-            super().invoke(
-                about=about,
-                about_format=about_format,
-                config=config,
-                state=_checked_state(state),
-                catalog=_checked_catalog(catalog),
-            )
-        except ConfigValidationError as error:
-            # The SDK would add a line that says nothing.
-            raise ConfigError(str(error)) from error
+        super().invoke(
+            about=about,
+            about_format=about_format,
+            config=config,
+            state=_checked_state(state),
+            catalog=_checked_catalog(catalog),
+        )
 
 
 def main() -> NoReturn:
@@ -247,11 +212,6 @@ def _failures_of(error: Exception) -> list[tuple[str, Exception]]:
 def _is_not_repeated_error(record: logging.LogRecord) -> bool:
     """Drop the SDK's record of a stream's error: `run_cli` reports the error in full."""
     return not (record.levelno == logging.ERROR and str(record.msg).startswith("An unhandled error occurred"))
-
-
-def _raise_problems(lines: list[str]) -> None:
-    if lines:
-        raise ConfigValidationError("; ".join(lines), errors=lines, schema=CONFIG_JSONSCHEMA)
 
 
 def _text_of(file: IO[str], what: str) -> str:

@@ -20,13 +20,13 @@ from singer_sdk.exceptions import (
 )
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TargetCapabilities
 from singer_sdk.mapper import CustomStreamMap, RemoveRecordTransform, SameRecordTransform, StreamMap
-from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
+from singer_sdk.plugin_base import PluginBase
 
 from pepper_runtime import logs, telemetry
 from pepper_runtime.cli import SIGNAL_EXIT_CODE, discard_stdout, run_cli
-from pepper_runtime.config import read_config
+from pepper_runtime.plugin import Plugin
 from pepper_runtime.progress import display
-from pepper_runtime.settings import describe_errors, find_environment_problems, hide, read_environment_numbers
+from pepper_runtime.settings import hide
 from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.loader.batcher import Batch, Batcher
@@ -39,15 +39,13 @@ from target_crm.records.fast_path import decode_typical_action
 from target_crm.records.names import snake_case
 from target_crm.records.schemas import MissingProperty
 from target_crm.records.tally import Rejection
-from target_crm.settings import CONFIG_JSONSCHEMA, ENVIRONMENT_PREFIX, SECRETS, Settings
+from target_crm.settings import CONFIG_JSONSCHEMA, SECRETS, Settings
 from target_crm.sql.tables import WORK_PREFIX
 from target_crm.warehouse.connection import Warehouse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType
-
-    import click
 
 # A batch's rows are Python objects, up to five times the size of their lines; two batches may be in memory.
 BATCH_BYTES_MAX = 20 * 1024 * 1024
@@ -63,12 +61,16 @@ class Route(NamedTuple):
     sink: StreamSink
 
 
-class TargetCrm(Target):
+class TargetCrm(Plugin, Target):
     """Loads Singer streams into a SQL warehouse, and Pepper's loyalty actions into a balance per award."""
 
     name = "target-crm"
     package_name = "pepper-crm"
     config_jsonschema: ClassVar[dict[str, Any]] = CONFIG_JSONSCHEMA
+    secrets = SECRETS
+    # A password may have been given to the wrong setting.
+    show_value = staticmethod(hide)
+    setting_error = SettingError
     capabilities: ClassVar[list[CapabilitiesEnum]] = [
         PluginCapabilities.ABOUT,
         PluginCapabilities.STREAM_MAPS,
@@ -94,8 +96,6 @@ class TargetCrm(Target):
             on_quarantine: Called with the records of each batch that go to the quarantine.
             options: The SDK's own arguments.
         """
-        self._environment = os.environ if options.get("parse_env_config") else {}
-        _raise_problems(find_environment_problems(CONFIG_JSONSCHEMA, ENVIRONMENT_PREFIX, self._environment, hide))
         try:
             super().__init__(**options)
         except ValueError:
@@ -135,39 +135,6 @@ class TargetCrm(Target):
     def append_builtin_config(cls, config_jsonschema: dict[str, Any]) -> None:
         """Add only those of the SDK's settings that this target honours: stream maps."""
         PluginBase.append_builtin_config.__func__(cls, config_jsonschema)  # type: ignore[attr-defined]
-
-    def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
-        """Check the settings. No message repeats a value: it may be a secret."""
-        self.append_builtin_config(self.config_jsonschema)
-        if self._config.get("stream_maps") is None:
-            self._config.pop("stream_maps", None)
-        self._config.update(read_environment_numbers(CONFIG_JSONSCHEMA, ENVIRONMENT_PREFIX, self._environment))
-        try:
-            errors = JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
-            problems = describe_errors(
-                errors, self.config_jsonschema, secrets=SECRETS, prefix=ENVIRONMENT_PREFIX, show=hide
-            )
-        except AttributeError:
-            # The SDK's JSON Schema of stream maps is invalid; it fails on this value only.
-            problems = ["stream_maps: __else__ may be null or __NULL__ only"]
-        if raise_errors:
-            _raise_problems(problems)
-        return problems
-
-    @classmethod
-    def get_singer_command(cls) -> click.Command:
-        """The command, with `--log-format`."""
-        command = super().get_singer_command()
-        command.params.append(logs.format_option())
-        return command
-
-    @classmethod
-    def cb_config(cls, ctx: Any, param: Any, value: tuple[str, ...]) -> Any:
-        """Read the files named by `--config`; each may also be the word ENV."""
-        for path in value:
-            if path != "ENV":
-                read_config(path)
-        return super().cb_config(ctx, param, value)
 
     # A run.
 
@@ -460,11 +427,6 @@ class TargetCrm(Target):
         if self._fails_on_invalid:
             raise error(rejection.where, {})
         self._batcher.batch.rejections.append(rejection)
-
-
-def _raise_problems(problems: Sequence[str]) -> None:
-    if problems:
-        raise SettingError("; ".join(problems))
 
 
 def main() -> NoReturn:

@@ -284,6 +284,21 @@ def test_settings_come_from_the_environment(console: Console, monkeypatch: pytes
     assert TOKEN not in outcome.stdout + outcome.stderr
 
 
+def test_an_empty_environment_variable_counts_as_unset(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("START_DATE", "PAGE_SIZE", "MAX_DELETED_FRACTION", "ACTION_TYPES", "STREAM_MAPS", "INCLUDE_USERS"):
+        monkeypatch.setenv(f"TAP_PEPPER_{name}", "")
+    with Script(listing()) as script:
+        outcome = console("--config", "ENV", settings=config(script.url))
+    assert (outcome.code, outcome.errors) == (0, [])
+    assert script.asked[1].query["limit"] == "100"
+
+
+def test_an_unknown_setting_is_a_warning_that_suggests_the_right_name(console: Console) -> None:
+    outcome = console("--discover", settings=GOOD | {"strat_date": "2026-01-01"})
+    assert outcome.code == 0
+    assert '"strat_date" is not a setting and is ignored; did you mean start_date?' in outcome.stderr
+
+
 # Files.
 
 

@@ -299,7 +299,7 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
         ),
         pytest.param(
             '{"sqlalchemy_url": "sqlite://", "stream_maps": {"actions": {"__else__": "source"}}}',
-            "stream_maps: __else__ may be null or __NULL__ only",
+            "stream_maps contains an __else__ that is neither null nor __NULL__",
             id="map-for-all-other-properties",
         ),
         pytest.param(
@@ -339,6 +339,37 @@ def test_settings_are_read_from_the_environment(main: Main, monkeypatch: pytest.
 
     monkeypatch.setenv("TARGET_CRM_BATCH_WAIT_SECONDS", "soon")
     assert "\n" not in main("--config", "ENV")
+
+
+def test_an_empty_environment_variable_counts_as_unset(
+    main: Main, monkeypatch: pytest.MonkeyPatch, sqlite_url: str
+) -> None:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
+    for name in ("PORT", "BATCH_SIZE_ROWS", "STORE_PAYLOAD", "MAX_REJECTED_FRACTION", "STREAM_MAPS", "DIALECT"):
+        monkeypatch.setenv(f"TARGET_CRM_{name}", "")
+
+    assert main("--config", "ENV", messages=f"{ACTIONS}\n{action('a1')}\n") == 0
+
+    # By default the payload is stored.
+    assert query(sqlite_url, "SELECT count(payload) FROM actions") == [(1,)]
+
+
+def test_an_unknown_setting_is_a_warning_that_suggests_the_right_name(
+    main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TARGET_CRM_BATCHSIZE_ROWS", "s3cret")
+    monkeypatch.setenv("TARGET_CRM__LOAD_SCHEMA", "s3cret")
+    path = tmp_path / "config.json"
+    path.write_text(f'{{"sqlalchemy_url": "sqlite:///{tmp_path}/crm.db", "hard_deletes": true, "colour": "s3cret"}}')
+
+    assert main("--config", str(path), "--config", "ENV") == 0
+
+    warnings = [record.getMessage() for record in caplog.records if "not a setting" in record.getMessage()]
+    assert warnings == [
+        '"colour" is not a setting and is ignored',
+        '"hard_deletes" is not a setting and is ignored; did you mean hard_delete?',
+        "TARGET_CRM_BATCHSIZE_ROWS is not a setting and is ignored; did you mean batch_size_rows?",
+    ]
 
 
 def test_a_password_in_a_setting_of_its_own_needs_no_url_encoding(
