@@ -10,6 +10,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from singer_sdk import SchemaDirectory, Stream, StreamSchema
+from singer_sdk.exceptions import SingerSDKError
 from singer_sdk.helpers._catalog import pop_deselected_record_properties
 from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.mapper import SameRecordTransform
@@ -17,9 +18,10 @@ from singer_sdk.singerlib import RecordMessage, Schema
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL, Metadata
 
 from pepper_runtime import telemetry
+from pepper_runtime.cli import unexpected
 from pepper_runtime.progress import display
 from tap_pepper.api.rate_limit import always
-from tap_pepper.errors import ConfigError, FatalRunError
+from tap_pepper.errors import ConfigError, FatalRunError, PepperError
 from tap_pepper.metrics import Metric, log_metric
 from tap_pepper.raw_json import decode_row, to_json
 from tap_pepper.windows import (
@@ -250,20 +252,27 @@ class PepperStream(Stream):
         self.state_manager.is_flushed = False
         self._write_state_message()
 
-    def log_summary(self) -> None:
-        """Log the metrics of the stream, and warn of unknown fields."""
+    def log_summary(self, failure: Exception | None) -> None:
+        """Log how the stream ended and its metrics, and warn of unknown fields."""
         client = self.run.client
         traffic = client.traffic(self.path)
         log_metric(Metric.PAGES, traffic.pages, self.name)
         log_metric(Metric.RETRIES, traffic.retries, self.name)
         log_metric(Metric.WAIT, round(client.limiter.waited_seconds, 3), self.name)
-        bookmark = self.bookmark
-        note = f", {traffic.retries} retries" if traffic.retries else ""
-        if bookmark is not None:
+        summary = f"{self._records:,} records from {traffic.pages:,} pages"
+        if traffic.retries:
+            summary += f", {traffic.retries:,} retries"
+        if failure:
+            # At once, because other streams may take long; the end of the run repeats the reason.
+            is_expected = isinstance(failure, PepperError | SingerSDKError)
+            reason = str(failure) if is_expected else unexpected(self.tap_name, failure)
+            self.logger.error("%s: failed after %s: %s", self.name, summary, reason)
+        elif (bookmark := self.bookmark) is not None:
             lag_seconds = seconds_between(bookmark, to_bound(client.clock.now()))
             log_metric(Metric.BOOKMARK_LAG, lag_seconds, self.name)
-            note += f", {max(0.0, lag_seconds):,.0f} s behind"
-        self.logger.info("%s: done, %s records from %d pages%s", self.name, f"{self._records:,}", traffic.pages, note)
+            self.logger.info("%s: done, %s, %s s behind", self.name, summary, f"{max(0.0, lag_seconds):,.0f}")
+        else:
+            self.logger.info("%s: done, %s", self.name, summary)
         if self._unknown_fields:
             # A field's name may itself be personal data, such as an e-mail address.
             names = sorted(name if _FIELD_NAME.fullmatch(name) else "(unusual name)" for name in self._unknown_fields)
@@ -294,6 +303,7 @@ class PepperStream(Stream):
     ) -> Generator[dict[str, Any], Any, Any]:
         """Sync the stream. An error ends only this stream; the tap raises it after the other streams."""
         display.update(self.name)
+        failure: Exception | None = None
         try:
             if write_messages and self._emits_rows_undecoded:
                 self._sync_undecoded()
@@ -306,13 +316,12 @@ class PepperStream(Stream):
                 raise
             telemetry.record_error(error)
             self.run.failures.append((self.name, error))
-            if isinstance(error, ConfigError):
-                return
+            failure = error
         finally:
             # After an error elsewhere, such as in a stream map, this ends the threads that prefetch pages.
             self._rows.close()
         if not self.is_test:
-            self.log_summary()
+            self.log_summary(failure)
 
     @property
     def _emits_rows_undecoded(self) -> bool:

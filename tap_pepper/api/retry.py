@@ -191,7 +191,8 @@ def error_for_exception(
     host = urlsplit(api_url).netloc
     if isinstance(error, requests.exceptions.SSLError) and "certificate" in str(error).lower():
         return FatalRunError(
-            f"{where}: the certificate of {host} is not trusted; check api_url, and this machine's CA certificates"
+            f"{where}: the certificate of {host} is not trusted; check api_url, or set REQUESTS_CA_BUNDLE to a file "
+            "with the certificate authority of your network"
         )
     if isinstance(error, requests.exceptions.InvalidURL):
         return FatalRunError(f"{where}: {host} is not a valid host; check api_url")

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from target_crm.engines.base import pep_249_classes
-from target_crm.engines.registry import adapter_for
+from target_crm.engines.registry import adapter_for, missing_driver
 from target_crm.errors import ConnectionLost, CrmError, SettingError, WarehouseError
 from target_crm.sql.tables import tables_in
 from target_crm.warehouse import migrations
@@ -275,14 +275,9 @@ def _create_engine(url: URL, adapter: EngineAdapter) -> Engine:
     try:
         engine = adapter.create_engine(url, hide_parameters=True, pool_pre_ping=True)
     except NoSuchModuleError:
-        raise SettingError(
-            f"no engine is called {url.drivername!r} (sqlalchemy_url or dialect); is its extra installed?"
-        ) from None
+        raise missing_driver(url.get_backend_name(), None) from None
     except ImportError as error:
-        raise SettingError(
-            f"the driver of {url.drivername!r} is missing ({error.name}); "
-            "install an extra, e.g. pip install 'pepper-crm[postgres]'"
-        ) from None
+        raise missing_driver(url.get_backend_name(), error.name) from None
     except (ArgumentError, TypeError, ValueError):
         raise _wrong_option(url.drivername) from None
     adapter.add_event_listeners(engine)

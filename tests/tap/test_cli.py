@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT = Path(__file__).parents[1] / "snapshots" / "tap_catalog.json"
 SCRIPT = str(Path(sys.executable).with_name("tap-pepper"))
-ERROR_LINE = re.compile(r"^Traceback| \| (ERROR|CRITICAL) +\| ")
+ERROR_LINE = re.compile(r"^Traceback| \| CRITICAL +\| ")
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Outcome:
 
     @property
     def errors(self) -> list[str]:
+        """The lines at the end that say why the run failed."""
         return [line.split(" | ")[-1] for line in self.stderr.splitlines() if ERROR_LINE.search(line)]
 
 
@@ -381,6 +382,11 @@ def test_a_request_that_pepper_rejects_is_reported_in_one_line(
     assert len(outcome.errors) == (1 if arguments or "auth_token" in settings else 3)
     assert all(message in error for error in outcome.errors)
     assert "Traceback" not in outcome.stderr
+    assert "done" not in outcome.stderr
+    if len(outcome.errors) == 3:
+        assert re.search(
+            r" ERROR .* actions: failed after 0 records from 0 pages: .*" + re.escape(message), outcome.stderr
+        )
     assert sandbox.token not in outcome.stderr
 
 

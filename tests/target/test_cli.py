@@ -234,7 +234,7 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
         ),
         pytest.param(
             '{"sqlalchemy_url": "nosql://u:pa55word@h/db"}',
-            "no engine is called 'nosql' (sqlalchemy_url or dialect); is its extra installed?",
+            "nosql (sqlalchemy_url or dialect): its SQLAlchemy dialect is missing; install it",
             id="unknown-engine",
         ),
         pytest.param(
@@ -249,7 +249,7 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
         ),
         pytest.param(
             '{"dialect": "nosql"}',
-            "no engine is called 'nosql' (sqlalchemy_url or dialect); is its extra installed?",
+            "nosql (sqlalchemy_url or dialect): its SQLAlchemy dialect is missing; install it",
             id="unknown-dialect",
         ),
         pytest.param(

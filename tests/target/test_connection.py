@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -242,3 +243,44 @@ def test_a_load_does_not_wait_for_a_backup(new_postgres_url: str) -> None:
         load(new_postgres_url, [AWARDS, snapshot("w2"), ACTIONS, action("a1", award="w3")])
 
     assert [row["award_id"] for row in table(new_postgres_url, "award_balances", "award_id")][-2:] == ["w2", "w3"]
+
+
+DRIVERS = (
+    *("psycopg", "pymysql", "duckdb_sqlalchemy", "snowflake", "sqlalchemy_bigquery", "sqlalchemy_redshift"),
+    *("databricks", "pyodbc", "oracledb", "clickhouse_connect", "pyhive"),
+)
+EXTRAS = {
+    "postgresql://h/d": "postgres",
+    "mysql://h/d": "mysql",
+    "mariadb://h/d": "mysql",
+    "duckdb:///crm.db": "duckdb",
+    "snowflake://a/d": "snowflake",
+    "bigquery://project": "bigquery",
+    "redshift+redshift_connector://h/d": "redshift",
+    "databricks://h": "databricks",
+    "mssql+pyodbc://h/d": "mssql",
+    "oracle+oracledb://h": "oracle",
+    "clickhousedb://h": "clickhouse",
+    "spark://h/d": "spark",
+}
+
+
+def test_a_missing_driver_names_the_extra_that_installs_it() -> None:
+    # In a process of its own, because a driver that is imported already would be found.
+    program = f"""
+import sys
+sys.modules |= dict.fromkeys({DRIVERS})
+from target_crm.errors import SettingError
+from target_crm.warehouse.connection import Warehouse
+for url in {list(EXTRAS)}:
+    try:
+        Warehouse(url)
+    except SettingError as error:
+        print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    messages = ran.stdout.splitlines()
+    assert [message.rpartition(" is missing; ")[2] for message in messages] == [
+        f"pip install 'pepper-crm[{extra}]'" for extra in EXTRAS.values()
+    ]

@@ -1,0 +1,116 @@
+"""What both plugins do with their settings and options, on top of the Singer SDK."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
+
+from pepper_runtime import logs
+from pepper_runtime.config import read_config
+from pepper_runtime.settings import (
+    describe_errors,
+    find_environment_problems,
+    quote,
+    read_environment_numbers,
+    unset_empty_variables,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import click
+
+
+class Plugin(PluginBase):
+    """A plugin with clear messages about its settings. None of them shows the value of a secret."""
+
+    secrets: ClassVar[frozenset[str]] = frozenset()
+    """The settings that no message may quote."""
+    show_value: Callable[[object], str] = staticmethod(quote)
+    """How a message shows a wrong value of the other settings."""
+    setting_error: ClassVar[type[Exception]]
+    """Raised with one line that has all problems."""
+
+    def __init__(self, *, config: Any = None, parse_env_config: bool = False, **options: Any) -> None:
+        """Read and check the settings.
+
+        Args:
+            config: The settings; null means that a setting is not set.
+            parse_env_config: Also read the environment variables, which win.
+            options: The SDK's other arguments.
+        """
+        self.append_builtin_config(self.config_jsonschema)
+        self._reads_environment = parse_env_config
+        if parse_env_config:
+            unset_empty_variables(self.config_jsonschema, self._env_var_prefix, os.environ)
+            self._raise(
+                find_environment_problems(
+                    self.config_jsonschema, self._env_var_prefix, os.environ, type(self).show_value
+                )
+            )
+        given = {name: value for name, value in (config or {}).items() if value is not None}
+        super().__init__(config=given, parse_env_config=parse_env_config, **options)
+        for line in self._unknown_settings():
+            self.logger.warning("%s", line)
+
+    @classmethod
+    def get_singer_command(cls) -> click.Command:
+        """The command, with `--log-format`."""
+        command = super().get_singer_command()
+        command.params.append(logs.format_option())
+        return command
+
+    @classmethod
+    def cb_config(cls, ctx: Any, param: Any, value: tuple[str, ...]) -> Any:
+        """Check the files of `--config`, each of which may also be the word ENV, then let the SDK read them."""
+        for path in value:
+            if path != "ENV":
+                read_config(path)
+        return super().cb_config(ctx, param, value)
+
+    def find_problems(self) -> list[str]:
+        """What is wrong with the settings, one line per problem."""
+        try:
+            errors = JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
+            return describe_errors(
+                errors,
+                self.config_jsonschema,
+                secrets=self.secrets,
+                prefix=self._env_var_prefix,
+                show=type(self).show_value,
+            )
+        except AttributeError:
+            # The SDK's JSON Schema of stream maps is invalid; it fails on this value only.
+            return ["stream_maps contains an __else__ that is neither null nor __NULL__"]
+
+    def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
+        if self._reads_environment:
+            self._config.update(read_environment_numbers(self.config_jsonschema, self._env_var_prefix, os.environ))
+        problems = self.find_problems()
+        if raise_errors:
+            self._raise(problems)
+        return problems
+
+    def _unknown_settings(self) -> Iterator[str]:
+        """Yield a warning per unknown setting, and per environment variable that looks like a misspelled one."""
+        known = self.config_jsonschema["properties"]
+        for name in sorted(self._config.keys() - known.keys()):
+            yield f"{quote(name)} is not a setting and is ignored{_suggestion(name, known)}"
+        prefix = self._env_var_prefix
+        for variable in sorted(os.environ) if self._reads_environment else ():
+            name = variable.removeprefix(prefix).lower()
+            # Other variables with the prefix may belong to Meltano.
+            if variable.startswith(prefix) and name not in known and (near := _suggestion(name, known)):
+                yield f"{variable} is not a setting and is ignored{near}"
+
+    def _raise(self, problems: Sequence[str]) -> None:
+        if problems:
+            raise self.setting_error("; ".join(problems))
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name.lower(), known, n=1, cutoff=0.8)
+    return f"; did you mean {near[0]}?" if near else ""
