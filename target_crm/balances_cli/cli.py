@@ -57,17 +57,21 @@ class Options:
         return TargetCrm(config=read_config(str(self.config)))
 
     @contextmanager
-    def warehouse(self) -> Iterator[Warehouse]:
+    def warehouse(self, *, needs_balances: bool = True) -> Iterator[Warehouse]:
         """Open the warehouse and bring its tables up to date.
 
         Raises:
-            WarehouseError: It has no tables of target-crm.
+            WarehouseError: It has no tables of target-crm, or no balances although the command needs them.
         """
         warehouse = self.target.warehouse
         try:
             if not warehouse.is_set_up():
                 raise WarehouseError(f"{warehouse.name}: no tables of target-crm here; check sqlalchemy_url")
             warehouse.set_up()
+            if needs_balances and not warehouse.has_balances():
+                raise WarehouseError(
+                    f"{warehouse.name}: no balances here; load Pepper's streams actions or awards first"
+                )
             yield warehouse
         finally:
             warehouse.dispose()
@@ -131,7 +135,7 @@ def verify(options: Options) -> int:
 @click.pass_obj
 def status(options: Options, *, verify: bool) -> int:
     """Show freshness, quarantine, drift and runs."""
-    with options.warehouse() as warehouse:
+    with options.warehouse(needs_balances=False) as warehouse:
         found = warehouse_status.status(warehouse, full=verify)
     options.print({**asdict(found), "drifted": found.drifted}, warehouse_status.as_text(found))
     return EXIT_DRIFT if found.drifted else EXIT_OK
@@ -216,7 +220,7 @@ def replay(options: Options) -> int:
 
     Records of actions and awards that now load leave the quarantine.
     """
-    with options.warehouse() as warehouse:
+    with options.warehouse(needs_balances=False) as warehouse:
         counts = replay_quarantine(options.target.config, warehouse)
     text = "Retried {tried:,} records: {loaded:,} loaded, {rejected:,} left in quarantine"
     options.print(counts, text.format(**counts))

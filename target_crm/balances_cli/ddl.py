@@ -19,14 +19,17 @@ def missing_statements(target: TargetCrm, messages: Iterable[str]) -> list[str]:
 
     Args:
         target: A target that has loaded nothing.
-        messages: Singer messages. Their SCHEMA messages say which streams it will load.
+        messages: Singer messages. Their SCHEMA messages say which streams it will load; without any, assume Pepper's.
     """
     lines = list(messages)
     schemas = [schema for line in lines if (schema := _schema_message(line))]
     if lines and not schemas:
         raise InputError("--schemas: no SCHEMA message in it; tap-pepper --test=schema prints them")
     sinks = [route.sink for message in schemas for route in target.add_stream(message)]
-    return target.warehouse.lacks(*(sink for sink in sinks if isinstance(sink, TableSink)))
+    return target.warehouse.lacks(
+        *(sink for sink in sinks if isinstance(sink, TableSink)),
+        balances=not sinks or any(sink.changes_balances for sink in sinks),
+    )
 
 
 def _schema_message(line: str) -> dict[str, Any] | None:

@@ -62,6 +62,8 @@ class _Replay:
         while rows := self._rows_after(last_id, streams):
             last_id = rows[-1].rejected_id
             messages = {row.rejected_id: message for row in rows if (message := _as_message(row))}
+            if not messages:
+                continue
             self._rejected_ids.clear()
             first_line = self._target.input_line + len(_SCHEMAS) + 1
             self._target.load([*_SCHEMAS, *messages.values()])

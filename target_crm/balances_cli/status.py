@@ -16,6 +16,7 @@ from target_crm.records.names import ascii_snake_case
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
 from target_crm.sql.load_runs import DONE
 from target_crm.sql.tables import COUNTS
+from target_crm.warehouse import migrations
 from target_crm.warehouse.stream_names import tables_of_streams
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Status:
 
     Attributes:
         rejected: Records in quarantine, including lines that belong to no stream.
+        checks: Empty where no balances exist: neither actions nor awards have been loaded.
     """
 
     now: datetime
@@ -87,6 +89,10 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
     """Return the state of a warehouse within an open read transaction."""
     rejected = _rejected(connection, tables)
     read_at = _read_at(connection, tables)
+    has_balances = migrations.has_balances(connection, tables)
+    checks: list[Check] = []
+    if has_balances:
+        checks = verify_in(connection, tables).checks if full else compare_totals(connection, tables)
     return Status(
         now=now,
         streams=[
@@ -97,10 +103,10 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
                 read_at=read_at.get(name),
                 rejected=rejected[name],
             )
-            for name, query in _freshness(connection, tables, read_at).items()
+            for name, query in _freshness(connection, tables, read_at, has_balances=has_balances).items()
         ],
         rejected=sum(rejected.values()),
-        checks=verify_in(connection, tables).checks if full else compare_totals(connection, tables),
+        checks=checks,
         runs=[dict(row) for row in connection.execute(_last_runs(tables)).mappings()],
     )
 
@@ -123,14 +129,17 @@ def _read_at(connection: Connection, tables: Tables) -> dict[str, datetime]:
     return {stream: finished_at for stream, finished_at in connection.execute(query) if stream}
 
 
-def _freshness(connection: Connection, tables: Tables, others: Mapping[str, Any]) -> dict[str, Select[Any]]:
+def _freshness(
+    connection: Connection, tables: Tables, others: Mapping[str, Any], *, has_balances: bool
+) -> dict[str, Select[Any]]:
     actions, awards = tables.actions, tables.awards
-    queries = {
-        "actions": _newest(actions, actions.c.occurred_at, actions.c.loaded_at),
-        "awards": _newest(
-            awards, func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT]), awards.c[BATCHED_AT]
-        ).where(awards.c[DELETED_AT].is_(None)),
-    }
+    queries = {}
+    if has_balances:
+        happened_at = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
+        queries = {
+            "actions": _newest(actions, actions.c.occurred_at, actions.c.loaded_at),
+            "awards": _newest(awards, happened_at, awards.c[BATCHED_AT]).where(awards.c[DELETED_AT].is_(None)),
+        }
     for name in sorted(others.keys() - queries.keys()):
         if inspect(connection).has_table(name, schema=tables.metadata.schema):
             times = [column(each, Instant()) for each in (EXTRACTED_AT, BATCHED_AT, DELETED_AT)]
@@ -190,9 +199,15 @@ def as_text(status: Status) -> str:
         "",
         *(f"{check.question}: {f'{check.differing:,} differ' if check.differing else 'OK'}" for check in status.checks),
         f"{status.rejected:,} records in quarantine",
-        "DRIFT, run crm-balances verify" if status.drifted else "No drift",
+        _verdict(status),
     ]
     return "\n".join(lines)
+
+
+def _verdict(status: Status) -> str:
+    if not status.checks:
+        return "No balances: neither actions nor awards have been loaded"
+    return "DRIFT, run crm-balances verify" if status.drifted else "No drift"
 
 
 def ago(now: datetime, time: datetime | None) -> str:

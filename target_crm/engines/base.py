@@ -43,7 +43,7 @@ _EVERY_WORD = _EveryWord()
 
 
 class EngineAdapter:
-    """What differs between engines. These defaults serve an unknown engine."""
+    """What differs between engines. These defaults serve an unknown engine, so they need only core SQL."""
 
     tested: ClassVar[bool] = False
     """Whether the conformance tests run on the real engine: see docs/warehouses.md."""
@@ -53,10 +53,14 @@ class EngineAdapter:
     """Execution options of a transaction that only reads and has to see one state throughout."""
     has_schemas: ClassVar[bool] = True
     """Whether a database has schemas."""
-    add_column: ClassVar[str] = "ADD COLUMN"
+    add_column: ClassVar[str] = "ADD"
     """The keywords that add a column in ALTER TABLE."""
-    create_view: ClassVar[Sequence[str]] = ("CREATE OR REPLACE VIEW {name} AS {query}",)
-    """The statements that create a view or replace an older one."""
+    create_view: ClassVar[str] = "CREATE VIEW {name} AS {query}"
+    """The statement that creates a view."""
+    replaces_views: ClassVar[bool] = False
+    """Whether `create_view` replaces an older view, which otherwise has to be dropped first."""
+    mixes_ddl_and_dml: ClassVar[bool] = False
+    """Whether a transaction can use what it has created, or DDL commits at once."""
     widens_columns_to: ClassVar[Collection[str]] = ()
     """The kinds (see `migrations`) that a column can be widened to: `number` from `integer`, `time` from `date`, `text`
     from any."""
@@ -154,7 +158,18 @@ class EngineAdapter:
 
     def execute(self, connection: Connection, statement: Statement) -> int:
         """Change the rows of a table; return how many were updated or deleted."""
-        return connection.execute(statement.update if isinstance(statement, RowUpdate) else statement).rowcount
+        if isinstance(statement, RowUpdate):
+            return self._update(connection, statement)
+        return connection.execute(statement).rowcount
+
+    def _update(self, connection: Connection, change: RowUpdate) -> int:
+        """Read the new values, and write them by key: in core SQL, an UPDATE takes no values from other tables."""
+        if not change.reads_other_tables:
+            return connection.execute(change.update).rowcount
+        rows = [row._asdict() for row in connection.execute(change.new_values)]
+        if rows:
+            connection.execute(change.update_by_key, rows)
+        return len(rows)
 
     def merge(self, connection: Connection, merge: Merge) -> None:
         """Merge rows into those of a table."""
@@ -178,6 +193,19 @@ class EngineAdapter:
 
     def recover(self, connection: Connection, table: Table) -> None:
         """Finish an interrupted change of a table, where a change takes several statements without a transaction."""
+
+
+class ExtendedSQLAdapter(EngineAdapter):
+    """What the engines with an adapter of their own have beyond core SQL. An adapter may take some of it back."""
+
+    add_column = "ADD COLUMN"
+    create_view = "CREATE OR REPLACE VIEW {name} AS {query}"
+    replaces_views = True
+    mixes_ddl_and_dml = True
+
+    def _update(self, connection: Connection, change: RowUpdate) -> int:
+        """Use UPDATE … FROM."""
+        return connection.execute(change.update).rowcount
 
 
 def lock_name(name: str) -> str:

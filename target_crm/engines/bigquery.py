@@ -11,7 +11,7 @@ from sqlalchemy import TIMESTAMP, Delete, String
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm.engines.base import EngineAdapter, create_table_with_layout, pep_249_classes
+from target_crm.engines.base import ExtendedSQLAdapter, create_table_with_layout, pep_249_classes
 from target_crm.engines.parquet import write_parquet
 from target_crm.errors import SettingError
 from target_crm.records.column_types import ColumnTypes, register
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
-class BigQueryAdapter(EngineAdapter):
+class BigQueryAdapter(ExtendedSQLAdapter):
     """No locks, no keys, no transactions of several statements, and load jobs, which are free."""
 
     widens_columns_to = ("number",)

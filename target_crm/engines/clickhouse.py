@@ -10,7 +10,7 @@ from sqlalchemy import Cast, Date, Delete, Update, func, inspect, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable, DropTable
 
-from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, EngineAdapter, bind_values, quoted_name
+from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, ExtendedSQLAdapter, bind_values, quoted_name
 from target_crm.engines.copy_swap import key_in, qualified_column, scratch_name, scratch_table, with_all_columns
 from target_crm.errors import WarehouseError
 from target_crm.records.column_types import ColumnTypes, register
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows, Statement
 
 
-class ClickHouseAdapter(EngineAdapter):
+class ClickHouseAdapter(ExtendedSQLAdapter):
     """A column store without transactions and without UPDATE … FROM: changed rows are deleted and inserted again."""
 
     tested = True

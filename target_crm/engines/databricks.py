@@ -8,7 +8,7 @@ from sqlalchemy import TIMESTAMP, Update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm.engines.base import EngineAdapter, create_table_with_layout
+from target_crm.engines.base import ExtendedSQLAdapter, create_table_with_layout
 from target_crm.engines.update_by_merge import compile_as_merge
 from target_crm.records.column_types import ColumnTypes, register
 from target_crm.sql.functions import QUARTER_MICROS, floor_to_integer, quarter_hours
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
 
-class DatabricksAdapter(EngineAdapter):
+class DatabricksAdapter(ExtendedSQLAdapter):
     """A warehouse where each statement is a transaction of its own."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002

@@ -14,7 +14,7 @@ from sqlalchemy.schema import CreateColumn
 from target_crm.engines.base import (
     LOCK_POLL_SECONDS,
     LOCK_WAIT_SECONDS,
-    EngineAdapter,
+    ExtendedSQLAdapter,
     alter_type_using_cast,
     bind_values,
     pep_249_classes,
@@ -77,7 +77,7 @@ _OUT_OF_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate bl
 _FILE_IN_USE = ("Could not set lock", "Unique file handle conflict")
 
 
-class DuckDBAdapter(EngineAdapter):
+class DuckDBAdapter(ExtendedSQLAdapter):
     """A file of columns that one process has open at a time.
 
     Tables declare no keys. An index of random ids would be rewritten with nearly every batch, stay in memory, and

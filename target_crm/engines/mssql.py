@@ -8,7 +8,7 @@ from sqlalchemy import String, Text, text
 from sqlalchemy.dialects.mssql import DATETIME2
 from sqlalchemy.ext.compiler import compiles
 
-from target_crm.engines.base import LOCK_WAIT_SECONDS, EngineAdapter, lock_name
+from target_crm.engines.base import LOCK_WAIT_SECONDS, ExtendedSQLAdapter, lock_name
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 from target_crm.sql.functions import QUARTER_SECONDS, floor_to_integer, quarter_hours
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
 
-class SQLServerAdapter(EngineAdapter):
+class SQLServerAdapter(ExtendedSQLAdapter):
     """Application locks, and a driver that sends many rows at once."""
 
     engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
     add_column = "ADD"
-    create_view = ("CREATE OR ALTER VIEW {name} AS {query}",)
+    create_view = "CREATE OR ALTER VIEW {name} AS {query}"
     widens_columns_to = ("number",)
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:

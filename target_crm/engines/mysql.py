@@ -9,7 +9,7 @@ from sqlalchemy import String, event
 from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT
 from sqlalchemy.ext.compiler import compiles
 
-from target_crm.engines.base import LOCK_WAIT_SECONDS, EngineAdapter, insert_by_driver, lock_name
+from target_crm.engines.base import LOCK_WAIT_SECONDS, ExtendedSQLAdapter, insert_by_driver, lock_name
 from target_crm.errors import WarehouseError
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 from target_crm.sql.functions import QUARTER_SECONDS, quarter_hours
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
-class MySQLAdapter(EngineAdapter):
+class MySQLAdapter(ExtendedSQLAdapter):
     """Named locks that outlast a transaction, and DDL that commits at once."""
 
     quotes_every_name = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import TIMESTAMP, String, Text, Update
 from sqlalchemy.ext.compiler import compiles
 
-from target_crm.engines.base import EngineAdapter
+from target_crm.engines.base import ExtendedSQLAdapter
 from target_crm.engines.update_by_merge import compile_as_merge
 from target_crm.records.column_types import ColumnTypes, register
 from target_crm.sql.functions import QUARTER_SECONDS, floor_to_integer, quarter_hours
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
 
-class OracleAdapter(EngineAdapter):
+class OracleAdapter(ExtendedSQLAdapter):
     """Oracle: ALTER TABLE … ADD takes no COLUMN keyword."""
 
     add_column = "ADD"

@@ -12,7 +12,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
 from target_crm.engines.base import (
-    EngineAdapter,
+    ExtendedSQLAdapter,
     alter_type_using_cast,
     merge_on_conflict,
     quoted_columns,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from target_crm.sql.staging import Merge
 
 
-class PostgreSQLAdapter(EngineAdapter):
+class PostgreSQLAdapter(ExtendedSQLAdapter):
     """Advisory locks, COPY, and unlogged work tables."""
 
     tested = True
@@ -46,7 +46,8 @@ class PostgreSQLAdapter(EngineAdapter):
     # The schema that has the tables, or will have them: two roles may have different search paths.
     _SCHEMA = (
         "coalesce(:schema, (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
-        "WHERE pg_class.oid = to_regclass('award_balances')), current_schema(), '')"
+        "WHERE pg_class.oid = coalesce(to_regclass('_crm_version'), to_regclass('award_balances'))), "
+        "current_schema(), '')"
     )
     _JSON_OID = 114
 

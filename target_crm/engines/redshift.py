@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import DateTime, String
 
-from target_crm.engines.base import EngineAdapter
+from target_crm.engines.base import ExtendedSQLAdapter
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 
-ADAPTERS = {"redshift": EngineAdapter()}
+ADAPTERS = {"redshift": ExtendedSQLAdapter()}
 
 register(
     "redshift",

@@ -15,7 +15,7 @@ from sqlalchemy.schema import CreateTable
 
 from target_crm.engines.base import (
     LOCK_WAIT_SECONDS,
-    EngineAdapter,
+    ExtendedSQLAdapter,
     create_table_with_layout,
     quoted_columns,
     quoted_name,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
-class SnowflakeAdapter(EngineAdapter):
+class SnowflakeAdapter(ExtendedSQLAdapter):
     """Table locks that end with a transaction, DDL that commits at once, and files loaded from a stage."""
 
     # A cancelled statement (timeout, lock timeout, user); a failed connection.

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DropTable, MetaData
 
-from target_crm.engines.base import EngineAdapter, bind_values, quoted_columns, quoted_name
+from target_crm.engines.base import ExtendedSQLAdapter, bind_values, quoted_columns, quoted_name
 from target_crm.engines.copy_swap import (
     PrefixedQuery,
     qualified_column,
@@ -21,6 +21,7 @@ from target_crm.engines.copy_swap import (
     with_all_columns,
 )
 from target_crm.errors import WarehouseError
+from target_crm.records.column_types import ColumnTypes, register
 from target_crm.sql.functions import QUARTER_MICROS, floor_to_integer, quarter_hours
 from target_crm.sql.staging import RowUpdate
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows, Statement
 
 
-class SparkAdapter(EngineAdapter):
+class SparkAdapter(ExtendedSQLAdapter):
     """A cluster that can only add rows to a table; any other change rewrites the table."""
 
     # Rows are literals in a statement.
@@ -146,6 +147,7 @@ class SparkAdapter(EngineAdapter):
 ADAPTERS = {"spark": SparkAdapter()}
 
 registry.register("spark", "target_crm.engines.spark_dialect", "SparkDialect")
+register("spark", ColumnTypes())
 
 
 @compiles(quarter_hours, "spark")

@@ -16,7 +16,7 @@ from sqlalchemy.pool import StaticPool
 from target_crm.engines.base import (
     LOCK_POLL_SECONDS,
     LOCK_WAIT_SECONDS,
-    EngineAdapter,
+    ExtendedSQLAdapter,
     insert_by_driver,
     merge_on_conflict,
 )
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from target_crm.sql.staging import Merge
 
 
-class SQLiteAdapter(EngineAdapter):
+class SQLiteAdapter(ExtendedSQLAdapter):
     """A file that has one writer at a time."""
 
     tested = True
     quotes_every_name = True
     has_schemas = False
-    create_view = ("DROP VIEW IF EXISTS {name}", "CREATE VIEW {name} AS {query}")
+    create_view = "CREATE VIEW {name} AS {query}"
+    replaces_views = False
     # Any column takes any value; the type only decides how values are converted.
     widens_columns_to = ("number", "time")
     views_follow_renames = True

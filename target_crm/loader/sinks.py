@@ -91,6 +91,8 @@ class StreamSink:
     """
 
     table: Table
+    changes_balances: bool = False
+    """Whether the stream is one of Pepper's that balances are made of."""
 
     def __init__(
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
@@ -130,6 +132,8 @@ class StreamSink:
 
 class LedgerSink(StreamSink):
     """`actions`: insert each action into the ledger once, and merge the new ones into the balances."""
+
+    changes_balances = True
 
     def __init__(
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
@@ -304,6 +308,7 @@ class TableSink(StreamSink):
 class AwardSink(TableSink):
     """`awards`: Pepper's snapshot of each award. The newest by Pepper's time is merged into the balances."""
 
+    changes_balances = True
     keys = ("_id",)
     fixed = tables.AWARD_FIELDS
     # A record with invalid points is refused, so the column would always be null.

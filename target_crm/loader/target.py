@@ -302,6 +302,8 @@ class TargetCrm(Plugin, Target):
         # table changes.
         self._batcher.flush()
         for _, sink in self.add_stream(message_dict):
+            if sink.changes_balances:
+                self.warehouse.set_up(balances=True)
             if isinstance(sink, TableSink):
                 self.warehouse.ensure(sink)
             self.writer.add_stream(sink.stream, sink.table.name)

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import DateTime, Double, Numeric, String, Text
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class ColumnTypes(NamedTuple):
     """Whether the driver takes instants with a time zone; otherwise it gets UTC without one."""
 
 
-_DEFAULTS = ColumnTypes()
+# Decimals of 18 digits fit into 64 bits, so every engine with decimals has them.
+_UNKNOWN_ENGINE = ColumnTypes(points=Numeric(18, POINTS_PLACES))
 _registered: dict[str, ColumnTypes] = {}
 
 
@@ -54,7 +56,7 @@ def register(engine: str, types: ColumnTypes) -> None:
 def _types_of(dialect: Dialect) -> ColumnTypes:
     # A mysql:// URL may connect to MariaDB.
     name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
-    return _registered.get(name, _DEFAULTS)
+    return _registered.get(name, _UNKNOWN_ENGINE)
 
 
 class Identifier(TypeDecorator[str]):
@@ -77,6 +79,13 @@ class LongText(TypeDecorator[str]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Return the engine's type."""
         return _types_of(dialect).text
+
+
+@compiles(Double)
+def _double(type_: Double[Any], compiler: Any, **kw: Any) -> str:
+    """Core SQL's name of the type on an unknown engine. SQLAlchemy's default is the name that fewer engines have."""
+    compiled: str = compiler.visit_double(type_, **kw)
+    return compiled if compiler.dialect.name in _registered else "DOUBLE PRECISION"
 
 
 # A number as exact as the engine can: PostgreSQL's NUMERIC has no bounds, while MySQL's would be a whole number.

@@ -23,7 +23,7 @@ from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_co
 
 from target_crm.records.column_types import Identifier, Instant, Points
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
-from target_crm.sql.functions import exact, exact_sum
+from target_crm.sql.functions import exact, exact_sum, row_number
 from target_crm.sql.staging import Merge, Replacement, RowUpdate
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool], chai
     before = over_newest_first(func.lead(actions.c.points_available)).label("points_before")
     ranked = (
         select(*(actions.c[name] for name in (*needed, *(column for _, column in _TOTALS.values()))))
-        .add_columns(over_newest_first(func.row_number()).label("rank"), *([before] if chained else []))
+        .add_columns(over_newest_first(row_number()).label("rank"), *([before] if chained else []))
         .where(actions.c.effect.is_not(None), *which)
         .subquery("ranked")
     )
@@ -321,7 +321,7 @@ def differences(tables: Tables, examples_max: int) -> Select[Any]:
     )
     f = found.c
     has_gaps = case((f.gaps > 0, 1), else_=0)
-    places = [func.row_number().over(partition_by=kind, order_by=f.award_id) for kind in (f.drifted, has_gaps)]
+    places = [row_number().over(partition_by=kind, order_by=f.award_id) for kind in (f.drifted, has_gaps)]
     counted = select(
         *f,
         *(place.label(f"place_{number}") for number, place in enumerate(places)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, cast, func, literal_column
+from sqlalchemy import BigInteger, cast, extract, func, literal_column
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 QUARTER_SECONDS = 900
 QUARTER_MICROS = QUARTER_SECONDS * 1_000_000
+# From March 1st of the year 0 to January 1st of 1970.
+DAYS_BEFORE_1970 = 719_469
 
 
 class exact_sum(FunctionElement[Decimal]):  # noqa: N801
@@ -44,6 +46,20 @@ def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
     return f"({compiler.process(element.clauses, **kw)})"
 
 
+class row_number(FunctionElement[int]):  # noqa: N801
+    """The place of a row in its window, from 1."""
+
+    type = BigInteger()
+    inherit_cache = True
+    name = "row_number"
+
+
+@compiles(row_number)
+def _row_number(_element: row_number, _compiler: SQLCompiler, **_: Any) -> str:
+    # Firebird's dialect drops empty parentheses.
+    return "row_number()"
+
+
 class quarter_hours(FunctionElement[int]):  # noqa: N801
     """The number of an instant's quarter of an hour, from 1970. In every time zone, days consist of whole quarters."""
 
@@ -54,6 +70,19 @@ class quarter_hours(FunctionElement[int]):  # noqa: N801
 
 @compiles(quarter_hours)
 def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
+    """Count days by the calendar: core SQL has no function for it. A year begins in March here, with February last."""
+    (instant,) = element.clauses
+    parts = ("year", "month", "day", "hour", "minute")
+    year, month, day, hour, minute = (compiler.process(extract(part, instant), **kw) for part in parts)
+    years = f"({year} - CASE WHEN {month} < 3 THEN 1 ELSE 0 END)"
+    months = f"({month} + CASE WHEN {month} < 3 THEN 9 ELSE -3 END)"
+    leap_days = f"FLOOR({years} / 4.0) - FLOOR({years} / 100.0) + FLOOR({years} / 400.0)"
+    days = f"{years} * 365 + {leap_days} + FLOOR(({months} * 153 + 2) / 5.0) + {day} - {DAYS_BEFORE_1970}"
+    return f"CAST(({days}) * 96 + {hour} * 4 + FLOOR({minute} / 15.0) AS BIGINT)"
+
+
+@compiles(quarter_hours, "duckdb", "postgresql", "redshift", "snowflake")
+def _quarter_hours_of_epoch(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
     return f"CAST(FLOOR(EXTRACT(EPOCH FROM {instant}) / {QUARTER_SECONDS}) AS BIGINT)"
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     and_,
+    bindparam,
     case,
     cast,
     false,
@@ -31,6 +32,7 @@ from sqlalchemy import (
 
 from target_crm.records.column_types import Instant, JsonText, LongText
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT, RANK, SEQ, TABLE_VERSION
+from target_crm.sql.functions import row_number
 
 if TYPE_CHECKING:
     from sqlalchemy import Delete, Insert, Select, Table, Update
@@ -48,7 +50,8 @@ class Staged:
 class RowUpdate:
     """New values for the rows that meet a condition. Values and condition may refer to other tables.
 
-    An UPDATE … FROM, written so that an engine without it can do the same in another way.
+    An UPDATE … FROM, written so that an engine without it can do the same in another way. Where it refers to other
+    tables, its own table has a key, and only one combination of their rows meets the condition for a row.
     """
 
     table: Table
@@ -59,6 +62,27 @@ class RowUpdate:
     def update(self) -> Update:
         """The update as one statement."""
         return self.table.update().values(dict(self.values)).where(self.where)
+
+    @cached_property
+    def reads_other_tables(self) -> bool:
+        """Whether values or condition refer to other tables."""
+        return any(each is not self.table for each in select(*self.values.values()).where(self.where).get_final_froms())
+
+    @cached_property
+    def new_values(self) -> Select[Any]:
+        """The key of each row that meets the condition, and its new values: the parameters of `update_by_key`."""
+        keys = (self.table.c[name].label(f"KEY_{place}") for place, name in enumerate(_keys(self.table)))
+        values: list[ColumnElement[Any]] = [
+            value.label(f"NEW_{place}") for place, value in enumerate(self.values.values())
+        ]
+        return select(*keys, *values).where(self.where)
+
+    @cached_property
+    def update_by_key(self) -> Update:
+        """The update of one row. Its parameters are upper-case, because no column is."""
+        keys = (self.table.c[name] == bindparam(f"KEY_{place}") for place, name in enumerate(_keys(self.table)))
+        values: dict[str, Any] = {name: bindparam(f"NEW_{place}") for place, name in enumerate(self.values)}
+        return self.table.update().values(values).where(*keys)
 
 
 @dataclass(frozen=True)
@@ -143,7 +167,7 @@ def pick_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     if not keys:
         return staged.fresh.insert().from_select([SEQ], select(staged.table.c[SEQ]))
     newest_first = [*(age.desc() for age in ages(staged.table)), staged.table.c[SEQ].desc()]
-    rank = func.row_number().over(partition_by=[staged.table.c[key] for key in keys], order_by=newest_first)
+    rank = row_number().over(partition_by=[staged.table.c[key] for key in keys], order_by=newest_first)
     ranked = select(*staged.table.c, rank.label(RANK)).subquery("ranked")
     is_change = and_(_not_older(ages(ranked), ages(table)), not_(_equal(table, ranked, {BATCHED_AT})))
     winners = (

@@ -49,6 +49,8 @@ class Tables:
     `rejected_records` the quarantine, and `load_runs` counts what became of the records of each run. Tables named
     `_crm_…` are internal: the version of the tables, the recorded table of each stream and column of each property,
     recently committed batches, and work tables that are empty between transactions.
+
+    The tables `of_balances` and the views exist only where one of Pepper's streams `actions` and `awards` is loaded.
     """
 
     def __init__(self, schema: str | None = None) -> None:
@@ -106,6 +108,7 @@ class Tables:
         self.staged_actions = Staged(staging_of(self.actions).to_metadata(self.metadata), self.fresh)
         self.staged_rejections = Staged(staging_of(self.rejected_records).to_metadata(self.metadata), self.fresh)
         self.merged = Table(f"{WORK_PREFIX}merged", self.metadata, *_balance_columns(work=True), info=WORK)
+        self.of_balances = {self.actions, self.award_balances, self.awards, self.staged_actions.table, self.merged}
 
     @property
     def reserved_names(self) -> set[str]:

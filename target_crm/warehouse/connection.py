@@ -101,14 +101,18 @@ class Warehouse:
         """Close all connections."""
         self._engine.dispose()
 
-    def set_up(self) -> None:
-        """Bring the target's own tables and views to this version; create what is missing."""
+    def set_up(self, *, balances: bool = False) -> None:
+        """Bring the target's own tables and views to this version; create what is missing.
+
+        Args:
+            balances: Create the tables and views of Pepper's streams, too.
+        """
         for attempt in self._attempts():
             with attempt:
                 # Looking first takes no lock.
-                if not self._is_up_to_date():
-                    with self.write() as connection:
-                        _execute(connection, migrations.set_up(connection, self.tables))
+                if not self._is_up_to_date(balances=balances):
+                    with self._change_tables() as (connection, statements):
+                        statements.extend(migrations.set_up(connection, self.tables, balances=balances))
 
     def is_set_up(self) -> bool:
         """Whether a loader has set up its tables. This creates nothing, not even an empty file."""
@@ -116,6 +120,11 @@ class Warehouse:
             return False
         with self.read() as connection:
             return migrations.is_set_up(connection, self.tables)
+
+    def has_balances(self) -> bool:
+        """Whether one of Pepper's streams has been loaded, or its tables were created."""
+        with self.read() as connection:
+            return migrations.has_balances(connection, self.tables)
 
     def is_atomic(self, connection: Connection) -> bool:
         """Whether a transaction is done as a whole or not at all. The warehouse is asked once."""
@@ -126,7 +135,7 @@ class Warehouse:
     def ensure(self, stream: StreamTables) -> None:
         """Create the tables of a stream, or add and widen columns, and record the names of new tables and columns."""
         for attempt in self._attempts():
-            with attempt, self.write() as connection:
+            with attempt, self._change_tables() as (connection, statements):
                 # Under the lock, so that two loaders agree.
                 names = StreamNames(connection, self.tables)
                 names.place(stream)
@@ -134,16 +143,16 @@ class Warehouse:
                 for table, rows in names.added.items():
                     self.adapter.load(connection, table, rows)
                 for table in stream.own_tables:
-                    _execute(connection, migrations.ensure(connection, table))
+                    statements.extend(migrations.ensure(connection, table))
 
-    def lacks(self, *streams: StreamTables) -> list[str]:
+    def lacks(self, *streams: StreamTables, balances: bool) -> list[str]:
         """The SQL that `set_up`, and `ensure` for these streams, would execute now."""
         with self.read() as connection:
             names = StreamNames(connection, self.tables)
             for stream in streams:
                 names.place(stream)
             own_tables = (table for stream in streams for table in stream.own_tables)
-            statements = migrations.set_up(connection, self.tables, *own_tables)
+            statements = migrations.set_up(connection, self.tables, *own_tables, balances=balances)
             return [
                 *(str(each.compile(connection)).strip() for each in statements),
                 *(_insert(connection, table, row) for table, rows in names.added.items() for row in rows),
@@ -189,9 +198,27 @@ class Warehouse:
             logger.warning("%s; trying again in %.1f s", attempt.error, wait_seconds)
             time.sleep(wait_seconds)
 
-    def _is_up_to_date(self) -> bool:
+    @contextmanager
+    def _change_tables(self) -> Iterator[tuple[Connection, list[Statement]]]:
+        """Open a transaction as `write` does, with a list for the statements to execute at its end.
+
+        Where a transaction can't use what it has created, each of these gets one of its own.
+        """
+        statements: list[Statement] = []
+        with self.write() as connection:
+            yield connection, statements
+            if self.adapter.mixes_ddl_and_dml:
+                _execute(connection, statements)
+                return
+        for statement in statements:
+            with self.write() as connection:
+                _execute(connection, [statement])
+
+    def _is_up_to_date(self, *, balances: bool) -> bool:
         with self.read() as connection:
-            return migrations.version(connection, self.tables) == migrations.VERSION
+            return migrations.version(connection, self.tables) == migrations.VERSION and (
+                not balances or migrations.has_balances(connection, self.tables)
+            )
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:

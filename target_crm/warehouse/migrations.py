@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy.schema import ExecutableDDLElement
     from sqlalchemy.types import TypeEngine
 
+    from target_crm.engines.base import EngineAdapter
     from target_crm.sql.tables import Tables
 
     Statement = ExecutableDDLElement | TextClause | Insert | Delete
@@ -61,30 +62,46 @@ _WIDENED_FROM = {"number": "integer", "time": "date"}
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
 
 
-def set_up(connection: Connection, tables: Tables, *others: Table) -> list[Statement]:
+def set_up(connection: Connection, tables: Tables, *others: Table, balances: bool) -> list[Statement]:
     """Return the statements that bring the target's own tables and views to this version, and `ensure` other tables.
 
     Another table with the name of an own one replaces it here, because it has more columns.
 
+    Args:
+        connection: A transaction.
+        tables: The target's tables.
+        others: Tables of streams.
+        balances: Create the tables and views of Pepper's streams, too. Where they exist they are migrated anyway.
+
     Raises:
         WarehouseError: The tables have a newer version.
     """
-    schema = tables.metadata.schema
+    schema, inspector = tables.metadata.schema, inspect(connection)
     found = version(connection, tables)
     if found > VERSION:
         raise WarehouseError(f"the tables have version {found}, this target supports {VERSION}: upgrade pepper-crm")
+    is_older = found < VERSION
+    if is_older:
+        balances |= any(inspector.has_table(table.name, schema=schema) for table in tables.of_balances)
+    else:
+        balances &= not has_balances(connection, tables)
     # The loader may lack the privilege to create its schema.
-    is_missing = schema and not inspect(connection).has_schema(schema)
+    is_missing = schema and not inspector.has_schema(schema)
     statements: list[Statement] = [CreateSchema(schema)] if schema and is_missing else []
-    owned = tables.metadata.sorted_tables if found < VERSION else []
+    owned = [each for each in tables.metadata.sorted_tables if (balances if each in tables.of_balances else is_older)]
     wanted = {table.name: table for table in (*owned, *others)}
-    if found < VERSION:
+    last = wanted.pop(tables.merged.name, None)
+    if is_older:
         statements += _renames_of_others(connection, tables, wanted)
     for table in wanted.values():
         statements += ensure(connection, table)
-    if found < VERSION:
+    if last is not None:
         for name, query in tables.views.items():
-            statements += view(connection.dialect, name, query, schema)
+            exists = inspector.has_table(name, schema=schema)
+            statements += view(_adapter(connection), connection.dialect, name, query, schema, exists=exists)
+        # `has_balances` looks for it: DDL that commits at once may be interrupted before.
+        statements += ensure(connection, last)
+    if is_older:
         number: ColumnElement[int] = literal_column(str(VERSION))
         statements += [tables.version.delete(), tables.version.insert().values(version=number)]
     return statements
@@ -92,7 +109,14 @@ def set_up(connection: Connection, tables: Tables, *others: Table) -> list[State
 
 def is_set_up(connection: Connection, tables: Tables) -> bool:
     """Whether a loader has set up its tables."""
-    return inspect(connection).has_table(tables.award_balances.name, schema=tables.metadata.schema)
+    # The oldest warehouses have no table of the version.
+    inspector, schema = inspect(connection), tables.metadata.schema
+    return any(inspector.has_table(each.name, schema=schema) for each in (tables.version, tables.award_balances))
+
+
+def has_balances(connection: Connection, tables: Tables) -> bool:
+    """Whether the tables and views of Pepper's streams exist."""
+    return inspect(connection).has_table(tables.merged.name, schema=tables.metadata.schema)
 
 
 def ensure(connection: Connection, table: Table) -> list[Statement]:
@@ -107,7 +131,8 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
     found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
     renames = _renames(found)
     found = {renames.get(name, name): type_ for name, type_ in found.items()}
-    keys = adapter_for(connection.dialect.name).keys(connection, table)
+    adapter = _adapter(connection)
+    keys = adapter.keys(connection, table)
     wanted_keys = [column.name for column in table.primary_key.columns]
     # Whether work tables have keys depends on the engine, and may have changed since an older version.
     if set(keys) != set(wanted_keys) and table.info != WORK:
@@ -115,7 +140,9 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
             f"table {table.name!r} has the key {list(keys)}, the new schema {wanted_keys}: rename the stream"
         )
     try:
-        changes = [change for column in table.columns if (change := _change(connection.dialect, table, column, found))]
+        changes = [
+            change for column in table.columns if (change := _change(adapter, connection.dialect, table, column, found))
+        ]
     except WarehouseError:
         if not table.name.startswith(STAGING_PREFIX):
             raise
@@ -123,7 +150,7 @@ def ensure(connection: Connection, table: Table) -> list[Statement]:
         return [DropTable(table), *creation(table)]
     name = connection.dialect.identifier_preparer.format_table(table)
     return [
-        *_rename_statements(connection.dialect, table, renames),
+        *_rename_statements(connection, table, renames),
         *(text(f"ALTER TABLE {name} {change}") for change in changes),
     ]
 
@@ -150,8 +177,8 @@ def _renames_of_others(connection: Connection, tables: Tables, wanted: Collectio
         renames = _renames({column["name"] for column in inspector.get_columns(name, schema=schema)})
         renamed |= bool(renames)
         if name not in wanted:
-            statements += _rename_statements(connection.dialect, Table(name, MetaData(), schema=schema), renames)
-    if renamed and not adapter_for(connection.dialect.name).views_follow_renames:
+            statements += _rename_statements(connection, Table(name, MetaData(), schema=schema), renames)
+    if renamed and not _adapter(connection).views_follow_renames:
         _check_views(connection, tables)
     return statements
 
@@ -174,13 +201,13 @@ def _renames(columns: Collection[str]) -> dict[str, str]:
     return renames
 
 
-def _rename_statements(dialect: Dialect, table: Table, renames: dict[str, str]) -> list[Statement]:
-    adapter = adapter_for(dialect.name)
-    return [text(adapter.rename_column(dialect, table, old, new)) for old, new in renames.items()]
+def _rename_statements(connection: Connection, table: Table, renames: dict[str, str]) -> list[Statement]:
+    adapter = _adapter(connection)
+    return [text(adapter.rename_column(connection.dialect, table, old, new)) for old, new in renames.items()]
 
 
 def _check_views(connection: Connection, tables: Tables) -> None:
-    schema, adapter = tables.metadata.schema, adapter_for(connection.dialect.name)
+    schema, adapter = tables.metadata.schema, _adapter(connection)
     former_name = re.compile(rf"\b({'|'.join(FORMER_NAMES)})\b", re.IGNORECASE)
     for name in set(inspect(connection).get_view_names(schema)) - set(tables.views):
         found = former_name.search(adapter.view_definition(connection, name, schema))
@@ -199,9 +226,10 @@ def version(connection: Connection, tables: Tables) -> int:
     return connection.scalar(select(tables.version.c.version)) or 0
 
 
-def _change(dialect: Dialect, table: Table, column: Column[Any], found: dict[str, TypeEngine[Any]]) -> str | None:
+def _change(
+    adapter: EngineAdapter, dialect: Dialect, table: Table, column: Column[Any], found: dict[str, TypeEngine[Any]]
+) -> str | None:
     """The ALTER TABLE clause that adds or widens a column, if one is needed."""
-    adapter = adapter_for(dialect.name)
     if column.name not in found:
         return f"{adapter.add_column} {CreateColumn(column).compile(dialect=dialect)}"
     old, new = _kind(found[column.name]), _kind(_type_in_ddl(column.type, dialect))
@@ -233,9 +261,17 @@ def creation(table: Table) -> list[Statement]:
     return [CreateTable(table), *map(CreateIndex, table.indexes)]
 
 
-def view(dialect: Dialect, name: str, query: Select[Any], schema: str | None) -> list[Statement]:
+def view(
+    adapter: EngineAdapter, dialect: Dialect, name: str, query: Select[Any], schema: str | None, *, exists: bool
+) -> list[Statement]:
     """Return the statements that create a view or replace an older one."""
     quote = dialect.identifier_preparer.quote
     quoted = f"{quote(schema)}.{quote(name)}" if schema else quote(name)
     body = query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
-    return [text(template.format(name=quoted, query=body)) for template in adapter_for(dialect.name).create_view]
+    drop = [text(f"DROP VIEW {quoted}")] if exists and not adapter.replaces_views else []
+    return [*drop, text(adapter.create_view.format(name=quoted, query=body))]
+
+
+def _adapter(connection: Connection) -> EngineAdapter:
+    # A dialect may call itself otherwise than its URL does.
+    return adapter_for(connection.engine.url.get_backend_name())

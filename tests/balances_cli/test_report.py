@@ -226,7 +226,7 @@ class Page(HTMLParser):
 
 def page_of(url: str, **options: Any) -> Page:
     crm = Warehouse(url)
-    crm.set_up()
+    crm.set_up(balances=True)
     try:
         return Page(report.page(report.gather(crm, now=NOW, **options)))
     finally:

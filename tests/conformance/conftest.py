@@ -32,6 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(engine))
             if engine not in LOCAL_ENGINES:
                 item.add_marker(pytest.mark.warehouse)
+            for warning in ENGINES[engine].ignored_warnings:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+            if reason := ENGINES[engine].cannot.get(item.originalname):
+                item.add_marker(pytest.mark.skip(f"{ENGINES[engine].title}: {reason}"))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -71,7 +75,7 @@ def new_url(engine: Engine) -> Iterator[Callable[[], str]]:
 def shared(new_url: Callable[[], str]) -> Iterator[Warehouse]:
     """A warehouse with the target's own tables."""
     warehouse = Warehouse(new_url())
-    warehouse.set_up()
+    warehouse.set_up(balances=True)
     yield warehouse
     warehouse.dispose()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tests.conformance import Unavailable
 from tests.conformance.bigquery import bigquery
+from tests.conformance.firebird import firebird
 from tests.conformance.mariadb import mariadb
 from tests.conformance.sharded import sharded_postgresql
 from tests.conformance.snowflake import snowflake
@@ -22,7 +23,7 @@ from tests.helpers.postgres import PostgresServer, fast_folder, new_database
 from tests.helpers.target import execute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
 DEBIANS_POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
@@ -39,6 +40,8 @@ class Engine:
         processes: Whether two processes can use one warehouse at the same time.
         widens: Whether a column of integers can be widened to numbers.
         loader: Statements that create a user `loader` who may load into `{database}` but create nothing there.
+        cannot: Case → why it does not apply to the engine.
+        ignored_warnings: Warnings that are not about the program.
     """
 
     title: str
@@ -47,6 +50,8 @@ class Engine:
     processes: bool = True
     widens: bool = True
     loader: tuple[str, ...] = ()
+    cannot: Mapping[str, str] = field(default_factory=dict)
+    ignored_warnings: tuple[str, ...] = ()
 
 
 def _files(backend: str) -> Callable[[], AbstractContextManager[Callable[[], str]]]:
@@ -107,5 +112,21 @@ ENGINES = {
     "mariadb": Engine("MariaDB", mariadb, loader=_MYSQL_LOADER),
     "snowflake": Engine("Snowflake, by fakesnow", snowflake, deliveries=1, processes=False, widens=False),
     "bigquery": Engine("BigQuery, by an emulator", bigquery, deliveries=3, processes=False),
+    "firebird": Engine(
+        "Firebird, without an adapter",
+        firebird,
+        deliveries=3,
+        widens=False,
+        # Where a run is interrupted, the driver's destructors fail.
+        ignored_warnings=("ignore::pytest.PytestUnraisableExceptionWarning",),
+        cannot={
+            "test_ids_that_differ_in_case_a_trailing_space_or_an_emoji_are_different": "pads texts with spaces",
+            "test_a_change_of_case_is_a_change": "pads texts with spaces",
+            "test_instants_of_any_offset_keep_their_microseconds": "stores instants to a tenth of a millisecond",
+            "test_property_names_may_be_reserved_words_long_or_clash": "has names of at most 31 bytes",
+            "test_two_concurrent_loaders_give_the_same_tables_as_one_after_the_other": "has no lock",
+            "test_an_upgrade_renames_the_metadata_columns_of_every_stream": "has no tables of an older version",
+        },
+    ),
     "clickhouse": Engine("ClickHouse", _clickhouse, deliveries=3, processes=False),
 }

@@ -31,7 +31,7 @@ def _lay_out(url: str, shard_urls: list[str]) -> str:
 
     A table with partitions on other servers cannot have a primary key; each partition has one.
     """
-    statements = Warehouse(url).lacks()
+    statements = Warehouse(url).lacks(balances=True)
     growing = {name: next(each for each in statements if each.startswith(f'CREATE TABLE "{name}" ')) for name in KEYS}
     for shard_url in shard_urls:
         _execute(shard_url, growing.values())

@@ -39,7 +39,7 @@ def new_url() -> Iterator[Callable[[], str]]:
 @pytest.fixture
 def crm(new_url: Callable[[], str]) -> Iterator[Warehouse]:
     warehouse = Warehouse(new_url())
-    warehouse.set_up()
+    warehouse.set_up(balances=True)
     yield warehouse
     warehouse.dispose()
 

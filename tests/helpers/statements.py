@@ -82,10 +82,11 @@ class RecordingWarehouse:
         with self.write() as connection:
             return work(connection)
 
-    def set_up(self) -> None:
-        self._create(*self.tables.metadata.sorted_tables)
-        for name, query in self.tables.views.items():
-            for statement in migrations.view(self.dialect, name, query, None):
+    def set_up(self, *, balances: bool = False) -> None:
+        of_balances = self.tables.of_balances
+        self._create(*(each for each in self.tables.metadata.sorted_tables if (each in of_balances) == balances))
+        for name, query in self.tables.views.items() if balances else ():
+            for statement in migrations.view(self.adapter, self.dialect, name, query, None, exists=False):
                 self.execute(statement)
 
     @contextmanager

@@ -42,7 +42,7 @@ def set_up(url: str, *, exists: bool) -> Warehouse:
     if exists:
         duckdb.connect(url.removeprefix("duckdb:///")).close()
     crm = Warehouse(url)
-    crm.set_up()
+    crm.set_up(balances=True)
     return crm
 
 
@@ -54,7 +54,7 @@ def in_a_batch(warehouse: Warehouse, sql: str) -> Any:
 
 def test_two_writers_of_one_process_exclude_each_other(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Warehouse(url), Warehouse(url)
-    first.set_up()
+    first.set_up(balances=True)
     waits = Event()
     monkeypatch.setattr(time, "sleep", lambda _seconds: waits.set())
 
@@ -73,7 +73,7 @@ def test_two_writers_of_one_process_exclude_each_other(url: str, monkeypatch: py
 
 def test_a_batch_uses_one_thread_and_a_reader_all_of_them(url: str) -> None:
     crm, threads = Warehouse(url), "SELECT current_setting('threads')"
-    crm.set_up()
+    crm.set_up(balances=True)
 
     assert in_a_batch(crm, threads) == 1
     with crm.read() as connection:
@@ -82,7 +82,7 @@ def test_a_batch_uses_one_thread_and_a_reader_all_of_them(url: str) -> None:
 
 def test_the_url_sets_the_resources_of_a_batch(url: str) -> None:
     crm = Warehouse(f"{url}?threads=3&memory_limit=1GB")
-    crm.set_up()
+    crm.set_up(balances=True)
 
     assert in_a_batch(crm, "SELECT current_setting('threads')") == 3
     assert in_a_batch(crm, "SELECT current_setting('memory_limit')") == "953.6 MiB"
@@ -90,7 +90,7 @@ def test_the_url_sets_the_resources_of_a_batch(url: str) -> None:
 
 def test_the_url_may_use_any_name_of_a_setting(url: str) -> None:
     crm = Warehouse(f"{url}?worker_threads=3&max_memory=1GB")
-    crm.set_up()
+    crm.set_up(balances=True)
 
     assert in_a_batch(crm, "SELECT current_setting('threads')") == 3
     assert in_a_batch(crm, "SELECT current_setting('memory_limit')") == "953.6 MiB"
@@ -159,7 +159,7 @@ def test_a_warehouse_in_memory_is_refused(in_memory_url: str) -> None:
 
 def test_memory_is_not_limited_if_a_table_has_an_index(url: str) -> None:
     crm, limit = Warehouse(url), "SELECT current_setting('memory_limit')"
-    crm.set_up()
+    crm.set_up(balances=True)
     limited = in_a_batch(crm, limit)
     with crm.write() as connection:
         connection.exec_driver_sql("CREATE TABLE plans (name VARCHAR PRIMARY KEY)")
@@ -170,7 +170,7 @@ def test_memory_is_not_limited_if_a_table_has_an_index(url: str) -> None:
 
 def test_row_groups_are_small_so_that_a_poll_rewrites_little(url: str) -> None:
     crm = Warehouse(url)
-    crm.set_up()
+    crm.set_up(balances=True)
     with crm.write() as connection:
         rows = f"SELECT i::VARCHAR, TIMESTAMP '2026-10-01' FROM range({3 * ROW_GROUP_ROWS}) r(i)"
         connection.exec_driver_sql(f"INSERT INTO _crm_commits {rows}")
@@ -214,7 +214,7 @@ def test_an_existing_file_keeps_its_storage_version(url: str, *, exists: bool, r
 
 def test_no_table_of_the_target_has_an_index(url: str) -> None:
     crm = Warehouse(url)
-    crm.set_up()
+    crm.set_up(balances=True)
 
     with crm.read() as connection:
         indexed = scalar(connection, "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'")

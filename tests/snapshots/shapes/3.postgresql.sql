@@ -16,23 +16,6 @@ CREATE UNLOGGED TABLE "_crm_fresh" (
 	"_seq" BIGINT NOT NULL
 );
 
-CREATE UNLOGGED TABLE "_crm_merged" (
-	"award_id" VARCHAR(255) COLLATE "C" NOT NULL, 
-	"user_id" VARCHAR(255) COLLATE "C", 
-	"perk_id" VARCHAR(255) COLLATE "C", 
-	"points" NUMERIC(19, 4) NOT NULL, 
-	"as_of" TIMESTAMP WITH TIME ZONE NOT NULL, 
-	"as_of_source" VARCHAR(255) COLLATE "C" NOT NULL, 
-	"last_action_id" VARCHAR(255) COLLATE "C", 
-	"earned_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	"redeemed_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	"refunded_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	"action_count" BIGINT DEFAULT 0 NOT NULL, 
-	"first_action_at" TIMESTAMP WITH TIME ZONE, 
-	"last_action_at" TIMESTAMP WITH TIME ZONE, 
-	"updated_at" TIMESTAMP WITH TIME ZONE NOT NULL
-);
-
 CREATE UNLOGGED TABLE "_crm_staging_actions" (
 	"_seq" BIGINT NOT NULL, 
 	"action_id" VARCHAR(255) COLLATE "C", 
@@ -165,6 +148,23 @@ WHERE "awards"."_sdc_deleted_at" IS NULL GROUP BY "award_balances"."user_id", "a
 
 CREATE OR REPLACE VIEW "award_balance_drift" AS SELECT "award_balances"."award_id", "award_balances"."user_id", "award_balances"."perk_id", "award_balances"."points", (("award_balances"."earned_total" - "award_balances"."redeemed_total") + "award_balances"."refunded_total") AS "explained", ("award_balances"."points" - (("award_balances"."earned_total" - "award_balances"."redeemed_total") + "award_balances"."refunded_total")) AS "unexplained", "award_balances"."as_of", "award_balances"."as_of_source", "awards"."points" AS "snapshot_points", coalesce("awards"."updated_at", "awards"."_sdc_extracted_at") AS "snapshot_as_of" 
 FROM "award_balances" LEFT OUTER JOIN "awards" ON "awards"."_id" = "award_balances"."award_id";
+
+CREATE UNLOGGED TABLE "_crm_merged" (
+	"award_id" VARCHAR(255) COLLATE "C" NOT NULL, 
+	"user_id" VARCHAR(255) COLLATE "C", 
+	"perk_id" VARCHAR(255) COLLATE "C", 
+	"points" NUMERIC(19, 4) NOT NULL, 
+	"as_of" TIMESTAMP WITH TIME ZONE NOT NULL, 
+	"as_of_source" VARCHAR(255) COLLATE "C" NOT NULL, 
+	"last_action_id" VARCHAR(255) COLLATE "C", 
+	"earned_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
+	"redeemed_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
+	"refunded_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
+	"action_count" BIGINT DEFAULT 0 NOT NULL, 
+	"first_action_at" TIMESTAMP WITH TIME ZONE, 
+	"last_action_at" TIMESTAMP WITH TIME ZONE, 
+	"updated_at" TIMESTAMP WITH TIME ZONE NOT NULL
+);
 
 DELETE FROM "_crm_version";
 

@@ -17,23 +17,6 @@ CREATE TABLE "_crm_fresh" (
 	PRIMARY KEY ("_seq")
 );
 
-CREATE TABLE "_crm_merged" (
-	"award_id" VARCHAR(255) NOT NULL, 
-	"user_id" VARCHAR(255), 
-	"perk_id" VARCHAR(255), 
-	"points" NUMERIC(19, 4) NOT NULL, 
-	"as_of" DATETIME NOT NULL, 
-	"as_of_source" VARCHAR(255) NOT NULL, 
-	"last_action_id" VARCHAR(255), 
-	"earned_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	"redeemed_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	"refunded_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
-	"action_count" BIGINT DEFAULT 0 NOT NULL, 
-	"first_action_at" DATETIME, 
-	"last_action_at" DATETIME, 
-	"updated_at" DATETIME NOT NULL
-);
-
 CREATE TABLE "_crm_staging_actions" (
 	"_seq" INTEGER NOT NULL, 
 	"action_id" VARCHAR(255), 
@@ -162,16 +145,29 @@ CREATE TABLE "rejected_records" (
 	PRIMARY KEY ("rejected_id")
 );
 
-DROP VIEW IF EXISTS "user_balances";
-
 CREATE VIEW "user_balances" AS SELECT "award_balances"."user_id", "award_balances"."perk_id", SUM(CAST(ROUND(("award_balances"."points") * 10000) AS INTEGER)) / 10000.0 AS "points", SUM(CAST(ROUND(("award_balances"."earned_total") * 10000) AS INTEGER)) / 10000.0 AS "earned_total", SUM(CAST(ROUND(("award_balances"."redeemed_total") * 10000) AS INTEGER)) / 10000.0 AS "redeemed_total", SUM(CAST(ROUND(("award_balances"."refunded_total") * 10000) AS INTEGER)) / 10000.0 AS "refunded_total", count(*) AS "award_count", CAST(sum("award_balances"."action_count") AS BIGINT) AS "action_count", max("award_balances"."as_of") AS "as_of" 
 FROM "award_balances" LEFT OUTER JOIN "awards" ON "awards"."_id" = "award_balances"."award_id" 
 WHERE "awards"."_sdc_deleted_at" IS NULL GROUP BY "award_balances"."user_id", "award_balances"."perk_id";
 
-DROP VIEW IF EXISTS "award_balance_drift";
-
 CREATE VIEW "award_balance_drift" AS SELECT "award_balances"."award_id", "award_balances"."user_id", "award_balances"."perk_id", "award_balances"."points", ROUND(("award_balances"."earned_total" - "award_balances"."redeemed_total") + "award_balances"."refunded_total", 4) AS "explained", ROUND("award_balances"."points" - ROUND(("award_balances"."earned_total" - "award_balances"."redeemed_total") + "award_balances"."refunded_total", 4), 4) AS "unexplained", "award_balances"."as_of", "award_balances"."as_of_source", "awards"."points" AS "snapshot_points", coalesce("awards"."updated_at", "awards"."_sdc_extracted_at") AS "snapshot_as_of" 
 FROM "award_balances" LEFT OUTER JOIN "awards" ON "awards"."_id" = "award_balances"."award_id";
+
+CREATE TABLE "_crm_merged" (
+	"award_id" VARCHAR(255) NOT NULL, 
+	"user_id" VARCHAR(255), 
+	"perk_id" VARCHAR(255), 
+	"points" NUMERIC(19, 4) NOT NULL, 
+	"as_of" DATETIME NOT NULL, 
+	"as_of_source" VARCHAR(255) NOT NULL, 
+	"last_action_id" VARCHAR(255), 
+	"earned_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
+	"redeemed_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
+	"refunded_total" NUMERIC(19, 4) DEFAULT 0 NOT NULL, 
+	"action_count" BIGINT DEFAULT 0 NOT NULL, 
+	"first_action_at" DATETIME, 
+	"last_action_at" DATETIME, 
+	"updated_at" DATETIME NOT NULL
+);
 
 DELETE FROM "_crm_version";
 

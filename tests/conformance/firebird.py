@@ -1,0 +1,107 @@
+"""A Firebird server from the unpacked Debian packages (see `./dev`): an engine that target-crm has no adapter for."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.conformance import Unavailable
+from tests.helpers.postgres import fast_folder, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+START_SECONDS = 30
+POLL_SECONDS = 0.05
+UNPACKED = Path(__file__).parent.parent.parent / ".dev" / "firebird"
+PLUGINS = {"Engine12": "libEngine12.so", "Srp": "libSrp.so"}
+USER, PASSWORD = "SYSDBA", "masterkey"
+# The database of users is made without a server, by a process of its own: the client reads its settings only once.
+CREATE_USERS = """
+import sys
+from firebird.driver import create_database, driver_config
+driver_config.fb_client_library.value = sys.argv[1]
+with create_database(sys.argv[2], user="SYSDBA", charset="UTF8") as connection:
+    connection.execute_immediate(f"CREATE USER {sys.argv[3]} PASSWORD '{sys.argv[4]}'")
+    connection.commit()
+"""
+
+
+@contextmanager
+def firebird() -> Iterator[Callable[[], str]]:
+    """Start a server; yield a factory of URLs of new databases, with the largest pages and all of Unicode."""
+    root = UNPACKED if (UNPACKED / "usr/sbin/firebird").exists() else Path("/")
+    if not (root / "usr/sbin/firebird").exists():
+        raise Unavailable("firebird is not installed; ./dev warehouses fetches it where it can")
+    if not find_spec("sqlalchemy_firebird"):
+        raise Unavailable("sqlalchemy-firebird is not installed; ./dev warehouses installs it")
+    client = next(root.glob("usr/lib/*/libfbclient.so.2"))
+    libraries = client.parent
+    for name in ("libtommath.so.1", "libib_util.so"):
+        if (libraries / name).exists():
+            ctypes.CDLL(str(libraries / name), ctypes.RTLD_GLOBAL)
+    with tempfile.TemporaryDirectory(prefix="pepper-crm-firebird-", dir=fast_folder()) as name:
+        folder = Path(name)
+        installed = libraries / "firebird/3.0"
+        (folder / "firebird.msg").symlink_to(installed / "firebird.msg")
+        (folder / "databases.conf").touch()
+        plugins = (f"Plugin = {name} {{\nModule = {installed}/plugins/{file}\n}}\n" for name, file in PLUGINS.items())
+        (folder / "plugins.conf").write_text("".join(plugins))
+        users = folder / "users.fdb"
+        (folder / "firebird.conf").write_text(
+            f"SecurityDatabase = {users}\nRemoteBindAddress = 127.0.0.1\nAuthServer = Srp\nUserManager = Srp\n"
+        )
+        folders = dict.fromkeys(("FIREBIRD", "FIREBIRD_LOCK", "FIREBIRD_TMP"), name)
+        environment = {**folders, "LD_LIBRARY_PATH": str(libraries)}
+        subprocess.run([sys.executable, "-c", CREATE_USERS, client, users, USER, PASSWORD], env=environment, check=True)
+        port, log = free_port(), folder / "server.log"
+        with log.open("wb") as output:
+            command = [root / "usr/sbin/firebird", "-p", str(port)]
+            server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        numbers = count()
+
+        def new() -> str:
+            path = folder / f"crm_{next(numbers)}.fdb"
+            _create(client, port, path)
+            options = f"charset=UTF8&fb_client_library={client}"
+            return f"firebird://{USER}:{PASSWORD}@127.0.0.1:{port}/{path}?{options}"
+
+        try:
+            _wait(server, port, log)
+            yield new
+        finally:
+            server.kill()
+            server.wait(START_SECONDS)
+
+
+def _create(client: Path, port: int, path: Path) -> None:
+    driver: Any = import_module("firebird.driver")
+    driver.driver_config.fb_client_library.value = str(client)
+    defaults = driver.driver_config.db_defaults
+    # A key of two texts of 255 characters needs pages of this size.
+    defaults.page_size.value, defaults.db_charset.value, defaults.forced_writes.value = 16_384, "UTF8", False
+    driver.create_database(f"127.0.0.1/{port}:{path}", user=USER, password=PASSWORD, charset="UTF8").close()
+
+
+def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Wait until the server answers or exits."""
+    deadline_seconds = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline_seconds:
+                raise RuntimeError(f"Firebird did not start:\n{log.read_text()}") from None
+            time.sleep(POLL_SECONDS)
+        else:
+            return
