@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from functools import partial
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
