@@ -88,6 +88,12 @@ class Settings:
         "Delete rows that a full-table stream no longer has, instead of setting their `_sdc_deleted_at`.",
         default=False,
     )
+    allow_key_change: bool = setting(
+        "Allow a change of key",
+        "Rebuild a stream's table if its key properties have changed. Of the rows with the same new key, the newest is "
+        "kept. Without it, the stream is not loaded.",
+        default=False,
+    )
     store_payload: bool = setting(
         "Store the payload", "Keep each action's whole JSON in the ledger's `payload`.", default=True
     )

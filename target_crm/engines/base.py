@@ -12,14 +12,28 @@ from typing import cast as cast_type
 from sqlalchemy import cast, create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from target_crm.records.schemas import TableLimits
 from target_crm.sql.staging import RowUpdate
 from target_crm.sql.tables import MONTHS_OF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from sqlalchemy import URL, Column, Connection, Delete, Dialect, Engine, Insert, Select, Table
+    from sqlalchemy import (
+        URL,
+        Column,
+        ColumnElement,
+        Connection,
+        Delete,
+        Dialect,
+        Engine,
+        Insert,
+        Select,
+        Table,
+        Update,
+    )
     from sqlalchemy.schema import CreateTable
+    from sqlalchemy.types import TypeEngine
 
     from target_crm.sql.staging import Merge, Replacement
 
@@ -61,9 +75,15 @@ class EngineAdapter:
     """Whether `create_view` replaces an older view, which otherwise has to be dropped first."""
     mixes_ddl_and_dml: ClassVar[bool] = False
     """Whether a transaction can use what it has created, or DDL commits at once."""
+    limits: ClassVar[TableLimits] = TableLimits()
+    """What a table can hold."""
     widens_columns_to: ClassVar[Collection[str]] = ()
-    """The kinds (see `migrations`) that a column can be widened to: `number` from `integer`, `time` from `date`, `text`
-    from any."""
+    """The kinds (see `migrations`) that a column can be widened to: `number` and `decimal` from `integer`, `time` from
+    `date`, `text` from any."""
+    rebuilds_to_widen: ClassVar[Collection[str]] = ()
+    """Those of these kinds for which the table has to be copied into a new one."""
+    rename_table: ClassVar[Sequence[str]] = ("ALTER TABLE {old} RENAME TO {name}",)
+    """The statements that rename a table; `{new}` is the new name with its schema."""
     views_follow_renames: ClassVar[bool] = False
     """Whether a view stays valid when a column that it reads is renamed."""
 
@@ -138,6 +158,14 @@ class EngineAdapter:
             return str(inspect(connection).get_view_definition(name, schema))
         except NotImplementedError:
             return ""
+
+    def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+        """The values of a column in a wider type."""
+        return cast(column, type_)
+
+    def after_widening(self, table: Table, column: Column[Any], old: TypeEngine[Any]) -> Sequence[Update]:  # noqa: ARG002
+        """What `widen_column` leaves to do: the updates that bring the values into the form of the new type."""
+        return ()
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
         """Return the clause of ALTER TABLE that gives a column its wider type; None if the old type holds it all."""

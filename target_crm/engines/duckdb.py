@@ -24,6 +24,7 @@ from target_crm.engines.base import (
 )
 from target_crm.errors import SettingError
 from target_crm.records.column_types import (
+    DECIMAL_DIGITS,
     POINTS_PLACES,
     ColumnTypes,
     Identifier,
@@ -33,6 +34,7 @@ from target_crm.records.column_types import (
     Points,
     register,
 )
+from target_crm.records.schemas import TableLimits
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -87,7 +89,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
 
     tested = True
     quotes_every_name = True
-    widens_columns_to = ("number", "time", "text")
+    limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}))
+    widens_columns_to = ("number", "decimal", "time", "text")
     # Another process may open the file between two batches.
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
@@ -157,6 +160,11 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             Double: pyarrow.float64(),
             **dict.fromkeys((Identifier, LongText, JsonText), pyarrow.string()),
         }
+        decimals: dict[object, Any] = {
+            column.type: pyarrow.decimal128(column.type.precision, column.type.scale)
+            for column in table.columns
+            if type(column.type) is Numeric
+        }
         names = [str(place) for place in range(len(table.columns))]
         # Arrow's default pool does not return memory to the system.
         pool = pyarrow.system_memory_pool()
@@ -164,7 +172,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             pyarrow.table(
                 [
                     pyarrow.array(to_floats(values) if kind is kinds[Double] else values, kind, memory_pool=pool)
-                    if (kind := kinds.get(type(column.type)))
+                    if (kind := kinds.get(type(column.type)) or decimals.get(column.type))
                     else pyarrow.array(bind_values(connection.dialect, column, values), memory_pool=pool)
                     for column, values in zip(
                         table.columns, zip(*rows[first : first + CHUNK_ROWS], strict=True), strict=True

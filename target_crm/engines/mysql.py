@@ -5,38 +5,87 @@ from __future__ import annotations
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import String, event
-from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT
+from sqlalchemy import String, case, event
+from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT, TINYINT
 from sqlalchemy.ext.compiler import compiles
 
-from target_crm.engines.base import LOCK_WAIT_SECONDS, ExtendedSQLAdapter, insert_by_driver, lock_name
+from target_crm.engines.base import LOCK_WAIT_SECONDS, ExtendedSQLAdapter, insert_by_driver, lock_name, quoted_columns
 from target_crm.errors import WarehouseError
-from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
+from target_crm.records.column_types import (
+    DECIMAL_DIGITS,
+    ID_CHARS_MAX,
+    ColumnTypes,
+    Identifier,
+    LongText,
+    register,
+)
+from target_crm.records.schemas import TableLimits
 from target_crm.sql.functions import QUARTER_SECONDS, quarter_hours
+from target_crm.sql.tables import STAGING_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Column, Connection, Dialect, Engine, Table
+    from sqlalchemy import Column, Connection, Dialect, Engine, Table, Update
+    from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
 
     from target_crm.engines.base import Rows
+
+
+# Key of a connection's `info`: the longest statement that the server takes, in bytes.
+_PACKET = "max_allowed_packet"
+# A statement's words, and more than any value but a text takes.
+_STATEMENT_BYTES = 1_024
+_VALUE_BYTES = 70
+_ESCAPED = "\0\n\r\x1a\"'\\"
+
+
+def _split(rows: Rows, bytes_max: int) -> Iterator[Rows]:
+    """Halve rows until each part is shorter than this, or one row."""
+    # In UTF-8, a character has at most four bytes; one that is escaped has two.
+    chars = sum(len(value) for row in rows for value in row if isinstance(value, str))
+    if len(rows) == 1 or 4 * chars + _VALUE_BYTES * len(rows) * len(rows[0]) <= bytes_max:
+        yield rows
+    else:
+        half = len(rows) // 2
+        yield from _split(rows[:half], bytes_max)
+        yield from _split(rows[half:], bytes_max)
+
+
+def _size_bytes(row: Sequence[Any]) -> int:
+    """The length of a row in a statement."""
+    return sum(
+        len(value.encode()) + sum(map(value.count, _ESCAPED)) if isinstance(value, str) else _VALUE_BYTES
+        for value in row
+    )
 
 
 class MySQLAdapter(ExtendedSQLAdapter):
     """Named locks that outlast a transaction, and DDL that commits at once."""
 
     quotes_every_name = True
-    widens_columns_to = ("number", "time", "text")
+    # InnoDB's own columns; its rows and keys.
+    limits = TableLimits(
+        decimal_digits=DECIMAL_DIGITS,
+        reserved_columns=frozenset({"db_row_id", "db_trx_id", "db_roll_ptr", "fts_doc_id"}),
+        columns=1_017,
+        key_bytes=3_072,
+    )
+    widens_columns_to = ("number", "decimal", "time", "text")
+    rename_table = ("ALTER TABLE {old} RENAME TO {new}",)
     # The server or the connection to it is lost; too many connections; a lock timeout or a deadlock.
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
 
     def add_event_listeners(self, engine: Engine) -> None:
         """Use strict mode: otherwise a server may truncate values that do not fit, with no more than a warning."""
 
-        def on_connect(driver_connection: Any, _record: object) -> None:
+        def on_connect(driver_connection: Any, record: ConnectionPoolEntry) -> None:
             with closing(driver_connection.cursor()) as cursor:
                 cursor.execute("SET SESSION sql_mode = CONCAT_WS(',', @@sql_mode, 'STRICT_ALL_TABLES')")
+                cursor.execute("SELECT @@max_allowed_packet")
+                (record.info[_PACKET],) = cursor.fetchone()
 
         event.listen(engine, "connect", on_connect)
 
@@ -64,12 +113,30 @@ class MySQLAdapter(ExtendedSQLAdapter):
         name = dialect.identifier_preparer.quote(column.name)
         return f"MODIFY COLUMN {name} {column.type.compile(dialect)}"
 
+    def after_widening(self, table: Table, column: Column[Any], old: TypeEngine[Any]) -> Sequence[Update]:
+        """Write booleans, which are numbers here, as `true` and `false`."""
+        if not isinstance(old, TINYINT) or not isinstance(column.type, Identifier | LongText):
+            return ()
+        words = case((column == "0", "false"), else_="true")
+        return [table.update().values({column.name: words}).where(column.is_not(None))]
+
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Use the driver's `executemany`, which sends many rows per statement.
 
         LOAD DATA LOCAL would be faster, but allows a server to ask this machine for any file.
+
+        Raises:
+            WarehouseError: A row is larger than the server takes.
         """
-        insert_by_driver(connection, table, rows, placeholder="%s")
+        packet_bytes = connection.info[_PACKET]
+        names_bytes = len(quoted_columns(connection, table).encode()) + _STATEMENT_BYTES
+        for part in _split(rows, packet_bytes - names_bytes):
+            if len(part) == 1 and (size_bytes := _size_bytes(part[0])) + names_bytes > packet_bytes:
+                raise WarehouseError(
+                    f"table {table.name.removeprefix(STAGING_PREFIX)!r}: a record of {size_bytes:,} bytes is larger "
+                    f"than the server's max_allowed_packet, {packet_bytes:,} bytes: raise that setting"
+                )
+            insert_by_driver(connection, table, part, placeholder="%s")
 
 
 class MariaDBAdapter(MySQLAdapter):

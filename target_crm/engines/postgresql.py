@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, PrimaryKeyConstraint, String, column, event, text
+from sqlalchemy import JSON, DateTime, Numeric, PrimaryKeyConstraint, String, column, event, text
 from sqlalchemy import table as any_table
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.compiler import compiles
@@ -20,6 +20,7 @@ from target_crm.engines.base import (
 )
 from target_crm.engines.copy_swap import PrefixedQuery
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
+from target_crm.records.schemas import TableLimits
 from target_crm.sql import staging
 from target_crm.sql.tables import WORK, WORK_PREFIX
 
@@ -38,6 +39,11 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
 
     tested = True
     quotes_every_name = True
+    limits = TableLimits(
+        decimal_digits=None,
+        reserved_columns=frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}),
+        columns=1_600,
+    )
     widens_columns_to = ("number", "time", "text")
     views_follow_renames = True
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
@@ -138,6 +144,7 @@ register(
     "postgresql",
     ColumnTypes(
         identifier=String(ID_CHARS_MAX, collation="C"),
+        whole=Numeric(),
         json=JSON(),
         instant=DateTime(timezone=True),
         keeps_time_zone=True,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Numeric, event
+from sqlalchemy import Boolean, Double, Float, Numeric, case, cast, event, func
 from sqlalchemy.dialects.sqlite import DATETIME, insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
@@ -20,15 +20,26 @@ from target_crm.engines.base import (
     insert_by_driver,
     merge_on_conflict,
 )
-from target_crm.records.column_types import POINTS_DIGITS, POINTS_PLACES, ColumnTypes, register
+from target_crm.records.column_types import (
+    DECIMAL_DIGITS,
+    POINTS_DIGITS,
+    POINTS_PLACES,
+    ColumnTypes,
+    Instant,
+    LongText,
+    register,
+)
+from target_crm.records.schemas import TableLimits
+from target_crm.records.values import INTEGER_MAX, INTEGER_MIN
 from target_crm.sql.functions import QUARTER_SECONDS, exact, exact_sum, quarter_hours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from sqlalchemy import URL, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine, Table
     from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
 
     from target_crm.engines.base import Rows
     from target_crm.sql.staging import Merge
@@ -42,8 +53,18 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     has_schemas = False
     create_view = "CREATE VIEW {name} AS {query}"
     replaces_views = False
-    # Any column takes any value; the type only decides how values are converted.
-    widens_columns_to = ("number", "time")
+    # Tools use these two names for the number of a row. A statement that compares all columns of two rows nests one
+    # deeper for each of them, and may nest 1,000 deep.
+    limits = TableLimits(reserved_columns=frozenset({"rowid", "_rowid_"}), columns=990)
+    widens_columns_to = ("number", "decimal", "time", "text")
+    # Any column of numbers takes any number. Text would become a number where it looks like one.
+    rebuilds_to_widen = ("time", "text")
+    # By default, a view that reads the table would have to be valid meanwhile.
+    rename_table = (
+        "PRAGMA legacy_alter_table = ON",
+        "ALTER TABLE {old} RENAME TO {name}",
+        "PRAGMA legacy_alter_table = OFF",
+    )
     views_follow_renames = True
 
     def is_in_memory(self, url: URL) -> bool:
@@ -93,6 +114,17 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         """No: `BEGIN IMMEDIATE` has already waited for the lock."""
         return False
 
+    def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+        """Convert by hand what a cast would change: booleans and times, and doubles, of which it keeps 15 digits."""
+        as_text = cast(column, LongText())
+        if isinstance(type_, Instant):
+            return as_text.concat(" 00:00:00.000000")
+        if isinstance(column.type, Boolean):
+            return case((column.is_(None), None), (column, "true"), else_="false")
+        if isinstance(column.type, Float | Numeric):
+            return case((cast(as_text, Double()) == column, as_text), else_=func.printf("%!.17g", column))
+        return as_text
+
     def merge(self, connection: Connection, merge: Merge) -> None:
         """Merge by ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
@@ -111,7 +143,24 @@ class _Instant(DATETIME):
         return lambda value: None if value is None else value.isoformat(" ", "microseconds")
 
 
-register("sqlite", ColumnTypes(points=Numeric(POINTS_DIGITS, POINTS_PLACES, asdecimal=False), instant=_Instant()))  # type: ignore[no-untyped-call]
+class _Whole(Numeric[Any]):
+    """Whole numbers of any size: exact up to 64 bits, the nearest double beyond."""
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[int | None], int | float | None]:  # noqa: ARG002
+        return lambda value: value if value is None or INTEGER_MIN <= value <= INTEGER_MAX else float(value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        """Return what the driver returns."""
+
+
+register(
+    "sqlite",
+    ColumnTypes(
+        points=Numeric(POINTS_DIGITS, POINTS_PLACES, asdecimal=False),
+        whole=_Whole(DECIMAL_DIGITS, 0),
+        instant=_Instant(),  # type: ignore[no-untyped-call]
+    ),
+)
 
 
 @compiles(exact_sum, "sqlite")

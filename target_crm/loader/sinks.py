@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table
 
     from target_crm.engines.base import EngineAdapter
+    from target_crm.records.schemas import Stored
     from target_crm.warehouse.connection import Warehouse
 
 Row = tuple[Any, ...]
@@ -77,6 +78,7 @@ class BatchContext:
     warehouse: Warehouse
     hard_delete: bool
     store_payload: bool
+    allow_key_change: bool = False
     receipts: ReceiptClock = field(default_factory=ReceiptClock)
 
 
@@ -206,13 +208,13 @@ class TableSink(StreamSink):
         except (AttributeError, TypeError):
             raise InputError(f"stream {stream!r}: its SCHEMA message holds no JSON Schema") from None
 
-    def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, str]) -> None:
+    def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, Stored]) -> None:
         """Set the stream's table and columns.
 
         Args:
             table: The name of the table.
             recorded: Property → column, for all properties that the stream ever had.
-            stored: Column → what it holds (`text`, `time` and so on), in the existing table.
+            stored: Column → what it holds, in the existing table.
         """
         schema = self.schema
         if self.without_column:
@@ -221,7 +223,8 @@ class TableSink(StreamSink):
                 **schema,
                 "properties": {name: each for name, each in properties if name not in self.without_column},
             }
-        self.shape = Shape.of(schema, self.keys or self.key_properties or (), self.fixed, recorded, stored)
+        keys = self.keys or self.key_properties or ()
+        self.shape = Shape.of(schema, keys, self.fixed, recorded, stored, limits=self.adapter.limits)
         self.table = tables.stream_table(table, self.shape, self.tables.metadata.schema)
         self.staged = staging.Staged(tables.staging_of(self.table), self.tables.fresh)
 
@@ -229,6 +232,11 @@ class TableSink(StreamSink):
     def columns(self) -> dict[str, str]:
         """Property → column, for the properties whose column depends on what else the stream has."""
         return {each.property: each.column for each in self.shape.fields if each.property not in self.fixed}
+
+    @property
+    def allow_key_change(self) -> bool:
+        """Whether a table with another key is rebuilt."""
+        return self.context.allow_key_change
 
     @property
     def own_tables(self) -> Sequence[Table]:

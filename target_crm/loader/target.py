@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 from singer_sdk import Target
@@ -28,7 +29,7 @@ from pepper_runtime.plugin import Plugin
 from pepper_runtime.progress import display
 from pepper_runtime.settings import hide
 from target_crm.engines.base import binding
-from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
+from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError, WarehouseError
 from target_crm.loader.batcher import Batch, Batcher
 from target_crm.loader.metrics import RunMetrics
 from target_crm.loader.reader import LINE_BYTES_MAX, MessageReader, without_nul
@@ -59,6 +60,15 @@ class Route(NamedTuple):
 
     map: StreamMap
     sink: StreamSink
+
+
+@dataclass
+class StoppedStream:
+    """A stream whose records cannot be loaded in this run."""
+
+    reason: str
+    skipped: int = 0
+    """Its records that have come since."""
 
 
 class TargetCrm(Plugin, Target):
@@ -119,13 +129,16 @@ class TargetCrm(Plugin, Target):
             bytes_max=BATCH_BYTES_MAX,
             wait_seconds=self.settings.batch_wait_seconds,
         )
-        self._context = BatchContext(self.warehouse, self.settings.hard_delete, self.settings.store_payload)
+        self._context = BatchContext(
+            self.warehouse, self.settings.hard_delete, self.settings.store_payload, self.settings.allow_key_change
+        )
         self._reader = MessageReader(self._reading, self._batcher.poll, self._reject_unreadable, self._add_fast)
         self.message_reader = self._reader
         self._metrics = RunMetrics()
         self._routes: dict[str, list[Route]] = {}
         self._schemas: dict[str, tuple[Any, Any]] = {}
         self._fast_sink: StreamSink | None = None
+        self._stopped: dict[str, StoppedStream] = {}
         # Stream → why its rows of older versions must not be deleted; the empty name stands for all streams.
         self._unsafe_activations: dict[str, str] = {}
 
@@ -173,6 +186,7 @@ class TargetCrm(Plugin, Target):
         """Load messages, and return when they are committed. The run goes on."""
         self.process_lines(io.StringIO("".join(f"{line}\n" for line in lines)))
         self._batcher.flush()
+        self._raise_stopped()
 
     def process_endofpipe(self) -> None:
         """Commit what is left, emit the last STATE, and log what became of every record."""
@@ -186,8 +200,19 @@ class TargetCrm(Plugin, Target):
                 columns = ", ".join(f"{column} ({count:,})" for column, count in differing.items())
                 self.logger.warning("actions read again differ from the ledger, which keeps its values, in %s", columns)
             self._metrics.finish(self.writer.tallies)
+            self._raise_stopped()
             self._refuse_rejections()
             self.writer.finish()
+
+    def _raise_stopped(self) -> None:
+        """End the run as a failure if a stream was stopped."""
+        if self._stopped:
+            raise WarehouseError(
+                "; ".join(
+                    f"stream {name!r}: {stopped.skipped:,} records were not loaded: {stopped.reason}"
+                    for name, stopped in self._stopped.items()
+                )
+            )
 
     def _refuse_rejections(self) -> None:
         """End the run as a failure if too many records of a stream were quarantined."""
@@ -296,7 +321,7 @@ class TargetCrm(Plugin, Target):
     def _process_schema_message(self, message_dict: dict[str, Any]) -> None:
         stream = message_dict.get("stream")
         schema = message_dict.get("schema"), message_dict.get("key_properties")
-        if isinstance(stream, str) and self._schemas.get(stream) == schema:
+        if isinstance(stream, str) and (stream in self._stopped or self._schemas.get(stream) == schema):
             return
         # Rows of the old schema, or of another stream that a map joins to the same table, are committed before the
         # table changes.
@@ -305,13 +330,34 @@ class TargetCrm(Plugin, Target):
             if sink.changes_balances:
                 self.warehouse.set_up(balances=True)
             if isinstance(sink, TableSink):
-                self.warehouse.ensure(sink)
+                try:
+                    self.warehouse.ensure(sink)
+                except ConnectionLost:
+                    raise
+                except WarehouseError as error:
+                    # A driver's error names no table, and some mean that it has too many columns.
+                    table = f"table {sink.table.name!r} of {len(sink.table.columns):,} columns: "
+                    self._stop(message_dict["stream"], f"{table if error.__cause__ else ''}{error}")
+                    return
             self.writer.add_stream(sink.stream, sink.table.name)
+
+    def _stop(self, stream: str, reason: str) -> None:
+        """Load no record of a stream from here on, and emit no STATE, which would cover them. Other streams go on."""
+        del self._routes[stream]
+        if stream == "actions":
+            self._fast_sink = None
+        self._stopped[stream] = StoppedStream(reason)
+        self.logger.error(
+            "stream %r: %s. Other streams are loaded, and no STATE is emitted from here on", stream, reason
+        )
 
     def _process_record_message(self, message_dict: dict[str, Any]) -> None:
         stream, record = message_dict.get("stream"), message_dict.get("record")
         if not isinstance(stream, str) or not isinstance(record, dict):
             self._reject_unreadable(values.json_text(message_dict), "the RECORD message has no stream or no record")
+            return
+        if stopped := self._stopped.get(stream):
+            stopped.skipped += 1
             return
         routes = self._routes.get(stream)
         if routes is None:
@@ -339,7 +385,8 @@ class TargetCrm(Plugin, Target):
         if not isinstance(message_dict.get("value"), dict):
             self._reject_line(values.json_text(message_dict), "the STATE message has no value")
             return
-        self._batcher.batch.state = values.json_text(message_dict["value"])
+        if not self._stopped:
+            self._batcher.batch.state = values.json_text(message_dict["value"])
         self._batcher.commit_if_due()
 
     def _process_batch_message(self, message_dict: dict[str, Any]) -> None:
@@ -351,6 +398,8 @@ class TargetCrm(Plugin, Target):
             self._reject_line(
                 values.json_text(message_dict), "the ACTIVATE_VERSION message has no stream or no version"
             )
+            return
+        if stream in self._stopped:
             return
         if stream not in self._routes:
             self.logger.warning("%s: ignored ACTIVATE_VERSION, the stream has no SCHEMA in this run", stream)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import DateTime, Double, Numeric, String, Text
@@ -20,6 +22,8 @@ POINTS_DIGITS = 19
 # SQLite stores decimals as doubles, which hold every number of 15 digits: eleven before the point, four after it.
 POINTS_MAX = Decimal(10) ** 11
 _QUANTUM = Decimal(1).scaleb(-POINTS_PLACES)
+# The most that SQL Server, Oracle, Snowflake and DuckDB take.
+DECIMAL_DIGITS = 38
 
 
 class ColumnTypes(NamedTuple):
@@ -29,7 +33,7 @@ class ColumnTypes(NamedTuple):
     miss a changed name; one that sorts by language would break ties differently on each engine.
     """
 
-    identifier: TypeEngine[Any] = String(ID_CHARS_MAX)
+    identifier: String = String(ID_CHARS_MAX)
     """An id of at most `ID_CHARS_MAX` characters."""
     text: TypeEngine[Any] = Text()
     """Text of any length."""
@@ -37,6 +41,8 @@ class ColumnTypes(NamedTuple):
     """A JSON document that is written as text; None for the type of any other text."""
     points: TypeEngine[Any] = Numeric(POINTS_DIGITS, POINTS_PLACES)
     """Exact points."""
+    whole: TypeEngine[Any] = Double()
+    """A whole number beyond 64 bits, on an engine whose decimals have no limit, or that has none."""
     instant: TypeEngine[Any] = DateTime()
     """An instant to the microsecond."""
     keeps_time_zone: bool = False
@@ -60,14 +66,22 @@ def _types_of(dialect: Dialect) -> ColumnTypes:
 
 
 class Identifier(TypeDecorator[str]):
-    """An id of at most `ID_CHARS_MAX` characters."""
+    """An id of at most `chars_max` characters, which are `ID_CHARS_MAX` or fewer."""
 
     impl = String
     cache_ok = True
 
+    def __init__(self, chars_max: int = ID_CHARS_MAX) -> None:
+        super().__init__()
+        self.chars_max = chars_max
+
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Return the engine's type."""
-        return _types_of(dialect).identifier
+        identifier = _types_of(dialect).identifier
+        if self.chars_max < ID_CHARS_MAX:
+            identifier = copy(identifier)
+            identifier.length = (identifier.length or ID_CHARS_MAX) * self.chars_max // ID_CHARS_MAX
+        return identifier
 
 
 class LongText(TypeDecorator[str]):
@@ -90,6 +104,23 @@ def _double(type_: Double[Any], compiler: Any, **kw: Any) -> str:
 
 # A number as exact as the engine can: PostgreSQL's NUMERIC has no bounds, while MySQL's would be a whole number.
 Number: TypeEngine[Any] = Double().with_variant(Numeric(), "postgresql")
+
+
+@cache
+def decimal_type(digits: int, places: int) -> TypeEngine[Any]:
+    """An exact decimal number; of the digits, so many are after the point. Equal arguments give the same object."""
+    return Numeric(digits, places)
+
+
+class Whole(TypeDecorator[Any]):
+    """A whole number beyond 64 bits: see `ColumnTypes.whole`."""
+
+    impl = Double
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Return the engine's type."""
+        return _types_of(dialect).whole
 
 
 class JsonText(LongText):

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import BigInteger, Boolean, Date
+from sqlalchemy import BigInteger, Boolean, Date, Numeric
 
 from target_crm.records import values
-from target_crm.records.column_types import Identifier, Instant, JsonText, LongText, Number, Points
+from target_crm.records.column_types import (
+    DECIMAL_DIGITS,
+    ID_CHARS_MAX,
+    Identifier,
+    Instant,
+    JsonText,
+    LongText,
+    Number,
+    Points,
+    Whole,
+    decimal_type,
+)
 from target_crm.records.names import assign_columns, snake_case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.types import TypeEngine
@@ -38,6 +49,37 @@ FORMER_NAMES = {
 SEQ = "_seq"
 RANK = "_rank"
 _RESERVED_COLUMNS = {*FORMER_NAMES, *FORMER_NAMES.values(), SEQ, RANK}
+# Digits before the point for a number whose schema does not bound it.
+_WHOLE_DIGITS_MIN = 20
+# Of a character in UTF-8.
+_CHARACTER_BYTES = 4
+# Of a number or time in a key.
+_KEY_VALUE_BYTES = 20
+
+
+@dataclass(frozen=True)
+class TableLimits:
+    """What the tables of an engine can hold. The defaults are those of an unknown engine."""
+
+    decimal_digits: int | None = 0
+    """Digits of exact decimals; 0 for an engine without them, None for one without a limit."""
+    reserved_columns: frozenset[str] = frozenset()
+    """Names in lower case that no column may have."""
+    columns: int | None = None
+    """Columns of a table."""
+    key_bytes: int | None = None
+    """Bytes of a primary key."""
+
+
+class Stored(NamedTuple):
+    """What an existing column holds."""
+
+    kind: str
+    """`text`, `time` and so on: see `migrations`."""
+    digits: int = 0
+    """Of a `decimal`."""
+    places: int = 0
+    """Of a `decimal`: how many of its digits are after the point."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +100,7 @@ DATE = Kind(Date(), values.day)
 INSTANT_OR_TEXT = Kind(Instant(), values.instant, spills=True)
 TEXT = Kind(LongText(), values.scalar_text)
 INTEGER = Kind(BigInteger(), values.integer)
+WHOLE = Kind(Whole(), values.whole)
 NUMBER = Kind(Number, values.number)
 BOOLEAN = Kind(Boolean(), values.boolean)
 JSON = Kind(JsonText(), values.json_document)
@@ -65,9 +108,10 @@ ANY_TEXT = Kind(LongText(), values.any_text)
 
 # Some sources write an empty string for a time that is not set.
 _EMPTY_IS_NULL = {INSTANT, INSTANT_OR_TEXT, DATE}
+# The words that bound a number → how far the last number is from the bound.
+_BOUNDS = {"minimum": 0, "maximum": 0, "exclusiveMinimum": 1, "exclusiveMaximum": -1}
 _SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
 _TEXT_FORMATS = {"date-time": INSTANT, "date": DATE}
-_HELD_AS_TEXT = {TEXT, ANY_TEXT, KEY, IDENTIFIER}
 _JSON_NAMES = {
     str: "string",
     bool: "boolean",
@@ -78,6 +122,18 @@ _JSON_NAMES = {
     list: "array",
     type(None): "null",
 }
+
+
+@cache
+def decimal_kind(digits: int, places: int) -> Kind:
+    """Exact numbers."""
+    return Kind(decimal_type(digits, places), partial(values.decimal, digits=digits, places=places))
+
+
+@cache
+def key_kind(chars_max: int) -> Kind:
+    """Texts in a key."""
+    return Kind(Identifier(chars_max), partial(values.key_text, chars_max=chars_max))
 
 
 @dataclass(frozen=True)
@@ -108,7 +164,9 @@ class Shape:
         key_properties: Sequence[str],
         fixed: Mapping[str, Kind] | None = None,
         recorded: Mapping[str, str] | None = None,
-        stored: Mapping[str, str] | None = None,
+        stored: Mapping[str, Stored] | None = None,
+        *,
+        limits: TableLimits = TableLimits(),
     ) -> Shape:
         """Read a SCHEMA message.
 
@@ -117,22 +175,21 @@ class Shape:
             key_properties: The properties of its key.
             fixed: Properties that have the given kind, whatever the schema says, and always the same column.
             recorded: Property → column, for all other properties that the stream ever had.
-            stored: Column → what it holds (`text`, `time` and so on), in the existing table. A column that holds more
-                than its property keeps its type.
+            stored: Column → what it holds, in the existing table. A column that holds more than its property keeps its
+                type.
+            limits: Those of the engine.
         """
         fixed, stored = fixed or {}, stored or {}
         properties = dict(schema.get("properties") or {})
         marks_deleted = properties.pop(DELETED_AT, None) is not None
-        kinds = {name: fixed.get(name) or kind_of(definition, schema) for name, definition in properties.items()}
-        kinds = {**fixed, **kinds}
-        for key in key_properties:
-            if key not in fixed and kinds.get(key) in {None, TEXT, ANY_TEXT, JSON}:
-                kinds[key] = KEY
         columns = {name: snake_case(name) for name in fixed}
-        reserved = {*_RESERVED_COLUMNS, *columns.values()}
-        columns |= assign_columns(kinds.keys() - fixed.keys(), recorded or {}, stored, reserved)
+        reserved = {*_RESERVED_COLUMNS, *limits.reserved_columns, *columns.values()}
+        others = {*properties, *key_properties} - fixed.keys()
+        columns |= assign_columns(others, recorded or {}, stored, reserved)
+        kinds = {**fixed, **{name: kind_of(each, schema, limits) for name, each in properties.items()}, **fixed}
         if not fixed:
-            kinds = {name: _fitted(kind, stored.get(columns[name])) for name, kind in kinds.items()}
+            kinds = {name: _fitted(kind, stored.get(columns[name]), limits) for name, kind in kinds.items()}
+        kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, limits)
         required = {*key_properties, *schema.get("required", ())}
         return cls(
             fields=tuple(
@@ -198,22 +255,52 @@ class Shape:
         return {field.property for field in self.fields} | ({DELETED_AT} if self.marks_deleted else set())
 
 
-def _fitted(kind: Kind, stored: str | None) -> Kind:
-    if stored == "text" and kind not in _HELD_AS_TEXT:
+def _key_kinds(kinds: Mapping[str, Kind | None], limits: TableLimits) -> dict[str, Kind]:
+    """The kinds of the parts of a key, given those that they would have outside of it."""
+    texts = [name for name, kind in kinds.items() if kind in {None, TEXT, ANY_TEXT, JSON}]
+    chars_max = ID_CHARS_MAX
+    if texts and limits.key_bytes:
+        bytes_max = limits.key_bytes - _KEY_VALUE_BYTES * (len(kinds) - len(texts))
+        chars_max = min(chars_max, bytes_max // _CHARACTER_BYTES // len(texts))
+    # As doubles, two keys beyond 64 bits might become one.
+    as_doubles = [name for name, kind in kinds.items() if kind is WHOLE and limits.decimal_digits == 0]
+    text = KEY if chars_max == ID_CHARS_MAX else key_kind(chars_max)
+    return dict.fromkeys(texts, text) | dict.fromkeys(as_doubles, INTEGER)
+
+
+def _fitted(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
+    """The kind of a property whose column may exist: a column that holds more keeps its type."""
+    if stored is None:
+        return kind
+    if stored.kind == "text" and kind not in {TEXT, ANY_TEXT}:
         return ANY_TEXT
-    return INSTANT if stored == "time" and kind is DATE else kind
+    if stored.kind == "time" and kind is DATE:
+        return INSTANT
+    places = kind.type.scale if type(kind.type) is Numeric else None
+    if stored.kind == "number" and places is not None:
+        return NUMBER
+    if stored.kind != "decimal" or limits.decimal_digits == 0:
+        return kind
+    is_narrower = kind is INTEGER or (kind is NUMBER and stored.digits != limits.decimal_digits)
+    is_held = is_narrower or (places is not None and places <= stored.places)
+    return decimal_kind(stored.digits, stored.places) if is_held else kind
 
 
 class MissingProperty(values.Invalid):
     """A record without a key, or without a property that its schema requires."""
 
 
-def kind_of(definition: Any, root: Mapping[str, Any] | None = None) -> Kind:
+def kind_of(
+    definition: Any,
+    root: Mapping[str, Any] | None = None,
+    limits: TableLimits = TableLimits(),
+) -> Kind:
     """The kind of column for a property's JSON Schema. If the schema allows several types, one that holds them all.
 
     Args:
         definition: The property's schema.
         root: The stream's schema, where `$ref` points to.
+        limits: Those of the engine.
     """
     allowed = {(name, format_) for name, format_ in _types(definition, root or {}, frozenset()) if name != "null"}
     names = {name for name, _ in allowed}
@@ -221,12 +308,61 @@ def kind_of(definition: Any, root: Mapping[str, Any] | None = None) -> Kind:
         kinds = {_TEXT_FORMATS.get(format_, TEXT) for _, format_ in allowed}
         # Some taps declare a time as a time or any text.
         return kinds.pop() if len(kinds) == 1 else INSTANT_OR_TEXT if INSTANT in kinds else TEXT
+    if names and names <= {"integer", "number"}:
+        return _number_kind(names, [precision for _, precision in allowed], limits)
     if len(names) == 1:
         (name,) = names
         return _SCALARS.get(name, JSON)
-    if names == {"integer", "number"}:
-        return NUMBER
     return JSON if names and names <= {"object", "array"} else ANY_TEXT
+
+
+class _Precision(NamedTuple):
+    """How exact the numbers are that a schema allows."""
+
+    digits: int
+    """Digits before the point; 0 for integers of 64 bits, and where the schema sets no bounds."""
+    places: int | None
+    """Digits after the point; None if there may be any number of them."""
+
+
+def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
+    """The precision of an `integer` or `number`."""
+    bounds = [
+        Decimal(f"{bound}") + distance
+        for each, distance in _BOUNDS.items()
+        if _is_number(bound := definition.get(each))
+    ]
+    if name == "integer":
+        beyond = [bound for bound in bounds if not values.INTEGER_MIN <= bound <= values.INTEGER_MAX]
+        return _Precision(max(map(_digits_below, beyond), default=0), 0)
+    step = definition.get("multipleOf")
+    exponent = Decimal(f"{step}").normalize().as_tuple().exponent if _is_number(step) else None
+    places = max(0, -exponent) if isinstance(exponent, int) else None
+    return _Precision(max(map(_digits_below, bounds), default=0), places)
+
+
+def _digits_below(bound: Decimal) -> int:
+    """Digits before the point. For a power of ten, which is usually exclusive, those of the number before it."""
+    return bound.adjusted() + (bound.normalize().as_tuple().digits != (1,))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _number_kind(names: Collection[str], allowed: Collection[_Precision], limits: TableLimits) -> Kind:
+    """The kind of column for integers, or for numbers, or for both."""
+    digits = max(each.digits for each in allowed)
+    if names == {"integer"} and not digits:
+        return INTEGER
+    if any(each.places is None for each in allowed):
+        return NUMBER
+    places = max(each.places or 0 for each in allowed)
+    if max(digits, _WHOLE_DIGITS_MIN) + places > DECIMAL_DIGITS:
+        return NUMBER
+    if limits.decimal_digits:
+        return decimal_kind(limits.decimal_digits, places)
+    return WHOLE if names == {"integer"} else NUMBER
 
 
 def allows_null(definition: Any, root: Mapping[str, Any] | None = None) -> bool:
@@ -235,8 +371,8 @@ def allows_null(definition: Any, root: Mapping[str, Any] | None = None) -> bool:
     return not types or "null" in types
 
 
-def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """Each type that a schema allows, with its format; none for a schema that allows any."""
+def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """Each type that a schema allows, with its format or precision; none for a schema that allows any."""
     if definition is None or isinstance(definition, bool):
         return
     reference = definition.get("$ref")
@@ -267,7 +403,7 @@ def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) ->
     declared = definition.get("type")
     names = [declared] if isinstance(declared, str) else list(declared or _implied_types(definition))
     for name in names:
-        yield name, definition.get("format", "") if name == "string" else ""
+        yield name, _format(name, definition)
 
 
 def _implied_types(definition: Mapping[str, Any]) -> Iterator[str]:
@@ -281,6 +417,12 @@ def _implied_types(definition: Mapping[str, Any]) -> Iterator[str]:
             yield "array"
         if "format" in definition or "pattern" in definition:
             yield "string"
+
+
+def _format(name: str, definition: Mapping[str, Any]) -> Any:
+    if name in {"integer", "number"}:
+        return _precision(name, definition)
+    return definition.get("format", "") if name == "string" else ""
 
 
 def _resolve(reference: str, root: Mapping[str, Any]) -> Any:

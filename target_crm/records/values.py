@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from target_crm.records.column_types import ID_CHARS_MAX, POINTS_MAX, POINTS_PLACES
+from target_crm.records.column_types import DECIMAL_DIGITS, ID_CHARS_MAX, POINTS_MAX, POINTS_PLACES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,11 @@ _T = TypeVar("_T")
 
 _JSON = msgspec.json.Encoder(decimal_format="number")
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
-_INTEGER_MAX = 2**63 - 1
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
+_WHOLE_LIMIT = 10**DECIMAL_DIGITS
+# A double is written with at most 17 digits, and is exact to 15.
+_DOUBLE_DIGITS = 17
+_DOUBLE_NOISE = 1e-15
 # The limit of PostgreSQL's NUMERIC.
 _NUMBER_PLACES_MAX = 16_383
 _SPACED_OFFSET = re.compile(r" ?(UTC|GMT|Z|[+-]\d{2}:?\d{2})$", re.IGNORECASE)
@@ -66,11 +70,11 @@ def identifier(value: Any) -> str:
     return text(value)
 
 
-def key_text(value: Any) -> str:
-    """A part of a key: text of at most `ID_CHARS_MAX` characters, which may be empty; other scalars as their text."""
+def key_text(value: Any, chars_max: int = ID_CHARS_MAX) -> str:
+    """A part of a key: text of at most `chars_max` characters, which may be empty; other scalars as their text."""
     result = scalar_text(value)
-    if len(result) > ID_CHARS_MAX:
-        raise Invalid(f"has {len(result)} characters, expected at most {ID_CHARS_MAX} in a key")
+    if len(result) > chars_max:
+        raise Invalid(f"has {len(result)} characters, expected at most {chars_max} in a key")
     return result
 
 
@@ -155,14 +159,44 @@ def day(value: Any) -> date:
 
 def integer(value: Any) -> int:
     """A whole number that fits into 64 bits."""
-    # abs() rounds a decimal, and overflows for 1e999999999.
-    small = isinstance(value, Decimal) and value.is_finite() and value.copy_abs() <= _INTEGER_MAX
-    whole = small and value == int(value)
-    if not whole and (isinstance(value, bool) or not isinstance(value, int)):
+    number = whole(value)
+    if not INTEGER_MIN <= number <= INTEGER_MAX:
+        raise Invalid(f"is out of the range of 64 bits, {INTEGER_MIN} to {INTEGER_MAX}")
+    return number
+
+
+def whole(value: Any) -> int:
+    """A whole number of at most `DECIMAL_DIGITS` digits."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | Decimal)
+        or (isinstance(value, Decimal) and not value.is_finite())
+    ):
         raise Invalid(f"is {_type_name(value)}, expected a whole number")
-    if not -_INTEGER_MAX - 1 <= value <= _INTEGER_MAX:
-        raise Invalid("is out of the range of 64 bits")
-    return int(value)
+    # abs() rounds a decimal, and overflows for 1e999999999.
+    if (value.copy_abs() if isinstance(value, Decimal) else abs(value)) >= _WHOLE_LIMIT:
+        raise Invalid(f"has more than {DECIMAL_DIGITS} digits")
+    number = int(value)
+    if value != number:
+        raise Invalid("is a number, expected a whole number")
+    return number
+
+
+def decimal(value: Any, digits: int, places: int) -> Decimal:
+    """An exact number of so many digits, of which so many are after the point.
+
+    Digits that a sender's floating-point arithmetic has added, as in 0.30000000000000004, are dropped.
+    """
+    exact = number(value)
+    limit = 10 ** (digits - places)
+    if exact.copy_abs() >= limit:
+        raise Invalid(f"is out of range, expected at most {digits - places} digits before the point")
+    rounded = exact.quantize(Decimal(1).scaleb(-places), context=Context(digits + 1))
+    is_double = len(exact.as_tuple().digits) <= _DOUBLE_DIGITS
+    is_noise = is_double and math.isclose(rounded, exact, rel_tol=_DOUBLE_NOISE) and rounded.copy_abs() < limit
+    if rounded != exact and not is_noise:
+        raise Invalid(f"has more than {places} decimal places")
+    return rounded
 
 
 def table_version(value: Any) -> int | None:

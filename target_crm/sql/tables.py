@@ -182,6 +182,11 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
     )
 
 
+def rebuilt_of(table: Table) -> str:
+    """The name of the table into which the rows of a table are copied, to change its key or its columns."""
+    return _fitted(f"{WORK_PREFIX}rebuilt_{table.name}")
+
+
 @cache
 def staging_of(table: Table) -> Table:
     """The work table of a table: `_seq`, the order of arrival, and its columns without constraints."""

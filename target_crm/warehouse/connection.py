@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import UpdateBase, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -143,7 +143,7 @@ class Warehouse:
                 for table, rows in names.added.items():
                     self.adapter.load(connection, table, rows)
                 for table in stream.own_tables:
-                    statements.extend(migrations.ensure(connection, table))
+                    statements.extend(migrations.ensure(connection, table, allow_key_change=stream.allow_key_change))
 
     def lacks(self, *streams: StreamTables, balances: bool) -> list[str]:
         """The SQL that `set_up`, and `ensure` for these streams, would execute now."""
@@ -152,9 +152,12 @@ class Warehouse:
             for stream in streams:
                 names.place(stream)
             own_tables = (table for stream in streams for table in stream.own_tables)
-            statements = migrations.set_up(connection, self.tables, *own_tables, balances=balances)
+            allow_key_change = any(stream.allow_key_change for stream in streams)
+            statements = migrations.set_up(
+                connection, self.tables, *own_tables, balances=balances, allow_key_change=allow_key_change
+            )
             return [
-                *(str(each.compile(connection)).strip() for each in statements),
+                *(_sql(connection, each) for each in statements),
                 *(_insert(connection, table, row) for table, rows in names.added.items() for row in rows),
             ]
 
@@ -267,9 +270,14 @@ def _reason(error: Exception, original: Exception) -> str:
 
 
 def _insert(connection: Connection, table: Table, row: Sequence[Any]) -> str:
-    """An INSERT as SQL that needs no parameters."""
-    insert = table.insert().values(row)
-    compiled = str(insert.compile(connection, compile_kwargs={"literal_binds": True}))
+    return _sql(connection, table.insert().values(row))
+
+
+def _sql(connection: Connection, statement: Statement) -> str:
+    """A statement as SQL that needs no parameters."""
+    if not isinstance(statement, UpdateBase):
+        return str(statement.compile(connection)).strip()
+    compiled = str(statement.compile(connection, compile_kwargs={"literal_binds": True})).strip()
     # For drivers that format statements, SQLAlchemy doubles each percent sign.
     return compiled % () if connection.dialect.paramstyle in {"format", "pyformat"} else compiled
 

@@ -6,41 +6,51 @@ Columns are only ever added, widened and renamed.
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     Boolean,
+    Column,
     Date,
     DateTime,
     Float,
+    Index,
     Integer,
     MetaData,
     Numeric,
     Table,
+    case,
+    false,
+    func,
     inspect,
     literal_column,
+    or_,
     select,
     text,
+    true,
 )
+from sqlalchemy import column as any_column
+from sqlalchemy import table as any_table
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
 from sqlalchemy.types import JSON, String, TypeDecorator
 
 from target_crm.engines.registry import adapter_for
 from target_crm.errors import WarehouseError
-from target_crm.records.schemas import BATCHED_AT, EXTRA, EXTRACTED_AT, FORMER_NAMES
-from target_crm.sql.tables import STAGING_PREFIX, WORK
+from target_crm.records.schemas import BATCHED_AT, EXTRA, EXTRACTED_AT, FORMER_NAMES, RANK, Stored
+from target_crm.sql.tables import STAGING_PREFIX, WORK, rebuilt_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping, Sequence
 
-    from sqlalchemy import Column, ColumnElement, Connection, Delete, Dialect, Insert, Select, TextClause
+    from sqlalchemy import ColumnElement, Connection, Delete, Dialect, Insert, Select, TextClause, Update
     from sqlalchemy.schema import ExecutableDDLElement
     from sqlalchemy.types import TypeEngine
 
     from target_crm.engines.base import EngineAdapter
     from target_crm.sql.tables import Tables
 
-    Statement = ExecutableDDLElement | TextClause | Insert | Delete
+    Statement = ExecutableDDLElement | TextClause | Insert | Delete | Update
 
 # Raise this whenever the target's own tables or views change. Older warehouses are migrated.
 VERSION = 3
@@ -49,20 +59,26 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (JSON, "JSON"),
     (Boolean, "boolean"),
     (Integer, "integer"),
-    (Numeric, "number"),
-    # In SQLAlchemy 2.1, a Float is not Numeric.
+    # Until SQLAlchemy 2.1, a Float is Numeric.
     (Float, "number"),
+    (Numeric, "decimal"),
     (DateTime, "time"),
     (Date, "date"),
     (String, "text"),
 )
 # What a column has to hold to be widened; `text` takes anything.
-_WIDENED_FROM = {"number": "integer", "time": "date"}
+_WIDENED_FROM = {"number": {"integer", "decimal"}, "decimal": {"integer", "decimal"}, "time": {"date"}}
+# What a column holds and the new schema says, where the column stays as it is.
+_KEPT = {("number", "integer"), ("number", "decimal"), ("decimal", "integer"), ("decimal", "number")}
+# A double holds every number of so many digits.
+_DOUBLE_DIGITS = 15
 # Types of dialects that do not inherit from SQLAlchemy's.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
 
 
-def set_up(connection: Connection, tables: Tables, *others: Table, balances: bool) -> list[Statement]:
+def set_up(
+    connection: Connection, tables: Tables, *others: Table, balances: bool, allow_key_change: bool = False
+) -> list[Statement]:
     """Return the statements that bring the target's own tables and views to this version, and `ensure` other tables.
 
     Another table with the name of an own one replaces it here, because it has more columns.
@@ -72,6 +88,7 @@ def set_up(connection: Connection, tables: Tables, *others: Table, balances: boo
         tables: The target's tables.
         others: Tables of streams.
         balances: Create the tables and views of Pepper's streams, too. Where they exist they are migrated anyway.
+        allow_key_change: Rebuild the tables of streams that have another key.
 
     Raises:
         WarehouseError: The tables have a newer version.
@@ -94,7 +111,7 @@ def set_up(connection: Connection, tables: Tables, *others: Table, balances: boo
     if is_older:
         statements += _renames_of_others(connection, tables, wanted)
     for table in wanted.values():
-        statements += ensure(connection, table)
+        statements += ensure(connection, table, allow_key_change=allow_key_change)
     if last is not None:
         for name, query in tables.views.items():
             exists = inspector.has_table(name, schema=schema)
@@ -119,48 +136,182 @@ def has_balances(connection: Connection, tables: Tables) -> bool:
     return inspect(connection).has_table(tables.merged.name, schema=tables.metadata.schema)
 
 
-def ensure(connection: Connection, table: Table) -> list[Statement]:
+def ensure(connection: Connection, table: Table, *, allow_key_change: bool = False) -> list[Statement]:
     """Return the statements that create a table, or add, widen and rename columns of an existing one.
+
+    Args:
+        connection: To the warehouse.
+        table: The table as the schema needs it.
+        allow_key_change: Rebuild a table that has another key.
 
     Raises:
         WarehouseError: The table cannot be changed to the new schema.
     """
-    inspector = inspect(connection)
+    inspector, dialect, adapter = inspect(connection), connection.dialect, _adapter(connection)
     if not inspector.has_table(table.name, schema=table.schema):
+        _check_width(connection, table, table.columns.keys())
+        if inspector.has_table(rebuilt_of(table), schema=table.schema):
+            # An engine without transactions was interrupted between the last two steps of `_rebuild`.
+            return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
         return creation(table)
     found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
     renames = _renames(found)
     found = {renames.get(name, name): type_ for name, type_ in found.items()}
-    adapter = _adapter(connection)
-    keys = adapter.keys(connection, table)
-    wanted_keys = [column.name for column in table.primary_key.columns]
+    _check_width(connection, table, found)
+    keys = set(adapter.keys(connection, table))
+    wanted_keys = table.primary_key.columns.keys()
     # Whether work tables have keys depends on the engine, and may have changed since an older version.
-    if set(keys) != set(wanted_keys) and table.info != WORK:
+    is_work = table.info == WORK
+    has_other_key = keys != set(wanted_keys) and not is_work
+    if has_other_key and not allow_key_change:
         raise WarehouseError(
-            f"table {table.name!r} has the key {list(keys)}, the new schema {wanted_keys}: rename the stream"
+            f"table {table.name!r} has the key {sorted(keys)}, the new schema {wanted_keys}: "
+            "set allow_key_change to rebuild the table, or rename the stream by a map"
         )
     try:
-        changes = [
-            change for column in table.columns if (change := _change(adapter, connection.dialect, table, column, found))
-        ]
+        existing = [column for column in table.columns if column.name in found]
+        widened = [column for column in existing if _widens(adapter, dialect, column, found)]
     except WarehouseError:
         if not table.name.startswith(STAGING_PREFIX):
             raise
         # A work table is empty between transactions.
         return [DropTable(table), *creation(table)]
-    name = connection.dialect.identifier_preparer.format_table(table)
+    needs_rebuild = any(_kind_in_ddl(column, dialect) in adapter.rebuilds_to_widen for column in widened)
+    if needs_rebuild and is_work:
+        return [DropTable(table), *creation(table)]
+    statements = _rename_statements(connection, table, renames)
+    if needs_rebuild or has_other_key:
+        return [*statements, *_rebuild(connection, table, found, widened, has_other_key=has_other_key)]
+    name = dialect.identifier_preparer.format_table(table)
+    for column in table.columns:
+        if column.name not in found:
+            statements.append(text(f"ALTER TABLE {name} {adapter.add_column} {_in_create_table(column, dialect)}"))
+    for column in widened:
+        if clause := adapter.widen_column(dialect, column):
+            _check_doubles(connection, table, column, found[column.name])
+            statements.append(text(f"ALTER TABLE {name} {clause}"))
+            statements += () if is_work else adapter.after_widening(table, column, found[column.name])
+    return statements
+
+
+def _check_width(connection: Connection, table: Table, found: Collection[str]) -> None:
+    """Refuse a table of too many columns. Its work table has one more."""
+    columns_max = _adapter(connection).limits.columns
+    columns = len({*found, *table.columns.keys()})
+    if columns_max and columns >= columns_max and table.info != WORK:
+        raise WarehouseError(
+            f"table {table.name!r} would have {columns:,} columns, more than the {columns_max - 1:,} that fit on "
+            f"{connection.dialect.name}: select fewer properties in the tap, or remove some by a stream map"
+        )
+
+
+def _check_doubles(connection: Connection, table: Table, column: Column[Any], old: TypeEngine[Any]) -> None:
+    """Refuse to make doubles of exact numbers that would change."""
+    has_doubles = _adapter(connection).limits.decimal_digits is not None
+    if not has_doubles or _kind_in_ddl(column, connection.dialect) != "number":
+        return
+    stored = any_table(table.name, any_column(column.name, old), schema=table.schema)
+    exact_max = 10 ** (_DOUBLE_DIGITS - _stored(old).places)
+    is_large = func.abs(stored.c[column.name]) >= exact_max
+    if connection.scalar(select(func.count()).select_from(stored).where(is_large)):
+        raise WarehouseError(
+            f"table {table.name!r}: column {column.name!r} holds exact numbers of more than {_DOUBLE_DIGITS} digits, "
+            "which the new schema would make doubles: give the property a multipleOf, or rename it by a stream map"
+        )
+
+
+def _rebuild(
+    connection: Connection,
+    table: Table,
+    found: Mapping[str, TypeEngine[Any]],
+    widened: Collection[Column[Any]],
+    *,
+    has_other_key: bool,
+) -> list[Statement]:
+    """The statements that copy the rows of a table into a new one, which takes its place.
+
+    Of the rows that have the same new key, the newest stays.
+    """
+    dialect, adapter = connection.dialect, _adapter(connection)
+    metadata = MetaData(schema=table.schema)
+    old = Table(table.name, metadata, *(Column(name, type_) for name, type_ in found.items()))
+    keys = table.primary_key.columns.keys()
+    if has_other_key:
+        _check_key_values(connection, old, keys)
+    kept_types = {
+        column.name: found[column.name]
+        for column in table.columns
+        if column.name in found and not column.primary_key and _is_kept(dialect, column, found)
+    }
+    new = Table(
+        rebuilt_of(table),
+        metadata,
+        *(
+            Column(each.name, kept_types.get(each.name, each.type), primary_key=each.primary_key, autoincrement=False)
+            for each in table.columns
+        ),
+        *(Column(name, type_) for name, type_ in found.items() if name not in table.c),
+    )
+    values: dict[str, ColumnElement[Any]] = {column.name: column for column in old.c}
+    values |= {column.name: adapter.converted(old.c[column.name], column.type) for column in widened}
+    rows = select(*(value.label(name) for name, value in values.items()))
+    if has_other_key and keys:
+        newest = [_last_if_null(old.c[name]) for name in (EXTRACTED_AT, BATCHED_AT)]
+        rank = func.row_number().over(partition_by=[old.c[key] for key in keys], order_by=chain.from_iterable(newest))
+        ranked = rows.add_columns(rank.label(RANK)).subquery("ranked")
+        rows = select(*(ranked.c[name] for name in values)).where(ranked.c[RANK] == 1)
     return [
-        *_rename_statements(connection, table, renames),
-        *(text(f"ALTER TABLE {name} {change}") for change in changes),
+        DropTable(new, if_exists=True),
+        *creation(new),
+        new.insert().from_select(list(values), rows),
+        DropTable(old),
+        *_rename_table(connection, new, table),
+        *_indexes(connection, table, found),
     ]
 
 
-def stored_kinds(connection: Connection, table: str, schema: str | None) -> dict[str, str]:
-    """Column → its kind, of an existing table; nothing for a missing one."""
+def _is_kept(dialect: Dialect, column: Column[Any], found: Mapping[str, TypeEngine[Any]]) -> bool:
+    """Whether a column has a wider type than the schema asks for."""
+    old, new = _stored(found[column.name]), _stored(_type_in_ddl(column.type, dialect))
+    return (old.kind, new.kind) in _KEPT or (old.kind == new.kind == "decimal" and new.places <= old.places)
+
+
+def _last_if_null(column: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+    return [case((column.is_(None), 1), else_=0), column.desc()]
+
+
+def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -> None:
+    """Refuse a new key that some rows have no value for."""
+    is_null = or_(*(old.c[key].is_(None) if key in old.c else true() for key in keys), false())
+    if count := connection.scalar(select(func.count()).select_from(old).where(is_null)):
+        raise WarehouseError(
+            f"table {old.name!r}: {count:,} rows have no value for the new key {list(keys)}: set it or delete them, or "
+            "rename the stream by a map"
+        )
+
+
+def _rename_table(connection: Connection, old: Table, new: Table) -> list[Statement]:
+    preparer = connection.dialect.identifier_preparer
+    names = {"old": preparer.format_table(old), "new": preparer.format_table(new), "name": preparer.quote(new.name)}
+    return [text(template.format(**names)) for template in _adapter(connection).rename_table]
+
+
+def _indexes(connection: Connection, table: Table, found: Mapping[str, TypeEngine[Any]]) -> list[Statement]:
+    """The statements that create a table's indexes again. Those of expressions are left out."""
+    whole = Table(table.name, MetaData(schema=table.schema), *(Column(name, type_) for name, type_ in found.items()))
+    return [
+        CreateIndex(Index(index["name"], *(whole.c[name] for name in names), unique=index["unique"]))
+        for index in inspect(connection).get_indexes(table.name, schema=table.schema)
+        if len(names := [name for name in index["column_names"] if name]) == len(index["column_names"])
+    ]
+
+
+def stored_columns(connection: Connection, table: str, schema: str | None) -> dict[str, Stored]:
+    """Column → what it holds, of an existing table; nothing for a missing one."""
     inspector = inspect(connection)
     if not inspector.has_table(table, schema=schema):
         return {}
-    return {column["name"]: _kind(column["type"]) for column in inspector.get_columns(table, schema=schema)}
+    return {column["name"]: _stored(column["type"]) for column in inspector.get_columns(table, schema=schema)}
 
 
 def _renames_of_others(connection: Connection, tables: Tables, wanted: Collection[str]) -> list[Statement]:
@@ -226,21 +377,35 @@ def version(connection: Connection, tables: Tables) -> int:
     return connection.scalar(select(tables.version.c.version)) or 0
 
 
-def _change(
-    adapter: EngineAdapter, dialect: Dialect, table: Table, column: Column[Any], found: dict[str, TypeEngine[Any]]
-) -> str | None:
-    """The ALTER TABLE clause that adds or widens a column, if one is needed."""
-    if column.name not in found:
-        return f"{adapter.add_column} {CreateColumn(column).compile(dialect=dialect)}"
-    old, new = _kind(found[column.name]), _kind(_type_in_ddl(column.type, dialect))
-    if old == new or (old, new) == ("number", "integer"):
-        return None
-    if new not in adapter.widens_columns_to or old != _WIDENED_FROM.get(new, old):
+def _in_create_table(column: Column[Any], dialect: Dialect) -> str:
+    return str(CreateColumn(column).compile(dialect=dialect))
+
+
+def _widens(
+    adapter: EngineAdapter, dialect: Dialect, column: Column[Any], found: Mapping[str, TypeEngine[Any]]
+) -> bool:
+    """Whether an existing column has to be widened.
+
+    Raises:
+        WarehouseError: It has to, and cannot be.
+    """
+    old, new = _stored(found[column.name]), _stored(_type_in_ddl(column.type, dialect))
+    is_wider = old.kind != new.kind or new.places > old.places
+    # A decimal with another number of digits was made by a user.
+    is_own_decimal = (old.kind, new.kind) == ("decimal", "number") and old.digits == adapter.limits.decimal_digits
+    if not is_wider or ((old.kind, new.kind) in _KEPT and not is_own_decimal):
+        return False
+    allowed = new.kind in adapter.widens_columns_to
+    if not allowed or old.kind not in _WIDENED_FROM.get(new.kind, {old.kind}):
         raise WarehouseError(
-            f"table {table.name!r}: column {column.name!r} holds {old}, the new schema says {new}, and {dialect.name} "
-            "can't widen it: rename the property by a stream map"
+            f"table {column.table.name!r}: column {column.name!r} holds {old.kind}, the new schema says {new.kind}, "
+            f"and {dialect.name} can't widen it: rename the property by a stream map"
         )
-    return adapter.widen_column(dialect, column)
+    return True
+
+
+def _kind_in_ddl(column: Column[Any], dialect: Dialect) -> str:
+    return _stored(_type_in_ddl(column.type, dialect)).kind
 
 
 def _type_in_ddl(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
@@ -254,6 +419,14 @@ def _kind(type_: TypeEngine[Any]) -> str:
         return "text"
     named = _KINDS_BY_NAME.get(decorated.__visit_name__)
     return named or next((kind for base, kind in _KINDS if isinstance(decorated, base)), "something else")
+
+
+def _stored(type_: TypeEngine[Any]) -> Stored:
+    """What a column of a type holds. A decimal number without a number of places takes any number."""
+    kind, places = _kind(type_), getattr(type_, "scale", None)
+    if kind != "decimal":
+        return Stored(kind)
+    return Stored("number") if places is None else Stored(kind, getattr(type_, "precision", None) or 0, places)
 
 
 def creation(table: Table) -> list[Statement]:

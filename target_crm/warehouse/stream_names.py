@@ -9,13 +9,14 @@ from sqlalchemy import inspect, select
 
 from target_crm.records.names import assign_table, from_text, to_text
 from target_crm.sql.tables import WORK_PREFIX
-from target_crm.warehouse.migrations import stored_kinds
+from target_crm.warehouse.migrations import stored_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection, Table
 
+    from target_crm.records.schemas import Stored
     from target_crm.sql.tables import Tables
 
 
@@ -35,10 +36,14 @@ class StreamTables(Protocol):
         """Property → column."""
 
     @property
+    def allow_key_change(self) -> bool:
+        """Whether a table with another key is rebuilt."""
+
+    @property
     def own_tables(self) -> Sequence[Table]:
         """The tables, with the names of the last `place`."""
 
-    def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, str]) -> None:
+    def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, Stored]) -> None:
         """Set table and columns, given the recorded columns and what the columns of an existing table hold."""
 
 
@@ -65,7 +70,7 @@ class StreamNames:
             self.added[self._tables.streams].append((stream_id, to_text(name), self._table_of[name]))
         recorded = self._columns(stream_id)
         table = self._table_of[name]
-        stream.place(table, recorded, stored_kinds(self._connection, table, self._tables.metadata.schema))
+        stream.place(table, recorded, stored_columns(self._connection, table, self._tables.metadata.schema))
         self.added[self._tables.columns] += [
             (_digest(name, each), stream_id, to_text(each), column)
             for each, column in stream.columns.items()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from target_crm.errors import InputError
+from target_crm.errors import InputError, WarehouseError
 from tests.helpers.target import ACTIONS, INTEGER, TEXT, action, activate, load, query, record, schema, state, table
 
 if TYPE_CHECKING:
@@ -201,6 +202,49 @@ def test_a_keyword_is_a_valid_name_of_a_column_and_of_a_stream(warehouse_url: st
     load(warehouse_url, [keyed, record(word, {"id": 1, word: "b"})])
 
     assert query(warehouse_url, f'SELECT "{word}" FROM "{word}"') == [("b",)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["xmin", "xmax", "cmin", "cmax", "ctid", "tableoid", "oid"],
+        ["rowid", "_rowid_", "ROWID", "db_row_id", "DB_TRX_ID", "db_roll_ptr", "FTS_DOC_ID"],
+    ],
+    ids=["postgresql", "others"],
+)
+def test_a_name_that_an_engine_reserves_gives_a_column_with_a_number(warehouse_url: str, names: list[str]) -> None:
+    keyed = schema("s", {"id": INTEGER} | dict.fromkeys(names, TEXT), "id")
+
+    for _ in range(2):
+        load(warehouse_url, [keyed, record("s", {"id": 1} | {name: name for name in names})])
+
+    columns = dict(query(warehouse_url, "SELECT property, column_name FROM _crm_columns"))
+    quoted = ", ".join(f'"{columns[name]}"' for name in names)
+    assert query(warehouse_url, f"SELECT {quoted} FROM s") == [tuple(names)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        pytest.param(989 - 6, None, id="most"),
+        pytest.param(
+            990 - 6, r"stream 'w': .* table 'w' would have 990 columns, more than the 989 that fit on sqlite", id="more"
+        ),
+    ],
+)
+def test_a_stream_of_too_many_columns_is_refused_at_its_schema(
+    sqlite_url: str, columns: int, message: str | None
+) -> None:
+    wide = schema("w", {"id": INTEGER} | {f"c{number}": TEXT for number in range(columns)}, "id")
+    lines = [wide, record("w", {"id": 1, "c1": "x"}), schema("other", {"id": TEXT}, "id"), record("other", {"id": "1"})]
+
+    with pytest.raises(WarehouseError, match=message) if message else nullcontext():
+        load(sqlite_url, lines)
+        load(sqlite_url, [wide, record("w", {"id": 1, "c1": "y"})])
+
+    assert query(sqlite_url, "SELECT id FROM other") == [("1",)]
+    if not message:
+        assert query(sqlite_url, "SELECT c1 FROM w") == [("y",)]
 
 
 def test_a_stream_without_properties_lands_in_the_extra_column(warehouse_url: str) -> None:

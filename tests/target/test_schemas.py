@@ -21,9 +21,12 @@ from target_crm.records.schemas import (
     NUMBER,
     POINTS,
     TEXT,
+    WHOLE,
     Kind,
     MissingProperty,
     Shape,
+    TableLimits,
+    decimal_kind,
     kind_of,
 )
 from target_crm.records.values import Invalid
@@ -100,6 +103,66 @@ DEFINITIONS = {
 )
 def test_a_column_can_hold_every_value_that_the_schema_of_its_property_allows(definition: Any, kind: Kind) -> None:
     assert kind_of(definition, DEFINITIONS) is kind
+
+
+UNLIMITED, DECIMALS, DOUBLES = (TableLimits(decimal_digits=digits) for digits in (None, 38, 0))
+
+
+@pytest.mark.parametrize(
+    ("definition", "limits", "kind"),
+    [
+        pytest.param({"type": "integer", "maximum": 2**63 - 1}, DECIMALS, INTEGER, id="64-bits"),
+        pytest.param({"type": "integer", "exclusiveMaximum": 2**63}, DECIMALS, INTEGER, id="64-bits-exclusive"),
+        pytest.param({"type": "integer", "maximum": 2**63}, DECIMALS, decimal_kind(38, 0), id="65-bits"),
+        pytest.param({"type": "integer", "minimum": -(2**63) - 1}, DECIMALS, decimal_kind(38, 0), id="negative"),
+        pytest.param({"type": "integer", "maximum": 2**64}, UNLIMITED, WHOLE, id="65-bits-unlimited"),
+        pytest.param({"type": "integer", "maximum": 2**64}, DOUBLES, WHOLE, id="65-bits-without-decimals"),
+        pytest.param({"type": "integer", "maximum": 10**40}, DECIMALS, NUMBER, id="41-digits"),
+        pytest.param(
+            {"type": "number", "multipleOf": Decimal("1e-06")}, DECIMALS, decimal_kind(38, 6), id="multipleOf"
+        ),
+        pytest.param({"type": "number", "multipleOf": 0.25}, DECIMALS, decimal_kind(38, 2), id="quarters"),
+        pytest.param({"type": "number", "multipleOf": 10}, DECIMALS, decimal_kind(38, 0), id="tens"),
+        pytest.param({"type": "number", "multipleOf": 0.01}, UNLIMITED, NUMBER, id="multipleOf-unlimited"),
+        pytest.param({"type": "number", "multipleOf": 0.01}, DOUBLES, NUMBER, id="multipleOf-without-decimals"),
+        pytest.param({"type": "number", "multipleOf": "cents"}, DECIMALS, NUMBER, id="multipleOf-text"),
+        pytest.param({"type": "number", "multipleOf": 1e-20}, DECIMALS, NUMBER, id="too-many-places"),
+        pytest.param(
+            {"type": "number", "multipleOf": Decimal("1e-10"), "maximum": 10**28, "exclusiveMaximum": True},
+            DECIMALS,
+            decimal_kind(38, 10),
+            id="all-digits-as-draft-4-says",
+        ),
+        pytest.param(
+            {"type": "number", "multipleOf": Decimal("1e-38"), "maximum": 10**62}, DECIMALS, NUMBER, id="100-digits"
+        ),
+        pytest.param({"type": ["integer", "number"], "multipleOf": 0.01}, DECIMALS, decimal_kind(38, 2), id="both"),
+        pytest.param(
+            {"anyOf": [{"type": "number", "multipleOf": 0.01}, {"type": "number"}]}, DECIMALS, NUMBER, id="any-number"
+        ),
+        pytest.param(
+            {"anyOf": [{"type": "number", "multipleOf": step} for step in (0.01, 0.0001)]},
+            DECIMALS,
+            decimal_kind(38, 4),
+            id="finest",
+        ),
+    ],
+)
+def test_bounds_and_steps_of_a_number_give_a_column_that_is_exact(
+    definition: Any, limits: TableLimits, kind: Kind
+) -> None:
+    assert kind_of(definition, {}, limits) is kind
+
+
+@pytest.mark.parametrize(("texts", "chars"), [(3, 255), (4, 192), (16, 48)])
+def test_the_texts_of_a_key_share_its_length(texts: int, chars: int) -> None:
+    keys = [f"k{number}" for number in range(texts)]
+    properties = {key: {"type": "string"} for key in keys}
+    shape = Shape.of({"properties": properties}, keys, limits=TableLimits(key_bytes=3_072))
+
+    assert row(shape, dict.fromkeys(keys, "x" * chars))[:texts] == ("x" * chars,) * texts
+    with pytest.raises(Invalid, match=f"has {chars + 1} characters, expected at most {chars} in a key"):
+        row(shape, dict.fromkeys(keys, "x" * (chars + 1)))
 
 
 @pytest.mark.parametrize("names", [["userName", "user_name", "user name"], ["user name", "user_name", "userName"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime, timezone
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,9 @@ from target_crm.records import values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+cents = partial(values.decimal, digits=11, places=2)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
         pytest.param(values.number, Decimal("1E+300"), Decimal("1E+300"), id="huge-number"),
         pytest.param(values.number, Decimal("0E-400"), Decimal(0), id="zero-with-an-exponent"),
         pytest.param(values.number, Decimal("0E-99999"), Decimal(0), id="zero-with-a-large-exponent"),
+        pytest.param(values.whole, Decimal("1E+37"), 10**37, id="38-digits"),
+        pytest.param(cents, Decimal("0.30000000000000004"), Decimal("0.30"), id="noise-of-a-double"),
+        pytest.param(cents, Decimal("-999999999.99"), Decimal("-999999999.99"), id="all-digits-of-a-decimal"),
         pytest.param(values.boolean, False, False, id="false"),
         pytest.param(values.day, "2024-02-29", date(2024, 2, 29), id="leap-day"),
         pytest.param(
@@ -58,7 +65,29 @@ def test_a_valid_value_is_converted(convert: Callable[[Any], Any], value: Any, e
         pytest.param(values.integer, True, "is a boolean, expected a whole number", id="boolean-as-integer"),
         pytest.param(values.integer, "5", "is text, expected a whole number", id="text-as-integer"),
         pytest.param(values.integer, Decimal("1.5"), "is a number, expected a whole number", id="fraction"),
-        pytest.param(values.integer, 2**63, "is out of the range of 64 bits", id="65-bits"),
+        pytest.param(
+            values.integer,
+            2**63,
+            "is out of the range of 64 bits, -9223372036854775808 to 9223372036854775807",
+            id="65-bits",
+        ),
+        pytest.param(values.whole, 10**38, "has more than 38 digits", id="39-digits"),
+        pytest.param(cents, Decimal("0.125"), "has more than 2 decimal places", id="half-a-cent"),
+        pytest.param(
+            cents,
+            Decimal("123456789.010000000000000001"),
+            "has more than 2 decimal places",
+            id="more-digits-than-a-double",
+        ),
+        pytest.param(
+            cents, 10**9, "is out of range, expected at most 9 digits before the point", id="decimal-out-of-range"
+        ),
+        pytest.param(
+            cents,
+            Decimal("999999999.999999999"),
+            "has more than 2 decimal places",
+            id="decimal-rounded-out-of-range",
+        ),
         pytest.param(values.number, False, "is a boolean, expected a number", id="boolean-as-number"),
         pytest.param(values.number, "1.5", "is text, expected a number", id="text-as-number"),
         pytest.param(values.number, Decimal("1E+400"), "is out of the range of a double", id="larger-than-a-double"),
@@ -81,7 +110,7 @@ def test_a_valid_value_is_converted(convert: Callable[[Any], Any], value: Any, e
         pytest.param(
             values.integer,
             Decimal("1E+999999999"),
-            "is a number, expected a whole number",
+            "has more than 38 digits",
             id="integer-with-a-billion-digits",
         ),
         pytest.param(values.boolean, 1, "is a number, expected a boolean", id="number-as-boolean"),
