@@ -82,8 +82,9 @@ class EngineAdapter:
     `date`, `text` from any."""
     rebuilds_to_widen: ClassVar[Collection[str]] = ()
     """Those of these kinds for which the table has to be copied into a new one."""
-    rename_table: ClassVar[Sequence[str]] = ("ALTER TABLE {old} RENAME TO {name}",)
-    """The statements that rename a table; `{new}` is the new name with its schema."""
+    rename_table: ClassVar[Sequence[str]] = ()
+    """The statements that rename a table; `{new}` is the new name with its schema. Core SQL has none, and without them
+    no table can be rebuilt."""
     views_follow_renames: ClassVar[bool] = False
     """Whether a view stays valid when a column that it reads is renamed."""
 
@@ -230,6 +231,7 @@ class ExtendedSQLAdapter(EngineAdapter):
     create_view = "CREATE OR REPLACE VIEW {name} AS {query}"
     replaces_views = True
     mixes_ddl_and_dml = True
+    rename_table: ClassVar[Sequence[str]] = ("ALTER TABLE {old} RENAME TO {name}",)
 
     def _update(self, connection: Connection, change: RowUpdate) -> int:
         """Use UPDATE … FROM."""

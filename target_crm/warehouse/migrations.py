@@ -38,6 +38,7 @@ from sqlalchemy.types import JSON, String, TypeDecorator
 from target_crm.engines.registry import adapter_for
 from target_crm.errors import WarehouseError
 from target_crm.records.schemas import BATCHED_AT, EXTRA, EXTRACTED_AT, FORMER_NAMES, RANK, Stored
+from target_crm.sql.functions import row_number
 from target_crm.sql.tables import STAGING_PREFIX, WORK, rebuilt_of
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def set_up(
     Raises:
         WarehouseError: The tables have a newer version.
     """
-    schema, inspector = tables.metadata.schema, inspect(connection)
+    schema, inspector, adapter = tables.metadata.schema, inspect(connection), _adapter(connection)
     found = version(connection, tables)
     if found > VERSION:
         raise WarehouseError(f"the tables have version {found}, this target supports {VERSION}: upgrade pepper-crm")
@@ -114,8 +115,9 @@ def set_up(
         statements += ensure(connection, table, allow_key_change=allow_key_change)
     if last is not None:
         for name, query in tables.views.items():
-            exists = inspector.has_table(name, schema=schema)
-            statements += view(_adapter(connection), connection.dialect, name, query, schema, exists=exists)
+            # MariaDB's view of a renamed column can't be asked for; it can be replaced.
+            exists = not adapter.replaces_views and inspector.has_table(name, schema=schema)
+            statements += view(adapter, connection.dialect, name, query, schema, exists=exists)
         # `has_balances` looks for it: DDL that commits at once may be interrupted before.
         statements += ensure(connection, last)
     if is_older:
@@ -150,7 +152,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     inspector, dialect, adapter = inspect(connection), connection.dialect, _adapter(connection)
     if not inspector.has_table(table.name, schema=table.schema):
         _check_width(connection, table, table.columns.keys())
-        if inspector.has_table(rebuilt_of(table), schema=table.schema):
+        if adapter.rename_table and inspector.has_table(rebuilt_of(table), schema=table.schema):
             # An engine without transactions was interrupted between the last two steps of `_rebuild`.
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
         return creation(table)
@@ -163,10 +165,11 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     # Whether work tables have keys depends on the engine, and may have changed since an older version.
     is_work = table.info == WORK
     has_other_key = keys != set(wanted_keys) and not is_work
-    if has_other_key and not allow_key_change:
+    if has_other_key and not (allow_key_change and adapter.rename_table):
+        rebuild = "set allow_key_change to rebuild the table, or " if adapter.rename_table else ""
         raise WarehouseError(
             f"table {table.name!r} has the key {sorted(keys)}, the new schema {wanted_keys}: "
-            "set allow_key_change to rebuild the table, or rename the stream by a map"
+            f"{rebuild}rename the stream by a map"
         )
     try:
         existing = [column for column in table.columns if column.name in found]
@@ -257,7 +260,7 @@ def _rebuild(
     rows = select(*(value.label(name) for name, value in values.items()))
     if has_other_key and keys:
         newest = [_last_if_null(old.c[name]) for name in (EXTRACTED_AT, BATCHED_AT)]
-        rank = func.row_number().over(partition_by=[old.c[key] for key in keys], order_by=chain.from_iterable(newest))
+        rank = row_number().over(partition_by=[old.c[key] for key in keys], order_by=chain.from_iterable(newest))
         ranked = rows.add_columns(rank.label(RANK)).subquery("ranked")
         rows = select(*(ranked.c[name] for name in values)).where(ranked.c[RANK] == 1)
     return [
@@ -437,11 +440,11 @@ def creation(table: Table) -> list[Statement]:
 def view(
     adapter: EngineAdapter, dialect: Dialect, name: str, query: Select[Any], schema: str | None, *, exists: bool
 ) -> list[Statement]:
-    """Return the statements that create a view or replace an older one."""
+    """Return the statements that create a view, after dropping one that exists."""
     quote = dialect.identifier_preparer.quote
     quoted = f"{quote(schema)}.{quote(name)}" if schema else quote(name)
     body = query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
-    drop = [text(f"DROP VIEW {quoted}")] if exists and not adapter.replaces_views else []
+    drop = [text(f"DROP VIEW {quoted}")] if exists else []
     return [*drop, text(adapter.create_view.format(name=quoted, query=body))]
 
 
