@@ -1,0 +1,114 @@
+"""MariaDB's limits: packets, rows and keys; and columns that are widened where DDL commits at once."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from target_crm.errors import WarehouseError
+from tests.conformance import Unavailable
+from tests.conformance.mariadb import mariadb
+from tests.helpers.target import INTEGER, TEXT, execute, load, query, record, schema, state
+from tests.target.test_widening import MICROS, UNSIGNED, check_widening
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.warehouse, pytest.mark.xdist_group("mariadb")]
+PACKET_BYTES = 2**20
+
+
+@pytest.fixture(scope="module")
+def new_url() -> Iterator[Callable[[], str]]:
+    """A factory of URLs of new databases on a server that takes statements of one megabyte."""
+    try:
+        with mariadb() as new:
+            execute(new(), f"SET GLOBAL max_allowed_packet = {PACKET_BYTES}")
+            yield new
+    except Unavailable as reason:
+        pytest.skip(f"MariaDB: {reason}")
+
+
+@pytest.fixture(params=["pymysql", "mysqlconnector"])
+def url(request: pytest.FixtureRequest, new_url: Callable[[], str]) -> str:
+    """A new database, by each driver."""
+    return new_url().replace("mariadb://", f"mariadb+{request.param}://")
+
+
+def test_a_batch_is_sent_in_statements_that_the_server_takes(url: str) -> None:
+    texts = ["'\\\n" * 1_000 * (1 + number % 50) if number % 2 else "яé" * 50_000 for number in range(100)]
+    keyed = schema("p", {"id": INTEGER, "v": TEXT}, "id")
+
+    load(url, [keyed, *(record("p", {"id": number, "v": text}) for number, text in enumerate(texts))])
+    load(url, [keyed, record("p", {"id": 1_000, "v": "x" * (PACKET_BYTES - 50_000)})])
+
+    assert query(url, "SELECT count(*), sum(length(v)) FROM p WHERE id < 1000") == [
+        (100, sum(len(text.encode()) for text in texts))
+    ]
+    assert query(url, "SELECT length(v) FROM p WHERE id = 1000") == [(PACKET_BYTES - 50_000,)]
+
+
+@pytest.mark.parametrize("text", ["x" * PACKET_BYTES, "'" * (PACKET_BYTES - 50_000)], ids=["plain", "escaped"])
+def test_a_record_above_the_packet_limit_stops_the_run_and_names_the_limit(
+    url: str, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [schema("p", {"id": INTEGER, "v": TEXT}, "id"), record("p", {"id": 1, "v": text}), state({"n": 1})]
+
+    with pytest.raises(WarehouseError, match=r"table 'p': a record of .* max_allowed_packet, 1,048,576 bytes"):
+        load(url, lines)
+
+    assert "trying again" not in caplog.text
+
+
+def test_a_stream_whose_rows_would_be_too_long_stops_alone(url: str) -> None:
+    wide = schema("w", {"id": INTEGER} | {f"c{number}": TEXT for number in range(500)}, "id")
+
+    with pytest.raises(WarehouseError, match=r"stream 'w': .* table 'w' of 506 columns: .*Row size too large"):
+        load(url, [wide, record("w", {"id": 1}), schema("o", {"id": TEXT}, "id"), record("o", {"id": "1"})])
+
+    assert query(url, "SELECT id FROM o") == [("1",)]
+
+
+def test_the_texts_of_a_key_share_its_length(url: str) -> None:
+    keys = [f"k{number}" for number in range(8)]
+    rows = [dict.fromkeys(keys, "é" * 96), dict.fromkeys(keys, "é" * 95 + "ê"), dict.fromkeys(keys, "é" * 97)]
+    keyed = schema("k", dict.fromkeys(keys, TEXT), *keys)
+
+    for _ in range(2):
+        load(url, [keyed, *(record("k", row) for row in rows)])
+
+    assert query(url, "SELECT count(*) FROM k") == [(2,)]
+    assert query(url, "SELECT reason FROM rejected_records") == [
+        ("k0 has 97 characters, expected at most 96 in a key",)
+    ]
+
+
+def test_columns_are_widened_and_keep_their_values(new_url: Callable[[], str]) -> None:
+    check_widening(new_url())
+
+
+def test_numbers_are_exact(new_url: Callable[[], str]) -> None:
+    url = new_url()
+    line = '{"type": "RECORD", "stream": "x", "record": {"id": 18446744073709551615, "d": 12345678901234.123456}}'
+
+    for _ in range(2):
+        load(url, [schema("x", {"id": UNSIGNED, "d": MICROS}, "id"), line])
+
+    assert query(url, "SELECT id, d FROM x") == [(2**64 - 1, Decimal("12345678901234.123456"))]
+
+
+def test_a_key_is_changed_even_if_the_copy_was_interrupted(new_url: Callable[[], str]) -> None:
+    url = new_url()
+    properties = {"id": INTEGER, "v": TEXT}
+    load(url, [schema("r", properties, "id"), *(record("r", {"id": number, "v": "a"}) for number in (1, 2))])
+    changed = [schema("r", properties, "id", "v"), record("r", {"id": 1, "v": "b"})]
+    execute(url, "CREATE TABLE _crm_rebuilt_r (id BIGINT)")
+
+    load(url, changed, allow_key_change=True)
+    assert query(url, "SELECT id, v FROM r ORDER BY id, v") == [(1, "a"), (1, "b"), (2, "a")]
+
+    execute(url, "RENAME TABLE r TO _crm_rebuilt_r")
+    load(url, changed)
+    assert query(url, "SELECT id, v FROM r ORDER BY id, v") == [(1, "a"), (1, "b"), (2, "a")]
