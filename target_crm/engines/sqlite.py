@@ -77,15 +77,17 @@ class SQLiteAdapter(ExtendedSQLAdapter):
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Make a SQLAlchemy engine. An in-memory database belongs to one connection, which has to serve all threads."""
+        # The driver begins no transactions: see `add_event_listeners`. libSQL takes this only when it connects.
+        arguments: dict[str, Any] = {"isolation_level": None}
         if self.is_in_memory(url):
-            options |= {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
-        return super().create_engine(url, **options)
+            options["poolclass"] = StaticPool
+            arguments["check_same_thread"] = False
+        return super().create_engine(url, connect_args=arguments, **options)
 
     def add_event_listeners(self, engine: Engine) -> None:
         """Begin transactions here: the driver begins them late, and a writer that reads first could not wait."""
 
         def on_connect(driver_connection: Any, _record: object) -> None:
-            driver_connection.isolation_level = None
             driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
             driver_connection.execute("PRAGMA journal_mode = WAL")
             # Speeds up sorting the whole ledger, as `verify` does.
