@@ -9,7 +9,8 @@ from sqlalchemy.dialects.mssql import DATETIME2
 from sqlalchemy.ext.compiler import compiles
 
 from target_crm.engines.base import LOCK_WAIT_SECONDS, ExtendedSQLAdapter, lock_name
-from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
+from target_crm.records.column_types import DECIMAL_DIGITS, ID_CHARS_MAX, ColumnTypes, register
+from target_crm.records.schemas import TableLimits
 from target_crm.sql.functions import QUARTER_SECONDS, floor_to_integer, quarter_hours
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class SQLServerAdapter(ExtendedSQLAdapter):
     engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
     add_column = "ADD"
     create_view = "CREATE OR ALTER VIEW {name} AS {query}"
-    widens_columns_to = ("number",)
+    limits = TableLimits(decimal_digits=DECIMAL_DIGITS, columns=1_024)
+    widens_columns_to = ("number", "decimal")
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Take an application lock, which ends with the transaction. It reports a timeout by a return code."""

@@ -6,7 +6,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column
+from sqlalchemy import Column, Numeric
 
 from target_crm.engines.base import to_floats
 from target_crm.records.column_types import POINTS_DIGITS, POINTS_PLACES
@@ -38,6 +38,9 @@ def write_parquet(path: Path, columns: Mapping[str, Column[Any]], rows: Rows) ->
     for (name, column), values in zip(columns.items(), zip(*rows, strict=True), strict=True):
         kind = getattr(column.type, "impl_instance", column.type).python_type
         column_values = to_floats(values) if kind is float else values
-        arrays.append(pyarrow.array(column_values, types[kind]))
-        fields.append(pyarrow.field(name, types[kind], nullable=bool(column.nullable)))
+        type_ = types[kind]
+        if type(column.type) is Numeric:
+            type_ = pyarrow.decimal128(column.type.precision, column.type.scale)
+        arrays.append(pyarrow.array(column_values, type_))
+        fields.append(pyarrow.field(name, type_, nullable=bool(column.nullable)))
     parquet.write_table(pyarrow.table(arrays, schema=pyarrow.schema(fields)), path)

@@ -21,7 +21,8 @@ from target_crm.engines.base import (
     quoted_name,
 )
 from target_crm.engines.parquet import write_parquet
-from target_crm.records.column_types import ColumnTypes, register
+from target_crm.records.column_types import DECIMAL_DIGITS, ColumnTypes, register
+from target_crm.records.schemas import TableLimits
 from target_crm.sql.tables import tables_in
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 class SnowflakeAdapter(ExtendedSQLAdapter):
     """Table locks that end with a transaction, DDL that commits at once, and files loaded from a stage."""
 
+    limits = TableLimits(decimal_digits=DECIMAL_DIGITS)
     # A cancelled statement (timeout, lock timeout, user); a failed connection.
     _RETRIABLE_STATES = frozenset({"08001", "08003", "57014"})
     # An internal error of the server; a session that has ended, or whose token has expired.

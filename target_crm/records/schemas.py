@@ -49,6 +49,7 @@ FORMER_NAMES = {
 SEQ = "_seq"
 RANK = "_rank"
 _RESERVED_COLUMNS = {*FORMER_NAMES, *FORMER_NAMES.values(), SEQ, RANK}
+_INTEGER_DIGITS = len(f"{values.INTEGER_MAX}")
 # Digits before the point for a number whose schema does not bound it.
 _WHOLE_DIGITS_MIN = 20
 # Of a character in UTF-8.
@@ -187,8 +188,11 @@ class Shape:
         others = {*properties, *key_properties} - fixed.keys()
         columns |= assign_columns(others, recorded or {}, stored, reserved)
         kinds = {**fixed, **{name: kind_of(each, schema, limits) for name, each in properties.items()}, **fixed}
-        if not fixed:
-            kinds = {name: _fitted(kind, stored.get(columns[name]), limits) for name, kind in kinds.items()}
+        kinds |= {
+            name: _fitted(kind, stored[columns[name]], limits)
+            for name, kind in kinds.items()
+            if name not in fixed and columns[name] in stored
+        }
         kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, limits)
         required = {*key_properties, *schema.get("required", ())}
         return cls(
@@ -268,10 +272,8 @@ def _key_kinds(kinds: Mapping[str, Kind | None], limits: TableLimits) -> dict[st
     return dict.fromkeys(texts, text) | dict.fromkeys(as_doubles, INTEGER)
 
 
-def _fitted(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
-    """The kind of a property whose column may exist: a column that holds more keeps its type."""
-    if stored is None:
-        return kind
+def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
+    """The kind of a property whose column exists: a column that holds more keeps its type."""
     if stored.kind == "text" and kind not in {TEXT, ANY_TEXT}:
         return ANY_TEXT
     if stored.kind == "time" and kind is DATE:
@@ -281,8 +283,10 @@ def _fitted(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
         return NUMBER
     if stored.kind != "decimal" or limits.decimal_digits == 0:
         return kind
-    is_narrower = kind is INTEGER or (kind is NUMBER and stored.digits != limits.decimal_digits)
-    is_held = is_narrower or (places is not None and places <= stored.places)
+    is_narrower = kind is INTEGER and stored.digits - stored.places < _INTEGER_DIGITS
+    # A user has made it: the target's decimals have all digits, and are widened.
+    is_users = kind is NUMBER and stored.digits != limits.decimal_digits
+    is_held = is_narrower or is_users or (places is not None and places <= stored.places)
     return decimal_kind(stored.digits, stored.places) if is_held else kind
 
 
