@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
@@ -12,6 +14,8 @@ from typing import cast as cast_type
 from sqlalchemy import cast, create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from target_crm.engines.driver_errors import describe, pep_249_classes
+from target_crm.errors import ConnectionLost
 from target_crm.records.schemas import TableLimits
 from target_crm.sql.staging import RowUpdate
 from target_crm.sql.tables import MONTHS_OF
@@ -42,8 +46,14 @@ if TYPE_CHECKING:
 
 LOCK_WAIT_SECONDS = 60
 LOCK_POLL_SECONDS = 0.1
+# A wait for a lock is logged after this time.
+LOCK_LOG_SECONDS = 2
+LOADER_LOCK = "the loader's lock"
 # Held while rows are bound. The reader waits meanwhile, so that the two threads do not compete for the interpreter.
 binding = Lock()
+
+
+logger = logging.getLogger("target-crm.warehouse")
 
 
 class _EveryWord(frozenset[str]):
@@ -54,6 +64,27 @@ class _EveryWord(frozenset[str]):
 
 
 _EVERY_WORD = _EveryWord()
+
+
+class LockWait:
+    """A wait for a lock. It is logged once."""
+
+    def __init__(self) -> None:
+        self._began_seconds = time.monotonic()
+        self._is_logged = False
+
+    def go_on(self, lock: str, holder: str) -> None:
+        """Return if the caller shall try again.
+
+        Raises:
+            ConnectionLost: The wait has taken `LOCK_WAIT_SECONDS`.
+        """
+        waited_seconds = time.monotonic() - self._began_seconds
+        if waited_seconds >= LOCK_WAIT_SECONDS:
+            raise ConnectionLost(f"{lock} is still held by {holder}: wait for that to end, or end it")
+        if waited_seconds >= LOCK_LOG_SECONDS and not self._is_logged:
+            logger.warning("waiting for %s, held by %s", lock, holder)
+            self._is_logged = True
 
 
 class EngineAdapter:
@@ -120,6 +151,10 @@ class EngineAdapter:
         """Whether a driver's error is worth another attempt: the server or the connection failed."""
         return bool(pep_249_classes(error) & {"OperationalError", "InterfaceError"})
 
+    def describe_error(self, error: Exception) -> str:
+        """What a driver's error says, on one line and without values of records."""
+        return describe(error)
+
     # Transactions.
 
     @contextmanager
@@ -138,6 +173,9 @@ class EngineAdapter:
         return True
 
     # DDL.
+
+    def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
+        """Lock the tables that are about to be altered, where a wait for the lock would block readers."""
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """The key columns of a table as it is in the warehouse."""
@@ -241,11 +279,6 @@ class ExtendedSQLAdapter(EngineAdapter):
 def lock_name(name: str) -> str:
     """Make a name of any length and alphabet one that every engine takes for a lock."""
     return f"crm_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
-
-
-def pep_249_classes(error: Exception) -> set[str]:
-    """The names of an error's classes, among them the ones that PEP 249 gives to all drivers."""
-    return {each.__name__ for each in type(error).__mro__}
 
 
 def quoted_name(connection: Connection, table: Table) -> str:

@@ -11,7 +11,8 @@ from sqlalchemy import TIMESTAMP, Delete, String
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
-from target_crm.engines.base import ExtendedSQLAdapter, create_table_with_layout, pep_249_classes
+from target_crm.engines.base import ExtendedSQLAdapter, create_table_with_layout
+from target_crm.engines.driver_errors import pep_249_classes
 from target_crm.engines.parquet import write_parquet
 from target_crm.errors import SettingError
 from target_crm.records.column_types import ColumnTypes, register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,15 +14,15 @@ from sqlalchemy.schema import CreateColumn
 
 from target_crm.engines.base import (
     LOCK_POLL_SECONDS,
-    LOCK_WAIT_SECONDS,
     ExtendedSQLAdapter,
+    LockWait,
     alter_type_using_cast,
     bind_values,
-    pep_249_classes,
     quoted_columns,
     quoted_name,
     to_floats,
 )
+from target_crm.engines.driver_errors import pep_249_classes
 from target_crm.errors import SettingError
 from target_crm.records.column_types import (
     DECIMAL_DIGITS,
@@ -89,7 +90,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
 
     tested = True
     quotes_every_name = True
-    limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}))
+    limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}), sizes=True)
     widens_columns_to = ("number", "decimal", "time", "text")
     # Another process may open the file between two batches.
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
@@ -104,13 +105,14 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Wait while another process or connection has the file open, and find out whether it supports zstd."""
 
         def on_connect(dialect: Dialect, _record: object, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
-            deadline_seconds = time.monotonic() + LOCK_WAIT_SECONDS
+            wait = LockWait()
             while True:
                 try:
                     return _open(dialect, arguments, options)
                 except Exception as error:
-                    if not _mentions(error, _FILE_IN_USE) or time.monotonic() > deadline_seconds:
+                    if not _mentions(error, _FILE_IN_USE):
                         raise
+                    wait.go_on("a lock on the database file", _holder(error))
                 time.sleep(LOCK_POLL_SECONDS)
 
         def on_first_connect(driver_connection: Any, _record: object) -> None:
@@ -218,6 +220,12 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
 
 def _mentions(error: BaseException, phrases: Collection[str]) -> bool:
     return any(phrase in str(error) for phrase in phrases)
+
+
+def _holder(error: Exception) -> str:
+    """The process that has the file open, as the error names it."""
+    process = re.search(r"PID \d+", str(error))
+    return process[0] if process else "another connection"
 
 
 ADAPTERS = {"duckdb": DuckDBAdapter()}

@@ -9,7 +9,16 @@ from sqlalchemy import String, case, event
 from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT, TINYINT
 from sqlalchemy.ext.compiler import compiles
 
-from target_crm.engines.base import LOCK_WAIT_SECONDS, ExtendedSQLAdapter, insert_by_driver, lock_name, quoted_columns
+from target_crm.engines.base import (
+    LOADER_LOCK,
+    LOCK_LOG_SECONDS,
+    ExtendedSQLAdapter,
+    LockWait,
+    insert_by_driver,
+    lock_name,
+    quoted_columns,
+)
+from target_crm.engines.driver_errors import describe
 from target_crm.errors import WarehouseError
 from target_crm.records.column_types import (
     DECIMAL_DIGITS,
@@ -72,18 +81,26 @@ class MySQLAdapter(ExtendedSQLAdapter):
         reserved_columns=frozenset({"db_row_id", "db_trx_id", "db_roll_ptr", "fts_doc_id"}),
         columns=1_017,
         key_bytes=3_072,
+        sizes=True,
     )
     widens_columns_to = ("number", "decimal", "time", "text")
     rename_table = ("ALTER TABLE {old} RENAME TO {new}",)
     # The server or the connection to it is lost; too many connections; a lock timeout or a deadlock.
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
+    # Out of range, truncated, too long, null: these messages name the column, and quote no value.
+    _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364})
+    # An ALTER TABLE that waits for a reader blocks all later readers. The default is a day.
+    _TABLE_LOCK_SECONDS = 10
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Use strict mode: otherwise a server may truncate values that do not fit, with no more than a warning."""
+        """Limit waits for locks of tables, and use strict mode: otherwise a server may truncate values."""
 
         def on_connect(driver_connection: Any, record: ConnectionPoolEntry) -> None:
             with closing(driver_connection.cursor()) as cursor:
-                cursor.execute("SET SESSION sql_mode = CONCAT_WS(',', @@sql_mode, 'STRICT_ALL_TABLES')")
+                cursor.execute(
+                    "SET SESSION sql_mode = CONCAT_WS(',', @@sql_mode, 'STRICT_ALL_TABLES'), "
+                    f"SESSION lock_wait_timeout = {self._TABLE_LOCK_SECONDS}"
+                )
                 cursor.execute("SELECT @@max_allowed_packet")
                 (record.info[_PACKET],) = cursor.fetchone()
 
@@ -94,9 +111,15 @@ class MySQLAdapter(ExtendedSQLAdapter):
         """Hold a named lock. Its name contains the database, because names are the server's."""
         name = lock_name(f"{connection.engine.url.database}.{schema}")
         with closing(connection.connection.cursor()) as cursor:
-            cursor.execute("SELECT GET_LOCK(%s, %s)", (name, LOCK_WAIT_SECONDS))
-            if cursor.fetchone() != (1,):
-                raise WarehouseError(f"another loader has held the lock for more than {LOCK_WAIT_SECONDS} s")
+
+            def ask(question: str, *arguments: object) -> Any:
+                cursor.execute(question, arguments)
+                (answer,) = cursor.fetchone() or (None,)
+                return answer
+
+            wait = LockWait()
+            while ask("SELECT GET_LOCK(%s, %s)", name, LOCK_LOG_SECONDS) != 1:
+                wait.go_on(LOADER_LOCK, f"connection {ask('SELECT IS_USED_LOCK(%s)', name)}")
             try:
                 yield
             finally:
@@ -107,6 +130,13 @@ class MySQLAdapter(ExtendedSQLAdapter):
     def is_retriable(self, error: Exception) -> bool:
         """Decide by number: the driver's classes are too coarse."""
         return bool(error.args) and error.args[0] in self._RETRIABLE
+
+    def describe_error(self, error: Exception) -> str:
+        """Add the message of a refused value where that quotes no value."""
+        number = error.args[0] if error.args else None
+        if number not in self._WITHOUT_VALUES:
+            return describe(error)
+        return f"{type(error).__name__}: {error.args[1]}"
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
         """Change the type, which converts the values."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import JSON, DateTime, Numeric, PrimaryKeyConstraint, String, column, event, text
@@ -12,6 +11,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 
 from target_crm.engines.base import (
+    LOCK_WAIT_SECONDS,
     ExtendedSQLAdapter,
     alter_type_using_cast,
     merge_on_conflict,
@@ -19,15 +19,17 @@ from target_crm.engines.base import (
     quoted_name,
 )
 from target_crm.engines.copy_swap import PrefixedQuery
+from target_crm.engines.driver_errors import describe, response_fields, sqlstate
+from target_crm.engines.postgresql_locks import wait_for_lock
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 from target_crm.records.schemas import TableLimits
 from target_crm.sql import staging
 from target_crm.sql.tables import WORK, WORK_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
-    from sqlalchemy import Column, Connection, Dialect, Engine, Select, Table
+    from sqlalchemy import URL, Column, Connection, Dialect, Engine, Select, Table
     from sqlalchemy.sql.compiler import DDLCompiler
 
     from target_crm.engines.base import Rows
@@ -43,6 +45,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         decimal_digits=None,
         reserved_columns=frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}),
         columns=1_600,
+        sizes=True,
     )
     widens_columns_to = ("number", "time", "text")
     views_follow_renames = True
@@ -56,23 +59,100 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         "current_schema(), '')"
     )
     _JSON_OID = 114
+    # Unless the role or the database has a limit of its own.
+    _LIMIT_WAITS = (
+        f"set_config('lock_timeout', coalesce(nullif(current_setting('lock_timeout'), '0'), '{LOCK_WAIT_SECONDS}s'), "
+        "true)"
+    )
+    _LOCK_PAUSE_SECONDS = 2
+    # No connection; a deadlock or another conflict of transactions; too few resources; a lock that another session
+    # held for too long; a server that stops or starts; a session that was idle for too long.
+    _RETRIABLE_STATES = ("08", "40", "53", "55P03", "57P01", "57P02", "57P03", "57P05", "25P03")
+    # Errors about a statement or an object, whose detail names objects.
+    _STATES_WITH_DETAIL = ("0A", "2B", "42", "53", "54", "55")
+    # A value is too long or out of range. Only text that was to be a number is quoted.
+    _STATES_OF_SIZE = frozenset({"22001", "22003"})
+    # A view, a rule or a generated column needs what is to be changed.
+    _STATES_OF_DEPENDENTS = frozenset({"0A000", "2BP01"})
+
+    def create_engine(self, url: URL, **options: Any) -> Engine:
+        """Make a SQLAlchemy engine that works behind a pooler, too.
+
+        A pooler may execute each transaction in another session, which lacks the statements that the driver has
+        prepared. The option `prepare_threshold` of psycopg turns that on: after how many executions, 0 for never.
+        """
+        arguments: dict[str, Any] = {}
+        driver = url.get_driver_name()
+        if driver == "psycopg":
+            arguments["prepare_threshold"] = int(str(url.query.get("prepare_threshold", 0))) or None
+        if driver in {"psycopg", "psycopg2"}:
+            arguments["fallback_application_name"] = "target-crm"
+        return super().create_engine(
+            url.difference_update_query(["prepare_threshold"]), connect_args=arguments, **options
+        )
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Set the time zone to UTC: in some others, the driver cannot read the year 9999."""
+        """Set the time zone to UTC: in some others, the driver cannot read the year 9999.
 
-        def on_connect(driver_connection: Any, _record: object) -> None:
-            with closing(driver_connection.cursor()) as cursor:
-                cursor.execute("SET TIME ZONE 'UTC'")
-            driver_connection.commit()
+        For each transaction, because a pooler may execute the next one in another session.
+        """
 
-        event.listen(engine, "connect", on_connect)
+        def on_begin(connection: Connection) -> None:
+            connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
+
+        event.listen(engine, "begin", on_begin)
+
+    def is_retriable(self, error: Exception) -> bool:
+        """Decide by SQLSTATE. An error without one comes from the driver: the connection failed."""
+        state = sqlstate(error)
+        return state.startswith(self._RETRIABLE_STATES) if state else super().is_retriable(error)
+
+    def describe_error(self, error: Exception) -> str:
+        """Add the server's detail, unless that may quote a value."""
+        state, server = sqlstate(error), getattr(error, "diag", None)
+        fields = response_fields(error)
+        message = getattr(server, "message_primary", None) or fields.get("M", "")
+        detail = getattr(server, "message_detail", None) or fields.get("D")
+        quotes_value = state.startswith("22") and not (state in self._STATES_OF_SIZE and '"' not in message)
+        if not message or quotes_value:
+            return describe(error)
+        parts = [message]
+        if detail and state.startswith(self._STATES_WITH_DETAIL):
+            parts += detail.splitlines()
+        if detail and state in self._STATES_OF_DEPENDENTS:
+            parts.append("drop what depends on it, load once, and create it again")
+        return f"{type(error).__name__}: {'; '.join(part.rstrip('.') for part in parts)}"
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Take an advisory lock, which ends with the transaction."""
-        connection.execute(
-            text(f"SELECT pg_advisory_xact_lock(:class, hashtext({self._SCHEMA}))"),
-            {"class": self._LOCK_CLASS, "schema": schema},
-        )
+        """Take an advisory lock, which ends with the transaction, and limit the transaction's waits for other locks."""
+        key = f"(:class, hashtext({self._SCHEMA}))"
+        parameters = {"class": self._LOCK_CLASS, "schema": schema}
+        try_it = text(f"SELECT pg_try_advisory_xact_lock{key}, {self._LIMIT_WAITS}")
+        if not connection.execute(try_it, parameters).scalar_one():
+            lock = text(f"SELECT pg_advisory_xact_lock{key}")
+            held = (
+                "locktype = 'advisory' AND classid::bigint = :class AND objsubid = 2 "  # noqa: S608 - our own SQL
+                f"AND objid::bigint = hashtext({self._SCHEMA})::bigint & {2**32 - 1} "
+                "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+            wait_for_lock(connection, lambda: connection.execute(lock, parameters), held, parameters)
+
+    def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
+        """Lock tables by short attempts. Readers queue behind a waiting ALTER TABLE, and go on between attempts.
+
+        One statement locks all tables: readers of the first would wait for the lock of the second.
+        """
+        is_table = text("SELECT relkind IN ('r', 'p') FROM pg_class WHERE oid = to_regclass(:name)")
+        quoted = [quoted_name(connection, table) for table in tables]
+        names = [name for name in quoted if connection.scalar(is_table, {"name": name})]
+        if names:
+            wait_for_lock(
+                connection,
+                lambda: connection.exec_driver_sql(f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE"),
+                "locktype = 'relation' AND relation = ANY(CAST(:names AS regclass[]))",
+                {"names": names},
+                pause_seconds=self._LOCK_PAUSE_SECONDS,
+            )
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:
         """Yes, unless a table has partitions on other servers, each of which commits by itself."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from target_crm.engines.base import (
     LOCK_POLL_SECONDS,
     LOCK_WAIT_SECONDS,
     ExtendedSQLAdapter,
+    LockWait,
     insert_by_driver,
     merge_on_conflict,
 )
@@ -99,13 +99,14 @@ class SQLiteAdapter(ExtendedSQLAdapter):
             if not connection.get_execution_options().get("crm_writes"):
                 connection.exec_driver_sql("BEGIN")
                 return
-            deadline_seconds = time.monotonic() + LOCK_WAIT_SECONDS
+            wait = LockWait()
             while True:
                 try:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 except OperationalError as error:
-                    if "database is locked" not in str(error.orig) or time.monotonic() > deadline_seconds:
+                    if "database is locked" not in str(error.orig):
                         raise
+                    wait.go_on("a lock on the database file", "another connection")
                 else:
                     return
 

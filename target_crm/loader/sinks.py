@@ -277,7 +277,8 @@ class TableSink(StreamSink):
             adapter.execute(connection, statement)
         if self.shape.marks_deleted and self.context.hard_delete:
             adapter.execute(connection, table.delete().where(table.c[DELETED_AT].is_not(None)))
-        current = connection.scalar(staging.count_same(table, staged)) or applied
+        # A user's column may round a value, which then differs from the stored one.
+        current = max(applied, connection.scalar(staging.count_same(table, staged)) or 0)
         if self.shape.keys:
             adapter.load(connection, staged.table, part.present_keys)
             adapter.execute(connection, staging.mark_present(table, staged))

@@ -335,9 +335,9 @@ class TargetCrm(Plugin, Target):
                 except ConnectionLost:
                     raise
                 except WarehouseError as error:
-                    # A driver's error names no table, and some mean that it has too many columns.
-                    table = f"table {sink.table.name!r} of {len(sink.table.columns):,} columns: "
-                    self._stop(message_dict["stream"], f"{table if error.__cause__ else ''}{error}")
+                    # Some errors of drivers mean that it has too many columns.
+                    columns = f" ({len(sink.table.columns):,} columns)" if error.__cause__ else ""
+                    self._stop(message_dict["stream"], f"{error}{columns}")
                     return
             self.writer.add_stream(sink.stream, sink.table.name)
 

@@ -92,7 +92,8 @@ class BatchWriter:
         for sink, part in batch.parts.items():
             tallies[sink.stream] += Tally(read=part.refused, quarantined=part.refused)
             if part.rows or part.present_keys:
-                result = sink.write(connection, part)
+                with self._warehouse.errors(f"stream {sink.stream!r}, table {sink.table}"):
+                    result = sink.write(connection, part)
                 tallies[sink.stream] += result.tally
                 conflicts += result.conflicts
                 differing.update(result.differing)

@@ -70,6 +70,8 @@ class TableLimits:
     """Columns of a table."""
     key_bytes: int | None = None
     """Bytes of a primary key."""
+    sizes: bool = False
+    """Whether a column refuses what exceeds the size of its type, as SQLAlchemy names it."""
 
 
 class Stored(NamedTuple):
@@ -81,6 +83,8 @@ class Stored(NamedTuple):
     """Of a `decimal`."""
     places: int = 0
     """Of a `decimal`: how many of its digits are after the point."""
+    size: int = 0
+    """Characters of a `text`, bits of an `integer`; 0 for no fewer than the target needs."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,15 @@ def decimal_kind(digits: int, places: int) -> Kind:
 def key_kind(chars_max: int) -> Kind:
     """Texts in a key."""
     return Kind(Identifier(chars_max), partial(values.key_text, chars_max=chars_max))
+
+
+@cache
+def sized_kind(kind: Kind, size: int) -> Kind:
+    """Integers or texts for a column that a user made smaller."""
+    if kind is KEY:
+        return key_kind(size)
+    convert = values.sized_integer if kind is INTEGER else values.sized_text
+    return Kind(kind.type, partial(convert, convert=kind.convert, size=size))
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,8 @@ class Shape:
             if name not in fixed and columns[name] in stored
         }
         kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, limits)
+        if limits.sizes and not fixed:
+            kinds = {name: _sized(kind, stored.get(columns[name])) for name, kind in kinds.items()}
         required = {*key_properties, *schema.get("required", ())}
         return cls(
             fields=tuple(
@@ -288,6 +303,14 @@ def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
     is_users = kind is NUMBER and stored.digits != limits.decimal_digits
     is_held = is_narrower or is_users or (places is not None and places <= stored.places)
     return decimal_kind(stored.digits, stored.places) if is_held else kind
+
+
+def _sized(kind: Kind, stored: Stored | None) -> Kind:
+    """The kind of a property whose column may have less room than those of the target."""
+    size = stored.size if stored else 0
+    is_smaller = size < ID_CHARS_MAX if kind is KEY else kind in {TEXT, ANY_TEXT, INTEGER}
+    keeps_type = stored and stored.kind == ("integer" if kind is INTEGER else "text")
+    return sized_kind(kind, size) if size and is_smaller and keeps_type else kind
 
 
 class MissingProperty(values.Invalid):

@@ -199,6 +199,22 @@ def decimal(value: Any, digits: int, places: int) -> Decimal:
     return rounded
 
 
+def sized_integer(value: Any, convert: Callable[[Any], int], size: int) -> int:
+    """A whole number that fits into so many bits."""
+    number = convert(value)
+    if not -(2 ** (size - 1)) <= number < 2 ** (size - 1):
+        raise Invalid(f"is out of the range of its column's {size} bits")
+    return number
+
+
+def sized_text(value: Any, convert: Callable[[Any], str], size: int) -> str:
+    """Text of at most so many characters."""
+    text = convert(value)
+    if len(text) > size:
+        raise Invalid(f"has {len(text)} characters, its column takes at most {size}")
+    return text
+
+
 def table_version(value: Any) -> int | None:
     """A table version: a whole number, or text of one; None for anything else."""
     if isinstance(value, str) and value.isdecimal():

@@ -5,25 +5,26 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+import weakref
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import UpdateBase, select
+from sqlalchemy import Table, UpdateBase, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.schema import DropTable
 
-from target_crm.engines.base import pep_249_classes
 from target_crm.engines.registry import adapter_for, missing_driver
 from target_crm.errors import ConnectionLost, CrmError, SettingError, WarehouseError
-from target_crm.sql.tables import tables_in
+from target_crm.sql.tables import WORK, tables_in
 from target_crm.warehouse import migrations
 from target_crm.warehouse.stream_names import StreamNames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy import Connection, Engine
 
     from target_crm.engines.base import EngineAdapter
     from target_crm.warehouse.migrations import Statement
@@ -74,6 +75,8 @@ class Warehouse:
             raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
         self.tables = tables_in(schema)
         self._engine = _create_engine(url, self.adapter)
+        # At the end of the process at the latest: drivers warn of connections that were never closed.
+        weakref.finalize(self, self._engine.dispose)
         self.tested = self.adapter.tested
         self.is_in_memory = self.adapter.is_in_memory(url)
         self._was_reached = False
@@ -211,11 +214,11 @@ class Warehouse:
         with self.write() as connection:
             yield connection, statements
             if self.adapter.mixes_ddl_and_dml:
-                _execute(connection, statements)
+                self._execute(connection, statements)
                 return
         for statement in statements:
             with self.write() as connection:
-                _execute(connection, [statement])
+                self._execute(connection, [statement])
 
     def _is_up_to_date(self, *, balances: bool) -> bool:
         with self.read() as connection:
@@ -225,7 +228,7 @@ class Warehouse:
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
-        with self._errors(), self._open() as connection:
+        with self.errors(), self._open() as connection:
             self._was_reached = True
             yield connection
 
@@ -239,8 +242,12 @@ class Warehouse:
         except (TypeError, ValueError):
             raise _wrong_option(self._engine.dialect.name) from None
         except Exception as error:  # noqa: BLE001 - drivers raise anything
-            reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
-            raise WarehouseError(f"{self.name}: {type(error).__name__}{reason}") from None
+            if isinstance(error, OSError):
+                reason = error.strerror
+            else:
+                # These are about the driver's own code, not about its arguments.
+                reason = str(error) if isinstance(error, AttributeError | ImportError | NotImplementedError) else None
+            raise WarehouseError(": ".join(filter(None, (self.name, type(error).__name__, reason)))) from None
 
     def _is_committed(self, connection: Connection, batch_id: str) -> bool:
         commits = self.tables.commits
@@ -251,22 +258,28 @@ class Warehouse:
         self.adapter.execute(connection, commits.delete().where(commits.c.committed_at < now - MARKS_KEPT))
         self.adapter.load(connection, commits, [(batch_id, now)])
 
+    def _execute(self, connection: Connection, statements: Sequence[Statement]) -> None:
+        """Execute DDL. All tables that it alters are locked first, a table that it replaces only once it is copied."""
+        altered = (each.element for each in statements if isinstance(each, migrations.AlterTable))
+        emptied = (each.element for each in statements if isinstance(each, DropTable) and each.element.info == WORK)
+        self.adapter.lock_tables(connection, [*dict.fromkeys((*altered, *emptied))])
+        for statement in statements:
+            table = getattr(statement, "element", None)
+            with self.errors(f"table {table}" if isinstance(table, Table) else ""):
+                if isinstance(statement, DropTable):
+                    self.adapter.lock_tables(connection, [statement.element])
+                connection.execute(statement)
+
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self, place: str = "") -> Iterator[None]:
+        """Raise errors of the driver as errors of the warehouse, with the place where they happened."""
         try:
             yield
         except self.adapter.driver_errors(self._engine.dialect) as error:
             original = getattr(error, "orig", None) or error
             kind = ConnectionLost if self.adapter.is_retriable(original) else WarehouseError
-            raise kind(f"{self.name}: {_reason(error, original)}") from error
-
-
-def _reason(error: Exception, original: Exception) -> str:
-    """The first line of an error; for a refused value only its class, because the line contains the value."""
-    if "DataError" in pep_249_classes(original):
-        return type(original).__name__
-    first_line = next(iter(str(original).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first_line}"
+            description = self.adapter.describe_error(original)
+            raise kind(": ".join(filter(None, (self.name, place, description)))) from error
 
 
 def _insert(connection: Connection, table: Table, row: Sequence[Any]) -> str:
@@ -280,11 +293,6 @@ def _sql(connection: Connection, statement: Statement) -> str:
     compiled = str(statement.compile(connection, compile_kwargs={"literal_binds": True})).strip()
     # For drivers that format statements, SQLAlchemy doubles each percent sign.
     return compiled % () if connection.dialect.paramstyle in {"format", "pyformat"} else compiled
-
-
-def _execute(connection: Connection, statements: Iterable[Statement]) -> None:
-    for statement in statements:
-        connection.execute(statement)
 
 
 def parse_url(sqlalchemy_url: str) -> URL:

@@ -32,7 +32,8 @@ from sqlalchemy import (
 )
 from sqlalchemy import column as any_column
 from sqlalchemy import table as any_table
-from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable, ExecutableDDLElement
 from sqlalchemy.types import JSON, String, TypeDecorator
 
 from target_crm.engines.registry import adapter_for
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Connection, Delete, Dialect, Insert, Select, TextClause, Update
-    from sqlalchemy.schema import ExecutableDDLElement
     from sqlalchemy.types import TypeEngine
 
     from target_crm.engines.base import EngineAdapter
@@ -75,6 +75,21 @@ _KEPT = {("number", "integer"), ("number", "decimal"), ("decimal", "integer"), (
 _DOUBLE_DIGITS = 15
 # Types of dialects that do not inherit from SQLAlchemy's.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
+# Integers that have less room than those of the target.
+_BITS = {"SMALLINT": 16, "MEDIUMINT": 24, "INTEGER": 32}
+
+
+class AlterTable(ExecutableDDLElement):
+    """A statement that changes a table."""
+
+    def __init__(self, table: Table, statement: str) -> None:
+        self.element = table
+        self.statement = statement
+
+
+@compiles(AlterTable)
+def _alter_table(element: AlterTable, _compiler: object, **_: object) -> str:
+    return element.statement
 
 
 def set_up(
@@ -188,11 +203,12 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     name = dialect.identifier_preparer.format_table(table)
     for column in table.columns:
         if column.name not in found:
-            statements.append(text(f"ALTER TABLE {name} {adapter.add_column} {_in_create_table(column, dialect)}"))
+            clause = f"{adapter.add_column} {_in_create_table(column, dialect)}"
+            statements.append(AlterTable(table, f"ALTER TABLE {name} {clause}"))
     for column in widened:
-        if clause := adapter.widen_column(dialect, column):
+        if change := adapter.widen_column(dialect, column):
             _check_doubles(connection, table, column, found[column.name])
-            statements.append(text(f"ALTER TABLE {name} {clause}"))
+            statements.append(AlterTable(table, f"ALTER TABLE {name} {change}"))
             statements += () if is_work else adapter.after_widening(table, column, found[column.name])
     return statements
 
@@ -357,7 +373,8 @@ def _renames(columns: Collection[str]) -> dict[str, str]:
 
 def _rename_statements(connection: Connection, table: Table, renames: dict[str, str]) -> list[Statement]:
     adapter = _adapter(connection)
-    return [text(adapter.rename_column(connection.dialect, table, old, new)) for old, new in renames.items()]
+    dialect = connection.dialect
+    return [AlterTable(table, adapter.rename_column(dialect, table, old, new)) for old, new in renames.items()]
 
 
 def _check_views(connection: Connection, tables: Tables) -> None:
@@ -427,9 +444,12 @@ def _kind(type_: TypeEngine[Any]) -> str:
 def _stored(type_: TypeEngine[Any]) -> Stored:
     """What a column of a type holds. A decimal number without a number of places takes any number."""
     kind, places = _kind(type_), getattr(type_, "scale", None)
-    if kind != "decimal":
-        return Stored(kind)
-    return Stored("number") if places is None else Stored(kind, getattr(type_, "precision", None) or 0, places)
+    if kind == "decimal":
+        return Stored("number") if places is None else Stored(kind, getattr(type_, "precision", None) or 0, places)
+    if kind == "text":
+        return Stored(kind, size=getattr(type_, "length", None) or 0)
+    bits = 0 if getattr(type_, "unsigned", False) else _BITS.get(type_.__visit_name__, 0)
+    return Stored(kind, size=bits)
 
 
 def creation(table: Table) -> list[Statement]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -66,6 +66,9 @@ class RecordingWarehouse:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(())
+
+    def errors(self, _place: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def is_atomic(self, connection: Any) -> bool:
         return self.adapter.is_atomic(connection, None)

@@ -437,3 +437,16 @@ def test_a_closed_standard_input_is_reported_in_one_line(sqlite_url: str) -> Non
     assert ran.returncode == 1
     assert ran.stderr.endswith("\ntarget-crm: standard input is closed: nothing can be read\n")
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("last", [state({"n": 1}), "broken"], ids=["succeeds", "fails"])
+def test_a_run_closes_its_connections(
+    new_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    # As Meltano sets it.
+    monkeypatch.setenv("PYTHONWARNINGS", "once")
+
+    ended = run_target(new_postgres_url, tmp_path, ACTIONS, action("a1"), last, on_invalid_record="fail")
+
+    assert ended.returncode == (last == "broken")
+    assert "ResourceWarning" not in ended.stderr

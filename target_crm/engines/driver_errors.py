@@ -1,0 +1,47 @@
+"""What a driver's error says: its class, its SQLSTATE, and its text without values of records."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+
+MESSAGE_CHARS_MAX = 500
+_QUOTE = re.compile("[\"'`«»„“”]")
+_SQLSTATE = re.compile("[0-9A-Z]{5}")
+
+
+def pep_249_classes(error: Exception) -> set[str]:
+    """The names of an error's classes, among them the ones that PEP 249 gives to all drivers."""
+    return {each.__name__ for each in type(error).__mro__}
+
+
+def sqlstate(error: Exception) -> str:
+    """The SQLSTATE of an error; empty if the driver gives none."""
+    # psycopg2 has its own name for it, pyodbc's is the first argument, and pg8000's is a field.
+    first = next(iter(error.args), None)
+    given = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or response_fields(error).get("C", first)
+    return given if isinstance(given, str) and _SQLSTATE.fullmatch(given) else ""
+
+
+def response_fields(error: Exception) -> dict[str, str]:
+    """The fields of PostgreSQL's response, by their letters, from an error of pg8000; empty for other drivers."""
+    fields = next(iter(error.args), None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def describe(error: Exception) -> str:
+    """Describe an error of any driver on one line, without values.
+
+    A value may be quoted by an error that refuses one, and by all lines but the first of an error about a constraint.
+    Of other errors, the first line may say nothing: Firebird's is `Dynamic SQL Error`.
+    """
+    name, state, classes = type(error).__name__, sqlstate(error), pep_249_classes(error)
+    lines = [line.strip(" -\t") for line in str(error).strip().splitlines()] or [""]
+    if "DataError" in classes or state.startswith("22"):
+        said = "a value was refused"
+    elif "IntegrityError" in classes or state.startswith("23"):
+        said = _QUOTE.split(lines[0])[0].strip()
+    else:
+        # After an empty line or `LINE 1:`, some drivers repeat the statement.
+        said = "; ".join(takewhile(lambda line: line and not line.startswith("LINE "), lines))
+    return ": ".join(filter(None, (name, said[:MESSAGE_CHARS_MAX] or state)))

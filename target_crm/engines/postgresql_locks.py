@@ -1,0 +1,72 @@
+"""Waits for locks of PostgreSQL, in short attempts."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from target_crm.engines.base import LOADER_LOCK, LOCK_LOG_SECONDS, LockWait
+from target_crm.engines.driver_errors import sqlstate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Connection
+
+_NOT_AVAILABLE = "55P03"
+# A prepared transaction has no session.
+_HOLDERS = """\
+SELECT CAST(CAST(relation AS regclass) AS text), coalesce(
+    'pid ' || locks.pid
+        || ' (' || concat_ws(', ', 'user ' || usename, 'application ' || nullif(application_name, '')) || ')',
+    'a prepared transaction'
+)
+FROM pg_locks AS locks LEFT JOIN pg_stat_activity AS sessions ON sessions.pid = locks.pid
+WHERE granted AND locks.pid IS DISTINCT FROM pg_backend_pid()"""
+
+
+def wait_for_lock(
+    connection: Connection,
+    lock: Callable[[], object],
+    held: str,
+    parameters: Mapping[str, Any],
+    *,
+    pause_seconds: float = 0,
+) -> None:
+    """Take a lock of the current transaction.
+
+    Args:
+        connection: A connection in a transaction.
+        lock: Takes the lock.
+        held: The condition by which `pg_locks` has it, if it is held.
+        parameters: The parameters of the condition.
+        pause_seconds: How long to let those pass who queue behind an attempt.
+
+    Raises:
+        ConnectionLost: It was held for too long.
+    """
+    wait = LockWait()
+    while not _try(connection, lock):
+        holder = connection.execute(text(f"{_HOLDERS} AND {held}"), parameters).first()
+        table, session = holder or (None, "another session")
+        wait.go_on(f"a lock on table {table}" if table else LOADER_LOCK, session)
+        time.sleep(pause_seconds)
+
+
+def _try(connection: Connection, lock: Callable[[], object]) -> bool:
+    """Wait for a lock for a short time; return whether that took it."""
+    before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
+    limit = text("SELECT set_config('lock_timeout', :limit, true)")
+    try:
+        with connection.begin_nested():
+            connection.execute(limit, {"limit": f"{LOCK_LOG_SECONDS}s"})
+            lock()
+            connection.execute(limit, {"limit": before})
+    except DBAPIError as error:
+        if not isinstance(error.orig, Exception) or sqlstate(error.orig) != _NOT_AVAILABLE:
+            raise
+        return False
+    return True

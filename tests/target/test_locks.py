@@ -1,0 +1,133 @@
+"""Waits for locks: a log line names the holder, other readers go on, and the end names the table."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from target_crm.engines import base, postgresql_locks
+from target_crm.errors import ConnectionLost
+from target_crm.warehouse import connection as connection_module
+from target_crm.warehouse.connection import Warehouse
+from tests.helpers.target import INTEGER, TEXT, load, query, record, schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NARROW = [schema("sales", {"id": INTEGER}, "id"), record("sales", {"id": 1})]
+WIDE = [schema("sales", {"id": INTEGER, "z": TEXT}, "id"), record("sales", {"id": 2, "z": "q"})]
+
+
+class OnWait(logging.Handler):
+    """Calls back when the loader logs that it waits."""
+
+    def __init__(self, react: Callable[[], object]) -> None:
+        super().__init__()
+        self._react = react
+        self.lines: list[str] = []
+
+    def emit(self, line: logging.LogRecord) -> None:
+        """Keep the line and call back."""
+        self.lines.append(line.getMessage())
+        self._react()
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits are logged after a tenth of a second."""
+    for module in (base, postgresql_locks):
+        monkeypatch.setattr(module, "LOCK_LOG_SECONDS", 0.1)
+
+
+@pytest.fixture
+def reader(postgres_url: str, new_postgres_url: str) -> Iterator[psycopg.Connection]:
+    """A session of `report` that has read the table `sales` and not ended its transaction."""
+    load(new_postgres_url, NARROW)
+    with psycopg.connect(new_postgres_url, application_name="report") as connection:
+        connection.execute("SELECT * FROM sales")
+        yield connection
+        connection.rollback()
+
+
+def log_of(react: Callable[[], object], load_it: Callable[[], object]) -> list[str]:
+    """The lines that are logged about waits during a load."""
+    handler = OnWait(react)
+    logger = logging.getLogger("target-crm.warehouse")
+    logger.addHandler(handler)
+    try:
+        load_it()
+    finally:
+        logger.removeHandler(handler)
+    return handler.lines
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_load_that_adds_a_column_waits_visibly_and_lets_other_readers_go_on(
+    new_postgres_url: str, reader: psycopg.Connection
+) -> None:
+    others: list[int] = []
+
+    def read_and_release() -> None:
+        with psycopg.connect(new_postgres_url, options="-c statement_timeout=5s") as other:
+            others.extend(other.execute("SELECT id FROM sales").fetchone() or ())
+        reader.rollback()
+
+    lines = log_of(read_and_release, lambda: load(new_postgres_url, WIDE))
+
+    pid = reader.info.backend_pid
+    expected = f"waiting for a lock on table sales, held by pid {pid} (user postgres, application report)"
+    assert (lines, others) == ([expected], [1])
+    assert query(new_postgres_url, "SELECT id, z FROM sales ORDER BY id") == [(1, None), (2, "q")]
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_the_wait_for_a_locked_table_ends_with_its_name(
+    new_postgres_url: str, reader: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "LOCK_WAIT_SECONDS", 0)
+    monkeypatch.setattr(connection_module, "RETRY_SECONDS", (0.0,))
+
+    message = rf"lock on table sales is still held by pid {reader.info.backend_pid} \(user postgres, .*report\)"
+    with pytest.raises(ConnectionLost, match=message):
+        load(new_postgres_url, [schema("sales", {"id": INTEGER, "more": TEXT}, "id")])
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_load_that_waits_for_another_loader_names_it(new_postgres_url: str) -> None:
+    load(new_postgres_url, NARROW)
+    other = Warehouse(new_postgres_url)
+    with other.write() as connection:
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+
+        lines = log_of(connection.rollback, lambda: load(new_postgres_url, NARROW))
+    other.dispose()
+
+    assert lines == [f"waiting for the loader's lock, held by pid {pid} (user postgres, application target-crm)"]
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_writer_on_sqlite_says_that_it_waits(sqlite_url: str) -> None:
+    load(sqlite_url, NARROW)
+    other = Warehouse(sqlite_url)
+    with other.write() as connection:
+        lines = log_of(connection.rollback, lambda: load(sqlite_url, NARROW))
+    other.dispose()
+
+    assert lines == ["waiting for a lock on the database file, held by another connection"]
+
+
+def test_a_batch_waits_for_other_locks_no_longer_than_a_minute_unless_the_role_says_otherwise(
+    new_postgres_url: str,
+) -> None:
+    def limit(url: str) -> str:
+        crm = Warehouse(url)
+        with crm.write() as connection:
+            found: str = connection.exec_driver_sql("SHOW lock_timeout").scalar_one()
+        crm.dispose()
+        return found
+
+    assert limit(new_postgres_url) == "1min"
+    assert limit(f"{new_postgres_url}?options=-clock_timeout%3D5s") == "5s"
