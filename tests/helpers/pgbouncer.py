@@ -1,0 +1,83 @@
+"""PgBouncer for tests: the one of Debian, installed or unpacked by `./dev test`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from tests.helpers.postgres import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START_SECONDS = 30
+POLL_SECONDS = 0.05
+UNPACKED = Path(__file__).parents[2] / ".dev" / "pgbouncer"
+
+
+def find_pgbouncer() -> str | None:
+    """The path of the program; None if there is none."""
+    unpacked = UNPACKED / "usr/sbin/pgbouncer"
+    return str(unpacked) if unpacked.exists() else shutil.which("pgbouncer", path=f"{os.defpath}:/usr/sbin")
+
+
+@contextmanager
+def pgbouncer(binary: str, database_url: str) -> Iterator[str]:
+    """Pool the connections to a database in transaction mode; yield the URL of the pooler.
+
+    Each transaction gets the session that has been idle for the longest time, so usually another one than the last.
+    """
+    server, _, database = database_url.rpartition("/")
+    host, _, server_port = server.rpartition("@")[2].partition(":")
+    port = free_port()
+    # Root starts it as `nobody`, because it refuses to run as root.
+    user = "user = nobody" if os.geteuid() == 0 else ""
+    config = f"""\
+[databases]
+{database} = host={host} port={server_port} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+server_round_robin = 1
+{user}
+"""
+    libraries = {str(path.parent) for path in UNPACKED.glob("usr/lib/*/*.so*")}
+    with tempfile.TemporaryDirectory(prefix="pepper-crm-pgbouncer-") as folder:
+        settings, log = Path(folder) / "pgbouncer.ini", Path(folder) / "pgbouncer.log"
+        settings.write_text(config)
+        with log.open("wb") as output:
+            pooler = subprocess.Popen(
+                [binary, settings], env={"LD_LIBRARY_PATH": ":".join(libraries)}, stdout=output, stderr=output
+            )
+        url = f"postgresql://postgres@127.0.0.1:{port}/{database}"
+        try:
+            _wait(pooler, url, log)
+            yield url
+        finally:
+            pooler.kill()
+            pooler.wait(START_SECONDS)
+
+
+def _wait(pooler: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until the pooler answers or exits."""
+    deadline_seconds = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            psycopg.connect(url, connect_timeout=START_SECONDS).close()
+        except psycopg.OperationalError:
+            if pooler.poll() is not None or time.monotonic() > deadline_seconds:
+                raise RuntimeError(f"PgBouncer did not start:\n{log.read_text()}") from None
+            time.sleep(POLL_SECONDS)
+        else:
+            return
