@@ -224,9 +224,10 @@ class TableSink(StreamSink):
                 "properties": {name: each for name, each in properties if name not in self.without_column},
             }
         keys = self.keys or self.key_properties or ()
-        self.shape = Shape.of(schema, keys, self.fixed, recorded, stored, limits=self.adapter.limits)
+        limits = self.warehouse.limits
+        self.shape = Shape.of(schema, keys, self.fixed, recorded, stored, limits=limits)
         self.table = tables.stream_table(table, self.shape, self.tables.metadata.schema)
-        self.staged = staging.Staged(tables.staging_of(self.table), self.tables.fresh)
+        self.staged = staging.Staged(tables.staging_of(self.table, limits.name_bytes), self.tables.fresh)
 
     @property
     def columns(self) -> dict[str, str]:

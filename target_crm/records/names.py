@@ -11,33 +11,38 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-# The limit of PostgreSQL, in bytes of UTF-8; no other engine's is lower.
+# The limit of PostgreSQL, in bytes of UTF-8. Few engines have a lower one, such as Firebird 3 with 31.
 NAME_BYTES_MAX = 63
-# Leaves room for a number.
-_BASE_BYTES_MAX = 60
+# Room for a number: 60 bytes of a name are from the source.
+_NUMBER_BYTES = 3
 
 
-def snake_case(name: str, default: str = "column") -> str:
+def snake_case(name: str, default: str = "column", bytes_max: int = NAME_BYTES_MAX) -> str:
     """`updatedAt` → `updated_at`, `HTTPCode` → `http_code`, `_id` → `_id`, `Имя` → `имя`.
 
-    The result has letters and digits of any alphabet and `_`, and at most 60 bytes.
+    The result has letters and digits of any alphabet and `_`.
 
     Args:
         name: The name in the source.
         default: The result for a name without letters and digits.
+        bytes_max: The engine's limit of names. The result leaves room for a number.
     """
     lower = unicodedata.normalize("NFC", _separated(name).lower())
     kept = re.sub(r"\0+", "_", "".join(each if _is_kept(each) else "\0" for each in lower))
-    return _cut(kept, _BASE_BYTES_MAX) if any(map(str.isalnum, kept)) else default
+    return _cut(kept, bytes_max - _NUMBER_BYTES) if any(map(str.isalnum, kept)) else default
 
 
 def ascii_snake_case(name: str) -> str:
     """The name that tables and columns had before names were recorded: `Имя` → `_`."""
-    return re.sub(r"[^a-z0-9_]+", "_", _separated(name).lower())[:_BASE_BYTES_MAX] or "_"
+    return re.sub(r"[^a-z0-9_]+", "_", _separated(name).lower())[: NAME_BYTES_MAX - _NUMBER_BYTES] or "_"
 
 
 def assign_columns(
-    properties: Iterable[str], recorded: Mapping[str, str], stored: Collection[str], reserved: Collection[str]
+    properties: Iterable[str],
+    recorded: Mapping[str, str],
+    stored: Collection[str],
+    reserved: Collection[str],
+    bytes_max: int = NAME_BYTES_MAX,
 ) -> dict[str, str]:
     """Return the column of each property. The order of the properties does not matter.
 
@@ -50,6 +55,7 @@ def assign_columns(
         stored: The columns of the existing table. One that belongs to no property was created before columns were
             recorded, so it is used by the rules of that time.
         reserved: Names that no property gets.
+        bytes_max: The engine's limit of names.
     """
     names = set(properties)
     columns = {name: recorded[name] for name in names & recorded.keys()}
@@ -62,12 +68,18 @@ def assign_columns(
             columns[name] = former
             taken.add(former.casefold())
     for name in _exact_first(names - columns.keys(), snake_case):
-        columns[name] = _first_free(snake_case(name), taken, stored)
+        columns[name] = _first_free(snake_case(name, bytes_max=bytes_max), taken, stored, bytes_max)
         taken.add(columns[name].casefold())
     return columns
 
 
-def assign_table(stream: str, others: Collection[str], stored: Collection[str], reserved: Collection[str]) -> str:
+def assign_table(
+    stream: str,
+    others: Collection[str],
+    stored: Collection[str],
+    reserved: Collection[str],
+    bytes_max: int = NAME_BYTES_MAX,
+) -> str:
     """Return the table of a stream without a recorded one.
 
     Args:
@@ -75,12 +87,13 @@ def assign_table(stream: str, others: Collection[str], stored: Collection[str], 
         others: The recorded tables of other streams.
         stored: The existing tables. One without a stream was created before tables were recorded.
         reserved: Names that no stream gets.
+        bytes_max: The engine's limit of names.
     """
     taken = _folded(reserved, others)
     former = ascii_snake_case(stream)
     if former in stored and former not in taken:
         return former
-    return _first_free(snake_case(stream, "stream"), taken, stored)
+    return _first_free(snake_case(stream, "stream", bytes_max), taken, stored, bytes_max)
 
 
 def to_text(name: str) -> str:
@@ -107,17 +120,19 @@ def _exact_first(names: Iterable[str], convert: Callable[[str], str]) -> list[st
     return sorted(names, key=lambda name: (name != convert(name), name))
 
 
-def _first_free(base: str, taken: Collection[str], stored: Collection[str]) -> str:
+def _first_free(base: str, taken: Collection[str], stored: Collection[str], bytes_max: int) -> str:
     # What exists under a number is something else.
     return next(
-        each for each in _numbered(base) if each.casefold() not in taken and (each == base or each not in stored)
+        each
+        for each in _numbered(base, bytes_max)
+        if each.casefold() not in taken and (each == base or each not in stored)
     )
 
 
-def _numbered(base: str) -> Iterator[str]:
+def _numbered(base: str, bytes_max: int = NAME_BYTES_MAX) -> Iterator[str]:
     """Yield `name`, `name_2`, `name_3` and so on."""
     suffixes = (f"_{number}" for number in count(2))
-    return chain([base], (f"{_cut(base, NAME_BYTES_MAX - len(suffix))}{suffix}" for suffix in suffixes))
+    return chain([base], (f"{_cut(base, bytes_max - len(suffix))}{suffix}" for suffix in suffixes))
 
 
 def _cut(name: str, bytes_max: int) -> str:

@@ -22,7 +22,7 @@ from target_crm.records.column_types import (
     Whole,
     decimal_type,
 )
-from target_crm.records.names import assign_columns, snake_case
+from target_crm.records.names import NAME_BYTES_MAX, assign_columns, snake_case
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -72,6 +72,8 @@ class TableLimits:
     """Bytes of a primary key."""
     sizes: bool = False
     """Whether a column refuses what exceeds the size of its type, as SQLAlchemy names it."""
+    name_bytes: int = NAME_BYTES_MAX
+    """Bytes of the name of a table or column."""
 
 
 class Stored(NamedTuple):
@@ -199,7 +201,7 @@ class Shape:
         columns = {name: snake_case(name) for name in fixed}
         reserved = {*_RESERVED_COLUMNS, *limits.reserved_columns, *columns.values()}
         others = {*properties, *key_properties} - fixed.keys()
-        columns |= assign_columns(others, recorded or {}, stored, reserved)
+        columns |= assign_columns(others, recorded or {}, stored, reserved, limits.name_bytes)
         kinds = {**fixed, **{name: kind_of(each, schema, limits) for name, each in properties.items()}, **fixed}
         kinds |= {
             name: _fitted(kind, stored[columns[name]], limits)

@@ -184,24 +184,27 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
 
 def rebuilt_of(table: Table) -> str:
     """The name of the table into which the rows of a table are copied, to change its key or its columns."""
-    return _fitted(f"{WORK_PREFIX}rebuilt_{table.name}")
+    return _fitted(f"{WORK_PREFIX}rebuilt_{table.name}", NAME_BYTES_MAX)
 
 
 @cache
-def staging_of(table: Table) -> Table:
-    """The work table of a table: `_seq`, the order of arrival, and its columns without constraints."""
+def staging_of(table: Table, name_bytes: int = NAME_BYTES_MAX) -> Table:
+    """The work table of a table: `_seq`, the order of arrival, and its columns without constraints.
+
+    Its name has at most `name_bytes` bytes.
+    """
     columns = [Column(column.name, column.type) for column in table.columns]
-    name = _fitted(f"{STAGING_PREFIX}{table.name}")
+    name = _fitted(f"{STAGING_PREFIX}{table.name}", name_bytes)
     return Table(name, MetaData(schema=table.schema), _sequence(), *columns, info=WORK)
 
 
-def _fitted(name: str) -> str:
-    """A name short enough for every engine. A longer one ends in a hash, so that names stay distinct."""
+def _fitted(name: str, bytes_max: int) -> str:
+    """A name short enough for the engine. A longer one ends in a hash, so that names stay distinct."""
     digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
     encoded = name.encode()
-    if len(encoded) <= NAME_BYTES_MAX:
+    if len(encoded) <= bytes_max:
         return name
-    return f"{encoded[: NAME_BYTES_MAX - 9].decode(errors='ignore')}_{digest}"
+    return f"{encoded[: bytes_max - 9].decode(errors='ignore')}_{digest}"
 
 
 def _sequence() -> Column[int]:

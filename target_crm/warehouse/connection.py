@@ -7,6 +7,7 @@ import time
 import uuid
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from target_crm.engines.registry import adapter_for, missing_driver
 from target_crm.errors import ConnectionLost, CrmError, SettingError, WarehouseError
 from target_crm.sql.tables import WORK, tables_in
 from target_crm.warehouse import migrations
-from target_crm.warehouse.stream_names import StreamNames
+from target_crm.warehouse.stream_names import StreamNames, name_bytes_max
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from target_crm.engines.base import EngineAdapter
+    from target_crm.records.schemas import TableLimits
     from target_crm.warehouse.migrations import Statement
     from target_crm.warehouse.stream_names import StreamTables
 
@@ -82,6 +84,11 @@ class Warehouse:
         self._was_reached = False
         self._is_atomic: bool | None = None
         self._limits_resources = True
+
+    @property
+    def limits(self) -> TableLimits:
+        """What a table can hold. How long a name may be is known once the engine was reached."""
+        return replace(self.adapter.limits, name_bytes=name_bytes_max(self._engine.dialect))
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

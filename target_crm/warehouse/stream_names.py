@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import inspect, select
 
-from target_crm.records.names import assign_table, from_text, to_text
+from target_crm.records.names import NAME_BYTES_MAX, assign_table, from_text, to_text
 from target_crm.sql.tables import WORK_PREFIX
 from target_crm.warehouse.migrations import stored_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection, Dialect, Table
 
     from target_crm.records.schemas import Stored
     from target_crm.sql.tables import Tables
@@ -80,7 +80,8 @@ class StreamNames:
     def _new_table(self, stream: str) -> str:
         existing = inspect(self._connection).get_table_names(schema=self._tables.metadata.schema)
         stored = {each for each in existing if not each.startswith(WORK_PREFIX)}
-        return assign_table(stream, self._table_of.values(), stored, self._tables.reserved_names)
+        bytes_max = name_bytes_max(self._connection.dialect)
+        return assign_table(stream, self._table_of.values(), stored, self._tables.reserved_names, bytes_max)
 
     def _columns(self, stream_id: str) -> dict[str, str]:
         columns = self._tables.columns
@@ -89,6 +90,11 @@ class StreamNames:
             return added
         query = select(columns.c.property, columns.c.column_name).where(columns.c.stream_id == stream_id)
         return {from_text(name): column for name, column in self._connection.execute(query)} | added
+
+
+def name_bytes_max(dialect: Dialect) -> int:
+    """How long the name of a table or column may be."""
+    return min(NAME_BYTES_MAX, dialect.max_identifier_length)
 
 
 def tables_of_streams(connection: Connection, tables: Tables) -> dict[str, str]:

@@ -123,7 +123,6 @@ ENGINES = {
             "test_ids_that_differ_in_case_a_trailing_space_or_an_emoji_are_different": "pads texts with spaces",
             "test_a_change_of_case_is_a_change": "pads texts with spaces",
             "test_instants_of_any_offset_keep_their_microseconds": "stores instants to a tenth of a millisecond",
-            "test_property_names_may_be_reserved_words_long_or_clash": "has names of at most 31 bytes",
             "test_two_concurrent_loaders_give_the_same_tables_as_one_after_the_other": "has no lock",
             "test_an_upgrade_renames_the_metadata_columns_of_every_stream": "has no tables of an older version",
         },

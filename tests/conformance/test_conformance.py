@@ -25,6 +25,7 @@ from target_crm.errors import WarehouseError
 from target_crm.loader.target import TargetCrm
 from target_crm.records.schemas import FORMER_NAMES
 from target_crm.sql import balances
+from target_crm.warehouse.stream_names import tables_of_streams
 from tests.conformance.conftest import empty
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, schema, snapshot, table
@@ -283,8 +284,10 @@ def test_property_names_may_be_reserved_words_long_or_clash(crm: Warehouse) -> N
     load(crm, [schema(stream, {"_id": TEXT, **properties}, "_id"), record(stream, {"_id": "1", **fields})])
 
     with crm.read() as connection:
-        columns = [each["name"] for each in inspect(connection).get_columns(stream)]
-    (found,) = rows_of(crm, stream, "_id", *[each for each in columns if not each.startswith("_")])
+        # Some engines have shorter names.
+        name = tables_of_streams(connection, crm.tables)[stream]
+        columns = [each["name"] for each in inspect(connection).get_columns(name)]
+    (found,) = rows_of(crm, name, "_id", *[each for each in columns if not each.startswith("_")])
     assert sorted(found[1:]) == sorted(fields.values())
 
 

@@ -49,6 +49,7 @@ class RecordingWarehouse:
         self.dialect = dialect
         self.adapter = adapter_for(dialect.name)
         self.is_in_memory, self.tested, self.name = False, True, dialect.name
+        self.limits = self.adapter.limits
         self.tables = tables_in(None)
         self.statements: list[str] = []
         self.rowcount = 0
