@@ -129,7 +129,7 @@ def make_scenario(random: Random, rows: int, *, ordered: bool = True, keyless: b
             _add_action(scenario, random, award, now, number, kind=kind)
         if keyless:
             scenario.lines.append(record("visits", {"number": number}))
-        if random.randrange(7) == 0:
+        if random.randrange(3) == 0:
             scenario.add_state()
     _add_perk(scenario, 2, _id="p1", title="Coffee", price=2.5)
     if ordered:
