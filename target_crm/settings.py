@@ -83,6 +83,14 @@ class Settings:
         minimum=0,
         maximum=1,
     )
+    max_deleted_fraction: float = setting(
+        "Maximum fraction of deleted rows",
+        "Ignore an ACTIVATE_VERSION if more than this fraction of a table's rows has no version yet and would be "
+        "deleted, and end with exit code 1. Raise it for one run if the rows are really to be deleted.",
+        default=0.5,
+        minimum=0,
+        maximum=1,
+    )
     hard_delete: bool = setting(
         "Hard delete",
         "Delete rows that a full-table stream no longer has, instead of setting their `_sdc_deleted_at`.",

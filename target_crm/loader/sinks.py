@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from target_crm.engines.base import EngineAdapter
     from target_crm.records.schemas import Stored
+    from target_crm.settings import Settings
     from target_crm.warehouse.connection import Warehouse
 
 Row = tuple[Any, ...]
@@ -59,6 +60,18 @@ class WriteResult:
     """Column → in how many duplicates its value is not the ledger's."""
 
 
+@dataclass(frozen=True)
+class Activation:
+    """What became of an ACTIVATE_VERSION message."""
+
+    deleted: int = 0
+    """Rows that were marked or removed."""
+    ignored: str = ""
+    """Why nothing was deleted."""
+    needs_decision: bool = False
+    """Whether a person has to decide if the rows are to be deleted."""
+
+
 class ReceiptClock:
     """Receipt times for records without `time_extracted`. Each is later than the one before."""
 
@@ -76,9 +89,7 @@ class BatchContext:
     """What all sinks of a run share."""
 
     warehouse: Warehouse
-    hard_delete: bool
-    store_payload: bool
-    allow_key_change: bool = False
+    settings: Settings
     receipts: ReceiptClock = field(default_factory=ReceiptClock)
 
 
@@ -127,9 +138,9 @@ class StreamSink:
         """When the newest event of a part happened; None for a stream without events."""
         return None
 
-    def activate(self, connection: Connection, version: int) -> int | None:  # noqa: ARG002
-        """Mark or remove the rows that a version no longer has; return their number, or None if every row stays."""
-        return None
+    def activate(self, connection: Connection, version: int) -> Activation:
+        """Mark or remove the rows that a version no longer has."""
+        raise NotImplementedError
 
 
 class LedgerSink(StreamSink):
@@ -149,6 +160,10 @@ class LedgerSink(StreamSink):
         """A row of the ledger."""
         return ledger_row(record, loaded_at=loaded_at)
 
+    def activate(self, connection: Connection, version: int) -> Activation:  # noqa: ARG002
+        """Delete nothing."""
+        return Activation(ignored="the ledger keeps every action")
+
     def newest_at(self, part: Part) -> datetime | None:
         """The newest `occurred_at`."""
         return max((row[_OCCURRED_AT] for row in part.rows if row[_OCCURRED_AT]), default=None)
@@ -156,7 +171,7 @@ class LedgerSink(StreamSink):
     def write(self, connection: Connection, part: Part) -> WriteResult:
         """Insert the new actions, merge them into the balances, and find those that contradict the ledger."""
         ledger, staged = self.tables.actions, self.tables.staged_actions
-        left_out = () if self.context.store_payload else ("payload",)
+        left_out = () if self.context.settings.store_payload else ("payload",)
         applied, inserted = insert_absent(self.adapter, connection, ledger, staged, part.rows, *left_out)
         if self.warehouse.is_atomic(connection):
             self.adapter.merge(connection, balances.merge(self.tables, balances.partials_from_actions(inserted)))
@@ -237,7 +252,7 @@ class TableSink(StreamSink):
     @property
     def allow_key_change(self) -> bool:
         """Whether a table with another key is rebuilt."""
-        return self.context.allow_key_change
+        return self.context.settings.allow_key_change
 
     @property
     def own_tables(self) -> Sequence[Table]:
@@ -276,7 +291,7 @@ class TableSink(StreamSink):
         self.merge_balances(connection)
         for statement in staging.replace(table, staged):
             adapter.execute(connection, statement)
-        if self.shape.marks_deleted and self.context.hard_delete:
+        if self.shape.marks_deleted and self.context.settings.hard_delete:
             adapter.execute(connection, table.delete().where(table.c[DELETED_AT].is_not(None)))
         # A user's column may round a value, which then differs from the stored one.
         current = max(applied, connection.scalar(staging.count_same(table, staged)) or 0)
@@ -304,11 +319,19 @@ class TableSink(StreamSink):
     def complete_known(self, connection: Connection) -> None:
         """Fill in stored rows what the staged rows say, including superseded ones."""
 
-    def activate(self, connection: Connection, version: int) -> int | None:
-        """Set `_sdc_deleted_at` in rows of older versions, or delete them with `hard_delete`."""
+    def activate(self, connection: Connection, version: int) -> Activation:
+        """Set `_sdc_deleted_at` in rows of older versions, or delete them with `hard_delete`.
+
+        Rows without a version are of a time when the source named none. If most rows are, the source may have begun to
+        send only a part of them.
+        """
         self.adapter.recover(connection, self.table)
-        hard = self.context.hard_delete and not self.fixed
-        return self.adapter.execute(connection, staging.activate(self.table, version, hard=hard))
+        rows, unversioned = connection.execute(staging.count_unversioned(self.table)).one()
+        if unversioned > self.context.settings.max_deleted_fraction * rows:
+            reason = f"{unversioned:,} of {rows:,} rows have no version, and would be deleted"
+            return Activation(ignored=reason, needs_decision=True)
+        hard = self.context.settings.hard_delete and not self.fixed
+        return Activation(self.adapter.execute(connection, staging.activate(self.table, version, hard=hard)))
 
     def _extracted_at(self, message: Message) -> datetime:
         extracted_at = values.optional(message.get("time_extracted"), values.instant)

@@ -33,7 +33,7 @@ from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.loader.batcher import Batch, Batcher
 from target_crm.loader.metrics import RunMetrics
 from target_crm.loader.reader import LINE_BYTES_MAX, MessageReader, without_nul
-from target_crm.loader.sinks import BatchContext, StreamSink, TableSink, sink_class
+from target_crm.loader.sinks import Activation, BatchContext, StreamSink, TableSink, sink_class
 from target_crm.loader.writer import BatchWriter
 from target_crm.records import values
 from target_crm.records.fast_path import decode_typical_action
@@ -129,9 +129,7 @@ class TargetCrm(Plugin, Target):
             bytes_max=BATCH_BYTES_MAX,
             wait_seconds=self.settings.batch_wait_seconds,
         )
-        self._context = BatchContext(
-            self.warehouse, self.settings.hard_delete, self.settings.store_payload, self.settings.allow_key_change
-        )
+        self._context = BatchContext(self.warehouse, self.settings)
         self._reader = MessageReader(self._reading, self._batcher.poll, self._reject_unreadable, self._add_fast)
         self.message_reader = self._reader
         self._metrics = RunMetrics()
@@ -141,6 +139,7 @@ class TargetCrm(Plugin, Target):
         self._stopped: dict[str, StoppedStream] = {}
         # Stream → why its rows of older versions must not be deleted; the empty name stands for all streams.
         self._unsafe_activations: dict[str, str] = {}
+        self._undecided_activations: list[str] = []
 
     # Settings and command line.
 
@@ -201,7 +200,7 @@ class TargetCrm(Plugin, Target):
                 self.logger.warning("actions read again differ from the ledger, which keeps its values, in %s", columns)
             self._metrics.finish(self.writer.tallies)
             self._raise_stopped()
-            self._refuse_rejections()
+            self._refuse_losses()
             self.writer.finish()
 
     def _raise_stopped(self) -> None:
@@ -214,8 +213,8 @@ class TargetCrm(Plugin, Target):
                 )
             )
 
-    def _refuse_rejections(self) -> None:
-        """End the run as a failure if too many records of a stream were quarantined."""
+    def _refuse_losses(self) -> None:
+        """End the run as a failure if too many records of a stream were quarantined, or rows would be deleted."""
         most = self.settings.max_rejected_fraction
         failed = [
             f"{tally.quarantined:,} of {tally.read:,} records of {stream}"
@@ -232,6 +231,11 @@ class TargetCrm(Plugin, Target):
             failed.append("all lines of the input")
         if failed:
             raise InputError(f"quarantined {' and '.join(failed)}; see rejected_records for the reasons")
+        if self._undecided_activations:
+            raise InputError(
+                f"ignored ACTIVATE_VERSION of {' and '.join(self._undecided_activations)}; "
+                "if they are really gone, raise max_deleted_fraction for one run"
+            )
 
     def _commit(self, batch: Batch) -> None:
         began_seconds = time.monotonic()
@@ -405,15 +409,18 @@ class TargetCrm(Plugin, Target):
             self.logger.warning("%s: ignored ACTIVATE_VERSION, the stream has no SCHEMA in this run", stream)
             return
         self._batcher.flush()
-        if reason := self._unsafe_activations.pop(stream, None) or self._unsafe_activations.get(""):
-            self.logger.warning("%s: ignored ACTIVATE_VERSION, nothing is deleted: %s", stream, reason)
-            return
+        unsafe = self._unsafe_activations.pop(stream, None) or self._unsafe_activations.get("")
         for _, sink in self._routes[stream]:
-            deleted = self.writer.activate(sink, version)
-            if deleted is None:
-                self.logger.warning("%s: ignored ACTIVATE_VERSION, the ledger keeps every action", sink.stream)
+            activation = Activation(ignored=unsafe) if unsafe else self.writer.activate(sink, version)
+            if activation.ignored:
+                self.logger.warning(
+                    "%s: ignored ACTIVATE_VERSION, nothing is deleted: %s", sink.stream, activation.ignored
+                )
+                self.writer.count_ignored_activation(sink.stream)
             else:
-                self.logger.info("%s: activated version %d, %d rows deleted", sink.stream, version, deleted)
+                self.logger.info("%s: activated version %d, %d rows deleted", sink.stream, version, activation.deleted)
+            if activation.needs_decision:
+                self._undecided_activations.append(f"{sink.stream}: {activation.ignored}")
 
     # Records.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from target_crm.loader.batcher import Batch
-    from target_crm.loader.sinks import StreamSink
+    from target_crm.loader.sinks import Activation, StreamSink
     from target_crm.records.tally import Rejection
     from target_crm.warehouse.connection import Warehouse
 
@@ -51,6 +51,8 @@ class BatchWriter:
         self._started_at = datetime.now(UTC)
         self.tallies: dict[str, Tally] = {"": Tally()}
         """Per stream, what became of the records that are committed. The empty name stands for malformed lines."""
+        self.ignored_activations: Counter[str] = Counter()
+        """Stream → how many ACTIVATE_VERSION messages deleted nothing, because rows might have been lost."""
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
         """Column of the ledger → in how many records that were read again it had another value."""
@@ -65,13 +67,13 @@ class BatchWriter:
         self.tallies, differing = self._warehouse.commit_once(partial(self._write, batch))
         self.differing += differing
 
-    def activate(self, sink: StreamSink, version: int) -> int | None:
-        """Mark or remove the rows of a stream that an activated version no longer has.
-
-        Returns:
-            How many; None where the stream keeps every row.
-        """
+    def activate(self, sink: StreamSink, version: int) -> Activation:
+        """Mark or remove the rows of a stream that an activated version no longer has."""
         return self._warehouse.commit_once(lambda connection: sink.activate(connection, version))
+
+    def count_ignored_activation(self, stream: str) -> None:
+        """Report an ACTIVATE_VERSION that deleted nothing, in `load_runs` from the next commit on."""
+        self.ignored_activations[stream] += 1
 
     def finish(self) -> None:
         """Record in `load_runs` that the run is done."""
@@ -121,6 +123,7 @@ class BatchWriter:
         run = Run(self.run_id, self._started_at, datetime.now(UTC), exit_state)
         adapter.execute(connection, run.delete_earlier(load_runs))
         by_table = {self._tables[stream]: tally for stream, tally in tallies.items()}
-        adapter.load(connection, load_runs, run.rows(by_table))
+        ignored = {self._tables[stream]: count for stream, count in self.ignored_activations.items()}
+        adapter.load(connection, load_runs, run.rows(by_table, ignored))
         if exit_state:
             adapter.execute(connection, run.delete_expired(load_runs))

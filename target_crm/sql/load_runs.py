@@ -32,8 +32,8 @@ class Run:
     exit_state: str | None = None
     """`DONE` or `FAILED`; None while the run goes on."""
 
-    def rows(self, tallies: Mapping[str, Tally]) -> list[tuple[Any, ...]]:
-        """A row per stream, given the name of its table → tally; malformed lines are counted under the empty name."""
+    def rows(self, tallies: Mapping[str, Tally], ignored_activations: Mapping[str, int]) -> list[tuple[Any, ...]]:
+        """A row per stream, given the name of its table → what to report. Malformed lines have the empty name."""
         finished_at = self.now if self.exit_state else None
         seconds = Decimal((self.now - self.started_at) // timedelta(milliseconds=1)) / 1000
         return [
@@ -45,6 +45,7 @@ class Run:
                 self.exit_state,
                 seconds,
                 *astuple(tally),
+                ignored_activations.get(table, 0),
             )
             for table, tally in tallies.items()
         ]

@@ -243,6 +243,12 @@ def count_fresh(staged: Staged) -> Select[tuple[int]]:
     return select(func.count()).select_from(staged.fresh)
 
 
+def count_unversioned(table: Table) -> Select[Any]:
+    """Count the rows that are not marked as deleted, and those of them without a version."""
+    unversioned = func.count(case((table.c[TABLE_VERSION].is_(None), 1)))
+    return select(func.count(), unversioned).select_from(table).where(table.c[DELETED_AT].is_(None))
+
+
 def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
     """Mark or delete the rows of versions older than this one."""
     older = or_(table.c[TABLE_VERSION].is_(None), table.c[TABLE_VERSION] < version)

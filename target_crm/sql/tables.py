@@ -81,6 +81,7 @@ class Tables:
             Column("exit_state", Identifier()),
             Column("seconds", Number, nullable=False),
             *(Column(name, BigInteger, nullable=False) for name in COUNTS),
+            Column("ignored_activations", BigInteger),
         )
         self.version = Table(f"{WORK_PREFIX}version", self.metadata, Column("version", BigInteger, nullable=False))
         self.commits = Table(

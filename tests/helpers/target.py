@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, select, text
 from target_crm.errors import InputError
 from target_crm.loader.sinks import BatchContext, TableSink
 from target_crm.loader.target import TargetCrm
+from target_crm.settings import Settings
 from target_crm.warehouse.connection import Warehouse, parse_url
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
 
@@ -111,7 +112,7 @@ def snapshot(
 
 def table_sink(warehouse: Warehouse, stream: str, *properties: str) -> TableSink:
     """The sink of a stream of texts. Its first property is the key."""
-    context = BatchContext(warehouse, hard_delete=False, store_payload=True)
+    context = BatchContext(warehouse, Settings())
     return TableSink(context, stream, {"properties": dict.fromkeys(properties, TEXT)}, properties[:1])
 
 

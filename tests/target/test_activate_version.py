@@ -76,8 +76,8 @@ def test_hard_delete_removes_rows_missing_from_the_activated_version(warehouse_u
 
 
 def test_a_deleted_award_leaves_user_balances_but_stays_in_award_balances(warehouse_url: str) -> None:
-    load(warehouse_url, [AWARDS, snapshot("w1", 5), snapshot("w2", 7)])
-    load(warehouse_url, [AWARDS, activate("awards", 1)], hard_delete=True)
+    load(warehouse_url, [AWARDS, with_version(1, snapshot("w1", 5)), with_version(1, snapshot("w2", 7))])
+    load(warehouse_url, [AWARDS, activate("awards", 2)], hard_delete=True)
 
     assert query(warehouse_url, "SELECT * FROM user_balances") == []
     assert [row["points"] for row in table(warehouse_url, "award_balances")] == [Decimal(5), Decimal(7)]
@@ -104,6 +104,32 @@ def test_a_row_of_the_activated_version_stays_even_if_refused_or_superseded(
     assert query(warehouse_url, "SELECT id FROM perks WHERE _sdc_deleted_at IS NOT NULL") == [
         ("missing",) for _ in range(not hard_delete)
     ]
+
+
+@pytest.mark.parametrize("hard_delete", [False, True])
+def test_a_first_activation_that_would_delete_most_rows_needs_a_decision(
+    sqlite_url: str, tmp_path: Path, hard_delete: bool
+) -> None:
+    keyed = schema("perks", {"id": TEXT}, "id")
+    load(sqlite_url, [keyed, *(record("perks", {"id": key}) for key in "123")])
+    messages = [keyed, versioned("perks", "1", 7), activate("perks", 7), state({"at": 1})]
+    kept = "SELECT id FROM perks WHERE _sdc_deleted_at IS NULL ORDER BY id"
+
+    refused = run_target(sqlite_url, tmp_path, *messages, hard_delete=hard_delete)
+
+    assert (refused.returncode, refused.stdout) == (1, '{"at":1}\n')
+    assert refused.stderr.splitlines()[-1] == (
+        "target-crm: ignored ACTIVATE_VERSION of perks: 2 of 3 rows have no version, and would be deleted; "
+        "if they are really gone, raise max_deleted_fraction for one run"
+    )
+    assert query(sqlite_url, kept) == [("1",), ("2",), ("3",)]
+    ignored = "SELECT exit_state, ignored_activations FROM load_runs WHERE stream = 'perks' AND ignored_activations > 0"
+    assert query(sqlite_url, ignored) == [("failed", 1)]
+
+    allowed = run_target(sqlite_url, tmp_path, *messages, hard_delete=hard_delete, max_deleted_fraction=1)
+
+    assert allowed.returncode == 0, allowed.stderr
+    assert query(sqlite_url, kept) == [("1",)]
 
 
 def test_an_award_without_points_is_not_marked_as_deleted(warehouse_url: str) -> None:

@@ -355,6 +355,8 @@ def test_a_row_whose_record_was_unreadable_is_not_deleted(
     )
 
     assert query(warehouse_url, "SELECT id FROM people WHERE _sdc_deleted_at IS NULL ORDER BY id") == [("1",), ("2",)]
+    ignored = "SELECT sum(ignored_activations) FROM load_runs WHERE stream = 'people'"
+    assert [int(count) for (count,) in query(warehouse_url, ignored)] == [1]
 
 
 @pytest.mark.parametrize("version", [None, "x", True])

@@ -120,7 +120,8 @@ CREATE TABLE "load_runs" (
 	"applied" BIGINT NOT NULL, 
 	"duplicate" BIGINT NOT NULL, 
 	"superseded" BIGINT NOT NULL, 
-	"quarantined" BIGINT NOT NULL
+	"quarantined" BIGINT NOT NULL, 
+	"ignored_activations" BIGINT
 );
 
 CREATE TABLE "rejected_records" (

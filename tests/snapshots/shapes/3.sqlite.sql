@@ -130,6 +130,7 @@ CREATE TABLE "load_runs" (
 	"duplicate" BIGINT NOT NULL, 
 	"superseded" BIGINT NOT NULL, 
 	"quarantined" BIGINT NOT NULL, 
+	"ignored_activations" BIGINT, 
 	PRIMARY KEY ("run_id", "stream")
 );
 
