@@ -39,7 +39,7 @@ with create_database(sys.argv[2], user="SYSDBA", charset="UTF8") as connection:
 
 @contextmanager
 def firebird() -> Iterator[Callable[[], str]]:
-    """Start a server; yield a factory of URLs of new databases, with the largest pages and all of Unicode."""
+    """Start a server; yield a factory of URLs of new databases, which take all of Unicode."""
     root = UNPACKED if (UNPACKED / "usr/sbin/firebird").exists() else Path("/")
     if not (root / "usr/sbin/firebird").exists():
         raise Unavailable("firebird is not installed; ./dev warehouses fetches it where it can")
@@ -88,8 +88,7 @@ def _create(client: Path, port: int, path: Path) -> None:
     driver: Any = import_module("firebird.driver")
     driver.driver_config.fb_client_library.value = str(client)
     defaults = driver.driver_config.db_defaults
-    # A key of two texts of 255 characters needs pages of this size.
-    defaults.page_size.value, defaults.db_charset.value, defaults.forced_writes.value = 16_384, "UTF8", False
+    defaults.db_charset.value, defaults.forced_writes.value = "UTF8", False
     driver.create_database(f"127.0.0.1/{port}:{path}", user=USER, password=PASSWORD, charset="UTF8").close()
 
 

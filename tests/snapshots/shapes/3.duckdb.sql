@@ -110,8 +110,8 @@ CREATE TABLE "awards" (
 );
 
 CREATE TABLE "load_runs" (
-	"run_id" VARCHAR(255) NOT NULL, 
-	"stream" VARCHAR(255) NOT NULL, 
+	"run_id" VARCHAR(32) NOT NULL, 
+	"stream" VARCHAR(63) NOT NULL, 
 	"started_at" TIMESTAMP WITHOUT TIME ZONE NOT NULL, 
 	"finished_at" TIMESTAMP WITHOUT TIME ZONE, 
 	"exit_state" VARCHAR(255), 

@@ -116,8 +116,8 @@ CREATE TABLE "awards" (
 );
 
 CREATE TABLE "load_runs" (
-	"run_id" VARCHAR(255) COLLATE "C" NOT NULL, 
-	"stream" VARCHAR(255) COLLATE "C" NOT NULL, 
+	"run_id" VARCHAR(32) COLLATE "C" NOT NULL, 
+	"stream" VARCHAR(63) COLLATE "C" NOT NULL, 
 	"started_at" TIMESTAMP WITH TIME ZONE NOT NULL, 
 	"finished_at" TIMESTAMP WITH TIME ZONE, 
 	"exit_state" VARCHAR(255) COLLATE "C", 

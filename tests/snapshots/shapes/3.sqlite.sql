@@ -119,8 +119,8 @@ CREATE TABLE "awards" (
 );
 
 CREATE TABLE "load_runs" (
-	"run_id" VARCHAR(255) NOT NULL, 
-	"stream" VARCHAR(255) NOT NULL, 
+	"run_id" VARCHAR(32) NOT NULL, 
+	"stream" VARCHAR(63) NOT NULL, 
 	"started_at" DATETIME NOT NULL, 
 	"finished_at" DATETIME, 
 	"exit_state" VARCHAR(255), 
