@@ -11,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 from typing import cast as cast_type
 
-from sqlalchemy import cast, create_engine, inspect
+from sqlalchemy import Integer, case, cast, create_engine, inspect, null, type_coerce
 from sqlalchemy.exc import SQLAlchemyError
 
 from target_crm.engines.driver_errors import describe, pep_249_classes
@@ -321,6 +321,11 @@ def merge_on_conflict(insert: Callable[[Table], Any], merge: Merge) -> Insert:
     keys, values = merge.table.primary_key.columns.keys(), merge.union(rows.excluded, merge.table.c)
     upsert: Insert = rows.on_conflict_do_update(index_elements=keys, set_=dict(values))
     return upsert
+
+
+def boolean_as_text(column: ColumnElement[Any]) -> ColumnElement[str]:
+    """`true` or `false`, of a column in which booleans are numbers."""
+    return case((column.is_(None), null()), (type_coerce(column, Integer) == 0, "false"), else_="true")
 
 
 def alter_type_using_cast(dialect: Dialect, column: Column[Any]) -> str:

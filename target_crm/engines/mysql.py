@@ -14,6 +14,7 @@ from target_crm.engines.base import (
     LOCK_LOG_SECONDS,
     ExtendedSQLAdapter,
     LockWait,
+    boolean_as_text,
     insert_by_driver,
     lock_name,
     quoted_columns,
@@ -35,7 +36,7 @@ from target_crm.sql.tables import STAGING_PREFIX
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Column, Connection, Dialect, Engine, Table, Update
+    from sqlalchemy import Column, ColumnElement, Connection, Dialect, Engine, Table, Update
     from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
@@ -142,6 +143,11 @@ class MySQLAdapter(ExtendedSQLAdapter):
         """Change the type, which converts the values."""
         name = dialect.identifier_preparer.quote(column.name)
         return f"MODIFY COLUMN {name} {column.type.compile(dialect)}"
+
+    def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+        """Let the server convert all but booleans, which are numbers here."""
+        is_boolean = isinstance(column.type, TINYINT) and isinstance(type_, Identifier | LongText)
+        return boolean_as_text(column) if is_boolean else column
 
     def after_widening(self, table: Table, column: Column[Any], old: TypeEngine[Any]) -> Sequence[Update]:
         """Write booleans, which are numbers here, as `true` and `false`."""

@@ -17,6 +17,7 @@ from target_crm.engines.base import (
     LOCK_WAIT_SECONDS,
     ExtendedSQLAdapter,
     LockWait,
+    boolean_as_text,
     insert_by_driver,
     merge_on_conflict,
 )
@@ -123,7 +124,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         if isinstance(type_, Instant):
             return as_text.concat(" 00:00:00.000000")
         if isinstance(column.type, Boolean):
-            return case((column.is_(None), None), (column, "true"), else_="false")
+            return boolean_as_text(column)
         if isinstance(column.type, Float | Numeric):
             return case((cast(as_text, Double()) == column, as_text), else_=func.printf("%!.17g", column))
         return as_text

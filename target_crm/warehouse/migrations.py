@@ -194,22 +194,26 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
             raise
         # A work table is empty between transactions.
         return [DropTable(table), *creation(table)]
-    needs_rebuild = any(_kind_in_ddl(column, dialect) in adapter.rebuilds_to_widen for column in widened)
-    if needs_rebuild and is_work:
+    copied = {column.name for column in widened if _kind_in_ddl(column, dialect) in adapter.rebuilds_to_widen}
+    # SQLite's columns of numbers take any number as they are.
+    altered = {column.name: clause for column in widened if (clause := adapter.widen_column(dialect, column))}
+    if copied and is_work:
         return [DropTable(table), *creation(table)]
+    for changed_name in altered:
+        _check_doubles(connection, table, table.c[changed_name], found[changed_name])
     statements = _rename_statements(connection, table, renames)
-    if needs_rebuild or has_other_key:
-        return [*statements, *_rebuild(connection, table, found, widened, has_other_key=has_other_key)]
+    if copied or has_other_key:
+        changed = copied | altered.keys()
+        return [*statements, *_rebuild(connection, table, found, changed, has_other_key=has_other_key)]
     name = dialect.identifier_preparer.format_table(table)
     for column in table.columns:
         if column.name not in found:
             clause = f"{adapter.add_column} {_in_create_table(column, dialect)}"
             statements.append(AlterTable(table, f"ALTER TABLE {name} {clause}"))
-    for column in widened:
-        if change := adapter.widen_column(dialect, column):
-            _check_doubles(connection, table, column, found[column.name])
-            statements.append(AlterTable(table, f"ALTER TABLE {name} {change}"))
-            statements += () if is_work else adapter.after_widening(table, column, found[column.name])
+    for changed_name, change in altered.items():
+        statements.append(AlterTable(table, f"ALTER TABLE {name} {change}"))
+        if not is_work:
+            statements += adapter.after_widening(table, table.c[changed_name], found[changed_name])
     return statements
 
 
@@ -243,13 +247,20 @@ def _rebuild(
     connection: Connection,
     table: Table,
     found: Mapping[str, TypeEngine[Any]],
-    widened: Collection[Column[Any]],
+    changed: Collection[str],
     *,
     has_other_key: bool,
 ) -> list[Statement]:
     """The statements that copy the rows of a table into a new one, which takes its place.
 
     Of the rows that have the same new key, the newest stays.
+
+    Args:
+        connection: To the warehouse.
+        table: The table as the schema needs it.
+        found: Column → type of the existing table.
+        changed: The columns that get a wider type.
+        has_other_key: Whether the key changes.
     """
     dialect, adapter = connection.dialect, _adapter(connection)
     metadata = MetaData(schema=table.schema)
@@ -257,11 +268,10 @@ def _rebuild(
     keys = table.primary_key.columns.keys()
     if has_other_key:
         _check_key_values(connection, old, keys)
-    kept_types = {
-        column.name: found[column.name]
-        for column in table.columns
-        if column.name in found and not column.primary_key and _is_kept(dialect, column, found)
-    }
+    # A text of any length may be no part of a key.
+    kept = {name for name in found if name in table.c and name not in changed and name not in keys}
+    wanted_types = {name: _type_in_ddl(table.c[name].type, dialect) for name in kept}
+    kept_types = {name: found[name] for name in kept if _stored(found[name]) != _stored(wanted_types[name])}
     new = Table(
         rebuilt_of(table),
         metadata,
@@ -272,7 +282,7 @@ def _rebuild(
         *(Column(name, type_) for name, type_ in found.items() if name not in table.c),
     )
     values: dict[str, ColumnElement[Any]] = {column.name: column for column in old.c}
-    values |= {column.name: adapter.converted(old.c[column.name], column.type) for column in widened}
+    values |= {name: adapter.converted(old.c[name], table.c[name].type) for name in changed}
     rows = select(*(value.label(name) for name, value in values.items()))
     if has_other_key and keys:
         newest = [_last_if_null(old.c[name]) for name in (EXTRACTED_AT, BATCHED_AT)]
@@ -287,12 +297,6 @@ def _rebuild(
         *_rename_table(connection, new, table),
         *_indexes(connection, table, found),
     ]
-
-
-def _is_kept(dialect: Dialect, column: Column[Any], found: Mapping[str, TypeEngine[Any]]) -> bool:
-    """Whether a column has a wider type than the schema asks for."""
-    old, new = _stored(found[column.name]), _stored(_type_in_ddl(column.type, dialect))
-    return (old.kind, new.kind) in _KEPT or (old.kind == new.kind == "decimal" and new.places <= old.places)
 
 
 def _last_if_null(column: ColumnElement[Any]) -> list[ColumnElement[Any]]:

@@ -101,14 +101,15 @@ def test_numbers_are_exact(new_url: Callable[[], str]) -> None:
 
 def test_a_key_is_changed_even_if_the_copy_was_interrupted(new_url: Callable[[], str]) -> None:
     url = new_url()
-    properties = {"id": INTEGER, "v": TEXT}
-    load(url, [schema("r", properties, "id"), *(record("r", {"id": number, "v": "a"}) for number in (1, 2))])
-    changed = [schema("r", properties, "id", "v"), record("r", {"id": 1, "v": "b"})]
+    old = schema("r", {"id": INTEGER, "v": {"type": "boolean"}, "w": TEXT}, "id")
+    load(url, [old, *(record("r", {"id": number, "v": True, "w": "x"}) for number in (1, 2))])
+    changed = [schema("r", {"id": INTEGER, "v": TEXT, "w": TEXT}, "id", "v", "w")]
+    changed.append(record("r", {"id": 1, "v": "b", "w": "x"}))
     execute(url, "CREATE TABLE _crm_rebuilt_r (id BIGINT)")
 
     load(url, changed, allow_key_change=True)
-    assert query(url, "SELECT id, v FROM r ORDER BY id, v") == [(1, "a"), (1, "b"), (2, "a")]
+    assert query(url, "SELECT id, v FROM r ORDER BY id, v") == [(1, "b"), (1, "true"), (2, "true")]
 
     execute(url, "RENAME TABLE r TO _crm_rebuilt_r")
     load(url, changed)
-    assert query(url, "SELECT id, v FROM r ORDER BY id, v") == [(1, "a"), (1, "b"), (2, "a")]
+    assert query(url, "SELECT id, v FROM r ORDER BY id, v") == [(1, "b"), (1, "true"), (2, "true")]

@@ -94,15 +94,18 @@ def test_a_key_of_integers_becomes_a_key_of_texts(warehouse_url: str) -> None:
 
 
 def test_a_table_that_is_copied_keeps_the_columns_indexes_and_views_of_users(sqlite_url: str) -> None:
-    load(sqlite_url, [schema("s", {"id": INTEGER, "x": INTEGER}, "id"), record("s", {"id": 1, "x": 7})])
+    integers = schema("s", {"id": INTEGER, "x": INTEGER, "n": INTEGER}, "id")
+    load(sqlite_url, [integers, record("s", {"id": 1, "x": 7, "n": 2**60 + 1})])
     execute(sqlite_url, "ALTER TABLE s ADD COLUMN mine DATE")
     execute(sqlite_url, "UPDATE s SET mine = '2024-01-01'")
     execute(sqlite_url, "CREATE INDEX by_x ON s (x, mine)")
     execute(sqlite_url, "CREATE VIEW v AS SELECT id, x, mine FROM s")
 
-    load(sqlite_url, [schema("s", {"id": INTEGER, "x": TEXT}, "id"), record("s", {"id": 2, "x": "0002"})])
+    wider = schema("s", {"id": INTEGER, "x": TEXT, "n": NUMBER}, "id")
+    load(sqlite_url, [wider, record("s", {"id": 2, "x": "0002", "n": 0.5})])
 
     assert query(sqlite_url, "SELECT id, x, mine FROM v ORDER BY id") == [(1, "7", "2024-01-01"), (2, "0002", None)]
+    assert query(sqlite_url, "SELECT n FROM s ORDER BY id") == [(2**60 + 1,), (0.5,)]
     engine = create_engine(sqlite_url)
     assert [index["column_names"] for index in inspect(engine).get_indexes("s")] == [["x", "mine"]]
     assert inspect(engine).get_pk_constraint("s")["constrained_columns"] == ["id"]
