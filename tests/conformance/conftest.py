@@ -6,6 +6,7 @@ import os
 import re
 from collections import defaultdict
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+# Tests of other folders have parameters of this name, too.
+_FOLDER = Path(__file__).parent
 _outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
 
 
@@ -27,7 +30,7 @@ _outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run all cases of an engine in one process, and mark the engines that only `./dev warehouses` runs."""
     for item in items:
-        if isinstance(item, pytest.Function) and "engine" in item.fixturenames:
+        if isinstance(item, pytest.Function) and "engine" in item.fixturenames and item.path.parent == _FOLDER:
             engine = item.callspec.params["engine"]
             item.add_marker(pytest.mark.xdist_group(engine))
             if engine not in LOCAL_ENGINES:
