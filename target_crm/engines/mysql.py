@@ -90,6 +90,8 @@ class MySQLAdapter(ExtendedSQLAdapter):
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
     # Out of range, truncated, too long, null: these messages name the column, and quote no value.
     _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364})
+    # `Incorrect string value: '…' for column …`
+    _INCORRECT_VALUE = 1366
     # An ALTER TABLE that waits for a reader blocks all later readers. The default is a day.
     _TABLE_LOCK_SECONDS = 10
 
@@ -133,11 +135,14 @@ class MySQLAdapter(ExtendedSQLAdapter):
         return bool(error.args) and error.args[0] in self._RETRIABLE
 
     def describe_error(self, error: Exception) -> str:
-        """Add the message of a refused value where that quotes no value."""
-        number = error.args[0] if error.args else None
-        if number not in self._WITHOUT_VALUES:
+        """Add the server's message about a value, but not the value."""
+        number, message = (*error.args, "", "")[:2]
+        if number == self._INCORRECT_VALUE and " for column " in message:
+            text, column = message.partition(": '")[0], message.rpartition(" for column ")[2]
+            message = f"{text} for column {column}"
+        elif number not in self._WITHOUT_VALUES:
             return describe(error)
-        return f"{type(error).__name__}: {error.args[1]}"
+        return f"{type(error).__name__}: {message}"
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
         """Change the type, which converts the values."""

@@ -209,8 +209,12 @@ class Shape:
             if name not in fixed and columns[name] in stored
         }
         kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, limits)
-        if limits.sizes and not fixed:
-            kinds = {name: _sized(kind, stored.get(columns[name])) for name, kind in kinds.items()}
+        if limits.sizes:
+            kinds |= {
+                name: _sized(kind, stored[columns[name]])
+                for name, kind in kinds.items()
+                if name not in fixed and columns[name] in stored
+            }
         required = {*key_properties, *schema.get("required", ())}
         return cls(
             fields=tuple(
@@ -307,12 +311,11 @@ def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
     return decimal_kind(stored.digits, stored.places) if is_held else kind
 
 
-def _sized(kind: Kind, stored: Stored | None) -> Kind:
+def _sized(kind: Kind, stored: Stored) -> Kind:
     """The kind of a property whose column may have less room than those of the target."""
-    size = stored.size if stored else 0
-    is_smaller = size < ID_CHARS_MAX if kind is KEY else kind in {TEXT, ANY_TEXT, INTEGER}
-    keeps_type = stored and stored.kind == ("integer" if kind is INTEGER else "text")
-    return sized_kind(kind, size) if size and is_smaller and keeps_type else kind
+    is_smaller = 0 < stored.size < ID_CHARS_MAX if kind is KEY else stored.size and kind in {TEXT, ANY_TEXT, INTEGER}
+    keeps_type = stored.kind == ("integer" if kind is INTEGER else "text")
+    return sized_kind(kind, stored.size) if is_smaller and keeps_type else kind
 
 
 class MissingProperty(values.Invalid):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from target_crm.errors import WarehouseError
+from target_crm.warehouse.connection import Warehouse
 from tests.conformance import Unavailable
 from tests.conformance.mariadb import mariadb
 from tests.helpers.target import INTEGER, TEXT, execute, load, query, record, schema, state
+from tests.helpers.waits import logged_waits
 from tests.target.test_widening import MICROS, UNSIGNED, check_widening
 
 if TYPE_CHECKING:
@@ -113,3 +116,50 @@ def test_a_key_is_changed_even_if_the_copy_was_interrupted(new_url: Callable[[],
     execute(url, "RENAME TABLE r TO _crm_rebuilt_r")
     load(url, changed)
     assert query(url, "SELECT id, v FROM r ORDER BY id, v") == [(1, "b"), (1, "true"), (2, "true")]
+
+
+def test_a_value_that_exceeds_a_column_is_quarantined_with_the_limit(url: str) -> None:
+    execute(url, "CREATE TABLE t (id BIGINT PRIMARY KEY, n MEDIUMINT, u INTEGER UNSIGNED, v VARCHAR(3))")
+    rows = [{"id": 1, "n": 2**23 - 1, "u": 2**32 - 1, "v": "abc"}, {"id": 2, "n": 2**23}, {"id": 3, "v": "abcd"}]
+    properties = {"id": INTEGER, "n": INTEGER, "u": INTEGER, "v": {"type": ["string", "null"]}}
+
+    load(url, [schema("t", properties, "id"), *(record("t", row) for row in rows)])
+
+    assert query(url, "SELECT id FROM t") == [(1,)]
+    assert query(url, "SELECT reason FROM rejected_records ORDER BY reason") == [
+        ("n is out of the range of its column's 24 bits",),
+        ("v has 4 characters, its column takes at most 3",),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        pytest.param(None, "'v' cannot be null", id="null"),
+        pytest.param(
+            "\N{CYRILLIC SMALL LETTER YA}", "Incorrect string value for column .*`t`.`v`", id="not-in-charset"
+        ),
+    ],
+)
+def test_an_error_about_a_value_names_stream_table_and_column_but_no_value(
+    url: str, value: str | None, message: str
+) -> None:
+    execute(url, "CREATE TABLE t (id BIGINT PRIMARY KEY, v VARCHAR(3) CHARACTER SET latin1 NOT NULL)")
+    keyed = schema("t", {"id": INTEGER, "v": {"type": ["string", "null"]}}, "id")
+
+    with pytest.raises(WarehouseError, match=rf"stream 't', table t: .*{message}") as caught:
+        load(url, [keyed, record("t", {"id": 1, "v": value})])
+
+    assert "D1" not in str(caught.value)
+
+
+def test_a_wait_for_another_loader_names_its_connection(url: str) -> None:
+    keyed = [schema("t", {"id": INTEGER}, "id")]
+    load(url, keyed)
+    other = Warehouse(url)
+    with ExitStack() as stack:
+        number = stack.enter_context(other.write()).exec_driver_sql("SELECT connection_id()").scalar_one()
+        lines = logged_waits(stack.close, lambda: load(url, [*keyed, record("t", {"id": 1})]))
+    other.dispose()
+
+    assert lines == [f"waiting for the loader's lock, held by connection {number}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -13,26 +12,13 @@ from target_crm.errors import ConnectionLost
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.target import INTEGER, TEXT, load, query, record, schema
+from tests.helpers.waits import logged_waits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 NARROW = [schema("sales", {"id": INTEGER}, "id"), record("sales", {"id": 1})]
 WIDE = [schema("sales", {"id": INTEGER, "z": TEXT}, "id"), record("sales", {"id": 2, "z": "q"})]
-
-
-class OnWait(logging.Handler):
-    """Calls back when the loader logs that it waits."""
-
-    def __init__(self, react: Callable[[], object]) -> None:
-        super().__init__()
-        self._react = react
-        self.lines: list[str] = []
-
-    def emit(self, line: logging.LogRecord) -> None:
-        """Keep the line and call back."""
-        self.lines.append(line.getMessage())
-        self._react()
 
 
 @pytest.fixture
@@ -52,18 +38,6 @@ def reader(postgres_url: str, new_postgres_url: str) -> Iterator[psycopg.Connect
         connection.rollback()
 
 
-def log_of(react: Callable[[], object], load_it: Callable[[], object]) -> list[str]:
-    """The lines that are logged about waits during a load."""
-    handler = OnWait(react)
-    logger = logging.getLogger("target-crm.warehouse")
-    logger.addHandler(handler)
-    try:
-        load_it()
-    finally:
-        logger.removeHandler(handler)
-    return handler.lines
-
-
 @pytest.mark.usefixtures("short_waits")
 def test_a_load_that_adds_a_column_waits_visibly_and_lets_other_readers_go_on(
     new_postgres_url: str, reader: psycopg.Connection
@@ -75,7 +49,7 @@ def test_a_load_that_adds_a_column_waits_visibly_and_lets_other_readers_go_on(
             others.extend(other.execute("SELECT id FROM sales").fetchone() or ())
         reader.rollback()
 
-    lines = log_of(read_and_release, lambda: load(new_postgres_url, WIDE))
+    lines = logged_waits(read_and_release, lambda: load(new_postgres_url, WIDE))
 
     pid = reader.info.backend_pid
     expected = f"waiting for a lock on table sales, held by pid {pid} (user postgres, application report)"
@@ -102,7 +76,7 @@ def test_a_load_that_waits_for_another_loader_names_it(new_postgres_url: str) ->
     with other.write() as connection:
         pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
 
-        lines = log_of(connection.rollback, lambda: load(new_postgres_url, NARROW))
+        lines = logged_waits(connection.rollback, lambda: load(new_postgres_url, NARROW))
     other.dispose()
 
     assert lines == [f"waiting for the loader's lock, held by pid {pid} (user postgres, application target-crm)"]
@@ -113,7 +87,7 @@ def test_a_writer_on_sqlite_says_that_it_waits(sqlite_url: str) -> None:
     load(sqlite_url, NARROW)
     other = Warehouse(sqlite_url)
     with other.write() as connection:
-        lines = log_of(connection.rollback, lambda: load(sqlite_url, NARROW))
+        lines = logged_waits(connection.rollback, lambda: load(sqlite_url, NARROW))
     other.dispose()
 
     assert lines == ["waiting for a lock on the database file, held by another connection"]
