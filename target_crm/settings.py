@@ -77,8 +77,8 @@ class Settings:
     )
     max_rejected_fraction: float = setting(
         "Maximum fraction of rejected records",
-        "End with exit code 1 if more than this fraction of a stream's records was quarantined, once 100 were read. "
-        "Valid records are loaded all the same.",
+        "End with exit code 1 if more than this fraction of a stream's records was quarantined, once 100 were read, "
+        "or if all of fewer records were; 1 means never. Valid records are loaded all the same.",
         default=0.1,
         minimum=0,
         maximum=1,

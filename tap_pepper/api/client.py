@@ -136,7 +136,8 @@ class PepperClient:
             logger.warning("Pepper's responses have no Date header; using the local clock")
             return now
         if abs(now - date) > SKEW_QUIET:
-            skew, direction = abs(now - date), "ahead of" if now > date else "behind"
+            skew = timedelta(seconds=round(abs(now - date).total_seconds()))
+            direction = "ahead of" if now > date else "behind"
             logger.warning("local clock is %s %s Pepper's; using Pepper's", skew, direction)
         return date
 

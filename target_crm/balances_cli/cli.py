@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -53,8 +54,13 @@ class Options:
     def target(self) -> TargetCrm:
         """A target with the settings."""
         if self.config in {None, "ENV"}:
-            return TargetCrm(config={}, parse_env_config=True)
-        return TargetCrm(config=read_config(str(self.config)))
+            target = TargetCrm(config={}, parse_env_config=True)
+        else:
+            target = TargetCrm(config=read_config(str(self.config)))
+        # A signal ends a command as usual. The target's own handler would speak of its input.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return target
 
     @contextmanager
     def warehouse(self, *, needs_balances: bool = True) -> Iterator[Warehouse]:

@@ -221,6 +221,7 @@ class TargetCrm(Plugin, Target):
             for stream, tally in self.writer.tallies.items()
             if stream
             and tally.quarantined
+            and most < 1
             and (
                 tally.quarantined == tally.read
                 or (tally.read >= REJECTED_READ_MIN and tally.quarantined > most * tally.read)

@@ -308,7 +308,10 @@ def test_a_run_that_could_load_nothing_of_a_stream_fails_after_committing_the_ot
     assert {row["exit_state"] for row in table(sqlite_url, "load_runs", "exit_state")} == {"failed"}
 
 
-@pytest.mark.parametrize(("bad", "fraction", "fails"), [(10, 0.1, False), (11, 0.1, True), (11, 0.2, False)])
+@pytest.mark.parametrize(
+    ("bad", "fraction", "fails"),
+    [(10, 0.1, False), (11, 0.1, True), (11, 0.2, False), (100, 0.99, True), (100, 1, False)],
+)
 def test_a_run_fails_if_more_than_a_fraction_of_a_stream_was_quarantined(
     sqlite_url: str, bad: int, fraction: float, fails: bool
 ) -> None:
@@ -316,7 +319,7 @@ def test_a_run_fails_if_more_than_a_fraction_of_a_stream_was_quarantined(
     lines = [schema("t", {"id": TEXT, "n": INTEGER}, "id"), *records]
 
     if fails:
-        with pytest.raises(InputError, match="quarantined 11 of 100 records of t"):
+        with pytest.raises(InputError, match=f"quarantined {bad} of 100 records of t"):
             load(sqlite_url, lines, max_rejected_fraction=fraction)
     else:
         load(sqlite_url, lines, max_rejected_fraction=fraction)
