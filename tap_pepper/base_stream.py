@@ -365,7 +365,21 @@ class PepperStream(Stream):
     def apply_catalog(self, catalog: Catalog) -> None:
         """Take selection and schema from a catalog; the keys are always the stream's own."""
         if entry := catalog.get_stream(self.name):
-            added = {*type(self).primary_keys, type(self).replication_key, *self.automatic_fields}
+            if entry.key_properties and tuple(entry.key_properties) != tuple(type(self).primary_keys):
+                self.logger.warning(
+                    "%s: ignored the catalog's key_properties, the key is %s",
+                    self.name,
+                    ", ".join(type(self).primary_keys),
+                )
+            if deselected := [
+                name for name in self._key_fields if entry.metadata["properties", name].selected is False
+            ]:
+                self.logger.warning(
+                    "%s: the catalog deselects %s, but the bookmark and the target need it, so it is emitted",
+                    self.name,
+                    ", ".join(deselected),
+                )
+            added = {*self._key_fields, *self.automatic_fields}
             if entry.schema.additionalProperties:
                 # An older version of the tap emitted unknown fields next to the declared ones.
                 added.add(OTHER_FIELDS)
@@ -381,10 +395,15 @@ class PepperStream(Stream):
             entry.metadata = self.metadata
 
     @property
+    def _key_fields(self) -> tuple[str, ...]:
+        """The fields of the key and of the bookmark."""
+        return tuple(dict.fromkeys(filter(None, (*type(self).primary_keys, type(self).replication_key))))
+
+    @property
     def metadata(self) -> MetadataMapping:
-        """The catalog's metadata. A hidden field without metadata is not selected, and an automatic one always is."""
+        """The catalog's metadata. A hidden field without metadata is not selected; a key or automatic one always is."""
         metadata = super().metadata
-        for name in self.automatic_fields:
+        for name in (*self._key_fields, *self.automatic_fields):
             metadata["properties", name].inclusion = Metadata.InclusionType.AUTOMATIC
         for name in self.hidden_fields:
             field = metadata["properties", name]

@@ -407,6 +407,23 @@ def test_keys_are_added_to_a_catalog_schema_that_lacks_them(schema: dict[str, An
     assert run.records("actions") == [{"_id": "a", "when_timestamp": at}]
 
 
+def test_a_catalog_can_neither_deselect_nor_replace_a_key(caplog: pytest.LogCaptureFixture) -> None:
+    def deselect(entry: dict[str, Any]) -> None:
+        entry["key_properties"] = ["number"]
+        for item in entry["metadata"]:
+            if item["breadcrumb"] in (["properties", "_id"], ["properties", "when_timestamp"]):
+                item["metadata"] = {"inclusion": "available", "selected": False}
+
+    at = "2026-10-01T11:59:00.000Z"
+    with Script(listing(), listing(action("a", at))) as script:
+        run = run_script(script, catalog=selection("actions", change=deselect))
+
+    assert run.schema("actions")["key_properties"] == ["_id"]
+    assert [(record["_id"], record["when_timestamp"]) for record in run.records("actions")] == [("a", at)]
+    assert "actions: the catalog deselects _id, when_timestamp, but the bookmark and the target need it" in caplog.text
+    assert "actions: ignored the catalog's key_properties, the key is _id" in caplog.text
+
+
 def test_full_table_replication_reads_everything_and_moves_no_bookmark() -> None:
     def full(entry: dict[str, Any]) -> None:
         entry["replication_method"] = "FULL_TABLE"
