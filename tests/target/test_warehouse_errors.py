@@ -127,9 +127,11 @@ def test_a_key_that_exceeds_its_column_is_quarantined(url: str) -> None:
 def test_the_counts_add_up_if_a_user_s_column_rounds(url: str) -> None:
     execute(url, "CREATE TABLE t (id bigint PRIMARY KEY, d real)")
 
-    loaded = load(url, [schema("t", {"id": INTEGER, "d": NUMBER}, "id"), record("t", {"id": 1, "d": 0.123456789})])
+    rows = [record("t", {"id": 1, "d": 0.123456789}), record("t", {"id": 2, "d": 0.5})]
 
-    assert loaded.tallies == {"t": "1 read = 1 applied + 0 duplicate + 0 superseded + 0 quarantined"}
+    loaded = load(url, [schema("t", {"id": INTEGER, "d": NUMBER}, "id"), *rows])
+
+    assert loaded.tallies == {"t": "2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined"}
 
 
 # Retries
