@@ -224,8 +224,8 @@ def _mentions(error: BaseException, phrases: Collection[str]) -> bool:
 
 def _holder(error: Exception) -> str:
     """The process that has the file open, as the error names it."""
-    process = re.search(r"PID \d+", str(error))
-    return process[0] if process else "another connection"
+    process = re.search(r"PID (\d+)", str(error))
+    return f"process {process[1]}" if process else "another connection"
 
 
 ADAPTERS = {"duckdb": DuckDBAdapter()}

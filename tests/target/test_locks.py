@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -16,6 +18,7 @@ from tests.helpers.waits import logged_waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 NARROW = [schema("sales", {"id": INTEGER}, "id"), record("sales", {"id": 1})]
 WIDE = [schema("sales", {"id": INTEGER, "z": TEXT}, "id"), record("sales", {"id": 2, "z": "q"})]
@@ -91,6 +94,20 @@ def test_a_writer_on_sqlite_says_that_it_waits(sqlite_url: str) -> None:
     other.dispose()
 
     assert lines == ["waiting for a lock on the database file, held by another connection"]
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_loader_names_the_process_that_has_the_file_of_duckdb_open(tmp_path: Path) -> None:
+    path = tmp_path / "crm.duckdb"
+    load(f"duckdb:///{path}", NARROW)
+    hold = f"import duckdb, sys; held = duckdb.connect({str(path)!r}); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline()
+
+        lines = logged_waits(other.communicate, lambda: load(f"duckdb:///{path}", NARROW))
+
+    assert lines == [f"waiting for a lock on the database file, held by process {other.pid}"]
 
 
 def test_a_batch_waits_for_other_locks_no_longer_than_a_minute_unless_the_role_says_otherwise(
