@@ -56,7 +56,8 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     replaces_views = False
     # Tools use these two names for the number of a row. A statement that compares all columns of two rows nests one
     # deeper for each of them, and may nest 1,000 deep.
-    limits = TableLimits(reserved_columns=frozenset({"rowid", "_rowid_"}), columns=990)
+    # In the result of a subquery, SQLite gives a column called true or false another name.
+    limits = TableLimits(reserved_columns=frozenset({"rowid", "_rowid_", "true", "false"}), columns=990)
     widens_columns_to = ("number", "decimal", "time", "text")
     # Any column of numbers takes any number. Text would become a number where it looks like one.
     rebuilds_to_widen = ("time", "text")

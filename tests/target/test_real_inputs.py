@@ -209,8 +209,9 @@ def test_a_keyword_is_a_valid_name_of_a_column_and_of_a_stream(warehouse_url: st
     [
         ["xmin", "xmax", "cmin", "cmax", "ctid", "tableoid", "oid"],
         ["rowid", "_rowid_", "ROWID", "db_row_id", "DB_TRX_ID", "db_roll_ptr", "FTS_DOC_ID"],
+        ["true", "FALSE", "null"],
     ],
-    ids=["postgresql", "others"],
+    ids=["postgresql", "others", "constants"],
 )
 def test_a_name_that_an_engine_reserves_gives_a_column_with_a_number(warehouse_url: str, names: list[str]) -> None:
     keyed = schema("s", {"id": INTEGER} | dict.fromkeys(names, TEXT), "id")
