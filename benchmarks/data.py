@@ -10,7 +10,7 @@ import json
 import random
 import sys
 from collections import defaultdict
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ EFFECTS = (
     ("REDEEM_PERK", "pointsRedeemed", 25),
     ("AWARD_POINTS_REFUNDED", "pointsRefunded", 5),
 )
-FIRST = datetime(2026, 1, 1, tzinfo=timezone.utc)
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_SECOND = int(FIRST.timestamp())
 
 

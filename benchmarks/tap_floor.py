@@ -6,7 +6,7 @@ python -m benchmarks.tap_floor http://127.0.0.1:…  rows-per-page
 from __future__ import annotations
 
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import msgspec
@@ -23,7 +23,7 @@ def main() -> None:
     asked = {"limit": rows_per_page}
     while True:
         body = decode(session.get(f"{url}/actions", params=asked, timeout=60).content)
-        extracted = datetime.now(timezone.utc)
+        extracted = datetime.now(UTC)
         for row in body["items"]:
             row["when_timestamp"] = row["when"]["timestamp"]
             write(encode({"type": "RECORD", "stream": "actions", "record": row, "time_extracted": extracted}))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import socketserver
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import cycle, islice
 from typing import Any, Final
@@ -21,7 +21,7 @@ import msgspec
 
 from pepper_sandbox.world import World
 
-START: Final = datetime(2026, 1, 1, tzinfo=timezone.utc)
+START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 SETTLE_SECONDS: Final = 5
 DIFFERENT_ROWS: Final = 10_000
 """Actions with different content; after them the content repeats."""

@@ -1,7 +1,7 @@
 """Meltano's jobs as DAGs of Airflow 3. CRM_PROJECT says where meltano.yml is; `meltano` is on the worker's PATH."""
 
 import os
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
@@ -12,7 +12,7 @@ for job, schedule in JOBS.items():
     with DAG(
         dag_id=f"pepper-{job}",
         schedule=schedule,
-        start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
         dagrun_timeout=timedelta(hours=1),

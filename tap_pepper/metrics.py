@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from singer_sdk import metrics
 
 
-class Metric(str, Enum):
+class Metric(StrEnum):
     """Names of the metrics."""
 
     PAGES = "page_count"

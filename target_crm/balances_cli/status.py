@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, cast, column, func, inspect, select
@@ -82,7 +82,7 @@ def status(warehouse: Warehouse, *, full: bool = False, now: datetime | None = N
         now: The time that ages refer to; default: the local clock.
     """
     with warehouse.read() as connection:
-        return status_in(connection, warehouse.tables, now or datetime.now(timezone.utc), full=full)
+        return status_in(connection, warehouse.tables, now or datetime.now(UTC), full=full)
 
 
 def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bool) -> Status:

@@ -7,7 +7,7 @@ left to `ledger_row`, which accepts or refuses it.
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -97,7 +97,7 @@ def decode_typical_action(line: bytes) -> tuple[Any, ...] | None:
     effect, delta_name = _EFFECTS.get(action.type or "", (None, ""))
     if effect and (metadata.points_available is None or getattr(metadata, delta_name) is None):
         effect = None
-    if occurred_at.tzinfo is not timezone.utc or (effect and not (context.user.id and metadata.award_id)):
+    if occurred_at.tzinfo is not UTC or (effect and not (context.user.id and metadata.award_id)):
         return None
     content = (
         action.id,

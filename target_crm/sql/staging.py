@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +254,7 @@ def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
     older = or_(table.c[TABLE_VERSION].is_(None), table.c[TABLE_VERSION] < version)
     if hard:
         return table.delete().where(older)
-    now = literal(datetime.now(timezone.utc), Instant())
+    now = literal(datetime.now(UTC), Instant())
     return RowUpdate(table, {DELETED_AT: now}, and_(older, table.c[DELETED_AT].is_(None)))
 
 

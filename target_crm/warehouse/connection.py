@@ -8,7 +8,7 @@ import uuid
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Table, UpdateBase, select
@@ -261,7 +261,7 @@ class Warehouse:
         return connection.scalar(select(commits.c.batch_id).where(commits.c.batch_id == batch_id)) is not None
 
     def _mark_committed(self, connection: Connection, batch_id: str) -> None:
-        commits, now = self.tables.commits, datetime.now(timezone.utc)
+        commits, now = self.tables.commits, datetime.now(UTC)
         self.adapter.execute(connection, commits.delete().where(commits.c.committed_at < now - MARKS_KEPT))
         self.adapter.load(connection, commits, [(batch_id, now)])
 

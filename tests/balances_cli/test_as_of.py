@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from tests.helpers.target import ACTIONS, AWARDS, DELTAS, action, execute, load,
 if TYPE_CHECKING:
     from pathlib import Path
 
-BEGAN = datetime(2026, 10, 1, tzinfo=timezone.utc)
+BEGAN = datetime(2026, 10, 1, tzinfo=UTC)
 
 
 def iso(moment: datetime) -> str:
@@ -66,7 +66,7 @@ def test_as_of_omits_awards_not_yet_observed_or_already_deleted(warehouse_url: s
     execute(warehouse_url, "UPDATE awards SET _sdc_deleted_at = '2026-10-04 00:00:00' WHERE _id = 'w2'")
 
     def points(at: str) -> dict[str, float]:
-        moment = datetime.fromisoformat(at).replace(tzinfo=timezone.utc)
+        moment = datetime.fromisoformat(at).replace(tzinfo=UTC)
         return {row["award_id"]: float(row["points"]) for row in known(warehouse_url, moment)}
 
     assert points("2026-10-01T11:59:59") == {}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -397,7 +397,7 @@ def test_quarantine_keeps_the_extraction_time(warehouse_url: str) -> None:
     load_rejected(warehouse_url, [AWARDS, snapshot("w1", "many", read_at="2026-10-01T00:00:00Z")])
 
     (refused,) = table(warehouse_url, "rejected_records", "extracted_at")
-    assert refused == {"extracted_at": datetime(2026, 10, 1, tzinfo=timezone.utc)}
+    assert refused == {"extracted_at": datetime(2026, 10, 1, tzinfo=UTC)}
 
 
 def test_replay_continues_with_on_invalid_record_fail(

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections import defaultdict
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from html.parser import HTMLParser
 from random import Random
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-NOW = datetime(2026, 10, 5, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 10, 5, 12, tzinfo=UTC)
 PERKS = schema("perks", {"_id": {"type": "string"}, "title": {"type": "string"}, "type": {"type": "string"}}, "_id")
 
 
@@ -149,7 +149,7 @@ def test_points_are_broken_down_by_perk_user_location_and_age(crm: Warehouse) ->
         (365, None, 0),
     ]
     # Thirty days after the last action, points of a newer snapshot are still young.
-    later = report.gather(crm, now=datetime(2026, 11, 1, tzinfo=timezone.utc))
+    later = report.gather(crm, now=datetime(2026, 11, 1, tzinfo=UTC))
     assert [float(row["points"]) for row in later.ages] == [27, 6.5, 0, 0, 0]
 
 
@@ -434,6 +434,6 @@ def test_report_command_writes_the_requested_format(
 
 
 def test_first_day_is_right_when_clocks_go_back(crm: Warehouse) -> None:
-    figures = report.gather(crm, days=40, zone="Europe/London", now=datetime(2026, 10, 26, 12, tzinfo=timezone.utc))
+    figures = report.gather(crm, days=40, zone="Europe/London", now=datetime(2026, 10, 26, 12, tzinfo=UTC))
 
     assert (figures.first_day, figures.last_day, len(figures.days)) == (date(2026, 9, 17), date(2026, 10, 26), 40)

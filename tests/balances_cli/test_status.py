@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PERKS = schema("perks", {"_id": {"type": "string"}}, "_id")
-NOW = datetime(2026, 10, 5, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 10, 5, 12, tzinfo=UTC)
 MESSAGES = [
     *(ACTIONS, action("a1", at="2026-10-05T11:58:30Z"), action("a2", at="2026-10-04T00:00:00Z", award="w2")),
     *(action("a3", available=True), AWARDS, snapshot("w1", 5, at="2026-10-03T12:00:00Z")),
@@ -43,7 +43,7 @@ def test_status_shows_the_freshness_of_each_stream(crm: Warehouse) -> None:
         "empty": (0, None, 0),
         "perks": (1, 12 * 3600, 0),
     }
-    assert streams["actions"].newest_at == datetime(2026, 10, 5, 11, 58, 30, tzinfo=timezone.utc)
+    assert streams["actions"].newest_at == datetime(2026, 10, 5, 11, 58, 30, tzinfo=UTC)
     assert streams["empty"].loaded_at is None
     for each in streams.values():
         assert each.read_at is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,7 +30,7 @@ def test_a_load_job_into_a_missing_table_gives_a_one_line_error(url: str) -> Non
     crm = Warehouse(url)
     told = r"^bigquery://project/crm_0: NotFound: 404 .*_crm_commits$"
     with pytest.raises(WarehouseError, match=told), crm.write() as connection:
-        crm.adapter.load(connection, crm.tables.commits, [("b", datetime.now(timezone.utc))])
+        crm.adapter.load(connection, crm.tables.commits, [("b", datetime.now(UTC))])
 
 
 def test_missing_credentials_give_a_one_line_error() -> None:

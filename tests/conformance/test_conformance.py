@@ -6,7 +6,7 @@ import gc
 import json
 import subprocess
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -157,7 +157,7 @@ def test_a_late_event_is_counted_and_never_moves_a_balance_back(crm: Warehouse) 
 
     found = balance(crm)
     assert (found["points"], found["earned_total"], found["action_count"]) == (Decimal(15), Decimal(7), 2)
-    assert found["first_action_at"] == datetime(2026, 10, 2, tzinfo=timezone.utc)
+    assert found["first_action_at"] == datetime(2026, 10, 2, tzinfo=UTC)
     assert found["last_action_id"] == "b"
 
 
@@ -197,7 +197,7 @@ def test_instants_of_any_offset_keep_their_microseconds(crm: Warehouse) -> None:
         load(crm, [ACTIONS, action(f"a{number}", available=number, at=at, award=f"w{number}")])
 
     found = [row["occurred_at"] for row in table(crm, "actions", "action_id", "occurred_at")]
-    noon = datetime(2026, 10, 1, 12, tzinfo=timezone.utc)
+    noon = datetime(2026, 10, 1, 12, tzinfo=UTC)
     assert found == [noon + timedelta(microseconds=each) for each in (123456, 123457, 123458)]
     assert [row["as_of"] for row in table(crm, "award_balances")] == found
 
@@ -467,7 +467,7 @@ def test_two_concurrent_loaders_give_the_same_tables_as_one_after_the_other(
 
 
 def test_the_figures_of_a_report_add_up_to_the_balances(crm: Warehouse) -> None:
-    noon = datetime(2026, 10, 5, 12, tzinfo=timezone.utc)
+    noon = datetime(2026, 10, 5, 12, tzinfo=UTC)
     messages = [
         *(AWARDS, snapshot("w2", 7, at="2026-10-03T00:00:00Z"), schema("perks", {"_id": TEXT, "title": TEXT}, "_id")),
         *(record("perks", {"_id": "p1", "title": "Crème 🥐"}), ACTIONS),
@@ -498,9 +498,9 @@ def test_the_figures_of_a_report_add_up_to_the_balances(crm: Warehouse) -> None:
     assert [(row["title"], row["points"]) for row in contents.perks] == [("Crème 🥐", Decimal("18.25"))]
     assert [(row["weekday"], row["hour"]) for row in contents.hours if row["actions"]] == [(3, 12), (6, 23)]
     with crm.read() as connection:
-        start = {"start": datetime(2026, 10, 1, tzinfo=timezone.utc)}
+        start = {"start": datetime(2026, 10, 1, tzinfo=UTC)}
         quarters = connection.execute(figures.by_quarter_hour(crm.tables), start).scalars().all()
-    noon_quarter = int(datetime(2026, 10, 1, 12, tzinfo=timezone.utc).timestamp()) // 900
+    noon_quarter = int(datetime(2026, 10, 1, 12, tzinfo=UTC).timestamp()) // 900
     assert {noon_quarter, noon_quarter + 1} <= set(quarters)
     assert {each.stream: each.rows for each in contents.status.streams} == {"actions": 3, "awards": 1, "perks": 1}
     assert [(run["exit_state"], run["read"]) for run in contents.status.runs] == [("done", 5)]
@@ -523,7 +523,7 @@ def test_erasing_a_user_keeps_every_balance_as_of_any_time(crm: Warehouse) -> No
 
     def known(day: int) -> list[tuple[Any, ...]]:
         with crm.read() as connection:
-            moment = {"moment": datetime(2026, 10, day, 12, tzinfo=timezone.utc)}
+            moment = {"moment": datetime(2026, 10, day, 12, tzinfo=UTC)}
             return [tuple(row) for row in connection.execute(balances.as_of(crm.tables), moment)]
 
     then = {day: known(day) for day in (1, 2, 3)}

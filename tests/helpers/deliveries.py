@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from tests.helpers.target import ACTIONS, AWARDS, load, record, table
 if TYPE_CHECKING:
     from target_crm.warehouse.connection import Warehouse
 
-START = datetime(2026, 10, 1, 12, 0, tzinfo=timezone.utc)
+START = datetime(2026, 10, 1, 12, 0, tzinfo=UTC)
 # Ids that a collation may consider equal or sort in another order than by bytes.
 AWARD_IDS = ["w1", "W1", "é"]
 ACTION_IDS = ["a", "B", "b", "10", "9", "é", "Z", "z"]

@@ -7,7 +7,7 @@ import json
 import threading
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +21,7 @@ from tap_pepper.tap import TapPepper
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-NOW = datetime(2026, 10, 1, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 10, 1, 12, tzinfo=UTC)
 DATE = "Thu, 01 Oct 2026 12:00:00 GMT"
 TOKEN = "s3cret-t0ken"
 

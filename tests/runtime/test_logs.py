@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from tests.helpers.commands import RUN_SECONDS_MAX, command, environment, pepper
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOW = datetime(2026, 3, 29, tzinfo=timezone.utc)
+NOW = datetime(2026, 3, 29, tzinfo=UTC)
 THREE_LINES = (Path(__file__).parents[1] / "snapshots" / "three_lines.jsonl").read_text()
 
 

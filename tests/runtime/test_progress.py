@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from tests.helpers.commands import RUN_SECONDS_MAX, command, environment, pepper
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NOW = datetime(2026, 3, 29, tzinfo=timezone.utc)
+NOW = datetime(2026, 3, 29, tzinfo=UTC)
 THREE_LINES = (Path(__file__).parents[1] / "snapshots" / "three_lines.jsonl").read_bytes()
 SHOWS_CURSOR, HIDES_CURSOR = "\x1b[?25h", "\x1b[?25l"
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

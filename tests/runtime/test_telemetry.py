@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ def actions(*ids: str) -> list[str]:
 
 
 def test_both_plugins_send_their_run_in_one_trace(collector: Collector, tmp_path: Path) -> None:
-    world = World(seed=7, now=datetime(2026, 3, 29, tzinfo=timezone.utc))
+    world = World(seed=7, now=datetime(2026, 3, 29, tzinfo=UTC))
     world.advance(timedelta(hours=2))
     with Sandbox(world, faults=[faults.server_error().on("/actions").nth(2)]) as sandbox:
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "TRACEPARENT": TRACEPARENT}

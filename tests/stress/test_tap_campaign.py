@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pepper_sandbox.records import Json
     from tests.helpers.tap import Run
 
-UTC = timezone.utc
 NOW = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
 HOSTILE_CASES = 200 if FULL else 25
 POLLS_A_DAY = 288 if FULL else 48

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from fractions import Fraction
 from itertools import islice, pairwise
 
@@ -31,7 +31,6 @@ from tap_pepper.windows import (
     upper_bound,
 )
 
-UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_MS = 365 * 24 * 3600 * 1000
 moments = st.integers(20 * YEAR_MS, 120 * YEAR_MS).map(lambda at_ms: EPOCH + timedelta(milliseconds=at_ms))

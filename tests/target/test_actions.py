@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +15,7 @@ from target_crm.records.actions import LedgerRow, ledger_row
 from target_crm.records.values import Invalid
 from tests.helpers.guide import AWARD_POINTS_REFUNDED, REDEEM_PERK, REWARD_EARNED
 
-LOADED_AT = datetime(2026, 10, 5, tzinfo=timezone.utc)
+LOADED_AT = datetime(2026, 10, 5, tzinfo=UTC)
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
@@ -48,7 +48,7 @@ def expected_row(**changes: Any) -> dict[str, Any]:
         "award_id": "xxxxx",
         "perk_id": "xxxxx",
         "location_id": "xxx",
-        "occurred_at": datetime(2021, 3, 5, 13, 37, 52, 194000, tzinfo=timezone.utc),
+        "occurred_at": datetime(2021, 3, 5, 13, 37, 52, 194000, tzinfo=UTC),
         "effect": "earned",
         "points_available": Decimal(2),
         "points_added": Decimal(2),
@@ -262,26 +262,22 @@ def test_ids_sent_as_whole_numbers_become_text() -> None:
 @pytest.mark.parametrize(
     ("timestamp", "instant"),
     [
-        pytest.param(
-            "2021-03-05T13:37:52.194Z", datetime(2021, 3, 5, 13, 37, 52, 194000, tzinfo=timezone.utc), id="utc"
-        ),
-        pytest.param(
-            "2021-03-05T13:37:52", datetime(2021, 3, 5, 13, 37, 52, tzinfo=timezone.utc), id="no-offset-is-utc"
-        ),
-        pytest.param("2021-03-05T13:37:52+05:30", datetime(2021, 3, 5, 8, 7, 52, tzinfo=timezone.utc), id="offset"),
+        pytest.param("2021-03-05T13:37:52.194Z", datetime(2021, 3, 5, 13, 37, 52, 194000, tzinfo=UTC), id="utc"),
+        pytest.param("2021-03-05T13:37:52", datetime(2021, 3, 5, 13, 37, 52, tzinfo=UTC), id="no-offset-is-utc"),
+        pytest.param("2021-03-05T13:37:52+05:30", datetime(2021, 3, 5, 8, 7, 52, tzinfo=UTC), id="offset"),
         pytest.param(
             "2021-03-05T23:37:52-01:00",
-            datetime(2021, 3, 6, 0, 37, 52, tzinfo=timezone.utc),
+            datetime(2021, 3, 6, 0, 37, 52, tzinfo=UTC),
             id="offset-into-the-next-day",
         ),
         pytest.param(
             "2021-03-05T13:37:52.194123Z",
-            datetime(2021, 3, 5, 13, 37, 52, 194123, tzinfo=timezone.utc),
+            datetime(2021, 3, 5, 13, 37, 52, 194123, tzinfo=UTC),
             id="microseconds",
         ),
         pytest.param(
             "2021-06-05T13:37:52.194Z",
-            datetime(2021, 6, 5, 13, 37, 52, 194000, tzinfo=timezone.utc),
+            datetime(2021, 6, 5, 13, 37, 52, 194000, tzinfo=UTC),
             id="in-summer",
         ),
     ],
@@ -297,7 +293,7 @@ def test_the_time_follows_from_the_timestamp_not_from_the_timezone_field(timesta
 def test_when_timestamp_replaces_a_deselected_when() -> None:
     result = row_of(earned(when=None, when_timestamp="2021-03-05T13:37:52.194Z"))
 
-    assert result.occurred_at == datetime(2021, 3, 5, 13, 37, 52, 194000, tzinfo=timezone.utc)
+    assert result.occurred_at == datetime(2021, 3, 5, 13, 37, 52, 194000, tzinfo=UTC)
 
 
 def test_an_action_without_effect_keeps_its_valid_fields() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -214,9 +214,7 @@ def test_instants_of_the_year_9999_are_read_in_any_time_zone_of_the_server(new_p
     execute(new_postgres_url, f"ALTER DATABASE {new_postgres_url.rpartition('/')[2]} SET timezone = 'Pacific/Auckland'")
     load(new_postgres_url, [AWARDS, snapshot("w1", at="9999-12-31T23:00:00Z")])
 
-    assert table(new_postgres_url, "award_balances", "as_of") == [
-        {"as_of": datetime(9999, 12, 31, 23, tzinfo=timezone.utc)}
-    ]
+    assert table(new_postgres_url, "award_balances", "as_of") == [{"as_of": datetime(9999, 12, 31, 23, tzinfo=UTC)}]
 
 
 def test_loaders_with_different_search_paths_to_the_same_tables_use_the_same_lock(new_postgres_url: str) -> None:

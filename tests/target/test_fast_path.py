@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from target_crm.records.actions import LedgerRow, ledger_row
 from target_crm.records.fast_path import decode_typical_action
 from tests.helpers.guide import AWARD_POINTS_REFUNDED, REDEEM_PERK, REWARD_EARNED
 
-LOADED_AT = datetime(2026, 10, 5, tzinfo=timezone.utc)
+LOADED_AT = datetime(2026, 10, 5, tzinfo=UTC)
 HEAD, TAIL = b'{"type":"RECORD","stream":"actions","record":', b',"time_extracted":"2026-10-05T00:00:00Z"}'
 
 

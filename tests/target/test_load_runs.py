@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,7 +48,7 @@ def test_a_run_records_the_tally_of_each_stream(sqlite_url: str) -> None:
         *(AWARDS, snapshot("w1", 5), snapshot("w1", 4, at="2026-09-01T00:00:00Z"), perks, "no message", state({})),
     ]
 
-    began = datetime.now(timezone.utc)
+    began = datetime.now(UTC)
     load(sqlite_url, messages)
 
     assert runs_by_stream(sqlite_url) == {
@@ -105,7 +105,7 @@ def test_runs_older_than_90_days_are_deleted(warehouse_url: str) -> None:
         load(warehouse_url, [ACTIONS, action("a1")])
     first, second = query(warehouse_url, "SELECT run_id FROM load_runs WHERE stream = '' ORDER BY started_at")
     for (run_id,), days in ((first, 91), (second, 89)):
-        started_at = (datetime.now(timezone.utc) - timedelta(days=days)).strftime("%Y-%m-%d %H:%M:%S.000000")
+        started_at = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%d %H:%M:%S.000000")
         execute(warehouse_url, f"UPDATE load_runs SET started_at = '{started_at}' WHERE run_id = '{run_id}'")
 
     load(warehouse_url, [])

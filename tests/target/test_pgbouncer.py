@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -85,7 +85,7 @@ def test_instants_are_read_in_utc_in_every_session(pooled_url: str) -> None:
 
     for _ in range(SESSIONS):
         rows = table(pooled_url, "award_balances", "award_id", "as_of")
-        assert {"award_id": "w9", "as_of": datetime(9999, 12, 31, 23, tzinfo=timezone.utc)} in rows
+        assert {"award_id": "w9", "as_of": datetime(9999, 12, 31, 23, tzinfo=UTC)} in rows
 
 
 @pytest.mark.parametrize("threshold", ["0", "3"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -31,8 +31,8 @@ from target_crm.records.schemas import (
 )
 from target_crm.records.values import Invalid
 
-READ_AT = datetime(2026, 10, 5, 0, 0, tzinfo=timezone.utc)
-LOADED_AT = datetime(2026, 10, 5, 0, 1, tzinfo=timezone.utc)
+READ_AT = datetime(2026, 10, 5, 0, 0, tzinfo=UTC)
+LOADED_AT = datetime(2026, 10, 5, 0, 1, tzinfo=UTC)
 
 
 def row(shape: Shape, record: dict[str, Any]) -> tuple[Any, ...]:
@@ -204,7 +204,7 @@ def test_each_value_of_a_record_is_converted_to_the_kind_of_its_column() -> None
 
     assert row(shape, record) == (
         "7",
-        datetime(2026, 10, 1, 10, 0, tzinfo=timezone.utc),
+        datetime(2026, 10, 1, 10, 0, tzinfo=UTC),
         date(2000, 2, 29),
         3,
         Decimal("0.1"),

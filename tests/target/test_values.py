@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ cents = partial(values.decimal, digits=11, places=2)
         pytest.param(
             values.instant,
             "2026-10-25T01:30:00+02:00",
-            datetime(2026, 10, 24, 23, 30, tzinfo=timezone.utc),
+            datetime(2026, 10, 24, 23, 30, tzinfo=UTC),
             id="time-is-converted-to-utc",
         ),
         pytest.param(values.json_text, {"a": [1, Decimal("1.50"), None, "é"]}, '{"a":[1,1.50,null,"é"]}', id="json"),

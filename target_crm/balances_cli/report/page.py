@@ -6,7 +6,7 @@ import csv
 import io
 from collections import Counter
 from dataclasses import asdict, dataclass
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ def zone_of(name: str) -> tzinfo:
         SettingError: The name is unknown.
     """
     try:
-        return timezone.utc if name == "UTC" else ZoneInfo(name)
+        return UTC if name == "UTC" else ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise SettingError(f"--timezone {name}: unknown time zone, expected e.g. Europe/London") from None
 
@@ -83,7 +83,7 @@ def gather(warehouse: Warehouse, *, days: int = 90, zone: str = "UTC", now: date
         zone: The time zone of days and hours.
         now: The end of the period; default: the local clock.
     """
-    tables, now = warehouse.tables, now or datetime.now(timezone.utc)
+    tables, now = warehouse.tables, now or datetime.now(UTC)
     period = Period.until(now, days, zone_of(zone))
     with warehouse.read() as connection:
 

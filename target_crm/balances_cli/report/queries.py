@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ AGES_DAYS = (30, 90, 180, 365)
 # How many future days are shown. Actions dated later count on the last of them.
 DAYS_AHEAD_MAX = timedelta(days=2)
 # Python has no later years; two days less leave room for any time zone.
-_LAST_QUARTER = int(datetime(9999, 12, 30, tzinfo=timezone.utc).timestamp()) // QUARTER_SECONDS
+_LAST_QUARTER = int(datetime(9999, 12, 30, tzinfo=UTC).timestamp()) // QUARTER_SECONDS
 
 MOVEMENTS = ("opening", "issued", "redeemed", "refunded", "added", "removed")
 _ZERO = cast(literal_column("0"), Points())
@@ -261,7 +261,7 @@ class Period:
     @property
     def start(self) -> datetime:
         """The start of the first day, in UTC."""
-        return datetime.combine(self.first, time(), self.zone).astimezone(timezone.utc)
+        return datetime.combine(self.first, time(), self.zone).astimezone(UTC)
 
 
 def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
