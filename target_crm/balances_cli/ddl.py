@@ -25,7 +25,7 @@ def missing_statements(target: TargetCrm, messages: Iterable[str]) -> list[str]:
     schemas = [schema for line in lines if (schema := _schema_message(line))]
     if lines and not schemas:
         raise InputError("--schemas: no SCHEMA message in it; tap-pepper --test=schema prints them")
-    sinks = [route.sink for message in schemas for route in target.add_stream(message)]
+    sinks = [route.sink for number, message in enumerate(schemas, 1) for route in target.router.add(message, number)]
     return target.warehouse.lacks(
         *(sink for sink in sinks if isinstance(sink, TableSink)),
         balances=not sinks or any(sink.changes_balances for sink in sinks),

@@ -9,8 +9,7 @@ import re
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from singer_sdk import Target
 from singer_sdk.exceptions import (
@@ -20,7 +19,7 @@ from singer_sdk.exceptions import (
     SingerSDKError,
 )
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TargetCapabilities
-from singer_sdk.mapper import CustomStreamMap, RemoveRecordTransform, SameRecordTransform, StreamMap
+from singer_sdk.mapper import CustomStreamMap
 from singer_sdk.plugin_base import PluginBase
 
 from pepper_runtime import logs, telemetry
@@ -33,15 +32,14 @@ from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError
 from target_crm.loader.batcher import Batch, Batcher
 from target_crm.loader.metrics import RunMetrics
 from target_crm.loader.reader import LINE_BYTES_MAX, MessageReader, without_nul
-from target_crm.loader.sinks import Activation, BatchContext, StreamSink, TableSink, sink_class
+from target_crm.loader.router import Router
+from target_crm.loader.sinks import Activation, BatchContext, StreamSink, TableSink
 from target_crm.loader.writer import BatchWriter
 from target_crm.records import values
 from target_crm.records.fast_path import decode_typical_action
-from target_crm.records.names import snake_case
 from target_crm.records.schemas import MissingProperty
 from target_crm.records.tally import Rejection
 from target_crm.settings import CONFIG_JSONSCHEMA, SECRETS, Settings
-from target_crm.sql.tables import WORK_PREFIX
 from target_crm.warehouse.connection import Warehouse
 
 if TYPE_CHECKING:
@@ -53,22 +51,6 @@ BATCH_BYTES_MAX = 20 * 1024 * 1024
 # A stream with fewer records fails only if all of them are quarantined.
 REJECTED_READ_MIN = 100
 _STREAM_NAME = re.compile(r'"stream"\s*:\s*"([^"]+)"')
-
-
-class Route(NamedTuple):
-    """Where the records of a stream go: through a stream map, into a sink."""
-
-    map: StreamMap
-    sink: StreamSink
-
-
-@dataclass
-class StoppedStream:
-    """A stream whose records cannot be loaded in this run."""
-
-    reason: str
-    skipped: int = 0
-    """Its records that have come since."""
 
 
 class TargetCrm(Plugin, Target):
@@ -129,14 +111,10 @@ class TargetCrm(Plugin, Target):
             bytes_max=BATCH_BYTES_MAX,
             wait_seconds=self.settings.batch_wait_seconds,
         )
-        self._context = BatchContext(self.warehouse, self.settings)
         self._reader = MessageReader(self._reading, self._batcher.poll, self._reject_unreadable, self._add_fast)
         self.message_reader = self._reader
         self._metrics = RunMetrics()
-        self._routes: dict[str, list[Route]] = {}
-        self._schemas: dict[str, tuple[Any, Any]] = {}
-        self._fast_sink: StreamSink | None = None
-        self._stopped: dict[str, StoppedStream] = {}
+        self.router = Router(BatchContext(self.warehouse, self.settings), self.mapper)
         # Stream → why its rows of older versions must not be deleted; the empty name stands for all streams.
         self._unsafe_activations: dict[str, str] = {}
         self._undecided_activations: list[str] = []
@@ -205,11 +183,11 @@ class TargetCrm(Plugin, Target):
 
     def _raise_stopped(self) -> None:
         """End the run as a failure if a stream was stopped."""
-        if self._stopped:
+        if self.router.stopped:
             raise WarehouseError(
                 "; ".join(
                     f"stream {name!r}: {stopped.skipped:,} records were not loaded: {stopped.reason}"
-                    for name, stopped in self._stopped.items()
+                    for name, stopped in self.router.stopped.items()
                 )
             )
 
@@ -274,64 +252,13 @@ class TargetCrm(Plugin, Target):
     def _fails_on_invalid(self) -> bool:
         return self.settings.on_invalid_record == "fail"
 
-    def add_stream(self, message: dict[str, Any]) -> list[Route]:
-        """Route the records of a SCHEMA message's stream, one route per stream map. Does not touch the warehouse.
-
-        Raises:
-            InputError: The message is not a usable SCHEMA, or the stream has the name of an own table of the target.
-        """
-        stream, schema, keys = message.get("stream"), message.get("schema"), message.get("key_properties")
-        if (
-            not isinstance(stream, str)
-            or not stream
-            or not isinstance(schema, dict)
-            or not isinstance(schema.get("properties", {}), dict)
-            or not isinstance(keys, list | None)
-        ):
-            raise InputError(f"line {self.input_line}: a SCHEMA message needs a stream, a schema and a list of keys")
-        if not schema.get("properties"):
-            # The SDK's stream maps need it.
-            schema = {**schema, "properties": {}}
-        sinks = [route.sink for routes in self._routes.values() for route in routes]
-        routes = []
-        try:
-            self.mapper.register_raw_stream_schema(stream, schema, keys)
-            for each in self.mapper.stream_maps[stream]:
-                if not isinstance(each, RemoveRecordTransform):
-                    sink = self._sink(each, sinks)
-                    sinks.append(sink)
-                    routes.append(Route(each, sink))
-        except RecursionError:
-            raise InputError(f"stream {stream!r}: its SCHEMA message is nested too deeply") from None
-        self._routes[stream], self._schemas[stream] = routes, (schema, keys)
-        actions = self._routes.get("actions", [])
-        is_unmapped = [type(route.map) for route in actions] == [SameRecordTransform]
-        self._fast_sink = actions[0].sink if is_unmapped else None
-        return routes
-
-    def _sink(self, stream_map: StreamMap, sinks: Sequence[StreamSink]) -> StreamSink:
-        """The sink of a mapped stream: one of the present sinks if stream and schema are equal, else a new one."""
-        stream = stream_map.stream_alias
-        schema, keys = stream_map.transformed_schema, stream_map.transformed_key_properties
-        for sink in sinks:
-            if (sink.stream, sink.schema, sink.key_properties) == (stream, schema, keys):
-                return sink
-        kind = sink_class(stream)
-        if kind is TableSink:
-            table = snake_case(stream, "stream")
-            if table in self.warehouse.tables.reserved_names or table.startswith(WORK_PREFIX):
-                raise InputError(f"stream {stream!r}: table {table!r} is the target's own; rename the stream by a map")
-        return kind(self._context, stream, schema, keys)
-
     def _process_schema_message(self, message_dict: dict[str, Any]) -> None:
-        stream = message_dict.get("stream")
-        schema = message_dict.get("schema"), message_dict.get("key_properties")
-        if isinstance(stream, str) and (stream in self._stopped or self._schemas.get(stream) == schema):
+        if self.router.needs_no_change(message_dict):
             return
         # Rows of the old schema, or of another stream that a map joins to the same table, are committed before the
         # table changes.
         self._batcher.flush()
-        for _, sink in self.add_stream(message_dict):
+        for _, sink in self.router.add(message_dict, self.input_line):
             if sink.changes_balances:
                 self.warehouse.set_up(balances=True)
             if isinstance(sink, TableSink):
@@ -348,10 +275,7 @@ class TargetCrm(Plugin, Target):
 
     def _stop(self, stream: str, reason: str) -> None:
         """Load no record of a stream from here on, and emit no STATE, which would cover them. Other streams go on."""
-        del self._routes[stream]
-        if stream == "actions":
-            self._fast_sink = None
-        self._stopped[stream] = StoppedStream(reason)
+        self.router.stop(stream, reason)
         self.logger.error(
             "stream %r: %s. Other streams are loaded, and no STATE is emitted from here on", stream, reason
         )
@@ -361,10 +285,10 @@ class TargetCrm(Plugin, Target):
         if not isinstance(stream, str) or not isinstance(record, dict):
             self._reject_unreadable(values.json_text(message_dict), "the RECORD message has no stream or no record")
             return
-        if stopped := self._stopped.get(stream):
+        if stopped := self.router.stopped.get(stream):
             stopped.skipped += 1
             return
-        routes = self._routes.get(stream)
+        routes = self.router.routes.get(stream)
         if routes is None:
             if self._fails_on_invalid:
                 raise RecordsWithoutSchemaException(f"stream {stream!r}: a record came before its SCHEMA")
@@ -390,7 +314,7 @@ class TargetCrm(Plugin, Target):
         if not isinstance(message_dict.get("value"), dict):
             self._reject_line(values.json_text(message_dict), "the STATE message has no value")
             return
-        if not self._stopped:
+        if not self.router.stopped:
             self._batcher.batch.state = values.json_text(message_dict["value"])
         self._batcher.commit_if_due()
 
@@ -404,14 +328,14 @@ class TargetCrm(Plugin, Target):
                 values.json_text(message_dict), "the ACTIVATE_VERSION message has no stream or no version"
             )
             return
-        if stream in self._stopped:
+        if stream in self.router.stopped:
             return
-        if stream not in self._routes:
+        if stream not in self.router.routes:
             self.logger.warning("%s: ignored ACTIVATE_VERSION, the stream has no SCHEMA in this run", stream)
             return
         self._batcher.flush()
         unsafe = self._unsafe_activations.pop(stream, None) or self._unsafe_activations.get("")
-        for _, sink in self._routes[stream]:
+        for _, sink in self.router.routes[stream]:
             activation = Activation(ignored=unsafe) if unsafe else self.writer.activate(sink, version)
             if activation.ignored:
                 self.logger.warning(
@@ -436,7 +360,7 @@ class TargetCrm(Plugin, Target):
 
     def _add_fast(self, line: bytes) -> bool:
         """Add a typical action without decoding it in full; return whether the line was one."""
-        sink = self._fast_sink
+        sink = self.router.fast_sink
         row = decode_typical_action(line) if sink else None
         if not (sink and row):
             return False

@@ -1,0 +1,118 @@
+"""Decides into which sinks the records of each stream go, and through which stream maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from singer_sdk.mapper import PluginMapper, RemoveRecordTransform, SameRecordTransform, StreamMap
+
+from target_crm.errors import InputError
+from target_crm.loader.sinks import BatchContext, StreamSink, TableSink, sink_class
+from target_crm.records.names import snake_case
+from target_crm.sql.tables import WORK_PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Route(NamedTuple):
+    """Where the records of a stream go: through a stream map, into a sink."""
+
+    map: StreamMap
+    sink: StreamSink
+
+
+@dataclass
+class StoppedStream:
+    """A stream whose records cannot be loaded in this run."""
+
+    reason: str
+    skipped: int = 0
+    """Its records that have come since."""
+
+
+class Router:
+    """The routes of a run. It does not touch the warehouse.
+
+    Args:
+        context: What all sinks share.
+        mapper: The stream maps of the settings.
+
+    Attributes:
+        routes: Stream → a route per stream map.
+        stopped: The streams that are no longer loaded.
+        fast_sink: Where typical actions go, if no stream map has to see them.
+    """
+
+    def __init__(self, context: BatchContext, mapper: PluginMapper) -> None:
+        self._context = context
+        self._mapper = mapper
+        self._schemas: dict[str, tuple[Any, Any]] = {}
+        self.routes: dict[str, list[Route]] = {}
+        self.stopped: dict[str, StoppedStream] = {}
+        self.fast_sink: StreamSink | None = None
+
+    def needs_no_change(self, message: Mapping[str, Any]) -> bool:
+        """Whether a SCHEMA message is the stream's last one again, or of a stream that is stopped."""
+        stream = message.get("stream")
+        schema = message.get("schema"), message.get("key_properties")
+        return isinstance(stream, str) and (stream in self.stopped or self._schemas.get(stream) == schema)
+
+    def add(self, message: Mapping[str, Any], line_number: int) -> list[Route]:
+        """Route the records of a SCHEMA message's stream; return the routes.
+
+        Raises:
+            InputError: The message is not a usable SCHEMA, or the stream has the name of an own table of the target.
+        """
+        stream, schema, keys = message.get("stream"), message.get("schema"), message.get("key_properties")
+        if (
+            not isinstance(stream, str)
+            or not stream
+            or not isinstance(schema, dict)
+            or not isinstance(schema.get("properties", {}), dict)
+            or not isinstance(keys, list | None)
+        ):
+            raise InputError(f"line {line_number}: a SCHEMA message needs a stream, a schema and a list of keys")
+        if not schema.get("properties"):
+            # The SDK's stream maps need it.
+            schema = {**schema, "properties": {}}
+        sinks = [route.sink for routes in self.routes.values() for route in routes]
+        routes = []
+        try:
+            self._mapper.register_raw_stream_schema(stream, schema, keys)
+            for each in self._mapper.stream_maps[stream]:
+                if not isinstance(each, RemoveRecordTransform):
+                    sink = self._sink(each, sinks)
+                    sinks.append(sink)
+                    routes.append(Route(each, sink))
+        except RecursionError:
+            raise InputError(f"stream {stream!r}: its SCHEMA message is nested too deeply") from None
+        self.routes[stream], self._schemas[stream] = routes, (schema, keys)
+        self._choose_fast_sink()
+        return routes
+
+    def stop(self, stream: str, reason: str) -> None:
+        """Load no record of a stream from here on."""
+        del self.routes[stream]
+        self.stopped[stream] = StoppedStream(reason)
+        self._choose_fast_sink()
+
+    def _sink(self, stream_map: StreamMap, sinks: Sequence[StreamSink]) -> StreamSink:
+        """The sink of a mapped stream: one of the present sinks if stream and schema are equal, else a new one."""
+        stream = stream_map.stream_alias
+        schema, keys = stream_map.transformed_schema, stream_map.transformed_key_properties
+        for sink in sinks:
+            if (sink.stream, sink.schema, sink.key_properties) == (stream, schema, keys):
+                return sink
+        kind = sink_class(stream)
+        if kind is TableSink:
+            table = snake_case(stream, "stream")
+            if table in self._context.warehouse.tables.reserved_names or table.startswith(WORK_PREFIX):
+                raise InputError(f"stream {stream!r}: table {table!r} is the target's own; rename the stream by a map")
+        return kind(self._context, stream, schema, keys)
+
+    def _choose_fast_sink(self) -> None:
+        actions = self.routes.get("actions", [])
+        is_unmapped = [type(route.map) for route in actions] == [SameRecordTransform]
+        self.fast_sink = actions[0].sink if is_unmapped else None
