@@ -359,7 +359,7 @@ def test_an_unknown_option_is_reported_in_one_line(console: Console) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        pytest.param({"auth_token": "another"}, "Pepper answered 401; check auth_token", id="wrong-token"),
+        pytest.param({"auth_token": "wr0ng-t0ken"}, "Pepper answered 401; check auth_token", id="wrong-token"),
         pytest.param({"application_id": "another"}, "and that it belongs to application_id", id="wrong-merchant"),
         pytest.param({"api_version": 1}, "Pepper answered 422 Validation; check api_version", id="old-version"),
         pytest.param({"api_url": "{}/v9"}, "Pepper answered 404; check api_url", id="wrong-path"),
