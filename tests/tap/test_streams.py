@@ -1015,6 +1015,26 @@ def test_the_audit_ignores_changes_and_repetitions_within_the_lookback(
     assert bookmark_of(run, "actions")["audit"]["next"] == "2026-10-01T12"
 
 
+@pytest.mark.parametrize("repeated_in", ["first-read", "second-read"])
+def test_the_audit_counts_a_row_once_even_if_pages_repeat_it(
+    repeated_in: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [action("a", "2026-10-01T11:30:00.000Z"), action("b", "2026-10-01T11:40:00.000Z")]
+    first_read, second_read = (
+        [*rows, rows[0]] if repeated_in == each else rows for each in ("first-read", "second-read")
+    )
+    with Script(listing(), listing(*first_read)) as script:
+        before = state_of(actions="2026-10-01T10:59:59.999Z")
+        state = run_script(script, "actions", state=before, reconcile_hours=1).state
+    later = {"Date": "Thu, 01 Oct 2026 14:00:00 GMT"}
+    page = Reply({"items": second_read}, headers=dict(later))
+    with Script(Reply(headers=dict(later)), page) as script:
+        run = run_script(script, "actions", state=state, reconcile_hours=1, local_clock=NOW + timedelta(hours=2))
+    assert run.ids("actions") == []
+    assert "emitting the hour again" not in caplog.text
+    assert bookmark_of(run, "actions")["audit"]["next"] == "2026-10-01T12"
+
+
 # Independence of the streams.
 
 
