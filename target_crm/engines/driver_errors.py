@@ -39,7 +39,7 @@ def describe(error: Exception) -> str:
     lines = [line.strip(" -\t") for line in str(error).strip().splitlines()] or [""]
     if "DataError" in classes or state.startswith("22"):
         said = "a value was refused"
-    elif "IntegrityError" in classes or state.startswith("23"):
+    elif "IntegrityError" in classes or state.startswith("23") or "constraint" in lines[0]:
         said = _QUOTE.split(lines[0])[0].strip()
     else:
         # After an empty line or `LINE 1:`, some drivers repeat the statement.

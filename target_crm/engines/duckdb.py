@@ -145,7 +145,9 @@ class DuckDBAdapter(ExtendedSQLAdapter):
 
     def is_retriable(self, error: Exception) -> bool:
         """Whether two transactions of this process conflicted, or one ran out of memory."""
-        return "TransactionException" in pep_249_classes(error) or _mentions(error, _OUT_OF_MEMORY)
+        # A constraint that a commit violates is reported as a failed transaction, too.
+        is_conflict = "TransactionException" in pep_249_classes(error) and not _mentions(error, ("constraint",))
+        return is_conflict or _mentions(error, _OUT_OF_MEMORY)
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
         """Cast the values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import time
@@ -99,6 +100,8 @@ def test_a_failed_batch_leaves_no_rows_and_emits_no_state(warehouse_url: str, tm
 
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "Traceback" not in failed.stderr
+    # It fails at once, and quotes no value.
+    assert not re.search(r"trying again|\bu1\b", failed.stderr), failed.stderr
     assert rows == {"actions": [], "awards": [], "award_balances": [], "rejected_records": []}
     assert second.states == ['{"n":1}']
     assert len(table(warehouse_url, "award_balances")) == 2
