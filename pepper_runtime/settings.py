@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VALUE_CHARS_MAX = 60
 """An error message quotes at most this much of a wrong value."""
 
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 _BOOLEANS = {"true", "1", "yes", "on", "false", "0", "no", "off"}
 _JSON_TYPES: dict[str, Any] = {
     "str": th.StringType,

@@ -375,7 +375,7 @@ class PepperStream(Stream):
                 name for name in self._key_fields if entry.metadata["properties", name].selected is False
             ]:
                 self.logger.warning(
-                    "%s: the catalog deselects %s, but the bookmark and the target need it, so it is emitted",
+                    "%s: the catalog deselects %s: needed for the key or the bookmark, and emitted all the same",
                     self.name,
                     ", ".join(deselected),
                 )

@@ -84,7 +84,7 @@ class Settings:
         maximum=1,
     )
     max_deleted_fraction: float = setting(
-        "Maximum fraction of deleted rows",
+        "Maximum fraction of rows deleted without a version",
         "Ignore an ACTIVATE_VERSION if more than this fraction of a table's rows has no version yet and would be "
         "deleted, and end with exit code 1. Raise it for one run if the rows are really to be deleted.",
         default=0.5,

@@ -72,6 +72,7 @@ class Router:
             or not isinstance(schema, dict)
             or not isinstance(schema.get("properties", {}), dict)
             or not isinstance(keys, list | None)
+            or not all(isinstance(key, str) for key in keys or ())
         ):
             raise InputError(f"line {line_number}: a SCHEMA message needs a stream, a schema and a list of keys")
         if not schema.get("properties"):
@@ -88,7 +89,7 @@ class Router:
                     routes.append(Route(each, sink))
         except RecursionError:
             raise InputError(f"stream {stream!r}: its SCHEMA message is nested too deeply") from None
-        self.routes[stream], self._schemas[stream] = routes, (schema, keys)
+        self.routes[stream], self._schemas[stream] = routes, (message.get("schema"), keys)
         self._choose_fast_sink()
         return routes
 

@@ -291,7 +291,8 @@ class TableSink(StreamSink):
         self.merge_balances(connection)
         for statement in staging.replace(table, staged):
             adapter.execute(connection, statement)
-        if self.shape.marks_deleted and self.context.settings.hard_delete:
+        # `_sdc_deleted_at` is the last column.
+        if self.context.settings.hard_delete and any(row[-1] is not None for row in part.rows):
             adapter.execute(connection, table.delete().where(table.c[DELETED_AT].is_not(None)))
         # A user's column may round a value, which then differs from the stored one.
         current = max(applied, connection.scalar(staging.count_same(table, staged)) or 0)

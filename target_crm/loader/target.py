@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
 BATCH_BYTES_MAX = 20 * 1024 * 1024
 # A stream with fewer records fails only if all of them are quarantined.
 REJECTED_READ_MIN = 100
-_STREAM_NAME = re.compile(r'"stream"\s*:\s*"([^"]+)"')
+_STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
+_SCHEMA_LINE = re.compile(r'\s*\{\s*"type"\s*:\s*"SCHEMA"')
 
 
 class TargetCrm(Plugin, Target):
@@ -118,6 +120,8 @@ class TargetCrm(Plugin, Target):
         # Stream → why its rows of older versions must not be deleted; the empty name stands for all streams.
         self._unsafe_activations: dict[str, str] = {}
         self._undecided_activations: list[str] = []
+        # Stream → its records that are counted as malformed lines.
+        self._unreadable: Counter[str] = Counter()
 
     # Settings and command line.
 
@@ -131,6 +135,7 @@ class TargetCrm(Plugin, Target):
     def set_up(self) -> None:
         """Bring the target's own tables to the current version, and warn of what an operator should know."""
         self.warehouse.set_up()
+        self.logger.info("loading into %s", self.warehouse.name)
         if self.warehouse.is_in_memory:
             self.logger.warning(
                 "%s: an in-memory database; all data is lost when this run ends, although STATE covers it",
@@ -163,7 +168,8 @@ class TargetCrm(Plugin, Target):
         """Load messages, and return when they are committed. The run goes on."""
         self.process_lines(io.StringIO("".join(f"{line}\n" for line in lines)))
         self._batcher.flush()
-        self._raise_stopped()
+        if self.router.stopped:
+            self._refuse_losses()
 
     def process_endofpipe(self) -> None:
         """Commit what is left, emit the last STATE, and log what became of every record."""
@@ -177,44 +183,43 @@ class TargetCrm(Plugin, Target):
                 columns = ", ".join(f"{column} ({count:,})" for column, count in differing.items())
                 self.logger.warning("actions read again differ from the ledger, which keeps its values, in %s", columns)
             self._metrics.finish(self.writer.tallies)
-            self._raise_stopped()
             self._refuse_losses()
             self.writer.finish()
 
-    def _raise_stopped(self) -> None:
-        """End the run as a failure if a stream was stopped."""
-        if self.router.stopped:
-            raise WarehouseError(
-                "; ".join(
-                    f"stream {name!r}: {stopped.skipped:,} records were not loaded: {stopped.reason}"
-                    for name, stopped in self.router.stopped.items()
-                )
-            )
-
     def _refuse_losses(self) -> None:
-        """End the run as a failure if too many records of a stream were quarantined, or rows would be deleted."""
-        most = self.settings.max_rejected_fraction
-        failed = [
-            f"{tally.quarantined:,} of {tally.read:,} records of {stream}"
-            for stream, tally in self.writer.tallies.items()
-            if stream
-            and tally.quarantined
-            and most < 1
-            and (
-                tally.quarantined == tally.read
-                or (tally.read >= REJECTED_READ_MIN and tally.quarantined > most * tally.read)
-            )
+        """End the run as a failure if records were not loaded, too many were quarantined, or rows would be deleted."""
+        problems = [
+            f"stream {name!r}: {stopped.skipped:,} records were not loaded: {stopped.reason}"
+            for name, stopped in self.router.stopped.items()
         ]
-        malformed = self.writer.tallies[""].read
-        if malformed and malformed == self._reader.line_number:
-            failed.append("all lines of the input")
-        if failed:
-            raise InputError(f"quarantined {' and '.join(failed)}; see rejected_records for the reasons")
+        if failed := self._quarantined_streams():
+            problems.append(f"quarantined {' and '.join(failed)}; see rejected_records for the reasons")
         if self._undecided_activations:
-            raise InputError(
+            problems.append(
                 f"ignored ACTIVATE_VERSION of {' and '.join(self._undecided_activations)}; "
                 "if they are really gone, raise max_deleted_fraction for one run"
             )
+        if problems:
+            raise (WarehouseError if self.router.stopped else InputError)("; ".join(problems))
+
+    def _quarantined_streams(self) -> list[str]:
+        """The streams of which too many records were quarantined."""
+        most = self.settings.max_rejected_fraction
+        if most == 1:
+            return []
+        read = Counter({stream: tally.read for stream, tally in self.writer.tallies.items() if stream})
+        lost = Counter({stream: tally.quarantined for stream, tally in self.writer.tallies.items() if stream})
+        for stream, count in self._unreadable.items():
+            for name in {route.sink.stream for route in self.router.routes.get(stream, [])} or {stream}:
+                read[name] += count
+                lost[name] += count
+        failed = [
+            f"{count:,} of {read[stream]:,} records of {stream}"
+            for stream, count in lost.items()
+            if count and (count == read[stream] or (read[stream] >= REJECTED_READ_MIN and count > most * read[stream]))
+        ]
+        malformed = self.writer.tallies[""].read
+        return ["all lines of the input"] if malformed and malformed == self._reader.line_number else failed
 
     def _commit(self, batch: Batch) -> None:
         began_seconds = time.monotonic()
@@ -292,6 +297,8 @@ class TargetCrm(Plugin, Target):
         if routes is None:
             if self._fails_on_invalid:
                 raise RecordsWithoutSchemaException(f"stream {stream!r}: a record came before its SCHEMA")
+            self._unsafe_activations.setdefault(stream, f"line {self.input_line} came before its SCHEMA")
+            self._unreadable[stream] += 1
             self._reject_line(values.json_text(message_dict), "the record came before its stream's SCHEMA")
             return
         for stream_map, sink in routes:
@@ -334,7 +341,8 @@ class TargetCrm(Plugin, Target):
             self.logger.warning("%s: ignored ACTIVATE_VERSION, the stream has no SCHEMA in this run", stream)
             return
         self._batcher.flush()
-        unsafe = self._unsafe_activations.pop(stream, None) or self._unsafe_activations.get("")
+        # For the rest of the run: a later version may lack the row, too.
+        unsafe = self._unsafe_activations.get(stream) or self._unsafe_activations.get("")
         for _, sink in self.router.routes[stream]:
             activation = Activation(ignored=unsafe) if unsafe else self.writer.activate(sink, version)
             if activation.ignored:
@@ -388,15 +396,26 @@ class TargetCrm(Plugin, Target):
                 ),
                 MissingKeyPropertiesError if isinstance(reason, MissingProperty) else InvalidRecord,
             )
-            part.present_keys += [(self.input_line, *key) for key in sink.present_keys(record, message)]
+            present_keys = sink.present_keys(record, message)
+            part.present_keys += [(self.input_line, *key) for key in present_keys]
+            if not present_keys:
+                # Which row it is cannot be said.
+                self._unsafe_activations.setdefault(message["stream"], f"line {self.input_line} was quarantined")
         else:
             part.rows.append((self.input_line, *row))
 
     def _reject_unreadable(self, line: str, reason: str) -> None:
-        """Quarantine a line that may have been a record: the row of its key must not count as deleted."""
-        streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else _STREAM_NAME.findall(line)
+        """Quarantine a line that may have been a record: the row of its key must not count as deleted.
+
+        Raises:
+            InputError: The line is a SCHEMA message, without which no record of its stream can be loaded.
+        """
+        if _SCHEMA_LINE.match(line):
+            raise InputError(f"line {self.input_line}: a SCHEMA message that cannot be read: {reason}")
+        streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else _stream_names(line)
         # Of an unknown stream, it may be any stream's.
         self._unsafe_activations |= dict.fromkeys(streams or [""], f"line {self.input_line} could not be read")
+        self._unreadable.update(streams)
         self._reject_line(line, reason)
 
     def _reject_line(self, line: str, reason: str) -> None:
@@ -410,6 +429,13 @@ class TargetCrm(Plugin, Target):
         if self._fails_on_invalid:
             raise error(rejection.where, {})
         self._batcher.batch.rejections.append(rejection)
+
+
+def _stream_names(line: str) -> list[str]:
+    """The streams that a malformed line names."""
+    with suppress(ValueError):
+        return [str(values.from_json(name)) for name in _STREAM_NAME.findall(line)]
+    return []
 
 
 def main() -> NoReturn:

@@ -170,8 +170,6 @@ class Shape:
     fields: tuple[Field, ...]
     keys: tuple[str, ...]
     keeps_extra: bool
-    marks_deleted: bool
-    """Records may carry `_sdc_deleted_at`, as those of log-based taps do."""
 
     @classmethod
     def of(
@@ -197,7 +195,8 @@ class Shape:
         """
         fixed, stored = fixed or {}, stored or {}
         properties = dict(schema.get("properties") or {})
-        marks_deleted = properties.pop(DELETED_AT, None) is not None
+        # It fills the metadata column of that name.
+        properties.pop(DELETED_AT, None)
         columns = {name: snake_case(name) for name in fixed}
         reserved = {*_RESERVED_COLUMNS, *limits.reserved_columns, *columns.values()}
         others = {*properties, *key_properties} - fixed.keys()
@@ -215,7 +214,7 @@ class Shape:
                 for name, kind in kinds.items()
                 if name not in fixed and columns[name] in stored
             }
-        required = {*key_properties, *schema.get("required", ())}
+        required = {*key_properties, *(schema.get("required") or ())}
         return cls(
             fields=tuple(
                 Field(name, columns[name], kind, name in required, allows_null(properties.get(name), schema))
@@ -223,7 +222,6 @@ class Shape:
             ),
             keys=tuple(columns[key] for key in key_properties),
             keeps_extra=schema.get("additionalProperties", True) is not False,
-            marks_deleted=marks_deleted,
         )
 
     def row(
@@ -231,12 +229,17 @@ class Shape:
     ) -> tuple[Any, ...]:
         """Convert a record to a row: its fields, then the metadata columns in the order of `FORMER_NAMES`.
 
+        A log-based tap sets `_sdc_deleted_at` in the record of a deleted row, and may leave out all but the key.
+
         Raises:
             Invalid: A key or a required property is missing, or a value does not fit its column.
         """
         spilled: list[str] = []
-        row = [self._value(field, record, spilled) for field in self.fields]
-        deleted_at = values.optional(record.get(DELETED_AT), values.instant) if self.marks_deleted else None
+        try:
+            deleted_at = values.instant(record[DELETED_AT]) if record.get(DELETED_AT) else None
+        except values.Invalid as reason:
+            raise values.Invalid(f"{DELETED_AT} {reason}") from None
+        row = [self._value(field, record, spilled, keys_only=deleted_at is not None) for field in self.fields]
         return (*row, self._extra(record, spilled), extracted_at, loaded_at, version, deleted_at)
 
     def key_row(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
@@ -245,11 +248,17 @@ class Shape:
         Raises:
             Invalid: The key is missing or invalid.
         """
-        row = [self._value(field, record, []) if field.column in self.keys else None for field in self.fields]
+        row = [
+            self._value(field, record, [], keys_only=True) if field.column in self.keys else None
+            for field in self.fields
+        ]
         return (*row, None, None, None, version, None)
 
-    def _value(self, field: Field, record: Mapping[str, Any], spilled: list[str]) -> Any:
-        """A field's value in its column; the name of a field whose value goes to `_sdc_extra` is added to `spilled`."""
+    def _value(self, field: Field, record: Mapping[str, Any], spilled: list[str], *, keys_only: bool) -> Any:
+        """A field's value in its column; the name of a field whose value goes to `_sdc_extra` is added to `spilled`.
+
+        With `keys_only`, properties that the schema requires may be missing, unless they belong to the key.
+        """
         value = record.get(field.property)
         if value == "" and field.nullable and field.kind in _EMPTY_IS_NULL and field.column not in self.keys:
             return None
@@ -261,7 +270,8 @@ class Shape:
                     raise values.Invalid(f"{field.property} {reason}") from None
                 spilled.append(field.property)
                 return None
-        if field.required and (field.column in self.keys or field.property not in record):
+        is_key = field.column in self.keys
+        if is_key or (field.required and not keys_only and field.property not in record):
             is_null = field.property in record
             raise MissingProperty(f"{field.property} is {'null, and a key part' if is_null else 'missing'}")
         return None
@@ -277,7 +287,7 @@ class Shape:
 
     @cached_property
     def _names(self) -> set[str]:
-        return {field.property for field in self.fields} | ({DELETED_AT} if self.marks_deleted else set())
+        return {*(field.property for field in self.fields), DELETED_AT}
 
 
 def _key_kinds(kinds: Mapping[str, Kind | None], limits: TableLimits) -> dict[str, Kind]:

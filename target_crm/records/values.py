@@ -31,7 +31,7 @@ _DOUBLE_NOISE = 1e-15
 _NUMBER_PLACES_MAX = 16_383
 _SPACED_OFFSET = re.compile(r" ?(UTC|GMT|Z|[+-]\d{2}:?\d{2})$", re.IGNORECASE)
 _END_OF_DAY = re.compile(r"([T ])24(?=:?00(:?00([.,]0+)?)?(Z|[+-]|$))")
-_LEAP_SECOND = re.compile(r"(\d{2}:?59:?)60(?=[.,Z+-]|$)")
+_LEAP_SECOND = re.compile(r"([T ]\d{2}:?59:?)60(?=[.,Z+-]|$)")
 _RANGE_REASON = re.compile(r"(year|month|day|hour|minute|second)s? .*(must be in|out of range)")
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")

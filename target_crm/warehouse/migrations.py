@@ -5,6 +5,7 @@ Columns are only ever added, widened and renamed.
 
 from __future__ import annotations
 
+import logging
 import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
 
     Statement = ExecutableDDLElement | TextClause | Insert | Delete | Update
+
+logger = logging.getLogger("target-crm.warehouse")
 
 # Raise this whenever the target's own tables or views change. Older warehouses are migrated.
 VERSION = 3
@@ -304,13 +307,22 @@ def _last_if_null(column: ColumnElement[Any]) -> list[ColumnElement[Any]]:
 
 
 def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -> None:
-    """Refuse a new key that some rows have no value for."""
+    """Refuse a new key that some rows have no value for, and warn of rows that share one."""
     is_null = or_(*(old.c[key].is_(None) if key in old.c else true() for key in keys), false())
     if count := connection.scalar(select(func.count()).select_from(old).where(is_null)):
         raise WarehouseError(
             f"table {old.name!r}: {count:,} rows have no value for the new key {list(keys)}: set it or delete them, or "
             "rename the stream by a map"
         )
+    if keys:
+        rows = connection.scalar(select(func.count()).select_from(old)) or 0
+        distinct = select(*(old.c[key] for key in keys)).distinct().subquery()
+        kept = connection.scalar(select(func.count()).select_from(distinct)) or 0
+        if kept < rows:
+            logger.warning(
+                "table %r: the new key %s keeps %s of %s rows, the newest of each key",
+                *(old.name, list(keys), f"{kept:,}", f"{rows:,}"),
+            )
 
 
 def _rename_table(connection: Connection, old: Table, new: Table) -> list[Statement]:

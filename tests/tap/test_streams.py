@@ -420,7 +420,7 @@ def test_a_catalog_can_neither_deselect_nor_replace_a_key(caplog: pytest.LogCapt
 
     assert run.schema("actions")["key_properties"] == ["_id"]
     assert [(record["_id"], record["when_timestamp"]) for record in run.records("actions")] == [("a", at)]
-    assert "actions: the catalog deselects _id, when_timestamp, but the bookmark and the target need it" in caplog.text
+    assert "actions: the catalog deselects _id, when_timestamp: needed for the key or the bookmark" in caplog.text
     assert "actions: ignored the catalog's key_properties, the key is _id" in caplog.text
 
 

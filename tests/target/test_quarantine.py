@@ -35,7 +35,7 @@ def test_incomplete_messages_are_quarantined_with_line_and_reason(sqlite_url: st
         '{"type":"RECORD","stream":"early","record":{"id":1}}',
     ]
 
-    loaded = load(sqlite_url, [ACTIONS, *lines, state({"n": 1})])
+    loaded = load(sqlite_url, [ACTIONS, *lines, state({"n": 1})], max_rejected_fraction=1)
 
     assert loaded.states == ['{"n":1}']
     assert loaded.tallies == {"": "5 read = 0 applied + 0 duplicate + 0 superseded + 5 quarantined"}

@@ -42,6 +42,7 @@ def reasons(url: str) -> list[str]:
         pytest.param("2024-03-01T24:00:00Z", "2024-03-02 00:00:00", id="end-of-day"),
         pytest.param("20240229T2400Z", "2024-03-01 00:00:00", id="end-of-leap-day"),
         pytest.param("2016-12-31T23:59:60Z", "2017-01-01 00:00:00", id="leap-second"),
+        pytest.param("2024-01-01 12:00:00.345960+00", "2024-01-01 12:00:00.345960", id="fraction-like-a-leap-second"),
         pytest.param("2017-01-01T00:59:60+01:00", "2017-01-01 00:00:00", id="leap-second-elsewhere"),
         pytest.param("2024-W09-5T10:00:00Z", "2024-03-01 10:00:00", id="week-date"),
         pytest.param("2024-03-01", "2024-03-01 00:00:00", id="date"),
@@ -328,6 +329,23 @@ def test_a_run_fails_if_more_than_a_fraction_of_a_stream_was_quarantined(
     assert query(sqlite_url, "SELECT count(*) FROM t") == [(100 - bad,)]
 
 
+def test_records_that_cannot_be_read_count_for_their_stream(sqlite_url: str) -> None:
+    people, other = schema("people", {"id": TEXT}, "id"), schema("other", {"id": TEXT}, "id")
+    lost = ['{"type":"RECORD","stream":"people","record":{"id":"2","score":NaN}}'] * 3
+
+    with pytest.raises(InputError, match="quarantined 3 of 3 records of people"):
+        load(sqlite_url, [people, *lost, other, record("other", {"id": "1"})])
+
+    assert query(sqlite_url, "SELECT id FROM other") == [("1",)]
+
+
+def test_a_schema_that_cannot_be_read_stops_the_run(sqlite_url: str) -> None:
+    lines = ['{"type": "SCHEMA", "stream": "s", "schema": {"properties": {"n": {"maximum": Infinity}}}}']
+
+    with pytest.raises(InputError, match="line 1: a SCHEMA message that cannot be read"):
+        load(sqlite_url, [*lines, record("s", {"n": 1})])
+
+
 # Deletions
 
 
@@ -343,6 +361,12 @@ def test_a_run_fails_if_more_than_a_fraction_of_a_stream_was_quarantined(
         pytest.param(
             json.dumps({"type": "RECORD", "stream": "people", "record": {"id": "2", "name": "x" * 2**24}}), id="long"
         ),
+        pytest.param(
+            '{"type":"RECORD","stream":"p\\u0065ople","record":{"id":"2","score":NaN},"version":2}', id="escaped-name"
+        ),
+        pytest.param(
+            '{"type":"RECORD","stream":"people","record":{"id":["2"],"name":"x"},"version":2}', id="invalid-key"
+        ),
     ],
 )
 def test_a_row_whose_record_was_unreadable_is_not_deleted(
@@ -354,13 +378,23 @@ def test_a_row_whose_record_was_unreadable_is_not_deleted(
     load(warehouse_url, [people, *first, activate("people", 1)], hard_delete=hard_delete)
     load(
         warehouse_url,
-        [people, versioned("people", 2, id="1"), unreadable, activate("people", 2)],
+        [people, versioned("people", 2, id="1"), unreadable, *[activate("people", 2)] * 2],
         hard_delete=hard_delete,
     )
 
     assert query(warehouse_url, "SELECT id FROM people WHERE _sdc_deleted_at IS NULL ORDER BY id") == [("1",), ("2",)]
     ignored = "SELECT sum(ignored_activations) FROM load_runs WHERE stream = 'people'"
-    assert [int(count) for (count,) in query(warehouse_url, ignored)] == [1]
+    assert [int(count) for (count,) in query(warehouse_url, ignored)] == [2]
+
+
+def test_a_row_whose_record_came_before_its_schema_is_not_deleted(sqlite_url: str) -> None:
+    people = schema("people", {"id": TEXT}, "id")
+    early, late = versioned("people", 2, id="2"), versioned("people", 2, id="1")
+
+    load(sqlite_url, [people, *(versioned("people", 1, id=key) for key in "12"), activate("people", 1)])
+    load(sqlite_url, [early, people, late, activate("people", 2)])
+
+    assert query(sqlite_url, "SELECT id FROM people WHERE _sdc_deleted_at IS NULL ORDER BY id") == [("1",), ("2",)]
 
 
 @pytest.mark.parametrize("version", [None, "x", True])
@@ -405,6 +439,32 @@ def test_a_record_with_sdc_deleted_at_deletes_its_row_until_a_later_one_brings_i
     load(warehouse_url, [keyed, record("s", {"id": 2, "v": "b"})], hard_delete=hard_delete)
 
     assert query(warehouse_url, "SELECT id, v FROM s WHERE _sdc_deleted_at IS NULL ORDER BY id") == [(1, "a"), (2, "b")]
+
+
+@pytest.mark.parametrize("hard_delete", [False, True])
+@pytest.mark.parametrize("declared", [{}, {"_sdc_deleted_at": TIME}], ids=["not-declared", "declared"])
+def test_a_deletion_may_have_nothing_but_the_key(sqlite_url: str, hard_delete: bool, declared: dict[str, Any]) -> None:
+    keyed = json.loads(schema("s", {"id": INTEGER, "v": TEXT} | declared, "id"))
+    keyed["schema"]["required"] = ["id", "v"]
+    deletion = record("s", {"id": 2, "_sdc_deleted_at": "2026-11-01T00:00:00Z"})
+
+    load(
+        sqlite_url,
+        [json.dumps(keyed), *(record("s", {"id": key, "v": "a"}) for key in (1, 2)), deletion],
+        hard_delete=hard_delete,
+    )
+
+    assert query(sqlite_url, "SELECT id FROM s WHERE _sdc_deleted_at IS NULL") == [(1,)]
+
+
+def test_a_deletion_whose_time_cannot_be_read_is_quarantined(sqlite_url: str) -> None:
+    keyed = schema("s", {"id": INTEGER}, "id")
+
+    load(sqlite_url, [keyed, record("s", {"id": 1}), record("s", {"id": 1, "_sdc_deleted_at": "20 Nov 2026"})])
+
+    assert [row["reason"] for row in table(sqlite_url, "rejected_records", "reason")] == [
+        "_sdc_deleted_at is not an ISO 8601 time"
+    ]
 
 
 # The ledger

@@ -214,6 +214,16 @@ def test_a_changed_key_needs_a_setting_which_keeps_the_newest_row_of_each_key(
     assert [str(value) for (value,) in days] == ["2024-01-02", "2024-01-03"]
 
 
+def test_rows_that_a_new_key_merges_are_counted_in_a_warning(sqlite_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    properties = {"id": INTEGER, "v": TEXT}
+    load(sqlite_url, [schema("r", properties, "id"), *(record("r", {"id": n, "v": "eu"}) for n in range(5))])
+
+    load(sqlite_url, [schema("r", properties, "v")], allow_key_change=True)
+
+    assert "table 'r': the new key ['v'] keeps 1 of 5 rows, the newest of each key" in caplog.text
+    assert query(sqlite_url, "SELECT count(*) FROM r") == [(1,)]
+
+
 def test_a_new_key_that_some_rows_have_no_value_for_is_refused(warehouse_url: str) -> None:
     load(warehouse_url, [schema("r", {"id": INTEGER, "v": INTEGER}, "id"), record("r", {"id": 1, "v": None})])
 
