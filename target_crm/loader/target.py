@@ -52,7 +52,6 @@ BATCH_BYTES_MAX = 20 * 1024 * 1024
 # A stream with fewer records fails only if all of them are quarantined.
 REJECTED_READ_MIN = 100
 _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
-_SCHEMA_LINE = re.compile(r'\s*\{\s*"type"\s*:\s*"SCHEMA"')
 
 
 class TargetCrm(Plugin, Target):
@@ -210,7 +209,11 @@ class TargetCrm(Plugin, Target):
         read = Counter({stream: tally.read for stream, tally in self.writer.tallies.items() if stream})
         lost = Counter({stream: tally.quarantined for stream, tally in self.writer.tallies.items() if stream})
         for stream, count in self._unreadable.items():
-            for name in {route.sink.stream for route in self.router.routes.get(stream, [])} or {stream}:
+            names = {route.sink.stream for route in self.router.routes.get(stream, [])}
+            if not names and count >= REJECTED_READ_MIN:
+                # Its SCHEMA may be malformed, too. Fewer lines may name a stream that does not exist.
+                names = {stream}
+            for name in names:
                 read[name] += count
                 lost[name] += count
         failed = [
@@ -405,13 +408,7 @@ class TargetCrm(Plugin, Target):
             part.rows.append((self.input_line, *row))
 
     def _reject_unreadable(self, line: str, reason: str) -> None:
-        """Quarantine a line that may have been a record: the row of its key must not count as deleted.
-
-        Raises:
-            InputError: The line is a SCHEMA message, without which no record of its stream can be loaded.
-        """
-        if _SCHEMA_LINE.match(line):
-            raise InputError(f"line {self.input_line}: a SCHEMA message that cannot be read: {reason}")
+        """Quarantine a line that may have been a record: the row of its key must not count as deleted."""
         streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else _stream_names(line)
         # Of an unknown stream, it may be any stream's.
         self._unsafe_activations |= dict.fromkeys(streams or [""], f"line {self.input_line} could not be read")

@@ -15,6 +15,7 @@ from tests.helpers.target import (
     action,
     execute,
     load,
+    load_rejected,
     query,
     record,
     running_target,
@@ -116,7 +117,7 @@ def test_runs_older_than_90_days_are_deleted(warehouse_url: str) -> None:
 
 
 def test_a_replay_is_not_recorded_as_a_run(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(sqlite_url, [action("a1"), ACTIONS])
+    load_rejected(sqlite_url, [action("a1"), ACTIONS])
     before = table(sqlite_url, "load_runs")
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
 
