@@ -333,7 +333,7 @@ def test_unexpected_error_exits_with_2(tmp_path: Path, level: str) -> None:
 
 def test_replay_with_an_invalid_stream_map_exits_with_2(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'crm.db'}"
-    load(url, [action("r1"), ACTIONS])
+    load_rejected(url, [action("r1"), ACTIONS])
 
     ran = subprocess.run(
         command("crm-balances", "replay"),
@@ -410,7 +410,7 @@ def test_replay_continues_with_on_invalid_record_fail(
 
 
 def test_record_that_fails_for_another_reason_does_not_count_as_loaded(balances: Any, warehouse_url: str) -> None:
-    load(warehouse_url, [action("r1", available=True), ACTIONS])
+    load_rejected(warehouse_url, [action("r1", available=True), ACTIONS])
 
     assert balances("replay", "--json") == (0, '{"tried":1,"loaded":0,"rejected":1}\n')
 
@@ -424,7 +424,7 @@ def test_replay_in_several_pages_tries_each_record_once(
 ) -> None:
     monkeypatch.setattr(replay, "REPLAY_ROWS", 3)
     good = [action(f"r{number}", award=f"w{number}") for number in range(7)]
-    load(warehouse_url, [*good, *(action(f"b{number}", available=True) for number in range(4)), ACTIONS])
+    load_rejected(warehouse_url, [*good, *(action(f"b{number}", available=True) for number in range(4)), ACTIONS])
 
     assert balances("replay", "--json") == (0, '{"tried":11,"loaded":7,"rejected":4}\n')
 
@@ -436,7 +436,7 @@ def test_replay_applies_stream_maps_to_messages_that_were_never_mapped(
 ) -> None:
     hidden = json.dumps({"actions": {"context": "{'user': {'_id': md5(context['user']['_id'])}}"}})
     monkeypatch.setenv("TARGET_CRM_STREAM_MAPS", hidden)
-    load(warehouse_url, [action("r1", award="w9"), ACTIONS])
+    load_rejected(warehouse_url, [action("r1", award="w9"), ACTIONS])
 
     assert balances("replay", "--json") == (0, '{"tried":1,"loaded":1,"rejected":0}\n')
 

@@ -245,7 +245,12 @@ class Lifecycle(RuleBasedStateMachine):
             lines += [snapshot_line(event) if isinstance(event, Snapshot) else action_line(event) for event in events]
             lines.append(state({"events": first + len(events)}))
         lines += self.all_perks()
-        config = {"sqlalchemy_url": self.place.url, "batch_size_rows": delivery.batch_size_rows}
+        config = {
+            "sqlalchemy_url": self.place.url,
+            "batch_size_rows": delivery.batch_size_rows,
+            # A run without SCHEMAs loads none of its records.
+            "max_rejected_fraction": 1,
+        }
         target = TargetCrm(config=config, warehouse=self.place.warehouse)
         output = output or io.StringIO()
         try:
