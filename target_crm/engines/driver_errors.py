@@ -29,6 +29,15 @@ def response_fields(error: Exception) -> dict[str, str]:
     return fields if isinstance(fields, dict) else {}
 
 
+def is_about_constraint(error: Exception) -> bool:
+    """Whether a row violates a constraint. DuckDB reports one that a commit violates as a failed transaction."""
+    return (
+        "IntegrityError" in pep_249_classes(error)
+        or sqlstate(error).startswith("23")
+        or "constraint" in str(error).strip().partition("\n")[0]
+    )
+
+
 def describe(error: Exception) -> str:
     """Describe an error of any driver on one line, without values.
 
@@ -39,7 +48,7 @@ def describe(error: Exception) -> str:
     lines = [line.strip(" -\t") for line in str(error).strip().splitlines()] or [""]
     if "DataError" in classes or state.startswith("22"):
         said = "a value was refused"
-    elif "IntegrityError" in classes or state.startswith("23") or "constraint" in lines[0]:
+    elif is_about_constraint(error):
         said = _QUOTE.split(lines[0])[0].strip()
     else:
         # After an empty line or `LINE 1:`, some drivers repeat the statement.

@@ -22,7 +22,7 @@ from target_crm.engines.base import (
     quoted_name,
     to_floats,
 )
-from target_crm.engines.driver_errors import pep_249_classes
+from target_crm.engines.driver_errors import is_about_constraint, pep_249_classes
 from target_crm.errors import SettingError
 from target_crm.records.column_types import (
     DECIMAL_DIGITS,
@@ -145,8 +145,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
 
     def is_retriable(self, error: Exception) -> bool:
         """Whether two transactions of this process conflicted, or one ran out of memory."""
-        # A constraint that a commit violates is reported as a failed transaction, too.
-        is_conflict = "TransactionException" in pep_249_classes(error) and not _mentions(error, ("constraint",))
+        is_conflict = "TransactionException" in pep_249_classes(error) and not is_about_constraint(error)
         return is_conflict or _mentions(error, _OUT_OF_MEMORY)
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:

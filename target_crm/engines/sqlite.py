@@ -54,9 +54,9 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     has_schemas = False
     create_view = "CREATE VIEW {name} AS {query}"
     replaces_views = False
-    # Tools use these two names for the number of a row. A statement that compares all columns of two rows nests one
-    # deeper for each of them, and may nest 1,000 deep.
-    # In the result of a subquery, SQLite gives a column called true or false another name.
+    # Tools use the first two names for the number of a row; in the result of a subquery, SQLite renames a column called
+    # true or false. A statement that compares all columns of two rows nests one deeper for each of them, and may nest
+    # 1,000 deep.
     limits = TableLimits(reserved_columns=frozenset({"rowid", "_rowid_", "true", "false"}), columns=990)
     widens_columns_to = ("number", "decimal", "time", "text")
     # Any column of numbers takes any number. Text would become a number where it looks like one.

@@ -29,8 +29,9 @@ _SEPARATOR = "\x1f"
 # Copied for each action, which is faster than creating one.
 _DIGEST = hashlib.blake2b(digest_size=16)
 
-# Pepper's type → the effect on a balance, and the field with the delta.
+# The property of points that are not numbers: see `invalid_points`.
 INVALID_POINTS = "invalid_points"
+# Pepper's type → the effect on a balance, and the field with the delta.
 EFFECTS = {
     "REWARD_EARNED": ("earned", "pointsAdded"),
     "REDEEM_PERK": ("redeemed", "pointsRedeemed"),

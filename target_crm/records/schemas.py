@@ -201,7 +201,10 @@ class Shape:
         reserved = {*_RESERVED_COLUMNS, *limits.reserved_columns, *columns.values()}
         others = {*properties, *key_properties} - fixed.keys()
         columns |= assign_columns(others, recorded or {}, stored, reserved, limits.name_bytes)
-        kinds = {**fixed, **{name: kind_of(each, schema, limits) for name, each in properties.items()}, **fixed}
+        kinds = {
+            **fixed,
+            **{name: kind_of(properties[name], schema, limits) for name in properties if name not in fixed},
+        }
         kinds |= {
             name: _fitted(kind, stored[columns[name]], limits)
             for name, kind in kinds.items()

@@ -298,7 +298,7 @@ def _rebuild(
         new.insert().from_select(list(values), rows),
         DropTable(old),
         *_rename_table(connection, new, table),
-        *_indexes(connection, table, found),
+        *_indexes(connection, old),
     ]
 
 
@@ -331,11 +331,10 @@ def _rename_table(connection: Connection, old: Table, new: Table) -> list[Statem
     return [text(template.format(**names)) for template in _adapter(connection).rename_table]
 
 
-def _indexes(connection: Connection, table: Table, found: Mapping[str, TypeEngine[Any]]) -> list[Statement]:
+def _indexes(connection: Connection, table: Table) -> list[Statement]:
     """The statements that create a table's indexes again. Those of expressions are left out."""
-    whole = Table(table.name, MetaData(schema=table.schema), *(Column(name, type_) for name, type_ in found.items()))
     return [
-        CreateIndex(Index(index["name"], *(whole.c[name] for name in names), unique=index["unique"]))
+        CreateIndex(Index(index["name"], *(table.c[name] for name in names), unique=index["unique"]))
         for index in inspect(connection).get_indexes(table.name, schema=table.schema)
         if len(names := [name for name in index["column_names"] if name]) == len(index["column_names"])
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-import time
 import urllib.request
 from contextlib import contextmanager
 from itertools import count
@@ -15,13 +14,13 @@ from unittest import mock
 
 from tests.conformance import Unavailable
 from tests.helpers.postgres import free_port
+from tests.helpers.servers import wait_until_ready
 from tests.helpers.target import execute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 START_SECONDS = 60
-POLL_SECONDS = 0.1
 INSTALLED = Path(__file__).parent.parent.parent / ".dev" / "bigquery" / "bin"
 EMULATOR = Path(__file__).with_name("bigquery_emulator.py")
 LOOPBACK = "127.0.0.1"
@@ -55,7 +54,14 @@ def bigquery() -> Iterator[Callable[[], str]]:
         )
         address = f"http://{LOOPBACK}:{port}"
         try:
-            _wait(server, f"{address}/healthz", Path(log.name))
+            wait_until_ready(
+                "BigQuery's emulator",
+                server,
+                Path(log.name),
+                lambda: urllib.request.urlopen(f"{address}/healthz", timeout=START_SECONDS).close(),
+                OSError,
+                seconds=START_SECONDS,
+            )
             with (
                 mock.patch.dict(os.environ, BIGQUERY_EMULATOR_HOST=address),
                 mock.patch("google.auth.default", return_value=(AnonymousCredentials(), None)),
@@ -64,17 +70,3 @@ def bigquery() -> Iterator[Callable[[], str]]:
         finally:
             server.kill()
             server.wait(START_SECONDS)
-
-
-def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    """Wait until the emulator answers or exits."""
-    deadline_seconds = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=START_SECONDS).close()
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline_seconds:
-                raise RuntimeError(f"BigQuery's emulator did not start:\n{log.read_text()}") from None
-            time.sleep(POLL_SECONDS)
-        else:
-            return

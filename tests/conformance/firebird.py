@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from tests.conformance import Unavailable
 from tests.helpers.postgres import fast_folder, free_port
+from tests.helpers.servers import START_SECONDS, wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-START_SECONDS = 30
-POLL_SECONDS = 0.05
 UNPACKED = Path(__file__).parent.parent.parent / ".dev" / "firebird"
 PLUGINS = {"Engine12": "libEngine12.so", "Srp": "libSrp.so"}
 USER, PASSWORD = "SYSDBA", "masterkey"
@@ -77,7 +75,9 @@ def firebird() -> Iterator[Callable[[], str]]:
             return f"firebird://{USER}:{PASSWORD}@127.0.0.1:{port}/{path}?{options}"
 
         try:
-            _wait(server, port, log)
+            wait_until_ready(
+                "Firebird", server, log, lambda: socket.create_connection(("127.0.0.1", port)).close(), OSError
+            )
             yield new
         finally:
             server.kill()
@@ -90,17 +90,3 @@ def _create(client: Path, port: int, path: Path) -> None:
     defaults = driver.driver_config.db_defaults
     defaults.db_charset.value, defaults.forced_writes.value = "UTF8", False
     driver.create_database(f"127.0.0.1/{port}:{path}", user=USER, password=PASSWORD, charset="UTF8").close()
-
-
-def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait until the server answers or exits."""
-    deadline_seconds = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline_seconds:
-                raise RuntimeError(f"Firebird did not start:\n{log.read_text()}") from None
-            time.sleep(POLL_SECONDS)
-        else:
-            return

