@@ -1,4 +1,4 @@
-"""Write the plugins' definitions for Meltano Hub: what `--about` tells of each, and what only a person knows."""
+"""Write the plugins' definitions for Meltano Hub: from `--about`, and from notes that only a person can write."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ LOCATIONS_SHOWN = 20
 AGES_DAYS = (30, 90, 180, 365)
 # How many future days are shown. Actions dated later count on the last of them.
 DAYS_AHEAD_MAX = timedelta(days=2)
-# Python has no later years; two days less leave room for any time zone.
+# Python has no later years; two days less keep every time zone within them.
 _LAST_QUARTER = int(datetime(9999, 12, 30, tzinfo=UTC).timestamp()) // QUARTER_SECONDS
 
 MOVEMENTS = ("opening", "issued", "redeemed", "refunded", "added", "removed")
