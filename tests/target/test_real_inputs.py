@@ -456,6 +456,7 @@ def test_a_deletion_may_have_nothing_but_the_key(sqlite_url: str, hard_delete: b
     )
 
     assert query(sqlite_url, "SELECT id FROM s WHERE _sdc_deleted_at IS NULL") == [(1,)]
+    assert query(sqlite_url, "SELECT id FROM s WHERE _sdc_deleted_at IS NOT NULL") == [(2,)] * (not hard_delete)
 
 
 def test_a_deletion_whose_time_cannot_be_read_is_quarantined(sqlite_url: str) -> None:
