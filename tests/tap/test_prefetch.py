@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,14 +14,33 @@ from hypothesis import strategies as st
 from tap_pepper.api.prefetch import WINDOWS_PER_WORKER, prefetch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-    from threading import Event
+    from collections.abc import Generator
 
-WAIT_SECONDS_MAX = 5.0
+WAIT_SECONDS_MAX = 30.0
+
+Fetch = Callable[[int, Event], Iterator[str]]
+
+
+class RecordedThreads:
+    """The threads in which `fetch` ran."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._threads: set[threading.Thread] = set()
+
+    def fetch(self, window: int, cancel: Event) -> Iterator[str]:
+        self._threads.add(threading.current_thread())
+        return self._fetch(window, cancel)
+
+    def all_ended(self) -> bool:
+        workers = self._threads - {threading.current_thread()}
+        for thread in workers:
+            thread.join(WAIT_SECONDS_MAX)
+        return not any(thread.is_alive() for thread in workers)
 
 
 def prefetch_windows(
-    fetch: Callable[[int, Event], Iterator[str]], windows: Iterator[int], *, workers: int = 4, size_max: int = 100
+    fetch: Fetch, windows: Iterator[int], *, workers: int = 4, size_max: int = 100
 ) -> Generator[tuple[int, Iterator[str]], None, None]:
     return prefetch(windows, fetch, workers=workers, size=len, size_max=size_max, on_cancel=lambda: None)
 
@@ -30,12 +51,12 @@ def test_pages_come_in_order_whatever_the_buffer_size(pages: list[int], workers:
     def fetch(window: int, cancel: Event) -> Iterator[str]:
         return (f"{window}.{number}" for number in range(pages[window]))
 
-    threads = threading.active_count()
-    prefetched = prefetch_windows(fetch, iter(range(len(pages))), workers=workers, size_max=size_max)
+    threads = RecordedThreads(fetch)
+    prefetched = prefetch_windows(threads.fetch, iter(range(len(pages))), workers=workers, size_max=size_max)
     assert [(window, list(its_pages)) for window, its_pages in prefetched] == [
         (window, [f"{window}.{number}" for number in range(count)]) for window, count in enumerate(pages)
     ]
-    assert threading.active_count() == threads
+    assert threads.all_ended()
 
 
 def test_windows_are_fetched_at_the_same_time() -> None:
@@ -71,9 +92,9 @@ def test_the_number_of_buffered_pages_is_bounded() -> None:
             fetched.release()
             yield "p"
 
-    threads = threading.active_count()
+    threads = RecordedThreads(fetch)
     size_max = share * workers * WINDOWS_PER_WORKER
-    prefetched = prefetch_windows(fetch, iter(range(50)), workers=workers, size_max=size_max)
+    prefetched = prefetch_windows(threads.fetch, iter(range(50)), workers=workers, size_max=size_max)
     next(prefetched)
     # Each worker has filled its buffer, and waits with one more page.
     for _ in range(workers * (share + 1)):
@@ -81,7 +102,7 @@ def test_the_number_of_buffered_pages_is_bounded() -> None:
     assert not fetched.acquire(timeout=0.05)
     assert sum(made) == workers * (share + 1)
     prefetched.close()
-    assert threading.active_count() == threads
+    assert threads.all_ended()
 
 
 def test_windows_are_planned_only_as_there_is_room_for_them() -> None:
@@ -100,19 +121,19 @@ def test_an_error_comes_after_the_pages_before_it_and_ends_all_threads() -> None
         while window > 2 and not cancel.wait(0.001):
             pass
 
-    threads = threading.active_count()
-    got = []
+    threads = RecordedThreads(fetch)
+    got: list[str] = []
     with pytest.raises(LookupError, match="broken"):
-        for _, pages in prefetch_windows(fetch, iter(range(9))):
+        for _, pages in prefetch_windows(threads.fetch, iter(range(9))):
             got += list(pages) if not got or got[-1] != "1" else [next(pages), *pages]
     assert got == ["0", "1"]
-    assert threading.active_count() == threads
+    assert threads.all_ended()
 
 
 def test_closing_the_generator_ends_all_threads() -> None:
-    threads = threading.active_count()
-    prefetched = prefetch_windows(lambda *_: iter("x" * 1000), iter(range(1000)), size_max=8)
+    threads = RecordedThreads(lambda *_: iter("x" * 1000))
+    prefetched = prefetch_windows(threads.fetch, iter(range(1000)), size_max=8)
     _, pages = next(prefetched)
     assert next(pages) == "x"
     prefetched.close()
-    assert threading.active_count() == threads
+    assert threads.all_ended()
