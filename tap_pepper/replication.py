@@ -63,17 +63,31 @@ class FullTableStream(PepperStream):
             yield from self.read_all(self.select_fields)
 
     def read_all(self, prepare: Callable[[Row], Row | None]) -> Iterator[list[Row]]:
-        """Yield all rows as a new version of the table; a row that two reads in a row lack counts as deleted.
+        """Yield all rows as a version of the table; a row that two reads in a row lack counts as deleted.
 
-        The version is Pepper's time in milliseconds. ACTIVATE_VERSION follows the last row, and names the version of
-        the previous read, so that rows of either read stay: pages that shift during a read can hide a row from it. A
-        read that lacks more than `max_deleted_fraction` of the known rows does not count.
+        ACTIVATE_VERSION follows the last row. Targets delete the rows of older versions, and some show only the rows of
+        the activated one. So it names the version of this read if no row of an older version can be in this read or
+        the previous one:
+
+        - The previous read had the same version. A version is kept until a read lacks rows of the read before it.
+        - This read has all rows of the previous read.
+
+        Otherwise it names the version of the previous read, so that rows of either read stay: pages that shift during a
+        read can hide a row from it. A read that lacks more than `max_deleted_fraction` of the known rows does not
+        count. A new version is Pepper's time in milliseconds.
         """
         state = self.stream_state
         sample = KeySample(state.get("known"))
         pages = self.pages(self.query())
         first = next(pages)
-        self._stream_version = _new_version(first.date or self.run.client.clock.now(), state.get("version"))
+        # None if rows may have been emitted since the last complete read: a run was killed, or has read changes.
+        lacked_rows = None if self.is_test else state.pop("lacked_rows", None)
+        if lacked_rows is not None:
+            self.write_state()
+        self._stream_version = state.get("version")
+        if lacked_rows is not False or not isinstance(self._stream_version, int):
+            date = first.date or self.run.client.clock.now()
+            self._stream_version = _new_version(date, self._stream_version)
         # Sample all rows that Pepper returns, also those that are not emitted.
         yield from self.emit(_add_keys(chain([first], pages), sample), prepare, "all")
         if self.is_test:
@@ -89,8 +103,13 @@ class FullTableStream(PepperStream):
                 )
         else:
             if isinstance(previous_version := state.get("believed_version"), int):
-                self._write_activate_version_message(previous_version)
-            state.update(believed_version=self._stream_version, known=sample.to_state())
+                has_all_rows = lacked_rows is not None and sample.has_all_known
+                self._write_activate_version_message(self._stream_version if has_all_rows else previous_version)
+            state.update(
+                believed_version=self._stream_version,
+                known=sample.to_state(),
+                lacked_rows=lacked_rows is False and not sample.has_all_known,
+            )
         self.write_state()
 
 
@@ -138,6 +157,7 @@ class ChangesStream(FullTableStream):
             return
         if self.full_refresh_days:
             self._stream_version = state.get("version")
+            state.pop("lacked_rows", None)
         query = self.query()
         if since is not None:
             # One millisecond earlier, because the filter may or may not include the time itself.

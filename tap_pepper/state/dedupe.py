@@ -95,6 +95,11 @@ class KeySample:
             return 1.0
         return len(self._missing) / len(self._earlier) if self._earlier else 0.0
 
+    @property
+    def has_all_known(self) -> bool:
+        """Whether this read has certainly all rows of the previous one; False if there were too many to know."""
+        return not self._missing and len(self._earlier) < SAMPLE_KEYS_MAX
+
     def to_state(self) -> list[str]:
         """Return the sample, for the next complete read."""
         return sorted(self._sample)

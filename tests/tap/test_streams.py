@@ -775,32 +775,83 @@ P, Q, R = ({"_id": name} for name in "pqr")
 NOON_MS = 1790856000000
 
 
+def read_perks(*walks: Reply, state: dict[str, Any] | None = None, **settings: Any) -> list[Run]:
+    """Run the tap once per reply, each time with the state of the run before."""
+    runs: list[Run] = []
+    with Script(*walks) as script:
+        for _ in walks:
+            runs.append(run_script(script, "perks", state=runs[-1].state if runs else state, **settings))
+    return runs
+
+
 def test_perks_missing_from_two_reads_in_a_row_are_deleted() -> None:
-    with Script(dated(P, Q, at="12:00:00"), dated(P, at="12:00:05"), dated(P, at="12:00:10")) as script:
-        first = run_script(script, "perks")
-        second = run_script(script, "perks", state=first.state)
-        third = run_script(script, "perks", state=second.state)
+    walks = [dated(P, Q, at="12:00:00"), dated(P, at="12:00:05"), dated(P, at="12:00:10"), dated(P, R, at="12:00:15")]
+    first, second, third, fourth = read_perks(*walks)
     assert versions(first, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
     # A target deletes rows with an older version: none yet, because one of the two reads had them.
-    assert versions(second, "perks") == [("p", NOON_MS + 5000), ("ACTIVATE_VERSION", NOON_MS)]
-    assert versions(third, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 5000)]
+    assert versions(second, "perks") == [("p", NOON_MS), ("ACTIVATE_VERSION", NOON_MS)]
+    assert versions(third, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 10_000)]
+    assert versions(fourth, "perks") == [
+        ("p", NOON_MS + 10_000),
+        ("r", NOON_MS + 10_000),
+        ("ACTIVATE_VERSION", NOON_MS + 10_000),
+    ]
+
+
+def test_the_activated_version_has_the_rows_of_the_run_while_no_read_lacks_any() -> None:
+    walks = [
+        dated(P, at="12:00:00"),
+        dated(P, Q, at="12:00:05"),
+        dated(P, Q, R, at="12:00:10"),
+        dated(Q, R, at="12:00:15"),
+    ]
+    _, *later = read_perks(*walks)
+    for run in later:
+        *records, (message, activated) = versions(run, "perks")
+        assert message == "ACTIVATE_VERSION"
+        assert {version for _, version in records} == {activated}
+
+
+def test_of_two_perks_that_vanish_one_after_the_other_each_is_deleted_after_two_reads() -> None:
+    walks = [
+        dated(P, Q, R, at="12:00:00"),
+        dated(P, Q, at="12:00:05"),
+        dated(P, at="12:00:10"),
+        dated(P, at="12:00:15"),
+    ]
+    _, second, third, fourth = read_perks(*walks)
+    assert versions(second, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS)
+    # The version of this read would delete q, too.
+    assert versions(third, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS)]
+    assert versions(fourth, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 10_000)]
+
+
+def test_a_read_that_failed_after_some_rows_leaves_none_that_is_never_deleted() -> None:
+    first, second = read_perks(dated(P, at="12:00:00"), dated(P, at="12:00:05"))
+    with Script(listing(P, Q, next_key="1"), Reply(status=403)) as script:
+        failed = run_script(script, "perks", state=second.state, may_fail=True)
+    assert versions(failed, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
+    fourth, fifth = read_perks(dated(P, at="12:00:10"), dated(P, at="12:00:15"), state=failed.state)
+    assert versions(first, "perks")[-1] != versions(fourth, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS)
+    assert versions(fifth, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS + 10_000)
+
+
+def test_a_list_too_long_for_its_sample_activates_a_version_that_two_reads_had() -> None:
+    perks = [{"_id": f"perk-{number:03}"} for number in range(300)]
+    walks = [dated(*perks[number:], at=f"12:00:{number:02}") for number in (0, 0, 1, 1)]
+    activated = [dict(versions(run, "perks")).get("ACTIVATE_VERSION") for run in read_perks(*walks)]
+    assert activated == [None, NOON_MS, NOON_MS, NOON_MS + 1000]
 
 
 def test_a_read_that_lacks_too_many_rows_does_not_count_for_deletion() -> None:
     walks = [dated(P, Q, at="12:00:00"), dated(at="12:00:05"), dated(P, Q, at="12:00:10"), dated(P, Q, at="12:00:15")]
-    state = None
-    with Script(*walks) as script:
-        for expected in (None, None, NOON_MS, NOON_MS + 10_000):
-            run = run_script(script, "perks", state=state)
-            assert dict(versions(run, "perks")).get("ACTIVATE_VERSION") == expected
-            state = run.state
+    activated = [dict(versions(run, "perks")).get("ACTIVATE_VERSION") for run in read_perks(*walks)]
+    assert activated == [None, None, NOON_MS, NOON_MS + 10_000]
 
 
 def test_a_version_never_goes_back() -> None:
-    with Script(dated(P, at="12:00:00"), dated(P, at="11:00:00")) as script:
-        first = run_script(script, "perks")
-        second = run_script(script, "perks", state=first.state)
-    assert versions(second, "perks") == [("p", NOON_MS + 1), ("ACTIVATE_VERSION", NOON_MS)]
+    *_, third = read_perks(dated(P, Q, at="12:00:00"), dated(P, at="12:00:05"), dated(P, at="11:00:00"))
+    assert versions(third, "perks") == [("p", NOON_MS + 1), ("ACTIVATE_VERSION", NOON_MS + 1)]
 
 
 def test_an_incomplete_read_deletes_nothing() -> None:
@@ -852,17 +903,37 @@ def test_a_due_full_refresh_of_awards_deletes_missing_awards() -> None:
     assert versions(followed, "awards") == [("new", NOON_MS)]
 
     state, week_ms = followed.state, 7 * 24 * 3600 * 1000
-    for number, date in enumerate(["Thu, 08 Oct 2026 12:00:00 GMT", "Thu, 15 Oct 2026 12:00:00 GMT"], start=1):
+    refreshes = [("Thu, 08 Oct 2026 12:00:00 GMT", NOON_MS), ("Thu, 15 Oct 2026 12:00:00 GMT", NOON_MS + week_ms)]
+    for date, activated in refreshes:
         with Script(Reply(headers={"Date": date}), Reply({"items": [kept, new]}, headers={"Date": date})) as script:
             run = run_script(script, "awards", awards_full_refresh_days=7, state=state)
-        version = NOON_MS + number * week_ms
         assert "updatedAt" not in script.asked[-1].query
+        # The second refresh follows the first one directly, and so keeps its version.
         assert versions(run, "awards") == [
-            ("kept", version),
-            ("new", version),
-            ("ACTIVATE_VERSION", version - week_ms),
+            ("kept", NOON_MS + week_ms),
+            ("new", NOON_MS + week_ms),
+            ("ACTIVATE_VERSION", activated),
         ]
         state = run.state
+
+
+def test_an_award_that_came_between_full_refreshes_is_not_deleted_by_the_first() -> None:
+    state = None
+    walks = [
+        ("01", [P]),
+        ("02", [{**Q, "updatedAt": "2026-10-02T11:00:00.000Z"}]),
+        ("08", [P]),
+        ("09", []),
+        ("15", [P]),
+    ]
+    for day, rows in walks:
+        date = {"Date": f"Thu, {day} Oct 2026 12:00:00 GMT"}
+        with Script(Reply(headers=dict(date)), Reply({"items": rows}, headers=dict(date))) as script:
+            run = run_script(script, "awards", awards_full_refresh_days=7, state=state)
+        state = run.state
+        if day == "08":
+            assert versions(run, "awards")[-1] == ("ACTIVATE_VERSION", NOON_MS)
+    assert versions(run, "awards")[-1] == ("ACTIVATE_VERSION", NOON_MS + 7 * 24 * 3600 * 1000)
 
 
 def test_without_a_full_refresh_awards_have_no_version() -> None:
