@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from difflib import get_close_matches
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
@@ -85,6 +86,15 @@ class Plugin(PluginBase):
         except AttributeError:
             # The SDK's JSON Schema of stream maps is invalid; it fails on this value only.
             return ["stream_maps contains an __else__ that is neither null nor __NULL__"]
+
+    def drops_records(self, stream: str) -> bool:
+        """Whether a stream map may drop records of a stream, so that less arrives than was read."""
+        maps = self.config.get("stream_maps") or {}
+        return any(
+            fnmatch(stream, name)
+            and not (isinstance(definition, dict) and ("__filter__" not in definition or "__source__" in definition))
+            for name, definition in maps.items()
+        )
 
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         if self._reads_environment:

@@ -17,6 +17,8 @@ from tap_pepper.base_stream import PepperStream
 from tap_pepper.errors import TimeLimitReached
 from tap_pepper.raw_json import digest, from_json, to_json
 from tap_pepper.state.audit import Audit
+from tap_pepper.state.coverage import KEYS as COVERAGE_KEYS
+from tap_pepper.state.coverage import Coverage
 from tap_pepper.state.dedupe import KeySample, RecentRows
 from tap_pepper.windows import (
     HOUR_SECONDS,
@@ -28,6 +30,7 @@ from tap_pepper.windows import (
     next_window_seconds,
     resume_after,
     seconds_between,
+    split_backwards,
     split_into_windows,
     subtract_seconds,
     to_bound,
@@ -225,18 +228,21 @@ class WindowedStream(PepperStream):
             self.logger.warning("%s: start_date %s is in the future; there is nothing to read", self.name, after)
         recent_rows = RecentRows(None if read_until is None else self.stream_state.get("border"))
         audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
-        longest_seconds = float(settings.window_hours * HOUR_SECONDS)
-        length_seconds = TEST_WINDOW_SECONDS if self.is_test else min(WINDOW_SECONDS_FIRST, longest_seconds)
-        prefetched = prefetch(
-            split_into_windows(after, until, lambda: length_seconds),
-            lambda window, cancel: self.pages(self.window_query(window), cancel, self._can_wait),
-            workers=1 if self.is_test else settings.concurrency,
-            size=lambda page: len(page.rows),
-            size_max=PREFETCHED_ROWS_MAX,
-            on_cancel=client.limiter.notify,
+        coverage = Coverage(
+            self.stream_state,
+            bookmark=bookmark,
+            after=after,
+            until=until,
+            start_date=settings.start_date,
+            types=settings.action_types,
         )
+        length_seconds = TEST_WINDOW_SECONDS if self.is_test else self._first_window_seconds
         try:
-            with closing(prefetched):
+            if coverage.missing and not self.is_test:
+                yield from self._backfill(coverage, coverage.missing)
+                if coverage.missing:
+                    return
+            with closing(self._prefetch(split_into_windows(after, until, lambda: length_seconds))) as prefetched:
                 for window, pages in prefetched:
                     reread_from = self.reread_from(window.until)
                     prepare = self._row_filter(window, recent_rows, reread_from, audit)
@@ -245,13 +251,14 @@ class WindowedStream(PepperStream):
                     )
                     if bookmark is None or window.until >= bookmark:
                         recent_rows.drop_earlier_runs()
+                    self._cover(coverage, window)
                     self.write_bookmark(
                         window.until, border=recent_rows.to_state(reread_from), audit=audit.to_state(reread_from)
                     )
                     self._reached_new_rows = read_until is None or window.until > read_until
                     fraction = seconds_between(after, window.until) / seconds_between(after, until)
                     display.update(f"{self.name} up to {window.until[:MINUTE_CHARS]}", fraction)
-                    length_seconds = next_window_seconds(window.seconds, pages_filled, longest_seconds)
+                    length_seconds = next_window_seconds(window.seconds, pages_filled, self._longest_window_seconds)
                     if window.until < until and not self._can_wait(0):
                         self.run.postponed.append(f"{self.name} read up to {window.until}")
                         return
@@ -259,6 +266,60 @@ class WindowedStream(PepperStream):
                 yield from self._run_audit(audit, until)
         except TimeLimitReached:
             self.run.postponed.append(f"{self.name} read up to {self.bookmark}, because Pepper asked to wait")
+
+    @property
+    def _longest_window_seconds(self) -> float:
+        return float(self.run.settings.window_hours * HOUR_SECONDS)
+
+    @property
+    def _first_window_seconds(self) -> float:
+        return min(WINDOW_SECONDS_FIRST, self._longest_window_seconds)
+
+    def _prefetch(self, windows: Iterator[Window]) -> Generator[tuple[Window, Iterator[Page]], None, None]:
+        return prefetch(
+            windows,
+            lambda window, cancel: self.pages(self.window_query(window), cancel, self._can_wait),
+            workers=1 if self.is_test else self.run.settings.concurrency,
+            size=lambda page: len(page.rows),
+            size_max=PREFETCHED_ROWS_MAX,
+            on_cancel=self.run.client.limiter.notify,
+        )
+
+    def _backfill(self, coverage: Coverage, missing: Window) -> Generator[list[Row], None, None]:
+        """Yield the rows that the coverage lacks.
+
+        The newest window comes first: after each, what was read is one interval again, and the STATE needs no other.
+        """
+        self.logger.info("%s: start_date is earlier than what was read so far; reading %s first", self.name, missing)
+        length_seconds = self._first_window_seconds
+        with closing(self._prefetch(split_backwards(missing, lambda: length_seconds))) as prefetched:
+            for window, pages in prefetched:
+
+                def prepare(row: Row, window: Window = window) -> Row | None:
+                    return self.select_fields(row) if self.check_row(row, window)[0] else None
+
+                pages_filled = yield from self.emit(pages, prepare, f"window {window}")
+                self._cover(coverage, window)
+                self.write_state()
+                self._reached_new_rows = True
+                display.update(
+                    f"{self.name} back to {window.after[:MINUTE_CHARS]}",
+                    seconds_between(window.after, missing.until) / missing.seconds,
+                )
+                length_seconds = next_window_seconds(window.seconds, pages_filled, self._longest_window_seconds)
+                if coverage.missing and not self._can_wait(0):
+                    self.run.postponed.append(f"{self.name} read back to {window.after}")
+                    return
+
+    def _cover(self, coverage: Coverage, window: Window) -> None:
+        """Note in the STATE that a window was emitted, unless a stream map may have dropped some of its rows."""
+        if self.is_test or self.replication_method != REPLICATION_INCREMENTAL:
+            return
+        coverage.add(window)
+        for name in COVERAGE_KEYS:
+            self.stream_state.pop(name, None)
+        if not self.run.drops_records(self.name):
+            self.stream_state.update(coverage.to_state())
 
     def _can_wait(self, seconds: float) -> bool:
         """Return whether the run may continue after `seconds`; always, until it has read further than the last run."""

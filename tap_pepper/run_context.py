@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tap_pepper.windows import upper_bound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tap_pepper.api.client import PepperClient
     from tap_pepper.api.rate_limit import Clock
@@ -86,6 +86,7 @@ class RunContext:
         merchant: A hash of Pepper's host and the merchant's code; a STATE contains it.
         time_limit: Whether there is time for more.
         upper_bound: Up to which time to read.
+        drops_records: Whether a stream map may drop records of a stream.
         failures: Streams that failed, and their errors.
         postponed: What this run leaves to the next run for lack of time.
     """
@@ -96,5 +97,6 @@ class RunContext:
     merchant: str
     time_limit: TimeLimit
     upper_bound: UpperBound
+    drops_records: Callable[[str], bool]
     failures: list[tuple[str, Exception]] = field(default_factory=list)
     postponed: list[str] = field(default_factory=list)

@@ -58,8 +58,9 @@ class Settings:
     start_date: str | None = setting(
         "Start date",
         "The first run reads the actions after this time (ISO 8601, UTC unless it has an offset). Without it, the "
-        "first run reads the last lookback_seconds, and balances start from the current awards. Awards, perks and "
-        "users are always read from the beginning.",
+        "first run reads the last lookback_seconds, and balances start from the current awards. If you set an earlier "
+        "time later, the next run first reads the actions that are missing. Awards, perks and users are always read "
+        "from the beginning.",
         default=None,
         examples=["2026-01-01", "2026-01-01T06:00:00Z"],
     )

@@ -32,6 +32,7 @@ from tap_pepper.settings import (
     Settings,
     find_problems,
 )
+from tap_pepper.state import coverage
 from tap_pepper.state.input_state import read_bookmarks
 from tap_pepper.streams import STREAMS
 
@@ -100,6 +101,7 @@ class TapPepper(Plugin, Tap):
                 self.client.clock, self.settings.max_run_seconds, 1.0 if is_only_stream else ACTIONS_SHARE
             ),
             upper_bound=UpperBound(self.client, self.settings.settle_seconds),
+            drops_records=self.drops_records,
         )
 
     def sync_all(self) -> None:  # type: ignore[misc]
@@ -151,6 +153,8 @@ class TapPepper(Plugin, Tap):
                 "application_id; use one state per merchant, or remove every 'merchant' if only the host has changed"
             )
             raise ConfigError(msg)
+        for bookmark in bookmarks.values():
+            coverage.start_run(bookmark)
         super().load_state({"bookmarks": bookmarks})
 
     def find_problems(self) -> list[str]:

@@ -223,6 +223,20 @@ def split_into_windows(after: str, until: str, length_seconds: Callable[[], floa
         start = stop
 
 
+def split_backwards(span: Window, length_seconds: Callable[[], float]) -> Iterator[Window]:
+    """Split a window into adjacent windows, newest first.
+
+    Args:
+        span: The window.
+        length_seconds: Called before each window for its maximum length.
+    """
+    start, end = _to_datetime(span.after), _to_datetime(span.until)
+    while start < end:
+        begin = max(start, end - max(timedelta(seconds=length_seconds()), MILLISECOND))
+        yield Window(to_bound(begin), to_bound(end))
+        end = begin
+
+
 def next_window_seconds(length_seconds: float, pages: float, longest_seconds: float) -> float:
     """Return the length of the next window, after a window of `length_seconds` had `pages` pages.
 

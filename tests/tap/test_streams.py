@@ -57,8 +57,9 @@ def state_of(**bookmarks: str) -> dict[str, Any]:
 
 
 def bookmark_of(run: Run, stream: str) -> dict[str, Any]:
-    """A stream's bookmark in the last STATE, without its merchant."""
-    return {name: value for name, value in run.state["bookmarks"][stream].items() if name != "merchant"}
+    """A stream's bookmark in the last STATE, without its merchant and coverage."""
+    others = {"merchant", "covered_from", "covered_until", "read"}
+    return {name: value for name, value in run.state["bookmarks"][stream].items() if name not in others}
 
 
 def windows_asked(script: Script) -> list[tuple[str, str]]:

@@ -1,0 +1,113 @@
+"""Coverage of actions: which part of the past a lineage of states has read without a gap.
+
+This module does no I/O and reads no clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tap_pepper.windows import Window, parse_bound, subtract_seconds, to_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+
+class Coverage:
+    """What this run and its predecessors have read: every action in (`covered_from`, `covered_until`].
+
+    In the STATE, as part of the bookmark::
+
+        {"covered_from": "2026-10-01T00:00:00.000Z", "covered_until": "2026-11-28T06:00:00.000Z",
+         "read": [["2026-11-28T05:55:00.000Z", "2026-11-28T06:00:00.000Z"]],
+         "action_types": ["REDEEM_PERK", "REWARD_EARNED"]}
+
+    `read` is what this run alone has read: a warehouse may have seen none of the runs before. `action_types` is the
+    filter, if there is one. `skipped_start_date` is a start_date that was in force when the coverage began later than
+    it, behind a bookmark: only an earlier start_date is a wish to read more.
+
+    The coverage of an earlier run ends here, and a new one begins, if this run starts to read later than the earlier
+    coverage ends (the bookmark was edited), or earlier than it begins, or with other types.
+
+    Args:
+        state: The bookmark that the run starts from.
+        bookmark: Its time; None on a first run.
+        after: Where this run starts to read.
+        until: Where this run stops.
+        start_date: The setting, as a bound.
+        types: The types of action that this run reads; none means all.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Any],
+        *,
+        bookmark: str | None,
+        after: str,
+        until: str,
+        start_date: str | None,
+        types: Collection[str],
+    ) -> None:
+        self._types = sorted(set(types))
+        self._has_type_key = bool(types) or "action_types" in state
+        start = subtract_seconds(start_date, 0) if start_date else None
+        self._from = self._until = after
+        self._skipped_start = start if bookmark else None
+        self._read: list[Window] = []
+        covered_from = _bound(state.get("covered_from"))
+        if bookmark and covered_from and (state.get("action_types") or []) == self._types:
+            # A bookmark that was set back may be that of a warehouse that was set back.
+            covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
+            if covered_from <= after <= covered_until:
+                self._from, self._until = covered_from, covered_until
+                self._skipped_start = _bound(state.get("skipped_start_date"))
+        known_from = min(self._from, self._skipped_start or self._from)
+        self._missing_from = start if start and start < known_from else None
+
+    @property
+    def missing(self) -> Window | None:
+        """What start_date asks for and no run has read."""
+        if self._missing_from is None or self._missing_from >= self._from:
+            return None
+        return Window(self._missing_from, self._from)
+
+    def add(self, window: Window) -> None:
+        """Note that all rows of a window were emitted. It follows the last one, or ends where the coverage begins."""
+        if window.until == self._from:
+            self._from = window.after
+        self._until = max(self._until, window.until)
+        last = self._read[-1] if self._read else None
+        if last and last.until == window.after:
+            self._read[-1] = Window(last.after, window.until)
+        elif last and last.after == window.until:
+            self._read[-1] = Window(window.after, last.until)
+        else:
+            self._read.append(window)
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what the STATE contains."""
+        state: dict[str, Any] = {
+            "covered_from": self._from,
+            "covered_until": self._until,
+            "read": [[window.after, window.until] for window in self._read],
+        }
+        if self._skipped_start:
+            state["skipped_start_date"] = self._skipped_start
+        if self._has_type_key:
+            # Also when there is no filter any more: Meltano merges states, and a missing key would bring the old back.
+            state["action_types"] = self._types
+        return state
+
+
+KEYS = ("covered_from", "covered_until", "read", "skipped_start_date", "action_types")
+
+
+def start_run(state: dict[str, Any]) -> None:
+    """Change a bookmark from an earlier run: this run has not read anything yet."""
+    if "covered_from" in state:
+        state["read"] = []
+
+
+def _bound(value: object) -> str | None:
+    instant = to_instant(value)
+    return parse_bound(instant) if instant else None

@@ -1,0 +1,244 @@
+"""Coverage in the bookmark of actions: what a lineage of states has read, and how an earlier start_date extends it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from tests.helpers.tap import Reply, Run, Script, config, listing, run_tap
+
+UNTIL = "2026-10-01T11:59:55.000Z"
+FROM, BOOKMARK = "2026-09-30T00:00:00.000Z", "2026-10-01T06:00:00.000Z"
+REREAD = "2026-10-01T05:55:00.000Z"
+KEYS = ("covered_from", "covered_until", "read", "action_types", "skipped_start_date")
+
+
+def run(state: dict[str, Any] | None = None, *replies: Reply, **settings: Any) -> tuple[Run, list[tuple[str, str]]]:
+    """Run the tap; return its messages, and the windows that it has read, in order."""
+    may_fail = settings.pop("may_fail", False)
+    with Script(*(replies or (listing(),))) as script:
+        ran = run_tap(
+            config(script.url, **{"concurrency": 1, **settings}),
+            "actions",
+            state=without_merchant(state),
+            may_fail=may_fail,
+        )
+    asked = [each.query for each in script.asked]
+    return ran, [(query["when.timestamp.gt"], query["when.timestamp.lte"]) for query in asked[1:]]
+
+
+def without_merchant(state: dict[str, Any] | None) -> dict[str, Any]:
+    """A state for another server, whose port is another."""
+    changed = deepcopy(state or {})
+    for bookmark in changed.get("bookmarks", {}).values():
+        bookmark.pop("merchant", None)
+    return changed
+
+
+def stored(**coverage: Any) -> dict[str, Any]:
+    """A state with the bookmark BOOKMARK."""
+    bookmark = {"replication_key": "when_timestamp", "replication_key_value": BOOKMARK, **coverage}
+    return {"bookmarks": {"actions": bookmark}}
+
+
+def coverage(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state["bookmarks"]["actions"].items() if name in KEYS}
+
+
+def test_coverage_begins_where_the_first_run_begins_to_read() -> None:
+    ran, windows = run(start_date="2026-10-01", window_hours=6)
+
+    assert windows[0][0] == "2026-10-01T00:00:00.000Z"
+    assert [coverage(state) for state in ran.states[:2]] == [
+        {"covered_from": windows[0][0], "covered_until": until, "read": [[windows[0][0], until]]}
+        for until in ("2026-10-01T06:00:00.000Z", UNTIL)
+    ]
+
+
+def test_a_later_run_keeps_the_beginning_and_says_what_it_has_read_itself() -> None:
+    ran, windows = run(stored(covered_from=FROM, covered_until=BOOKMARK, read=[[FROM, BOOKMARK]]))
+
+    assert windows[0][0] == REREAD
+    assert coverage(ran.state) == {"covered_from": FROM, "covered_until": UNTIL, "read": [[REREAD, UNTIL]]}
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        pytest.param({}, id="written-by-an-older-version"),
+        pytest.param({"covered_from": FROM, "covered_until": "2026-10-01T05:54:59.999Z"}, id="bookmark-set-forward"),
+        pytest.param({"covered_from": "2026-10-01T05:55:00.001Z"}, id="bookmark-set-back-to-before-it"),
+        pytest.param({"covered_from": "yesterday", "covered_until": BOOKMARK}, id="not-a-time"),
+        pytest.param({"covered_from": FROM, "action_types": ["ORDER"]}, id="of-other-types"),
+    ],
+)
+def test_coverage_begins_anew_where_the_earlier_one_does_not_reach(earlier: dict[str, Any]) -> None:
+    ran, _ = run(stored(**earlier))
+
+    assert {name: coverage(ran.state)[name] for name in KEYS[:3]} == {
+        "covered_from": REREAD,
+        "covered_until": UNTIL,
+        "read": [[REREAD, UNTIL]],
+    }
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        pytest.param({"covered_until": "2026-10-01T05:55:00.000Z"}, id="it-ends-where-this-run-begins"),
+        pytest.param({}, id="without-its-end"),
+        pytest.param({"covered_until": UNTIL}, id="bookmark-set-back"),
+    ],
+)
+def test_coverage_goes_on_where_the_earlier_one_reaches(earlier: dict[str, Any]) -> None:
+    ran, _ = run(stored(covered_from=FROM, **earlier))
+
+    assert coverage(ran.state)["covered_from"] == FROM
+
+
+def test_a_bookmark_that_was_set_back_takes_the_end_of_the_coverage_with_it() -> None:
+    ran, windows = run(stored(covered_from=FROM, covered_until="2026-10-01T11:00:00.000Z"), window_hours=1)
+
+    # The first STATE repeats that of the earlier run.
+    assert coverage(ran.states[1])["covered_until"] == windows[0][1] == "2026-10-01T06:55:00.000Z"
+
+
+def test_coverage_names_the_types_that_were_read() -> None:
+    filtered, _ = run(action_types=["REWARD_EARNED", "ORDER", "ORDER"], lookback_seconds=0, start_date=FROM)
+    assert coverage(filtered.state)["action_types"] == ["ORDER", "REWARD_EARNED"]
+
+    same, _ = run(filtered.state, action_types=["ORDER", "REWARD_EARNED"], lookback_seconds=0)
+    assert coverage(same.state)["covered_from"] == FROM
+
+
+def test_another_filter_begins_a_coverage_also_if_meltano_merges_the_states() -> None:
+    filtered, _ = run(start_date=FROM, action_types=["ORDER"])
+    state = without_merchant(filtered.state)
+    state["bookmarks"]["actions"].update(replication_key_value=BOOKMARK)
+
+    all_types, _ = run(state)
+    # Meltano updates nested objects key by key.
+    state["bookmarks"]["actions"].update(all_types.state["bookmarks"]["actions"])
+    again, _ = run(state)
+
+    for ran in (all_types, again):
+        assert coverage(ran.state)["covered_from"] == REREAD
+        assert coverage(ran.state)["action_types"] == []
+
+
+def test_an_earlier_start_date_reads_the_missing_part_first() -> None:
+    missed = {"_id": "a1", "type": "ORDER", "when": {"timestamp": "2026-09-29T21:00:00.000Z"}}
+    ran, windows = run(
+        stored(covered_from=FROM, covered_until=BOOKMARK),
+        *(listing(), listing(), listing(missed), listing()),
+        start_date="2026-09-29T15:00:00Z",
+        window_hours=4,
+    )
+
+    assert windows == [
+        ("2026-09-29T20:00:00.000Z", FROM),
+        ("2026-09-29T16:00:00.000Z", "2026-09-29T20:00:00.000Z"),
+        ("2026-09-29T15:00:00.000Z", "2026-09-29T16:00:00.000Z"),
+        (REREAD, "2026-10-01T09:55:00.000Z"),
+        ("2026-10-01T09:55:00.000Z", UNTIL),
+    ]
+    assert coverage(ran.states[1]) == {
+        "covered_from": "2026-09-29T20:00:00.000Z",
+        "covered_until": BOOKMARK,
+        "read": [["2026-09-29T20:00:00.000Z", FROM]],
+    }
+    assert ran.bookmarks("actions")[:3] == [BOOKMARK] * 3
+    assert coverage(ran.state) == {
+        "covered_from": "2026-09-29T15:00:00.000Z",
+        "covered_until": UNTIL,
+        "read": [["2026-09-29T15:00:00.000Z", FROM], [REREAD, UNTIL]],
+    }
+
+
+def test_a_backfill_emits_its_rows() -> None:
+    missed = {"_id": "a1", "type": "ORDER", "when": {"timestamp": "2026-09-29T23:00:00.000Z"}}
+    ran, _ = run(
+        stored(covered_from=FROM, covered_until=BOOKMARK),
+        listing(),
+        listing(missed),
+        listing(),
+        start_date="2026-09-29T22:00Z",
+    )
+
+    assert ran.ids("actions") == ["a1"]
+
+
+def test_an_interrupted_backfill_goes_on_where_it_stopped() -> None:
+    failing = Reply({"message": "no"}, status=403)
+    settings = {"start_date": "2026-09-29T15:00:00Z", "window_hours": 4}
+    killed, _ = run(stored(covered_from=FROM), listing(), listing(), failing, **settings, may_fail=True)
+    assert killed.error
+
+    _, windows = run(killed.state, **settings)
+
+    assert windows[0] == ("2026-09-29T16:00:00.000Z", "2026-09-29T20:00:00.000Z")
+
+
+def test_a_backfill_stops_at_the_time_limit_after_one_window() -> None:
+    slow = Reply(status=429, headers={"Retry-After": "30"})
+    ran, windows = run(
+        stored(covered_from=FROM),
+        listing(),
+        slow,
+        listing(),
+        start_date="2026-09-29",
+        window_hours=4,
+        max_run_seconds=20,
+    )
+
+    assert coverage(ran.state)["covered_from"] == "2026-09-29T20:00:00.000Z"
+    assert ran.bookmarks("actions")[-1] == BOOKMARK
+    assert len(set(windows)) == 1
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        pytest.param({}, id="written-by-an-older-version"),
+        pytest.param({"covered_from": "2026-09-01T00:00:00.000Z", "action_types": ["ORDER"]}, id="of-other-types"),
+        pytest.param({"covered_from": "2026-09-01T00:00:00Z", "covered_until": FROM}, id="bookmark-set-forward"),
+    ],
+)
+def test_a_start_date_that_older_states_have_passed_rereads_nothing(earlier: dict[str, Any]) -> None:
+    state = stored(**earlier)
+    for _ in range(3):
+        ran, windows = run(state, start_date="2026-09-01")
+        assert windows[0][0] >= REREAD
+        state = ran.state
+
+    _, windows = run(state, start_date="2026-08-31T20:00:00Z")
+    assert windows[0][1] == REREAD
+
+
+def test_a_start_date_that_is_covered_rereads_nothing() -> None:
+    first, _ = run(start_date="2026-09-30")
+    _, windows = run(first.state, start_date="2026-09-30")
+
+    assert windows == [("2026-10-01T11:54:55.000Z", UNTIL)]
+
+
+def test_a_stream_map_with_a_filter_covers_nothing() -> None:
+    ran, _ = run(stored(covered_from=FROM), stream_maps={"act*": {"__filter__": "type == 'ORDER'"}})
+
+    assert coverage(ran.state) == {}
+
+
+def test_a_stream_map_without_a_filter_covers() -> None:
+    ran, _ = run(stored(covered_from=FROM), stream_maps={"actions": {"note": "'x'"}, "sers": {"__filter__": "0"}})
+
+    assert coverage(ran.state)["covered_from"] == FROM
+
+
+def test_a_run_without_actions_claims_to_have_read_none() -> None:
+    earlier = stored(covered_from=FROM, covered_until=BOOKMARK, read=[[FROM, BOOKMARK]])
+    with Script(listing()) as script:
+        ran = run_tap(config(script.url), "perks", state=earlier)
+
+    assert coverage(ran.state) == {"covered_from": FROM, "covered_until": BOOKMARK, "read": []}
