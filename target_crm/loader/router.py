@@ -70,12 +70,11 @@ class Router:
             not isinstance(stream, str)
             or not stream
             or not isinstance(schema, dict)
-            or not isinstance(schema.get("properties", {}), dict)
             or not isinstance(keys, list | None)
             or not all(isinstance(key, str) for key in keys or ())
         ):
             raise InputError(f"line {line_number}: a SCHEMA message needs a stream, a schema and a list of keys")
-        if not schema.get("properties"):
+        if schema.get("properties") is None:
             # The SDK's stream maps need it.
             schema = {**schema, "properties": {}}
         sinks = [route.sink for routes in self.routes.values() for route in routes]

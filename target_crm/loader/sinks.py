@@ -18,7 +18,7 @@ from target_crm.errors import InputError
 from target_crm.records import values
 from target_crm.records.actions import INVALID_POINTS, LedgerRow, invalid_points, ledger_row
 from target_crm.records.names import snake_case
-from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, Shape
+from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, InvalidSchema, Shape
 from target_crm.records.tally import Rejection, Tally
 from target_crm.sql import balances, staging, tables
 
@@ -220,8 +220,8 @@ class TableSink(StreamSink):
             )
         try:
             self.place(self.fixed_table or snake_case(stream), {}, {})
-        except (AttributeError, TypeError):
-            raise InputError(f"stream {stream!r}: its SCHEMA message holds no JSON Schema") from None
+        except InvalidSchema as reason:
+            raise InputError(f"stream {stream!r}, in its SCHEMA message: {reason}") from None
 
     def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, Stored]) -> None:
         """Set the stream's table and columns.

@@ -51,7 +51,11 @@ if TYPE_CHECKING:
 BATCH_BYTES_MAX = 20 * 1024 * 1024
 # A stream with fewer records fails only if all of them are quarantined.
 REJECTED_READ_MIN = 100
+# Where a malformed line is searched for the type of its message.
+HEAD_CHARS = 1024
 _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
+# Whatever comes before the type, such as the name of the stream, but not inside a record.
+_SCHEMA_LINE = re.compile(r'\s*\{(?:(?!"(?:type|record)"\s*:).)*"type"\s*:\s*"SCHEMA', re.DOTALL)
 
 
 class TargetCrm(Plugin, Target):
@@ -121,6 +125,7 @@ class TargetCrm(Plugin, Target):
         self._undecided_activations: list[str] = []
         # Stream → its records that are counted as malformed lines.
         self._unreadable: Counter[str] = Counter()
+        self._without_schema: Counter[str] = Counter()
 
     # Settings and command line.
 
@@ -208,10 +213,10 @@ class TargetCrm(Plugin, Target):
             return []
         read = Counter({stream: tally.read for stream, tally in self.writer.tallies.items() if stream})
         lost = Counter({stream: tally.quarantined for stream, tally in self.writer.tallies.items() if stream})
-        for stream, count in self._unreadable.items():
+        for stream, count in (self._unreadable + self._without_schema).items():
             names = {route.sink.stream for route in self.router.routes.get(stream, [])}
-            if not names and count >= REJECTED_READ_MIN:
-                # Its SCHEMA may be malformed, too. Fewer lines may name a stream that does not exist.
+            if not names and (count >= REJECTED_READ_MIN or stream in self._without_schema):
+                # Fewer lines that cannot be read may name a stream that does not exist.
                 names = {stream}
             for name in names:
                 read[name] += count
@@ -301,7 +306,7 @@ class TargetCrm(Plugin, Target):
             if self._fails_on_invalid:
                 raise RecordsWithoutSchemaException(f"stream {stream!r}: a record came before its SCHEMA")
             self._unsafe_activations.setdefault(stream, f"line {self.input_line} came before its SCHEMA")
-            self._unreadable[stream] += 1
+            self._without_schema[stream] += 1
             self._reject_line(values.json_text(message_dict), "the record came before its stream's SCHEMA")
             return
         for stream_map, sink in routes:
@@ -408,8 +413,16 @@ class TargetCrm(Plugin, Target):
             part.rows.append((self.input_line, *row))
 
     def _reject_unreadable(self, line: str, reason: str) -> None:
-        """Quarantine a line that may have been a record: the row of its key must not count as deleted."""
+        """Quarantine a line that may have been a record: the row of its key must not count as deleted.
+
+        Raises:
+            InputError: The line is a SCHEMA message, without which no record of its stream can be loaded.
+        """
         streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else _stream_names(line)
+        if _SCHEMA_LINE.match(line[:HEAD_CHARS]):
+            self._batcher.flush()
+            of_stream = f" (stream {streams[0]!r})" if streams else ""
+            raise InputError(f"line {self.input_line}: a SCHEMA message that cannot be read{of_stream}: {reason}")
         # Of an unknown stream, it may be any stream's.
         self._unsafe_activations |= dict.fromkeys(streams or [""], f"line {self.input_line} could not be read")
         self._unreadable.update(streams)

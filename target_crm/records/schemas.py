@@ -115,6 +115,24 @@ ANY_TEXT = Kind(LongText(), values.any_text)
 
 # Some sources write an empty string for a time that is not set.
 _EMPTY_IS_NULL = {INSTANT, INSTANT_OR_TEXT, DATE}
+# The words of JSON Schema that are read → their types.
+_WORDS: dict[str, tuple[type, ...]] = {
+    "$ref": (str,),
+    "type": (str, list),
+    "anyOf": (list,),
+    "oneOf": (list,),
+    "allOf": (list,),
+    "enum": (list,),
+    "format": (str,),
+    "properties": (dict,),
+    "required": (list,),
+    "minimum": (int, float, Decimal),
+    "maximum": (int, float, Decimal),
+    # In draft 4 a boolean.
+    "exclusiveMinimum": (int, float, Decimal, bool),
+    "exclusiveMaximum": (int, float, Decimal, bool),
+    "multipleOf": (int, float, Decimal),
+}
 # The words that bound a number → how far the last number is from the bound.
 _BOUNDS = {"minimum": 0, "maximum": 0, "exclusiveMinimum": 1, "exclusiveMaximum": -1}
 _SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
@@ -192,9 +210,12 @@ class Shape:
             stored: Column → what it holds, in the existing table. A column that holds more than its property keeps its
                 type.
             limits: Those of the engine.
+
+        Raises:
+            InvalidSchema: A word of the schema has the wrong type.
         """
         fixed, stored = fixed or {}, stored or {}
-        properties = dict(schema.get("properties") or {})
+        properties = dict(_word(schema, "properties") or {})
         # It fills the metadata column of that name.
         properties.pop(DELETED_AT, None)
         columns = {name: snake_case(name) for name in fixed}
@@ -203,7 +224,7 @@ class Shape:
         columns |= assign_columns(others, recorded or {}, stored, reserved, limits.name_bytes)
         kinds = {
             **fixed,
-            **{name: kind_of(properties[name], schema, limits) for name in properties if name not in fixed},
+            **{name: _kind_of_property(name, schema, limits) for name in properties if name not in fixed},
         }
         kinds |= {
             name: _fitted(kind, stored[columns[name]], limits)
@@ -217,7 +238,7 @@ class Shape:
                 for name, kind in kinds.items()
                 if name not in fixed and columns[name] in stored
             }
-        required = {*key_properties, *(schema.get("required") or ())}
+        required = {*key_properties, *filter(_is_text, _word(schema, "required") or ())}
         return cls(
             fields=tuple(
                 Field(name, columns[name], kind, name in required, allows_null(properties.get(name), schema))
@@ -335,6 +356,17 @@ class MissingProperty(values.Invalid):
     """A record without a key, or without a property that its schema requires."""
 
 
+class InvalidSchema(ValueError):
+    """A JSON Schema with a word of the wrong type. The message names the word."""
+
+
+def _kind_of_property(name: str, schema: Mapping[str, Any], limits: TableLimits) -> Kind:
+    try:
+        return kind_of(schema["properties"][name], schema, limits)
+    except InvalidSchema as reason:
+        raise InvalidSchema(f"property {name!r}: {reason}") from None
+
+
 def kind_of(
     definition: Any,
     root: Mapping[str, Any] | None = None,
@@ -357,7 +389,7 @@ def kind_of(
         return _number_kind(names, [precision for _, precision in allowed], limits)
     if len(names) == 1:
         (name,) = names
-        return _SCALARS.get(name, JSON)
+        return _SCALARS.get(name, JSON if name in {"object", "array"} else ANY_TEXT)
     return JSON if names and names <= {"object", "array"} else ANY_TEXT
 
 
@@ -375,13 +407,14 @@ def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
     bounds = [
         Decimal(f"{bound}") + distance
         for each, distance in _BOUNDS.items()
-        if _is_number(bound := definition.get(each))
+        if (bound := _word(definition, each)) is not None and not isinstance(bound, bool)
     ]
     if name == "integer":
         beyond = [bound for bound in bounds if not values.INTEGER_MIN <= bound <= values.INTEGER_MAX]
         return _Precision(max(map(_digits_below, beyond), default=0), 0)
-    step = definition.get("multipleOf")
-    exponent = Decimal(f"{step}").normalize().as_tuple().exponent if _is_number(step) else None
+    # Zero is no step.
+    step = _word(definition, "multipleOf")
+    exponent = Decimal(f"{step}").normalize().as_tuple().exponent if step else None
     places = max(0, -exponent) if isinstance(exponent, int) else None
     return _Precision(max(map(_digits_below, bounds), default=0), places)
 
@@ -391,8 +424,8 @@ def _digits_below(bound: Decimal) -> int:
     return bound.adjusted() + (bound.normalize().as_tuple().digits != (1,))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _number_kind(names: Collection[str], allowed: Collection[_Precision], limits: TableLimits) -> Kind:
@@ -420,54 +453,84 @@ def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) ->
     """Each type that a schema allows, with its format or precision; none for a schema that allows any."""
     if definition is None or isinstance(definition, bool):
         return
-    reference = definition.get("$ref")
-    if isinstance(reference, str):
+    if not isinstance(definition, dict):
+        raise InvalidSchema(f"its schema is {values.type_name(definition)}, expected an object")
+    reference = _word(definition, "$ref")
+    if reference is not None:
         if reference in visited:
             # A recursive type is a tree.
             yield "object", ""
         else:
             yield from _types(_resolve(reference, root), root, visited | {reference})
         return
-    choices = [*definition.get("anyOf", ()), *definition.get("oneOf", ())]
+    choices = [*(_word(definition, "anyOf") or ()), *(_word(definition, "oneOf") or ())]
     if choices:
         for choice in choices:
             # A choice may leave out what it shares with the others.
             shared = {name: value for name, value in definition.items() if name not in {"anyOf", "oneOf"}}
-            yield from _types({**shared, **choice} if isinstance(choice, dict) else choice, root, visited)
+            yield from _types(shared | _present(choice) if isinstance(choice, dict) else choice, root, visited)
         return
-    if parts := definition.get("allOf", ()):
-        merged = {name: value for name, value in definition.items() if name != "allOf"}
+    if parts := _word(definition, "allOf"):
+        merged = {name: value for name, value in _present(definition).items() if name != "allOf"}
         for part in parts:
             while isinstance(part, dict) and isinstance(part.get("$ref"), str) and part["$ref"] not in visited:
                 visited |= {part["$ref"]}
                 part = _resolve(part["$ref"], root)  # noqa: PLW2901 - follows the reference
             if isinstance(part, dict):
-                merged = {**part, **merged}
+                merged = _present(part) | merged
         yield from _types(merged, root, visited)
         return
-    declared = definition.get("type")
-    names = [declared] if isinstance(declared, str) else list(declared or _implied_types(definition))
-    for name in names:
-        yield name, _format(name, definition)
+    yield from ((name, _format(name, definition)) for name in _names(definition))
+
+
+def _names(definition: Mapping[str, Any]) -> Iterator[str]:
+    """The names of the types that a schema declares or implies."""
+    declared = _word(definition, "type")
+    for name in [declared] if isinstance(declared, str) else declared or _implied_types(definition):
+        if not isinstance(name, str | None):
+            raise InvalidSchema(f'"type" has {values.type_name(name)} in its list, expected names of types')
+        yield name or "null"
 
 
 def _implied_types(definition: Mapping[str, Any]) -> Iterator[str]:
     """The types of a schema that declares none."""
-    values_allowed = [*definition.get("enum", ()), *([definition["const"]] if "const" in definition else ())]
+    values_allowed = [*(_word(definition, "enum") or ()), *([definition["const"]] if "const" in definition else ())]
     yield from {_JSON_NAMES[type(value)] for value in values_allowed if type(value) in _JSON_NAMES}
     if not values_allowed:
-        if "properties" in definition or "additionalProperties" in definition:
+        present = _present(definition).keys()
+        if present & {"properties", "additionalProperties"}:
             yield "object"
-        if "items" in definition:
+        if "items" in present:
             yield "array"
-        if "format" in definition or "pattern" in definition:
+        if present & {"format", "pattern"}:
             yield "string"
 
 
 def _format(name: str, definition: Mapping[str, Any]) -> Any:
     if name in {"integer", "number"}:
         return _precision(name, definition)
-    return definition.get("format", "") if name == "string" else ""
+    return _word(definition, "format") or "" if name == "string" else ""
+
+
+def _present(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema without the words that are null, which some taps write instead of leaving them out."""
+    return {name: value for name, value in definition.items() if value is not None}
+
+
+def _word(definition: Mapping[str, Any], name: str) -> Any:
+    """The value of a word of a schema; None if it is missing or null.
+
+    Raises:
+        InvalidSchema: It has the wrong type.
+    """
+    value, types = definition.get(name), _WORDS[name]
+    if value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
+        expected = {str: "text", dict: "an object", list: "a list", int: "a number"}
+        raise InvalidSchema(
+            f'"{name}" is {values.type_name(value)}, '
+            f"expected {' or '.join(expected[each] for each in types if each in expected)}"
+        )
+    return value
 
 
 def _resolve(reference: str, root: Mapping[str, Any]) -> Any:

@@ -32,6 +32,10 @@ _NUMBER_PLACES_MAX = 16_383
 _SPACED_OFFSET = re.compile(r" ?(UTC|GMT|Z|[+-]\d{2}:?\d{2})$", re.IGNORECASE)
 _END_OF_DAY = re.compile(r"([T ])24(?=:?00(:?00([.,]0+)?)?(Z|[+-]|$))")
 _LEAP_SECOND = re.compile(r"([T ]\d{2}:?59:?)60(?=[.,Z+-]|$)")
+_ORDINAL_DATE = re.compile(r"(\d{4})-(\d{3})(?=[T ]|$)")
+# Of an hour or of a minute: of a second, Python reads it.
+_FRACTION = re.compile(r"([T ]\d{2}(:?\d{2})?)[.,](\d+)(?=[Z+-]|$)")
+_MINUS = "\N{MINUS SIGN}"
 _RANGE_REASON = re.compile(r"(year|month|day|hour|minute|second)s? .*(must be in|out of range)")
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
@@ -64,7 +68,7 @@ def identifier(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
-        raise Invalid(f"is {_type_name(value)}, expected an id")
+        raise Invalid(f"is {type_name(value)}, expected an id")
     if len(value) > ID_CHARS_MAX:
         raise Invalid(f"has {len(value)} characters, expected at most {ID_CHARS_MAX}")
     return text(value)
@@ -81,7 +85,7 @@ def key_text(value: Any, chars_max: int = ID_CHARS_MAX) -> str:
 def text(value: Any) -> str:
     """Text without NUL characters, which no SQL engine stores."""
     if not isinstance(value, str):
-        raise Invalid(f"is {_type_name(value)}, expected text")
+        raise Invalid(f"is {type_name(value)}, expected text")
     if "\0" in value:
         raise Invalid("holds a NUL character")
     return value
@@ -94,7 +98,7 @@ def points(value: Any) -> Decimal:
             raise Invalid("is text, expected points")
         value = Decimal(value)
     elif isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise Invalid(f"is {_type_name(value)}, expected points")
+        raise Invalid(f"is {type_name(value)}, expected points")
     number = Decimal(value)
     if not number.is_finite() or number.copy_abs() >= POINTS_MAX:
         raise Invalid(f"is out of range, expected points below {POINTS_MAX:,}")
@@ -108,11 +112,12 @@ def points(value: Any) -> Decimal:
 def instant(value: Any) -> datetime:
     """An ISO 8601 instant, in UTC if it has no offset. The result is aware, in UTC, with microseconds.
 
-    Takes every form of ISO 8601, and the variants that other taps write: a space instead of `T` or before the offset,
-    `UTC` instead of `Z`, `24:00:00`, and a leap second (the second after it).
+    Takes the forms of ISO 8601 that name a day: extended and basic, calendar and week dates, ordinal dates with a
+    hyphen; any number of decimal places; `24:00:00`; a leap second (the second after it). Also a week (its Monday), and
+    what other taps write: a space instead of `T` or before the offset, and `UTC` instead of `Z`.
     """
     if not isinstance(value, str):
-        raise Invalid(f"is {_type_name(value)}, expected an ISO 8601 time")
+        raise Invalid(f"is {type_name(value)}, expected an ISO 8601 time")
     try:
         moment = msgspec.convert(value, datetime)
     except msgspec.ValidationError:
@@ -127,17 +132,31 @@ def _parse_iso_8601(value: str) -> datetime:
     """Parse the forms that are not RFC 3339."""
     if not value:
         raise Invalid("is empty, expected an ISO 8601 time")
-    text = _SPACED_OFFSET.sub(lambda match: "Z" if match[1].isalpha() else match[1], value.strip())
+    text = value.strip().replace(_MINUS, "-")
+    text = _SPACED_OFFSET.sub(lambda match: "Z" if match[1].isalpha() else match[1], text)
     text, midnights = _END_OF_DAY.subn(r"\g<1>00", text)
     text, leap_seconds = _LEAP_SECOND.subn(r"\g<1>59", text)
+    added = timedelta(days=midnights, seconds=leap_seconds)
+    if fraction := _FRACTION.search(text):
+        added += timedelta(minutes=1 if fraction[2] else 60) * float(f"0.{fraction[3]}")
+        text = _FRACTION.sub(r"\1", text)
     try:
-        return datetime.fromisoformat(text) + timedelta(days=midnights, seconds=leap_seconds)
+        return datetime.fromisoformat(_ORDINAL_DATE.sub(_calendar_date, text)) + added
     except OverflowError:
         raise Invalid("is after the year 9999") from None
     except ValueError as error:
         # Python's reason quotes the value, unless it names a range.
         reason = str(error)
         raise Invalid(f"is not an ISO 8601 time{f': {reason}' if _RANGE_REASON.match(reason) else ''}") from None
+
+
+def _calendar_date(ordinal_date: re.Match[str]) -> str:
+    """The date of a day that is counted from the beginning of the year."""
+    year, number = map(int, ordinal_date.groups())
+    result = date(year, 1, 1) + timedelta(days=number - 1)
+    if result.year != year:
+        raise ValueError("day is out of range for year")
+    return result.isoformat()
 
 
 def day(value: Any) -> date:
@@ -151,7 +170,7 @@ def day(value: Any) -> date:
     except Invalid as reason:
         raise Invalid(str(reason).replace("time", "date")) from None
     if moment is None:
-        raise Invalid(f"is {_type_name(value)}, expected an ISO 8601 date")
+        raise Invalid(f"is {type_name(value)}, expected an ISO 8601 date")
     if moment.time() != time():
         raise Invalid("has a time of day, expected a date")
     return moment.date()
@@ -172,7 +191,7 @@ def whole(value: Any) -> int:
         or not isinstance(value, int | Decimal)
         or (isinstance(value, Decimal) and not value.is_finite())
     ):
-        raise Invalid(f"is {_type_name(value)}, expected a whole number")
+        raise Invalid(f"is {type_name(value)}, expected a whole number")
     # abs() rounds a decimal, and overflows for 1e999999999.
     if (value.copy_abs() if isinstance(value, Decimal) else abs(value)) >= _WHOLE_LIMIT:
         raise Invalid(f"has more than {DECIMAL_DIGITS} digits")
@@ -228,7 +247,7 @@ def table_version(value: Any) -> int | None:
 def number(value: Any) -> Decimal:
     """Any finite number within the range of a double."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise Invalid(f"is {_type_name(value)}, expected a number")
+        raise Invalid(f"is {type_name(value)}, expected a number")
     result = Decimal(value)
     double = float(result)
     if not math.isfinite(double) or (result and not double):
@@ -242,7 +261,7 @@ def number(value: Any) -> Decimal:
 def boolean(value: Any) -> bool:
     """True or false; no text or number that looks like one."""
     if not isinstance(value, bool):
-        raise Invalid(f"is {_type_name(value)}, expected a boolean")
+        raise Invalid(f"is {type_name(value)}, expected a boolean")
     return value
 
 
@@ -269,6 +288,7 @@ def any_text(value: Any) -> str:
     return text(value) if isinstance(value, str) else json_text(value)
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """What a JSON value is, for a message that must not show it."""
     names = {bool: "a boolean", int: "a number", Decimal: "a number", str: "text", list: "a list", dict: "an object"}
     return "null" if value is None else "empty" if value == "" else names.get(type(value), "of an unknown kind")

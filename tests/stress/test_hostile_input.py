@@ -116,6 +116,9 @@ HOSTILE: dict[str, Callable[[], Iterator[bytes]]] = {
         record(INJECTION, {'a"; --': "'", "select": "''"}),
     ),
 }
+# The run fails: a stream is not loaded. The first of them stops the run at once.
+STOPPING = {"deep-in-a-schema"}
+FAILING = {*STOPPING, "records-of-unknown-streams"}
 # Not quarantined: these are valid input.
 HARMLESS = {"a-huge-line-of-spaces", "a-generic-table-of-hostile-names"}
 
@@ -140,12 +143,14 @@ def test_hostile_lines_are_quarantined_and_the_lines_around_them_are_loaded(fork
                     write(writer, chunk)
             writer.close()
             ended = run.wait()
-        assert ended.exit_code == 0, ended.log[-2000:]
-        assert json.loads(ended.states[-1]) == {"seen": name}
+        assert ended.exit_code == (name in FAILING), ended.log[-2000:]
         ledger = {row["action_id"] for row in table(place.warehouse, "actions", "action_id")}
-        assert {*before, *after} <= ledger
+        assert {*before} <= ledger
         assert "hostile" not in ledger
-        assert table(place.warehouse, "rejected_records") or name in HARMLESS
+        if name not in STOPPING:
+            assert json.loads(ended.states[-1]) == {"seen": name}
+            assert {*after} <= ledger
+            assert table(place.warehouse, "rejected_records") or name in HARMLESS
 
     run_cases(f"hostile lines, {place.engine}", names, case)
 

@@ -157,7 +157,7 @@ def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(wareho
         ),
         pytest.param(
             schema("tom", {"id": "string"}),
-            "stream 'tom': its SCHEMA message holds no JSON Schema",
+            "stream 'tom', in its SCHEMA message: property 'id': its schema is text, expected an object",
             id="invalid-json-schema",
         ),
         pytest.param(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,12 @@ def reasons(url: str) -> list[str]:
         pytest.param("2024-01-01 12:00:00.345960+00", "2024-01-01 12:00:00.345960", id="fraction-like-a-leap-second"),
         pytest.param("2017-01-01T00:59:60+01:00", "2017-01-01 00:00:00", id="leap-second-elsewhere"),
         pytest.param("2024-W09-5T10:00:00Z", "2024-03-01 10:00:00", id="week-date"),
+        pytest.param("2024-061T10:00:00Z", "2024-03-01 10:00:00", id="ordinal-date"),
+        pytest.param("2023-365T24:00Z", "2024-01-01 00:00:00", id="end-of-an-ordinal-date"),
+        pytest.param("2024-03-01T10:00:00\u221205:00", "2024-03-01 15:00:00", id="minus-sign"),
+        pytest.param("2024-03-01T10:30.5Z", "2024-03-01 10:30:30", id="fraction-of-a-minute"),
+        pytest.param("20240301T1030,25+02", "2024-03-01 08:30:15", id="fraction-of-a-minute-in-basic-format"),
+        pytest.param("2024-03-01 10.25", "2024-03-01 10:15:00", id="fraction-of-an-hour"),
         pytest.param("2024-03-01", "2024-03-01 00:00:00", id="date"),
         pytest.param("9999-12-31T23:59:59+14:00", "9999-12-31 09:59:59", id="year-9999"),
         pytest.param("0001-01-01T00:00:00-01:00", "0001-01-01 01:00:00", id="year-1"),
@@ -66,6 +73,11 @@ def test_a_time_in_any_form_of_iso_8601_lands_as_its_instant(sqlite_url: str, te
         pytest.param("2024-02-30T00:00:00Z", "at is not an ISO 8601 time: day is out of range for month", id="day"),
         pytest.param("2024-03-01T25:00:00Z", "at is not an ISO 8601 time: hour must be in 0..23", id="hour"),
         pytest.param("9999-12-31T23:59:59-05:00", "at is before the year 1 or after the year 9999 in UTC", id="far"),
+        pytest.param(
+            "2023-366", "at is not an ISO 8601 time: day is out of range for year", id="ordinal-date-of-another-year"
+        ),
+        pytest.param("2024-000", "at is not an ISO 8601 time: day is out of range for year", id="ordinal-date-of-zero"),
+        pytest.param("1709287", "at is not an ISO 8601 time", id="seven-digits"),
         pytest.param("tomorrow", "at is not an ISO 8601 time", id="word"),
     ],
 )
@@ -83,6 +95,8 @@ def test_the_reason_for_an_invalid_time_says_what_is_wrong(sqlite_url: str, text
         pytest.param("2024-01-01T00:00:00Z", "2024-01-01", id="midnight"),
         pytest.param("2024-01-01 00:00:00", "2024-01-01", id="midnight-without-offset"),
         pytest.param("20240101", "2024-01-01", id="basic-format"),
+        pytest.param("2024-W01-1", "2024-01-01", id="week-date"),
+        pytest.param("2024-001", "2024-01-01", id="ordinal-date"),
         pytest.param("", None, id="empty"),
     ],
 )
@@ -339,12 +353,144 @@ def test_records_that_cannot_be_read_count_for_their_stream(sqlite_url: str) -> 
     assert query(sqlite_url, "SELECT id FROM other") == [("1",)]
 
 
-def test_a_stream_whose_schema_cannot_be_read_makes_the_run_fail(sqlite_url: str) -> None:
-    lines = ['{"type": "SCHEMA", "stream": "s", "schema": {"properties": {"n": {"maximum": Infinity}}}}']
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        pytest.param(
+            '{"type": "SCHEMA", "stream": "s", "schema": {"properties": {"n": {"maximum": Infinity}}}}',
+            "line 1: a SCHEMA message that cannot be read (stream 's'): the line is not a Singer message",
+            id="infinity",
+        ),
+        pytest.param(
+            schema("s", {"id": TEXT}, "id")[:60],
+            "line 1: a SCHEMA message that cannot be read (stream 's'): the line is not a Singer message",
+            id="cut-off",
+        ),
+        pytest.param(
+            '{"type":"SCHEMA","str',
+            "line 1: a SCHEMA message that cannot be read: the line is not a Singer message",
+            id="cut-off-before-the-name",
+        ),
+        pytest.param(
+            schema("s", {"id": TEXT}, "id") + record("s", {"id": "0"}),
+            "line 1: a SCHEMA message that cannot be read (stream 's'): the line is not a Singer message",
+            id="two-messages-in-a-line",
+        ),
+        pytest.param(
+            schema("s", {"id": TEXT}, "id").replace("SCHEMA", "schema"),
+            "quarantined 3 of 3 records of s; see rejected_records for the reasons",
+            id="unknown-type",
+        ),
+        pytest.param(
+            "INFO Starting sync",
+            "quarantined 2 of 2 records of s; see rejected_records for the reasons",
+            id="no-message-at-all",
+        ),
+    ],
+)
+def test_a_stream_whose_schema_cannot_be_read_makes_the_run_fail(sqlite_url: str, line: str, message: str) -> None:
+    records = [record("s", {"id": "1"}), record("s", {"id": "2"})]
     other = [schema("other", {"id": TEXT}, "id"), record("other", {"id": "1"})]
 
-    with pytest.raises(InputError, match="quarantined 100 of 100 records of s"):
-        load(sqlite_url, [*lines, *[record("s", {"n": 1})] * 99, *other])
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        load(sqlite_url, [line, *records, *other])
+
+
+def test_a_record_that_contains_a_schema_message_is_quarantined_if_it_is_cut_off(sqlite_url: str) -> None:
+    cut = '{"stream": "s", "record": {"id": "2", "sent": {"type": "SCHEMA", "stream": "s"'
+
+    load(sqlite_url, [schema("s", {"id": TEXT}, "id"), record("s", {"id": "1"}), cut])
+
+    assert query(sqlite_url, "SELECT id FROM s") == [("1",)]
+    assert reasons(sqlite_url) == ["the line is not a Singer message"]
+
+
+# Words of JSON Schema
+
+
+@pytest.mark.parametrize(
+    ("definition", "sent", "landed"),
+    [
+        pytest.param({"type": None}, "a", "a", id="type"),
+        pytest.param({"type": ["string", None]}, "a", "a", id="null-in-the-list-of-types"),
+        pytest.param({"type": "string", "format": None}, "a", "a", id="format"),
+        pytest.param(
+            {"format": None, "pattern": None, "items": None, "properties": None}, 1, "1", id="implying-a-type"
+        ),
+        pytest.param({"enum": None, "type": "integer"}, 1, 1, id="enum"),
+        pytest.param(
+            {"anyOf": None, "oneOf": None, "allOf": None, "$ref": None, "type": "string"}, "a", "a", id="unions"
+        ),
+        pytest.param({"type": "string", "anyOf": [None, {"type": "null"}]}, "a", "a", id="choice"),
+        pytest.param({"type": "integer", "anyOf": [{"type": None}]}, 1, 1, id="type-of-a-choice"),
+        pytest.param({"allOf": [{"type": None}, {"type": "integer"}]}, 1, 1, id="type-of-a-part"),
+        pytest.param({"type": "integer", "minimum": None, "maximum": None}, 1, 1, id="bounds"),
+        pytest.param({"type": "number", "multipleOf": None}, 1.5, 1.5, id="step"),
+        pytest.param({"type": "number", "multipleOf": 0}, 1.5, 1.5, id="step-of-zero"),
+        pytest.param({"type": "datetime"}, "a", "a", id="unknown-type"),
+    ],
+)
+def test_a_word_of_a_schema_that_is_null_or_unknown_counts_as_absent(
+    sqlite_url: str, definition: Any, sent: Any, landed: Any
+) -> None:
+    words = {"required": None, "additionalProperties": None, "type": None}
+    message = json.loads(schema("s", {"id": TEXT, "x": definition}, "id"))
+    message["schema"] |= words
+
+    load(sqlite_url, [json.dumps(message), record("s", {"id": "1", "x": sent, "y": None})])
+
+    assert query(sqlite_url, "SELECT x FROM s") == [(landed,)]
+
+
+def test_properties_that_are_null_count_as_absent(sqlite_url: str) -> None:
+    message = {"type": "SCHEMA", "stream": "s", "schema": {"properties": None}, "key_properties": ["id"]}
+
+    load(sqlite_url, [json.dumps(message), record("s", {"id": "1", "x": 5})])
+
+    assert query(sqlite_url, "SELECT id, _sdc_extra FROM s") == [("1", '{"x":5}')]
+
+
+@pytest.mark.parametrize(
+    ("definition", "reason"),
+    [
+        pytest.param("string", "its schema is text, expected an object", id="no-schema"),
+        pytest.param({"anyOf": ["string"]}, "its schema is text, expected an object", id="choice"),
+        pytest.param({"type": 7}, '"type" is a number, expected text or a list', id="type"),
+        pytest.param({"type": [{}]}, '"type" has an object in its list, expected names of types', id="types"),
+        pytest.param({"anyOf": {}}, '"anyOf" is an object, expected a list', id="anyOf"),
+        pytest.param({"allOf": "x"}, '"allOf" is text, expected a list', id="allOf"),
+        pytest.param({"enum": "a"}, '"enum" is text, expected a list', id="enum"),
+        pytest.param({"type": "string", "format": ["date"]}, '"format" is a list, expected text', id="format"),
+        pytest.param({"type": "integer", "maximum": "9"}, '"maximum" is text, expected a number', id="bound"),
+        pytest.param({"type": "integer", "minimum": True}, '"minimum" is a boolean, expected a number', id="boolean"),
+        pytest.param({"type": "number", "multipleOf": "cents"}, '"multipleOf" is text, expected a number', id="step"),
+        pytest.param({"$ref": 1}, '"$ref" is a number, expected text', id="reference"),
+    ],
+)
+def test_a_word_of_the_wrong_type_stops_at_the_schema_and_is_named(
+    sqlite_url: str, definition: Any, reason: str
+) -> None:
+    message = f"stream 's', in its SCHEMA message: property 'x': {reason}"
+
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        load(sqlite_url, [schema("s", {"id": TEXT, "x": definition}, "id"), record("s", {"id": "1"})])
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "reason"),
+    [
+        ("properties", [], '"properties" is a list, expected an object'),
+        ("required", "id", '"required" is text, expected a list'),
+    ],
+)
+def test_a_word_of_the_wrong_type_at_the_top_of_a_schema_is_named(
+    sqlite_url: str, word: str, value: Any, reason: str
+) -> None:
+    message = json.loads(schema("s", {"id": TEXT}, "id"))
+    message["schema"][word] = value
+
+    with pytest.raises(InputError, match=re.escape(f"stream 's', in its SCHEMA message: {reason}")):
+        load(sqlite_url, [json.dumps(message), record("s", {"id": "1"})])
 
 
 # Deletions
