@@ -17,6 +17,7 @@ from pepper_runtime.settings import (
     quote,
     read_environment_numbers,
     unset_empty_variables,
+    without_unset,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Plugin(PluginBase):
         """Read and check the settings.
 
         Args:
-            config: The settings; null means that a setting is not set.
+            config: The settings; null means that a setting is not set, and so does empty text where it is no text.
             parse_env_config: Also read the environment variables, which win.
             options: The SDK's other arguments.
         """
@@ -52,7 +53,7 @@ class Plugin(PluginBase):
                     self.config_jsonschema, self._env_var_prefix, os.environ, type(self).show_value
                 )
             )
-        given = {name: value for name, value in (config or {}).items() if value is not None}
+        given = without_unset(self.config_jsonschema, config or {})
         super().__init__(config=given, parse_env_config=parse_env_config, **options)
         for line in self._unknown_settings():
             self.logger.warning("%s", line)

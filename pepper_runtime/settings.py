@@ -134,6 +134,24 @@ def _describe(
         yield f"{path} is {show(error.instance)}, which is not allowed there"
 
 
+def without_unset(schema: JsonSchema, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the settings that are null, and those that are empty text but whose type is not text."""
+    return {
+        name: value
+        for name, value in config.items()
+        if value is not None and not (_is_blank(value) and "string" not in _types(schema["properties"].get(name)))
+    }
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _types(definition: JsonSchema | None) -> Sequence[str]:
+    """The types of a setting; those of an unknown one are text."""
+    return ["string"] if definition is None else definition.get("type", [])
+
+
 def unset_empty_variables(schema: JsonSchema, prefix: str, environment: MutableMapping[str, str]) -> None:
     """Remove settings that are empty text: Meltano, Compose and Kubernetes pass a missing optional value like this."""
     for name in schema["properties"]:

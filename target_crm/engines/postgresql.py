@@ -21,6 +21,7 @@ from target_crm.engines.base import (
 from target_crm.engines.copy_swap import PrefixedQuery
 from target_crm.engines.driver_errors import describe, response_fields, sqlstate
 from target_crm.engines.postgresql_locks import wait_for_lock
+from target_crm.errors import SettingError
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 from target_crm.records.schemas import TableLimits
 from target_crm.sql import staging
@@ -79,12 +80,13 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         """Make a SQLAlchemy engine that works behind a pooler, too.
 
         A pooler may execute each transaction in another session, which lacks the statements that the driver has
-        prepared. The option `prepare_threshold` of psycopg turns that on: after how many executions, 0 for never.
+        prepared. The option `prepare_threshold` of psycopg turns that on: after how many executions, 0 or `none` for
+        never.
         """
         arguments: dict[str, Any] = {}
         driver = url.get_driver_name()
         if driver == "psycopg":
-            arguments["prepare_threshold"] = int(str(url.query.get("prepare_threshold", 0))) or None
+            arguments["prepare_threshold"] = _prepare_threshold(url.query.get("prepare_threshold"))
         if driver in {"psycopg", "psycopg2"}:
             arguments["fallback_application_name"] = "target-crm"
         return super().create_engine(
@@ -246,3 +248,12 @@ def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> str
         return None
     constraint: str = compiler.visit_primary_key_constraint(element, **kw)
     return constraint
+
+
+def _prepare_threshold(option: object) -> int | None:
+    text = str(option).lower()
+    if text in {"", "none", "null"}:
+        return None
+    if not text.isdecimal():
+        raise SettingError("prepare_threshold in sqlalchemy_url or options: expected a whole number, or 0 for never")
+    return int(text) or None

@@ -294,6 +294,14 @@ def test_an_empty_environment_variable_counts_as_unset(console: Console, monkeyp
     assert script.asked[1].query["limit"] == "100"
 
 
+def test_empty_text_in_a_config_file_counts_as_unset_where_the_setting_is_no_text(console: Console) -> None:
+    names = ("page_size", "max_deleted_fraction", "action_types", "stream_maps", "include_users", "max_run_seconds")
+    with Script(listing()) as script:
+        outcome = console(settings=config(script.url) | dict.fromkeys(names, ""))
+    assert (outcome.code, outcome.errors) == (0, [])
+    assert script.asked[1].query["limit"] == "100"
+
+
 def test_an_unknown_setting_is_a_warning_that_suggests_the_right_name(console: Console) -> None:
     outcome = console("--discover", settings=GOOD | {"strat_date": "2026-01-01"})
     assert outcome.code == 0

@@ -263,6 +263,11 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
             id="invalid-option-of-the-driver",
         ),
         pytest.param(
+            '{"sqlalchemy_url": "postgresql://localhost:1/crm?prepare_threshold=pa55word"}',
+            "prepare_threshold in sqlalchemy_url or options: expected a whole number, or 0 for never",
+            id="invalid-prepare-threshold",
+        ),
+        pytest.param(
             '{"sqlalchemy_url": "sqlite://", "default_target_schema": "crm"}',
             "default_target_schema: SQLite has no schemas, leave it empty",
             id="target-schema-on-sqlite",
@@ -352,6 +357,18 @@ def test_an_empty_environment_variable_counts_as_unset(
 
     # By default the payload is stored.
     assert query(sqlite_url, "SELECT count(payload) FROM actions") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "name", ["port", "batch_size_rows", "hard_delete", "max_rejected_fraction", "stream_maps", "options"]
+)
+def test_empty_text_in_a_config_file_counts_as_unset_where_the_setting_is_no_text(
+    main: Main, sqlite_url: str, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"sqlalchemy_url": sqlite_url, name: ""}))
+
+    assert main("--config", str(path), messages=f"{ACTIONS}\n{action('a1')}\n") == 0
 
 
 def test_an_unknown_setting_is_a_warning_that_suggests_the_right_name(

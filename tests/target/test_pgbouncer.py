@@ -88,7 +88,7 @@ def test_instants_are_read_in_utc_in_every_session(pooled_url: str) -> None:
         assert {"award_id": "w9", "as_of": datetime(9999, 12, 31, 23, tzinfo=UTC)} in rows
 
 
-@pytest.mark.parametrize("threshold", ["0", "3"])
+@pytest.mark.parametrize("threshold", ["0", "none", "3"])
 def test_statements_are_prepared_only_on_request(new_postgres_url: str, threshold: str) -> None:
     crm = Warehouse(f"{new_postgres_url}?prepare_threshold={threshold}")
     with crm.read() as connection:
@@ -97,4 +97,4 @@ def test_statements_are_prepared_only_on_request(new_postgres_url: str, threshol
         prepared = connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar_one()
     crm.dispose()
 
-    assert bool(prepared) == (threshold != "0")
+    assert bool(prepared) == (threshold == "3")
