@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from pepper_runtime import telemetry
 from target_crm.loader.sinks import Part
+from target_crm.records.coverage import union
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
     from target_crm.loader.sinks import StreamSink
+    from target_crm.records.coverage import Claims
     from target_crm.records.tally import Rejection
 
 
@@ -28,6 +30,8 @@ class Batch:
     parts: dict[StreamSink, Part] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     state: str | None = None
+    coverage: Claims = field(default_factory=dict)
+    """Which actions were read by then."""
     records: int = 0
     """Records and malformed lines."""
     size_bytes: int = 0
@@ -36,6 +40,11 @@ class Batch:
     def part_of(self, sink: StreamSink) -> Part:
         """The part that a sink writes; an empty one if the batch has none yet."""
         return self.parts.setdefault(sink, Part())
+
+    def cover(self, claims: Claims) -> None:
+        """Add which actions were read."""
+        for scope, intervals in claims.items():
+            self.coverage[scope] = union([*self.coverage.get(scope, ()), *intervals])
 
     def count_record(self, line_bytes: int) -> None:
         """Count a record towards the batch's limits."""
@@ -125,7 +134,7 @@ class Batcher:
             self._in_flight = self._committer.submit(self._run, batch)
 
     def _run(self, batch: Batch) -> None:
-        if batch.records:
+        if batch.records or batch.coverage:
             self._commit(batch)
         if batch.state is not None and batch.state != self._emitted_state:
             self._emit_state(batch.state)

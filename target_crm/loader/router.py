@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from singer_sdk.mapper import PluginMapper, RemoveRecordTransform, SameRecordTransform, StreamMap
 
 from target_crm.errors import InputError
-from target_crm.loader.sinks import BatchContext, StreamSink, TableSink, sink_class
+from target_crm.loader.sinks import BatchContext, LedgerSink, StreamSink, TableSink, sink_class
+from target_crm.records.coverage import STREAM
 from target_crm.records.names import snake_case
 from target_crm.sql.tables import WORK_PREFIX
 
@@ -52,6 +53,11 @@ class Router:
         self.routes: dict[str, list[Route]] = {}
         self.stopped: dict[str, StoppedStream] = {}
         self.fast_sink: StreamSink | None = None
+
+    @property
+    def loads_actions(self) -> bool:
+        """Whether Pepper's actions go to the ledger."""
+        return any(isinstance(route.sink, LedgerSink) for route in self.routes.get(STREAM, ()))
 
     def needs_no_change(self, message: Mapping[str, Any]) -> bool:
         """Whether a SCHEMA message is the stream's last one again, or of a stream that is stopped."""

@@ -37,6 +37,7 @@ from target_crm.loader.router import Router
 from target_crm.loader.sinks import Activation, BatchContext, StreamSink, TableSink
 from target_crm.loader.writer import BatchWriter
 from target_crm.records import values
+from target_crm.records.coverage import STREAM, claims_of
 from target_crm.records.fast_path import decode_typical_action
 from target_crm.records.schemas import MissingProperty
 from target_crm.records.tally import Rejection
@@ -46,6 +47,8 @@ from target_crm.warehouse.connection import Warehouse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType
+
+    from target_crm.records.coverage import Claims
 
 # A batch's rows are Python objects, up to five times the size of their lines; two batches may be in memory.
 BATCH_BYTES_MAX = 20 * 1024 * 1024
@@ -123,6 +126,8 @@ class TargetCrm(Plugin, Target):
         # Stream → why its rows of older versions must not be deleted; the empty name stands for all streams.
         self._unsafe_activations: dict[str, str] = {}
         self._undecided_activations: list[str] = []
+        # What the last STATE has claimed.
+        self._covered: Claims = {}
         # Stream → its records that are counted as malformed lines.
         self._unreadable: Counter[str] = Counter()
         self._without_schema: Counter[str] = Counter()
@@ -331,7 +336,17 @@ class TargetCrm(Plugin, Target):
             return
         if not self.router.stopped:
             self._batcher.batch.state = values.json_text(message_dict["value"])
+            self._cover(message_dict["value"])
         self._batcher.commit_if_due()
+
+    def _cover(self, state: dict[str, Any]) -> None:
+        """Record with the batch which actions were read, unless a stream map may have dropped some."""
+        if self.router.loads_actions and not self.drops_records(STREAM):
+            claims = claims_of(state)
+            # Other streams repeat the bookmark of actions; a batch without records is committed for news only.
+            if claims != self._covered:
+                self._batcher.batch.cover(claims)
+                self._covered = claims
 
     def _process_batch_message(self, message_dict: dict[str, Any]) -> None:
         raise InputError(f"stream {message_dict.get('stream')!r}: BATCH messages are not supported; turn batches off")

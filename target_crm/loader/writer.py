@@ -9,9 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from singer_sdk.exceptions import InvalidRecord
+from sqlalchemy import select
 
 from target_crm.loader.sinks import clear_staging, insert_absent
 from target_crm.records.tally import Tally
+from target_crm.sql import coverage
 from target_crm.sql.load_runs import DONE, FAILED, Run
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from target_crm.loader.batcher import Batch
     from target_crm.loader.sinks import Activation, StreamSink
+    from target_crm.records.coverage import Claims
     from target_crm.records.tally import Rejection
     from target_crm.warehouse.connection import Warehouse
 
@@ -102,7 +105,9 @@ class BatchWriter:
         if conflicts and self._fail_on_conflict:
             raise InvalidRecord(conflicts[0].where, {})
         self._quarantine(connection, [*batch.rejections, *conflicts])
-        self._record_run(connection, tallies)
+        self._record_coverage(connection, batch.coverage)
+        if batch.records:
+            self._record_run(connection, tallies)
         return tallies, differing
 
     def _quarantine(self, connection: Connection, rejections: Sequence[Rejection]) -> None:
@@ -114,6 +119,17 @@ class BatchWriter:
         clear_staging(adapter, connection, tables.staged_rejections)
         if self._on_quarantine:
             self._on_quarantine(rejections)
+
+    def _record_coverage(self, connection: Connection, claims: Claims) -> None:
+        """Record which actions were read, in the transaction that commits them; without transactions, after them."""
+        if not claims:
+            return
+        adapter, table = self._warehouse.adapter, self._warehouse.tables.coverage
+        inserted, replaced = coverage.changes(connection.execute(select(table)).all(), claims)
+        # In this order: an engine without transactions may stop in between, and an interval twice does no harm.
+        adapter.load(connection, table, inserted)
+        if replaced:
+            adapter.execute(connection, coverage.delete(table, replaced))
 
     def _record_run(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
         """Write the run's rows of `load_runs`, in the transaction that commits what they count."""

@@ -49,7 +49,7 @@ class Tables:
     `actions` is the ledger, `award_balances` holds a balance per award, `awards` Pepper's snapshot of each award,
     `rejected_records` the quarantine, and `load_runs` counts what became of the records of each run. Tables named
     `_crm_…` are internal: the version of the tables, the recorded table of each stream and column of each property,
-    recently committed batches, and work tables that are empty between transactions.
+    recently committed batches, which actions were read, and work tables that are empty between transactions.
 
     The tables `of_balances` and the views exist only where one of Pepper's streams `actions` and `awards` is loaded.
     """
@@ -106,6 +106,15 @@ class Tables:
             Column("stream_id", Identifier(), nullable=False),
             Column("property", LongText(), nullable=False),
             Column("column_name", LongText(), nullable=False),
+        )
+        self.coverage = Table(
+            f"{WORK_PREFIX}coverage",
+            self.metadata,
+            Column("interval_id", Identifier(), primary_key=True),
+            Column("merchant", LongText()),
+            Column("action_types", LongText()),
+            Column("covered_from", Instant, nullable=False),
+            Column("covered_until", Instant, nullable=False),
         )
         self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence(), info=WORK)
         self.staged_actions = Staged(staging_of(self.actions).to_metadata(self.metadata), self.fresh)

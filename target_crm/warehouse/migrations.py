@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("target-crm.warehouse")
 
 # Raise this whenever the target's own tables or views change. Older warehouses are migrated.
-VERSION = 3
+VERSION = 4
 
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (JSON, "JSON"),

@@ -1,0 +1,58 @@
+"""Pure: the rows of `_crm_coverage`, one per interval of actions that was read and committed.
+
+A row is written in the transaction that commits the actions of its interval, so that the two always agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from target_crm.records.coverage import Claims, Interval, Scope, union
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from sqlalchemy import Delete, Row, Table
+
+
+def recorded(rows: Iterable[Row[Any]]) -> Claims:
+    """Scope → intervals, of the rows of the table."""
+    claims: Claims = {}
+    for row in rows:
+        claims.setdefault(_scope(row), []).append(_interval(row))
+    return claims
+
+
+def changes(rows: Sequence[Row[Any]], claims: Claims) -> tuple[list[tuple[Any, ...]], list[str]]:
+    """What adds claims to the rows of the table: the rows to insert, and the ids of those that they replace."""
+    inserted: list[tuple[Any, ...]] = []
+    replaced: list[str] = []
+    for scope, intervals in claims.items():
+        old = {row.interval_id: _interval(row) for row in rows if _scope(row) == scope}
+        new = {_interval_id(scope, each): each for each in union([*old.values(), *intervals])}
+        merchant = scope.merchant or None
+        types = json.dumps(scope.action_types) if scope.action_types else None
+        inserted += [(key, merchant, types, *each) for key, each in new.items() if key not in old]
+        replaced += [key for key in old if key not in new]
+    return inserted, replaced
+
+
+def delete(coverage: Table, interval_ids: Collection[str]) -> Delete:
+    """Delete rows."""
+    return coverage.delete().where(coverage.c.interval_id.in_(interval_ids))
+
+
+def _scope(row: Row[Any]) -> Scope:
+    return Scope(row.merchant or "", tuple(json.loads(row.action_types or "[]")))
+
+
+def _interval(row: Row[Any]) -> Interval:
+    return Interval(row.covered_from, row.covered_until)
+
+
+def _interval_id(scope: Scope, interval: Interval) -> str:
+    """The same interval has the same id, so that no engine stores it twice."""
+    text = json.dumps([*scope, *(edge.isoformat() for edge in interval)])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
