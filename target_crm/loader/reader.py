@@ -84,7 +84,9 @@ class MessageReader(GenericSingerReader[str]):
                 continue
             self.line_number += 1
             if self.line_number == 1:
-                line = _without_signature(line)  # noqa: PLW2901 - the line without its byte-order mark
+                _check_encoding(line)
+            # In every line, because files may have been concatenated.
+            line = line.removeprefix(codecs.BOM_UTF8)  # noqa: PLW2901 - the line without its byte-order mark
             self.line_bytes = len(line)
             if not line or line.isspace():
                 continue
@@ -143,12 +145,11 @@ def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes
         yield b"".join(pending)
 
 
-def _without_signature(line: bytes) -> bytes:
-    """The first line without the byte-order mark of UTF-8; refuse other encodings by theirs."""
+def _check_encoding(line: bytes) -> None:
+    """Refuse an input whose first line has the signature of another encoding."""
     for signature, name in _SIGNATURES.items():
         if line.startswith(signature):
             raise InputError(f"the input looks like {name}, expected Singer messages in UTF-8")
-    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def _as_text(line: bytes) -> str:

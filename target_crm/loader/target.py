@@ -300,7 +300,7 @@ class TargetCrm(Plugin, Target):
 
     def _process_record_message(self, message_dict: dict[str, Any]) -> None:
         stream, record = message_dict.get("stream"), message_dict.get("record")
-        if not isinstance(stream, str) or not isinstance(record, dict):
+        if not stream or not isinstance(stream, str) or not isinstance(record, dict):
             self._reject_unreadable(values.json_text(message_dict), "the RECORD message has no stream or no record")
             return
         if stopped := self.router.stopped.get(stream):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 from sqlalchemy import BigInteger, Boolean, Date, Numeric
 
@@ -456,12 +457,9 @@ def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) ->
     if not isinstance(definition, dict):
         raise InvalidSchema(f"its schema is {values.type_name(definition)}, expected an object")
     reference = _word(definition, "$ref")
-    if reference is not None:
-        if reference in visited:
-            # A recursive type is a tree.
-            yield "object", ""
-        else:
-            yield from _types(_resolve(reference, root), root, visited | {reference})
+    # A type that refers to itself allows nothing more by that.
+    if reference is not None and reference not in visited:
+        yield from _types(_resolve(reference, root), root, visited | {reference})
         return
     choices = [*(_word(definition, "anyOf") or ()), *(_word(definition, "oneOf") or ())]
     if choices:
@@ -537,5 +535,6 @@ def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
     """What a JSON pointer such as `#/definitions/money` points to; None if it points nowhere."""
     found: Any = root if reference.startswith("#") else None
     for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
-        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, dict) else None
     return found

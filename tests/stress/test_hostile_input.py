@@ -120,7 +120,7 @@ HOSTILE: dict[str, Callable[[], Iterator[bytes]]] = {
 STOPPING = {"deep-in-a-schema"}
 FAILING = {*STOPPING, "records-of-unknown-streams"}
 # Not quarantined: these are valid input.
-HARMLESS = {"a-huge-line-of-spaces", "a-generic-table-of-hostile-names"}
+HARMLESS = {"a-huge-line-of-spaces", "a-generic-table-of-hostile-names", "carriage-returns-and-blank-lines"}
 
 
 def test_hostile_lines_are_quarantined_and_the_lines_around_them_are_loaded(forks: Forks, place: Place) -> None:

@@ -6,15 +6,12 @@ import json
 import re
 from contextlib import nullcontext
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from target_crm.errors import InputError, WarehouseError
 from tests.helpers.target import ACTIONS, INTEGER, TEXT, action, activate, load, query, record, schema, state, table
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NUMBER = {"type": ["null", "number"]}
 TIME = {"type": ["null", "string"], "format": "date-time"}
@@ -304,10 +301,10 @@ def test_a_date_column_becomes_a_time_column(warehouse_url: str) -> None:
 # The input as a whole
 
 
-def test_a_byte_order_mark_is_skipped(sqlite_url: str, tmp_path: Path) -> None:
-    lines = [schema("t", {"id": TEXT}, "id"), record("t", {"id": "1"}), state({"n": 1})]
+def test_byte_order_marks_of_concatenated_files_are_skipped(sqlite_url: str) -> None:
+    keyed, row, last = schema("t", {"id": TEXT}, "id"), record("t", {"id": "1"}), state({"n": 1})
 
-    loaded = load(sqlite_url, ["\ufeff" + lines[0], *lines[1:]])
+    loaded = load(sqlite_url, ["\ufeff" + keyed, "\ufeff" + row, last])
 
     assert (loaded.states, query(sqlite_url, "SELECT id FROM t")) == (['{"n":1}'], [("1",)])
 

@@ -46,7 +46,12 @@ DEFINITIONS = {
         "money": {"type": ["null", "number"]},
         "tree": {"type": "array", "items": {"$ref": "#/definitions/tree"}},
     },
-    "$defs": {"at": {"type": "string", "format": "date-time"}},
+    "$defs": {
+        "at": {"type": "string", "format": "date-time"},
+        "in cents": {"type": "integer"},
+        "itself": {"$ref": "#/$defs/itself"},
+        "list": {"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/list"}]},
+    },
 }
 
 
@@ -83,6 +88,9 @@ DEFINITIONS = {
         pytest.param({"$ref": "#/definitions/money"}, NUMBER, id="ref"),
         pytest.param({"anyOf": [{"$ref": "#/$defs/at"}, {"type": "null"}]}, INSTANT, id="ref-in-anyOf"),
         pytest.param({"$ref": "#/definitions/tree"}, JSON, id="recursive-ref"),
+        pytest.param({"$ref": "#/$defs/itself"}, ANY_TEXT, id="ref-to-itself"),
+        pytest.param({"$ref": "#/$defs/list"}, INTEGER, id="ref-to-itself-in-anyOf"),
+        pytest.param({"$ref": "#/$defs/in%20cents"}, INTEGER, id="encoded-ref"),
         pytest.param({"$ref": "#/definitions/nothing"}, ANY_TEXT, id="ref-to-nothing"),
         pytest.param({"allOf": [{"type": "string"}]}, TEXT, id="allOf"),
         pytest.param({"allOf": [{"$ref": "#/$defs/at"}, {"description": "x"}]}, INSTANT, id="ref-in-allOf"),
