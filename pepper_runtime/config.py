@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class ConfigFileError(Exception):
@@ -39,10 +39,14 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
         ConfigFileError: The text is not a JSON object.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise ConfigFileError(f"{name}: not JSON{line}") from None
     if not isinstance(value, dict):
         raise ConfigFileError(f"{name}: expected a JSON object")
     return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -127,7 +127,7 @@ def _describe(
     name, *deeper = (str(part) for part in error.absolute_path)
     path = ".".join((name, *deeper))
     if name in secrets:
-        yield f"{path} has the wrong type, expected text"
+        yield f"{path} has the wrong type, expected {'text' if deeper else _expected(schema['properties'][name])}"
     elif name in schema["properties"] and not deeper:
         yield f"{name} is {show(error.instance)}, expected {_expected(schema['properties'][name])}"
     else:

@@ -15,7 +15,7 @@ from singer_sdk.helpers._catalog import pop_deselected_record_properties
 from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.mapper import SameRecordTransform
 from singer_sdk.singerlib import RecordMessage, Schema
-from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL, Metadata
+from singer_sdk.singerlib.catalog import REPLICATION_FULL_TABLE, REPLICATION_INCREMENTAL, Metadata
 
 from pepper_runtime import telemetry
 from pepper_runtime.cli import unexpected
@@ -387,6 +387,11 @@ class PepperStream(Stream):
             own = {name: Schema.from_dict(field) for name, field in self.schema["properties"].items() if name in added}
             entry.schema.properties = {**own, **given}
         super().apply_catalog(catalog)
+        if self.forced_replication_method not in {None, REPLICATION_FULL_TABLE, REPLICATION_INCREMENTAL}:
+            self.logger.warning(
+                "%s: ignored the catalog's replication method, expected INCREMENTAL or FULL_TABLE", self.name
+            )
+            self.forced_replication_method = None
         self.primary_keys = type(self).primary_keys
         self.replication_key = type(self).replication_key
         if entry:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+from tap_pepper.errors import ConfigError
 
 Json = dict[str, Any]
+
+_SELECTIONS: Final = {"selected", "selected-by-default"}
 
 
 def complete_selection(catalog: Json) -> Json:
@@ -12,6 +16,9 @@ def complete_selection(catalog: Json) -> Json:
 
     The old form of a selection, `"selected": true` in a stream, its schema or a field, applies where the metadata has
     none. A stream without both is selected, because the catalog lists it. Fields keep the stream's own defaults.
+
+    Raises:
+        ConfigError: A selection is neither true nor false.
     """
     return {**catalog, "streams": [_complete_stream(stream) for stream in catalog.get("streams", [])]}
 
@@ -24,6 +31,11 @@ def _complete_stream(stream: Json) -> Json:
         own = metadata.get(breadcrumb, {})
         if value is not None and "selected" not in own:
             metadata[breadcrumb] = {**own, "selected": value}
+    for own in metadata.values():
+        for name in _SELECTIONS & own.keys():
+            if not isinstance(own[name], bool | None):
+                msg = f"catalog: {stream.get('tap_stream_id')}: {name!r} is {own[name]!r:.20}, expected true or false"
+                raise ConfigError(msg)
     items = [{"breadcrumb": list(breadcrumb), "metadata": own} for breadcrumb, own in metadata.items()]
     return {**stream, "metadata": items}
 

@@ -112,6 +112,8 @@ class TapPepper(Plugin, Tap):
             Exception: The error of the only stream that failed.
         """
         failures, postponed = self.run_context.failures, self.run_context.postponed
+        if not any(stream.selected for stream in self.streams.values()):
+            self.logger.warning("no stream is selected in the catalog; nothing is read")
         try:
             super().sync_all()
         except FatalRunError as error:
@@ -242,9 +244,10 @@ def _checked_catalog(file: IO[str] | None) -> IO[str] | None:
     if file is None:
         return None
     what = f"catalog file {file.name}"
-    text = _text_of(file, what)
+    text = _text_of(file, what).removeprefix("\ufeff")
+    catalog = parse_object(text, what)
     try:
-        Catalog.from_dict(parse_object(text, what))
+        Catalog.from_dict(complete_selection(catalog | {"streams": catalog["streams"]}))
     except (KeyError, TypeError, AttributeError) as error:
         msg = f"{what}: not a Singer catalog; make one with tap-pepper --discover"
         raise ConfigError(msg) from error

@@ -335,6 +335,15 @@ def test_an_unknown_setting_is_a_warning_that_suggests_the_right_name(console: C
             id="state-with-empty-bookmarks",
         ),
         pytest.param(
+            "--state", b'{"bookmarks": {"actions": NaN}}', "state file {}: not JSON", id="state-that-is-not-a-number"
+        ),
+        pytest.param(
+            "--state",
+            b'{"bookmarks": {}}\n{"bookmarks": {}}\n',
+            "state file {}: not JSON (line 2)",
+            id="state-of-every-line",
+        ),
+        pytest.param(
             "--catalog", None, "Invalid value for '--catalog': '{}': No such file or directory", id="no-catalog"
         ),
         pytest.param(
@@ -342,6 +351,18 @@ def test_an_unknown_setting_is_a_warning_that_suggests_the_right_name(console: C
             {"streams": [{"stream": "actions"}]},
             "catalog file {}: not a Singer catalog; make one with tap-pepper --discover",
             id="catalog-invalid",
+        ),
+        pytest.param(
+            "--catalog",
+            {},
+            "catalog file {}: not a Singer catalog; make one with tap-pepper --discover",
+            id="catalog-empty",
+        ),
+        pytest.param(
+            "--catalog",
+            {"streams": [{"tap_stream_id": "perks", "schema": {}, "metadata": [], "selected": "false"}]},
+            "catalog: perks: 'selected' is 'false', expected true or false",
+            id="catalog-with-text-for-a-selection",
         ),
     ],
 )
@@ -352,6 +373,24 @@ def test_an_unreadable_file_is_reported_in_one_line(
     outcome = console(option, path, settings=GOOD)
     assert (outcome.code, outcome.stdout) == (1, "")
     assert outcome.errors == [line.replace("{}", path)]
+
+
+@pytest.mark.parametrize(
+    ("catalog", "read"),
+    [
+        pytest.param(
+            b'\xef\xbb\xbf{"streams": [{"tap_stream_id": "perks", "schema": {}}]}', ["/perks"], id="byte-order-mark"
+        ),
+        pytest.param({"streams": [{"tap_stream_id": "perks", "schema": {}, "metadata": None}]}, ["/perks"], id="null"),
+        pytest.param({"streams": []}, [], id="nothing-selected"),
+    ],
+)
+def test_a_catalog_of_another_program_is_read(console: Console, catalog: object, read: list[str]) -> None:
+    with Script(listing()) as script:
+        outcome = console("--catalog", console.file("catalog.json", catalog), settings=config(script.url))
+    assert (outcome.code, outcome.errors) == (0, [])
+    assert [asked.path for asked in script.asked] == read
+    assert ("no stream is selected in the catalog; nothing is read" in outcome.stderr) == (not read)
 
 
 def test_an_unknown_option_is_reported_in_one_line(console: Console) -> None:

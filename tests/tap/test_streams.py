@@ -435,6 +435,18 @@ def test_full_table_replication_reads_everything_and_moves_no_bookmark() -> None
     assert set(run.bookmarks("awards")) == {SETTLED}
 
 
+def test_a_replication_method_that_the_tap_does_not_have_is_ignored_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def log_based(entry: dict[str, Any]) -> None:
+        entry["replication_method"] = "LOG_BASED"
+
+    with Script(listing()) as script:
+        run = run_script(script, catalog=selection("awards", change=log_based))
+    assert run.bookmarks("awards") == [SETTLED]
+    assert "awards: ignored the catalog's replication method, expected INCREMENTAL or FULL_TABLE" in caplog.text
+
+
 @pytest.mark.parametrize(
     "state",
     [

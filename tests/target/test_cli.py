@@ -258,6 +258,11 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
             id="option-is-not-text",
         ),
         pytest.param(
+            '{"dialect": "sqlite", "options": "timeout=pa55word"}',
+            "options has the wrong type, expected an object",
+            id="options-are-text",
+        ),
+        pytest.param(
             '{"sqlalchemy_url": "sqlite:///crm.db?timeout=pa55word"}',
             "sqlite can't take one of the options in sqlalchemy_url or options",
             id="invalid-option-of-the-driver",
