@@ -11,6 +11,7 @@ from target_crm.errors import InputError
 from target_crm.loader.sinks import BatchContext, LedgerSink, StreamSink, TableSink, sink_class
 from target_crm.records.coverage import STREAM
 from target_crm.records.names import snake_case
+from target_crm.records.schemas import InvalidSchema
 from target_crm.sql.tables import WORK_PREFIX
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Router:
                     sink = self._sink(each, sinks)
                     sinks.append(sink)
                     routes.append(Route(each, sink))
+        except InvalidSchema as reason:
+            raise InputError(f"stream {stream!r}, in its SCHEMA message: {reason}") from None
         except RecursionError:
             raise InputError(f"stream {stream!r}: its SCHEMA message is nested too deeply") from None
         self.routes[stream], self._schemas[stream] = routes, (message.get("schema"), keys)

@@ -18,7 +18,7 @@ from target_crm.errors import InputError
 from target_crm.records import values
 from target_crm.records.actions import INVALID_POINTS, LedgerRow, invalid_points, ledger_row
 from target_crm.records.names import snake_case
-from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, InvalidSchema, Shape
+from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, Shape, word
 from target_crm.records.tally import Rejection, Tally
 from target_crm.sql import balances, staging, tables
 
@@ -117,6 +117,8 @@ class StreamSink:
         self.warehouse = context.warehouse
         self.adapter = context.warehouse.adapter
         self.tables = context.warehouse.tables
+        if self.changes_balances and (properties := word(schema, "properties")) and "_id" not in properties:
+            raise InputError(f"stream {stream!r} is not Pepper's: its schema has no _id; rename the stream by a map")
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
         """Convert a record to a row of the sink's table.
@@ -153,8 +155,6 @@ class LedgerSink(StreamSink):
     ) -> None:
         super().__init__(context, stream, schema, key_properties)
         self.table = self.tables.actions
-        if (properties := schema.get("properties")) and "_id" not in properties:
-            raise InputError(f"stream {stream!r} is not Pepper's: its schema has no _id; rename the stream by a map")
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:  # noqa: ARG002
         """A row of the ledger."""
@@ -213,15 +213,12 @@ class TableSink(StreamSink):
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
     ) -> None:
         super().__init__(context, stream, schema, key_properties)
-        properties = schema.get("properties")
+        properties = word(schema, "properties")
         if missing := [key for key in key_properties or () if properties and key not in {*properties, *self.fixed}]:
             raise InputError(
                 f"stream {stream!r}: key property {missing[0]!r} is not in its schema; select it in the tap"
             )
-        try:
-            self.place(self.fixed_table or snake_case(stream), {}, {})
-        except InvalidSchema as reason:
-            raise InputError(f"stream {stream!r}, in its SCHEMA message: {reason}") from None
+        self.place(self.fixed_table or snake_case(stream), {}, {})
 
     def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, Stored]) -> None:
         """Set the stream's table and columns.

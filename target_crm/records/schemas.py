@@ -216,7 +216,7 @@ class Shape:
             InvalidSchema: A word of the schema has the wrong type.
         """
         fixed, stored = fixed or {}, stored or {}
-        properties = dict(_word(schema, "properties") or {})
+        properties = dict(word(schema, "properties") or {})
         # It fills the metadata column of that name.
         properties.pop(DELETED_AT, None)
         columns = {name: snake_case(name) for name in fixed}
@@ -239,7 +239,7 @@ class Shape:
                 for name, kind in kinds.items()
                 if name not in fixed and columns[name] in stored
             }
-        required = {*key_properties, *filter(_is_text, _word(schema, "required") or ())}
+        required = {*key_properties, *filter(_is_text, word(schema, "required") or ())}
         return cls(
             fields=tuple(
                 Field(name, columns[name], kind, name in required, allows_null(properties.get(name), schema))
@@ -408,13 +408,13 @@ def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
     bounds = [
         Decimal(f"{bound}") + distance
         for each, distance in _BOUNDS.items()
-        if (bound := _word(definition, each)) is not None and not isinstance(bound, bool)
+        if (bound := word(definition, each)) is not None and not isinstance(bound, bool)
     ]
     if name == "integer":
         beyond = [bound for bound in bounds if not values.INTEGER_MIN <= bound <= values.INTEGER_MAX]
         return _Precision(max(map(_digits_below, beyond), default=0), 0)
     # Zero is no step.
-    step = _word(definition, "multipleOf")
+    step = word(definition, "multipleOf")
     exponent = Decimal(f"{step}").normalize().as_tuple().exponent if step else None
     places = max(0, -exponent) if isinstance(exponent, int) else None
     return _Precision(max(map(_digits_below, bounds), default=0), places)
@@ -456,19 +456,19 @@ def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) ->
         return
     if not isinstance(definition, dict):
         raise InvalidSchema(f"its schema is {values.type_name(definition)}, expected an object")
-    reference = _word(definition, "$ref")
+    reference = word(definition, "$ref")
     # A type that refers to itself allows nothing more by that.
     if reference is not None and reference not in visited:
         yield from _types(_resolve(reference, root), root, visited | {reference})
         return
-    choices = [*(_word(definition, "anyOf") or ()), *(_word(definition, "oneOf") or ())]
+    choices = [*(word(definition, "anyOf") or ()), *(word(definition, "oneOf") or ())]
     if choices:
         for choice in choices:
             # A choice may leave out what it shares with the others.
             shared = {name: value for name, value in definition.items() if name not in {"anyOf", "oneOf"}}
             yield from _types(shared | _present(choice) if isinstance(choice, dict) else choice, root, visited)
         return
-    if parts := _word(definition, "allOf"):
+    if parts := word(definition, "allOf"):
         merged = {name: value for name, value in _present(definition).items() if name != "allOf"}
         for part in parts:
             while isinstance(part, dict) and isinstance(part.get("$ref"), str) and part["$ref"] not in visited:
@@ -483,7 +483,7 @@ def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) ->
 
 def _names(definition: Mapping[str, Any]) -> Iterator[str]:
     """The names of the types that a schema declares or implies."""
-    declared = _word(definition, "type")
+    declared = word(definition, "type")
     for name in [declared] if isinstance(declared, str) else declared or _implied_types(definition):
         if not isinstance(name, str | None):
             raise InvalidSchema(f'"type" has {values.type_name(name)} in its list, expected names of types')
@@ -492,7 +492,7 @@ def _names(definition: Mapping[str, Any]) -> Iterator[str]:
 
 def _implied_types(definition: Mapping[str, Any]) -> Iterator[str]:
     """The types of a schema that declares none."""
-    values_allowed = [*(_word(definition, "enum") or ()), *([definition["const"]] if "const" in definition else ())]
+    values_allowed = [*(word(definition, "enum") or ()), *([definition["const"]] if "const" in definition else ())]
     yield from {_JSON_NAMES[type(value)] for value in values_allowed if type(value) in _JSON_NAMES}
     if not values_allowed:
         present = _present(definition).keys()
@@ -507,7 +507,7 @@ def _implied_types(definition: Mapping[str, Any]) -> Iterator[str]:
 def _format(name: str, definition: Mapping[str, Any]) -> Any:
     if name in {"integer", "number"}:
         return _precision(name, definition)
-    return _word(definition, "format") or "" if name == "string" else ""
+    return word(definition, "format") or "" if name == "string" else ""
 
 
 def _present(definition: Mapping[str, Any]) -> dict[str, Any]:
@@ -515,7 +515,7 @@ def _present(definition: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in definition.items() if value is not None}
 
 
-def _word(definition: Mapping[str, Any], name: str) -> Any:
+def word(definition: Mapping[str, Any], name: str) -> Any:
     """The value of a word of a schema; None if it is missing or null.
 
     Raises:

@@ -141,6 +141,16 @@ def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(wareho
             id="actions-of-another-source",
         ),
         pytest.param(
+            schema("awards", {"title": TEXT}, "title"),
+            "stream 'awards' is not Pepper's: its schema has no _id; rename the stream by a map",
+            id="awards-of-another-source",
+        ),
+        pytest.param(
+            '{"type": "SCHEMA", "stream": "actions", "schema": {"properties": 5}, "key_properties": ["_id"]}',
+            "stream 'actions', in its SCHEMA message: \"properties\" is a number, expected an object",
+            id="properties-not-an-object",
+        ),
+        pytest.param(
             '{"type": "SCHEMA", "stream": "tom", "schema": {"properties": {}}, "key_properties": "id"}',
             "line 3: a SCHEMA message needs a stream, a schema and a list of keys",
             id="keys-not-a-list",
