@@ -20,6 +20,7 @@ from pepper_sandbox import faults
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tap_pepper.errors import ConfigError, FatalAPIError, PepperError, StreamsFailed
+from tap_pepper.raw_json import digest, to_json
 from tests.helpers.guide import REWARD_EARNED
 from tests.helpers.tap import (
     NOW,
@@ -839,21 +840,25 @@ def test_of_two_perks_that_vanish_one_after_the_other_each_is_deleted_after_two_
     assert versions(fourth, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 10_000)]
 
 
-def test_a_read_that_failed_after_some_rows_leaves_none_that_is_never_deleted() -> None:
-    first, second = read_perks(dated(P, at="12:00:00"), dated(P, at="12:00:05"))
+def test_a_read_that_was_killed_after_some_rows_leaves_none_that_is_never_deleted() -> None:
+    _, second = read_perks(dated(P, at="12:00:00"), dated(P, at="12:00:05"))
     with Script(listing(P, Q, next_key="1"), Reply(status=403)) as script:
-        failed = run_script(script, "perks", state=second.state, may_fail=True)
-    assert versions(failed, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
-    fourth, fifth = read_perks(dated(P, at="12:00:10"), dated(P, at="12:00:15"), state=failed.state)
-    assert versions(first, "perks")[-1] != versions(fourth, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS)
+        killed = run_script(script, "perks", state=second.state, may_fail=True)
+    assert versions(killed, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
+    # The last STATE before the rows.
+    first_row = next(n for n, message in enumerate(killed.messages) if message["type"] == "RECORD")
+    state = [message["value"] for message in killed.messages[:first_row] if message["type"] == "STATE"][-1]
+    fourth, fifth = read_perks(dated(P, at="12:00:10"), dated(P, at="12:00:15"), state=state)
+    assert versions(fourth, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS)
     assert versions(fifth, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS + 10_000)
 
 
 def test_a_list_too_long_for_its_sample_activates_a_version_that_two_reads_had() -> None:
-    perks = [{"_id": f"perk-{number:03}"} for number in range(300)]
-    walks = [dated(*perks[number:], at=f"12:00:{number:02}") for number in (0, 0, 1, 1)]
+    perks = sorted(({"_id": f"perk-{number}"} for number in range(300)), key=lambda perk: digest(to_json(perk["_id"])))
+    # The last one is not in the sample.
+    walks = [dated(*perks[:count], at=f"12:00:{second}") for second, count in enumerate([300, 300, 299, 299], start=10)]
     activated = [dict(versions(run, "perks")).get("ACTIVATE_VERSION") for run in read_perks(*walks)]
-    assert activated == [None, NOON_MS, NOON_MS, NOON_MS + 1000]
+    assert activated == [None, NOON_MS + 10_000, NOON_MS + 10_000, NOON_MS + 12_000]
 
 
 def test_a_read_that_lacks_too_many_rows_does_not_count_for_deletion() -> None:
