@@ -75,6 +75,8 @@ class PepperStream(Stream):
     """Fields that are emitted only if the catalog selects them."""
     automatic_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that are emitted even if the catalog does not select them."""
+    balance_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields without which target-crm cannot keep balances. They can be deselected for another target."""
     bookmark_keys: ClassVar[tuple[str, ...]]
     """A bookmark that is not empty has one of these keys."""
 
@@ -376,6 +378,14 @@ class PepperStream(Stream):
             ]:
                 self.logger.warning(
                     "%s: the catalog deselects %s: needed for the key or the bookmark, and emitted all the same",
+                    self.name,
+                    ", ".join(deselected),
+                )
+            if deselected := [
+                name for name in self.balance_fields if entry.metadata["properties", name].selected is False
+            ]:
+                self.logger.warning(
+                    "%s: the catalog deselects %s: target-crm cannot keep balances without",
                     self.name,
                     ", ".join(deselected),
                 )

@@ -33,6 +33,7 @@ class Awards(ChangesStream):
     since_parameter = "updatedAt"
     hidden_fields = ("tenantId", "perk", OTHER_FIELDS)
     automatic_fields = (INVALID_POINTS,)
+    balance_fields = ("points",)
 
     @property
     def full_refresh_days(self) -> int:
@@ -66,6 +67,7 @@ class Actions(WindowedStream):
     path = "/actions"
     replication_key = "when_timestamp"
     automatic_fields = (INVALID_POINTS,)
+    balance_fields = ("type", "context", "metadata")
 
     def window_query(self, window: Window) -> dict[str, str]:
         """Filter by time and type."""

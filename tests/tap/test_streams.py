@@ -426,6 +426,16 @@ def test_a_catalog_can_neither_deselect_nor_replace_a_key(caplog: pytest.LogCapt
     assert "actions: ignored the catalog's key_properties, the key is _id" in caplog.text
 
 
+def test_deselecting_what_balances_need_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    def deselect(entry: dict[str, Any]) -> None:
+        select_fields(entry, "type", "metadata", "environment", selected=False)
+
+    with Script(listing()) as script:
+        run = run_script(script, catalog=selection("actions", change=deselect))
+    assert not {"type", "metadata"} & run.schema("actions")["schema"]["properties"].keys()
+    assert "actions: the catalog deselects type, metadata: target-crm cannot keep balances without" in caplog.text
+
+
 def test_full_table_replication_reads_everything_and_moves_no_bookmark() -> None:
     def full(entry: dict[str, Any]) -> None:
         entry["replication_method"] = "FULL_TABLE"
