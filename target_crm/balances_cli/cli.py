@@ -21,6 +21,7 @@ from singer_sdk.exceptions import SingerSDKError
 from pepper_runtime import logs
 from pepper_runtime.cli import run_cli
 from pepper_runtime.config import read_config
+from target_crm.balances_cli import coverage as read
 from target_crm.balances_cli import forget as erasure
 from target_crm.balances_cli import status as warehouse_status
 from target_crm.balances_cli import verify as verification
@@ -123,17 +124,37 @@ def crm_balances(context: click.Context) -> None:
     context.ensure_object(Options)
 
 
-@_command("verify --json", "0 no drift, 1 drift, 2 error")
+@_command("verify --json", "0 verified, 1 drift or actions that were never read, 2 error")
 @click.pass_obj
 def verify(options: Options) -> int:
     """Compare every balance with the ledger.
 
-    Also compares the balances with Pepper's newer snapshots, and counts balance changes that have no action.
+    Also compares the balances with Pepper's newer snapshots, counts balance changes that have no action, and lists the
+    times of which actions were never read.
     """
     with options.warehouse() as warehouse:
         found = verification.verify(warehouse)
     options.print({**asdict(found), "drifted": found.drifted}, verification.as_text(found))
-    return EXIT_DRIFT if found.drifted else EXIT_OK
+    return EXIT_DRIFT if found.failed else EXIT_OK
+
+
+@_command("coverage --json", "0 printed, 2 error")
+@click.option(
+    "--state", is_flag=True, help="Print a state with which tap-pepper reads again from where the oldest hole begins."
+)
+@click.pass_obj
+def coverage(options: Options, *, state: bool) -> int:
+    """Show which actions were read.
+
+    Lists the intervals of which all actions were read and committed, and the holes between them.
+    """
+    with options.warehouse(needs_balances=False) as warehouse, warehouse.read() as connection:
+        if state:
+            print(values.json_text(read.state_of_oldest_hole(connection, warehouse.tables)), flush=True)
+            return EXIT_OK
+        found = read.coverage_in(connection, warehouse.tables)
+    options.print({"intervals": found.intervals, "holes": found.holes}, read.as_text(found))
+    return EXIT_OK
 
 
 @_command("status", "0 no drift, 1 drift, 2 error")

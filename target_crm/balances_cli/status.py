@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, cast, column, func, inspect, select
 from sqlalchemy import table as any_table
 
+from target_crm.balances_cli.coverage import Coverage, coverage_in, duration
 from target_crm.balances_cli.verify import Check, compare_totals, verify_in
 from target_crm.records.column_types import Instant
 from target_crm.records.names import ascii_snake_case
@@ -59,12 +60,14 @@ class Status:
     Attributes:
         rejected: Records in quarantine, including lines that belong to no stream.
         checks: Empty where no balances exist: neither actions nor awards have been loaded.
+        coverage: Which actions were read.
     """
 
     now: datetime
     streams: list[Stream]
     rejected: int
     checks: list[Check]
+    coverage: Coverage
     runs: list[dict[str, Any]]
 
     @property
@@ -107,6 +110,7 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
         ],
         rejected=sum(rejected.values()),
         checks=checks,
+        coverage=coverage_in(connection, tables),
         runs=[dict(row) for row in connection.execute(_last_runs(tables)).mappings()],
     )
 
@@ -199,6 +203,7 @@ def as_text(status: Status) -> str:
         "",
         *(f"{check.question}: {f'{check.differing:,} differ' if check.differing else 'OK'}" for check in status.checks),
         f"{status.rejected:,} records in quarantine",
+        *status.coverage.summary,
         _verdict(status),
     ]
     return "\n".join(lines)
@@ -214,11 +219,7 @@ def ago(now: datetime, time: datetime | None) -> str:
     """Return how long ago a time was, such as `12 min`; `-` for None."""
     if time is None:
         return "-"
-    seconds = (now - time).total_seconds()
-    for unit, unit_seconds in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if abs(seconds) >= 2 * unit_seconds:
-            return f"{seconds / unit_seconds:,.0f} {unit}"
-    return f"{seconds:,.0f} s"
+    return duration(now - time)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
+from target_crm.balances_cli.coverage import Coverage, coverage_in, read_coverage
+from target_crm.records.coverage import Interval, between, union
 from target_crm.sql import balances
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Connection, RowMapping, Table
 
+    from target_crm.records.coverage import MerchantCoverage
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
@@ -20,6 +26,8 @@ logger = logging.getLogger("crm-balances")
 
 # How many awards a check names; it counts them all.
 EXAMPLES_MAX = 20
+# How many holes are told apart when gaps are classified.
+HOLES_MAX = 100
 
 
 @dataclass(frozen=True)
@@ -41,17 +49,28 @@ class Verification:
         actions: The number of actions that the balances count. Without drift: all actions with an effect.
         checks: A difference in one of them is drift.
         gaps: Balance changes without an action. An edit or an expiry in Pepper makes one, so a gap is not drift.
+        covered_gaps: How many of them happened while everything was read: no action is missing there.
+        unread_gaps: How many of them lie across a hole in the coverage: their actions were not read.
+        coverage: Which actions were read.
     """
 
     awards: int
     actions: int
     checks: list[Check]
     gaps: Check
+    covered_gaps: int
+    unread_gaps: int
+    coverage: Coverage
 
     @property
     def drifted(self) -> bool:
         """Whether a balance differs from ledger and snapshots."""
         return any(check.differing for check in self.checks)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a balance differs, or actions were never read."""
+        return self.drifted or bool(self.coverage.holes)
 
 
 def verify(warehouse: Warehouse) -> Verification:
@@ -66,10 +85,12 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
     stored = connection.execute(counts).one()
     awards, actions = stored.award_count, stored.action_count
     logger.info("Verifying %s balances against %s actions …", f"{awards:,}", f"{actions:,}")
-    found = connection.execute(balances.differences(tables, EXAMPLES_MAX)).mappings().all()
+    read = _read_times(read_coverage(connection, tables))
+    found = connection.execute(balances.differences(tables, EXAMPLES_MAX, read)).mappings().all()
     drifted = [_example(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
     gaps = [_example(row, "award_id", "gaps", "gap_at") for row in found if row["gaps"]]
-    drifted_count, gap_count = (found[0]["all_drifted"], found[0]["all_gaps"] or 0) if found else (0, 0)
+    drifted_count = found[0]["all_drifted"] if found else 0
+    gap_counts = {name: (found[0][f"all_{name}"] or 0) if found else 0 for name in balances.GAPS}
     return Verification(
         awards=awards,
         actions=actions,
@@ -77,8 +98,25 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
             Check("ledger", "balance = total of ledger and snapshots", drifted_count, drifted),
             _compare_snapshots(connection, tables),
         ],
-        gaps=Check("gaps", "balance before + delta = balance after", gap_count, gaps[:EXAMPLES_MAX]),
+        gaps=Check("gaps", "balance before + delta = balance after", gap_counts["gaps"], gaps[:EXAMPLES_MAX]),
+        covered_gaps=gap_counts["covered_gaps"],
+        unread_gaps=gap_counts["unread_gaps"],
+        coverage=coverage_in(connection, tables),
     )
+
+
+def _read_times(merchants: Sequence[MerchantCoverage]) -> balances.ReadTimes:
+    """What was read of all merchants: it is not known which award is whose."""
+    holes = union(chain.from_iterable(each.holes for each in merchants))
+    if len(holes) > HOLES_MAX:
+        # SQL has no room for any number of them.
+        holes = [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]
+    if not all(each.intervals for each in merchants) or not merchants:
+        return balances.ReadTimes(holes=tuple(holes))
+    after = max(each.intervals[0].after for each in merchants)
+    until = min(each.intervals[-1].until for each in merchants)
+    covered = between(holes, Interval(after, until)) if after < until else []
+    return balances.ReadTimes(tuple(covered), tuple(holes))
 
 
 def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
@@ -128,12 +166,25 @@ def as_text(verification: Verification) -> str:
         lines.append(f"{check.question:<42}{check.differing:>8,}")
         if check is not verification.gaps:
             lines += ["    " + ", ".join(f"{key} {value}" for key, value in row.items()) for row in check.examples]
-    if verification.gaps.differing:
-        gaps = f"{verification.gaps.differing:,} balance changes have no action"
-        lines.append(f"{gaps}, such as edits and expiries in Pepper: no drift")
-
-    verdict = "DRIFT, run crm-balances rebuild" if verification.drifted else "OK"
-    if not verification.drifted and not verification.awards:
+    lines += _gap_lines(verification)
+    lines += verification.coverage.summary
+    verdict = "OK"
+    if verification.drifted:
+        verdict = "DRIFT, run crm-balances rebuild"
+    elif verification.failed:
+        verdict = "INCOMPLETE, run crm-balances coverage"
+    elif not verification.awards:
         verdict = "nothing loaded yet"
     lines.append(f"Verified {verification.awards:,} balances against {verification.actions:,} actions: {verdict}")
     return "\n".join(lines)
+
+
+def _gap_lines(verification: Verification) -> list[str]:
+    covered, unread = verification.covered_gaps, verification.unread_gaps
+    others = verification.gaps.differing - covered - unread
+    reasons = {
+        "have no action, such as edits and expiries in Pepper: no drift": covered,
+        "lie across a time of which actions were never read": unread,
+        "have no action: edits and expiries in Pepper, or actions from before coverage was recorded": others,
+    }
+    return [f"{count:,} balance changes {reason}" for reason, count in reasons.items() if count]

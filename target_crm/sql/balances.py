@@ -16,10 +16,25 @@ Statements are cached per table: building one takes longer than executing a smal
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_column, null, or_, select, union_all
+from sqlalchemy import (
+    BigInteger,
+    and_,
+    bindparam,
+    case,
+    cast,
+    false,
+    func,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    union_all,
+)
 
 from target_crm.records.column_types import Identifier, Instant, Points
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
@@ -33,6 +48,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
     from sqlalchemy.sql.functions import FunctionElement
 
+    from target_crm.records.coverage import Interval
     from target_crm.sql.tables import Tables
 
     Columns = Mapping[str, ColumnElement[Any]] | ReadOnlyColumnCollection[str, Any]
@@ -52,16 +68,33 @@ _ACTION = literal_column("'action'", Identifier())
 _AWARD = literal_column("'award'", Identifier())
 
 
+# Gaps of all kinds; those across a hole in what was read; those at a time of which everything was read.
+GAPS = ("gaps", "unread_gaps", "covered_gaps")
+
+
+@dataclass(frozen=True)
+class ReadTimes:
+    """Of which times the actions were read, and the holes between them."""
+
+    covered: tuple[Interval, ...] = ()
+    holes: tuple[Interval, ...] = ()
+
+
+_NOTHING_READ = ReadTimes()
+
+
 @cache
-def partials_from_actions(actions: FromClause, *which: ColumnElement[bool], chained: bool = False) -> Select[Any]:
+def partials_from_actions(
+    actions: FromClause, *which: ColumnElement[bool], chained: ReadTimes | None = None
+) -> Select[Any]:
     """One partial balance per award, of the actions that have an effect.
 
     Args:
         actions: Rows with the ledger's columns, each action once.
         which: Conditions on the actions.
-        chained: Add the number of gaps in each award's chain of actions, and the time of the newest gap. A gap is
+        chained: Add the numbers of gaps in each award's chain of actions, and the time of the newest gap. A gap is
             where balance before + delta differs from balance after: something other than an action changed the award,
-            such as an edit or an expiry.
+            such as an edit or an expiry, or the actions between were not read.
     """
 
     def over_newest_first(function: FunctionElement[Any]) -> ColumnElement[Any]:
@@ -69,10 +102,16 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool], chai
         return function.over(partition_by=actions.c.award_id, order_by=order)
 
     needed = ("award_id", *_OWNER, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
-    before = over_newest_first(func.lead(actions.c.points_available)).label("points_before")
+    before = {
+        "points_before": over_newest_first(func.lead(actions.c.points_available)),
+        "before_at": over_newest_first(func.lead(actions.c.occurred_at)),
+    }
     ranked = (
         select(*(actions.c[name] for name in (*needed, *(column for _, column in _TOTALS.values()))))
-        .add_columns(over_newest_first(row_number()).label("rank"), *([before] if chained else []))
+        .add_columns(
+            over_newest_first(row_number()).label("rank"),
+            *(column.label(name) for name, column in before.items() if chained),
+        )
         .where(actions.c.effect.is_not(None), *which)
         .subquery("ranked")
     )
@@ -94,22 +133,39 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool], chai
         func.min(r.occurred_at).label("first_action_at"),
         func.max(r.occurred_at).label("last_action_at"),
         func.max(r.loaded_at).label("updated_at"),
-        *(_gaps(r) if chained else []),
+        *(_gaps(r, chained) if chained else []),
     ).group_by(r.award_id)
 
 
-def _gaps(actions: Columns) -> list[ColumnElement[Any]]:
-    """Gap count and newest gap, from actions with a `points_before` column."""
+def _gaps(actions: Columns, read: ReadTimes) -> list[ColumnElement[Any]]:
+    """Gap counts and newest gap, from actions with the columns `points_before` and `before_at`."""
     delta = case(
         (actions["effect"] == literal_column("'earned'"), actions["points_added"]),
         (actions["effect"] == literal_column("'redeemed'"), -actions["points_redeemed"]),
         else_=actions["points_refunded"],
     )
     is_gap = exact(actions["points_available"] - actions["points_before"]) != delta
+    before_at, at = actions["before_at"], actions["occurred_at"]
+    kinds = {
+        "gaps": is_gap,
+        "unread_gaps": and_(is_gap, or_(false(), *(_overlaps(before_at, at, hole) for hole in read.holes))),
+        "covered_gaps": and_(is_gap, or_(false(), *(_is_inside(before_at, at, each) for each in read.covered))),
+    }
     return [
-        cast(func.count(case((is_gap, actions["action_id"]))), BigInteger).label("gaps"),
+        *(
+            cast(func.count(case((is_kind, actions["action_id"]))), BigInteger).label(name)
+            for name, is_kind in kinds.items()
+        ),
         func.max(case((is_gap, actions["occurred_at"]))).label("gap_at"),
     ]
+
+
+def _overlaps(start: ColumnElement[Any], end: ColumnElement[Any], interval: Interval) -> ColumnElement[bool]:
+    return and_(start < literal(interval.until, Instant()), end > literal(interval.after, Instant()))
+
+
+def _is_inside(start: ColumnElement[Any], end: ColumnElement[Any], interval: Interval) -> ColumnElement[bool]:
+    return and_(start >= literal(interval.after, Instant()), end <= literal(interval.until, Instant()))
 
 
 def _sums(actions: Columns) -> list[Label[Any]]:
@@ -215,7 +271,7 @@ def aggregate(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
 
 
 @cache
-def all_balances(tables: Tables, *, chained: bool = False) -> Select[Any]:
+def all_balances(tables: Tables, *, chained: ReadTimes | None = None) -> Select[Any]:
     """Recompute every balance from the whole ledger and all snapshots."""
     return aggregate(partials_from_actions(tables.actions, chained=chained), partials_from_snapshots(tables.awards))
 
@@ -280,16 +336,16 @@ def fill_owner(table: Table, key: str, owner: FromClause) -> RowUpdate:
 
 
 @cache
-def differences(tables: Tables, examples_max: int) -> Select[Any]:
+def differences(tables: Tables, examples_max: int, read: ReadTimes = _NOTHING_READ) -> Select[Any]:
     """Awards whose stored balance differs from the recomputed one, or whose chain of actions has gaps.
 
     Returns the first `examples_max` of each kind, with stored points, expected points and gaps. Every row also has the
-    total number of differing awards and of gaps. Reads the ledger once.
+    total number of differing awards and of gaps of each kind. Reads the ledger once.
     """
     stored = tables.award_balances
-    expected = all_balances(tables, chained=True).subquery("expected")
+    expected = all_balances(tables, chained=read).subquery("expected")
     compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118
-    gaps = [expected.c[name] for name in ("gaps", "gap_at")]
+    gaps = [expected.c[name] for name in (*GAPS, "gap_at")]
     nothing = [cast(null(), column.type).label(column.name) for column in gaps]
     sides = union_all(
         select(*(stored.c[name] for name in compared), *nothing, literal_column("0").label("side")),
@@ -326,7 +382,7 @@ def differences(tables: Tables, examples_max: int) -> Select[Any]:
         *f,
         *(place.label(f"place_{number}") for number, place in enumerate(places)),
         func.sum(f.drifted).over().label("all_drifted"),
-        func.sum(f.gaps).over().label("all_gaps"),
+        *(func.sum(f[name]).over().label(f"all_{name}") for name in GAPS),
     ).subquery("counted")
     c, last = counted.c, literal_column(str(examples_max), BigInteger)
     is_first = or_(and_(c.drifted == 1, c.place_0 <= last), and_(c.gaps > 0, c.place_1 <= last))

@@ -147,7 +147,15 @@ def _figures(report: Report) -> list[tuple[str, str, Mapping[str, Any]]]:
         ("rates", "", report.rates),
         ("all_time", "", report.all_time),
         ("all_time_rates", "", report.all_time_rates),
-        ("status", "", {"drifted": int(report.status.drifted), "rejected": report.status.rejected}),
+        (
+            "status",
+            "",
+            {
+                "drifted": int(report.status.drifted),
+                "rejected": report.status.rejected,
+                "holes": len(report.status.coverage.holes),
+            },
+        ),
     ]
     for figure, rows, keys in (
         ("days", report.days, ("day",)),

@@ -1,0 +1,155 @@
+"""Show which actions were read, and what lies between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+
+from target_crm.errors import WarehouseError
+from target_crm.records.coverage import REPLICATION_KEY, STREAM, summarize
+from target_crm.sql.coverage import recorded
+from target_crm.warehouse import migrations
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from sqlalchemy import Connection
+
+    from target_crm.records.coverage import Interval, MerchantCoverage
+    from target_crm.sql.tables import Tables
+
+NOT_RECORDED = "Coverage is not recorded yet. It begins with the next run of tap-pepper."
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which actions were read and committed.
+
+    Attributes:
+        intervals: `{"from": …, "until": …}`, oldest first, with `action_types` if the run had a filter, and with
+            `merchant` if there are several.
+        holes: Times between them of which actions were never read, with `merchant` if there are several.
+        summary: The same in words, one sentence each.
+    """
+
+    intervals: list[dict[str, Any]]
+    holes: list[dict[str, Any]]
+    summary: list[str]
+
+
+def read_coverage(connection: Connection, tables: Tables) -> list[MerchantCoverage]:
+    """Return what was read of each merchant, within an open transaction."""
+    return summarize(recorded(connection.execute(select(tables.coverage))))
+
+
+def coverage_in(connection: Connection, tables: Tables) -> Coverage:
+    """Describe what was read, within an open transaction."""
+    merchants = read_coverage(connection, tables)
+    first_action_at = None
+    if migrations.has_balances(connection, tables):
+        first_action_at = connection.scalar(select(func.min(tables.actions.c.occurred_at)))
+    are_several = len(merchants) > 1
+    intervals, holes, summary = [], [], []
+    for each in merchants:
+        merchant = {"merchant": each.merchant} if are_several else {}
+        intervals += [
+            {
+                **_edges(interval),
+                **({"action_types": list(scope.action_types)} if scope.action_types else {}),
+                **merchant,
+            }
+            for scope, found in each.read.items()
+            for interval in found
+        ]
+        holes += [{**_edges(hole), **merchant} for hole in each.holes]
+        sentences = _sentences(each)
+        if each.intervals and not are_several:
+            # Which merchant an older action is of is not known.
+            sentences += _beginning(each, first_action_at)
+        summary += [f"Merchant {each.merchant}: {sentence}" if are_several else sentence for sentence in sentences]
+    if not merchants and first_action_at:
+        summary = [NOT_RECORDED]
+    return Coverage(sorted(intervals, key=_from), sorted(holes, key=_from), summary)
+
+
+def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, Any]:
+    """Return a state with which tap-pepper reads on from where the oldest hole begins.
+
+    Raises:
+        WarehouseError: There is no hole.
+    """
+    begins = [(each.holes[0].after, each.merchant) for each in read_coverage(connection, tables) if each.holes]
+    if not begins:
+        raise WarehouseError("the coverage has no hole, so there is nothing to read again")
+    after, merchant = min(begins)
+    bookmark = {"replication_key": REPLICATION_KEY, "replication_key_value": _iso(after)}
+    bookmarks = {STREAM: {**bookmark, **({"merchant": merchant} if merchant else {})}}
+    # Meltano needs `singer_state`; other runners pass the state as it is. The tap takes both.
+    return {"bookmarks": bookmarks, "singer_state": {"bookmarks": bookmarks}}
+
+
+def _sentences(found: MerchantCoverage) -> list[str]:
+    if not found.intervals:
+        return [f"Actions are not complete at any time: no run has read all types. {_not_verified(found.holes[0])}"]
+    if found.holes:
+        return [_not_verified(hole) for hole in found.holes]
+    types = f" of type {', '.join(found.action_types)}" if found.action_types else ""
+    return [
+        f"Actions{types} are complete from {utc(found.intervals[0].after)} to {utc(found.intervals[-1].until)} UTC."
+    ]
+
+
+def _beginning(found: MerchantCoverage, first_action_at: datetime | None) -> list[str]:
+    begins = found.intervals[0].after
+    if first_action_at and first_action_at <= begins:
+        return [f"Coverage is not recorded before {utc(begins)} UTC: an older version loaded the actions before."]
+    if found.holes:
+        return []
+    return ["The ledger begins there: totals count from then on, and balances include what was before."]
+
+
+def _not_verified(hole: Interval) -> str:
+    between = f"between {utc(hole.after)} and {utc(hole.until)} UTC"
+    return f"Not verified: actions {between} were never read ({duration(hole.length)})."
+
+
+def as_text(coverage: Coverage) -> str:
+    """Format intervals and holes as a table, with the sentences below it."""
+    rows = [("read", each) for each in coverage.intervals] + [("HOLE", each) for each in coverage.holes]
+    lines = [f"{'':<6}{'after (UTC)':<21}{'until (UTC)':<21}{'length':>8}"] if rows else []
+    for kind, each in sorted(rows, key=lambda row: _from(row[1])):
+        length = duration(each["until"] - each["from"])
+        notes = [*each.get("action_types", ()), *([f"merchant {each['merchant']}"] if "merchant" in each else [])]
+        lines.append(
+            f"{kind:<6}{utc(each['from']):<21}{utc(each['until']):<21}{length:>8}  {', '.join(notes)}".rstrip()
+        )
+    advice = "To read them, run tap-pepper once with the state that crm-balances coverage --state prints."
+    return "\n".join([*lines, *coverage.summary, *([advice] if coverage.holes else [])])
+
+
+def utc(moment: datetime) -> str:
+    """Format a time, with seconds if there are any."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
+
+
+def duration(length: timedelta) -> str:
+    """Format a length of time, such as `12 min`."""
+    seconds = length.total_seconds()
+    for unit, unit_seconds in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if abs(seconds) >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:,.0f} {unit}"
+    return f"{seconds:,.0f} s"
+
+
+def _edges(interval: Interval) -> dict[str, datetime]:
+    return {"from": interval.after, "until": interval.until}
+
+
+def _from(row: dict[str, Any]) -> tuple[datetime, datetime]:
+    return row["from"], row["until"]
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,130 @@
+"""Lost days, from Pepper to verify, through the console scripts: a hole is found, named and closed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from pepper_sandbox.server import Sandbox
+from pepper_sandbox.world import World
+from tests.helpers.commands import RUN_SECONDS_MAX, Pipeline, command, environment
+from tests.helpers.target import query
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START = datetime(2026, 10, 1, tzinfo=UTC)
+NOW = START + timedelta(days=6)
+
+
+def balances(pipeline: Pipeline, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run crm-balances."""
+    return subprocess.run(
+        command("crm-balances", *arguments),
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=pipeline.warehouse_url),
+        cwd=pipeline.folder,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+
+def coverage(pipeline: Pipeline) -> dict[str, Any]:
+    """The output of crm-balances coverage --json."""
+    found: dict[str, Any] = json.loads(balances(pipeline, "coverage", "--json").stdout)
+    return found
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def loaded(pipeline: Pipeline) -> set[str]:
+    return {action_id for (action_id,) in query(pipeline.warehouse_url, "SELECT action_id FROM actions")}
+
+
+def existing(world: World, after: datetime, until: datetime) -> set[str]:
+    return {action["_id"] for action in world.actions(after=after, until=until)}
+
+
+def test_days_that_a_mangled_state_skips_are_found_and_closed(tmp_path: Path) -> None:
+    world = World(seed=20, users=30, days=6, now=NOW)
+    with Sandbox(world) as sandbox:
+        start = {"TAP_PEPPER_START_DATE": START.isoformat()}
+        pipeline = Pipeline(sandbox, f"sqlite:///{tmp_path / 'crm.db'}", tmp_path, start)
+        pipeline.run()
+        assert balances(pipeline, "verify").returncode == 0
+
+        world.advance(timedelta(days=9))
+        state = json.loads(pipeline.state.read_text())
+        state["bookmarks"]["actions"]["replication_key_value"] = "2026-10-14T00:00:00.000Z"
+        pipeline.state.write_text(json.dumps(state))
+        pipeline.run()
+
+        (hole,) = coverage(pipeline)["holes"]
+        assert (moment(hole["from"]), moment(hole["until"])) == (
+            NOW - timedelta(seconds=5),
+            datetime(2026, 10, 13, 23, 55, tzinfo=UTC),
+        )
+        verified = balances(pipeline, "verify")
+        assert verified.returncode == 1
+        assert (
+            "actions between 2026-10-06 23:59:55 and 2026-10-13 23:55 UTC were never read (7 days)" in verified.stdout
+        )
+        missing = existing(world, moment(hole["from"]), moment(hole["until"]))
+        assert missing
+        assert not missing & loaded(pipeline)
+
+        pipeline.state.write_text(balances(pipeline, "coverage", "--state").stdout)
+        pipeline.run()
+        found = coverage(pipeline)
+
+        assert found["holes"] == []
+        (interval,) = found["intervals"]
+        assert (moment(interval["from"]), moment(interval["until"])) == (START, world.now - timedelta(seconds=5))
+        assert loaded(pipeline) == existing(world, START, world.now - timedelta(seconds=5))
+        assert balances(pipeline, "verify").returncode == 0
+
+        # The state that this run left goes on.
+        world.advance(timedelta(hours=1))
+        pipeline.run()
+        assert moment(coverage(pipeline)["intervals"][0]["until"]) == world.now - timedelta(seconds=5)
+
+
+def test_an_earlier_start_date_completes_a_seeded_ledger(tmp_path: Path) -> None:
+    world = World(seed=21, users=20, days=6, now=NOW)
+    with Sandbox(world) as sandbox:
+        pipeline = Pipeline(sandbox, f"sqlite:///{tmp_path / 'crm.db'}", tmp_path)
+        pipeline.run()
+        seeded = balances(pipeline, "verify")
+        assert seeded.returncode == 0
+        assert "The ledger begins there" in seeded.stdout
+
+        world.advance(timedelta(days=1))
+        pipeline.tap_settings = {"TAP_PEPPER_START_DATE": "2026-10-02"}
+        pipeline.run()
+
+        (interval,) = coverage(pipeline)["intervals"]
+        assert moment(interval["from"]) == START + timedelta(days=1)
+        assert loaded(pipeline) == existing(world, START + timedelta(days=1), world.now - timedelta(seconds=5))
+
+        before = len(sandbox.requests)
+        pipeline.run()
+        assert sum(request.path == "/actions" for request in sandbox.requests[before:]) == 2
+
+
+def test_a_new_warehouse_does_not_inherit_what_the_state_has_read(tmp_path: Path) -> None:
+    world = World(seed=22, users=10, days=3, now=NOW)
+    with Sandbox(world) as sandbox:
+        start = {"TAP_PEPPER_START_DATE": "2026-10-04"}
+        pipeline = Pipeline(sandbox, f"sqlite:///{tmp_path / 'old.db'}", tmp_path, start)
+        pipeline.run()
+        world.advance(timedelta(hours=2))
+        pipeline.warehouse_url = f"sqlite:///{tmp_path / 'new.db'}"
+        pipeline.run()
+
+        (interval,) = coverage(pipeline)["intervals"]
+    assert moment(interval["from"]) == NOW - timedelta(seconds=305)
