@@ -11,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 from typing import cast as cast_type
 
-from sqlalchemy import Integer, case, cast, create_engine, inspect, null, type_coerce
+from sqlalchemy import Double, Integer, case, cast, create_engine, inspect, null, type_coerce
 from sqlalchemy.exc import SQLAlchemyError
 
 from target_crm.engines.driver_errors import describe, pep_249_classes
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         Insert,
         Select,
         Table,
-        Update,
     )
     from sqlalchemy.schema import CreateTable
     from sqlalchemy.types import TypeEngine
@@ -111,8 +110,6 @@ class EngineAdapter:
     widens_columns_to: ClassVar[Collection[str]] = ()
     """The kinds (see `migrations`) that a column can be widened to: `number` and `decimal` from `integer`, `time` from
     `date`, `text` from any."""
-    rebuilds_to_widen: ClassVar[Collection[str]] = ()
-    """Those of these kinds for which the table has to be copied into a new one."""
     rename_table: ClassVar[Sequence[str]] = ()
     """The statements that rename a table; `{new}` is the new name with its schema. Core SQL has none, and without them
     no table can be rebuilt."""
@@ -191,6 +188,13 @@ class EngineAdapter:
         name = preparer.format_table(table)
         return f"ALTER TABLE {name} RENAME COLUMN {preparer.quote(old)} TO {preparer.quote(new)}"
 
+    def view_names(self, connection: Connection, schema: str | None) -> Collection[str]:
+        """The views of a schema; none if the dialect does not support it."""
+        try:
+            return inspect(connection).get_view_names(schema)
+        except NotImplementedError:
+            return ()
+
     def view_definition(self, connection: Connection, name: str, schema: str | None) -> str:
         """The SQL of a view; empty if the dialect does not support it."""
         try:
@@ -202,9 +206,9 @@ class EngineAdapter:
         """The values of a column in a wider type."""
         return cast(column, type_)
 
-    def after_widening(self, table: Table, column: Column[Any], old: TypeEngine[Any]) -> Sequence[Update]:  # noqa: ARG002
-        """What `widen_column` leaves to do: the updates that bring the values into the form of the new type."""
-        return ()
+    def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:  # noqa: ARG002
+        """Whether the table has to be copied into a new one to give a column its wider type."""
+        return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
         """Return the clause of ALTER TABLE that gives a column its wider type; None if the old type holds it all."""
@@ -294,6 +298,9 @@ def quoted_columns(connection: Connection, table: Table) -> str:
 
 def bind_values(dialect: Dialect, column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
     """Convert a column's values for the driver. Each distinct value is converted once."""
+    if isinstance(column.type, Double):
+        # As a decimal, PyMySQL would write all digits of 1e300, and MySQL takes only 65 of them.
+        return to_floats(values)
     processor = column.type.dialect_impl(dialect).bind_processor(dialect)
     return values if processor is None else list(map(cache(processor), values))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import String, case, event
+from sqlalchemy import String, event
 from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT, TINYINT
 from sqlalchemy.ext.compiler import compiles
 
@@ -36,7 +37,7 @@ from target_crm.sql.tables import STAGING_PREFIX
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Column, ColumnElement, Connection, Dialect, Engine, Table, Update
+    from sqlalchemy import Column, ColumnElement, Connection, Dialect, Engine, Table
     from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
+# Letters that the collation of names takes for others, though Unicode does not derive them.
+_LIKE = str.maketrans({"ß": "s", "ı": "i", "ϲ": "σ"})  # noqa: RUF001 - other alphabets
 # Key of a connection's `info`: the longest statement that the server takes, in bytes.
 _PACKET = "max_allowed_packet"
 # A statement's words, and more than any value but a text takes.
@@ -72,6 +75,17 @@ def _size_bytes(row: Sequence[Any]) -> int:
     )
 
 
+def _fold(name: str) -> str:
+    """A name without case and accents, as utf8mb3_general_ci compares names."""
+    return "".join(map(_base, name.translate(_LIKE))).casefold()
+
+
+def _base(letter: str) -> str:
+    parts = unicodedata.decomposition(letter).split()
+    is_accented = len(parts) > 1 and not parts[0].startswith("<")
+    return _base(chr(int(parts[0], 16))) if is_accented else letter
+
+
 class MySQLAdapter(ExtendedSQLAdapter):
     """Named locks that outlast a transaction, and DDL that commits at once."""
 
@@ -83,6 +97,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
         columns=1_017,
         key_bytes=3_072,
         sizes=True,
+        fold=_fold,
     )
     widens_columns_to = ("number", "decimal", "time", "text")
     rename_table = ("ALTER TABLE {old} RENAME TO {new}",)
@@ -90,8 +105,8 @@ class MySQLAdapter(ExtendedSQLAdapter):
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
     # Out of range, truncated, too long, null: these messages name the column, and quote no value.
     _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364})
-    # `Incorrect string value: '…' for column …`
-    _INCORRECT_VALUE = 1366
+    # `Incorrect string value: '…' for column …`; the same with `datetime`
+    _INCORRECT_VALUES = frozenset({1292, 1366})
     # An ALTER TABLE that waits for a reader blocks all later readers. The default is a day.
     _TABLE_LOCK_SECONDS = 10
 
@@ -137,7 +152,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
     def describe_error(self, error: Exception) -> str:
         """Add the server's message about a value, but not the value."""
         number, message = (*error.args, "", "")[:2]
-        if number == self._INCORRECT_VALUE and " for column " in message:
+        if number in self._INCORRECT_VALUES and " for column " in message:
             text, column = message.partition(": '")[0], message.rpartition(" for column ")[2]
             message = f"{text} for column {column}"
         elif number not in self._WITHOUT_VALUES:
@@ -149,17 +164,17 @@ class MySQLAdapter(ExtendedSQLAdapter):
         name = dialect.identifier_preparer.quote(column.name)
         return f"MODIFY COLUMN {name} {column.type.compile(dialect)}"
 
+    def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:
+        """Copy booleans, which are numbers here: after an ALTER TABLE, `0` would have to become `false`.
+
+        A run may be interrupted between the two statements.
+        """
+        return isinstance(old, TINYINT) and isinstance(column.type, Identifier | LongText)
+
     def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """Let the server convert all but booleans, which are numbers here."""
         is_boolean = isinstance(column.type, TINYINT) and isinstance(type_, Identifier | LongText)
         return boolean_as_text(column) if is_boolean else column
-
-    def after_widening(self, table: Table, column: Column[Any], old: TypeEngine[Any]) -> Sequence[Update]:
-        """Write booleans, which are numbers here, as `true` and `false`."""
-        if not isinstance(old, TINYINT) or not isinstance(column.type, Identifier | LongText):
-            return ()
-        words = case((column == "0", "false"), else_="true")
-        return [table.update().values({column.name: words}).where(column.is_not(None))]
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Use the driver's `executemany`, which sends many rows per statement.

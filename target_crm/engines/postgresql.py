@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Numeric, PrimaryKeyConstraint, String, column, event, text
+from sqlalchemy import JSON, DateTime, Numeric, PrimaryKeyConstraint, String, column, event, inspect, text
 from sqlalchemy import table as any_table
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.compiler import compiles
@@ -163,6 +163,10 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         )
         in_schema = f"{foreign_tables} AND nspname = {self._SCHEMA} LIMIT 1"
         return connection.scalar(text(in_schema), {"schema": schema}) is None
+
+    def view_names(self, connection: Connection, schema: str | None) -> Collection[str]:
+        """The views and materialized views of a schema."""
+        return [*super().view_names(connection, schema), *inspect(connection).get_materialized_view_names(schema)]
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """The primary key; a table that is partitioned over other servers cannot declare one."""

@@ -69,6 +69,11 @@ class SparkDialect(HiveDialect):  # type: ignore[misc]
         within = f" IN {self.identifier_preparer.quote(schema)}" if schema else ""
         return [row.tableName for row in connection.execute(text(f"SHOW TABLES{within}"))]
 
+    def get_view_names(self, connection: Connection, schema: str | None = None, **_: Any) -> list[str]:
+        """Return the names of views."""
+        within = f" IN {self.identifier_preparer.quote(schema)}" if schema else ""
+        return [row.viewName for row in connection.execute(text(f"SHOW VIEWS{within}"))]
+
     def has_table(self, connection: Connection, table_name: str, schema: str | None = None, **_: Any) -> bool:
         """Return whether a table or view has the name."""
         return table_name in self.get_table_names(connection, schema)

@@ -26,6 +26,7 @@ from target_crm.records.column_types import (
     POINTS_DIGITS,
     POINTS_PLACES,
     ColumnTypes,
+    Identifier,
     Instant,
     LongText,
     register,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, Column, ColumnElement, Connection, Dialect, Engine, Table
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
@@ -59,8 +60,6 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     # 1,000 deep.
     limits = TableLimits(reserved_columns=frozenset({"rowid", "_rowid_", "true", "false"}), columns=990)
     widens_columns_to = ("number", "decimal", "time", "text")
-    # Any column of numbers takes any number. Text would become a number where it looks like one.
-    rebuilds_to_widen = ("time", "text")
     # By default, a view that reads the table would have to be valid meanwhile.
     rename_table = (
         "PRAGMA legacy_alter_table = ON",
@@ -118,6 +117,10 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
         """No: `BEGIN IMMEDIATE` has already waited for the lock."""
         return False
+
+    def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:  # noqa: ARG002
+        """Copy for all types but numbers: text would become a number in a column of numbers, which takes any number."""
+        return isinstance(column.type, Instant | Identifier | LongText)
 
     def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """Convert by hand what a cast would change: booleans and times, and doubles, of which it keeps 15 digits."""

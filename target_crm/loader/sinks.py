@@ -17,6 +17,7 @@ from sqlalchemy import case, func, or_, select
 from target_crm.errors import InputError
 from target_crm.records import values
 from target_crm.records.actions import INVALID_POINTS, LedgerRow, invalid_points, ledger_row
+from target_crm.records.deletions import in_steps
 from target_crm.records.names import snake_case
 from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, Shape, word
 from target_crm.records.tally import Rejection, Tally
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table
 
     from target_crm.engines.base import EngineAdapter
+    from target_crm.records.deletions import Step
     from target_crm.records.schemas import Stored
     from target_crm.settings import Settings
     from target_crm.warehouse.connection import Warehouse
@@ -280,8 +282,19 @@ class TableSink(StreamSink):
         adapter, table, staged = self.adapter, self.table, self.staged
         adapter.recover(connection, table)
         adapter.recover(connection, staged.table)
+        places = {column.name: place for place, column in enumerate(staged.table.columns)}
+        steps, superseded = in_steps(part.rows, places, self.shape.keys, EXTRACTED_AT)
+        tally = Tally(read=len(superseded), superseded=len(superseded))
+        for step in steps:
+            tally += self._write_step(connection, step, part.present_keys if step is steps[-1] else ())
+        return WriteResult(tally)
+
+    def _write_step(self, connection: Connection, step: Step, present_keys: Sequence[Row]) -> Tally:
+        adapter, table, staged = self.adapter, self.table, self.staged
         clear_staging(adapter, connection, staged)
-        adapter.load(connection, staged.table, part.rows)
+        adapter.load(connection, staged.table, step.rows)
+        if step.kept:
+            adapter.execute(connection, staging.keep_values(table, staged, step.kept))
         self.complete_staged(connection)
         adapter.execute(connection, staging.pick_newer(table, staged, self.age_columns))
         applied = connection.scalar(staging.count_changed(table, staged)) or 0
@@ -289,19 +302,17 @@ class TableSink(StreamSink):
         for statement in staging.replace(table, staged):
             adapter.execute(connection, statement)
         # `_sdc_deleted_at` is the last column.
-        if self.context.settings.hard_delete and any(row[-1] is not None for row in part.rows):
+        if self.context.settings.hard_delete and any(row[-1] is not None for row in step.rows):
             adapter.execute(connection, table.delete().where(table.c[DELETED_AT].is_not(None)))
         # A user's column may round a value, which then differs from the stored one.
         current = max(applied, connection.scalar(staging.count_same(table, staged)) or 0)
         if self.shape.keys:
-            adapter.load(connection, staged.table, part.present_keys)
+            adapter.load(connection, staged.table, present_keys)
             adapter.execute(connection, staging.mark_present(table, staged))
         self.complete_known(connection)
         clear_staging(adapter, connection, staged)
-        tally = Tally(
-            read=len(part.rows), applied=applied, duplicate=current - applied, superseded=len(part.rows) - current
-        )
-        return WriteResult(tally)
+        read = len(step.rows)
+        return Tally(read=read, applied=applied, duplicate=current - applied, superseded=read - current)
 
     @staticmethod
     def age_columns(rows: FromClause) -> list[ColumnElement[Any]]:

@@ -43,6 +43,8 @@ def assign_columns(
     stored: Collection[str],
     reserved: Collection[str],
     bytes_max: int = NAME_BYTES_MAX,
+    *,
+    fold: Callable[[str], str] = str.casefold,
 ) -> dict[str, str]:
     """Return the column of each property. The order of the properties does not matter.
 
@@ -56,20 +58,21 @@ def assign_columns(
             recorded, so it is used by the rules of that time.
         reserved: Names that no property gets.
         bytes_max: The engine's limit of names.
+        fold: Gives names that the engine may regard as equal the same form.
     """
     names = set(properties)
     columns = {name: recorded[name] for name in names & recorded.keys()}
-    taken = _folded(reserved, recorded.values())
-    former_taken = set(taken)
+    taken = set(map(fold, chain(reserved, recorded.values())))
+    former_taken = set(map(str.casefold, chain(reserved, recorded.values())))
     for name in _exact_first(names - columns.keys(), ascii_snake_case):
         former = next(each for each in _numbered(ascii_snake_case(name)) if each.casefold() not in former_taken)
         former_taken.add(former.casefold())
         if former in stored:
             columns[name] = former
-            taken.add(former.casefold())
+            taken.add(fold(former))
     for name in _exact_first(names - columns.keys(), snake_case):
-        columns[name] = _first_free(snake_case(name, bytes_max=bytes_max), taken, stored, bytes_max)
-        taken.add(columns[name].casefold())
+        columns[name] = _first_free(snake_case(name, bytes_max=bytes_max), taken, stored, bytes_max, fold)
+        taken.add(fold(columns[name]))
     return columns
 
 
@@ -79,6 +82,8 @@ def assign_table(
     stored: Collection[str],
     reserved: Collection[str],
     bytes_max: int = NAME_BYTES_MAX,
+    *,
+    fold: Callable[[str], str] = str.casefold,
 ) -> str:
     """Return the table of a stream without a recorded one.
 
@@ -86,14 +91,15 @@ def assign_table(
         stream: The name of the stream.
         others: The recorded tables of other streams.
         stored: The existing tables. One without a stream was created before tables were recorded.
-        reserved: Names that no stream gets.
+        reserved: Names that no stream gets, such as those of views.
         bytes_max: The engine's limit of names.
+        fold: Gives names that the engine may regard as equal the same form.
     """
-    taken = _folded(reserved, others)
+    taken = set(map(fold, chain(reserved, others)))
     former = ascii_snake_case(stream)
-    if former in stored and former not in taken:
+    if former in stored and fold(former) not in taken:
         return former
-    return _first_free(snake_case(stream, "stream", bytes_max), taken, stored, bytes_max)
+    return _first_free(snake_case(stream, "stream", bytes_max), taken, stored, bytes_max, fold)
 
 
 def to_text(name: str) -> str:
@@ -120,12 +126,12 @@ def _exact_first(names: Iterable[str], convert: Callable[[str], str]) -> list[st
     return sorted(names, key=lambda name: (name != convert(name), name))
 
 
-def _first_free(base: str, taken: Collection[str], stored: Collection[str], bytes_max: int) -> str:
+def _first_free(
+    base: str, taken: Collection[str], stored: Collection[str], bytes_max: int, fold: Callable[[str], str]
+) -> str:
     # What exists under a number is something else.
     return next(
-        each
-        for each in _numbered(base, bytes_max)
-        if each.casefold() not in taken and (each == base or each not in stored)
+        each for each in _numbered(base, bytes_max) if fold(each) not in taken and (each == base or each not in stored)
     )
 
 
@@ -137,8 +143,3 @@ def _numbered(base: str, bytes_max: int = NAME_BYTES_MAX) -> Iterator[str]:
 
 def _cut(name: str, bytes_max: int) -> str:
     return name.encode(errors="ignore")[:bytes_max].decode(errors="ignore")
-
-
-def _folded(*names: Iterable[str]) -> set[str]:
-    """Names in a form that is equal if an engine may regard them as equal."""
-    return {each.casefold() for each in chain(*names)}

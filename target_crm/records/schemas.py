@@ -23,6 +23,7 @@ from target_crm.records.column_types import (
     Whole,
     decimal_type,
 )
+from target_crm.records.deletions import ABSENT
 from target_crm.records.names import NAME_BYTES_MAX, assign_columns, snake_case
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class TableLimits:
     """Whether a column refuses what exceeds the size of its type, as SQLAlchemy names it."""
     name_bytes: int = NAME_BYTES_MAX
     """Bytes of the name of a table or column."""
+    fold: Callable[[str], str] = str.casefold
+    """Gives names that the engine may regard as equal the same form."""
 
 
 class Stored(NamedTuple):
@@ -87,7 +90,11 @@ class Stored(NamedTuple):
     places: int = 0
     """Of a `decimal`: how many of its digits are after the point."""
     size: int = 0
-    """Characters of a `text`, bits of an `integer`; 0 for no fewer than the target needs."""
+    """Characters or bytes of a `text`; bits of an `integer`, a `number`, or the seconds of a `time`. 0 if there is room
+    for what the target stores."""
+    is_in_bytes: bool = False
+    """Whether the size is that of a text in UTF-8."""
+    is_unsigned: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,8 +121,6 @@ BOOLEAN = Kind(Boolean(), values.boolean)
 JSON = Kind(JsonText(), values.json_document)
 ANY_TEXT = Kind(LongText(), values.any_text)
 
-# Some sources write an empty string for a time that is not set.
-_EMPTY_IS_NULL = {INSTANT, INSTANT_OR_TEXT, DATE}
 # The words of JSON Schema that are read → their types.
 _WORDS: dict[str, tuple[type, ...]] = {
     "$ref": (str,),
@@ -133,6 +138,13 @@ _WORDS: dict[str, tuple[type, ...]] = {
     "exclusiveMinimum": (int, float, Decimal, bool),
     "exclusiveMaximum": (int, float, Decimal, bool),
     "multipleOf": (int, float, Decimal),
+}
+# What a column holds → the kinds of properties whose values may exceed it.
+_SIZED = {
+    "text": {TEXT, ANY_TEXT},
+    "integer": {INTEGER},
+    "number": {NUMBER},
+    "time": {INSTANT, INSTANT_OR_TEXT},
 }
 # The words that bound a number → how far the last number is from the bound.
 _BOUNDS = {"minimum": 0, "maximum": 0, "exclusiveMinimum": 1, "exclusiveMaximum": -1}
@@ -163,12 +175,19 @@ def key_kind(chars_max: int) -> Kind:
 
 
 @cache
-def sized_kind(kind: Kind, size: int) -> Kind:
-    """Integers or texts for a column that a user made smaller."""
-    if kind is KEY:
-        return key_kind(size)
-    convert = values.sized_integer if kind is INTEGER else values.sized_text
-    return Kind(kind.type, partial(convert, convert=kind.convert, size=size))
+def sized_kind(kind: Kind, stored: Stored) -> Kind:
+    """Values for a column that a user made smaller."""
+    size, convert = stored.size, kind.convert
+    sized: Callable[[Any], Any]
+    if stored.kind == "text":
+        sized = partial(values.sized_text, convert=convert, size=size, is_in_bytes=stored.is_in_bytes)
+    elif stored.kind == "integer":
+        sized = partial(values.sized_integer, convert=convert, bits=size, is_unsigned=stored.is_unsigned)
+    elif stored.kind == "number":
+        sized = partial(values.single, convert=convert)
+    else:
+        sized = partial(values.sized_instant, convert=convert, bits=size)
+    return Kind(kind.type, sized, kind.spills)
 
 
 @dataclass(frozen=True)
@@ -222,7 +241,7 @@ class Shape:
         columns = {name: snake_case(name) for name in fixed}
         reserved = {*_RESERVED_COLUMNS, *limits.reserved_columns, *columns.values()}
         others = {*properties, *key_properties} - fixed.keys()
-        columns |= assign_columns(others, recorded or {}, stored, reserved, limits.name_bytes)
+        columns |= assign_columns(others, recorded or {}, stored, reserved, limits.name_bytes, fold=limits.fold)
         kinds = {
             **fixed,
             **{name: _kind_of_property(name, schema, limits) for name in properties if name not in fixed},
@@ -254,7 +273,8 @@ class Shape:
     ) -> tuple[Any, ...]:
         """Convert a record to a row: its fields, then the metadata columns in the order of `FORMER_NAMES`.
 
-        A log-based tap sets `_sdc_deleted_at` in the record of a deleted row, and may leave out all but the key.
+        A log-based tap sets `_sdc_deleted_at` in the record of a deleted row, and may leave out all but the key. If the
+        stream has a key, what it leaves out is `ABSENT`.
 
         Raises:
             Invalid: A key or a required property is missing, or a value does not fit its column.
@@ -264,8 +284,17 @@ class Shape:
             deleted_at = values.instant(record[DELETED_AT]) if record.get(DELETED_AT) else None
         except values.Invalid as reason:
             raise values.Invalid(f"{DELETED_AT} {reason}") from None
-        row = [self._value(field, record, spilled, keys_only=deleted_at is not None) for field in self.fields]
-        return (*row, self._extra(record, spilled), extracted_at, loaded_at, version, deleted_at)
+        may_be_partial = deleted_at is not None and bool(self.keys)
+        row = [
+            ABSENT
+            if may_be_partial and field.property not in record and field.column not in self.keys
+            else self._value(field, record, spilled)
+            for field in self.fields
+        ]
+        extra = self._extra(record, spilled)
+        if extra is None and ABSENT in row:
+            extra = ABSENT
+        return (*row, extra, extracted_at, loaded_at, version, deleted_at)
 
     def key_row(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
         """A row with nothing but the key and version of a record.
@@ -273,19 +302,15 @@ class Shape:
         Raises:
             Invalid: The key is missing or invalid.
         """
-        row = [
-            self._value(field, record, [], keys_only=True) if field.column in self.keys else None
-            for field in self.fields
-        ]
+        row = [self._value(field, record, []) if field.column in self.keys else None for field in self.fields]
         return (*row, None, None, None, version, None)
 
-    def _value(self, field: Field, record: Mapping[str, Any], spilled: list[str], *, keys_only: bool) -> Any:
-        """A field's value in its column; the name of a field whose value goes to `_sdc_extra` is added to `spilled`.
-
-        With `keys_only`, properties that the schema requires may be missing, unless they belong to the key.
-        """
+    def _value(self, field: Field, record: Mapping[str, Any], spilled: list[str]) -> Any:
+        """A field's value in its column; the name of a field whose value goes to `_sdc_extra` is added to `spilled`."""
         value = record.get(field.property)
-        if value == "" and field.nullable and field.kind in _EMPTY_IS_NULL and field.column not in self.keys:
+        is_time = isinstance(field.kind.type, Instant | Date)
+        if value == "" and is_time and field.nullable and field.column not in self.keys:
+            # Some sources write an empty string for a time that is not set.
             return None
         if value is not None:
             try:
@@ -296,7 +321,7 @@ class Shape:
                 spilled.append(field.property)
                 return None
         is_key = field.column in self.keys
-        if is_key or (field.required and not keys_only and field.property not in record):
+        if is_key or (field.required and field.property not in record):
             is_null = field.property in record
             raise MissingProperty(f"{field.property} is {'null, and a key part' if is_null else 'missing'}")
         return None
@@ -348,9 +373,10 @@ def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
 
 def _sized(kind: Kind, stored: Stored) -> Kind:
     """The kind of a property whose column may have less room than those of the target."""
-    is_smaller = 0 < stored.size < ID_CHARS_MAX if kind is KEY else stored.size and kind in {TEXT, ANY_TEXT, INTEGER}
-    keeps_type = stored.kind == ("integer" if kind is INTEGER else "text")
-    return sized_kind(kind, stored.size) if is_smaller and keeps_type else kind
+    if kind is KEY:
+        is_smaller = stored.kind == "text" and 0 < stored.size < ID_CHARS_MAX
+        return key_kind(stored.size) if is_smaller else kind
+    return sized_kind(kind, stored) if stored.size and kind in _SIZED.get(stored.kind, ()) else kind
 
 
 class MissingProperty(values.Invalid):

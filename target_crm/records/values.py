@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from ctypes import c_float
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -218,20 +219,40 @@ def decimal(value: Any, digits: int, places: int) -> Decimal:
     return rounded
 
 
-def sized_integer(value: Any, convert: Callable[[Any], int], size: int) -> int:
+def sized_integer(value: Any, convert: Callable[[Any], int], bits: int, *, is_unsigned: bool) -> int:
     """A whole number that fits into so many bits."""
     number = convert(value)
-    if not -(2 ** (size - 1)) <= number < 2 ** (size - 1):
-        raise Invalid(f"is out of the range of its column's {size} bits")
+    limit = 2 ** (bits - 1)
+    if not (0 <= number < 2 * limit if is_unsigned else -limit <= number < limit):
+        raise Invalid(f"is out of the range of its column's {bits} bits{' without a sign' if is_unsigned else ''}")
     return number
 
 
-def sized_text(value: Any, convert: Callable[[Any], str], size: int) -> str:
-    """Text of at most so many characters."""
+def single(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
+    """A number within the range of a floating-point number of 32 bits."""
+    number = convert(value)
+    nearest = c_float(float(number)).value
+    if not math.isfinite(nearest) or (number and not nearest):
+        raise Invalid("is out of the range of its column's 32 bits, expected a magnitude of 1.4e-45 to 3.4e38")
+    return number
+
+
+def sized_text(value: Any, convert: Callable[[Any], str], size: int, *, is_in_bytes: bool) -> str:
+    """Text of at most so many characters, or bytes in UTF-8."""
     text = convert(value)
-    if len(text) > size:
-        raise Invalid(f"has {len(text)} characters, its column takes at most {size}")
+    found = len(text.encode()) if is_in_bytes else len(text)
+    if found > size:
+        raise Invalid(f"has {found} {'bytes' if is_in_bytes else 'characters'}, its column takes at most {size}")
     return text
+
+
+def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> datetime:
+    """An instant whose seconds since 1970 fit into so many bits. The first of them stands for no time."""
+    moment = convert(value)
+    last = datetime.fromtimestamp(2**bits - 1, UTC)
+    if not 0 < moment.timestamp() <= 2**bits - 1:
+        raise Invalid(f"is out of range, its column takes times of 1970 to {last:%Y-%m-%d}")
+    return moment
 
 
 def table_version(value: Any) -> int | None:

@@ -199,6 +199,11 @@ def replace(table: Table, staged: Staged) -> list[Insert | RowUpdate]:
     return [RowUpdate(table, values, _same_key(table, rows)), insert_missing(table, rows)]
 
 
+def keep_values(table: Table, staged: Staged, columns: Collection[str]) -> RowUpdate:
+    """Give staged rows the values that columns have in the table's rows of the same key."""
+    return RowUpdate(staged.table, {name: table.c[name] for name in columns}, _same_key(table, staged.table))
+
+
 @cache
 def count_changed(table: Table, staged: Staged) -> Select[tuple[int]]:
     """Count the rows in `fresh` that change the table in more than metadata."""

@@ -46,13 +46,13 @@ from target_crm.sql.tables import STAGING_PREFIX, WORK, rebuilt_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, Delete, Dialect, Insert, Select, TextClause, Update
+    from sqlalchemy import ColumnElement, Connection, Delete, Dialect, Insert, Select, TextClause
     from sqlalchemy.types import TypeEngine
 
     from target_crm.engines.base import EngineAdapter
     from target_crm.sql.tables import Tables
 
-    Statement = ExecutableDDLElement | TextClause | Insert | Delete | Update
+    Statement = ExecutableDDLElement | TextClause | Insert | Delete
 
 logger = logging.getLogger("target-crm.warehouse")
 
@@ -78,8 +78,21 @@ _KEPT = {("number", "integer"), ("number", "decimal"), ("decimal", "integer"), (
 _DOUBLE_DIGITS = 15
 # Types of dialects that do not inherit from SQLAlchemy's.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
-# Integers that have less room than those of the target.
-_BITS = {"SMALLINT": 16, "MEDIUMINT": 24, "INTEGER": 32}
+# The bits of numbers that have less room than those of the target, by the class of their type.
+_BITS = {
+    "TinyInteger": 8,
+    "UTinyInteger": 8,
+    "SMALLINT": 16,
+    "USmallInteger": 16,
+    "MEDIUMINT": 24,
+    "INTEGER": 32,
+    "UInteger": 32,
+    "UBigInteger": 64,
+    "REAL": 32,
+    "FLOAT": 32,
+}
+# The bytes of texts on MySQL.
+_TEXT_BYTES = {"TINYTEXT": 2**8 - 1, "TEXT": 2**16 - 1}
 
 
 class AlterTable(ExecutableDDLElement):
@@ -112,7 +125,7 @@ def set_up(
     Raises:
         WarehouseError: The tables have a newer version.
     """
-    schema, inspector, adapter = tables.metadata.schema, inspect(connection), _adapter(connection)
+    schema, inspector, adapter = tables.metadata.schema, inspect(connection), adapter_of(connection)
     found = version(connection, tables)
     if found > VERSION:
         raise WarehouseError(f"the tables have version {found}, this target supports {VERSION}: upgrade pepper-crm")
@@ -167,13 +180,15 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     Raises:
         WarehouseError: The table cannot be changed to the new schema.
     """
-    inspector, dialect, adapter = inspect(connection), connection.dialect, _adapter(connection)
+    inspector, dialect, adapter = inspect(connection), connection.dialect, adapter_of(connection)
     if not inspector.has_table(table.name, schema=table.schema):
         _check_width(connection, table, table.columns.keys())
         if adapter.rename_table and inspector.has_table(rebuilt_of(table), schema=table.schema):
             # An engine without transactions was interrupted between the last two steps of `_rebuild`.
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
         return creation(table)
+    if table.name in adapter.view_names(connection, table.schema):
+        raise WarehouseError(f"table {table.name!r} is a view: drop or rename the view, or rename the stream by a map")
     found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
     renames = _renames(found)
     found = {renames.get(name, name): type_ for name, type_ in found.items()}
@@ -197,7 +212,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
             raise
         # A work table is empty between transactions.
         return [DropTable(table), *creation(table)]
-    copied = {column.name for column in widened if _kind_in_ddl(column, dialect) in adapter.rebuilds_to_widen}
+    copied = {column.name for column in widened if adapter.rebuilds_to_widen(found[column.name], column)}
     # SQLite's columns of numbers take any number as they are.
     altered = {column.name: clause for column in widened if (clause := adapter.widen_column(dialect, column))}
     if copied and is_work:
@@ -213,16 +228,13 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
         if column.name not in found:
             clause = f"{adapter.add_column} {_in_create_table(column, dialect)}"
             statements.append(AlterTable(table, f"ALTER TABLE {name} {clause}"))
-    for changed_name, change in altered.items():
-        statements.append(AlterTable(table, f"ALTER TABLE {name} {change}"))
-        if not is_work:
-            statements += adapter.after_widening(table, table.c[changed_name], found[changed_name])
+    statements += [AlterTable(table, f"ALTER TABLE {name} {change}") for change in altered.values()]
     return statements
 
 
 def _check_width(connection: Connection, table: Table, found: Collection[str]) -> None:
     """Refuse a table of too many columns. Its work table has one more."""
-    columns_max = _adapter(connection).limits.columns
+    columns_max = adapter_of(connection).limits.columns
     columns = len({*found, *table.columns.keys()})
     if columns_max and columns >= columns_max and table.info != WORK:
         raise WarehouseError(
@@ -233,7 +245,7 @@ def _check_width(connection: Connection, table: Table, found: Collection[str]) -
 
 def _check_doubles(connection: Connection, table: Table, column: Column[Any], old: TypeEngine[Any]) -> None:
     """Refuse to make doubles of exact numbers that would change."""
-    has_doubles = _adapter(connection).limits.decimal_digits is not None
+    has_doubles = adapter_of(connection).limits.decimal_digits is not None
     if not has_doubles or _kind_in_ddl(column, connection.dialect) != "number":
         return
     stored = any_table(table.name, any_column(column.name, old), schema=table.schema)
@@ -265,7 +277,7 @@ def _rebuild(
         changed: The columns that get a wider type.
         has_other_key: Whether the key changes.
     """
-    dialect, adapter = connection.dialect, _adapter(connection)
+    dialect, adapter = connection.dialect, adapter_of(connection)
     metadata = MetaData(schema=table.schema)
     old = Table(table.name, metadata, *(Column(name, type_) for name, type_ in found.items()))
     keys = table.primary_key.columns.keys()
@@ -328,7 +340,7 @@ def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -
 def _rename_table(connection: Connection, old: Table, new: Table) -> list[Statement]:
     preparer = connection.dialect.identifier_preparer
     names = {"old": preparer.format_table(old), "new": preparer.format_table(new), "name": preparer.quote(new.name)}
-    return [text(template.format(**names)) for template in _adapter(connection).rename_table]
+    return [text(template.format(**names)) for template in adapter_of(connection).rename_table]
 
 
 def _indexes(connection: Connection, table: Table) -> list[Statement]:
@@ -363,7 +375,7 @@ def _renames_of_others(connection: Connection, tables: Tables, wanted: Collectio
         renamed |= bool(renames)
         if name not in wanted:
             statements += _rename_statements(connection, Table(name, MetaData(), schema=schema), renames)
-    if renamed and not _adapter(connection).views_follow_renames:
+    if renamed and not adapter_of(connection).views_follow_renames:
         _check_views(connection, tables)
     return statements
 
@@ -387,15 +399,15 @@ def _renames(columns: Collection[str]) -> dict[str, str]:
 
 
 def _rename_statements(connection: Connection, table: Table, renames: dict[str, str]) -> list[Statement]:
-    adapter = _adapter(connection)
+    adapter = adapter_of(connection)
     dialect = connection.dialect
     return [AlterTable(table, adapter.rename_column(dialect, table, old, new)) for old, new in renames.items()]
 
 
 def _check_views(connection: Connection, tables: Tables) -> None:
-    schema, adapter = tables.metadata.schema, _adapter(connection)
+    schema, adapter = tables.metadata.schema, adapter_of(connection)
     former_name = re.compile(rf"\b({'|'.join(FORMER_NAMES)})\b", re.IGNORECASE)
-    for name in set(inspect(connection).get_view_names(schema)) - set(tables.views):
+    for name in set(adapter.view_names(connection, schema)) - set(tables.views):
         found = former_name.search(adapter.view_definition(connection, name, schema))
         if found:
             former = found[1].lower()
@@ -461,10 +473,16 @@ def _stored(type_: TypeEngine[Any]) -> Stored:
     kind, places = _kind(type_), getattr(type_, "scale", None)
     if kind == "decimal":
         return Stored("number") if places is None else Stored(kind, getattr(type_, "precision", None) or 0, places)
+    name = type(type_).__name__
     if kind == "text":
-        return Stored(kind, size=getattr(type_, "length", None) or 0)
-    bits = 0 if getattr(type_, "unsigned", False) else _BITS.get(type_.__visit_name__, 0)
-    return Stored(kind, size=bits)
+        # Only MySQL's types have a `charset`.
+        bytes_max = _TEXT_BYTES.get(name, 0) if hasattr(type_, "charset") else 0
+        return Stored(kind, size=getattr(type_, "length", None) or bytes_max, is_in_bytes=bytes_max > 0)
+    if kind == "time":
+        # MySQL's TIMESTAMP, the only one with an `fsp`, counts seconds since 1970.
+        return Stored(kind, size=31 if name == "TIMESTAMP" and hasattr(type_, "fsp") else 0)
+    is_unsigned = bool(getattr(type_, "unsigned", False)) or name.startswith("U")
+    return Stored(kind, size=_BITS.get(name, 64 if is_unsigned else 0), is_unsigned=is_unsigned)
 
 
 def creation(table: Table) -> list[Statement]:
@@ -483,6 +501,7 @@ def view(
     return [*drop, text(adapter.create_view.format(name=quoted, query=body))]
 
 
-def _adapter(connection: Connection) -> EngineAdapter:
+def adapter_of(connection: Connection) -> EngineAdapter:
+    """The adapter of a connection's engine."""
     # A dialect may call itself otherwise than its URL does.
     return adapter_for(connection.engine.url.get_backend_name())

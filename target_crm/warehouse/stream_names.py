@@ -9,7 +9,7 @@ from sqlalchemy import inspect, select
 
 from target_crm.records.names import NAME_BYTES_MAX, assign_table, from_text, to_text
 from target_crm.sql.tables import WORK_PREFIX
-from target_crm.warehouse.migrations import stored_columns
+from target_crm.warehouse.migrations import adapter_of, stored_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,10 +78,13 @@ class StreamNames:
         ]
 
     def _new_table(self, stream: str) -> str:
-        existing = inspect(self._connection).get_table_names(schema=self._tables.metadata.schema)
+        connection, schema = self._connection, self._tables.metadata.schema
+        existing = inspect(connection).get_table_names(schema=schema)
         stored = {each for each in existing if not each.startswith(WORK_PREFIX)}
-        bytes_max = name_bytes_max(self._connection.dialect)
-        return assign_table(stream, self._table_of.values(), stored, self._tables.reserved_names, bytes_max)
+        adapter = adapter_of(connection)
+        reserved = self._tables.reserved_names | set(adapter.view_names(connection, schema))
+        bytes_max = name_bytes_max(connection.dialect)
+        return assign_table(stream, self._table_of.values(), stored, reserved, bytes_max, fold=adapter.limits.fold)
 
     def _columns(self, stream_id: str) -> dict[str, str]:
         columns = self._tables.columns

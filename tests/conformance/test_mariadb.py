@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import event
 
 from target_crm.errors import WarehouseError
 from target_crm.warehouse.connection import Warehouse
 from tests.conformance import Unavailable
 from tests.conformance.mariadb import mariadb
-from tests.helpers.target import INTEGER, TEXT, execute, load, query, record, schema, state
+from tests.helpers.target import INTEGER, NUMBER, TEXT, execute, load, query, record, schema, state
 from tests.helpers.waits import logged_waits
-from tests.target.test_widening import MICROS, UNSIGNED, check_widening
+from tests.target.test_widening import MICROS, TIME, UNSIGNED, check_widening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,6 +93,45 @@ def test_columns_are_widened_and_keep_their_values(new_url: Callable[[], str]) -
     check_widening(new_url())
 
 
+@pytest.mark.parametrize("statements", range(1, 7))
+def test_booleans_become_words_even_if_the_run_is_interrupted(new_url: Callable[[], str], statements: int) -> None:
+    url = new_url()
+    booleans = {"id": INTEGER, "v": {"type": ["null", "boolean"]}}
+    rows = [record("b", {"id": number, "v": value}) for number, value in enumerate((True, False, None))]
+    load(url, [schema("b", booleans, "id"), *rows])
+    texts = [schema("b", {"id": INTEGER, "v": {"type": ["null", "string"]}}, "id"), record("b", {"id": 3, "v": "0"})]
+
+    crm = Warehouse(url)
+    executed = 0
+
+    def interrupt(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal executed
+        executed += statement.lstrip().startswith(
+            ("CREATE", "INSERT INTO `_crm_rebuilt", "DROP", "ALTER", "UPDATE `b`")
+        )
+        if executed == statements:
+            raise KeyboardInterrupt
+
+    event.listen(crm._engine, "after_cursor_execute", interrupt)
+    with suppress(KeyboardInterrupt):
+        load(crm, texts)
+    crm.dispose()
+    load(url, texts)
+
+    assert query(url, "SELECT id, v FROM b ORDER BY id") == [(0, "true"), (1, "false"), (2, None), (3, "0")]
+
+
+def test_a_stream_never_takes_a_view_for_its_table(new_url: Callable[[], str]) -> None:
+    url = new_url()
+    load(url, [schema("people", {"id": TEXT}, "id"), record("people", {"id": "1"})])
+    execute(url, "CREATE VIEW report AS SELECT id FROM people")
+
+    for _ in range(2):
+        load(url, [schema("Report", {"id": TEXT}, "id"), record("Report", {"id": "2"})])
+
+    assert query(url, "SELECT id FROM report_2") == [("2",)]
+
+
 def test_numbers_are_exact(new_url: Callable[[], str]) -> None:
     url = new_url()
     line = '{"type": "RECORD", "stream": "x", "record": {"id": 18446744073709551615, "d": 12345678901234.123456}}'
@@ -119,15 +159,26 @@ def test_a_key_is_changed_even_if_the_copy_was_interrupted(new_url: Callable[[],
 
 
 def test_a_value_that_exceeds_a_column_is_quarantined_with_the_limit(url: str) -> None:
-    execute(url, "CREATE TABLE t (id BIGINT PRIMARY KEY, n MEDIUMINT, u INTEGER UNSIGNED, v VARCHAR(3))")
-    rows = [{"id": 1, "n": 2**23 - 1, "u": 2**32 - 1, "v": "abc"}, {"id": 2, "n": 2**23}, {"id": 3, "v": "abcd"}]
-    properties = {"id": INTEGER, "n": INTEGER, "u": INTEGER, "v": {"type": ["string", "null"]}}
+    execute(
+        url,
+        "CREATE TABLE t (id BIGINT PRIMARY KEY, n MEDIUMINT, u INTEGER UNSIGNED, v VARCHAR(3), f FLOAT, "
+        "tiny TINYTEXT CHARACTER SET utf8mb4, at TIMESTAMP NULL)",
+    )
+    largest = {"n": 2**23 - 1, "u": 2**32 - 1, "v": "abc", "f": 3.4e38, "tiny": "é" * 127, "at": "2038-01-19T03:14:07Z"}
+    exceeding = {"n": 2**23, "u": -1, "v": "abcd", "f": 3.5e38, "tiny": "é" * 128, "at": "2038-01-19T03:14:08Z"}
+    rows = [{"id": 1} | largest, *({"id": 2, name: value} for name, value in exceeding.items())]
+    optional = {"type": ["string", "null"]}
+    properties = {"id": INTEGER, "n": INTEGER, "u": INTEGER, "v": optional, "f": NUMBER, "tiny": optional, "at": TIME}
 
     load(url, [schema("t", properties, "id"), *(record("t", row) for row in rows)])
 
     assert query(url, "SELECT id FROM t") == [(1,)]
     assert query(url, "SELECT reason FROM rejected_records ORDER BY reason") == [
+        ("at is out of range, its column takes times of 1970 to 2038-01-19",),
+        ("f is out of the range of its column's 32 bits, expected a magnitude of 1.4e-45 to 3.4e38",),
         ("n is out of the range of its column's 24 bits",),
+        ("tiny has 256 bytes, its column takes at most 255",),
+        ("u is out of the range of its column's 32 bits without a sign",),
         ("v has 4 characters, its column takes at most 3",),
     ]
 

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import create_engine, inspect, text
 
 from target_crm.balances_cli.status import status
+from target_crm.errors import WarehouseError
 from target_crm.loader.reader import without_nul
 from target_crm.loader.sinks import TableSink
 from target_crm.records.names import ascii_snake_case, assign_columns, assign_table, from_text, snake_case, to_text
@@ -241,6 +242,33 @@ def test_streams_of_similar_names_have_a_table_each(
         assert query(warehouse_url, f'SELECT id, v FROM "{table}"') == [("1", f"of {name}")]
     runs = query(warehouse_url, "SELECT stream, sum(read) FROM load_runs WHERE stream <> '' GROUP BY stream")
     assert {stream: int(count) for stream, count in runs} == dict.fromkeys(tables, 3)
+
+
+@pytest.mark.parametrize("kind", ["VIEW", "MATERIALIZED VIEW"])
+def test_a_stream_never_takes_a_view_for_its_table(warehouse_url: str, kind: str) -> None:
+    if kind != "VIEW" and not warehouse_url.startswith("postgresql"):
+        kind = "VIEW"
+    load(warehouse_url, [schema("people", {"id": TEXT}, "id"), record("people", {"id": "1"})])
+    execute(warehouse_url, f"CREATE {kind} report AS SELECT id FROM people")
+
+    report = [schema("Report", {"id": TEXT}, "id"), record("Report", {"id": "2"})]
+    for _ in range(2):
+        load(warehouse_url, report)
+
+    assert query(warehouse_url, "SELECT id FROM report_2") == [("2",)]
+    assert query(warehouse_url, "SELECT id FROM report") == [("1",)]
+
+
+def test_a_table_that_a_view_has_replaced_stops_its_stream(warehouse_url: str) -> None:
+    lines = [schema("people", {"id": TEXT}), record("people", {"id": "1"})]
+    load(warehouse_url, lines)
+    execute(warehouse_url, "ALTER TABLE people RENAME TO persons")
+    execute(warehouse_url, "CREATE VIEW people AS SELECT * FROM persons")
+
+    with pytest.raises(WarehouseError, match="stream 'people': 1 records were not loaded: table 'people' is a view"):
+        load(warehouse_url, lines)
+
+    assert query(warehouse_url, "SELECT id FROM persons") == [("1",)]
 
 
 def test_status_counts_rejected_records_for_the_table_of_their_stream(warehouse_url: str) -> None:

@@ -602,6 +602,52 @@ def test_a_deletion_may_have_nothing_but_the_key(sqlite_url: str, hard_delete: b
     assert query(sqlite_url, "SELECT id FROM s WHERE _sdc_deleted_at IS NOT NULL") == [(2,)] * (not hard_delete)
 
 
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        pytest.param(["update", "delete"], [("b", True)], id="update-then-deletion"),
+        pytest.param(["delete", "update"], [("b", False)], id="deletion-then-update"),
+        pytest.param(["update", "delete", "insert"], [("c", False)], id="brought-back"),
+        pytest.param(["delete", "update", "delete"], [("b", True)], id="deleted-twice"),
+        pytest.param(["delete", "named"], [("d", True)], id="values-in-the-second-deletion"),
+        pytest.param(["named", "delete"], [("d", True)], id="values-in-the-first-deletion"),
+    ],
+)
+@pytest.mark.parametrize("batch_size_rows", [1, 10], ids=["batch-each", "one-batch"])
+def test_a_deletion_keeps_the_values_of_the_record_before_it(
+    sqlite_url: str, sent: list[str], expected: list[tuple[str, bool]], batch_size_rows: int
+) -> None:
+    deleted = {"_sdc_deleted_at": "2026-11-01T00:00:00Z"}
+    records = {
+        "update": {"id": 1, "v": "b"},
+        "insert": {"id": 1, "v": "c"},
+        "delete": {"id": 1} | deleted,
+        "named": {"id": 1, "v": "d"} | deleted,
+    }
+    keyed = schema("s", {"id": INTEGER, "v": TEXT, "n": INTEGER}, "id")
+    load(sqlite_url, [keyed, record("s", {"id": 1, "v": "a", "n": 7})])
+
+    # All of them have the same `time_extracted`, as those of a log-based run have.
+    load(sqlite_url, [keyed, *(record("s", records[name]) for name in sent)], batch_size_rows=batch_size_rows)
+
+    found = query(sqlite_url, "SELECT v, _sdc_deleted_at IS NOT NULL FROM s")
+    assert [(value, bool(is_deleted)) for value, is_deleted in found] == expected
+
+
+def test_an_older_deletion_changes_nothing_and_counts_as_superseded(sqlite_url: str) -> None:
+    keyed = schema("s", {"id": INTEGER, "v": TEXT}, "id")
+    older = record("s", {"id": 1, "_sdc_deleted_at": "2026-11-01T00:00:00Z"}, at="2026-10-01T00:00:00Z")
+    lines = [keyed, record("s", {"id": 1, "v": "a"}), older]
+
+    tallies = [load(sqlite_url, messages).tallies["s"] for messages in (lines, [keyed, older])]
+
+    assert tallies == [
+        "2 read = 1 applied + 0 duplicate + 1 superseded + 0 quarantined",
+        "1 read = 0 applied + 0 duplicate + 1 superseded + 0 quarantined",
+    ]
+    assert query(sqlite_url, "SELECT v, _sdc_deleted_at FROM s") == [("a", None)]
+
+
 def test_a_deletion_whose_time_cannot_be_read_is_quarantined(sqlite_url: str) -> None:
     keyed = schema("s", {"id": INTEGER}, "id")
 

@@ -124,6 +124,25 @@ def test_a_key_that_exceeds_its_column_is_quarantined(url: str) -> None:
     ]
 
 
+def test_a_number_that_exceeds_a_column_of_32_bits_is_quarantined(warehouse_url: str) -> None:
+    execute(warehouse_url, "CREATE TABLE t (id BIGINT PRIMARY KEY, d REAL)")
+    numbers = [3.4e38, -1.5e-45, 0, 3.5e38, -1e300, 1e-46]
+
+    load(
+        warehouse_url,
+        [schema("t", VALUES, "id"), *(record("t", {"id": number, "d": d}) for number, d in enumerate(numbers))],
+        max_rejected_fraction=1.0,
+    )
+
+    limit = "d is out of the range of its column's 32 bits, expected a magnitude of 1.4e-45 to 3.4e38"
+    # SQLite's REAL has 64 bits.
+    exceeding = 0 if warehouse_url.startswith("sqlite") else 3
+    assert [row["reason"] for row in table(warehouse_url, "rejected_records", "reason", "input_line")] == (
+        [limit] * exceeding
+    )
+    assert query(warehouse_url, "SELECT count(*) FROM t") == [(6 - exceeding,)]
+
+
 def test_the_counts_add_up_if_a_user_s_column_rounds(url: str) -> None:
     execute(url, "CREATE TABLE t (id bigint PRIMARY KEY, d real)")
 

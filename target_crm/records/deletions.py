@@ -1,0 +1,68 @@
+"""Pure: deletions that carry only a part of their record, such as its key."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Row = tuple[Any, ...]
+
+ABSENT: Any = object()
+"""Stands in a row for a value that the record of a deletion does not carry."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows of a batch that are written together."""
+
+    rows: Sequence[Row]
+    kept: tuple[str, ...] = ()
+    """The columns that keep their values, because the records of these rows do not carry them."""
+
+
+def in_steps(
+    rows: Sequence[Row], places: Mapping[str, int], keys: Sequence[str], age: str
+) -> tuple[list[Step], Sequence[Row]]:
+    """Divide the rows of a batch, so that a deletion keeps the values that the record before it has left.
+
+    Args:
+        rows: In the order of arrival. The last value of a row is the time of its deletion.
+        places: Column → its place in a row.
+        keys: The columns of the key.
+        age: The column that orders the rows of a key; at the same age, the later arrival is the newer one.
+
+    Returns:
+        The steps in the order in which they have to be written, and the deletions that a later record of the batch
+        supersedes.
+    """
+    if not any(row[-1] is not None and ABSENT in row for row in rows):
+        return [Step(rows)], ()
+    whole: list[Row] = []
+    newest: dict[Row, tuple[Any, int]] = {}
+    partial: list[tuple[Any, int, Row]] = []
+    for arrival, row in enumerate(rows):
+        key, at = tuple(row[places[each]] for each in keys), row[places[age]]
+        if ABSENT in row:
+            partial.append((at, arrival, row))
+        else:
+            whole.append(row)
+            newest[key] = max(newest.get(key, (at, arrival)), (at, arrival))
+    superseded: list[Row] = []
+    # Of the deletions of one key, those that leave out other columns than the one before are written after it.
+    last: dict[Row, tuple[int, tuple[str, ...]]] = {}
+    steps: dict[tuple[int, tuple[str, ...]], list[Row]] = defaultdict(list)
+    for at, arrival, row in sorted(partial, key=lambda each: each[:2]):
+        key = tuple(row[places[each]] for each in keys)
+        if key in newest and newest[key] > (at, arrival):
+            superseded.append(row)
+            continue
+        kept = tuple(column for column, place in places.items() if row[place] is ABSENT)
+        number, columns = last.get(key, (0, kept))
+        last[key] = number + (columns != kept), kept
+        steps[last[key]].append(tuple(None if value is ABSENT else value for value in row))
+    in_order = [Step(found, kept) for (_, kept), found in sorted(steps.items())]
+    return [*([Step(whole)] if whole else []), *in_order], superseded
