@@ -206,6 +206,28 @@ def show_password(init: Any) -> Any:
     return __init__
 
 
+def cover_before_commit(write: Any) -> Any:
+    def _write(self: Any, batch: Any) -> None:
+        with self._warehouse.write() as connection:
+            self._record_coverage(connection, batch.coverage)
+        write(self, batch)
+
+    return _write
+
+
+def fill_holes(union: Any) -> Any:
+    def _union(intervals: Any) -> Any:
+        found = union(intervals)
+        return [type(found[0])(found[0].after, found[-1].until)] if found else []
+
+    return _union
+
+
+def drop_filter(claims_of: Any) -> Any:
+    coverage = import_module("target_crm.records.coverage")
+    return lambda state: {coverage.Scope(scope.merchant): found for scope, found in claims_of(state).items()}
+
+
 FAULTS = {
     "STATE is emitted before the commit": Fault(
         3, ("failing_calls", "kills"), "target_crm.loader.batcher:Batcher._run", emit_state_before_commit
@@ -272,6 +294,15 @@ FAULTS = {
     ),
     "errors show the URL's password": Fault(
         8, ("server_faults", "secrets"), "target_crm.warehouse.connection:Warehouse.__init__", show_password
+    ),
+    "coverage is recorded before the commit": Fault(
+        9, ("coverage",), "target_crm.loader.writer:BatchWriter.write", cover_before_commit
+    ),
+    "intervals of coverage are merged across a hole": Fault(
+        9, ("coverage",), "target_crm.sql.coverage:union", fill_holes
+    ),
+    "coverage of a filtered run counts as full": Fault(
+        9, ("coverage",), "target_crm.loader.target:claims_of", drop_filter
     ),
     "a rejection repeats the value": Fault(8, ("secrets",), "target_crm.records.values:points", repeat_value),
 }

@@ -122,14 +122,15 @@ def run_simulated(
     *streams: str,
     state: dict[str, Any],
     kill_at: int | None = None,
+    output: io.BytesIO | None = None,
     **settings: object,
 ) -> Run:
-    """Run the tap once. Errors and kills are in the result, with the messages written until then."""
+    """Run the tap once. Errors and kills are in the result, with the messages written until then, and in `output`."""
     pepper.begin_run(kill_at=kill_at)
     config = {"auth_token": TOKEN, "application_id": APPLICATION_ID, **settings}
     tap = SimulatedTap(config=config, catalog=CATALOG[streams], state=json.loads(json.dumps(state)))
     tap.pepper, tap.clock = pepper, clock
-    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    stdout = io.TextIOWrapper(io.BytesIO() if output is None else output, encoding="utf-8")
     error: BaseException | None = None
     with redirect_stdout(stdout):
         try:
