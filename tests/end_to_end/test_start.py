@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command
 from tests.helpers.tap import Script, config, listing
 from tests.helpers.target import ACTIONS, state
 
@@ -21,7 +21,7 @@ UNUSED = {"jinja2", "opentelemetry", "pandas", "pendulum", "psycopg", "pyarrow",
 def run(folder: Path, name: str, *arguments: str, messages: str = "", **settings: str) -> tuple[str, set[str]]:
     """Run a console script; return its output and the modules it imports."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", *command(name, *arguments)],
+        [sys.executable, "-X", "importtime", *real_command(name, *arguments)],
         input=messages,
         env=environment(**settings),
         cwd=folder,

@@ -69,7 +69,7 @@ def everything_stored(warehouse_url: str) -> list[list[tuple[Any, ...]]]:
 
 
 def test_every_balance_matches_peppers_after_a_full_load_and_after_a_poll(warehouse_url: str, tmp_path: Path) -> None:
-    world = World(seed=11, users=60, days=20, now=NOW)
+    world = World(seed=11, users=30, days=8, now=NOW)
     with Sandbox(world) as sandbox:
         pipeline = Pipeline(sandbox, warehouse_url, tmp_path)
         pipeline.run()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.helpers import fork_client
+from tests.helpers.fork_server import READY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +26,37 @@ RUN_SECONDS_MAX = 120
 
 
 def command(name: str, *arguments: str) -> list[str]:
-    """Return the command line of a console script of this environment."""
+    """Return a command line that runs a console script without the time for its imports: see `fork_server`."""
+    return [sys.executable, "-ISE", str(Path(fork_client.__file__)), _fork_server(), name, *arguments]
+
+
+def real_command(name: str, *arguments: str) -> list[str]:
+    """Return the command line of a console script, for tests of how Python starts or ends it."""
     return [str(SCRIPTS / name), *arguments]
+
+
+@cache
+def _fork_server() -> str:
+    """Start the fork server of this process; return the path of its socket."""
+    folder = tempfile.TemporaryDirectory(prefix="crm-fork-")
+    address = f"{folder.name}/socket"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.fork_server", address],
+        cwd=PROJECT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+
+    def stop() -> None:
+        server.kill()
+        server.communicate()
+        folder.cleanup()
+
+    atexit.register(stop)
+    assert server.stdout is not None
+    assert server.stdout.readline().strip() == READY
+    return address
 
 
 def environment(**variables: str) -> dict[str, str]:

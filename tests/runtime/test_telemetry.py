@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from opentelemetry.proto.common.v1.common_pb2 import KeyValue
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+# Far more than the wait for a collector, and far less than the exporters' own retries take.
+DELAYED_SECONDS_MAX = 30
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
 RECEIVED_KINDS = {"/v1/traces": ExportTraceServiceRequest, "/v1/metrics": ExportMetricsServiceRequest}
@@ -225,16 +227,15 @@ def test_unreachable_collector_delays_a_run_briefly_and_does_not_fail_it(
 ) -> None:
     url = "http://127.0.0.1:9" if away else silent
     load(tmp_path, *actions("a1"))
-    began_seconds = time.monotonic()
     usual = load(tmp_path, *actions("a2"))
-    usual_seconds = time.monotonic() - began_seconds
+    began_seconds = time.monotonic()
     ran = load(tmp_path, *actions("a3"), OTEL_EXPORTER_OTLP_ENDPOINT=url)
-    took_seconds = time.monotonic() - began_seconds - usual_seconds
+    took_seconds = time.monotonic() - began_seconds
     assert (ran.returncode, ran.stdout) == (0, usual.stdout)
     assert ran.stderr.count("OpenTelemetry") == 1
     assert "some telemetry was not delivered" in ran.stderr
     assert url not in ran.stderr
-    assert took_seconds < 4 + 2 * usual_seconds
+    assert took_seconds < DELAYED_SECONDS_MAX
 
 
 @pytest.mark.parametrize("module", ["tap_pepper.tap", "target_crm.loader.target"])

@@ -47,16 +47,16 @@ def test_rows_missing_from_the_activated_version_are_marked_until_they_return(wa
     assert query(warehouse_url, marks) == [("1", True), ("2", False)]
 
 
-def test_a_deleted_row_that_returns_unchanged_loses_its_deletion_mark(warehouse_url: str, tmp_path: Path) -> None:
+def test_a_deleted_row_that_returns_unchanged_loses_its_deletion_mark(sqlite_url: str, tmp_path: Path) -> None:
     keyed = schema("perks", {"id": TEXT, "title": TEXT}, "id")
     old, middle, new = (f"2026-10-0{day}T00:00:00Z" for day in (1, 2, 3))
 
     def run(version: int, **times: str) -> dict[str, bool]:
         """Load perks extracted at these times, all with the same title; return which rows are marked as deleted."""
         perks = [with_version(version, record("perks", {"id": key, "title": "Stamp"}, at)) for key, at in times.items()]
-        ran = run_target(warehouse_url, tmp_path, keyed, *perks, activate("perks", version))
+        ran = run_target(sqlite_url, tmp_path, keyed, *perks, activate("perks", version))
         assert ran.returncode == 0, ran.stderr
-        rows = query(warehouse_url, "SELECT id, _sdc_deleted_at IS NOT NULL FROM perks WHERE title = 'Stamp'")
+        rows = query(sqlite_url, "SELECT id, _sdc_deleted_at IS NOT NULL FROM perks WHERE title = 'Stamp'")
         return {key: bool(marked) for key, marked in rows}
 
     run(1, kept=middle, older=middle, equal=middle, newer=middle)

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import make_url
 
 from target_crm.loader import target
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command
 from tests.helpers.target import (
     ACTIONS,
     AWARDS,
@@ -69,7 +69,7 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     logging.captureWarnings(capture=False)
 
 
-def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(warehouse_url: str, tmp_path: Path) -> None:
+def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(sqlite_url: str, tmp_path: Path) -> None:
     messages = [
         AWARDS,
         snapshot("w1", 5, at="2026-09-01T00:00:00Z"),
@@ -82,9 +82,9 @@ def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(wareho
         '{"type": "STATE", "value": {"bookmarks": {"actions": {"at": "é", "share": 1.50}}}}',
     ]
 
-    first = run_target(warehouse_url, tmp_path, *messages)
-    loaded = all_rows(warehouse_url)
-    second = run_target(warehouse_url, tmp_path, *messages)
+    first = run_target(sqlite_url, tmp_path, *messages)
+    loaded = all_rows(sqlite_url)
+    second = run_target(sqlite_url, tmp_path, *messages)
 
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert first.stdout == second.stdout == '{"bookmarks":{"actions":{"at":"é","share":1.50}}}\n'
@@ -96,7 +96,7 @@ def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(wareho
         ("", "the line is not a Singer message", 8),
         ("actions", "metadata.pointsAdded is a boolean, expected points", 7),
     ]
-    assert all_rows(warehouse_url) == loaded
+    assert all_rows(sqlite_url) == loaded
     for tally in (
         "awards: 2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined",
         "actions: 3 read = 1 applied + 1 duplicate + 0 superseded + 1 quarantined",
@@ -458,7 +458,7 @@ def test_a_missing_target_schema_is_created(new_postgres_url: str) -> None:
 
 def test_a_closed_standard_input_is_reported_in_one_line(sqlite_url: str) -> None:
     ran = subprocess.run(
-        ["sh", "-c", '"$0" "$@" <&-', *command("target-crm", "--config", "ENV")],
+        ["sh", "-c", '"$0" "$@" <&-', *real_command("target-crm", "--config", "ENV")],
         env=environment(TARGET_CRM_SQLALCHEMY_URL=sqlite_url),
         capture_output=True,
         text=True,

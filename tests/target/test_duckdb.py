@@ -19,7 +19,7 @@ from target_crm.engines.duckdb import BATCH_SETTINGS, ROW_GROUP_ROWS
 from target_crm.errors import SettingError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command
 from tests.helpers.target import ACTIONS, action, load, query, record, schema
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def test_points_with_many_trailing_zeros_are_exact(url: str) -> None:
 def test_a_file_that_could_not_be_created_does_not_stop_the_next_run(tmp_path: Path) -> None:
     def run(bytes_max: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command("target-crm", "--config", "ENV"),
+            real_command("target-crm", "--config", "ENV"),
             env=environment(TARGET_CRM_SQLALCHEMY_URL="duckdb:///crm.duckdb"),
             input=f"{ACTIONS}\n{action('a1')}\n",
             cwd=tmp_path,

@@ -15,7 +15,7 @@ import pytest
 
 from target_crm.loader import target
 from target_crm.loader.target import TargetCrm
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.commands import RUN_SECONDS_MAX, command, environment, real_command
 from tests.helpers.target import ACTIONS, action, all_rows, execute, load, run_target, running_target, state, table
 
 if TYPE_CHECKING:
@@ -88,15 +88,15 @@ def test_a_batch_is_committed_when_it_has_reached_its_limit_of_bytes(
     assert [line for line, _ in states_with_ledger(sqlite_url, *messages)][:1] == ['{"n":1}\n']
 
 
-def test_a_failed_batch_leaves_no_rows_and_emits_no_state(warehouse_url: str, tmp_path: Path) -> None:
-    load(warehouse_url, [ACTIONS])
-    execute(warehouse_url, "CREATE UNIQUE INDEX one_award_per_user ON award_balances (user_id)")
+def test_a_failed_batch_leaves_no_rows_and_emits_no_state(sqlite_url: str, tmp_path: Path) -> None:
+    load(sqlite_url, [ACTIONS])
+    execute(sqlite_url, "CREATE UNIQUE INDEX one_award_per_user ON award_balances (user_id)")
     messages = [ACTIONS, action("a1", award="w1"), action("a2", award="w2"), state({"n": 1})]
 
-    failed = run_target(warehouse_url, tmp_path, *messages)
-    rows = all_rows(warehouse_url)
-    execute(warehouse_url, "DROP INDEX one_award_per_user")
-    second = load(warehouse_url, messages)
+    failed = run_target(sqlite_url, tmp_path, *messages)
+    rows = all_rows(sqlite_url)
+    execute(sqlite_url, "DROP INDEX one_award_per_user")
+    second = load(sqlite_url, messages)
 
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "Traceback" not in failed.stderr
@@ -104,7 +104,7 @@ def test_a_failed_batch_leaves_no_rows_and_emits_no_state(warehouse_url: str, tm
     assert not re.search(r"trying again|\bu1\b", failed.stderr), failed.stderr
     assert rows == {"actions": [], "awards": [], "award_balances": [], "rejected_records": []}
     assert second.states == ['{"n":1}']
-    assert len(table(warehouse_url, "award_balances")) == 2
+    assert len(table(sqlite_url, "award_balances")) == 2
 
 
 def test_sigterm_exits_with_143_and_emits_no_state_of_uncommitted_rows(sqlite_url: str, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_loading_works_if_stdout_is_closed_or_not_utf_8(
     sqlite_url: str, tmp_path: Path, redirection: str, variables: dict[str, str], output: str
 ) -> None:
     ran = subprocess.run(
-        ["sh", "-c", f'"$0" "$@" {redirection}', *command("target-crm", "--config", "ENV")],
+        ["sh", "-c", f'"$0" "$@" {redirection}', *real_command("target-crm", "--config", "ENV")],
         input=f"{ACTIONS}\n{action('a1')}\n{state({'at': 'é'})}\n".encode(),
         env=environment(TARGET_CRM_SQLALCHEMY_URL=sqlite_url, **variables),
         cwd=tmp_path,
