@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import String, event
 from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT, TINYINT
@@ -35,7 +35,7 @@ from target_crm.sql.functions import QUARTER_SECONDS, quarter_hours
 from target_crm.sql.tables import STAGING_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Column, ColumnElement, Connection, Dialect, Engine, Table
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -103,10 +103,10 @@ class MySQLAdapter(ExtendedSQLAdapter):
     rename_table = ("ALTER TABLE {old} RENAME TO {new}",)
     # The server or the connection to it is lost; too many connections; a lock timeout or a deadlock.
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
-    # Out of range, truncated, too long, null: these messages name the column, and quote no value.
-    _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364})
-    # `Incorrect string value: '…' for column …`; the same with `datetime`
-    _INCORRECT_VALUES = frozenset({1292, 1366})
+    # Out of range, truncated, too long, null, a check: these messages name column or constraint, and quote no value.
+    _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364, 3819, 4025})
+    # `Incorrect string value: '…' for column …`, the same with `datetime`, and `Duplicate entry '…' for key …`
+    _VALUE_BEFORE: ClassVar[Mapping[int, str]] = {1292: " for column ", 1366: " for column ", 1062: " for key "}
     # An ALTER TABLE that waits for a reader blocks all later readers. The default is a day.
     _TABLE_LOCK_SECONDS = 10
 
@@ -152,9 +152,9 @@ class MySQLAdapter(ExtendedSQLAdapter):
     def describe_error(self, error: Exception) -> str:
         """Add the server's message about a value, but not the value."""
         number, message = (*error.args, "", "")[:2]
-        if number in self._INCORRECT_VALUES and " for column " in message:
-            text, column = message.partition(": '")[0], message.rpartition(" for column ")[2]
-            message = f"{text} for column {column}"
+        place = self._VALUE_BEFORE.get(number, "\0")
+        if place in message:
+            message = message.partition("'")[0].rstrip(": ") + place + message.rpartition(place)[2]
         elif number not in self._WITHOUT_VALUES:
             return describe(error)
         return f"{type(error).__name__}: {message}"

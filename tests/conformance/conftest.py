@@ -37,7 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.warehouse)
             for warning in ENGINES[engine].ignored_warnings:
                 item.add_marker(pytest.mark.filterwarnings(warning))
-            if reason := ENGINES[engine].cannot.get(item.originalname):
+            case = item.callspec.id.removeprefix(f"{engine}-")
+            if reason := ENGINES[engine].cannot.get(item.originalname) or ENGINES[engine].cannot.get(case):
                 item.add_marker(pytest.mark.skip(f"{ENGINES[engine].title}: {reason}"))
 
 

@@ -204,6 +204,23 @@ def test_an_error_about_a_value_names_stream_table_and_column_but_no_value(
     assert "D1" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        pytest.param("UNIQUE KEY once (v)", "Duplicate entry for key 'once'", id="unique"),
+        pytest.param("CONSTRAINT short CHECK (v <> 'D1')", "CONSTRAINT `short` failed", id="check"),
+    ],
+)
+def test_an_error_about_a_constraint_names_it_but_no_value(url: str, constraint: str, message: str) -> None:
+    execute(url, f"CREATE TABLE t (id BIGINT PRIMARY KEY, v VARCHAR(9), {constraint})")
+    lines = [schema("t", {"id": INTEGER, "v": TEXT}, "id"), *(record("t", {"id": key, "v": "D1"}) for key in (1, 2))]
+
+    with pytest.raises(WarehouseError, match=rf"stream 't', table t: .*{message}") as caught:
+        load(url, lines)
+
+    assert "D1" not in str(caught.value)
+
+
 def test_a_wait_for_another_loader_names_its_connection(url: str) -> None:
     keyed = [schema("t", {"id": INTEGER}, "id")]
     load(url, keyed)

@@ -187,20 +187,6 @@ def test_a_column_holds_the_values_of_one_property_over_all_runs(
     assert contents(warehouse_url, "t") == {column: {without_nul(name)} for column, name in expected.items()}
 
 
-def test_a_schema_that_changes_within_a_run_keeps_its_columns(warehouse_url: str) -> None:
-    load(
-        warehouse_url,
-        [
-            schema("n", {"id": TEXT, "userId": TEXT}, "id"),
-            record("n", {"id": "1", "userId": "camel1"}),
-            schema("n", {"id": TEXT, "userId": TEXT, "user_id": TEXT}, "id"),
-            record("n", {"id": "2", "userId": "camel2", "user_id": "snake2"}),
-        ],
-    )
-
-    assert contents(warehouse_url, "n") == {"user_id": {"camel1", "camel2"}, "user_id_2": {"snake2"}}
-
-
 def test_an_awards_property_never_takes_a_column_that_balances_need(warehouse_url: str) -> None:
     for number in ("1", "2"):
         fields = {"_id": number, "userId": "u1", "user_id": "other", "points": 5}
