@@ -24,7 +24,6 @@ DAY_MINUTES = 24 * 60
 TYPE_BYTES = {"STRING": 26, "TIMESTAMP": 8, "NUMERIC": 16, "INT64": 8, "FLOAT64": 8, "BOOL": 1, "DATE": 8}
 COLUMN_BYTES = {
     "payload": 900,
-    "content_hash": 34,
     "type": 18,
     "effect": 8,
     "source": 8,

@@ -3,8 +3,7 @@
     python -m benchmarks.floor postgresql://… < messages
 
 It decodes lines with msgspec, stages them in the fastest way that the engine offers, inserts new actions into the
-ledger and adds them to the balances. It commits every 20,000 rows. The tables have the columns of target-crm's, without
-`content_hash`.
+ledger and adds them to the balances. It commits every 20,000 rows. The tables have the columns of target-crm's.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Erase a user's personal data; balances stay unchanged.
 
-Balances need only ids, times and points. The ledger keeps those and loses the payload. The hash that identifies a
-duplicate does not cover the payload, so the same action loaded again is a duplicate and does not restore the payload.
+Balances need only ids, times and points. The ledger keeps those and loses the payload. The same action loaded again is
+a duplicate, and does not restore the payload.
 """
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, cast, column, false, func, inspect, null, or_, select
@@ -65,11 +66,14 @@ def _awards_of(tables: Tables, user_id: str) -> Select[Any]:
 def _erase_payloads(connection: Connection, tables: Tables, user_id: str) -> int:
     actions = tables.actions
     payload = cast(actions.c.payload, LongText())
+    # A payload is stored as it came: characters outside ASCII and slashes may be escaped.
+    spellings = {values.json_text(user_id), json.dumps(user_id)}
+    spellings |= {each.replace("/", "\\/") for each in spellings}
     is_users = or_(
         actions.c.user_id == user_id,
         actions.c.award_id.in_(_awards_of(tables, user_id)),
         # Unlike LIKE, this is case-sensitive on every engine.
-        func.replace(payload, values.json_text(user_id), "") != payload,
+        *(func.replace(payload, each, "") != payload for each in sorted(spellings)),
     )
     return _erase(connection, actions, is_users, "payload")
 

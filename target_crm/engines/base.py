@@ -99,6 +99,9 @@ class EngineAdapter:
     """Whether a database has schemas."""
     add_column: ClassVar[str] = "ADD"
     """The keywords that add a column in ALTER TABLE."""
+    leave_out_column: ClassVar[str] = "ALTER COLUMN {name} DROP NOT NULL"
+    """The clause of ALTER TABLE after which inserts may leave out a column that is NOT NULL; empty if they may anyway.
+    On most engines the column stays, because views that read it would break."""
     create_view: ClassVar[str] = "CREATE VIEW {name} AS {query}"
     """The statement that creates a view."""
     replaces_views: ClassVar[bool] = False

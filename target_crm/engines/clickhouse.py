@@ -31,6 +31,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
     """A column store without transactions and without UPDATE … FROM: changed rows are deleted and inserted again."""
 
     tested = True
+    leave_out_column = ""
     widens_columns_to = ("number", "text")
     engine_options: ClassVar[Mapping[str, Any]] = {
         "connect_args": {

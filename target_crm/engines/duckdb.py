@@ -36,6 +36,7 @@ from target_crm.records.column_types import (
     register,
 )
 from target_crm.records.schemas import TableLimits
+from target_crm.sql.tables import FORMER_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -68,7 +69,7 @@ _ALIASES = {"max_memory": "memory_limit", "worker_threads": "threads", "wal_auto
 # The version of new files. Versions of DuckDB before 1.2 cannot read them, and have no zstd.
 STORAGE_VERSION = "v1.2.0"
 # Columns whose texts hardly repeat: looking for a compression takes long and saves little.
-_UNCOMPRESSED = frozenset({"action_id", "award_id", "user_id", "last_action_id", "content_hash"})
+_UNCOMPRESSED = frozenset({"action_id", "award_id", "user_id", "last_action_id"})
 _ALIAS = "_crm"
 _STORED_AS = f"SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = '{_ALIAS}'"  # noqa: S608 - our own name
 # Attribute of the dialect: whether the file that its engine opens supports zstd.
@@ -89,6 +90,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     """
 
     tested = True
+    leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}), sizes=True)
     widens_columns_to = ("number", "decimal", "time", "text")
@@ -141,6 +143,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             return declared
         columns = inspect(connection).get_columns(table.name, schema=table.schema)
         others = {column.name for column in table.columns if not (column.primary_key or column.nullable)}
+        others |= {table.info[FORMER_COLUMN]} if FORMER_COLUMN in table.info else set()
         return [column["name"] for column in columns if not column["nullable"] and column["name"] not in others]
 
     def is_retriable(self, error: Exception) -> bool:

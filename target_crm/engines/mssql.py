@@ -25,6 +25,7 @@ class SQLServerAdapter(ExtendedSQLAdapter):
 
     engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
     add_column = "ADD"
+    leave_out_column = "ALTER COLUMN {name} {type} NULL"
     create_view = "CREATE OR ALTER VIEW {name} AS {query}"
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS, columns=1_024)
     widens_columns_to = ("number", "decimal")

@@ -100,6 +100,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
         fold=_fold,
     )
     widens_columns_to = ("number", "decimal", "time", "text")
+    leave_out_column = "MODIFY COLUMN {name} {type}"
     rename_table = ("ALTER TABLE {old} RENAME TO {new}",)
     # The server or the connection to it is lost; too many connections; a lock timeout or a deadlock.
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})

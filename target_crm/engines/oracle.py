@@ -20,6 +20,7 @@ class OracleAdapter(ExtendedSQLAdapter):
     """Oracle: ALTER TABLE … ADD takes no COLUMN keyword."""
 
     add_column = "ADD"
+    leave_out_column = "MODIFY {name} NULL"
 
 
 ADAPTERS = {"oracle": OracleAdapter()}

@@ -7,7 +7,14 @@ from sqlalchemy import DateTime, String
 from target_crm.engines.base import ExtendedSQLAdapter
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 
-ADAPTERS = {"redshift": ExtendedSQLAdapter()}
+
+class RedshiftAdapter(ExtendedSQLAdapter):
+    """Redshift: a column cannot become nullable."""
+
+    leave_out_column = "DROP COLUMN {name}"
+
+
+ADAPTERS = {"redshift": RedshiftAdapter()}
 
 register(
     "redshift",

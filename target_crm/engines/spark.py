@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 class SparkAdapter(ExtendedSQLAdapter):
     """A cluster that can only add rows to a table; any other change rewrites the table."""
 
+    leave_out_column = ""
     # Rows are literals in a statement.
     _ROWS_MAX = 500
 

@@ -51,6 +51,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     """A file that has one writer at a time."""
 
     tested = True
+    leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True
     has_schemas = False
     create_view = "CREATE VIEW {name} AS {query}"

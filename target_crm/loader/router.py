@@ -44,7 +44,7 @@ class Router:
     Attributes:
         routes: Stream → a route per stream map.
         stopped: The streams that are no longer loaded.
-        fast_sink: Where typical actions go, if no stream map has to see them.
+        actions_sink: Where actions go; None if there are none, or if a stream map has to see them.
     """
 
     def __init__(self, context: BatchContext, mapper: PluginMapper) -> None:
@@ -53,7 +53,7 @@ class Router:
         self._schemas: dict[str, tuple[Any, Any]] = {}
         self.routes: dict[str, list[Route]] = {}
         self.stopped: dict[str, StoppedStream] = {}
-        self.fast_sink: StreamSink | None = None
+        self.actions_sink: StreamSink | None = None
 
     @property
     def loads_actions(self) -> bool:
@@ -98,14 +98,14 @@ class Router:
         except RecursionError:
             raise InputError(f"stream {stream!r}: its SCHEMA message is nested too deeply") from None
         self.routes[stream], self._schemas[stream] = routes, (message.get("schema"), keys)
-        self._choose_fast_sink()
+        self._choose_actions_sink()
         return routes
 
     def stop(self, stream: str, reason: str) -> None:
         """Load no record of a stream from here on."""
         del self.routes[stream]
         self.stopped[stream] = StoppedStream(reason)
-        self._choose_fast_sink()
+        self._choose_actions_sink()
 
     def _sink(self, stream_map: StreamMap, sinks: Sequence[StreamSink]) -> StreamSink:
         """The sink of a mapped stream: one of the present sinks if stream and schema are equal, else a new one."""
@@ -121,7 +121,7 @@ class Router:
                 raise InputError(f"stream {stream!r}: table {table!r} is the target's own; rename the stream by a map")
         return kind(self._context, stream, schema, keys)
 
-    def _choose_fast_sink(self) -> None:
+    def _choose_actions_sink(self) -> None:
         actions = self.routes.get("actions", [])
         is_unmapped = [type(route.map) for route in actions] == [SameRecordTransform]
-        self.fast_sink = actions[0].sink if is_unmapped else None
+        self.actions_sink = actions[0].sink if is_unmapped else None

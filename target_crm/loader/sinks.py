@@ -439,4 +439,8 @@ def _changed_snapshots(awards: Table, staged: staging.Staged) -> Select[Any]:
 
 def _compact(document: str) -> str:
     """JSON in the form that a replay gives it, so that the quarantine recognizes the record again."""
-    return values.json_text(values.from_json(document))
+    try:
+        return values.json_text(values.from_json(document))
+    except ValueError:
+        # An action's payload is stored as it came, and may have numbers that are too long to be decoded.
+        return document

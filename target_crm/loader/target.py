@@ -37,8 +37,8 @@ from target_crm.loader.router import Router
 from target_crm.loader.sinks import Activation, BatchContext, StreamSink, TableSink
 from target_crm.loader.writer import BatchWriter
 from target_crm.records import values
+from target_crm.records.actions import decode_action
 from target_crm.records.coverage import STREAM, claims_of
-from target_crm.records.fast_path import decode_typical_action
 from target_crm.records.schemas import MissingProperty
 from target_crm.records.tally import Rejection
 from target_crm.settings import CONFIG_JSONSCHEMA, SECRETS, Settings
@@ -119,7 +119,7 @@ class TargetCrm(Plugin, Target):
             bytes_max=BATCH_BYTES_MAX,
             wait_seconds=self.settings.batch_wait_seconds,
         )
-        self._reader = MessageReader(self._reading, self._batcher.poll, self._reject_unreadable, self._add_fast)
+        self._reader = MessageReader(self._reading, self._batcher.poll, self._reject_unreadable, self._add_action)
         self.message_reader = self._reader
         self._metrics = RunMetrics()
         self.router = Router(BatchContext(self.warehouse, self.settings), self.mapper)
@@ -389,10 +389,10 @@ class TargetCrm(Plugin, Target):
         batch.count_record(self._reader.line_bytes)
         return batch
 
-    def _add_fast(self, line: bytes) -> bool:
-        """Add a typical action without decoding it in full; return whether the line was one."""
-        sink = self.router.fast_sink
-        row = decode_typical_action(line) if sink else None
+    def _add_action(self, line: bytes) -> bool:
+        """Add an action that no stream map has to see; return whether the line was a valid one."""
+        sink = self.router.actions_sink
+        row = decode_action(line) if sink else None
         if not (sink and row):
             return False
         batch = self._batch_for_record()

@@ -12,31 +12,26 @@ other types are kept with a null effect, and never change a balance.
 
 from __future__ import annotations
 
-import hashlib
-from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import msgspec
 
 from target_crm.records import values
 from target_crm.records.values import Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from decimal import Decimal
+    from datetime import datetime
 
 _T = TypeVar("_T")
-_EMPTY: dict[str, Any] = {}
-_SEPARATOR = "\x1f"
-# Copied for each action, which is faster than creating one.
-_DIGEST = hashlib.blake2b(digest_size=16)
-
-# The property of points that are not numbers: see `invalid_points`.
+# The property with the points that tap-pepper has moved out of `metadata` because they are not numbers.
 INVALID_POINTS = "invalid_points"
-# Pepper's type → the effect on a balance, and the field with the delta.
-EFFECTS = {
-    "REWARD_EARNED": ("earned", "pointsAdded"),
-    "REDEEM_PERK": ("redeemed", "pointsRedeemed"),
-    "AWARD_POINTS_REFUNDED": ("refunded", "pointsRefunded"),
-}
+# Properties of `metadata`, in the order of the ledger's columns.
+_POINTS = ("pointsAvailable", "pointsAdded", "pointsRedeemed", "pointsRefunded")
+_METADATA = ("awardId", "perkId", *_POINTS)
+# Pepper's type → the effect on a balance, and the place in `_POINTS` of the change.
+EFFECTS = {"REWARD_EARNED": ("earned", 1), "REDEEM_PERK": ("redeemed", 2), "AWARD_POINTS_REFUNDED": ("refunded", 3)}
 
 
 class LedgerRow(NamedTuple):
@@ -57,72 +52,145 @@ class LedgerRow(NamedTuple):
     points_refunded: Decimal | None
     source: str | None
     environment: str | None
-    content_hash: str
     payload: str
     loaded_at: datetime
 
 
-def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
-    """Convert an action to a row.
+# JSON values other than an object. Where an object is expected, they count as an empty one.
+_NoObject = str | int | float | bool | list[Any] | None
 
-    `content_hash` covers every column but `payload`: an action read again with, say, a user's new name is the same
-    action; one with other points is not.
+
+class _Reference(msgspec.Struct, frozen=True, gc=False):
+    id: Any = msgspec.field(name="_id", default=None)
+
+
+class _Context(msgspec.Struct, frozen=True, gc=False):
+    tenant: _Reference | _NoObject = None
+    user: _Reference | _NoObject = None
+    location: _Reference | _NoObject = None
+
+
+class _When(msgspec.Struct, frozen=True, gc=False):
+    timestamp: Any = None
+
+
+class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    """The properties in `_METADATA`, in this order."""
+
+    award_id: Any = None
+    perk_id: Any = None
+    points_available: Any = None
+    points_added: Any = None
+    points_redeemed: Any = None
+    points_refunded: Any = None
+
+
+class _Action(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    """The properties that columns are made of. The decoder skips all others, which saves most of its time."""
+
+    id: Any = msgspec.field(name="_id", default=None)
+    type: Any = None
+    when: _When | _NoObject = None
+    when_timestamp: Any = msgspec.field(name="when_timestamp", default=None)
+    tenant_id: Any = None
+    context: _Context | _NoObject = None
+    metadata: _Metadata | _NoObject = None
+    source: Any = None
+    environment: Any = None
+    invalid_points: dict[str, Any] | _NoObject = msgspec.field(name=INVALID_POINTS, default=None)
+
+
+class _Message(msgspec.Struct, frozen=True, gc=False):
+    type: str = ""
+    stream: str = ""
+    record: msgspec.Raw = msgspec.Raw()
+
+
+_NO_CONTEXT, _NO_WHEN, _NO_METADATA = _Context(), _When(), _Metadata()
+_message = msgspec.json.Decoder(_Message).decode
+_action = msgspec.json.Decoder(_Action, float_hook=Decimal).decode
+
+
+def decode_action(line: bytes) -> tuple[Any, ...] | None:
+    """Decode a RECORD message of `actions` into a ledger row without `loaded_at`. The payload is the record's own JSON.
+
+    Return None for any other line, and for an action that is invalid: `ledger_row` gives the reason.
+    """
+    try:
+        message = _message(line)
+        if message.type != "RECORD" or message.stream != "actions":
+            return None
+        if not line.isascii():
+            # Texts that are skipped may be no UTF-8.
+            line.decode()
+        return *_columns(_action(message.record)), values.json_without_nul(str(message.record, "utf-8"))
+    except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+        return None
+
+
+def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
+    """Convert an action that has been decoded already to a row.
 
     Raises:
         Invalid: The action would change a balance, but lacks its id, award, user, time or points.
     """
-    action_id = _required(record.get("_id"), values.identifier, "_id")
-    action_type = values.optional(record.get("type"), values.text)
-    context, metadata, when = (_object(record.get(name)) for name in ("context", "metadata", "when"))
-    metadata = {**metadata, **invalid_points(record)}
-    user_id, award_id = _object(context.get("user")).get("_id"), metadata.get("awardId")
-    occurred_at = values.optional(when.get("timestamp"), values.instant) or values.optional(
-        record.get("when_timestamp"), values.instant
-    )
-    effect, delta_name = EFFECTS.get(action_type or "", (None, ""))
-    if effect and (metadata.get("pointsAvailable") is None or metadata.get(delta_name) is None):
-        effect = None
-    if effect:
-        for name in ("pointsAvailable", delta_name):
-            _required(metadata[name], values.points, f"metadata.{name}")
-        _required(award_id, values.identifier, "metadata.awardId")
-        _required(user_id, values.identifier, "context.user._id")
-        if occurred_at is None:
-            raise Invalid("when.timestamp is missing or not an ISO 8601 time")
-    tenant_id = values.optional(record.get("tenantId"), values.identifier)
-    content = (
-        action_id,
-        action_type,
-        tenant_id or values.optional(_object(context.get("tenant")).get("_id"), values.identifier),
-        values.optional(user_id, values.identifier),
-        values.optional(award_id, values.identifier),
-        values.optional(metadata.get("perkId"), values.identifier),
-        values.optional(_object(context.get("location")).get("_id"), values.identifier),
-        occurred_at,
-        effect,
-        values.optional(metadata.get("pointsAvailable"), values.points),
-        values.optional(metadata.get("pointsAdded"), values.points),
-        values.optional(metadata.get("pointsRedeemed"), values.points),
-        values.optional(metadata.get("pointsRefunded"), values.points),
-        values.optional(record.get("source"), values.text),
-        values.optional(record.get("environment"), values.text),
-    )
-    return LedgerRow(
-        *content,
-        content_hash=content_hash(content),
-        payload=_required(record, values.json_document, "the record"),
-        loaded_at=loaded_at,
-    )
+    columns = _columns(msgspec.convert(record, _Action))
+    return LedgerRow._make((*columns, _required(record, values.json_document, "the record"), loaded_at))
 
 
 def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The points that tap-pepper has moved out of their fields because they are not numbers, by field."""
-    return _object(record.get(INVALID_POINTS))
+    """The points that tap-pepper has moved out of a record because they are not numbers, by property."""
+    moved = record.get(INVALID_POINTS)
+    return moved if isinstance(moved, dict) else {}
 
 
-def _object(value: Any) -> Mapping[str, Any]:
-    """The value as an object; an empty one if it is missing or of another type."""
-    return value if isinstance(value, dict) else _EMPTY
+def _columns(action: _Action) -> tuple[Any, ...]:
+    """The columns from `action_id` to `environment`. A value that its column cannot hold is null, unless it counts."""
+    context = action.context if isinstance(action.context, _Context) else _NO_CONTEXT
+    when = action.when if isinstance(action.when, _When) else _NO_WHEN
+    metadata = action.metadata if isinstance(action.metadata, _Metadata) else _NO_METADATA
+    sent = msgspec.structs.astuple(metadata)
+    if isinstance(action.invalid_points, dict):
+        sent = tuple(action.invalid_points.get(*each) for each in zip(_METADATA, sent, strict=True))
+    sent_award_id, sent_perk_id, *sent_points = sent
+    sent_user_id = _id_of(context.user)
+    action_id = _required(action.id, values.identifier, "_id")
+    action_type = values.optional(action.type, values.text)
+    user_id = values.optional(sent_user_id, values.identifier)
+    award_id = values.optional(sent_award_id, values.identifier)
+    occurred_at = values.optional(when.timestamp, values.instant) or values.optional(
+        action.when_timestamp, values.instant
+    )
+    points = [values.optional(each, values.points) for each in sent_points]
+    effect, place = EFFECTS.get(action_type or "", (None, 0))
+    if effect and (sent_points[0] is None or sent_points[place] is None):
+        effect = None
+    if effect and (points[0] is None or points[place] is None or not (award_id and user_id and occurred_at)):
+        # These raise the reason; they have failed above.
+        for each in (0, place):
+            _required(sent_points[each], values.points, f"metadata.{_POINTS[each]}")
+        _required(sent_award_id, values.identifier, "metadata.awardId")
+        _required(sent_user_id, values.identifier, "context.user._id")
+        raise Invalid("when.timestamp is missing or not an ISO 8601 time")
+    return (
+        action_id,
+        action_type,
+        values.optional(action.tenant_id, values.identifier)
+        or values.optional(_id_of(context.tenant), values.identifier),
+        user_id,
+        award_id,
+        values.optional(sent_perk_id, values.identifier),
+        values.optional(_id_of(context.location), values.identifier),
+        occurred_at,
+        effect,
+        *points,
+        values.optional(action.source, values.text),
+        values.optional(action.environment, values.text),
+    )
+
+
+def _id_of(reference: object) -> Any:
+    return reference.id if isinstance(reference, _Reference) else None
 
 
 def _required(value: Any, convert: Callable[[Any], _T], name: str) -> _T:
@@ -130,20 +198,3 @@ def _required(value: Any, convert: Callable[[Any], _T], name: str) -> _T:
         return convert(value)
     except Invalid as reason:
         raise Invalid(f"{name} {reason}") from None
-
-
-def content_hash(content: tuple[Any, ...]) -> str:
-    """A hash of a row's values. 2, 2.0 and "2" are the same points and give the same hash."""
-    texts = ["\0" if value is None else value if type(value) is str else _text(value) for value in content]
-    joined = _SEPARATOR.join(texts)
-    if joined.count(_SEPARATOR) >= len(texts):
-        # A value holds the separator, so that joined texts could be ambiguous; literals are not.
-        joined = repr(texts)
-    digest = _DIGEST.copy()
-    digest.update(joined.encode())
-    return digest.hexdigest()
-
-
-def _text(value: Decimal | datetime) -> str:
-    text = str(value)
-    return text if isinstance(value, datetime) or text.isdigit() else format(value.normalize() + 0, "f")

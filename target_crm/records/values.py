@@ -39,6 +39,7 @@ _FRACTION = re.compile(r"([T ]\d{2}(:?\d{2})?)[.,](\d+)(?=[Z+-]|$)")
 _MINUS = "\N{MINUS SIGN}"
 _RANGE_REASON = re.compile(r"(year|month|day|hour|minute|second)s? .*(must be in|out of range)")
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_NUMBERS = (int, Decimal)
 _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
 
 
@@ -97,12 +98,13 @@ def points(value: Any) -> Decimal:
     if isinstance(value, str):
         if not _NUMERIC_TEXT.fullmatch(value):
             raise Invalid("is text, expected points")
-        value = Decimal(value)
-    elif isinstance(value, bool) or not isinstance(value, int | Decimal):
+    elif isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise Invalid(f"is {type_name(value)}, expected points")
     number = Decimal(value)
     if not number.is_finite() or number.copy_abs() >= POINTS_MAX:
         raise Invalid(f"is out of range, expected points below {POINTS_MAX:,}")
+    if isinstance(value, int):
+        return number
     rounded = round(number, POINTS_PLACES)
     if number != rounded:
         raise Invalid(f"has more than {POINTS_PLACES} decimal places")
@@ -123,6 +125,8 @@ def instant(value: Any) -> datetime:
         moment = msgspec.convert(value, datetime)
     except msgspec.ValidationError:
         moment = _parse_iso_8601(value)
+    if moment.tzinfo is UTC:
+        return moment
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:
@@ -189,7 +193,7 @@ def whole(value: Any) -> int:
     """A whole number of at most `DECIMAL_DIGITS` digits."""
     if (
         isinstance(value, bool)
-        or not isinstance(value, int | Decimal)
+        or not isinstance(value, _NUMBERS)
         or (isinstance(value, Decimal) and not value.is_finite())
     ):
         raise Invalid(f"is {type_name(value)}, expected a whole number")
@@ -267,7 +271,7 @@ def table_version(value: Any) -> int | None:
 
 def number(value: Any) -> Decimal:
     """Any finite number within the range of a double."""
-    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise Invalid(f"is {type_name(value)}, expected a number")
     result = Decimal(value)
     double = float(result)
@@ -292,8 +296,12 @@ def json_text(value: Any) -> str:
 
 
 def json_document(value: Any) -> str:
-    """Any value as JSON without NUL. PostgreSQL would store NUL, but then fail in every query of the document."""
-    document = json_text(value)
+    """Any value as JSON without NUL."""
+    return json_without_nul(json_text(value))
+
+
+def json_without_nul(document: str) -> str:
+    """A JSON document that has no NUL. PostgreSQL would store NUL, but then fail in every query of the document."""
     if "\\u0000" in document and _ESCAPED_NUL.search(document):
         raise Invalid("holds a NUL character")
     return document
@@ -301,7 +309,7 @@ def json_document(value: Any) -> str:
 
 def scalar_text(value: Any) -> str:
     """Text; a number or boolean as its JSON text, which loses nothing."""
-    return json_text(value) if isinstance(value, bool | int | Decimal) else text(value)
+    return json_text(value) if isinstance(value, _NUMBERS) else text(value)
 
 
 def any_text(value: Any) -> str:

@@ -305,7 +305,7 @@ def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
 def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
     """Count, per column, the staged duplicates that differ from the ledger's action without contradicting it."""
     rows = staged.table
-    ignored = {"action_id", "payload", "content_hash", "loaded_at"}
+    ignored = {"action_id", "payload", "loaded_at"}
     names = [column.name for column in ledger.c if column.name not in ignored]
     return (
         select(

@@ -39,6 +39,8 @@ RUN_ID_CHARS = 32
 COUNTS = ("read", "applied", "duplicate", "superseded", "quarantined")
 # In a table's `info`: the column by whose months an engine may partition it.
 MONTHS_OF = "months_of"
+# In a table's `info`: a column that it had in an earlier version, which was NOT NULL.
+FORMER_COLUMN = "former_column"
 # Properties of an award that balances need. Their types do not depend on the SCHEMA message.
 AWARD_FIELDS = {"_id": IDENTIFIER, "points": POINTS, "userId": IDENTIFIER, "perkId": IDENTIFIER, "updatedAt": INSTANT}
 
@@ -56,7 +58,8 @@ class Tables:
 
     def __init__(self, schema: str | None = None) -> None:
         self.metadata = MetaData(schema=schema)
-        self.actions = Table("actions", self.metadata, *_ledger_columns(), info={MONTHS_OF: "occurred_at"})
+        ledger_info = {MONTHS_OF: "occurred_at", FORMER_COLUMN: "content_hash"}
+        self.actions = Table("actions", self.metadata, *_ledger_columns(), info=ledger_info)
         self.award_balances = Table("award_balances", self.metadata, *_balance_columns())
         award_shape = Shape.of({"properties": {}}, ["_id"], AWARD_FIELDS)
         self.awards = stream_table("awards", award_shape, schema).to_metadata(self.metadata)
@@ -242,7 +245,6 @@ def _ledger_columns() -> list[Column[Any]]:
         Column("points_refunded", Points),
         Column("source", LongText()),
         Column("environment", LongText()),
-        Column("content_hash", Identifier(), nullable=False),
         Column("payload", JsonText),
         Column("loaded_at", Instant, nullable=False),
     ]

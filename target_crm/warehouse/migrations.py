@@ -39,9 +39,10 @@ from sqlalchemy.types import JSON, String, TypeDecorator
 
 from target_crm.engines.registry import adapter_for
 from target_crm.errors import WarehouseError
+from target_crm.records.column_types import Identifier
 from target_crm.records.schemas import BATCHED_AT, EXTRA, EXTRACTED_AT, FORMER_NAMES, RANK, Stored
 from target_crm.sql.functions import row_number
-from target_crm.sql.tables import STAGING_PREFIX, WORK, rebuilt_of
+from target_crm.sql.tables import FORMER_COLUMN, STAGING_PREFIX, WORK, rebuilt_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -142,6 +143,7 @@ def set_up(
     last = wanted.pop(tables.merged.name, None)
     if is_older:
         statements += _renames_of_others(connection, tables, wanted)
+        statements += _leave_out_former_column(connection, tables.actions)
     for table in wanted.values():
         statements += ensure(connection, table, allow_key_change=allow_key_change)
     if last is not None:
@@ -396,6 +398,19 @@ def _renames(columns: Collection[str]) -> dict[str, str]:
             renames |= {new: f"{new}_2"} if new in columns else {}
             renames[old] = new
     return renames
+
+
+def _leave_out_former_column(connection: Connection, table: Table) -> list[Statement]:
+    """The statement that lets inserts leave out a column that the table had in an earlier version."""
+    inspector, dialect, former = inspect(connection), connection.dialect, table.info[FORMER_COLUMN]
+    is_present = inspector.has_table(table.name, schema=table.schema)
+    columns = inspector.get_columns(table.name, schema=table.schema) if is_present else []
+    if not any(column["name"] == former and not column["nullable"] for column in columns):
+        return []
+    quoted, type_ = dialect.identifier_preparer.quote(former), Identifier().compile(dialect)
+    clause = adapter_of(connection).leave_out_column.format(name=quoted, type=type_)
+    name = dialect.identifier_preparer.format_table(table)
+    return [AlterTable(table, f"ALTER TABLE {name} {clause}")] if clause else []
 
 
 def _rename_statements(connection: Connection, table: Table, renames: dict[str, str]) -> list[Statement]:

@@ -80,6 +80,18 @@ def naming(crm: Warehouse, name: str) -> dict[str, int]:
     return {name: rows for name, rows in found.items() if rows}
 
 
+@pytest.mark.parametrize("spelling", [r'"gr\u00fcn/1"', r'"gr\u00fcn\/1"', r'"grün\/1"', '"grün/1"'])
+def test_an_id_is_found_in_payloads_in_any_common_spelling(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
+    load(sqlite_url, [ACTIONS, action("a1", friends=["@"]).replace('"@"', spelling), action("a2")])
+
+    assert run_balances(["forget", "grün/1"]) == 0
+
+    assert [row["payload"] is None for row in table(sqlite_url, "actions")] == [True, False]
+
+
 def test_forget_erases_personal_data_and_keeps_balances(crm: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
     assert naming(crm, NAME) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
     others = naming(crm, OTHER_NAME)

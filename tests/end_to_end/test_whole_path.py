@@ -62,7 +62,11 @@ def everything_stored(warehouse_url: str) -> list[list[tuple[Any, ...]]]:
             "redeemed_total, refunded_total, action_count, first_action_at, last_action_at "
             "FROM award_balances ORDER BY award_id",
         ),
-        query(warehouse_url, "SELECT action_id, content_hash FROM actions ORDER BY action_id"),
+        query(
+            warehouse_url,
+            "SELECT action_id, type, user_id, award_id, perk_id, occurred_at, effect, points_available, points_added, "
+            "points_redeemed, points_refunded FROM actions ORDER BY action_id",
+        ),
         query(warehouse_url, "SELECT _id, points, user_id, perk_id, updated_at FROM awards ORDER BY _id"),
         query(warehouse_url, "SELECT _id FROM perks ORDER BY _id"),
     ]

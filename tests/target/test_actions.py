@@ -1,27 +1,39 @@
-"""`ledger_row`: the row of an action, its effect on a balance, and the reason if an action is invalid."""
+"""The row of an action, its effect on a balance, and the reason if an action is invalid."""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from target_crm.records.actions import LedgerRow, ledger_row
+from target_crm.records import values
+from target_crm.records.actions import LedgerRow, decode_action, ledger_row
 from target_crm.records.values import Invalid
 from tests.helpers.guide import AWARD_POINTS_REFUNDED, REDEEM_PERK, REWARD_EARNED
 
 LOADED_AT = datetime(2026, 10, 5, tzinfo=UTC)
-_decode = msgspec.json.Decoder(float_hook=Decimal).decode
+HEAD, TAIL = b'{"type":"RECORD","stream":"actions","record":', b',"time_extracted":"2026-10-05T00:00:00Z"}'
 
 
 def row_of(record: dict[str, Any]) -> LedgerRow:
-    """The row of a record, decoded from JSON as the reader does."""
-    return ledger_row(_decode(json.dumps(record)), loaded_at=LOADED_AT)
+    """The row of a record. Its line gives the same one, or none if the record is invalid."""
+    document = json.dumps(record).encode()
+    decoded = decode_action(HEAD + document + TAIL)
+    try:
+        row = ledger_row(values.from_json(document), loaded_at=LOADED_AT)
+    except Invalid:
+        assert decoded is None
+        raise
+    assert decoded
+    assert decoded[:-1] == row[:-2]
+    return row
 
 
 def earned(**changes: Any) -> dict[str, Any]:
@@ -99,12 +111,11 @@ def test_the_examples_of_peppers_guide_become_rows(example: str, expected: dict[
     result = row_of(record)._asdict()
 
     assert json.loads(result.pop("payload")) == record
-    assert len(result.pop("content_hash")) == 32
     assert result == expected
 
 
 def test_the_payload_keeps_every_digit_that_pepper_sent() -> None:
-    record = _decode(REWARD_EARNED.replace("51.5045788", "51.50457880"))
+    record = values.from_json(REWARD_EARNED.replace("51.5045788", "51.50457880"))
 
     assert '"geo":[-0.0970637,51.50457880]' in ledger_row(record, loaded_at=LOADED_AT).payload
 
@@ -248,7 +259,7 @@ def test_the_reason_does_not_repeat_the_value() -> None:
     ],
 )
 def test_points_are_exact_whether_sent_as_number_or_text(sent: str, points: Decimal) -> None:
-    record = _decode(REWARD_EARNED.replace('"pointsAvailable": 2', f'"pointsAvailable": {sent}'))
+    record = values.from_json(REWARD_EARNED.replace('"pointsAvailable": 2', f'"pointsAvailable": {sent}'))
 
     assert ledger_row(record, loaded_at=LOADED_AT).points_available == points
 
@@ -310,33 +321,102 @@ def test_an_action_without_effect_keeps_its_valid_fields() -> None:
         pytest.param({"metadata__pointsAdded": 2.0}, id="points-as-decimal"),
         pytest.param({"metadata__pointsAdded": "2.00"}, id="points-as-text"),
         pytest.param({"when__timestamp": "2021-03-05T14:37:52.194000+01:00"}, id="same-time-with-another-offset"),
+        pytest.param({"when__timestamp": "2021-03-05 13:37:52.194 UTC"}, id="same-time-not-as-RFC-3339"),
         pytest.param({"context__user__fullName": "Tom Smith"}, id="another-user-name"),
         pytest.param({"context__location__tags": ["open"]}, id="another-tag-of-the-location"),
         pytest.param({"somethingNew": {"x": 1}}, id="unknown-field"),
         pytest.param({"metadata__loyaltyEarned": None}, id="field-without-a-column"),
     ],
 )
-def test_the_content_hash_ignores_notation_and_fields_without_a_column(changes: dict[str, Any]) -> None:
-    assert row_of(earned(**changes)).content_hash == row_of(earned()).content_hash
+def test_the_columns_do_not_depend_on_notation_and_fields_without_a_column(changes: dict[str, Any]) -> None:
+    assert row_of(earned(**changes))._replace(payload="") == row_of(earned())._replace(payload="")
+
+
+TITLE, POINTS = b'"Arches"', b'"pointsAdded": 2'
+LINE = HEAD + REWARD_EARNED.encode() + TAIL
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "title",
     [
-        pytest.param({"metadata__pointsAdded": 3}, id="delta"),
-        pytest.param({"metadata__pointsAvailable": 20}, id="balance"),
-        pytest.param({"metadata__pointsAvailable": None}, id="no-balance"),
-        pytest.param({"metadata__awardId": "xxx"}, id="award"),
-        pytest.param({"context__user___id": "yyyy"}, id="user"),
-        pytest.param({"when__timestamp": "2021-03-05T13:37:52.195Z"}, id="time"),
-        pytest.param({"type": "REDEEM_PERK"}, id="type"),
-        pytest.param({"environment": None}, id="environment"),
+        pytest.param(rb'"\"quoted\" \u00fc \ud83c\udf81"', id="escapes"),
+        pytest.param(rb'"C:\\u0000"', id="escaped-backslash-before-u0000"),
+        pytest.param('"größe 🎁"'.encode(), id="not-ascii"),
+        pytest.param(b"123456789012345678901234567890.50", id="long-number"),
+        pytest.param(b"9" * 5000, id="more-digits-than-an-integer"),
+        pytest.param(b"1e9999999999999999999", id="larger-than-a-decimal"),
+        pytest.param(b'{"a": [1, {}], "a": -0}', id="repeated-name"),
     ],
 )
-def test_the_content_hash_depends_on_every_compared_field(changes: dict[str, Any]) -> None:
-    assert row_of(earned(**changes)).content_hash != row_of(earned()).content_hash
+def test_the_payload_is_the_record_as_it_came(title: bytes) -> None:
+    line = LINE.replace(TITLE, title)
+
+    row = decode_action(line)
+
+    assert row
+    assert row[:4] == ("xxxx", "REWARD_EARNED", "xxxx", "xxxx")
+    assert row[-1].encode() == line.removeprefix(HEAD).removesuffix(TAIL).strip()
 
 
-def test_the_content_hash_separates_adjacent_fields() -> None:
-    one, other = earned(source="A\x1fB", environment="C"), earned(source="A", environment="B\x1fC")
-    assert row_of(one).content_hash != row_of(other).content_hash
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(LINE.replace(b"RECORD", b"STATE"), id="another-type"),
+        pytest.param(LINE.replace(b'"actions"', b'"awards"'), id="another-stream"),
+        pytest.param(LINE.replace(b'"actions"', b"1"), id="stream-is-a-number"),
+        pytest.param(b'{"type":"RECORD","stream":"actions"}', id="no-record"),
+        pytest.param(HEAD + b"[]" + TAIL, id="record-is-a-list"),
+        pytest.param(LINE[:-1], id="cut-off"),
+        pytest.param(b"", id="empty"),
+        pytest.param(LINE.replace(TITLE, b'"\xff"'), id="not-utf-8"),
+        pytest.param(LINE.replace(TITLE, rb'"\ud800"'), id="half-of-a-surrogate-pair"),
+        pytest.param(LINE.replace(TITLE, rb'"\u0000"'), id="nul"),
+        pytest.param(LINE.replace(TITLE, b"NaN"), id="nan"),
+        pytest.param(LINE.replace(TITLE, b"[" * 9000 + b"]" * 9000), id="nested-too-deeply"),
+        pytest.param(LINE.replace(POINTS, b'"pointsAdded": ' + b"9" * 5000), id="points-of-5000-digits"),
+        pytest.param(LINE.replace(POINTS, b'"pointsAdded": 1e9999999999999999999'), id="points-larger-than-a-decimal"),
+        pytest.param(LINE.replace(POINTS, b'"pointsAdded": "two"'), id="invalid-action"),
+    ],
+)
+def test_any_other_line_is_left_to_the_reader(line: bytes) -> None:
+    assert decode_action(line) is None
+
+
+VALUE_OR_END = re.compile(rb'(?<=: )(?:"[^"]*"|[-.\d]+)|(?=\n\})')
+FRAGMENTS = st.sampled_from(
+    [
+        *(b"null", b"true", b"[]", b"{}", b"NaN", b"-0", b"1e3", b"1E-5", b"2.50", b"7", b"1.00001", b"9" * 40),
+        *(b'""', b'"5"', b'"2.50"', b'"1e3"', b'" 2"', b'"NaN"', b'"x"', b'"%s"' % (b"x" * 256), '"größe"'.encode()),
+        *(rb'"\u0000"', rb'"\ud800"', rb'"\\u0000"', b'"\xff"', b'"\x00"', b'"2026-10-01"', b"1e400", b"9" * 400),
+        *(
+            b',"metadata":5',
+            b',"metadata":null',
+            b',"context":{}',
+            b',"context":{"user":5}',
+            b',"when":""',
+            b',"type":7',
+        ),
+        *(b',"when":{"timestamp":5}', b',"invalid_points":{"pointsAdded":"x"}', b',"invalid_points":7', b',"_id":12'),
+    ]
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1000), FRAGMENTS), max_size=3))
+def test_a_line_gives_the_row_of_its_decoded_record(changes: list[tuple[int, bytes]]) -> None:
+    line = LINE
+    for place, fragment in changes:
+        places = list(VALUE_OR_END.finditer(line))
+        start, end = places[place % len(places)].span()
+        line = line[:start] + fragment + line[end:]
+
+    decoded = decode_action(line)
+
+    try:
+        expected = ledger_row(values.from_json(line)["record"], loaded_at=LOADED_AT)
+    except ValueError:
+        assert decoded is None
+    else:
+        assert decoded
+        assert decoded[:-1] == expected[:-2]
+        assert values.from_json(decoded[-1]) == values.from_json(expected.payload)

@@ -188,7 +188,7 @@ def test_payloads_are_compressed_as_the_file_supports_and_ids_are_not(
     crm = set_up(url, exists=exists)
     with crm.write() as connection:
         row = "i::VARCHAR, md5(i::VARCHAR), '{\"the number of this action\": ' || i || '}', TIMESTAMP '2026-10-01'"
-        columns = "action_id, content_hash, payload, loaded_at"
+        columns = "action_id, award_id, payload, loaded_at"
         connection.exec_driver_sql(f"INSERT INTO actions ({columns}) SELECT {row} FROM range({ROW_GROUP_ROWS}) r(i)")
 
     with crm.read() as connection:
@@ -197,7 +197,7 @@ def test_payloads_are_compressed_as_the_file_supports_and_ids_are_not(
     compressions = {
         (each["column_name"], each["compression"]) for each in segments if each["segment_type"] == "VARCHAR"
     }
-    assert {("payload", compression), ("action_id", "Uncompressed"), ("content_hash", "Uncompressed")} <= compressions
+    assert {("payload", compression), ("action_id", "Uncompressed"), ("award_id", "Uncompressed")} <= compressions
 
 
 @pytest.mark.parametrize(("exists", "readers"), [(False, "v1.2.0+"), (True, "v1.0.0+")])

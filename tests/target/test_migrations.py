@@ -63,6 +63,28 @@ def test_tables_of_every_earlier_version_are_migrated_and_keep_their_rows(wareho
     assert query(warehouse_url, "SELECT version FROM _crm_version") == [(migrations.VERSION,)]
 
 
+def test_ledgers_of_version_3_keep_their_readers_and_need_no_content_hash(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(warehouse_url, 3)
+    execute(
+        warehouse_url,
+        "INSERT INTO actions (action_id, content_hash, loaded_at) VALUES ('old', 'x', '2026-10-01 10:00:00')",
+    )
+    execute(warehouse_url, "CREATE VIEW all_actions AS SELECT * FROM actions")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    alter, *others = printed(capsys).split(";\n")
+    assert "content_hash" in alter
+    assert not any("content_hash" in each for each in others)
+
+    # A migration that was interrupted after its first statement.
+    execute(warehouse_url, alter)
+    load(warehouse_url, [ACTIONS, action("old"), action("new"), action("new")])
+
+    assert query(warehouse_url, "SELECT action_id FROM all_actions ORDER BY action_id") == [("new",), ("old",)]
+    assert printed(capsys) == "-- nothing is missing\n"
+
+
 RENAMED = {"_extra", "_extracted_at", "_loaded_at"}
 PERKS = schema("perks", {"_id": TEXT, "title": TEXT}, "_id")
 

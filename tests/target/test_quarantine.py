@@ -51,6 +51,19 @@ def test_incomplete_messages_are_quarantined_with_line_and_reason(sqlite_url: st
     ]
 
 
+def test_an_action_may_have_numbers_that_no_decimal_holds_where_no_column_needs_them(warehouse_url: str) -> None:
+    numbers = f"[{'9' * 5000}, 1e9999999999999999999]"
+    first, other = (action("a1", available=points, note="@").replace('"@"', numbers) for points in (2, 3))
+
+    load(warehouse_url, [ACTIONS, first])
+    load(warehouse_url, [ACTIONS, first, other], max_rejected_fraction=1)
+
+    assert numbers in query(warehouse_url, "SELECT CAST(payload AS TEXT) FROM actions")[0][0]
+    (rejected,) = table(warehouse_url, "rejected_records")
+    assert rejected["reason"] == "the ledger has this _id with another award, effect, time or points"
+    assert numbers in rejected["payload"]
+
+
 def test_of_an_overlong_line_the_quarantine_keeps_the_beginning(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

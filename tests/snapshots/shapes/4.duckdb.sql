@@ -39,7 +39,6 @@ CREATE TABLE "_crm_staging_actions" (
 	"points_refunded" NUMERIC(18, 4), 
 	"source" TEXT, 
 	"environment" TEXT, 
-	"content_hash" VARCHAR(255) USING COMPRESSION uncompressed, 
 	"payload" TEXT USING COMPRESSION zstd, 
 	"loaded_at" TIMESTAMP WITHOUT TIME ZONE
 );
@@ -82,7 +81,6 @@ CREATE TABLE "actions" (
 	"points_refunded" NUMERIC(18, 4), 
 	"source" TEXT, 
 	"environment" TEXT, 
-	"content_hash" VARCHAR(255) NOT NULL USING COMPRESSION uncompressed, 
 	"payload" TEXT USING COMPRESSION zstd, 
 	"loaded_at" TIMESTAMP WITHOUT TIME ZONE NOT NULL
 );

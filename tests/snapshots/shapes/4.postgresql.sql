@@ -42,7 +42,6 @@ CREATE UNLOGGED TABLE "_crm_staging_actions" (
 	"points_refunded" NUMERIC(19, 4), 
 	"source" TEXT, 
 	"environment" TEXT, 
-	"content_hash" VARCHAR(255) COLLATE "C", 
 	"payload" JSON, 
 	"loaded_at" TIMESTAMP WITH TIME ZONE
 );
@@ -86,7 +85,6 @@ CREATE TABLE "actions" (
 	"points_refunded" NUMERIC(19, 4), 
 	"source" TEXT, 
 	"environment" TEXT, 
-	"content_hash" VARCHAR(255) COLLATE "C" NOT NULL, 
 	"payload" JSON, 
 	"loaded_at" TIMESTAMP WITH TIME ZONE NOT NULL, 
 	PRIMARY KEY ("action_id")

@@ -43,7 +43,6 @@ CREATE TABLE "_crm_staging_actions" (
 	"points_refunded" NUMERIC(19, 4), 
 	"source" TEXT, 
 	"environment" TEXT, 
-	"content_hash" VARCHAR(255), 
 	"payload" TEXT, 
 	"loaded_at" DATETIME, 
 	PRIMARY KEY ("_seq")
@@ -89,7 +88,6 @@ CREATE TABLE "actions" (
 	"points_refunded" NUMERIC(19, 4), 
 	"source" TEXT, 
 	"environment" TEXT, 
-	"content_hash" VARCHAR(255) NOT NULL, 
 	"payload" TEXT, 
 	"loaded_at" DATETIME NOT NULL, 
 	PRIMARY KEY ("action_id")
