@@ -65,9 +65,12 @@ def count_calls(forks: Forks, place: Place, stdin: bytes) -> tuple[int, float]:
 
 
 def check(place: Place, scenario: Scenario, ended: Ended, resumed_from: int = 0) -> int:
-    """Fail unless the acknowledged rows exist and the tables are consistent; return the line to resume from."""
+    """Fail unless acknowledged and covered rows exist and tables are consistent; return the line to resume from."""
     acknowledged = covered_lines(ended.states[-1]) if ended.states else resumed_from
     place.assert_contains(scenario, acknowledged)
+    # Coverage is recorded with the rows: before the STATE is emitted, and not before they are committed.
+    assert place.covered_lines() >= acknowledged
+    place.assert_contains(scenario, place.covered_lines())
     place.assert_consistent()
     # A run exits 0, or is recorded as done, only if it has loaded everything.
     assert (ended.exit_code and not place.is_recorded_as_done()) or acknowledged == len(scenario.lines) - 1, ended

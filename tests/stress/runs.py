@@ -27,7 +27,7 @@ from tests.helpers.commands import RUN_SECONDS_MAX, environment
 from tests.helpers.postgres import new_database
 from tests.helpers.target import table
 from tests.stress.fork_server import CRASHED
-from tests.stress.scenario import CANARIES, TOKEN
+from tests.stress.scenario import CANARIES, START, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +39,7 @@ CONTENTS = {
     "actions": (),
     "awards": (),
     "award_balances": (),
+    "coverage": ("covered_from", "covered_until"),
     "rejected_records": ("stream", "reason", "payload"),
 }
 _TALLY = re.compile(r"([\d,]+) read = ([\d,]+) applied \+ ([\d,]+) duplicate \+ ([\d,]+) superseded \+ ([\d,]+) quar")
@@ -213,6 +214,11 @@ class Place:
         if {"actions", "awards", "award_balances"} <= self.tables():
             report = verify(self.warehouse)
             assert not report.drifted, report
+
+    def covered_lines(self) -> int:
+        """Return how many lines the recorded coverage stands for."""
+        rows = table(self.warehouse, "coverage", "covered_until") if "_crm_coverage" in self.tables() else []
+        return max((int((row["covered_until"] - START).total_seconds()) for row in rows), default=0)
 
     def is_recorded_as_done(self) -> bool:
         """Whether `load_runs` records a run as done."""

@@ -55,8 +55,10 @@ class Scenario:
         self.required.append((len(self.lines), table, key))
 
     def add_state(self) -> None:
-        """Add a STATE that covers all lines so far."""
-        self.lines.append(state({"bookmarks": {"lines": len(self.lines)}}))
+        """Add a STATE that covers all lines so far, and a second of coverage for each of them."""
+        until = START + timedelta(seconds=len(self.lines))
+        actions = {"replication_key_value": until.isoformat(), "covered_from": START.isoformat()}
+        self.lines.append(state({"bookmarks": {"lines": len(self.lines), "actions": actions}}))
 
     def input(self, resumed_from: int = 0) -> bytes:
         """Return what a tap sends when it resumes from the STATE that covers so many lines."""
