@@ -119,6 +119,7 @@ def check(url: str, world: World) -> str:
             award: truth.get(award, Decimal(0)) for award in unedited
         }
     days, cohorts = check_days(url, awards), check_cohorts(url, awards)
+    check_coverage(url, world)
     return (
         f"{compared} balances as of {len(MOMENTS)} moments ({len(unedited)} awards also compared with Pepper's), "
         f"{days} days by perk, {cohorts} months of cohorts"
@@ -214,6 +215,15 @@ def check_days(url: str, awards: dict[str, dict[str, Any]]) -> int:
 
 def end_of(day: date) -> datetime:
     return datetime.combine(day, time.max, UTC)
+
+
+def check_coverage(url: str, world: World) -> None:
+    """Compare `ledger_coverage` with what was read: everything, since the ledger's start."""
+    found = query(url, "SELECT kind, after, until FROM models.ledger_coverage")
+    assert [(kind, utc(after), utc(until)) for kind, after, until in found] == [
+        # Pepper's clock has whole seconds.
+        ("read", LEDGER_START, world.now.replace(microsecond=0) - timedelta(seconds=5))
+    ]
 
 
 def check_cohorts(url: str, awards: dict[str, dict[str, Any]]) -> int:

@@ -1,0 +1,61 @@
+-- Of which times all actions were read: a row per interval (kind 'read'), and per hole between two of them (kind 'hole').
+-- A filter that has all types of action that balances need counts as much as no filter; any other stands by itself.
+with recorded as (
+
+    select
+        coalesce(merchant, '') as merchant,
+        case
+            when action_types like '%"AWARD_POINTS_REFUNDED"%'
+                and action_types like '%"REDEEM_PERK"%' and action_types like '%"REWARD_EARNED"%' then 'all'
+            else coalesce(action_types, 'all')
+        end as action_types,
+        {{ pepper_crm.utc('covered_from') }} as covered_from,
+        {{ pepper_crm.utc('covered_until') }} as covered_until
+    from {{ source('crm', '_crm_coverage') }}
+
+),
+
+ordered as (
+
+    select
+        *,
+        max(covered_until) over (
+            partition by merchant, action_types order by covered_from, covered_until
+            rows between unbounded preceding and 1 preceding
+        ) as read_until
+    from recorded
+
+),
+
+numbered as (
+
+    select
+        *,
+        sum(case when covered_from <= read_until then 0 else 1 end) over (
+            partition by merchant, action_types order by covered_from, covered_until
+            rows between unbounded preceding and current row
+        ) as interval_number
+    from ordered
+
+),
+
+intervals as (
+
+    select merchant, action_types, min(covered_from) as covered_from, max(covered_until) as covered_until
+    from numbered
+    group by merchant, action_types, interval_number
+
+),
+
+followed as (
+
+    select *, lead(covered_from) over (partition by merchant, action_types order by covered_from) as next_from
+    from intervals
+
+)
+
+select merchant, action_types, 'read' as kind, covered_from as after, covered_until as until from followed
+union all
+select merchant, action_types, 'hole' as kind, covered_until as after, next_from as until
+from followed
+where next_from is not null
