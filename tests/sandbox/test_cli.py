@@ -48,7 +48,7 @@ def test_it_prints_how_to_connect_and_a_signal_stops_it(serving: subprocess.Pope
     }
     assert len(requests.get(f"{settings['API_URL']}/users", headers=headers).json()["items"]) == 5
     serving.send_signal(stop)
-    out, err = serving.communicate(timeout=10)
+    out, err = serving.communicate(timeout=60)
     assert (serving.returncode, out.strip(), err) == (0, "Stopped.", "")
 
 

@@ -598,6 +598,6 @@ def test_a_terminated_run_exits_with_the_signal_and_writes_only_whole_lines(
             running.send_signal(signal.SIGTERM)
             signalled_seconds = time.monotonic()
             lines += running.stdout.readlines()
-    assert time.monotonic() - signalled_seconds < 10
+    assert time.monotonic() - signalled_seconds < 30
     assert running.returncode == 128 + signal.SIGTERM
     assert [json.loads(line)["type"] for line in lines] == types

@@ -48,7 +48,7 @@ def test_a_load_that_adds_a_column_waits_visibly_and_lets_other_readers_go_on(
     others: list[int] = []
 
     def read_and_release() -> None:
-        with psycopg.connect(new_postgres_url, options="-c statement_timeout=5s") as other:
+        with psycopg.connect(new_postgres_url, options="-c statement_timeout=30s") as other:
             others.extend(other.execute("SELECT id FROM sales").fetchone() or ())
         reader.rollback()
 
