@@ -129,9 +129,12 @@ def _exact_first(names: Iterable[str], convert: Callable[[str], str]) -> list[st
 def _first_free(
     base: str, taken: Collection[str], stored: Collection[str], bytes_max: int, fold: Callable[[str], str]
 ) -> str:
-    # What exists under a number is something else.
+    # What exists under a number, or in another case, is something else.
+    others = set(map(fold, stored))
     return next(
-        each for each in _numbered(base, bytes_max) if fold(each) not in taken and (each == base or each not in stored)
+        each
+        for each in _numbered(base, bytes_max)
+        if fold(each) not in taken and ((each == base and base in stored) or fold(each) not in others)
     )
 
 

@@ -104,6 +104,21 @@ def test_a_numbered_name_never_takes_what_exists_already() -> None:
     assert assign_table("écrm", [], {"_crm"}, ["_crm"]) == "écrm"
 
 
+def test_a_new_name_never_takes_what_exists_in_another_case() -> None:
+    assert assign_columns(["name"], {}, ["Name"], []) == {"name": "name_2"}
+    assert assign_columns(["name"], {}, ["Name", "name"], []) == {"name": "name"}
+    assert assign_table("center", [], {"Center"}, []) == "center_2"
+
+
+def test_a_property_gets_a_column_beside_a_users_column_in_another_case(warehouse_url: str) -> None:
+    load(warehouse_url, [schema("people", {"id": TEXT}, "id"), record("people", {"id": "1"})])
+    execute(warehouse_url, 'ALTER TABLE people ADD COLUMN "Name" VARCHAR(20)')
+
+    load(warehouse_url, [schema("people", {"id": TEXT, "name": TEXT}, "id"), record("people", {"id": "2", "name": "n"})])
+
+    assert query(warehouse_url, "SELECT id, name_2 FROM people WHERE id = '2'") == [("2", "n")]
+
+
 @pytest.mark.parametrize("name", ["Lead Status", "имя", "", '"', '"a"', "a\0b", "a\nb", "\ud800"])
 def test_every_name_is_stored_as_a_printable_text(name: str) -> None:
     assert from_text(to_text(name)) == name
