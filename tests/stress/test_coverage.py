@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pepper_sandbox.api import Request, Response
 
 NOW = datetime(2026, 10, 10, tzinfo=UTC)
-CASES = size(3, 400)
+CASES = size(3, 150)
 STEPS = size(8, 15)
 LOYALTY = ["AWARD_POINTS_REFUNDED", "REDEEM_PERK", "REWARD_EARNED"]
 FILTERS: list[list[str]] = [[], [], [], LOYALTY, ["REWARD_EARNED"]]
