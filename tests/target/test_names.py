@@ -114,7 +114,8 @@ def test_a_property_gets_a_column_beside_a_users_column_in_another_case(warehous
     load(warehouse_url, [schema("people", {"id": TEXT}, "id"), record("people", {"id": "1"})])
     execute(warehouse_url, 'ALTER TABLE people ADD COLUMN "Name" VARCHAR(20)')
 
-    load(warehouse_url, [schema("people", {"id": TEXT, "name": TEXT}, "id"), record("people", {"id": "2", "name": "n"})])
+    wider = schema("people", {"id": TEXT, "name": TEXT}, "id")
+    load(warehouse_url, [wider, record("people", {"id": "2", "name": "n"})])
 
     assert query(warehouse_url, "SELECT id, name_2 FROM people WHERE id = '2'") == [("2", "n")]
 
