@@ -28,7 +28,7 @@ from target_crm.sql import balances
 from target_crm.warehouse.stream_names import tables_of_streams
 from tests.conformance.conftest import empty
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
-from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, schema, snapshot, table
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, schema, snapshot, state, table
 from tests.stress import size
 from tests.stress.deliveries import check_delivery, combined_deliveries, delivery_settings
 from tests.stress.scenario import as_input, make_scenario
@@ -510,6 +510,24 @@ def test_the_figures_of_a_report_add_up_to_the_balances(crm: Warehouse) -> None:
     assert [(run["exit_state"], run["read"]) for run in contents.status.runs] == [("done", 5)]
     assert not contents.status.drifted
     assert not status(crm).drifted
+
+
+def test_coverage_is_recorded_with_the_rows_and_explains_gaps(crm: Warehouse) -> None:
+    def read(start: str, end: str) -> str:
+        span = [f"2026-10-{start}:00:00.250Z", f"2026-10-{end}:00:00.250Z"]
+        return state({"bookmarks": {"actions": {"covered_from": span[0], "merchant": "m", "read": [span]}}})
+
+    load(crm, [ACTIONS, action("a1", at="2026-10-01T12:00:00Z"), read("01T00", "02T00")])
+    load(crm, [ACTIONS, action("a2", available=9, at="2026-10-02T12:00:00Z"), read("01T23", "03T00")])
+    assert [(row["covered_from"], row["covered_until"]) for row in table(crm, "coverage")] == [
+        (datetime(2026, 10, 1, microsecond=250_000, tzinfo=UTC), datetime(2026, 10, 3, microsecond=250_000, tzinfo=UTC))
+    ]
+
+    load(crm, [ACTIONS, action("a3", available=1, at="2026-10-05T12:00:00Z"), read("05T00", "06T00")])
+    found = verify(crm)
+    assert (found.drifted, found.failed) == (False, True)
+    assert (found.gaps.differing, found.covered_gaps, found.unread_gaps) == (2, 1, 1)
+    assert [hole["until"].day - hole["from"].day for hole in found.coverage.holes] == [2]
 
 
 def test_erasing_a_user_keeps_every_balance_as_of_any_time(crm: Warehouse) -> None:
