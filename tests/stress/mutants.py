@@ -35,7 +35,12 @@ _BALANCES = (
     "stress/test_deliveries.py",
     "target/test_activate_version.py",
 )
-_RECORDS = ("target/test_real_inputs.py", "target/test_streams.py", "target/test_quarantine.py")
+_RECORDS = (
+    "target/test_real_inputs.py",
+    "conformance/test_real_inputs.py",
+    "target/test_streams.py",
+    "target/test_quarantine.py",
+)
 _WINDOWS = ("tap/test_windows.py", "tap/test_streams.py", "stress/test_tap_campaign.py")
 # Module → the tests of its promises; the nearest first, because the first failure ends a run.
 TESTS: dict[str, tuple[str, ...]] = {
@@ -46,9 +51,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tap_pepper.state.coverage": ("tap/test_coverage.py", *_WINDOWS),
     "tap_pepper.state.dedupe": ("tap/test_dedupe.py", *_WINDOWS),
     "tap_pepper.state.audit": ("tap/test_audit.py", *_WINDOWS),
+    "tap_pepper.state.coverage": ("tap/test_coverage.py", *_WINDOWS),
     "tap_pepper.state.input_state": ("tap/test_input_state.py", "tap/test_cli.py"),
     "target_crm.loader.batcher": ("target/test_batcher.py", "target/test_state.py", "stress/test_failing_calls.py"),
     "target_crm.records.actions": ("target/test_actions.py", *_RECORDS),
+    "target_crm.records.coverage": ("target/test_coverage.py",),
+    "target_crm.records.deletions": ("conformance/test_real_inputs.py", "target/test_real_inputs.py"),
     "target_crm.records.names": ("target/test_names.py", *_RECORDS),
     "target_crm.records.schemas": ("target/test_schemas.py", *_RECORDS),
     "target_crm.records.tally": ("target/test_load_runs.py", *_RECORDS),
