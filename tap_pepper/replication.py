@@ -225,7 +225,10 @@ class WindowedStream(PepperStream):
             read_until=read_until, start=settings.start_date, until=until, lookback_seconds=settings.lookback_seconds
         )
         if after >= until:
-            self.logger.warning("%s: start_date %s is in the future; there is nothing to read", self.name, after)
+            reason = f"start_date {after} is in the future"
+            if not settings.start_date:
+                reason = f"without a state, start_date and lookback_seconds, rows are read from {after} on"
+            self.logger.warning("%s: %s; there is nothing to read", self.name, reason)
         recent_rows = RecentRows(None if read_until is None else self.stream_state.get("border"))
         audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
         coverage = Coverage(

@@ -48,10 +48,14 @@ def _unwrap(state: object, streams: Mapping[str, object]) -> Bookmarks:
     if state.get("type") == "STATE" and "value" in state:
         return _unwrap(state["value"], streams)
     layers = [_unwrap(state[key], streams) for key in _WRAPPERS if state.get(key) is not None]
+    known = {"bookmarks", *_WRAPPERS} & state.keys()
     if "bookmarks" in state:
         layers.append(state["bookmarks"])
-    elif not any(key in state for key in _WRAPPERS):
+    elif not known:
         layers.append(state)
+    for key, value in state.items():
+        if known and key not in known and isinstance(value, dict) and value:
+            _refuse(f"{key!r:.80} is next to {' and '.join(sorted(known))}, so it would not be read; {_EXPECTED}")
     if not all(isinstance(layer, dict) for layer in layers):
         _refuse(_EXPECTED)
     merged: Bookmarks = {}

@@ -48,7 +48,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tap_pepper.points": ("tap/test_points.py", "tap/test_streams.py"),
     "tap_pepper.raw_json": ("tap/test_raw_json.py", "tap/test_streams.py"),
     "tap_pepper.redaction": ("tap/test_redaction.py", "tap/test_cli.py"),
-    "tap_pepper.state.coverage": ("tap/test_coverage.py", *_WINDOWS),
     "tap_pepper.state.dedupe": ("tap/test_dedupe.py", *_WINDOWS),
     "tap_pepper.state.audit": ("tap/test_audit.py", *_WINDOWS),
     "tap_pepper.state.coverage": ("tap/test_coverage.py", *_WINDOWS),

@@ -76,6 +76,7 @@ def test_bookmarks_that_the_tap_has_written_are_kept(bookmarks: dict[str, Any]) 
 
 
 EXPECTED = 'expected {"bookmarks": {"actions": {…}}}, as in the last STATE of the previous run'
+NEXT_TO_BOOKMARKS = f"'actions' is next to bookmarks, so it would not be read; {EXPECTED}"
 WITHOUT_VALUE = (
     "bookmarks.actions has no replication_key_value; restore the last STATE of the previous run, or remove "
     "bookmarks.actions to read the stream from the beginning"
@@ -110,6 +111,12 @@ WITHOUT_VALUE = (
         ),
         pytest.param(
             {"bookmarks": {"actions": "2026-10-01"}}, f"bookmarks.actions is not an object; {EXPECTED}", id="text"
+        ),
+        pytest.param({"bookmarks": {}, "actions": ACTIONS}, NEXT_TO_BOOKMARKS, id="bookmark-next-to-bookmarks"),
+        pytest.param(
+            {"completed": {}, "state": {"bookmarks": {"actions": ACTIONS}}},
+            f"'state' is next to completed, so it would not be read; {EXPECTED}",
+            id="another-wrapper-next-to-an-empty-one",
         ),
         pytest.param({"bookmarks": {"actions": {"replication_key": "when_timestamp"}}}, WITHOUT_VALUE, id="no-value"),
         pytest.param({"bookmarks": {"actions": {"replication_key_value": None}}}, WITHOUT_VALUE, id="null-value"),
