@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.helpers import fork_client
-from tests.helpers.fork_server import READY
+from tests.helpers.fork_server import FORKED_SCRIPTS, READY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,9 @@ RUN_SECONDS_MAX = 120
 
 
 def command(name: str, *arguments: str) -> list[str]:
-    """Return a command line that runs a console script without the time for its imports: see `fork_server`."""
+    """Return a command line of a console script; for this project's, without the time for imports: see `fork_server`."""
+    if name not in FORKED_SCRIPTS:
+        return real_command(name, *arguments)
     return [sys.executable, "-ISE", str(Path(fork_client.__file__)), _fork_server(), name, *arguments]
 
 

@@ -42,6 +42,7 @@ IMPORTS = (
     "target_crm.balances_cli.verify",
     "target_crm.loader.target",
 )
+FORKED_SCRIPTS = ("tap-pepper", "target-crm", "crm-balances")
 READY = b"ready"
 
 
@@ -138,7 +139,11 @@ def _set_up_of_python(variables: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
 
 def main(address: str) -> None:
     """Serve at a socket until killed; in a fork, run the script."""
-    scripts = {script.name: script.load() for script in distribution("pepper-crm").entry_points}
+    scripts = {
+        script.name: script.load()
+        for script in distribution("pepper-crm").entry_points
+        if script.name in FORKED_SCRIPTS
+    }
     for name in IMPORTS:
         importlib.import_module(name)
     # A collection would copy the memory that forks share.
