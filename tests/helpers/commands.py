@@ -26,7 +26,7 @@ RUN_SECONDS_MAX = 120
 
 
 def command(name: str, *arguments: str) -> list[str]:
-    """Return a command line of a console script; for this project's, without the time for imports: see `fork_server`."""
+    """Return the command line of a console script. This project's start without imports: see `fork_server`."""
     if name not in FORKED_SCRIPTS:
         return real_command(name, *arguments)
     return [sys.executable, "-ISE", str(Path(fork_client.__file__)), _fork_server(), name, *arguments]

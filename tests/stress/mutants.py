@@ -61,6 +61,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "target_crm.records.tally": ("target/test_load_runs.py", *_RECORDS),
     "target_crm.records.values": ("target/test_values.py", "target/test_schemas.py", *_RECORDS),
     "target_crm.sql.balances": _BALANCES,
+    "target_crm.sql.coverage": ("target/test_coverage.py",),
     "target_crm.sql.load_runs": ("target/test_load_runs.py", "balances_cli/test_status.py"),
     "target_crm.sql.staging": _BALANCES,
 }
