@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
@@ -54,11 +55,14 @@ if TYPE_CHECKING:
 BATCH_BYTES_MAX = 20 * 1024 * 1024
 # A stream with fewer records fails only if all of them are quarantined.
 REJECTED_READ_MIN = 100
-# Where a malformed line is searched for the type of its message.
-HEAD_CHARS = 1024
 _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
-# Whatever comes before the type, such as the name of the stream, but not inside a record.
-_SCHEMA_LINE = re.compile(r'\s*\{(?:(?!"(?:type|record)"\s*:).)*"type"\s*:\s*"SCHEMA', re.DOTALL)
+# Members with simple values may stand before it: inside a record, there is `"record": {` before.
+_STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
+# What a message has depends on its type. Types in a JSON Schema are lower-case.
+_MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')
+# Another message in the same line: an object that is no value. Inside a text, its quotes would be escaped.
+_NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')
+_NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
 
 
 class TargetCrm(Plugin, Target):
@@ -433,13 +437,15 @@ class TargetCrm(Plugin, Target):
         Raises:
             InputError: The line is a SCHEMA message, without which no record of its stream can be loaded.
         """
-        streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else _stream_names(line)
-        if _SCHEMA_LINE.match(line[:HEAD_CHARS]):
+        message = _decode_leniently(line)
+        streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else _stream_names(line, message)
+        if _is_schema(line, message):
             self._batcher.flush()
             of_stream = f" (stream {streams[0]!r})" if streams else ""
             raise InputError(f"line {self.input_line}: a SCHEMA message that cannot be read{of_stream}: {reason}")
         # Of an unknown stream, it may be any stream's.
-        self._unsafe_activations |= dict.fromkeys(streams or [""], f"line {self.input_line} could not be read")
+        unsafe = streams if message or _names_its_stream_first(line) else [""]
+        self._unsafe_activations |= dict.fromkeys(unsafe or [""], f"line {self.input_line} could not be read")
         self._unreadable.update(streams)
         self._reject_line(line, reason)
 
@@ -456,11 +462,37 @@ class TargetCrm(Plugin, Target):
         self._batcher.batch.rejections.append(rejection)
 
 
-def _stream_names(line: str) -> list[str]:
+def _decode_leniently(line: str) -> dict[str, Any]:
+    """The message of a line that is JSON but for NaN or Infinity; empty if there is none."""
+    with suppress(ValueError, RecursionError):
+        message = json.loads(line, parse_int=str, parse_float=str)
+        return message if isinstance(message, dict) else {}
+    return {}
+
+
+def _is_schema(line: str, message: dict[str, Any]) -> bool:
+    """Whether a malformed line is a SCHEMA message, or has one."""
+    if message:
+        return message.get("type") == "SCHEMA"
+    first = _MEMBER.search(line) if line.lstrip().startswith("{") else None
+    if first and (first[1] in ("schema", "key_properties") or first[2] == "SCHEMA"):
+        return True
+    return bool(_NEXT_SCHEMA.search(line))
+
+
+def _stream_names(line: str, message: dict[str, Any]) -> list[str]:
     """The streams that a malformed line names."""
+    if message:
+        stream = message.get("stream")
+        return [stream] if isinstance(stream, str) and stream else []
     with suppress(ValueError):
         return [str(values.from_json(name)) for name in _STREAM_NAME.findall(line)]
     return []
+
+
+def _names_its_stream_first(line: str) -> bool:
+    """Whether a malformed line is of the streams that it names: the first name is not inside a record."""
+    return bool(_STREAM_FIRST.match(line)) and not _NEXT_MESSAGE.search(line)
 
 
 def main() -> NoReturn:

@@ -231,6 +231,22 @@ def test_records_that_cannot_be_read_count_for_their_stream(sqlite_url: str) -> 
             id="two-messages-in-a-line",
         ),
         pytest.param(
+            '{"key_properties": ["id"], "schema": {"properties": {"n": {"type": "number", "maximum": NaN}}}, '
+            '"stream": "s", "type": "SCHEMA"}',
+            "line 1: a SCHEMA message that cannot be read (stream 's'): the line is not a Singer message",
+            id="type-at-the-end",
+        ),
+        pytest.param(
+            '{"key_properties": ["id"], "schema": {"properties": {"n": {"type": "number"',
+            "line 1: a SCHEMA message that cannot be read: the line is not a Singer message",
+            id="cut-off-before-the-type",
+        ),
+        pytest.param(
+            record("s", {"id": "0"})[:40] + schema("s", {"id": TEXT}, "id"),
+            "line 1: a SCHEMA message that cannot be read (stream 's'): the line is not a Singer message",
+            id="after-another-message",
+        ),
+        pytest.param(
             schema("s", {"id": TEXT}, "id").replace("SCHEMA", "schema"),
             "quarantined 3 of 3 records of s; see rejected_records for the reasons",
             id="unknown-type",
@@ -367,6 +383,16 @@ def test_a_word_of_the_wrong_type_at_the_top_of_a_schema_is_named(
         ),
         pytest.param(
             '{"type":"RECORD","stream":"people","record":{"id":["2"],"name":"x"},"version":2}', id="invalid-key"
+        ),
+        pytest.param(
+            '{"type":"RECORD","record":{"id":"2","score":NaN,"stream":"other"},"version":2}', id="name-in-the-record"
+        ),
+        pytest.param(
+            '{"type":"RECORD","record":{"id":"2","score":1,"stream":"other"},"vers',
+            id="name-in-a-record-that-is-cut-off",
+        ),
+        pytest.param(
+            '{"type":"RECORD","stream":"other","record":{"i{"type":"RECORD","record":{"id":"2"}', id="two-in-a-line"
         ),
     ],
 )
