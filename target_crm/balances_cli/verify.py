@@ -52,6 +52,7 @@ class Verification:
         covered_gaps: How many of them happened while everything was read: no action is missing there.
         unread_gaps: How many of them lie across a hole in the coverage: their actions were not read.
         coverage: Which actions were read.
+        ledger_rows: The number of all actions, with an effect or without.
     """
 
     awards: int
@@ -61,6 +62,7 @@ class Verification:
     covered_gaps: int
     unread_gaps: int
     coverage: Coverage
+    ledger_rows: int
 
     @property
     def drifted(self) -> bool:
@@ -102,6 +104,7 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
         covered_gaps=gap_counts["covered_gaps"],
         unread_gaps=gap_counts["unread_gaps"],
         coverage=coverage_in(connection, tables),
+        ledger_rows=count_rows(connection, tables.actions),
     )
 
 
@@ -173,6 +176,8 @@ def as_text(verification: Verification) -> str:
         verdict = "DRIFT, run crm-balances rebuild"
     elif verification.failed:
         verdict = "INCOMPLETE, run crm-balances coverage"
+    elif not verification.awards and verification.ledger_rows:
+        verdict = f"none of the {verification.ledger_rows:,} actions in the ledger changes a balance"
     elif not verification.awards:
         verdict = "nothing loaded yet"
     lines.append(f"Verified {verification.awards:,} balances against {verification.actions:,} actions: {verdict}")

@@ -37,6 +37,12 @@ Message = Mapping[str, Any]
 
 # The place of `occurred_at` in a row of a part, which begins with the number of the input line.
 _OCCURRED_AT = 1 + LedgerRow._fields.index("occurred_at")
+# Why an action is quarantined whose id the ledger has.
+_CONTRADICTION = "the ledger has this _id with another award, effect, time or points"
+_WITHOUT_EFFECT = (
+    "the ledger has this _id without an effect, so no balance counts it; delete it from actions, then run "
+    "crm-balances replay"
+)
 
 
 @dataclass
@@ -182,10 +188,9 @@ class LedgerSink(StreamSink):
         conflicts: list[Rejection] = []
         differing: dict[str, int] = {}
         if applied < len(part.rows):
-            reason = "the ledger has this _id with another award, effect, time or points"
             conflicts = [
-                Rejection(self.stream, reason, input_line, _compact(payload))
-                for input_line, payload in connection.execute(staging.conflicts(ledger, staged))
+                Rejection(self.stream, _CONTRADICTION if effect else _WITHOUT_EFFECT, input_line, _compact(payload))
+                for input_line, payload, effect in connection.execute(staging.conflicts(ledger, staged))
             ]
             for row in connection.execute(staging.differing_columns(ledger, staged)):
                 differing = {name: count for name, count in row._asdict().items() if count}

@@ -290,11 +290,11 @@ BALANCE_COLUMNS = (
 
 
 @cache
-def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
-    """Input line and payload of the staged actions that contradict the ledger's action of the same id."""
+def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str, str | None]]:
+    """Input line and payload of the staged actions that contradict the ledger's of the same id, and its effect."""
     rows = staged.table
     return (
-        select(rows.c[SEQ], _comparable(rows.c.payload))
+        select(rows.c[SEQ], _comparable(rows.c.payload), ledger.c.effect)
         .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
         .where(_contradicts(ledger, rows))
         .order_by(rows.c[SEQ])
@@ -322,9 +322,11 @@ def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
 def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
     """Whether an action would move a balance otherwise than the ledger's.
 
-    A value that is missing on one side is no contradiction: a field may have been deselected.
+    A value that is missing on one side is no contradiction: a field may have been deselected. But if the ledger's
+    action has no effect, the balances lack one.
     """
-    return or_(*(ledger.c[name] != rows.c[name] for name in BALANCE_COLUMNS))
+    lacks_effect = and_(ledger.c.effect.is_(None), rows.c.effect.is_not(None))
+    return or_(lacks_effect, *(ledger.c[name] != rows.c[name] for name in BALANCE_COLUMNS))
 
 
 def _keys(table: Table) -> list[str]:

@@ -387,12 +387,17 @@ def test_a_table_without_a_key_is_appended_to(crm: Warehouse) -> None:
 
 def test_contradictions_of_the_ledger_are_quarantined_and_rejected_records_can_be_replayed(crm: Warehouse) -> None:
     bad = action("bad", delta="many")
+    load(crm, [ACTIONS, action("legacy", metadata=None), action("legacy")])
     load(crm, [ACTIONS, action("a", available=5), action("a", available=6), bad, bad])
 
     rejected = table(crm, "rejected_records", "reason")
     assert sorted(row["reason"] for row in rejected) == [
         "metadata.pointsAdded is text, expected points",
         "the ledger has this _id with another award, effect, time or points",
+        (
+            "the ledger has this _id without an effect, so no balance counts it; delete it from actions, then run "
+            "crm-balances replay"
+        ),
     ]
     assert balance(crm)["points"] == Decimal(5)
 
