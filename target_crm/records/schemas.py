@@ -342,7 +342,7 @@ class Shape:
 
 def _key_kinds(kinds: Mapping[str, Kind | None], limits: TableLimits) -> dict[str, Kind]:
     """The kinds of the parts of a key, given those that they would have outside of it."""
-    texts = [name for name, kind in kinds.items() if kind in {None, TEXT, ANY_TEXT, JSON}]
+    texts = [name for name, kind in kinds.items() if kind in {None, TEXT, ANY_TEXT, JSON, INSTANT_OR_TEXT}]
     chars_max = ID_CHARS_MAX
     if texts and limits.key_bytes:
         bytes_max = limits.key_bytes - _KEY_VALUE_BYTES * (len(kinds) - len(texts))
@@ -436,12 +436,13 @@ def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
         for each, distance in _BOUNDS.items()
         if (bound := word(definition, each)) is not None and not isinstance(bound, bool)
     ]
-    if name == "integer":
-        beyond = [bound for bound in bounds if not values.INTEGER_MIN <= bound <= values.INTEGER_MAX]
-        return _Precision(max(map(_digits_below, beyond), default=0), 0)
     # Zero is no step.
-    step = word(definition, "multipleOf")
-    exponent = Decimal(f"{step}").normalize().as_tuple().exponent if step else None
+    step = Decimal(f"{word(definition, 'multipleOf') or 0}")
+    if name == "integer":
+        beyond = [_digits_below(bound) for bound in bounds if not values.INTEGER_MIN <= bound <= values.INTEGER_MAX]
+        beyond += [step.adjusted() + 1] if step > values.INTEGER_MAX else []
+        return _Precision(max(beyond, default=0), 0)
+    exponent = step.normalize().as_tuple().exponent if step else None
     places = max(0, -exponent) if isinstance(exponent, int) else None
     return _Precision(max(map(_digits_below, bounds), default=0), places)
 

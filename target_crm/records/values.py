@@ -30,12 +30,18 @@ _DOUBLE_DIGITS = 17
 _DOUBLE_NOISE = 1e-15
 # The limit of PostgreSQL's NUMERIC.
 _NUMBER_PLACES_MAX = 16_383
-_SPACED_OFFSET = re.compile(r" ?(UTC|GMT|Z|[+-]\d{2}:?\d{2})$", re.IGNORECASE)
-_END_OF_DAY = re.compile(r"([T ])24(?=:?00(:?00([.,]0+)?)?(Z|[+-]|$))")
-_LEAP_SECOND = re.compile(r"([T ]\d{2}:?59:?)60(?=[.,Z+-]|$)")
-_ORDINAL_DATE = re.compile(r"(\d{4})-(\d{3})(?=[T ]|$)")
+# A calendar, basic, ordinal or week date; then a time, or an offset, as XML Schema allows, or nothing.
+_DATE_AND_REST = re.compile(
+    r"(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}-\d{3}|\d{4}-?W\d{2}(?:-?\d)?)"
+    r"(?:[T _](\d.*)| ?(UTC|GMT|Z|[+-]\d{2}:?\d{2}))?",
+    re.IGNORECASE | re.ASCII,
+)
+_SPACED_OFFSET = re.compile(r" ?(UTC|GMT|Z|[+-]\d{2}(:?\d{2})?)$", re.IGNORECASE)
+_END_OF_DAY = re.compile(r"T24(?=:?00(:?00([.,]0+)?)?(Z|[+-]|$))")
+_LEAP_SECOND = re.compile(r"(T\d{2}:?59:?)60(?=[.,Z+-]|$)")
+_ORDINAL_DATE = re.compile(r"(\d{4})-(\d{3})(?=T)")
 # Of an hour or of a minute: of a second, Python reads it.
-_FRACTION = re.compile(r"([T ]\d{2}(:?\d{2})?)[.,](\d+)(?=[Z+-]|$)")
+_FRACTION = re.compile(r"(T\d{2}(:?\d{2})?)[.,](\d+)(?=[Z+-]|$)")
 _MINUS = "\N{MINUS SIGN}"
 _RANGE_REASON = re.compile(r"(year|month|day|hour|minute|second)s? .*(must be in|out of range)")
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -117,7 +123,8 @@ def instant(value: Any) -> datetime:
 
     Takes the forms of ISO 8601 that name a day: extended and basic, calendar and week dates, ordinal dates with a
     hyphen; any number of decimal places; `24:00:00`; a leap second (the second after it). Also a week (its Monday), and
-    what other taps write: a space instead of `T` or before the offset, and `UTC` instead of `Z`.
+    what other taps write: a space instead of `T` or before the offset, `UTC` instead of `Z`, and a date with an offset,
+    which is midnight there.
     """
     if not isinstance(value, str):
         raise Invalid(f"is {type_name(value)}, expected an ISO 8601 time")
@@ -137,9 +144,14 @@ def _parse_iso_8601(value: str) -> datetime:
     """Parse the forms that are not RFC 3339."""
     if not value:
         raise Invalid("is empty, expected an ISO 8601 time")
-    text = value.strip().replace(_MINUS, "-")
+    # Python takes any character between date and time.
+    parts = _DATE_AND_REST.fullmatch(value.strip().replace(_MINUS, "-"))
+    if not parts:
+        raise Invalid("is not an ISO 8601 time")
+    date_, time_of_day, offset = parts.groups(default="")
+    text = f"{date_.upper()}T{time_of_day or f'00{offset}'}"
     text = _SPACED_OFFSET.sub(lambda match: "Z" if match[1].isalpha() else match[1], text)
-    text, midnights = _END_OF_DAY.subn(r"\g<1>00", text)
+    text, midnights = _END_OF_DAY.subn("T00", text)
     text, leap_seconds = _LEAP_SECOND.subn(r"\g<1>59", text)
     added = timedelta(days=midnights, seconds=leap_seconds)
     if fraction := _FRACTION.search(text):

@@ -49,6 +49,11 @@ def reasons(url: str) -> list[str]:
         pytest.param("20240301T1030,25+02", "2024-03-01 08:30:15", id="fraction-of-a-minute-in-basic-format"),
         pytest.param("2024-03-01 10.25", "2024-03-01 10:15:00", id="fraction-of-an-hour"),
         pytest.param("2024-03-01", "2024-03-01 00:00:00", id="date"),
+        pytest.param("2024-03-01 10:00:00 +02", "2024-03-01 08:00:00", id="space-and-offset-of-hours"),
+        pytest.param("2024-03-01t24:00z", "2024-03-02 00:00:00", id="small-letters"),
+        pytest.param("2024-01-01+02:00", "2023-12-31 22:00:00", id="date-east-of-utc"),
+        pytest.param("2024-01-01-05:00", "2024-01-01 05:00:00", id="date-west-of-utc"),
+        pytest.param("2024-01-01Z", "2024-01-01 00:00:00", id="date-in-utc"),
         pytest.param("9999-12-31T23:59:59+14:00", "9999-12-31 09:59:59", id="year-9999"),
         pytest.param("0001-01-01T00:00:00-01:00", "0001-01-01 01:00:00", id="year-1"),
         pytest.param("", None, id="empty"),
@@ -75,6 +80,7 @@ def test_a_time_in_any_form_of_iso_8601_lands_as_its_instant(sqlite_url: str, te
         pytest.param("2024-000", "at is not an ISO 8601 time: day is out of range for year", id="ordinal-date-of-zero"),
         pytest.param("1709287", "at is not an ISO 8601 time", id="seven-digits"),
         pytest.param("tomorrow", "at is not an ISO 8601 time", id="word"),
+        pytest.param("2024-01-01310:00", "at is not an ISO 8601 time", id="digit-between-date-and-time"),
     ],
 )
 def test_the_reason_for_an_invalid_time_says_what_is_wrong(sqlite_url: str, text: str, reason: str) -> None:
@@ -92,6 +98,7 @@ def test_the_reason_for_an_invalid_time_says_what_is_wrong(sqlite_url: str, text
         pytest.param("2024-01-01 00:00:00", "2024-01-01", id="midnight-without-offset"),
         pytest.param("20240101", "2024-01-01", id="basic-format"),
         pytest.param("2024-W01-1", "2024-01-01", id="week-date"),
+        pytest.param("2024-01-01+02:00", "2024-01-01", id="offset"),
         pytest.param("2024-001", "2024-01-01", id="ordinal-date"),
         pytest.param("", None, id="empty"),
     ],

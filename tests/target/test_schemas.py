@@ -126,6 +126,9 @@ UNLIMITED, DECIMALS, DOUBLES = (TableLimits(decimal_digits=digits) for digits in
         pytest.param({"type": "integer", "maximum": 2**64}, UNLIMITED, WHOLE, id="65-bits-unlimited"),
         pytest.param({"type": "integer", "maximum": 2**64}, DOUBLES, WHOLE, id="65-bits-without-decimals"),
         pytest.param({"type": "integer", "maximum": 10**40}, DECIMALS, NUMBER, id="41-digits"),
+        pytest.param({"type": "integer", "multipleOf": 1e18}, DECIMALS, INTEGER, id="step-of-64-bits"),
+        pytest.param({"type": "integer", "multipleOf": 1e21}, DECIMALS, decimal_kind(38, 0), id="larger-step"),
+        pytest.param({"type": "integer", "multipleOf": 10**38}, DECIMALS, NUMBER, id="step-of-39-digits"),
         pytest.param(
             {"type": "number", "multipleOf": Decimal("1e-06")}, DECIMALS, decimal_kind(38, 6), id="multipleOf"
         ),
@@ -291,6 +294,9 @@ def test_the_reason_names_the_property_and_not_the_value() -> None:
         pytest.param(None, KEY, id="not-in-the-schema"),
         pytest.param({"type": "integer"}, INTEGER, id="number"),
         pytest.param({"type": "string", "format": "date"}, DATE, id="date"),
+        pytest.param(
+            {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string"}]}, KEY, id="time-or-text"
+        ),
     ],
 )
 def test_a_key_has_a_kind_that_can_be_indexed(definition: Any, kind: Kind) -> None:
