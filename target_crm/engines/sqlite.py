@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Double, Float, Numeric, case, cast, event, func
+from sqlalchemy import Boolean, Double, Numeric, case, cast, event, func, or_
 from sqlalchemy.dialects.sqlite import DATETIME, insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
@@ -130,9 +130,12 @@ class SQLiteAdapter(ExtendedSQLAdapter):
             return as_text.concat(" 00:00:00.000000")
         if isinstance(column.type, Boolean):
             return boolean_as_text(column)
-        if isinstance(column.type, Float | Numeric):
-            return case((cast(as_text, Double()) == column, as_text), else_=func.printf("%!.17g", column))
-        return as_text
+        # A column of integers that was widened to numbers still has its type, and holds doubles, too.
+        is_kept = or_(func.typeof(column) != "real", cast(as_text, Double()) == column)
+        # Near the ends of the range of doubles, its conversions of 17 digits are off by one.
+        digits = func.printf("%!.17g", column)
+        is_exact = cast(digits, Double()) == column
+        return case((is_kept, as_text), (is_exact, digits), else_=func.printf("%!.18g", column))
 
     def merge(self, connection: Connection, merge: Merge) -> None:
         """Merge by ON CONFLICT."""

@@ -85,6 +85,19 @@ def duckdb_url(tmp_path: Path) -> str:
     return f"duckdb:///{tmp_path / 'crm.db'}"
 
 
+def test_every_double_in_a_column_of_integers_becomes_text_with_all_digits(sqlite_url: str) -> None:
+    """SQLite's columns of integers stay what they are when they become columns of numbers."""
+    doubles = [0.12345678901234566, 1.7976931348623157e308, 5e-324]
+    load(sqlite_url, [schema("d", {"id": INTEGER, "v": INTEGER}, "id"), record("d", {"id": 9, "v": 2**63 - 1})])
+    numbers = [record("d", {"id": place, "v": value}) for place, value in enumerate(doubles)]
+    load(sqlite_url, [schema("d", {"id": INTEGER, "v": NUMBER}, "id"), *numbers])
+
+    load(sqlite_url, [schema("d", {"id": INTEGER, "v": TEXT}, "id")])
+
+    *stored, whole = [text for (text,) in query(sqlite_url, "SELECT v FROM d ORDER BY id")]
+    assert (list(map(float, stored)), whole) == (doubles, str(2**63 - 1))
+
+
 def test_a_key_of_integers_becomes_a_key_of_texts(warehouse_url: str) -> None:
     load(warehouse_url, [schema("k", {"id": INTEGER, "v": TEXT}, "id"), record("k", {"id": 1, "v": "a"})])
     texts = schema("k", {"id": TEXT, "v": TEXT}, "id")
