@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -63,6 +63,35 @@ _MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"
 # Another message in the same line: an object that is no value. Inside a text, its quotes would be escaped.
 _NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')
 _NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
+
+
+class SeenVersions:
+    """The versions of this run's records, by the table's stream and the source stream."""
+
+    def __init__(self) -> None:
+        self._oldest: dict[str, dict[str, int]] = defaultdict(dict)
+        self._pending: dict[tuple[str, str], set[int]] = defaultdict(set)
+
+    def add(self, table: str, source: str, version: int | None) -> None:
+        """Record the version of a record."""
+        pending = self._pending[table, source]
+        if version is not None and version not in pending:
+            pending.add(version)
+            oldest = self._oldest[table]
+            oldest[source] = min(version, oldest.get(source, version))
+
+    def activate(self, table: str, source: str, version: int) -> None:
+        """Let the source's later versions replace this one: it may read its table again in the same run."""
+        self._pending[table, source].discard(version)
+
+    def older(self, table: str, source: str, version: int) -> int | None:
+        """The oldest version that must not be deleted, if it is older than this one.
+
+        Another source's rows are not replaced by this source's, so all of its versions count.
+        """
+        others = (oldest for name, oldest in self._oldest[table].items() if name != source)
+        oldest = min((*self._pending[table, source], *others), default=version)
+        return oldest if oldest < version else None
 
 
 class TargetCrm(Plugin, Target):
@@ -130,6 +159,7 @@ class TargetCrm(Plugin, Target):
         # Stream → why its rows of older versions must not be deleted; the empty name stands for all streams.
         self._unsafe_activations: dict[str, str] = {}
         self._undecided_activations: list[str] = []
+        self._versions = SeenVersions()
         # What the last STATE has claimed.
         self._covered: Claims = {}
         # Stream → its records that are counted as malformed lines.
@@ -368,9 +398,8 @@ class TargetCrm(Plugin, Target):
             self.logger.warning("%s: ignored ACTIVATE_VERSION, the stream has no SCHEMA in this run", stream)
             return
         self._batcher.flush()
-        # For the rest of the run: a later version may lack the row, too.
-        unsafe = self._unsafe_activations.get(stream) or self._unsafe_activations.get("")
         for _, sink in self.router.routes[stream]:
+            unsafe = self._why_unsafe(sink, stream, version)
             activation = Activation(ignored=unsafe) if unsafe else self.writer.activate(sink, version)
             if activation.ignored:
                 self.logger.warning(
@@ -378,9 +407,27 @@ class TargetCrm(Plugin, Target):
                 )
                 self.writer.count_ignored_activation(sink.stream)
             else:
+                self._versions.activate(sink.stream, stream, version)
                 self.logger.info("%s: activated version %d, %d rows deleted", sink.stream, version, activation.deleted)
             if activation.needs_decision:
                 self._undecided_activations.append(f"{sink.stream}: {activation.ignored}")
+
+    def _why_unsafe(self, sink: StreamSink, stream: str, version: int) -> str:
+        """Why a version that a stream activates may lack rows of a sink that this run has seen; empty if it does not.
+
+        What makes one stream unsafe makes all of them so that go to the same table, for the rest of the run: a later
+        version may lack the row, too.
+        """
+        sources = [
+            name
+            for name, routes in self.router.routes.items()
+            if any(route.sink.stream == sink.stream for route in routes)
+        ]
+        for source in (stream, *sources, ""):
+            if reason := self._unsafe_activations.get(source):
+                return reason
+        seen = self._versions.older(sink.stream, stream, version)
+        return "" if seen is None else f"records of this run have the older version {seen}"
 
     # Records.
 
@@ -407,6 +454,7 @@ class TargetCrm(Plugin, Target):
     def _add(self, sink: StreamSink, record: dict[str, Any], message: dict[str, Any]) -> None:
         batch = self._batch_for_record()
         part = batch.part_of(sink)
+        self._versions.add(sink.stream, message["stream"], values.table_version(message.get("version")))
         try:
             row = sink.row(record, message, batch.loaded_at)
         except values.Invalid as reason:

@@ -99,6 +99,7 @@ def make_scenario(random: Random, rows: int, *, ordered: bool = True, keyless: b
     _add_perk(scenario, 1, _id="p1", title="Coffee")
     if ordered:
         _add_perk(scenario, 1, _id="p0", title="Water")
+        scenario.lines.append(json.dumps({"type": "ACTIVATE_VERSION", "stream": "perks", "version": 1}))
     now = START
     for number in range(rows):
         now += timedelta(milliseconds=random.choice([0, 0, 1, 500, 1500]))

@@ -68,9 +68,10 @@ def test_a_deleted_row_that_returns_unchanged_loses_its_deletion_mark(sqlite_url
 
 
 def test_hard_delete_removes_rows_missing_from_the_activated_version(warehouse_url: str) -> None:
-    messages = [schema("t", {"id": TEXT}, "id"), versioned("t", "1", 1), versioned("t", "2", 2), activate("t", 2)]
+    keyed = schema("t", {"id": TEXT}, "id")
 
-    load(warehouse_url, messages, hard_delete=True)
+    load(warehouse_url, [keyed, versioned("t", "1", 1)])
+    load(warehouse_url, [keyed, versioned("t", "2", 2), activate("t", 2)], hard_delete=True)
 
     assert query(warehouse_url, "SELECT id FROM t") == [("2",)]
 
@@ -130,6 +131,35 @@ def test_a_first_activation_that_would_delete_most_rows_needs_a_decision(
 
     assert allowed.returncode == 0, allowed.stderr
     assert query(sqlite_url, kept) == [("1",)]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        pytest.param([("a", "1", 1), ("a", "2", 1), ("a", None, 2)], ["1", "2"], id="version-without-records"),
+        pytest.param([("a", "1", 1), ("a", "2", 2), ("a", None, 2)], ["1", "2"], id="version-without-a-row"),
+        pytest.param([("a", "1", 1), ("a", "2", 2), ("a", None, 1), ("a", None, 3)], ["1", "2"], id="later-version"),
+        pytest.param([("a", "1", 1), ("a", None, 1), ("a", "2", 2), ("a", None, 2)], ["2"], id="read-again"),
+        pytest.param([("a", "1", 5), ("b", "2", 3), ("a", None, 5)], ["1", "2"], id="another-stream"),
+        pytest.param(
+            [("a", "1", 5), ("a", None, 5), ("b", "2", 6), ("b", None, 6)], ["1", "2"], id="another-stream-is-done"
+        ),
+        pytest.param(
+            [("a", "1", 5), ("b", "2", None), ("a", None, 5)], ["1", "2"], id="another-stream-without-version"
+        ),
+    ],
+)
+def test_rows_that_a_run_has_seen_are_not_deleted_by_it(
+    sqlite_url: str, sent: list[tuple[str, str | None, Any]], kept: list[str]
+) -> None:
+    maps = {"a": {"__alias__": "t"}, "b": {"__alias__": "t"}}
+    messages = [versioned(each, key, version) if key else activate(each, version) for each, key, version in sent]
+
+    load(sqlite_url, [*(schema(each, {"id": TEXT}, "id") for each in "ab"), *messages], stream_maps=maps)
+
+    assert query(sqlite_url, "SELECT id FROM t WHERE _sdc_deleted_at IS NULL ORDER BY id") == [(key,) for key in kept]
+    ignored = query(sqlite_url, "SELECT ignored_activations FROM load_runs WHERE stream = 't'")
+    assert ignored == [(int(len(kept) > 1),)]
 
 
 def test_an_award_without_points_is_not_marked_as_deleted(warehouse_url: str) -> None:
