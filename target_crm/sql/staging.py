@@ -265,7 +265,10 @@ def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
 
 @cache
 def mark_present(table: Table, staged: Staged) -> RowUpdate:
-    """Give the rows with a staged key the newest version that it came with, and clear their deletion mark."""
+    """Give the rows with a staged key the newest version that it came with, and clear the mark of an ACTIVATE_VERSION.
+
+    A mark that the row's own record brought is from before its batch. Only a record that replaces the row clears it.
+    """
     rows = staged.table
     keys = [rows.c[key] for key in _keys(table)]
     versions = select(*keys, func.max(rows.c[TABLE_VERSION]).label(TABLE_VERSION)).where(
@@ -273,7 +276,8 @@ def mark_present(table: Table, staged: Staged) -> RowUpdate:
     )
     seen = versions.group_by(*keys).subquery("seen")
     older = or_(table.c[TABLE_VERSION].is_(None), table.c[TABLE_VERSION] < seen.c[TABLE_VERSION])
-    values = {TABLE_VERSION: seen.c[TABLE_VERSION], DELETED_AT: null()}
+    own_mark = case((table.c[DELETED_AT] < table.c[BATCHED_AT], table.c[DELETED_AT]), else_=null())
+    values = {TABLE_VERSION: seen.c[TABLE_VERSION], DELETED_AT: own_mark}
     return RowUpdate(table, values, and_(_same_key(table, seen), older))
 
 

@@ -61,7 +61,7 @@ def activate(stream: str, version: Any) -> str:
     return _line(type="ACTIVATE_VERSION", stream=stream, version=version)
 
 
-def with_version(version: int, message: str) -> str:
+def with_version(version: int | None, message: str) -> str:
     """A RECORD message with a version."""
     return _line(**{**json.loads(message), "version": version})
 

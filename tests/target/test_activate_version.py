@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+DELETED = {"_sdc_deleted_at": "2020-11-01T00:00:00Z"}
+
+
 def versioned(stream: str, key: str, version: int, **fields: Any) -> str:
     """A RECORD of a version, with a key and other fields."""
     return with_version(version, record(stream, {"id": key, **fields}))
@@ -65,6 +68,29 @@ def test_a_deleted_row_that_returns_unchanged_loses_its_deletion_mark(sqlite_url
 
     assert without_three == {"kept": False, "older": True, "equal": True, "newer": True}
     assert with_all == {"kept": False, "older": False, "equal": False, "newer": False}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([(1, {"title": "A"}, 7), (2, {"title": None, **DELETED}, None)], id="deletion-without-version"),
+        pytest.param([(5, {"title": "A", **DELETED}, 7), (2, {"title": "old"}, 8)], id="older-record"),
+    ],
+)
+@pytest.mark.parametrize("runs", [1, 2])
+def test_an_older_record_keeps_the_deletion_that_a_later_record_brought(
+    sqlite_url: str, sent: list[tuple[int, dict[str, Any], int | None]], runs: int
+) -> None:
+    keyed = schema("s", {"id": TEXT, "title": {"type": ["string", "null"]}}, "id")
+    messages = [
+        with_version(version, record("s", {"id": "1", **fields}, f"2026-10-0{day}T00:00:00Z"))
+        for day, fields, version in sent
+    ]
+
+    for lines in [messages] if runs == 1 else [[each] for each in messages]:
+        load(sqlite_url, [keyed, *lines])
+
+    assert query(sqlite_url, "SELECT id FROM s WHERE _sdc_deleted_at IS NOT NULL") == [("1",)]
 
 
 def test_hard_delete_removes_rows_missing_from_the_activated_version(warehouse_url: str) -> None:
