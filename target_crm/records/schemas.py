@@ -109,6 +109,8 @@ class Kind:
 
 IDENTIFIER = Kind(Identifier(), values.identifier)
 KEY = Kind(Identifier(), values.key_text)
+KEY_DOUBLE = Kind(Number, partial(values.key_number, convert=values.double))
+KEY_INSTANT = Kind(Instant(), values.key_instant)
 POINTS = Kind(Points(), values.points)
 INSTANT = Kind(Instant(), values.instant)
 DATE = Kind(Date(), values.day)
@@ -143,8 +145,8 @@ _WORDS: dict[str, tuple[type, ...]] = {
 _SIZED = {
     "text": {TEXT, ANY_TEXT},
     "integer": {INTEGER},
-    "number": {NUMBER},
-    "time": {INSTANT, INSTANT_OR_TEXT},
+    "number": {NUMBER, KEY_DOUBLE},
+    "time": {INSTANT, INSTANT_OR_TEXT, KEY_INSTANT},
 }
 # The words that bound a number → how far the last number is from the bound.
 _BOUNDS = {"minimum": 0, "maximum": 0, "exclusiveMinimum": 1, "exclusiveMaximum": -1}
@@ -347,10 +349,21 @@ def _key_kinds(kinds: Mapping[str, Kind | None], limits: TableLimits) -> dict[st
     if texts and limits.key_bytes:
         bytes_max = limits.key_bytes - _KEY_VALUE_BYTES * (len(kinds) - len(texts))
         chars_max = min(chars_max, bytes_max // _CHARACTER_BYTES // len(texts))
-    # As doubles, two keys beyond 64 bits might become one.
-    as_doubles = [name for name, kind in kinds.items() if kind is WHOLE and limits.decimal_digits == 0]
     text = KEY if chars_max == ID_CHARS_MAX else key_kind(chars_max)
-    return dict.fromkeys(texts, text) | dict.fromkeys(as_doubles, INTEGER)
+    others = {name: _key_kind(kind, limits) for name, kind in kinds.items() if kind and name not in texts}
+    return dict.fromkeys(texts, text) | others
+
+
+def _key_kind(kind: Kind, limits: TableLimits) -> Kind:
+    """The kind of a part of a key that is no text: it refuses what it would change, as two keys might become one."""
+    if kind is WHOLE and limits.decimal_digits == 0:
+        # They are doubles beyond 64 bits.
+        return INTEGER
+    if kind is NUMBER and limits.decimal_digits is not None:
+        return KEY_DOUBLE
+    if type(kind.type) is Numeric:
+        return Kind(kind.type, partial(values.key_number, convert=kind.convert))
+    return KEY_INSTANT if kind is INSTANT else kind
 
 
 def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:

@@ -42,6 +42,7 @@ _LEAP_SECOND = re.compile(r"(T\d{2}:?59:?)60(?=[.,Z+-]|$)")
 _ORDINAL_DATE = re.compile(r"(\d{4})-(\d{3})(?=T)")
 # Of an hour or of a minute: of a second, Python reads it.
 _FRACTION = re.compile(r"(T\d{2}(:?\d{2})?)[.,](\d+)(?=[Z+-]|$)")
+_BELOW_MICROSECONDS = re.compile(r"[.,]\d{6}0*[1-9]")
 _MINUS = "\N{MINUS SIGN}"
 _RANGE_REASON = re.compile(r"(year|month|day|hour|minute|second)s? .*(must be in|out of range)")
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -293,6 +294,28 @@ def number(value: Any) -> Decimal:
     if result and isinstance(exponent, int) and exponent < -_NUMBER_PLACES_MAX:
         raise Invalid(f"has more than {_NUMBER_PLACES_MAX:,} decimal places")
     return result or Decimal(0)
+
+
+def double(value: Any) -> Decimal:
+    """A number as a column of doubles gives it back."""
+    nearest = float(number(value))
+    return Decimal(nearest) if nearest.is_integer() else Decimal(repr(nearest))
+
+
+def key_number(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
+    """A part of a key, which its column gives back as it came. Otherwise, two keys might become one."""
+    result = convert(value)
+    if result != value:
+        raise Invalid("has more digits than its column keeps, expected no more in a key")
+    return result
+
+
+def key_instant(value: Any) -> datetime:
+    """A part of a key: an instant to the microsecond. Of a finer one, the rest would be lost."""
+    result = instant(value)
+    if _BELOW_MICROSECONDS.search(value):
+        raise Invalid("is finer than a microsecond, expected at most 6 decimal places in a key")
+    return result
 
 
 def boolean(value: Any) -> bool:

@@ -304,6 +304,28 @@ def test_an_integer_that_no_column_can_hold_is_quarantined_by_name(sqlite_url: s
     assert reasons == [(f"id {span}",), (f"n {span}",)]
 
 
+def test_keys_that_their_columns_would_change_are_quarantined_by_name(duckdb_url: str) -> None:
+    keys = {
+        "n": (NUMBER, ["1790000000000000001", "1790000000000000002", "0.30000000000000004", "18014398509481984"]),
+        "c": (CENTS, ["0.30000000000000004", "0.3"]),
+        "t": (
+            TIME,
+            ['"2024-01-01T00:00:00.1234567Z"', '"2024-01-01T00:00:00.1234568Z"', '"2024-01-01T00:00:00.12345600Z"'],
+        ),
+    }
+    for name, (definition, texts) in keys.items():
+        sent = [f'{{"type": "RECORD", "stream": "{name}", "record": {{"{name}": {text}}}}}' for text in texts]
+        load(duckdb_url, [schema(name, {name: definition}, name), *sent])
+
+    counts = [query(duckdb_url, f"SELECT count(*) FROM {name}") for name in keys]
+    assert counts == [[(2,)], [(1,)], [(1,)]]
+    assert query(duckdb_url, "SELECT reason, count(*) FROM rejected_records GROUP BY reason ORDER BY reason") == [
+        ("c has more digits than its column keeps, expected no more in a key", 1),
+        ("n has more digits than its column keeps, expected no more in a key", 2),
+        ("t is finer than a microsecond, expected at most 6 decimal places in a key", 2),
+    ]
+
+
 def test_a_number_beyond_its_decimal_is_quarantined_by_name(duckdb_url: str) -> None:
     numbers = ["0.1234567", "1e32", "0.5"]
     sent = [record("x", {"id": place, "n": 0}).replace('"n": 0', f'"n": {text}') for place, text in enumerate(numbers)]
