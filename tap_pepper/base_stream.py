@@ -76,7 +76,7 @@ class PepperStream(Stream):
     automatic_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that are emitted even if the catalog does not select them."""
     balance_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields without which target-crm cannot keep balances. They can be deselected for another target."""
+    """Fields without which target-crm cannot keep balances, with dots. They can be deselected for another target."""
     bookmark_keys: ClassVar[tuple[str, ...]]
     """A bookmark that is not empty has one of these keys."""
 
@@ -381,9 +381,7 @@ class PepperStream(Stream):
                     self.name,
                     ", ".join(deselected),
                 )
-            if deselected := [
-                name for name in self.balance_fields if entry.metadata["properties", name].selected is False
-            ]:
+            if deselected := _deselected(entry.metadata, self.balance_fields):
                 self.logger.warning(
                     "%s: the catalog deselects %s: target-crm cannot keep balances without",
                     self.name,
@@ -439,3 +437,17 @@ class PepperStream(Stream):
 
     def get_replication_key_signpost(self, context: Context | None = None) -> None:
         """Return None: the run has one upper bound for all streams."""
+
+
+def _deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:
+    """Which of these fields, or else of the fields around them, are deselected."""
+    found = []
+    for field in fields:
+        names = field.split(".")
+        for depth in range(1, len(names) + 1):
+            breadcrumb = tuple(part for name in names[:depth] for part in ("properties", name))
+            entry = metadata.get(breadcrumb)
+            if entry and entry.selected is False:
+                found.append(".".join(names[:depth]))
+                break
+    return list(dict.fromkeys(found))

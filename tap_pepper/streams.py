@@ -67,7 +67,15 @@ class Actions(WindowedStream):
     path = "/actions"
     replication_key = "when_timestamp"
     automatic_fields = (INVALID_POINTS,)
-    balance_fields = ("type", "context", "metadata")
+    balance_fields = (
+        "type",
+        "context.user._id",
+        "metadata.awardId",
+        "metadata.pointsAvailable",
+        "metadata.pointsAdded",
+        "metadata.pointsRedeemed",
+        "metadata.pointsRefunded",
+    )
 
     def window_query(self, window: Window) -> dict[str, str]:
         """Filter by time and type."""

@@ -436,6 +436,20 @@ def test_deselecting_what_balances_need_is_a_warning(caplog: pytest.LogCaptureFi
     assert "actions: the catalog deselects type, metadata: target-crm cannot keep balances without" in caplog.text
 
 
+def test_deselecting_a_nested_field_that_balances_need_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    def deselect(entry: dict[str, Any]) -> None:
+        for names in (("context", "user"), ("context", "tags"), ("metadata", "awardId"), ("metadata", "pointsAdded")):
+            breadcrumb = [part for name in names for part in ("properties", name)]
+            entry["metadata"] = [each for each in entry["metadata"] if each["breadcrumb"] != breadcrumb]
+            entry["metadata"].append({"breadcrumb": breadcrumb, "metadata": {"selected": False}})
+
+    with Script(listing()) as script:
+        run_script(script, catalog=selection("actions", change=deselect))
+
+    deselected = "context.user, metadata.awardId, metadata.pointsAdded"
+    assert f"actions: the catalog deselects {deselected}: target-crm cannot keep balances without" in caplog.text
+
+
 def test_full_table_replication_reads_everything_and_moves_no_bookmark() -> None:
     def full(entry: dict[str, Any]) -> None:
         entry["replication_method"] = "FULL_TABLE"
