@@ -49,7 +49,7 @@ class RunMetrics:
         for sink, part in batch.parts.items():
             if sink.stream not in self._record_counters:
                 self._record_counters[sink.stream] = metrics.record_counter(sink.stream)
-            self._record_counters[sink.stream].increment(len(part.rows) + part.refused)
+            self._record_counters[sink.stream].increment(len(part.rows) + len(part.incomplete) + part.refused)
         display.advance(batch.records)
         if self._newest_at:
             lag = datetime.now(UTC) - self._newest_at

@@ -55,6 +55,8 @@ class Part:
     """Rows with nothing but key and version, of refused records: such a row still exists in the source."""
     refused: int = 0
     """Records that could not be converted."""
+    incomplete: list[tuple[Row, Rejection]] = field(default_factory=list)
+    """Actions that cannot be inserted, with the reason. Those whose id the ledger has are duplicates."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class WriteResult:
 
     tally: Tally
     conflicts: Sequence[Rejection] = ()
-    """Records that contradict the ledger and go to the quarantine."""
+    """Records that contradict the ledger, or that it lacks and cannot take. They go to the quarantine."""
     differing: Mapping[str, int] = field(default_factory=dict)
     """Column → in how many duplicates its value is not the ledger's."""
 
@@ -187,8 +189,14 @@ class LedgerSink(StreamSink):
             self.adapter.replace(connection, balances.recompute_awards(self.tables, _column(staged, "award_id")))
         conflicts: list[Rejection] = []
         differing: dict[str, int] = {}
-        if applied < len(part.rows):
-            conflicts = [
+        read = len(part.rows) + len(part.incomplete)
+        if part.incomplete:
+            # Only now, so that they are compared with the ledger, but never inserted.
+            self.adapter.load(connection, staged.table, [row for row, _ in part.incomplete])
+            unknown = set(connection.scalars(staging.unknown_lines(ledger, staged)))
+            conflicts += [rejection for _, rejection in part.incomplete if rejection.input_line in unknown]
+        if applied < read:
+            conflicts += [
                 Rejection(self.stream, _CONTRADICTION if effect else _WITHOUT_EFFECT, input_line, _compact(payload))
                 for input_line, payload, effect in connection.execute(staging.conflicts(ledger, staged))
             ]
@@ -196,9 +204,9 @@ class LedgerSink(StreamSink):
                 differing = {name: count for name, count in row._asdict().items() if count}
         clear_staging(self.adapter, connection, staged)
         tally = Tally(
-            read=len(part.rows),
+            read=read,
             applied=applied,
-            duplicate=len(part.rows) - applied - len(conflicts),
+            duplicate=read - applied - len(conflicts),
             quarantined=len(conflicts),
         )
         return WriteResult(tally, conflicts, differing)

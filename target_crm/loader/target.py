@@ -38,7 +38,7 @@ from target_crm.loader.router import Router
 from target_crm.loader.sinks import Activation, BatchContext, StreamSink, TableSink
 from target_crm.loader.writer import BatchWriter
 from target_crm.records import values
-from target_crm.records.actions import decode_action
+from target_crm.records.actions import Incomplete, decode_action
 from target_crm.records.coverage import STREAM, claims_of
 from target_crm.records.schemas import MissingProperty
 from target_crm.records.tally import Rejection
@@ -458,19 +458,20 @@ class TargetCrm(Plugin, Target):
         try:
             row = sink.row(record, message, batch.loaded_at)
         except values.Invalid as reason:
-            part.refused += 1
             extracted_at = values.optional(message.get("time_extracted"), values.instant)
             # Names of streams and properties come from the input, too.
-            self._reject(
-                Rejection(
-                    without_nul(sink.stream),
-                    without_nul(str(reason)),
-                    self.input_line,
-                    values.json_text(record),
-                    extracted_at,
-                ),
-                MissingKeyPropertiesError if isinstance(reason, MissingProperty) else InvalidRecord,
+            rejection = Rejection(
+                without_nul(sink.stream),
+                without_nul(str(reason)),
+                self.input_line,
+                values.json_text(record),
+                extracted_at,
             )
+            if isinstance(reason, Incomplete):
+                part.incomplete.append(((self.input_line, *reason.columns), rejection))
+                return
+            part.refused += 1
+            self._reject(rejection, MissingKeyPropertiesError if isinstance(reason, MissingProperty) else InvalidRecord)
             present_keys = sink.present_keys(record, message)
             part.present_keys += [(self.input_line, *key) for key in present_keys]
             if not present_keys:

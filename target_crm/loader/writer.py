@@ -96,7 +96,7 @@ class BatchWriter:
         differing: Counter[str] = Counter()
         for sink, part in batch.parts.items():
             tallies[sink.stream] += Tally(read=part.refused, quarantined=part.refused)
-            if part.rows or part.present_keys:
+            if part.rows or part.present_keys or part.incomplete:
                 with self._warehouse.errors(f"stream {sink.stream!r}, table {sink.table}"):
                     result = sink.write(connection, part)
                 tallies[sink.stream] += result.tally

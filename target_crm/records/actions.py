@@ -111,6 +111,18 @@ _message = msgspec.json.Decoder(_Message).decode
 _action = msgspec.json.Decoder(_Action, float_hook=Decimal).decode
 
 
+class Incomplete(Invalid):
+    """An action that would change a balance, but lacks its award, user or time: perhaps it is deselected.
+
+    Attributes:
+        columns: The action's columns all the same, to compare it with the ledger.
+    """
+
+    def __init__(self, reason: str, columns: tuple[Any, ...]) -> None:
+        super().__init__(reason)
+        self.columns = columns
+
+
 def decode_action(line: bytes) -> tuple[Any, ...] | None:
     """Decode a RECORD message of `actions` into a ledger row without `loaded_at`. The payload is the record's own JSON.
 
@@ -133,9 +145,17 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
 
     Raises:
         Invalid: The action would change a balance, but lacks its id, award, user, time or points.
+        Incomplete: It lacks no more than award, user or time, and none of them is invalid.
     """
-    columns = _columns(msgspec.convert(record, _Action))
-    return LedgerRow._make((*columns, _required(record, values.json_document, "the record"), loaded_at))
+    lack = None
+    try:
+        columns = _columns(msgspec.convert(record, _Action))
+    except Incomplete as reason:
+        lack, columns = reason, reason.columns
+    row = LedgerRow._make((*columns, _required(record, values.json_document, "the record"), loaded_at))
+    if lack:
+        raise Incomplete(str(lack), row)
+    return row
 
 
 def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -165,14 +185,7 @@ def _columns(action: _Action) -> tuple[Any, ...]:
     effect, place = EFFECTS.get(action_type or "", (None, 0))
     if effect and (sent_points[0] is None or sent_points[place] is None):
         effect = None
-    if effect and (points[0] is None or points[place] is None or not (award_id and user_id and occurred_at)):
-        # These raise the reason; they have failed above.
-        for each in (0, place):
-            _required(sent_points[each], values.points, f"metadata.{_POINTS[each]}")
-        _required(sent_award_id, values.identifier, "metadata.awardId")
-        _required(sent_user_id, values.identifier, "context.user._id")
-        raise Invalid("when.timestamp is missing or not an ISO 8601 time")
-    return (
+    columns = (
         action_id,
         action_type,
         values.optional(action.tenant_id, values.identifier)
@@ -187,6 +200,21 @@ def _columns(action: _Action) -> tuple[Any, ...]:
         values.optional(action.source, values.text),
         values.optional(action.environment, values.text),
     )
+    if effect and (points[0] is None or points[place] is None or not (award_id and user_id and occurred_at)):
+        # These raise the reason; they have failed above.
+        for each in (0, place):
+            _required(sent_points[each], values.points, f"metadata.{_POINTS[each]}")
+        sent_time = action.when_timestamp if when.timestamp is None else when.timestamp
+        try:
+            _required(sent_award_id, values.identifier, "metadata.awardId")
+            _required(sent_user_id, values.identifier, "context.user._id")
+            raise Invalid("when.timestamp is missing or not an ISO 8601 time")
+        except Invalid as reason:
+            lacked = (sent_award_id, award_id), (sent_user_id, user_id), (sent_time, occurred_at)
+            if all(sent is None or value for sent, value in lacked):
+                raise Incomplete(str(reason), columns) from None
+            raise
+    return columns
 
 
 def _id_of(reference: object) -> Any:

@@ -294,6 +294,14 @@ BALANCE_COLUMNS = (
 
 
 @cache
+def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
+    """Input line of the staged actions whose id the ledger lacks."""
+    rows = staged.table
+    with_known = rows.outerjoin(ledger, ledger.c.action_id == rows.c.action_id)
+    return select(rows.c[SEQ]).select_from(with_known).where(ledger.c.action_id.is_(None))
+
+
+@cache
 def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str, str | None]]:
     """Input line and payload of the staged actions that contradict the ledger's of the same id, and its effect."""
     rows = staged.table

@@ -389,9 +389,12 @@ def test_contradictions_of_the_ledger_are_quarantined_and_rejected_records_can_b
     bad = action("bad", delta="many")
     load(crm, [ACTIONS, action("legacy", metadata=None), action("legacy")])
     load(crm, [ACTIONS, action("a", available=5), action("a", available=6), bad, bad])
+    again = load(crm, [ACTIONS, action("a", available=5, context=None), action("new", context=None)])
 
+    assert again.tallies == {"actions": "2 read = 0 applied + 1 duplicate + 0 superseded + 1 quarantined"}
     rejected = table(crm, "rejected_records", "reason")
     assert sorted(row["reason"] for row in rejected) == [
+        "context.user._id is null, expected an id",
         "metadata.pointsAdded is text, expected points",
         "the ledger has this _id with another award, effect, time or points",
         (

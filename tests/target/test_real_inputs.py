@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from singer_sdk.exceptions import InvalidRecord
 
 from target_crm.errors import InputError, WarehouseError
 from tests.helpers.target import ACTIONS, INTEGER, TEXT, action, activate, load, query, record, schema, state, table
@@ -570,3 +571,36 @@ def test_an_action_read_again_with_fewer_or_masked_fields_is_a_duplicate_with_on
     assert warnings == [
         "actions read again differ from the ledger, which keeps its values, in user_id (3), environment (3)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("lacked", "column", "reason"),
+    [
+        pytest.param({"context": None}, "user_id", "context.user._id is null, expected an id", id="user"),
+        pytest.param(
+            {"metadata": {"pointsAvailable": 2, "pointsAdded": 2}},
+            "award_id",
+            "metadata.awardId is null, expected an id",
+            id="award",
+        ),
+        pytest.param({"when": {}}, "occurred_at", "when.timestamp is missing or not an ISO 8601 time", id="time"),
+    ],
+)
+def test_an_action_without_what_a_balance_needs_is_a_duplicate_if_the_ledger_has_it(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture, lacked: dict[str, Any], column: str, reason: str
+) -> None:
+    load(sqlite_url, [ACTIONS, action("known")])
+    messages = [ACTIONS, action("known", **lacked), action("new", **lacked), action("here", **lacked), action("here")]
+    caplog.clear()
+
+    again = load(sqlite_url, messages)
+
+    assert again.tallies == {"actions": "4 read = 1 applied + 2 duplicate + 0 superseded + 1 quarantined"}
+    assert reasons(sqlite_url) == [reason]
+    assert query(sqlite_url, "SELECT action_count, earned_total FROM award_balances") == [(2, 4)]
+    warnings = [each.getMessage() for each in caplog.records if "differ" in each.getMessage()]
+    differing = {"award_id": "award_id (2), perk_id (2)"}.get(column, f"{column} (2)")
+    assert warnings == [f"actions read again differ from the ledger, which keeps its values, in {differing}"]
+    load(sqlite_url, messages[:2], on_invalid_record="fail")
+    with pytest.raises(InvalidRecord, match=re.escape(reason)):
+        load(sqlite_url, messages[:3], on_invalid_record="fail")
