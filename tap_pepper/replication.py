@@ -291,7 +291,7 @@ class WindowedStream(PepperStream):
     def _backfill(self, coverage: Coverage, missing: Window) -> Generator[list[Row], None, None]:
         """Yield the rows that the coverage lacks.
 
-        The newest window comes first: after each, what was read is one interval again, and the STATE needs no other.
+        The newest window comes first, so that after each one the STATE has a single interval.
         """
         self.logger.info("%s: start_date is earlier than what was read so far; reading %s first", self.name, missing)
         length_seconds = self._first_window_seconds

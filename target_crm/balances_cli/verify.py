@@ -26,7 +26,7 @@ logger = logging.getLogger("crm-balances")
 
 # How many awards a check names; it counts them all.
 EXAMPLES_MAX = 20
-# How many holes are told apart when gaps are classified.
+# How many holes are considered when gaps are classified.
 HOLES_MAX = 100
 
 

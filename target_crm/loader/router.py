@@ -9,7 +9,6 @@ from singer_sdk.mapper import PluginMapper, RemoveRecordTransform, SameRecordTra
 
 from target_crm.errors import InputError
 from target_crm.loader.sinks import BatchContext, LedgerSink, StreamSink, TableSink, sink_class
-from target_crm.records.coverage import STREAM
 from target_crm.records.names import snake_case
 from target_crm.records.schemas import InvalidSchema
 from target_crm.sql.tables import WORK_PREFIX
@@ -58,7 +57,7 @@ class Router:
     @property
     def loads_actions(self) -> bool:
         """Whether Pepper's actions go to the ledger."""
-        return any(isinstance(route.sink, LedgerSink) for route in self.routes.get(STREAM, ()))
+        return any(isinstance(route.sink, LedgerSink) for route in self.routes.get("actions", ()))
 
     def needs_no_change(self, message: Mapping[str, Any]) -> bool:
         """Whether a SCHEMA message is the stream's last one again, or of a stream that is stopped."""

@@ -72,10 +72,10 @@ class SeenVersions:
         self._oldest: dict[str, dict[str, int]] = defaultdict(dict)
         self._pending: dict[tuple[str, str], set[int]] = defaultdict(set)
 
-    def add(self, table: str, source: str, version: int | None) -> None:
+    def add(self, table: str, source: str, version: int) -> None:
         """Record the version of a record."""
         pending = self._pending[table, source]
-        if version is not None and version not in pending:
+        if version not in pending:
             pending.add(version)
             oldest = self._oldest[table]
             oldest[source] = min(version, oldest.get(source, version))
@@ -377,7 +377,7 @@ class TargetCrm(Plugin, Target):
         """Record with the batch which actions were read, unless a stream map may have dropped some."""
         if self.router.loads_actions and not self.drops_records(STREAM):
             claims = claims_of(state)
-            # Other streams repeat the bookmark of actions; a batch without records is committed for news only.
+            # Other streams repeat the bookmark of actions. A batch without records is committed only if it has changed.
             if claims != self._covered:
                 self._batcher.batch.cover(claims)
                 self._covered = claims
@@ -454,7 +454,9 @@ class TargetCrm(Plugin, Target):
     def _add(self, sink: StreamSink, record: dict[str, Any], message: dict[str, Any]) -> None:
         batch = self._batch_for_record()
         part = batch.part_of(sink)
-        self._versions.add(sink.stream, message["stream"], values.table_version(message.get("version")))
+        version = values.table_version(message.get("version"))
+        if version is not None:
+            self._versions.add(sink.stream, message["stream"], version)
         try:
             row = sink.row(record, message, batch.loaded_at)
         except values.Invalid as reason:
@@ -540,7 +542,7 @@ def _stream_names(line: str, message: dict[str, Any]) -> list[str]:
 
 
 def _names_its_stream_first(line: str) -> bool:
-    """Whether a malformed line is of the streams that it names: the first name is not inside a record."""
+    """Whether a malformed line belongs to the streams that it names: the first name is not inside a record."""
     return bool(_STREAM_FIRST.match(line)) and not _NEXT_MESSAGE.search(line)
 
 

@@ -248,18 +248,12 @@ class Shape:
             **fixed,
             **{name: _kind_of_property(name, schema, limits) for name in properties if name not in fixed},
         }
-        kinds |= {
-            name: _fitted(kind, stored[columns[name]], limits)
-            for name, kind in kinds.items()
-            if name not in fixed and columns[name] in stored
-        }
+        existing = {name: stored[column] for name, column in columns.items() if name not in fixed and column in stored}
+        kinds |= {name: _fitted(kinds[name], column, limits) for name, column in existing.items() if name in kinds}
+        # Only now, because a key has a kind of its own even in a column that holds more.
         kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, limits)
         if limits.sizes:
-            kinds |= {
-                name: _sized(kind, stored[columns[name]])
-                for name, kind in kinds.items()
-                if name not in fixed and columns[name] in stored
-            }
+            kinds |= {name: _sized(kinds[name], column) for name, column in existing.items()}
         required = {*key_properties, *filter(_is_text, word(schema, "required") or ())}
         return cls(
             fields=tuple(

@@ -274,6 +274,9 @@ def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> 
 
 def table_version(value: Any) -> int | None:
     """A table version: a whole number, or text of one; None for anything else."""
+    if value is None:
+        # So it is in most records; an exception for each would take longer.
+        return None
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
     try:

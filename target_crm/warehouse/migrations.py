@@ -189,7 +189,8 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
             # An engine without transactions was interrupted between the last two steps of `_rebuild`.
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
         return creation(table)
-    if table.name in adapter.view_names(connection, table.schema):
+    # Nobody else has tables with the names of work tables, so that saves a query for each.
+    if table.info != WORK and table.name in adapter.view_names(connection, table.schema):
         raise WarehouseError(f"table {table.name!r} is a view: drop or rename the view, or rename the stream by a map")
     found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
     renames = _renames(found)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.helpers.fork_client import LENGTH_BYTES, NUMBER_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # What the scripts import, also late. Not DuckDB: its threads do not exist in a fork, which would never end.
 IMPORTS = (
@@ -114,9 +114,7 @@ def _receive(client: socket.socket) -> Order:
 
 def become(order: Order) -> None:
     """Take over what a new process gets from its parent."""
-    for number, descriptor in enumerate(order.descriptors):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
+    take_streams(order.descriptors)
     os.chdir(order.folder)
     set_up_of_python = _set_up_of_python(os.environb)
     os.environb.clear()
@@ -127,6 +125,13 @@ def become(order: Order) -> None:
     time.tzset()
     random.seed()
     sys.argv = order.arguments
+
+
+def take_streams(descriptors: Sequence[int]) -> None:
+    """Make these descriptors the standard streams of this process."""
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115

@@ -27,6 +27,7 @@ from target_crm import __main__ as console_scripts
 from target_crm.balances_cli import cli  # noqa: F401 - children inherit the import
 from target_crm.loader import target
 from target_crm.warehouse import connection
+from tests.helpers.fork_server import take_streams
 from tests.helpers.target import ACTIONS, AWARDS, action, load, snapshot
 from tests.stress.database_calls import AFTER, Call, observed
 
@@ -65,13 +66,11 @@ def serve(orders: socket.socket) -> None:
 
 
 def _run(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    for number, descriptor in enumerate(descriptors[:3]):
-        os.dup2(descriptor, number)
+    take_streams(descriptors[:3])
     control = socket.socket(fileno=descriptors[3])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     os.environ.update(order["environment"])
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     sys.argv = order["argv"]
     if order.get("memory_bytes"):
         limit = _address_space_bytes() + order["memory_bytes"]
