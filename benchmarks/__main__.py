@@ -8,36 +8,47 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from sqlalchemy import create_engine, text
 
 from benchmarks import data, harness, tap_bench
-from benchmarks.harness import Run, environment, in_turn, seconds_of
-from tests.helpers.postgres import PostgresServer, fast_folder, new_database
+from benchmarks.harness import Run, ServerUsage, environment, in_turn, seconds_of
+from tests.helpers.postgres import PostgresServer, new_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from psycopg import Connection
+
     Contender = Callable[[], Run]
 
 ENGINES = ("postgresql", "sqlite", "duckdb")
-PARTS = ("floors", "peers", "memory", "growth")
+PARTS = ("floors", "simple", "peers", "memory", "growth")
 BATCH_ROWS = 10_000
 FLOOR, PROJECT = "floor", "target-crm"
 # Typical of a programme whose users return.
 ACTIONS_PER_AWARD = 10
 
 
+# The size of all tables of a database and of their indexes.
+SIZES = """
+    SELECT sum(pg_table_size(pg_class.oid))::bigint, sum(pg_indexes_size(pg_class.oid))::bigint
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relkind = 'r' AND nspname NOT IN ('pg_catalog', 'information_schema')"""
+
+
 class Bench:
     """Runs loaders; keeps their files in one folder and their PostgreSQL databases on one server."""
 
-    def __init__(self, folder: Path, postgres_url: str) -> None:
+    def __init__(self, folder: Path, postgres: PostgresServer) -> None:
         self.folder = folder
-        self._postgres_url = postgres_url
+        self._postgres = postgres
         self._numbers = count()
         # Only what users install: some drivers import optional packages if they find them, which costs time.
         self._programs = environment("pepper-crm", "--editable", f"{harness.PROJECT}[duckdb,postgres]")
@@ -48,20 +59,23 @@ class Bench:
         """The URL of a new, empty warehouse."""
         if engine != "postgresql":
             return f"{engine}:///{self.folder}/{next(self._numbers)}.{engine}"
-        return new_database(self._postgres_url)
+        return new_database(self._postgres.url)
 
     def floor(self, engine: str, messages: Path) -> Run:
         """Load into an empty warehouse with the minimal loader."""
-        return harness.run([self._python, "-m", "benchmarks.floor", self.new_url(engine)], stdin=messages)
+        url = self.new_url(engine)
+        command: list[str | Path] = [self._python, "-m", "benchmarks.floor", url]
+        return self._with_server(url, lambda: harness.run(command, stdin=messages))
 
     def load(self, url: str, messages: Path, **settings: Any) -> Run:
         """Load with target-crm."""
-        return self._run(self._target, messages, {"sqlalchemy_url": url, **settings})
+        return self._with_server(url, lambda: self._run(self._target, messages, {"sqlalchemy_url": url, **settings}))
 
     def fill(self, url: str, actions: int, first: int = 0, awards: int | None = None) -> Run:
         """Generate actions and pipe them into target-crm, without a file in between."""
-        lines = [self._python, "-m", "benchmarks.data", actions, first, awards or actions * data.AWARDS_PER_ACTION]
-        return harness.run(list(map(str, lines)), [*self._target, "--config", self._config({"sqlalchemy_url": url})])
+        awards = awards or actions * data.AWARDS_PER_ACTION
+        lines = list(map(str, [self._python, "-m", "benchmarks.data", "mix", actions, first, awards]))
+        return harness.run(lines, [*self._target, "--config", self._config({"sqlalchemy_url": url})])
 
     def balances(self, url: str, command: str) -> Run:
         """Run a command of crm-balances."""
@@ -75,20 +89,38 @@ class Bench:
         """Load into an empty warehouse with another Singer target."""
         url = self.new_url(engine)
         if engine == "duckdb":
-            return self._run(command, messages, {"filepath": url.removeprefix("duckdb:///"), **settings})
-        port = int(self._postgres_url.rsplit(":", 1)[1])
+            settings["filepath"] = url.removeprefix("duckdb:///")
+            return self._with_server(url, lambda: self._run(command, messages, settings))
+        port = int(self._postgres.url.rsplit(":", 1)[1])
         server = {"host": "127.0.0.1", "port": port, "user": "postgres", "password": "postgres"}
         database = url.rsplit("/", 1)[1]
-        return self._run(command, messages, {**server, "database": database, "dbname": database, **settings})
+        settings |= {**server, "database": database, "dbname": database}
+        return self._with_server(url, lambda: self._run(command, messages, settings))
 
     def dlt(self, disposition: str, messages: Path) -> Run:
         """Load with dlt, which reads the lines itself, without Singer."""
         script = Path(__file__).with_name("peer_dlt.py")
         python = environment("dlt", "dlt[postgres]==1.31.0") / "python"
-        url = self.new_url("postgresql").replace("@", ":postgres@")
+        url = self.new_url("postgresql")
         folder = self.folder / f"dlt_{next(self._numbers)}"
         quiet = {"HOME": str(self.folder), "RUNTIME__DLTHUB_TELEMETRY": "false"}
-        return harness.run([python, script, url, folder, disposition], stdin=messages, environment=quiet)
+        command: list[str | Path] = [python, script, url.replace("@", ":postgres@"), folder, disposition]
+        return self._with_server(url, lambda: harness.run(command, stdin=messages, environment=quiet))
+
+    def _with_server(self, url: str, run: Callable[[], Run]) -> Run:
+        """Measure what a run takes on the server, or in the file of an embedded engine."""
+        if not url.startswith("postgresql"):
+            measured = run()
+            path = Path(url.split("///", 1)[1])
+            return replace(measured, server=ServerUsage(table_bytes=path.stat().st_size))
+        with psycopg.connect(url, autocommit=True) as connection:
+            # Begin like every other run, and leave no work of the former run to this one.
+            connection.execute("CHECKPOINT")
+            before = harness.tree_cpu_seconds(self._postgres.pid), _wal_bytes(connection)
+            measured = run()
+            after = harness.tree_cpu_seconds(self._postgres.pid), _wal_bytes(connection)
+            tables, indexes = connection.execute(SIZES).fetchone() or (0, 0)
+        return replace(measured, server=ServerUsage(after[0] - before[0], after[1] - before[1], tables, indexes))
 
     def _run(self, command: Sequence[str | Path], messages: Path, settings: Mapping[str, Any]) -> Run:
         config = self._config(settings)
@@ -98,6 +130,12 @@ class Bench:
         config = self.folder / f"config_{next(self._numbers)}.json"
         config.write_text(json.dumps(settings))
         return config
+
+
+def _wal_bytes(connection: Connection) -> int:
+    """Length of the write-ahead log that the server has written so far."""
+    row = connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint").fetchone()
+    return row[0] if row else 0
 
 
 def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
@@ -120,11 +158,11 @@ def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
     }
 
 
-def compare(bench: Bench, rows: int, rounds: int, *, with_peers: bool) -> str:
+def compare(bench: Bench, engines: Sequence[str], kind: str, rows: int, rounds: int, *, with_peers: bool) -> str:
     """Compare the minimal loader, target-crm and, with `with_peers`, other loaders on each engine."""
-    messages = data.write_messages(bench.folder / "actions.jsonl", rows)
-    parts = [f"{rows:,} actions, {rounds} rounds."]
-    for engine in ENGINES:
+    messages = data.write_messages(bench.folder / f"{kind}.jsonl", kind, rows)
+    parts = [f"{rows:,} actions, {kind}, {rounds} rounds."]
+    for engine in engines:
         others = peers(bench, engine, messages) if with_peers else {}
         if with_peers and not others:
             continue
@@ -171,7 +209,7 @@ def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: i
         runs: dict[int, list[Run]] = {size: [] for size in sizes}
         for place in range(rounds):
             first = max(sizes) + place * BATCH_ROWS
-            batch = data.write_messages(bench.folder / "batch.jsonl", BATCH_ROWS, first, awards)
+            batch = data.write_messages(bench.folder / "batch.jsonl", "mix", BATCH_ROWS, first, awards)
             for size, url in ledgers.items():
                 runs[size].append(bench.load(url, batch))
                 print(f"growth: {engine}, {size:,}: {runs[size][-1].seconds:.2f} s", flush=True)
@@ -222,13 +260,13 @@ def _by_size(title: str, engines: Sequence[str], cells: Mapping[int, Sequence[st
 
 
 @contextmanager
-def new_bench(folder: str | None) -> Iterator[Bench]:
-    """A bench with its data below `folder`, by default the system's temporary folder; deletes the data at the end."""
+def new_bench(folder: str) -> Iterator[Bench]:
+    """A bench with its data below `folder`; deletes the data at the end. A commit waits for the disk."""
     with (
         tempfile.TemporaryDirectory(prefix="pepper-crm-bench-", dir=folder) as own,
-        PostgresServer(folder=Path(folder or tempfile.gettempdir())) as server,
+        PostgresServer(folder=Path(folder), durable=True) as server,
     ):
-        yield Bench(Path(own), server.url)
+        yield Bench(Path(own), server)
 
 
 def main() -> None:
@@ -251,21 +289,24 @@ def main() -> None:
         default=[100_000, 1_000_000, 10_000_000],
         help="numbers of actions for memory and growth",
     )
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, help="default: all of them")
     parser.add_argument(
-        "--engines", nargs="+", default=ENGINES, choices=ENGINES, help="engines for memory and growth; default: all"
+        "--folder",
+        default=tempfile.gettempdir(),
+        help="where the data of all engines is stored; a folder in memory measures no disk (default: %(default)s)",
     )
     options = parser.parse_args()
-    # Memory and growth load more than fits into memory, so their data lies on disk.
-    measures: dict[str, tuple[str | None, Callable[[Bench], str]]] = {
-        "floors": (fast_folder(), lambda bench: compare(bench, options.rows, options.rounds, with_peers=False)),
-        "peers": (fast_folder(), lambda bench: compare(bench, options.rows, options.rounds, with_peers=True)),
-        "memory": (None, lambda bench: memory(bench, options.engines, options.sizes)),
-        "growth": (None, lambda bench: growth(bench, options.engines, options.sizes, options.rounds)),
+    engines, rounds = options.engines, options.rounds
+    measures: dict[str, Callable[[Bench], str]] = {
+        "floors": lambda bench: compare(bench, engines, "mix", options.rows, rounds, with_peers=False),
+        "simple": lambda bench: compare(bench, engines, "simple", options.rows, rounds, with_peers=False),
+        "peers": lambda bench: compare(bench, engines, "mix", options.rows, rounds, with_peers=True),
+        "memory": lambda bench: memory(bench, engines, options.sizes),
+        "growth": lambda bench: growth(bench, engines, options.sizes, rounds),
     }
     for part in options.parts or PARTS:
-        folder, measure = measures[part]
-        with new_bench(folder) as bench:
-            harness.write_section(f"target-{part}", measure(bench))
+        with new_bench(options.folder) as bench:
+            harness.write_section(f"target-{part}", measures[part](bench))
 
 
 if __name__ == "__main__":

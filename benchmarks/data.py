@@ -1,6 +1,10 @@
-"""Generates actions like those in Pepper's guide, as messages of tap-pepper. Each run generates the same ones.
+"""Generates actions like those of a merchant, as messages of tap-pepper. Each run generates the same ones.
 
-python -m benchmarks.data 1000000 | target-crm …
+    python -m benchmarks.data mix 1000000 | target-crm …
+
+The *mix* is what a merchant's programme looks like: a third of the points has fractions, a fifth of the actions are of
+other types and carry long numbers, some of them an order of up to 50 KB; names have accents and quotes, 2 % are legacy
+notices, and 4 % are repeated. The *simple* actions are those of Pepper's guide: whole points and plain names.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ import hashlib
 import json
 import random
 import sys
-from collections import defaultdict
+from collections import defaultdict, deque
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -24,17 +28,51 @@ SCHEMA = json.loads((files("tap_pepper") / "schemas" / "actions.json").read_text
 STATE_ROWS = 4_000
 # Each action has a random award of this many per action: 100,000 actions belong to about 95,000 awards.
 AWARDS_PER_ACTION = 10
-EFFECTS = (
-    ("REWARD_EARNED", "pointsAdded", 70),
-    ("REDEEM_PERK", "pointsRedeemed", 25),
-    ("AWARD_POINTS_REFUNDED", "pointsRefunded", 5),
-)
+EFFECTS = {"REWARD_EARNED": "pointsAdded", "REDEEM_PERK": "pointsRedeemed", "AWARD_POINTS_REFUNDED": "pointsRefunded"}
+EFFECT_WEIGHTS = 70, 25, 5
+OTHER_TYPES = "ORDER_PLACED", "CHECK_IN", "PAYMENT"
+NAMES = "Tom Jones", "Zoë Özdemir", "Łucja Błaszczyk", "山田 太郎", 'Anna "Annie" O\'Neill', "Jean-François d'Arc"
+TITLES = "Arches", "The “Grill”", 'Bar "Centrale"\nDeli', "Café Zürich"
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_SECOND = int(FIRST.timestamp())
+OTHER_SHARE, LEGACY_SHARE, FRACTIONS_SHARE, REPEATED_SHARE = 0.2, 0.02, 1 / 3, 0.04
+# Of the other types: orders with 10 to 500 items, of some 100 bytes each.
+ORDER_SHARE = 0.05
+ORDER_ITEMS = 10, 500
+# A repeated action is one of this many before it, as when a poll reads the last minutes again.
+REPEATED_AMONG = 1_000
 
 
-def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
-    """Generate `count` actions, beginning with number `first`.
+def mixed_actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
+    """Generate `count` different actions of the mix, and repeat some. Arguments as of `simple_actions`."""
+    recent: deque[dict[str, Any]] = deque(maxlen=REPEATED_AMONG)
+    for number, action in enumerate(simple_actions(count, first, awards), start=first):
+        dice = random.Random(-1 - number)
+        context, metadata = action["context"], action["metadata"]
+        context["user"]["fullName"] = f"{dice.choice(NAMES)} {context['user']['_id'][:4]}"
+        context["location"]["title"] = dice.choice(TITLES)
+        points = EFFECTS[action["type"]]
+        if dice.random() < OTHER_SHARE:
+            action["type"] = dice.choice(OTHER_TYPES)
+            orders = range(dice.randint(*ORDER_ITEMS) if dice.random() < ORDER_SHARE else 0)
+            action["metadata"] = {
+                "orderNumber": dice.randrange(10**19, 10**20),
+                "total": dice.random() * 100,
+                "items": [{"productId": _id("product", each), "title": "Flat white", "price": 3.4} for each in orders],
+            }
+        elif dice.random() < LEGACY_SHARE:
+            del metadata[points], metadata["pointsAvailable"]
+        elif dice.random() < FRACTIONS_SHARE:
+            metadata[points] = round(metadata[points] * dice.random(), 2)
+            metadata["pointsAvailable"] = round(metadata["pointsAvailable"] + dice.random(), 2)
+        recent.append(action)
+        yield action
+        if dice.random() < REPEATED_SHARE:
+            yield dice.choice(recent)
+
+
+def simple_actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
+    """Generate `count` actions, beginning with number `first`, of so many awards.
 
     Except for its balance, an action depends on its number and on `awards` only.
     """
@@ -42,8 +80,8 @@ def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[d
     balances: dict[int, int] = defaultdict(int)
     for number in range(first, first + count):
         dice = random.Random(number)
-        name, points, _ = dice.choices(EFFECTS, [weight for *_, weight in EFFECTS])[0]
-        award, delta = dice.randrange(awards), dice.randrange(1, 30)
+        name = dice.choices(list(EFFECTS), EFFECT_WEIGHTS)[0]
+        points, award, delta = EFFECTS[name], dice.randrange(awards), dice.randrange(1, 30)
         balances[award] += -delta if name == "REDEEM_PERK" else delta
         timestamp = (FIRST + timedelta(milliseconds=250 * number)).isoformat(timespec="milliseconds")
         yield {
@@ -91,23 +129,32 @@ def actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[d
         }
 
 
-def write_messages(path: Path, count: int, first: int = 0, awards: int | None = None) -> Path:
+ACTIONS = {"mix": mixed_actions, "simple": simple_actions}
+
+
+def write_messages(path: Path, kind: str, count: int, first: int = 0, awards: int | None = None) -> Path:
     """Write actions as Singer messages into a file."""
     with path.open("wb") as output:
-        output.writelines(messages(count, first, awards))
+        output.writelines(messages(kind, count, first, awards))
     return path
 
 
-def messages(count: int, first: int = 0, awards: int | None = None) -> Iterator[bytes]:
+def messages(kind: str, count: int, first: int = 0, awards: int | None = None) -> Iterator[bytes]:
     """Generate the lines of a SCHEMA message, actions as RECORDs, and a STATE every `STATE_ROWS`."""
     yield _line({"type": "SCHEMA", "stream": "actions", "schema": SCHEMA, "key_properties": ["_id"]})
     extracted_at = "2026-11-25T07:00:00+00:00"
-    for place, action in enumerate(actions(count, first, awards), start=1):
-        timestamp = action["when"]["timestamp"]
-        record = {**action, "when_timestamp": timestamp}
+    timestamp = ""
+    for place, action in enumerate(ACTIONS[kind](count, first, awards), start=1):
+        timestamp = max(timestamp, action["when"]["timestamp"])
+        record = {**action, "when_timestamp": action["when"]["timestamp"]}
         yield _line({"type": "RECORD", "stream": "actions", "record": record, "time_extracted": extracted_at})
-        if place % STATE_ROWS == 0 or place == count:
-            yield _line({"type": "STATE", "value": {"bookmarks": {"actions": {"when_timestamp": timestamp}}}})
+        if place % STATE_ROWS == 0:
+            yield _state(timestamp)
+    yield _state(timestamp)
+
+
+def _state(timestamp: str) -> bytes:
+    return _line({"type": "STATE", "value": {"bookmarks": {"actions": {"when_timestamp": timestamp}}}})
 
 
 def _line(message: dict[str, Any]) -> bytes:
@@ -120,4 +167,4 @@ def _id(kind: str, number: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.writelines(messages(*map(int, sys.argv[1:])))
+    sys.stdout.buffer.writelines(messages(sys.argv[1], *map(int, sys.argv[2:])))

@@ -48,9 +48,9 @@ class When(msgspec.Struct):
 class Metadata(msgspec.Struct, rename="camel"):
     """The effect of an action on an award."""
 
-    award_id: str
-    perk_id: str
-    points_available: Decimal
+    award_id: str | None = None
+    perk_id: str | None = None
+    points_available: Decimal | None = None
     points_added: Decimal | None = None
     points_redeemed: Decimal | None = None
     points_refunded: Decimal | None = None
@@ -85,6 +85,7 @@ def rows(lines: Iterable[bytes]) -> Iterator[Row]:
         if record:
             a = action(record)
             context, metadata = a.context, a.metadata
+            counts = a.type in EFFECTS and metadata.points_available is not None
             yield (
                 a.id,
                 a.type,
@@ -94,7 +95,7 @@ def rows(lines: Iterable[bytes]) -> Iterator[Row]:
                 metadata.perk_id,
                 context.location and context.location.id,
                 a.when.timestamp,
-                EFFECTS[a.type],
+                EFFECTS[a.type] if counts else None,
                 metadata.points_available,
                 metadata.points_added,
                 metadata.points_redeemed,
@@ -130,7 +131,7 @@ MERGE_BALANCES = """
         max(CASE WHEN rank = 1 THEN action_id END), sum(coalesce(points_added, 0)), sum(coalesce(points_redeemed, 0)),
         sum(coalesce(points_refunded, 0)), count(*), min(occurred_at), current_timestamp
     FROM (SELECT *, row_number() OVER (PARTITION BY award_id ORDER BY occurred_at DESC, action_id DESC) AS rank
-          FROM {fresh}) AS ranked
+          FROM {fresh} WHERE effect IS NOT NULL) AS ranked
     GROUP BY award_id
     ON CONFLICT (award_id) DO UPDATE SET
         points = CASE WHEN excluded.as_of >= b.as_of THEN excluded.points ELSE b.points END,
@@ -189,6 +190,7 @@ def into_sqlite(url: str, batches: Iterable[list[Row]]) -> None:
         connection.execute("BEGIN")
         connection.executemany(f"INSERT INTO staged VALUES ({', '.join('?' * 16)})", batch)  # noqa: S608 - marks only
         connection.execute("DELETE FROM staged WHERE action_id IN (SELECT action_id FROM actions)")
+        connection.execute("DELETE FROM staged WHERE rowid NOT IN (SELECT min(rowid) FROM staged GROUP BY action_id)")
         connection.execute(INSERT.format(staged="staged"))
         connection.execute(MERGE_BALANCES.format(fresh="staged"))
         connection.execute("DELETE FROM staged")

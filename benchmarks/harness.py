@@ -30,6 +30,23 @@ COLORS = ("#2a78b8", "#d9822b", "#4c9f70", "#a05195", "#8a8a8a", "#c0504d", "#6b
 
 
 @dataclass(frozen=True)
+class ServerUsage:
+    """The resources that a run took on the database server, or in the database's file.
+
+    Attributes:
+        cpu_seconds: Processor time of all processes of the server.
+        wal_bytes: Length of the write-ahead log that the run wrote.
+        table_bytes: Size of all tables after the run, without indexes; of the whole file, if the engine is embedded.
+        index_bytes: Size of all indexes.
+    """
+
+    cpu_seconds: float = 0
+    wal_bytes: int = 0
+    table_bytes: int = 0
+    index_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Run:
     """The resources that one run of a program or of a pipe took.
 
@@ -37,11 +54,13 @@ class Run:
         seconds: Elapsed time.
         cpu_seconds: Processor time of all programs of the pipe.
         peaks_mb: Peak memory of each program.
+        server: The resources that the database server took.
     """
 
     seconds: float
     cpu_seconds: float
     peaks_mb: tuple[float, ...]
+    server: ServerUsage | None = None
 
     @property
     def peak_mb(self) -> float:
@@ -102,6 +121,20 @@ def run(
     )
 
 
+def tree_cpu_seconds(pid: int) -> float:
+    """Processor time of a process and its children, living or not, in seconds. Reads `/proc`."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            number, fields = path.read_text().split(" ", 1)[0], path.read_text().rsplit(")", 1)[1].split()
+        except FileNotFoundError:
+            continue
+        if int(number) == pid or int(fields[1]) == pid:
+            # utime, stime, and those of the children that have ended.
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def environment(name: str, *requirements: str) -> Path:
     """Return the `bin` folder of a virtual environment with these requirements; create it if they have changed."""
     folder = ENVIRONMENTS / name
@@ -143,15 +176,32 @@ def seconds_of(runs: Iterable[Run]) -> float:
 
 
 def table(results: Mapping[str, Sequence[Run]], *, rows: int, against: str) -> str:
-    """A Markdown table of medians: seconds, rows per second, ratio to the time of `against`, CPU and peak memory."""
+    """A Markdown table of medians: times, the ratio to the time of `against`, memory, and the size of a row."""
     base = seconds_of(results[against])
-    lines = [f"| | seconds | rows/s | time ÷ {against} | CPU seconds | peak MB |", "|---|---:|---:|---:|---:|---:|"]
+    titles = ["", "seconds", f"time ÷ {against}", "rows/s", "CPU s", "server CPU s", "peak MB"]
+    titles += [f"{each} bytes/row" for each in ("WAL", "table", "index")]
+    lines = []
     for name, runs in results.items():
-        seconds, peak_mb = seconds_of(runs), median(each.peak_mb for each in runs)
-        cpu_seconds = median(each.cpu_seconds for each in runs)
-        times = f"{seconds:,.2f} | {rows / seconds:,.0f} | {seconds / base:,.2f} | {cpu_seconds:,.2f}"
-        lines.append(f"| {name} | {times} | {peak_mb:,.0f} |")
-    return "\n".join(lines)
+        seconds = seconds_of(runs)
+        servers = [each.server or ServerUsage() for each in runs]
+        lines.append(
+            [
+                name,
+                f"{seconds:,.2f}",
+                f"{seconds / base:,.2f}",
+                f"{rows / seconds:,.0f}",
+                f"{median(each.cpu_seconds for each in runs):,.2f}",
+                f"{median(each.cpu_seconds for each in servers):,.2f}",
+                f"{median(each.peak_mb for each in runs):,.0f}",
+                f"{median(each.wal_bytes for each in servers) / rows:,.0f}",
+                f"{median(each.table_bytes for each in servers) / rows:,.0f}",
+                f"{median(each.index_bytes for each in servers) / rows:,.0f}",
+            ]
+        )
+    # Leave out what the engine does not have.
+    used = [place for place in range(len(titles)) if any(line[place] not in {"0", "0.00"} for line in lines)]
+    table = [titles, ["---"] + ["---:"] * (len(titles) - 1), *lines]
+    return "\n".join(f"| {' | '.join(line[place] for place in used)} |" for line in table)
 
 
 def write_section(name: str, text: str) -> None:

