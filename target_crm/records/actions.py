@@ -12,17 +12,18 @@ other types are kept with a null effect, and never change a balance.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
 from target_crm.records import values
+from target_crm.records.column_types import ID_CHARS_MAX
 from target_crm.records.values import Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import datetime
 
 _T = TypeVar("_T")
 # The property with the points that tap-pepper has moved out of `metadata` because they are not numbers.
@@ -56,29 +57,27 @@ class LedgerRow(NamedTuple):
     loaded_at: datetime
 
 
-# JSON values other than an object. Where an object is expected, they count as an empty one.
-_NoObject = str | int | float | bool | list[Any] | None
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 
 
 class _Reference(msgspec.Struct, frozen=True, gc=False):
-    id: Any = msgspec.field(name="_id", default=None)
+    id: _Id | None = msgspec.field(name="_id", default=None)
 
 
 class _Context(msgspec.Struct, frozen=True, gc=False):
-    tenant: _Reference | _NoObject = None
-    user: _Reference | _NoObject = None
-    location: _Reference | _NoObject = None
+    tenant: _Reference | None = None
+    user: _Reference | None = None
+    location: _Reference | None = None
 
 
 class _When(msgspec.Struct, frozen=True, gc=False):
-    timestamp: Any = None
+    timestamp: datetime | None = None
 
 
 class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
-    """The properties in `_METADATA`, in this order."""
-
-    award_id: Any = None
-    perk_id: Any = None
+    award_id: _Id | None = None
+    perk_id: _Id | None = None
+    # `values.points` reads these: not every text that `Decimal` takes is a number of points.
     points_available: Any = None
     points_added: Any = None
     points_redeemed: Any = None
@@ -88,16 +87,17 @@ class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
 class _Action(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """The properties that columns are made of. The decoder skips all others, which saves most of its time."""
 
-    id: Any = msgspec.field(name="_id", default=None)
-    type: Any = None
-    when: _When | _NoObject = None
-    when_timestamp: Any = msgspec.field(name="when_timestamp", default=None)
-    tenant_id: Any = None
-    context: _Context | _NoObject = None
-    metadata: _Metadata | _NoObject = None
-    source: Any = None
-    environment: Any = None
-    invalid_points: dict[str, Any] | _NoObject = msgspec.field(name=INVALID_POINTS, default=None)
+    id: _Id = msgspec.field(name="_id")
+    type: str | None = None
+    when: _When | None = None
+    when_timestamp: datetime | None = msgspec.field(name="when_timestamp", default=None)
+    tenant_id: _Id | None = None
+    context: _Context | None = None
+    metadata: _Metadata | None = None
+    source: str | None = None
+    environment: str | None = None
+    # An action with any is invalid, or has no effect.
+    invalid_points: None = msgspec.field(name=INVALID_POINTS, default=None)
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
@@ -106,7 +106,7 @@ class _Message(msgspec.Struct, frozen=True, gc=False):
     record: msgspec.Raw = msgspec.Raw()
 
 
-_NO_CONTEXT, _NO_WHEN, _NO_METADATA = _Context(), _When(), _Metadata()
+_NO_REFERENCE, _NO_CONTEXT, _NO_WHEN, _NO_METADATA = _Reference(), _Context(), _When(), _Metadata()
 _message = msgspec.json.Decoder(_Message).decode
 _action = msgspec.json.Decoder(_Action, float_hook=Decimal).decode
 
@@ -135,9 +135,14 @@ def decode_action(line: bytes) -> tuple[Any, ...] | None:
         if not line.isascii():
             # Texts that are skipped may be no UTF-8.
             line.decode()
-        return *_columns(_action(message.record)), values.json_without_nul(str(message.record, "utf-8"))
+        payload = values.json_without_nul(str(message.record, "utf-8"))
+        try:
+            columns = _columns(_action(message.record))
+        except (msgspec.ValidationError, Invalid):
+            columns = _convert(_object(values.from_json(message.record)))
     except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
         return None
+    return *columns, payload
 
 
 def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
@@ -149,7 +154,7 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
     """
     lack = None
     try:
-        columns = _columns(msgspec.convert(record, _Action))
+        columns = _convert(record)
     except Incomplete as reason:
         lack, columns = reason, reason.columns
     row = LedgerRow._make((*columns, _required(record, values.json_document, "the record"), loaded_at))
@@ -160,65 +165,95 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
 
 def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The points that tap-pepper has moved out of a record because they are not numbers, by property."""
-    moved = record.get(INVALID_POINTS)
-    return moved if isinstance(moved, dict) else {}
+    return _object(record.get(INVALID_POINTS))
 
 
 def _columns(action: _Action) -> tuple[Any, ...]:
-    """The columns from `action_id` to `environment`. A value that its column cannot hold is null, unless it counts."""
-    context = action.context if isinstance(action.context, _Context) else _NO_CONTEXT
-    when = action.when if isinstance(action.when, _When) else _NO_WHEN
-    metadata = action.metadata if isinstance(action.metadata, _Metadata) else _NO_METADATA
-    sent = msgspec.structs.astuple(metadata)
-    if isinstance(action.invalid_points, dict):
-        sent = tuple(action.invalid_points.get(*each) for each in zip(_METADATA, sent, strict=True))
-    sent_award_id, sent_perk_id, *sent_points = sent
-    sent_user_id = _id_of(context.user)
-    action_id = _required(action.id, values.identifier, "_id")
-    action_type = values.optional(action.type, values.text)
-    user_id = values.optional(sent_user_id, values.identifier)
-    award_id = values.optional(sent_award_id, values.identifier)
-    occurred_at = values.optional(when.timestamp, values.instant) or values.optional(
-        action.when_timestamp, values.instant
-    )
-    points = [values.optional(each, values.points) for each in sent_points]
-    effect, place = EFFECTS.get(action_type or "", (None, 0))
-    if effect and (sent_points[0] is None or sent_points[place] is None):
+    """The columns from `action_id` to `environment`."""
+    context = action.context or _NO_CONTEXT
+    metadata = action.metadata or _NO_METADATA
+    user_id = (context.user or _NO_REFERENCE).id
+    occurred_at = (action.when or _NO_WHEN).timestamp or action.when_timestamp
+    if occurred_at and occurred_at.tzinfo is not UTC:
+        occurred_at = values.in_utc(occurred_at)
+    points = [
+        None if sent is None else values.points(sent)
+        for sent in (
+            metadata.points_available,
+            metadata.points_added,
+            metadata.points_redeemed,
+            metadata.points_refunded,
+        )
+    ]
+    effect, place = EFFECTS.get(action.type or "", (None, 0))
+    if points[0] is None or points[place] is None:
         effect = None
     columns = (
-        action_id,
-        action_type,
-        values.optional(action.tenant_id, values.identifier)
-        or values.optional(_id_of(context.tenant), values.identifier),
+        action.id,
+        action.type,
+        action.tenant_id or (context.tenant or _NO_REFERENCE).id,
         user_id,
-        award_id,
-        values.optional(sent_perk_id, values.identifier),
-        values.optional(_id_of(context.location), values.identifier),
+        metadata.award_id,
+        metadata.perk_id,
+        (context.location or _NO_REFERENCE).id,
         occurred_at,
         effect,
         *points,
-        values.optional(action.source, values.text),
-        values.optional(action.environment, values.text),
+        action.source,
+        action.environment,
     )
-    if effect and (points[0] is None or points[place] is None or not (award_id and user_id and occurred_at)):
-        # These raise the reason; they have failed above.
-        for each in (0, place):
-            _required(sent_points[each], values.points, f"metadata.{_POINTS[each]}")
-        sent_time = action.when_timestamp if when.timestamp is None else when.timestamp
-        try:
-            _required(sent_award_id, values.identifier, "metadata.awardId")
-            _required(sent_user_id, values.identifier, "context.user._id")
-            raise Invalid("when.timestamp is missing or not an ISO 8601 time")
-        except Invalid as reason:
-            lacked = (sent_award_id, award_id), (sent_user_id, user_id), (sent_time, occurred_at)
-            if all(sent is None or value for sent, value in lacked):
-                raise Incomplete(str(reason), columns) from None
-            raise
+    if effect and not (metadata.award_id and user_id and occurred_at):
+        needed = {"metadata.awardId": metadata.award_id, "context.user._id": user_id, "when.timestamp": occurred_at}
+        raise Incomplete(f"{next(name for name in needed if not needed[name])} is missing", columns)
     return columns
 
 
-def _id_of(reference: object) -> Any:
-    return reference.id if isinstance(reference, _Reference) else None
+def _convert(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The columns of any action, also of one with ids that are numbers, times that are not RFC 3339 and the like.
+
+    A value that its column cannot hold is null, unless it counts: then `Invalid` is raised.
+    """
+    context, when = _object(record.get("context")), _object(record.get("when"))
+    sent = {**_object(record.get("metadata")), **invalid_points(record)}
+    tenant_id, sent_user_id, location_id = (
+        _object(context.get(name)).get("_id") for name in ("tenant", "user", "location")
+    )
+    action = _Action(
+        id=_required(record.get("_id"), values.identifier, "_id"),
+        type=values.optional(record.get("type"), values.text),
+        when=_When(values.optional(when.get("timestamp"), values.instant)),
+        when_timestamp=values.optional(record.get("when_timestamp"), values.instant),
+        tenant_id=values.optional(record.get("tenantId"), values.identifier),
+        context=_Context(
+            *(_Reference(values.optional(each, values.identifier)) for each in (tenant_id, sent_user_id, location_id))
+        ),
+        metadata=_Metadata(
+            *(values.optional(sent.get(name), values.identifier) for name in ("awardId", "perkId")),
+            *(values.optional(sent.get(name), values.points) for name in _POINTS),
+        ),
+        source=values.optional(record.get("source"), values.text),
+        environment=values.optional(record.get("environment"), values.text),
+    )
+    effect, place = EFFECTS.get(action.type or "", (None, 0))
+    counted = _POINTS[0], _POINTS[place]
+    if effect and all(sent.get(name) is not None for name in counted):
+        for name in counted:
+            _required(sent[name], values.points, f"metadata.{name}")
+    try:
+        return _columns(action)
+    except Incomplete as incomplete:
+        sent_time = record.get("when_timestamp") if when.get("timestamp") is None else when["timestamp"]
+        if sent_time is not None and incomplete.columns[LedgerRow._fields.index("occurred_at")] is None:
+            _required(sent_time, values.instant, "when.timestamp")
+        for value, name in ((sent.get("awardId"), "metadata.awardId"), (sent_user_id, "context.user._id")):
+            if value is not None:
+                _required(value, values.identifier, name)
+        raise
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object; an empty one for any other value."""
+    return value if isinstance(value, dict) else {}
 
 
 def _required(value: Any, convert: Callable[[Any], _T], name: str) -> _T:

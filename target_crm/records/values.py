@@ -9,7 +9,7 @@ import math
 import re
 from ctypes import c_float
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Context, Decimal
+from decimal import Context, Decimal, Inexact
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -46,6 +46,8 @@ _BELOW_MICROSECONDS = re.compile(r"[.,]\d{6}0*[1-9]")
 _MINUS = "\N{MINUS SIGN}"
 _RANGE_REASON = re.compile(r"(year|month|day|hour|minute|second)s? .*(must be in|out of range)")
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_POINTS_QUANTUM = Decimal(1).scaleb(-POINTS_PLACES)
+_POINTS_CONTEXT = Context(traps=[Inexact])
 _NUMBERS = (int, Decimal)
 _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
 
@@ -108,15 +110,15 @@ def points(value: Any) -> Decimal:
     elif isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise Invalid(f"is {type_name(value)}, expected points")
     number = Decimal(value)
-    if not number.is_finite() or number.copy_abs() >= POINTS_MAX:
+    if not -POINTS_MAX < number < POINTS_MAX:
         raise Invalid(f"is out of range, expected points below {POINTS_MAX:,}")
     if isinstance(value, int):
         return number
-    rounded = round(number, POINTS_PLACES)
-    if number != rounded:
-        raise Invalid(f"has more than {POINTS_PLACES} decimal places")
-    # The rounded form: a driver cannot take a thousand trailing zeros.
-    return rounded
+    try:
+        # This form, too, because a driver cannot take a thousand trailing zeros.
+        return _POINTS_CONTEXT.quantize(number, _POINTS_QUANTUM)
+    except Inexact:
+        raise Invalid(f"has more than {POINTS_PLACES} decimal places") from None
 
 
 def instant(value: Any) -> datetime:
@@ -133,8 +135,11 @@ def instant(value: Any) -> datetime:
         moment = msgspec.convert(value, datetime)
     except msgspec.ValidationError:
         moment = _parse_iso_8601(value)
-    if moment.tzinfo is UTC:
-        return moment
+    return moment if moment.tzinfo is UTC else in_utc(moment)
+
+
+def in_utc(moment: datetime) -> datetime:
+    """A time in UTC. One without an offset is in UTC already."""
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:

@@ -394,7 +394,7 @@ def test_contradictions_of_the_ledger_are_quarantined_and_rejected_records_can_b
     assert again.tallies == {"actions": "2 read = 0 applied + 1 duplicate + 0 superseded + 1 quarantined"}
     rejected = table(crm, "rejected_records", "reason")
     assert sorted(row["reason"] for row in rejected) == [
-        "context.user._id is null, expected an id",
+        "context.user._id is missing",
         "metadata.pointsAdded is text, expected points",
         "the ledger has this _id with another award, effect, time or points",
         (
