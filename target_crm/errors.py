@@ -15,6 +15,10 @@ class WarehouseError(CrmError):
     """The warehouse can't be reached, or refused a statement."""
 
 
+class RowRefused(WarehouseError):
+    """The warehouse refused a row, because of a constraint or of a value in it."""
+
+
 class ConnectionLost(WarehouseError):
     """The warehouse, or the way to it, failed; the same transaction may succeed later."""
 

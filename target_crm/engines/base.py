@@ -14,7 +14,7 @@ from typing import cast as cast_type
 from sqlalchemy import Double, Integer, case, cast, create_engine, inspect, null, type_coerce
 from sqlalchemy.exc import SQLAlchemyError
 
-from target_crm.engines.driver_errors import describe, pep_249_classes
+from target_crm.engines.driver_errors import describe, is_about_row, pep_249_classes
 from target_crm.errors import ConnectionLost
 from target_crm.records.schemas import TableLimits
 from target_crm.sql.staging import RowUpdate
@@ -150,6 +150,10 @@ class EngineAdapter:
     def is_retriable(self, error: Exception) -> bool:
         """Whether a driver's error is worth another attempt: the server or the connection failed."""
         return bool(pep_249_classes(error) & {"OperationalError", "InterfaceError"})
+
+    def is_about_row(self, error: Exception) -> bool:
+        """Whether a driver's error is about a row: it violates a constraint, or a value of it is refused."""
+        return is_about_row(error)
 
     def describe_error(self, error: Exception) -> str:
         """What a driver's error says, on one line and without values of records."""

@@ -7,6 +7,8 @@ from itertools import takewhile
 
 MESSAGE_CHARS_MAX = 500
 _QUOTE = re.compile("[\"'`«»„“”]")
+# SQLite and DuckDB quote what the table declares: the names of columns, or the condition of a CHECK.
+_NAMES_CONSTRAINT = re.compile("(Constraint Error: )?(CHECK|NOT NULL|UNIQUE) constraint failed")
 _SQLSTATE = re.compile("[0-9A-Z]{5}")
 
 
@@ -29,6 +31,16 @@ def response_fields(error: Exception) -> dict[str, str]:
     return fields if isinstance(fields, dict) else {}
 
 
+def is_about_row(error: Exception) -> bool:
+    """Whether a row violates a constraint, or a value of it is refused."""
+    return is_about_constraint(error) or is_about_value(error)
+
+
+def is_about_value(error: Exception) -> bool:
+    """Whether a value is refused."""
+    return "DataError" in pep_249_classes(error) or sqlstate(error).startswith("22")
+
+
 def is_about_constraint(error: Exception) -> bool:
     """Whether a row violates a constraint. DuckDB reports one that a commit violates as a failed transaction."""
     return (
@@ -44,12 +56,12 @@ def describe(error: Exception) -> str:
     A value may be quoted by an error that refuses one, and by all lines but the first of an error about a constraint.
     Of other errors, the first line may say nothing: Firebird's is `Dynamic SQL Error`.
     """
-    name, state, classes = type(error).__name__, sqlstate(error), pep_249_classes(error)
+    name, state = type(error).__name__, sqlstate(error)
     lines = [line.strip(" -\t") for line in str(error).strip().splitlines()] or [""]
-    if "DataError" in classes or state.startswith("22"):
+    if is_about_value(error):
         said = "a value was refused"
     elif is_about_constraint(error):
-        said = _QUOTE.split(lines[0])[0].strip()
+        said = lines[0] if _NAMES_CONSTRAINT.match(lines[0]) else _QUOTE.split(lines[0])[0].strip()
     else:
         # After an empty line or `LINE 1:`, some drivers repeat the statement.
         said = "; ".join(takewhile(lambda line: line and not line.startswith("LINE "), lines))

@@ -150,6 +150,11 @@ class MySQLAdapter(ExtendedSQLAdapter):
         """Decide by number: the driver's classes are too coarse."""
         return bool(error.args) and error.args[0] in self._RETRIABLE
 
+    def is_about_row(self, error: Exception) -> bool:
+        """Decide by number, too: mysqlclient and PyMySQL have no class for a CHECK."""
+        number = next(iter(error.args), None)
+        return number in self._WITHOUT_VALUES or number in self._VALUE_BEFORE or super().is_about_row(error)
+
     def describe_error(self, error: Exception) -> str:
         """Add the server's message about a value, but not the value."""
         number, message = (*error.args, "", "")[:2]

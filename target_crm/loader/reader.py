@@ -153,9 +153,4 @@ def _check_encoding(line: bytes) -> None:
 
 
 def _as_text(line: bytes) -> str:
-    return without_nul(line.decode(errors="replace")).rstrip("\n")
-
-
-def without_nul(text: str) -> str:
-    """Replace NUL characters, which no database stores."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return values.without_nul(line.decode(errors="replace")).rstrip("\n")

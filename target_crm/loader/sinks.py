@@ -142,6 +142,14 @@ class StreamSink:
         """The key and version of a refused record, as rows, where they can be read."""
         return []
 
+    def rejection(self, row: Row, reason: str) -> Rejection:
+        """The record of a row, for the quarantine."""
+        raise NotImplementedError
+
+    def present_key(self, row: Row) -> list[Row]:  # noqa: ARG002
+        """The key and version of a row that the warehouse refuses, as rows of their own."""
+        return []
+
     def write(self, connection: Connection, part: Part) -> WriteResult:
         """Write the rows of a part, and count what became of them."""
         raise NotImplementedError
@@ -173,6 +181,11 @@ class LedgerSink(StreamSink):
     def activate(self, connection: Connection, version: int) -> Activation:  # noqa: ARG002
         """Delete nothing."""
         return Activation(ignored="the ledger keeps every action")
+
+    def rejection(self, row: Row, reason: str) -> Rejection:
+        """The action as it came."""
+        line, *columns = row
+        return Rejection(self.stream, reason, line, _compact(LedgerRow(*columns).payload))
 
     def newest_at(self, part: Part) -> datetime | None:
         """The newest `occurred_at`."""
@@ -289,6 +302,18 @@ class TableSink(StreamSink):
             return [self.shape.key_row(record, version)]
         except values.Invalid:
             return []
+
+    def rejection(self, row: Row, reason: str) -> Rejection:
+        """The record, with the values as they would be stored."""
+        line, *columns = row
+        record, extracted_at = self.shape.record(columns)
+        return Rejection(values.without_nul(self.stream), reason, line, values.json_text(record), extracted_at)
+
+    def present_key(self, row: Row) -> list[Row]:
+        """Key and version, where there are both."""
+        line, *columns = row
+        key = self.shape.only_key(columns)
+        return [(line, *key)] if key else []
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
         """Replace older rows by the newest row of each key."""

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -31,9 +31,10 @@ from pepper_runtime.progress import display
 from pepper_runtime.settings import hide
 from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError, WarehouseError
+from target_crm.loader.activations import SafeActivations
 from target_crm.loader.batcher import Batch, Batcher
 from target_crm.loader.metrics import RunMetrics
-from target_crm.loader.reader import LINE_BYTES_MAX, MessageReader, without_nul
+from target_crm.loader.reader import LINE_BYTES_MAX, MessageReader
 from target_crm.loader.router import Router
 from target_crm.loader.sinks import Activation, BatchContext, StreamSink, TableSink
 from target_crm.loader.writer import BatchWriter
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType
 
+    from target_crm.loader.router import StoppedStream
     from target_crm.records.coverage import Claims
 
 # A batch's rows are Python objects, up to five times the size of their lines; two batches may be in memory.
@@ -63,35 +65,6 @@ _MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"
 # Another message in the same line: an object that is no value. Inside a text, its quotes would be escaped.
 _NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')
 _NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
-
-
-class SeenVersions:
-    """The versions of this run's records, by the table's stream and the source stream."""
-
-    def __init__(self) -> None:
-        self._oldest: dict[str, dict[str, int]] = defaultdict(dict)
-        self._pending: dict[tuple[str, str], set[int]] = defaultdict(set)
-
-    def add(self, table: str, source: str, version: int) -> None:
-        """Record the version of a record."""
-        pending = self._pending[table, source]
-        if version not in pending:
-            pending.add(version)
-            oldest = self._oldest[table]
-            oldest[source] = min(version, oldest.get(source, version))
-
-    def activate(self, table: str, source: str, version: int) -> None:
-        """Let the source's later versions replace this one: it may read its table again in the same run."""
-        self._pending[table, source].discard(version)
-
-    def older(self, table: str, source: str, version: int) -> int | None:
-        """The oldest version that must not be deleted, if it is older than this one.
-
-        Another source's rows are not replaced by this source's, so all of its versions count.
-        """
-        others = (oldest for name, oldest in self._oldest[table].items() if name != source)
-        oldest = min((*self._pending[table, source], *others), default=version)
-        return oldest if oldest < version else None
 
 
 class TargetCrm(Plugin, Target):
@@ -156,10 +129,8 @@ class TargetCrm(Plugin, Target):
         self.message_reader = self._reader
         self._metrics = RunMetrics()
         self.router = Router(BatchContext(self.warehouse, self.settings), self.mapper)
-        # Stream → why its rows of older versions must not be deleted; the empty name stands for all streams.
-        self._unsafe_activations: dict[str, str] = {}
+        self._activations = SafeActivations()
         self._undecided_activations: list[str] = []
-        self._versions = SeenVersions()
         # What the last STATE has claimed.
         self._covered: Claims = {}
         # Stream → its records that are counted as malformed lines.
@@ -211,7 +182,7 @@ class TargetCrm(Plugin, Target):
         """Load messages, and return when they are committed. The run goes on."""
         self.process_lines(io.StringIO("".join(f"{line}\n" for line in lines)))
         self._batcher.flush()
-        if self.router.stopped:
+        if self._stopped:
             self._refuse_losses()
 
     def process_endofpipe(self) -> None:
@@ -233,7 +204,7 @@ class TargetCrm(Plugin, Target):
         """End the run as a failure if records were not loaded, too many were quarantined, or rows would be deleted."""
         problems = [
             f"stream {name!r}: {stopped.skipped:,} records were not loaded: {stopped.reason}"
-            for name, stopped in self.router.stopped.items()
+            for name, stopped in self._stopped.items()
         ]
         if failed := self._quarantined_streams():
             problems.append(f"quarantined {' and '.join(failed)}; see rejected_records for the reasons")
@@ -243,7 +214,12 @@ class TargetCrm(Plugin, Target):
                 "if they are really gone, raise max_deleted_fraction for one run"
             )
         if problems:
-            raise (WarehouseError if self.router.stopped else InputError)("; ".join(problems))
+            raise (WarehouseError if self._stopped else InputError)("; ".join(problems))
+
+    @property
+    def _stopped(self) -> dict[str, StoppedStream]:
+        """The streams that are no longer loaded: by their SCHEMA, or because the warehouse refused their rows."""
+        return self.router.stopped | self.writer.stopped
 
     def _quarantined_streams(self) -> list[str]:
         """The streams of which too many records were quarantined."""
@@ -270,12 +246,20 @@ class TargetCrm(Plugin, Target):
 
     def _commit(self, batch: Batch) -> None:
         began_seconds = time.monotonic()
+        stopped = set(self.writer.stopped)
         with telemetry.span("commit", {"pepper.rows": batch.records}, is_client=True):
             self.writer.write(batch)
+        for stream in self.writer.stopped.keys() - stopped:
+            self._log_stop(stream, self.writer.stopped[stream].reason)
         self._metrics.count_batch(batch, time.monotonic() - began_seconds)
 
     def _emit_state(self, state: str) -> None:
-        """Write a STATE line. If nothing reads it, the data is loaded all the same, and is read again next time."""
+        """Write a STATE line. If nothing reads it, the data is loaded all the same, and is read again next time.
+
+        Write none once rows were refused: it would cover them.
+        """
+        if self.writer.stopped:
+            return
         try:
             with display.paused():
                 sys.stdout.write(f"{state}\n")
@@ -327,7 +311,12 @@ class TargetCrm(Plugin, Target):
 
     def _stop(self, stream: str, reason: str) -> None:
         """Load no record of a stream from here on, and emit no STATE, which would cover them. Other streams go on."""
+        for route in self.router.routes[stream]:
+            self._activations.refuse_table(route.sink.stream, f"stream {stream!r} is not loaded")
         self.router.stop(stream, reason)
+        self._log_stop(stream, reason)
+
+    def _log_stop(self, stream: str, reason: str) -> None:
         self.logger.error(
             "stream %r: %s. Other streams are loaded, and no STATE is emitted from here on", stream, reason
         )
@@ -344,7 +333,7 @@ class TargetCrm(Plugin, Target):
         if routes is None:
             if self._fails_on_invalid:
                 raise RecordsWithoutSchemaException(f"stream {stream!r}: a record came before its SCHEMA")
-            self._unsafe_activations.setdefault(stream, f"line {self.input_line} came before its SCHEMA")
+            self._activations.refuse(stream, f"line {self.input_line} came before its SCHEMA")
             self._without_schema[stream] += 1
             self._reject_line(values.json_text(message_dict), "the record came before its stream's SCHEMA")
             return
@@ -361,7 +350,7 @@ class TargetCrm(Plugin, Target):
             if mapped is not None:
                 self._add(sink, mapped, message_dict)
         if values.table_version(message_dict.get("version")) is None:
-            self._unsafe_activations.setdefault(stream, "records of this run have no version")
+            self._activations.refuse(stream, "records of this run have no version")
         self._batcher.commit_if_due()
 
     def _process_state_message(self, message_dict: dict[str, Any]) -> None:
@@ -407,27 +396,20 @@ class TargetCrm(Plugin, Target):
                 )
                 self.writer.count_ignored_activation(sink.stream)
             else:
-                self._versions.activate(sink.stream, stream, version)
+                self._activations.done(sink.stream, stream, version)
                 self.logger.info("%s: activated version %d, %d rows deleted", sink.stream, version, activation.deleted)
             if activation.needs_decision:
                 self._undecided_activations.append(f"{sink.stream}: {activation.ignored}")
 
     def _why_unsafe(self, sink: StreamSink, stream: str, version: int) -> str:
-        """Why a version that a stream activates may lack rows of a sink that this run has seen; empty if it does not.
-
-        What makes one stream unsafe makes all of them so that go to the same table, for the rest of the run: a later
-        version may lack the row, too.
-        """
+        """Why a version may lack rows of a sink's table that this run has seen; empty if it does not."""
         sources = [
             name
             for name, routes in self.router.routes.items()
             if any(route.sink.stream == sink.stream for route in routes)
         ]
-        for source in (stream, *sources, ""):
-            if reason := self._unsafe_activations.get(source):
-                return reason
-        seen = self._versions.older(sink.stream, stream, version)
-        return "" if seen is None else f"records of this run have the older version {seen}"
+        refused = self.writer.refused.get(sink.stream)
+        return refused or self._activations.why_unsafe(sink.stream, stream, sources, version)
 
     # Records.
 
@@ -456,15 +438,15 @@ class TargetCrm(Plugin, Target):
         part = batch.part_of(sink)
         version = values.table_version(message.get("version"))
         if version is not None:
-            self._versions.add(sink.stream, message["stream"], version)
+            self._activations.add(sink.stream, message["stream"], version)
         try:
             row = sink.row(record, message, batch.loaded_at)
         except values.Invalid as reason:
             extracted_at = values.optional(message.get("time_extracted"), values.instant)
             # Names of streams and properties come from the input, too.
             rejection = Rejection(
-                without_nul(sink.stream),
-                without_nul(str(reason)),
+                values.without_nul(sink.stream),
+                values.without_nul(str(reason)),
                 self.input_line,
                 values.json_text(record),
                 extracted_at,
@@ -478,7 +460,7 @@ class TargetCrm(Plugin, Target):
             part.present_keys += [(self.input_line, *key) for key in present_keys]
             if not present_keys:
                 # Which row it is cannot be said.
-                self._unsafe_activations.setdefault(message["stream"], f"line {self.input_line} was quarantined")
+                self._activations.refuse(message["stream"], f"line {self.input_line} was quarantined")
         else:
             part.rows.append((self.input_line, *row))
 
@@ -496,7 +478,8 @@ class TargetCrm(Plugin, Target):
             raise InputError(f"line {self.input_line}: a SCHEMA message that cannot be read{of_stream}: {reason}")
         # Of an unknown stream, it may be any stream's.
         unsafe = streams if message or _names_its_stream_first(line) else [""]
-        self._unsafe_activations |= dict.fromkeys(unsafe or [""], f"line {self.input_line} could not be read")
+        for stream in unsafe or [""]:
+            self._activations.refuse(stream, f"line {self.input_line} could not be read")
         self._unreadable.update(streams)
         self._reject_line(line, reason)
 

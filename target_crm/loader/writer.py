@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from singer_sdk.exceptions import InvalidRecord
 from sqlalchemy import select
 
-from target_crm.loader.sinks import clear_staging, insert_absent
+from target_crm.errors import ConnectionLost, RowRefused, WarehouseError
+from target_crm.loader.router import StoppedStream
+from target_crm.loader.sinks import Part, clear_staging, insert_absent
 from target_crm.records.tally import Tally
 from target_crm.sql import coverage
 from target_crm.sql.load_runs import DONE, FAILED, Run
@@ -22,10 +24,23 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from target_crm.loader.batcher import Batch
-    from target_crm.loader.sinks import Activation, StreamSink
+    from target_crm.loader.sinks import Activation, Row, StreamSink, WriteResult
     from target_crm.records.coverage import Claims
     from target_crm.records.tally import Rejection
     from target_crm.warehouse.connection import Warehouse
+
+# How often rows are written, and rolled back, to find those that the warehouse refuses.
+TRIALS_MAX = 500
+
+
+class _PartRefused(WarehouseError):
+    """The warehouse refused the rows of a stream."""
+
+    def __init__(self, sink: StreamSink, reason: WarehouseError) -> None:
+        super().__init__(f"stream {sink.stream!r}: {reason}")
+        self.sink = sink
+        self.reason = str(reason)
+        self.is_about_row = isinstance(reason, RowRefused)
 
 
 class BatchWriter:
@@ -56,6 +71,10 @@ class BatchWriter:
         """Per stream, what became of the records that are committed. The empty name stands for malformed lines."""
         self.ignored_activations: Counter[str] = Counter()
         """Stream → how many ACTIVATE_VERSION messages deleted nothing, because rows might have been lost."""
+        self.stopped: dict[str, StoppedStream] = {}
+        """The streams that are no longer loaded, because the warehouse refused their rows."""
+        self.refused: dict[str, str] = {}
+        """Stream → why its table may lack rows of this run, although they may be in it from an earlier one."""
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
         """Column of the ledger → in how many records that were read again it had another value."""
@@ -66,9 +85,88 @@ class BatchWriter:
         self._tables[name] = table
 
     def write(self, batch: Batch) -> None:
-        """Commit a batch."""
-        self.tallies, differing = self._warehouse.commit_once(partial(self._write, batch))
-        self.differing += differing
+        """Commit a batch. Of what the warehouse refuses, rows go to the quarantine, or their stream stops."""
+        for sink in batch.parts:
+            if sink.stream in self.stopped:
+                self._leave_out(batch, sink)
+        while True:
+            try:
+                self.tallies, differing = self._warehouse.commit_once(partial(self._write, batch))
+            except _PartRefused as refused:
+                if self._fail_on_conflict:
+                    raise
+                self._take_out(batch, refused)
+            else:
+                self.differing += differing
+                return
+
+    def _take_out(self, batch: Batch, refused: _PartRefused) -> None:
+        """Take out of a batch the rows that the warehouse refuses, or else all rows of their stream."""
+        sink, stream = refused.sink, refused.sink.stream
+        part = batch.parts[sink]
+        found = self._refused_rows(sink, part.rows) if refused.is_about_row else {}
+        if not found:
+            reason = f"{refused.reason}: change the table, or remove or convert the property by a stream map"
+            self.stopped[stream] = StoppedStream(reason)
+            self.refused.setdefault(stream, f"stream {stream!r} is not loaded")
+            self._leave_out(batch, sink)
+            return
+        for place, reason in found.items():
+            row = part.rows[place]
+            batch.rejections.append(sink.rejection(row, reason))
+            present_key = sink.present_key(row)
+            part.present_keys += present_key
+            if not present_key:
+                self.refused.setdefault(stream, f"line {row[0]} was quarantined")
+        part.refused += len(found)
+        part.rows = [row for place, row in enumerate(part.rows) if place not in found]
+
+    def _leave_out(self, batch: Batch, sink: StreamSink) -> None:
+        """Load none of the rows of a stream that is stopped."""
+        part = batch.parts[sink]
+        self.stopped[sink.stream].skipped += len(part.rows) + len(part.incomplete)
+        batch.parts[sink] = Part(refused=part.refused)
+
+    def _refused_rows(self, sink: StreamSink, rows: Sequence[Row]) -> dict[int, str]:
+        """The places of the rows that the warehouse refuses by themselves, with the reasons, found by halving.
+
+        None if these are too many, or if attempts cannot be rolled back.
+        """
+        with self._warehouse.read() as connection:
+            if not self._warehouse.is_atomic(connection):
+                return {}
+        found: dict[int, str] = {}
+        untried = [range(len(rows))]
+        for _ in range(TRIALS_MAX):
+            if not untried:
+                return found
+            places = untried.pop()
+            reason = self._why_refused(sink, [rows[place] for place in places])
+            if reason and len(places) == 1:
+                found[places[0]] = reason
+            elif reason:
+                middle = len(places) // 2
+                untried += [places[middle:], places[:middle]]
+        return {}
+
+    def _why_refused(self, sink: StreamSink, rows: list[Row]) -> str | None:
+        """Why the warehouse refuses rows; None if it does not. Nothing is committed."""
+        try:
+            with self._warehouse.write() as connection:
+                self._write_part(connection, sink, Part(rows))
+                connection.rollback()
+        except _PartRefused as refused:
+            return refused.reason.removeprefix(f"{self._warehouse.name}: ")
+        return None
+
+    def _write_part(self, connection: Connection, sink: StreamSink, part: Part) -> WriteResult:
+        try:
+            with self._warehouse.errors(f"table {sink.table}"):
+                return sink.write(connection, part)
+        except ConnectionLost:
+            raise
+        except WarehouseError as reason:
+            raise _PartRefused(sink, reason) from reason
 
     def activate(self, sink: StreamSink, version: int) -> Activation:
         """Mark or remove the rows of a stream that an activated version no longer has."""
@@ -97,15 +195,15 @@ class BatchWriter:
         for sink, part in batch.parts.items():
             tallies[sink.stream] += Tally(read=part.refused, quarantined=part.refused)
             if part.rows or part.present_keys or part.incomplete:
-                with self._warehouse.errors(f"stream {sink.stream!r}, table {sink.table}"):
-                    result = sink.write(connection, part)
+                result = self._write_part(connection, sink, part)
                 tallies[sink.stream] += result.tally
                 conflicts += result.conflicts
                 differing.update(result.differing)
         if conflicts and self._fail_on_conflict:
             raise InvalidRecord(conflicts[0].where, {})
         self._quarantine(connection, [*batch.rejections, *conflicts])
-        self._record_coverage(connection, batch.coverage)
+        if not self.stopped:
+            self._record_coverage(connection, batch.coverage)
         if batch.records:
             self._record_run(connection, tallies)
         return tallies, differing

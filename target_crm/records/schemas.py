@@ -301,6 +301,25 @@ class Shape:
         row = [self._value(field, record, []) if field.column in self.keys else None for field in self.fields]
         return (*row, None, None, None, version, None)
 
+    def only_key(self, row: Sequence[Any]) -> tuple[Any, ...] | None:
+        """What `key_row` makes of the record of a row; None without a key or a version."""
+        *columns, _extra, _extracted_at, _loaded_at, version, _deleted_at = row
+        if version is None or not self.keys:
+            return None
+        key = [value if field.column in self.keys else None for field, value in zip(self.fields, columns, strict=True)]
+        return (*key, None, None, None, version, None)
+
+    def record(self, row: Sequence[Any]) -> tuple[dict[str, Any], datetime]:
+        """A record that makes a row, and when it was extracted."""
+        *columns, extra, extracted_at, _loaded_at, _version, deleted_at = row
+        record = {
+            field.property: values.from_json(value) if field.kind is JSON and value else value
+            for field, value in zip(self.fields, columns, strict=True)
+            if value is not ABSENT
+        }
+        record |= values.from_json(extra) if extra and extra is not ABSENT else {}
+        return record | ({DELETED_AT: deleted_at} if deleted_at else {}), extracted_at
+
     def _value(self, field: Field, record: Mapping[str, Any], spilled: list[str]) -> Any:
         """A field's value in its column; the name of a field whose value goes to `_sdc_extra` is added to `spilled`."""
         value = record.get(field.property)

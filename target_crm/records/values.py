@@ -338,6 +338,11 @@ def json_text(value: Any) -> str:
     return _JSON.encode(value).decode()
 
 
+def without_nul(text: str) -> str:
+    """Replace NUL characters, which no database stores."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def json_document(value: Any) -> str:
     """Any value as JSON without NUL."""
     return json_without_nul(json_text(value))

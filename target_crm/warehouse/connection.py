@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.schema import DropTable
 
 from target_crm.engines.registry import adapter_for, missing_driver
-from target_crm.errors import ConnectionLost, CrmError, SettingError, WarehouseError
+from target_crm.errors import ConnectionLost, CrmError, RowRefused, SettingError, WarehouseError
 from target_crm.sql.tables import WORK, tables_in
 from target_crm.warehouse import migrations
 from target_crm.warehouse.stream_names import StreamNames, name_bytes_max
@@ -284,7 +284,8 @@ class Warehouse:
             yield
         except self.adapter.driver_errors(self._engine.dialect) as error:
             original = getattr(error, "orig", None) or error
-            kind = ConnectionLost if self.adapter.is_retriable(original) else WarehouseError
+            refused = RowRefused if self.adapter.is_about_row(original) else WarehouseError
+            kind = ConnectionLost if self.adapter.is_retriable(original) else refused
             description = self.adapter.describe_error(original)
             raise kind(": ".join(filter(None, (self.name, place, description)))) from error
 

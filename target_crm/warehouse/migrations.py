@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Connection, Delete, Dialect, Insert, Select, TextClause
+    from sqlalchemy.engine.interfaces import ReflectedColumn
     from sqlalchemy.types import TypeEngine
 
     from target_crm.engines.base import EngineAdapter
@@ -192,7 +193,9 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     # Nobody else has tables with the names of work tables, so that saves a query for each.
     if table.info != WORK and table.name in adapter.view_names(connection, table.schema):
         raise WarehouseError(f"table {table.name!r} is a view: drop or rename the view, or rename the stream by a map")
-    found = {column["name"]: column["type"] for column in inspector.get_columns(table.name, schema=table.schema)}
+    existing_columns = inspector.get_columns(table.name, schema=table.schema)
+    _check_generated(table, existing_columns)
+    found = {column["name"]: column["type"] for column in existing_columns}
     renames = _renames(found)
     found = {renames.get(name, name): type_ for name, type_ in found.items()}
     _check_width(connection, table, found)
@@ -233,6 +236,17 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
             statements.append(AlterTable(table, f"ALTER TABLE {name} {clause}"))
     statements += [AlterTable(table, f"ALTER TABLE {name} {change}") for change in altered.values()]
     return statements
+
+
+def _check_generated(table: Table, existing: Sequence[ReflectedColumn]) -> None:
+    """Refuse a column that the warehouse computes. Not all dialects tell."""
+    for column in existing:
+        is_generated = "computed" in column or column.get("identity", {}).get("always")
+        if is_generated and column["name"] in table.c:
+            raise WarehouseError(
+                f"table {table.name!r}: column {column['name']!r} is generated and takes no value: make it an ordinary "
+                "column, or remove or rename the property by a stream map"
+            )
 
 
 def _check_width(connection: Connection, table: Table, found: Collection[str]) -> None:

@@ -11,10 +11,10 @@ from sqlalchemy import create_engine, inspect, text
 
 from target_crm.balances_cli.status import status
 from target_crm.errors import WarehouseError
-from target_crm.loader.reader import without_nul
 from target_crm.loader.sinks import TableSink
 from target_crm.records.names import ascii_snake_case, assign_columns, assign_table, from_text, snake_case, to_text
 from target_crm.records.schemas import FORMER_NAMES
+from target_crm.records.values import without_nul
 from target_crm.warehouse.connection import Warehouse, parse_url
 from tests.helpers.balances import run_balances
 from tests.helpers.target import TEXT, execute, load, query, record, schema, table_sink

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,12 +13,30 @@ from target_crm.engines.registry import adapter_for
 from target_crm.errors import ConnectionLost, WarehouseError
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.postgres import new_database
-from tests.helpers.target import INTEGER, NUMBER, TEXT, execute, load, query, record, schema, table
+from tests.helpers.target import (
+    ACTIONS,
+    INTEGER,
+    NUMBER,
+    TEXT,
+    action,
+    activate,
+    execute,
+    load,
+    query,
+    record,
+    run_target,
+    schema,
+    state,
+    table,
+    with_version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PERSON = "Teodora Example"
+TIME, DAY = ({"type": ["string", "null"], "format": name} for name in ("date-time", "date"))
 VALUES = {"id": INTEGER, "n": INTEGER, "d": NUMBER, "v": {"type": ["string", "null"]}}
 
 
@@ -54,20 +74,149 @@ def test_an_error_about_a_column_that_others_depend_on_names_it_and_them(url: st
         load(url, [schema("sales", {"id": INTEGER, "x": NUMBER}, "id"), record("sales", {"id": 2, "x": 5.5})])
 
 
-def test_an_error_about_a_row_names_stream_table_and_constraint_but_no_value(url: str) -> None:
-    people = schema("People", {"id": INTEGER, "name": TEXT}, "id")
-    load(url, [people])
-    execute(url, "ALTER TABLE people ADD CONSTRAINT short CHECK (length(name) < 9)")
+# Constraints and generated columns that a user made
+
+PEOPLE = {"id": INTEGER, "name": {"type": ["string", "null"]}, "n": INTEGER}
+OTHER = [schema("o", {"id": INTEGER}, "id"), record("o", {"id": 1})]
+
+
+def people(*rows: dict[str, Any]) -> list[str]:
+    return [schema("People", PEOPLE, "id"), *(record("People", row) for row in rows)]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "reason"),
+    [
+        pytest.param("CONSTRAINT short CHECK (length(name) < 9)", r"CHECK constraint|check constraint", id="check"),
+        pytest.param("CHECK (n IS NOT NULL AND id > 0)", r"CHECK constraint|check constraint", id="unnamed-check"),
+        pytest.param("CHECK (name <> 'it''s' AND n > 0)", r"CHECK constraint|check constraint", id="check-with-quotes"),
+    ],
+)
+def test_a_record_that_a_constraint_refuses_is_quarantined_and_the_others_are_loaded(
+    warehouse_url: str, constraint: str, reason: str
+) -> None:
+    execute(warehouse_url, f"CREATE TABLE people (id BIGINT PRIMARY KEY, name VARCHAR(99), n BIGINT, {constraint})")
+    rows: list[dict[str, Any]] = [{"id": number, "name": "a", "n": 5} for number in range(1, 9)]
+    refused = {"id": 9, "name": PERSON, "n": 5} if "short" in constraint else {"id": 9, "name": "a", "n": None}
+    refused |= {"n": -1} if "it''s" in constraint else {}
+
+    loaded = load(warehouse_url, [*people(*rows[:5], refused, *rows[5:]), *OTHER, state({"done": 1})])
+
+    assert loaded.states == ['{"done":1}']
+    assert loaded.tallies["People"] == "9 read = 8 applied + 0 duplicate + 0 superseded + 1 quarantined"
+    assert query(warehouse_url, "SELECT count(*), max(id) FROM people") == [(8, 8)]
+    (rejected,) = table(warehouse_url, "rejected_records", "stream", "reason", "input_line", "payload")
+    assert json.loads(rejected["payload"]) == refused
+    assert (rejected["stream"], rejected["input_line"]) == ("People", 7)
+    assert re.match(rf"table people: .*({reason})", rejected["reason"])
+    assert not rejected["reason"].endswith(("(", "<", "="))
+    assert PERSON not in rejected["reason"]
+
+
+def test_a_record_that_a_constraint_refuses_keeps_all_its_values_in_the_quarantine(sqlite_url: str) -> None:
+    execute(sqlite_url, "CREATE TABLE people (id BIGINT PRIMARY KEY, CHECK (id < 9))")
+    kept = {"id": 9, "at": "2026-10-01T00:00:00Z", "day": "2026-10-01", "doc": {"a": [1.50]}, "more": {"b": None}}
+    properties = {"id": INTEGER, "at": TIME, "day": DAY, "doc": {"type": "object"}}
+
+    load(sqlite_url, [schema("People", properties, "id"), record("People", {"id": 1}), record("People", kept)])
+
+    ((payload,),) = query(sqlite_url, "SELECT payload FROM rejected_records")
+    assert json.loads(payload) == kept
+
+
+def test_an_action_that_a_constraint_refuses_moves_no_balance(sqlite_url: str) -> None:
+    load(sqlite_url, [ACTIONS])
+    execute(
+        sqlite_url,
+        "CREATE TRIGGER small BEFORE INSERT ON actions WHEN NEW.points_added > 5 "
+        "BEGIN SELECT RAISE(ABORT, 'too many points'); END",
+    )
+
+    load(sqlite_url, [ACTIONS, action("a1"), action("a2", delta=6, available=8, at="2026-10-02T00:00:00Z")])
+
+    assert query(sqlite_url, "SELECT points FROM award_balances") == [(2,)]
+    (payload,) = table(sqlite_url, "rejected_records", "payload")
+    assert json.loads(payload["payload"])["_id"] == "a2"
+
+
+def test_records_that_a_constraint_refuses_only_together_stop_their_stream(warehouse_url: str) -> None:
+    execute(warehouse_url, "CREATE TABLE people (id BIGINT PRIMARY KEY, name VARCHAR(99) UNIQUE, n BIGINT)")
+    rows = [{"id": number, "name": PERSON, "n": 1} for number in (1, 2)]
 
     with pytest.raises(WarehouseError) as caught:
-        load(url, [people, record("People", {"id": 1, "name": PERSON})])
+        load(warehouse_url, [*people(*rows), *OTHER, state({"done": 1})], batch_size_rows=2)
 
     message = str(caught.value)
-    assert message.endswith(
-        "stream 'People', table people: CheckViolation: "
-        'new row for relation "people" violates check constraint "short"'
-    )
+    assert re.match("stream 'People': 2 records were not loaded: .* table people: .*: change the table, or", message)
     assert PERSON not in message
+    assert query(warehouse_url, "SELECT id FROM o") == [(1,)]
+    assert query(warehouse_url, "SELECT count(*) FROM people") == [(0,)]
+
+
+def test_a_stream_that_stops_is_not_loaded_and_covered_by_no_state(sqlite_url: str, tmp_path: Path) -> None:
+    execute(sqlite_url, "CREATE TABLE people (id BIGINT PRIMARY KEY, name TEXT UNIQUE, n BIGINT)")
+    rows = [record("People", {"id": number, "name": name, "n": 1}) for number, name in enumerate("abccd")]
+    lines = [
+        *people(),
+        rows[0],
+        state({"n": 0}),
+        rows[1],
+        *rows[2:4],
+        *OTHER,
+        state({"n": 1}),
+        rows[4],
+        state({"n": 2}),
+    ]
+
+    ended = run_target(sqlite_url, tmp_path, *lines, batch_size_rows=2)
+
+    assert ended.returncode == 1
+    assert ended.stdout == '{"n":0}\n'
+    assert ended.stderr.count("Other streams are loaded") == 1
+    assert "stream 'People': 3 records were not loaded" in ended.stderr
+    assert query(sqlite_url, "SELECT id FROM people ORDER BY id") == [(0,), (1,)]
+    assert query(sqlite_url, "SELECT id FROM o") == [(1,)]
+
+
+def test_a_generated_column_stops_its_stream_and_is_named(warehouse_url: str) -> None:
+    kept = "VIRTUAL" if warehouse_url.startswith("duckdb") else "STORED"
+    columns = f"id BIGINT PRIMARY KEY, name VARCHAR(99), n BIGINT GENERATED ALWAYS AS (id * 2) {kept}"
+    execute(warehouse_url, f"CREATE TABLE people ({columns})")
+
+    with pytest.raises(WarehouseError, match=r"stream 'People': 1 records were not loaded: .*people.*n.*generated"):
+        load(warehouse_url, [*people({"id": 1, "name": "a", "n": 2}), *OTHER])
+
+    assert query(warehouse_url, "SELECT id FROM o") == [(1,)]
+
+
+@pytest.mark.parametrize("keys", [["id"], []], ids=["key", "no-key"])
+def test_the_row_of_a_record_that_a_constraint_refuses_is_not_deleted(sqlite_url: str, keys: list[str]) -> None:
+    defined = schema("People", PEOPLE, *keys)
+    first = [with_version(1, record("People", {"id": number, "name": "a", "n": 1})) for number in (1, 2, 3)]
+    load(sqlite_url, [defined, *first, activate("People", 1)])
+    execute(
+        sqlite_url,
+        "CREATE TRIGGER small BEFORE UPDATE ON people WHEN NEW.n > 5 BEGIN SELECT RAISE(ABORT, 'too many'); END",
+    )
+    execute(
+        sqlite_url,
+        "CREATE TRIGGER small_too BEFORE INSERT ON people WHEN NEW.n > 5 BEGIN SELECT RAISE(ABORT, 'too many'); END",
+    )
+    second = [with_version(2, record("People", {"id": number, "name": "a", "n": number * 3})) for number in (1, 2)]
+
+    load(sqlite_url, [defined, *second, activate("People", 2)])
+
+    kept = "SELECT id FROM people WHERE _sdc_deleted_at IS NULL AND n = 1 ORDER BY id"
+    assert query(sqlite_url, kept) == ([(2,)] if keys else [(1,), (2,), (3,)])
+
+
+def test_a_record_that_a_constraint_refuses_ends_the_run_if_invalid_records_do(sqlite_url: str) -> None:
+    execute(sqlite_url, "CREATE TABLE people (id BIGINT PRIMARY KEY, CONSTRAINT small CHECK (id < 9))")
+
+    with pytest.raises(WarehouseError, match=r"stream 'People': .*table people: .* constraint failed: small"):
+        load(sqlite_url, people({"id": 9, "name": "a", "n": 1}), on_invalid_record="fail")
+
+    assert query(sqlite_url, "SELECT count(*) FROM rejected_records") == [(0,)]
 
 
 # Columns that a user made narrower
