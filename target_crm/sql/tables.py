@@ -36,11 +36,44 @@ WORK = {"work": True}
 STAGING_PREFIX = f"{WORK_PREFIX}staging_"
 RUN_ID_CHARS = 32
 # What became of the records of a run. `read` is the sum of the others.
-COUNTS = ("read", "applied", "duplicate", "superseded", "quarantined")
+COUNT_DOCS = {
+    "read": "Records read: the sum of the other four.",
+    "applied": "Records that inserted or updated a row.",
+    "duplicate": "Records that the warehouse already had.",
+    "superseded": "Records older than the row in the warehouse or in the batch.",
+    "quarantined": "Records in rejected_records.",
+}
+COUNTS = tuple(COUNT_DOCS)
 # In a table's `info`: the column by whose months an engine may partition it.
 MONTHS_OF = "months_of"
 # In a table's `info`: a column that it had in an earlier version, which was NOT NULL.
 FORMER_COLUMN = "former_column"
+# In a table's `info`: what it holds. In a column's `info`: the field of Pepper that it comes from.
+DESCRIPTION, SOURCE = "description", "source"
+# What the columns of every stream's table hold.
+METADATA_DOCS = {
+    EXTRA: "Fields that the stream's schema does not name, as a JSON object.",
+    EXTRACTED_AT: "When the tap read the row; time_extracted of the message.",
+    BATCHED_AT: "When the target loaded the row.",
+    TABLE_VERSION: "The version of the complete read that emitted the row last; null without versions.",
+    DELETED_AT: "When the row was reported as deleted; null while it exists.",
+}
+# What the columns of the awards hold that balances need.
+AWARD_DOCS = {
+    "_id": "The award's key.",
+    "points": "The points of the award in this snapshot.",
+    "user_id": "The user who holds the award.",
+    "perk_id": "The perk that the award belongs to.",
+    "updated_at": "When Pepper last changed the award.",
+}
+# What the columns of the views hold that are not columns of award_balances.
+VIEW_DOCS = {
+    "award_count": "The number of awards.",
+    "explained": "earned_total - redeemed_total + refunded_total.",
+    "unexplained": "points - explained: an opening balance, edits in Pepper, or expiries.",
+    "snapshot_points": "The points of the award's snapshot.",
+    "snapshot_as_of": "The time of the award's snapshot.",
+}
 # Properties of an award that balances need. Their types do not depend on the SCHEMA message.
 AWARD_FIELDS = {"_id": IDENTIFIER, "points": POINTS, "userId": IDENTIFIER, "perkId": IDENTIFIER, "updatedAt": INSTANT}
 
@@ -58,66 +91,92 @@ class Tables:
 
     def __init__(self, schema: str | None = None) -> None:
         self.metadata = MetaData(schema=schema)
-        ledger_info = {MONTHS_OF: "occurred_at", FORMER_COLUMN: "content_hash"}
+        ledger_info = {
+            MONTHS_OF: "occurred_at",
+            FORMER_COLUMN: "content_hash",
+            DESCRIPTION: "The ledger: one row per action, inserted once and never changed.",
+        }
         self.actions = Table("actions", self.metadata, *_ledger_columns(), info=ledger_info)
-        self.award_balances = Table("award_balances", self.metadata, *_balance_columns())
+        self.award_balances = Table(
+            "award_balances",
+            self.metadata,
+            *_balance_columns(),
+            info={DESCRIPTION: "One row per award: its newest known points, and sums over its actions."},
+        )
         award_shape = Shape.of({"properties": {}}, ["_id"], AWARD_FIELDS)
         self.awards = stream_table("awards", award_shape, schema).to_metadata(self.metadata)
+        self.awards.info[DESCRIPTION] = (
+            "One row per award, as Pepper last showed it. Other selected fields have columns, too."
+        )
+        for field in award_shape.fields:
+            column = self.awards.c[field.column]
+            column.doc, column.info = AWARD_DOCS[field.column], {SOURCE: field.property}
         self.rejected_records = Table(
             "rejected_records",
             self.metadata,
-            Column("rejected_id", Identifier(), primary_key=True),
-            Column("stream", LongText(), nullable=False),
-            Column("reason", LongText(), nullable=False),
-            Column("input_line", BigInteger, nullable=False),
-            Column("payload", LongText(), nullable=False),
-            Column("rejected_at", Instant, nullable=False),
-            Column("run_id", Identifier(), nullable=False),
-            Column("extracted_at", Instant),
+            Column("rejected_id", Identifier(), primary_key=True, doc="A hash of stream, reason and record."),
+            Column("stream", LongText(), nullable=False, doc="The stream; empty if the line does not name one."),
+            Column("reason", LongText(), nullable=False, doc="Why the record was quarantined, without its values."),
+            Column("input_line", BigInteger, nullable=False, doc="The number of the line in the target's input."),
+            Column("payload", LongText(), nullable=False, doc="The record, or the whole line if it is not a record."),
+            Column("rejected_at", Instant, nullable=False, doc="When the record was quarantined."),
+            Column("run_id", Identifier(), nullable=False, doc="The run that quarantined it; see load_runs."),
+            Column("extracted_at", Instant, doc="When the tap read the record; time_extracted of the message."),
+            info={DESCRIPTION: "The quarantine: one row per record that is invalid or contradicts the ledger."},
         )
         self.load_runs = Table(
             "load_runs",
             self.metadata,
             # The two of them as a key fit into pages of eight kilobytes, also on engines that count four per character.
-            Column("run_id", Identifier(RUN_ID_CHARS), primary_key=True),
-            Column("stream", Identifier(NAME_BYTES_MAX), primary_key=True),
-            Column("started_at", Instant, nullable=False),
-            Column("finished_at", Instant),
-            Column("exit_state", Identifier()),
-            Column("seconds", Number, nullable=False),
-            *(Column(name, BigInteger, nullable=False) for name in COUNTS),
-            Column("ignored_activations", BigInteger),
+            Column("run_id", Identifier(RUN_ID_CHARS), primary_key=True, doc="The run of target-crm."),
+            Column("stream", Identifier(NAME_BYTES_MAX), primary_key=True, doc="The name of the stream's table."),
+            Column("started_at", Instant, nullable=False, doc="When the run started."),
+            Column("finished_at", Instant, doc="When the run ended; null if it is running or was killed."),
+            Column("exit_state", Identifier(), doc="done or failed; null if the run is running or was killed."),
+            Column("seconds", Number, nullable=False, doc="How long the run has taken up to its last commit."),
+            *(Column(name, BigInteger, nullable=False, doc=COUNT_DOCS[name]) for name in COUNTS),
+            Column("ignored_activations", BigInteger, doc="ACTIVATE_VERSION messages that were ignored."),
+            info={DESCRIPTION: "One row per run and stream: what became of its records. Kept for 90 days."},
         )
-        self.version = Table(f"{WORK_PREFIX}version", self.metadata, Column("version", BigInteger, nullable=False))
+        self.version = Table(
+            f"{WORK_PREFIX}version",
+            self.metadata,
+            Column("version", BigInteger, nullable=False, doc="The version of the tables."),
+            info={DESCRIPTION: "One row: the version of the target's own tables."},
+        )
         self.commits = Table(
             f"{WORK_PREFIX}commits",
             self.metadata,
-            Column("batch_id", Identifier(), primary_key=True),
-            Column("committed_at", Instant, nullable=False),
+            Column("batch_id", Identifier(), primary_key=True, doc="The batch."),
+            Column("committed_at", Instant, nullable=False, doc="When it was committed."),
+            info={DESCRIPTION: "Recent batches, so that a retry knows whether a lost COMMIT took effect."},
         )
         self.streams = Table(
             f"{WORK_PREFIX}streams",
             self.metadata,
-            Column("stream_id", Identifier(), primary_key=True),
-            Column("stream", LongText(), nullable=False),
-            Column("table_name", LongText(), nullable=False),
+            Column("stream_id", Identifier(), primary_key=True, doc="A hash of the stream's name."),
+            Column("stream", LongText(), nullable=False, doc="The stream's name."),
+            Column("table_name", LongText(), nullable=False, doc="The stream's table."),
+            info={DESCRIPTION: "One row per stream: the table that belongs to it."},
         )
         self.columns = Table(
             f"{WORK_PREFIX}columns",
             self.metadata,
-            Column("column_id", Identifier(), primary_key=True),
-            Column("stream_id", Identifier(), nullable=False),
-            Column("property", LongText(), nullable=False),
-            Column("column_name", LongText(), nullable=False),
+            Column("column_id", Identifier(), primary_key=True, doc="A hash of the stream's and the property's name."),
+            Column("stream_id", Identifier(), nullable=False, doc="The stream, as in _crm_streams."),
+            Column("property", LongText(), nullable=False, doc="The property's name in the stream's schema."),
+            Column("column_name", LongText(), nullable=False, doc="The column that holds the property."),
+            info={DESCRIPTION: "One row per property: the column that belongs to it."},
         )
         self.coverage = Table(
             f"{WORK_PREFIX}coverage",
             self.metadata,
-            Column("interval_id", Identifier(), primary_key=True),
-            Column("merchant", LongText()),
-            Column("action_types", LongText()),
-            Column("covered_from", Instant, nullable=False),
-            Column("covered_until", Instant, nullable=False),
+            Column("interval_id", Identifier(), primary_key=True, doc="A hash of the other columns."),
+            Column("merchant", LongText(), doc="A hash of Pepper's host and the merchant's code."),
+            Column("action_types", LongText(), doc="The types that were read, as JSON; null for all."),
+            Column("covered_from", Instant, nullable=False, doc="The beginning of the interval, exclusive."),
+            Column("covered_until", Instant, nullable=False, doc="The end of the interval, inclusive."),
+            info={DESCRIPTION: "One row per interval of time for which all actions were read and committed."},
         )
         self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence(), info=WORK)
         self.staged_actions = Staged(staging_of(self.actions).to_metadata(self.metadata), self.fresh)
@@ -189,11 +248,11 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
         name,
         MetaData(schema=schema),
         *fields,
-        Column(EXTRA, JsonText),
-        Column(EXTRACTED_AT, Instant),
-        Column(BATCHED_AT, Instant),
-        Column(TABLE_VERSION, BigInteger),
-        Column(DELETED_AT, Instant),
+        Column(EXTRA, JsonText, doc=METADATA_DOCS[EXTRA]),
+        Column(EXTRACTED_AT, Instant, doc=METADATA_DOCS[EXTRACTED_AT]),
+        Column(BATCHED_AT, Instant, doc=METADATA_DOCS[BATCHED_AT]),
+        Column(TABLE_VERSION, BigInteger, doc=METADATA_DOCS[TABLE_VERSION]),
+        Column(DELETED_AT, Instant, doc=METADATA_DOCS[DELETED_AT]),
     )
 
 
@@ -228,43 +287,48 @@ def _sequence() -> Column[int]:
     return Column(SEQ, place, primary_key=True, autoincrement=False)
 
 
+def _from(field: str) -> dict[str, str]:
+    """The `info` of a column that holds a field of Pepper."""
+    return {SOURCE: field}
+
+
 def _ledger_columns() -> list[Column[Any]]:
     return [
-        Column("action_id", Identifier(), primary_key=True),
-        Column("type", LongText()),
-        Column("tenant_id", Identifier()),
-        Column("user_id", Identifier()),
-        Column("award_id", Identifier()),
-        Column("perk_id", Identifier()),
-        Column("location_id", Identifier()),
-        Column("occurred_at", Instant),
-        Column("effect", Identifier()),
-        Column("points_available", Points),
-        Column("points_added", Points),
-        Column("points_redeemed", Points),
-        Column("points_refunded", Points),
-        Column("source", LongText()),
-        Column("environment", LongText()),
-        Column("payload", JsonText),
-        Column("loaded_at", Instant, nullable=False),
+        Column("action_id", Identifier(), primary_key=True, doc="The action's key.", info=_from("_id")),
+        Column("type", LongText(), doc="What happened, such as REDEEM_PERK. New types may appear.", info=_from("type")),
+        Column("tenant_id", Identifier(), doc="The merchant's key in Pepper.", info=_from("tenantId")),
+        Column("user_id", Identifier(), doc="The user who acted.", info=_from("context.user._id")),
+        Column("award_id", Identifier(), doc="The award whose points changed.", info=_from("metadata.awardId")),
+        Column("perk_id", Identifier(), doc="The award's perk.", info=_from("metadata.perkId")),
+        Column("location_id", Identifier(), doc="The location, if there was one.", info=_from("context.location._id")),
+        Column("occurred_at", Instant, doc="When it happened, in UTC.", info=_from("when.timestamp")),
+        Column("effect", Identifier(), doc="earned, redeemed or refunded; null if the action changes no balance."),
+        Column("points_available", Points, doc="The balance after it.", info=_from("metadata.pointsAvailable")),
+        Column("points_added", Points, doc="Points earned.", info=_from("metadata.pointsAdded")),
+        Column("points_redeemed", Points, doc="Points redeemed.", info=_from("metadata.pointsRedeemed")),
+        Column("points_refunded", Points, doc="Points refunded.", info=_from("metadata.pointsRefunded")),
+        Column("source", LongText(), doc="The part of Pepper that reported the action.", info=_from("source")),
+        Column("environment", LongText(), doc="Pepper's environment, such as BETA.", info=_from("environment")),
+        Column("payload", JsonText, doc="The whole action as JSON; null with store_payload: false, or once erased."),
+        Column("loaded_at", Instant, nullable=False, doc="When the target loaded the action."),
     ]
 
 
 def _balance_columns(*, work: bool = False) -> list[Column[Any]]:
     zero = text("0")
     return [
-        Column("award_id", Identifier(), primary_key=not work, nullable=False),
-        Column("user_id", Identifier()),
-        Column("perk_id", Identifier()),
-        Column("points", Points, nullable=False),
-        Column("as_of", Instant, nullable=False),
-        Column("as_of_source", Identifier(), nullable=False),
-        Column("last_action_id", Identifier()),
-        Column("earned_total", Points, nullable=False, server_default=zero),
-        Column("redeemed_total", Points, nullable=False, server_default=zero),
-        Column("refunded_total", Points, nullable=False, server_default=zero),
-        Column("action_count", BigInteger, nullable=False, server_default=zero),
-        Column("first_action_at", Instant),
-        Column("last_action_at", Instant),
-        Column("updated_at", Instant, nullable=False),
+        Column("award_id", Identifier(), primary_key=not work, nullable=False, doc="The award's key."),
+        Column("user_id", Identifier(), doc="The user who holds the award."),
+        Column("perk_id", Identifier(), doc="The award's perk."),
+        Column("points", Points, nullable=False, doc="The points of the newest observation."),
+        Column("as_of", Instant, nullable=False, doc="The time of the newest observation, in UTC."),
+        Column("as_of_source", Identifier(), nullable=False, doc="Its kind: action or award (a snapshot)."),
+        Column("last_action_id", Identifier(), doc="The last action with an effect; null if there is none."),
+        Column("earned_total", Points, nullable=False, server_default=zero, doc="Points earned, over all actions."),
+        Column("redeemed_total", Points, nullable=False, server_default=zero, doc="Points redeemed, over all actions."),
+        Column("refunded_total", Points, nullable=False, server_default=zero, doc="Points refunded, over all actions."),
+        Column("action_count", BigInteger, nullable=False, server_default=zero, doc="Actions with an effect."),
+        Column("first_action_at", Instant, doc="The time of the first action with an effect."),
+        Column("last_action_at", Instant, doc="The time of the last action with an effect."),
+        Column("updated_at", Instant, nullable=False, doc="When the target last changed the row."),
     ]

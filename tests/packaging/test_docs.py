@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -24,12 +25,13 @@ from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, SCRIPTS, command, environment, pepper_settings
 from tests.helpers.postgres import PostgresServer, free_port
+from tests.packaging.dictionary import as_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PLUGINS = ["tap-pepper", "target-crm"]
-# Settings of the SDK; the README documents only `stream_maps`.
+# Settings of the SDK; docs/settings.md documents only `stream_maps`.
 BUILT_IN = ("stream_maps", "stream_map_config", "faker_config", "flattening_")
 
 
@@ -77,17 +79,42 @@ def as_table(plugin: str) -> str:
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_readme_tells_the_settings_that_about_tells(plugin: str) -> None:
-    """`GOLDEN=renew ./dev test tests/test_docs.py` writes the tables anew."""
-    readme = PROJECT / "README.md"
-    start, end = (f"<!-- --8<-- [{edge}:{plugin}] -->" for edge in ("start", "end"))
-    head, rest = readme.read_text().split(f"{start}\n", 1)
+def test_the_docs_list_the_settings_of_about(plugin: str) -> None:
+    """To accept a change: `GOLDEN=renew ./dev test tests/packaging/test_docs.py`."""
+    page = PROJECT / "docs" / "settings.md"
+    start, end = f"<!-- settings: {plugin} -->\n", "<!-- end -->"
+    head, rest = page.read_text().split(start, 1)
     table, tail = rest.split(end, 1)
     expected = as_table(plugin) + "\n"
     if os.environ.get("GOLDEN") == "renew":
-        readme.write_text(f"{head}{start}\n{expected}{end}{tail}")
+        page.write_text(f"{head}{start}{expected}{end}{tail}")
         return
     assert table == expected
+
+
+def test_the_dictionary_describes_every_table_and_column() -> None:
+    """To accept a change: `GOLDEN=renew ./dev test tests/packaging/test_docs.py`."""
+    page = PROJECT / "docs" / "dictionary.md"
+    if os.environ.get("GOLDEN") == "renew":
+        page.write_text(as_markdown())
+    assert page.read_text() == as_markdown()
+
+
+@pytest.mark.parametrize("source", sorted((PROJECT / "docs" / "diagrams").glob("*.txt")), ids=lambda path: path.stem)
+def test_a_diagram_is_drawn_from_its_source(source: Path) -> None:
+    """To accept a change: `python docs/diagrams/draw.py`."""
+    draw = runpy.run_path(str(source.with_name("draw.py")))["draw"]
+    assert source.with_suffix(".svg").read_text(encoding="utf-8") == draw(source.read_text(encoding="utf-8"))
+
+
+WORDS_MAX = 1500
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (PROJECT / "docs").glob("*.md")))
+def test_a_page_is_in_the_navigation_and_short_enough(page: str) -> None:
+    text = (PROJECT / "docs" / page).read_text()
+    assert len(re.findall(r"[^\s|]+", text)) <= WORDS_MAX
+    assert f": {page}\n" in (PROJECT / "mkdocs.yml").read_text()
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
@@ -105,7 +132,14 @@ def test_meltano_yml_declares_every_setting_with_its_default(plugin: str) -> Non
 
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
 # Number of shell blocks marked `not run`, because they need the network. All others are run.
-NOT_RUN = {"README.md": 1, "docs/CONTRIBUTING.md": 1, "docs/deploy.md": 3, "docs/tutorial.md": 1}
+NOT_RUN = {
+    "README.md": 1,
+    "docs/CONTRIBUTING.md": 1,
+    "docs/deploy.md": 3,
+    "docs/install.md": 1,
+    "docs/meltano.md": 1,
+    "docs/tutorial.md": 1,
+}
 # Some documents run twenty processes in sequence.
 DOCUMENT_SECONDS_MAX = 600
 BLOCK = re.compile(

@@ -1,0 +1,88 @@
+"""The documentation's dictionary of tables and columns, from their declarations in target_crm/sql/tables.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.dialects import postgresql
+
+import target_crm.engines.postgresql  # noqa: F401 - registers PostgreSQL's column types
+from target_crm.sql.tables import DESCRIPTION, METADATA_DOCS, SOURCE, VIEW_DOCS, WORK, Tables
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+    from sqlalchemy.types import TypeEngine
+
+VIEWS = {
+    "user_balances": "View: one row per user and perk, summed over the user's awards that exist.",
+    "award_balance_drift": "View: one row per award, with the part of its balance that its actions explain.",
+}
+HEAD = """\
+# Dictionary
+
+Every table and column that target-crm creates, generated from their declarations in `target_crm/sql/tables.py`. Types
+are those of PostgreSQL; other engines have [their own](columns.md#types). Times are in UTC. The tables of balances
+exist once `actions` or `awards` has been loaded.
+
+The tables of other streams have [one column per property](columns.md), and the metadata columns.
+"""
+COLUMNS = ["| column | type | null | meaning | field in Pepper |", "|---|---|---|---|---|"]
+
+
+def as_markdown() -> str:
+    """The page: the user's tables, the views, the metadata columns, and the internal tables."""
+    tables = Tables()
+    kept = [table for table in tables.metadata.tables.values() if not WORK.items() <= table.info.items()]
+    internal = [table for table in kept if table.name.startswith("_crm_")]
+    parts = [HEAD, *(_table(table) for table in kept if table not in internal), *_views(tables)]
+    parts += [
+        "## Metadata columns\n\nEvery table of a stream except `actions` has them.\n",
+        _metadata_columns(tables.awards),
+    ]
+    parts += [
+        "## Internal tables\n\nThe target uses these itself. Do not change them.\n",
+        *(_table(table, "###") for table in internal),
+    ]
+    return "\n".join(parts)
+
+
+def _table(table: Table, level: str = "##") -> str:
+    rows = [
+        _row(column.name, column.type, column.nullable, column.doc, column.info.get(SOURCE), key=column.primary_key)
+        for column in table.columns
+        if column.name not in METADATA_DOCS
+    ]
+    return "\n".join([f"{level} {table.name}\n", f"{table.info[DESCRIPTION]}\n", *COLUMNS, *rows, ""])
+
+
+def _views(tables: Tables) -> list[str]:
+    balances = tables.award_balances.columns
+    pages = []
+    for name, query in tables.views.items():
+        rows = [
+            _row(column.name, column.type, None, VIEW_DOCS.get(column.name) or balances[column.name].doc, None)
+            for column in query.selected_columns
+        ]
+        pages.append("\n".join([f"## {name}\n", f"{VIEWS[name]}\n", *COLUMNS, *rows, ""]))
+    return pages
+
+
+def _metadata_columns(table: Table) -> str:
+    rows = [_row(name, table.columns[name].type, True, meaning, None) for name, meaning in METADATA_DOCS.items()]
+    return "\n".join([*COLUMNS, *rows, ""])
+
+
+def _row(
+    name: str,
+    type_: TypeEngine[object],
+    nullable: bool | None,
+    meaning: str | None,
+    source: str | None,
+    *,
+    key: bool = False,
+) -> str:
+    if not meaning:
+        raise ValueError(f"column {name} has no `doc`")
+    null = "key" if key else {True: "yes", False: "no", None: ""}[nullable]
+    kind = type_.dialect_impl(postgresql.dialect()).compile(postgresql.dialect()).lower()
+    return f"| `{name}` | `{kind}` | {null} | {meaning} | {f'`{source}`' if source else ''} |"
