@@ -1,4 +1,4 @@
-"""What five-minute polls cost on BigQuery and Snowflake, and how many workers they need: arithmetic, with its premises.
+"""The cost of five-minute polls on BigQuery and Snowflake, and the number of workers: arithmetic, with its assumptions.
 
     python -m benchmarks.clouds [--merchants 1000] [--ledger 10000000] [--awards 200000] [--poll-minutes 5]
 
@@ -52,7 +52,7 @@ class Prices:
 
 
 def statements(engine: str) -> list[str]:
-    """The statements of a poll with news."""
+    """The statements of a poll that finds new rows."""
     recorded = record_statements(engine)
     return [each for section in SECTIONS for each in recorded[section] if not each.startswith("CREATE")]
 

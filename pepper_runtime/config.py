@@ -39,7 +39,7 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
         ConfigFileError: The text is not a JSON object.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise ConfigFileError(f"{name}: not JSON{line}") from None
@@ -48,5 +48,5 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")

@@ -46,7 +46,7 @@ class ProgressLine:
         self._task = self._progress.add_task(title, total=None, where="", percent="", fraction=None, seconds=0)
 
     def start(self) -> None:
-        """Begin to draw, or go on after `stop`."""
+        """Begin to draw, or continue after `stop`."""
         for handler in logs.console_handlers():
             handler.setStream(_LogStream(self._progress.console))
         self._progress.start()

@@ -30,8 +30,8 @@ class MessageWriter(GenericSingerWriter[bytes, Message]):
         """Encode a message as one line; leave empty bookmarks out of a STATE."""
         content = message.to_dict()
         if message.type == SingerMessageType.STATE:
-            # The SDK adds an empty bookmark for a stream that has written none. The next run could not tell it from a
-            # bookmark that lost its value.
+            # The SDK adds an empty bookmark for a stream that has written none. To the next run, it would look like a
+            # bookmark that has lost its value.
             bookmarks = {
                 stream: bookmark for stream, bookmark in content["value"].get("bookmarks", {}).items() if bookmark
             }

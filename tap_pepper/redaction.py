@@ -19,7 +19,7 @@ class Redactor(logging.Filter):
         self._secrets: tuple[str, ...] = ()
 
     def add(self, secret: str) -> None:
-        """Redact a secret from now on, both as it is and URL-encoded."""
+        """Redact a secret from now on, both plain and URL-encoded."""
         forms = {*self._secrets, secret, quote(secret, safe="")} - {""}
         # Longest first, because one secret may contain another.
         self._secrets = tuple(sorted(forms, key=lambda form: (-len(form), form)))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 
 class CrmError(Exception):
-    """A run can't go on. The message is one line: where, what, what to do; never a secret, a person or a body."""
+    """The run cannot continue. The message is one line: where, what happened, what to do. It holds no values."""
 
 
 class SettingError(CrmError):
-    """A setting is malformed."""
+    """A setting is invalid."""
 
 
 class WarehouseError(CrmError):
-    """The warehouse can't be reached, or refused a statement."""
+    """The warehouse cannot be reached, or rejected a statement."""
 
 
 class RowRefused(WarehouseError):
@@ -20,7 +20,7 @@ class RowRefused(WarehouseError):
 
 
 class ConnectionLost(WarehouseError):
-    """The warehouse, or the way to it, failed; the same transaction may succeed later."""
+    """The warehouse or the connection to it failed; the same transaction may succeed later."""
 
 
 class InputError(CrmError):

@@ -1,5 +1,5 @@
 -- Of which times all actions were read: a row per interval (kind 'read'), and per hole between two of them (kind 'hole').
--- A filter that has all types of action that balances need counts as much as no filter; any other stands by itself.
+-- A filter that has all types of action that balances need counts as much as no filter; any other is listed separately.
 with recorded as (
 
     select

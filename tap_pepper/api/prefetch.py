@@ -40,11 +40,11 @@ def prefetch(
     """Fetch windows concurrently, and yield each with its pages, in order.
 
     Memory is bounded: each window buffers its share of `size_max`, or one page if that is larger, and its worker waits
-    for room. The oldest window is always being consumed, so the workers cannot deadlock. One worker or one window needs
-    no thread.
+    for space. The oldest window is always being consumed, so the workers cannot deadlock. One worker or one window
+    needs no thread.
 
     Args:
-        windows: What to fetch. Only the caller's thread advances it, one window at a time as room becomes available.
+        windows: What to fetch. Only the caller's thread advances it, one window at a time, when there is space.
         fetch: Yields the pages of a window until its event is set. An error is raised after the pages before it.
         workers: Maximum number of threads.
         size: Returns the size of a page.

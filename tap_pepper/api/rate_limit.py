@@ -33,7 +33,7 @@ def always(seconds: float) -> bool:  # noqa: ARG001
 
 
 class Clock(Protocol):
-    """Tells the time, and waits."""
+    """A source of time that can also wait."""
 
     def now(self) -> datetime:
         """Return the time of day, with a time zone."""

@@ -24,7 +24,7 @@ class Coverage:
 
     `read` is what this run alone has read: a warehouse may have seen none of the runs before. `action_types` is the
     filter, if there is one. `skipped_start_date` is a start_date that was in force when the coverage began later than
-    it, behind a bookmark: only an earlier start_date is a wish to read more.
+    it, behind a bookmark: only an earlier start_date asks to read more.
 
     The coverage of an earlier run ends here, and a new one begins, if this run starts to read later than the earlier
     coverage ends (the bookmark was edited), or earlier than it begins, or with other types.

@@ -38,13 +38,13 @@ def read_bookmarks(state: object, required_keys: Mapping[str, tuple[str, ...]]) 
     for stream, bookmark in bookmarks.items():
         _check_bookmark(stream, bookmark, required_keys)
     if bookmarks and not any(bookmark or not required_keys[stream] for stream, bookmark in bookmarks.items()):
-        _refuse("all bookmarks are empty; to start from the beginning, run without a state")
+        _reject("all bookmarks are empty; to start from the beginning, run without a state")
     return bookmarks
 
 
 def _unwrap(state: object, streams: Mapping[str, object]) -> Bookmarks:
     if not isinstance(state, dict):
-        _refuse(_EXPECTED)
+        _reject(_EXPECTED)
     if state.get("type") == "STATE" and "value" in state:
         return _unwrap(state["value"], streams)
     layers = [_unwrap(state[key], streams) for key in _WRAPPERS if state.get(key) is not None]
@@ -55,9 +55,9 @@ def _unwrap(state: object, streams: Mapping[str, object]) -> Bookmarks:
         layers.append(state)
     for key, value in state.items():
         if known and key not in known and isinstance(value, dict) and value:
-            _refuse(f"{key!r:.80} is next to {' and '.join(sorted(known))}, so it would not be read; {_EXPECTED}")
+            _reject(f"{key!r:.80} is next to {' and '.join(sorted(known))}, so it would not be read; {_EXPECTED}")
     if not all(isinstance(layer, dict) for layer in layers):
-        _refuse(_EXPECTED)
+        _reject(_EXPECTED)
     merged: Bookmarks = {}
     for layer in layers:
         # An empty bookmark means that the stream has not written one.
@@ -67,17 +67,17 @@ def _unwrap(state: object, streams: Mapping[str, object]) -> Bookmarks:
 
 def _check_bookmark(stream: str, bookmark: object, required_keys: Mapping[str, tuple[str, ...]]) -> None:
     if stream not in required_keys:
-        _refuse(f"{stream!r:.80} is not a stream of tap-pepper; {_EXPECTED}")
+        _reject(f"{stream!r:.80} is not a stream of tap-pepper; {_EXPECTED}")
     if not isinstance(bookmark, dict):
-        _refuse(f"bookmarks.{stream} is not an object; {_EXPECTED}")
+        _reject(f"bookmarks.{stream} is not an object; {_EXPECTED}")
     keys = required_keys[stream]
     if bookmark and keys and not any(bookmark.get(key) is not None for key in keys):
-        _refuse(
+        _reject(
             f"bookmarks.{stream} has no {' or '.join(keys)}; restore the last STATE of the previous run, or "
             f"remove bookmarks.{stream} to read the stream from the beginning"
         )
 
 
-def _refuse(problem: str) -> NoReturn:
+def _reject(problem: str) -> NoReturn:
     msg = f"state: {problem}"
     raise ConfigError(msg)

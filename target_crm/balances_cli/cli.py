@@ -58,7 +58,7 @@ class Options:
             target = TargetCrm(config={}, parse_env_config=True)
         else:
             target = TargetCrm(config=read_config(str(self.config)))
-        # A signal ends a command as usual. The target's own handler would speak of its input.
+        # A signal ends a command as usual. The message of the target's own handler mentions its input.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return target

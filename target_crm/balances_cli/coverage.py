@@ -66,7 +66,7 @@ def coverage_in(connection: Connection, tables: Tables) -> Coverage:
         holes += [{**_edges(hole), **merchant} for hole in each.holes]
         sentences = _sentences(each)
         if each.intervals and not are_several:
-            # Which merchant an older action is of is not known.
+            # The merchant of an older action is unknown.
             sentences += _beginning(each, first_action_at)
         summary += [f"Merchant {each.merchant}: {sentence}" if are_several else sentence for sentence in sentences]
     if not merchants and first_action_at:
@@ -86,7 +86,7 @@ def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, An
     after, merchant = min(begins)
     bookmark = {"replication_key": REPLICATION_KEY, "replication_key_value": _iso(after)}
     bookmarks = {STREAM: {**bookmark, **({"merchant": merchant} if merchant else {})}}
-    # Meltano needs `singer_state`; other runners pass the state as it is. The tap takes both.
+    # Meltano needs `singer_state`; other runners pass the state unchanged. The tap accepts both.
     return {"bookmarks": bookmarks, "singer_state": {"bookmarks": bookmarks}}
 
 

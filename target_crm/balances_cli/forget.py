@@ -66,7 +66,7 @@ def _awards_of(tables: Tables, user_id: str) -> Select[Any]:
 def _erase_payloads(connection: Connection, tables: Tables, user_id: str) -> int:
     actions = tables.actions
     payload = cast(actions.c.payload, LongText())
-    # A payload is stored as it came: characters outside ASCII and slashes may be escaped.
+    # A payload is stored unchanged: characters outside ASCII and slashes may be escaped.
     spellings = {values.json_text(user_id), json.dumps(user_id)}
     spellings |= {each.replace("/", "\\/") for each in spellings}
     is_users = or_(
@@ -100,7 +100,7 @@ def _erase(connection: Connection, rows: TableClause, where: ColumnElement[bool]
 
 
 def _erase_rejected(connection: Connection, rejected: Table, ids: set[str]) -> int:
-    """Empty the payloads that contain an id. The rows stay, with the reason why the record was refused."""
+    """Empty the payloads that contain an id. The rows stay, with the reason why the record was quarantined."""
     count, last_id = 0, ""
     page = select(rejected.c.rejected_id, rejected.c.payload).order_by(rejected.c.rejected_id).limit(ROWS_AT_A_TIME)
     while rows := connection.execute(page.where(rejected.c.rejected_id > last_id)).all():

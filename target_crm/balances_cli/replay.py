@@ -32,7 +32,7 @@ def replay(config: Mapping[str, Any], warehouse: Warehouse) -> dict[str, int]:
         How many records were tried and loaded, and how many are left in the quarantine, of any stream.
     """
     mapped = {**config, "on_invalid_record": "quarantine"}
-    # A record that was refused as one of its stream has been through the stream maps; a whole message has not.
+    # A record that was quarantined under its stream has been through the stream maps; a whole message has not.
     unmapped = {name: value for name, value in mapped.items() if not name.startswith("stream_map")}
     replayed = _Replay(unmapped, warehouse).run(*_STREAMS), _Replay(mapped, warehouse).run("")
     with warehouse.read() as connection:
@@ -50,7 +50,7 @@ class _Replay:
         self._rejected_ids: dict[int, str] = {}
 
     def run(self, *streams: str) -> tuple[int, int]:
-        """Replay the records of some streams; `""` stands for messages that were refused as a whole.
+        """Replay the records of some streams; `""` stands for messages that were quarantined as a whole.
 
         A record leaves the quarantine after it is committed, so a replay that is killed can simply be repeated.
 
@@ -67,7 +67,7 @@ class _Replay:
             self._rejected_ids.clear()
             first_line = self._target.input_line + len(_SCHEMAS) + 1
             self._target.load([*_SCHEMAS, *messages.values()])
-            # A record that is refused for another reason than before is in the quarantine a second time.
+            # A record that is invalid for another reason than before is in the quarantine a second time.
             self._delete(messages.keys() - self._rejected_ids.values())
             lines = range(first_line, self._target.input_line + 1)
             tried += len(messages)

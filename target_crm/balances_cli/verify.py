@@ -109,10 +109,10 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
 
 
 def _read_times(merchants: Sequence[MerchantCoverage]) -> balances.ReadTimes:
-    """What was read of all merchants: it is not known which award is whose."""
+    """What was read of all merchants together: an award does not name its merchant."""
     holes = union(chain.from_iterable(each.holes for each in merchants))
     if len(holes) > HOLES_MAX:
-        # SQL has no room for any number of them.
+        # The length of a statement is limited.
         holes = [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]
     if not all(each.intervals for each in merchants) or not merchants:
         return balances.ReadTimes(holes=tuple(holes))

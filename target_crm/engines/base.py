@@ -56,7 +56,7 @@ logger = logging.getLogger("target-crm.warehouse")
 
 
 class _EveryWord(frozenset[str]):
-    """A set of all words."""
+    """A set that contains every word."""
 
     def __contains__(self, _word: object) -> bool:
         return True
@@ -170,10 +170,10 @@ class EngineAdapter:
         """Keep other loaders out of a schema until the transaction that has just begun ends."""
 
     def limit_resources(self, connection: Connection) -> None:
-        """Limit what the coming batch takes of this machine."""
+        """Limit the memory and threads of the coming batch."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """Whether a transaction on the ledger and the balances is done as a whole or not at all."""
+        """Whether a transaction on the ledger and the balances is atomic."""
         return True
 
     # DDL.
@@ -182,7 +182,7 @@ class EngineAdapter:
         """Lock the tables that are about to be altered, where a wait for the lock would block readers."""
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """The key columns of a table as it is in the warehouse."""
+        """The key columns of a table in the warehouse."""
         return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
 
     def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:

@@ -123,7 +123,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return found
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: a statement may go on without its client, and must not run twice at once."""
+        """No: a statement may continue without its client, and must not run twice at once."""
         return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:

@@ -53,13 +53,13 @@ def is_about_constraint(error: Exception) -> bool:
 def describe(error: Exception) -> str:
     """Describe an error of any driver on one line, without values.
 
-    A value may be quoted by an error that refuses one, and by all lines but the first of an error about a constraint.
+    A value may be quoted by an error about a value, and by all lines but the first of an error about a constraint.
     Of other errors, the first line may say nothing: Firebird's is `Dynamic SQL Error`.
     """
     name, state = type(error).__name__, sqlstate(error)
     lines = [line.strip(" -\t") for line in str(error).strip().splitlines()] or [""]
     if is_about_value(error):
-        said = "a value was refused"
+        said = "a value was rejected"
     elif is_about_constraint(error):
         said = lines[0] if _NAMES_CONSTRAINT.match(lines[0]) else _QUOTE.split(lines[0])[0].strip()
     else:

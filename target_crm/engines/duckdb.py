@@ -98,7 +98,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Make a SQLAlchemy engine. An in-memory database is refused: it would end with each transaction."""
+        """Make a SQLAlchemy engine. An in-memory database is invalid: it would end with each transaction."""
         if (url.database or _MEMORY).startswith(_MEMORY):
             raise SettingError("duckdb: expected the warehouse's file, as in duckdb:///crm.duckdb")
         return super().create_engine(url, **options)

@@ -140,7 +140,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             wait_for_lock(connection, lambda: connection.execute(lock, parameters), held, parameters)
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
-        """Lock tables by short attempts. Readers queue behind a waiting ALTER TABLE, and go on between attempts.
+        """Lock tables by short attempts. Readers queue behind a waiting ALTER TABLE, and continue between attempts.
 
         One statement locks all tables: readers of the first would wait for the lock of the second.
         """
@@ -157,7 +157,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             )
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:
-        """Yes, unless a table has partitions on other servers, each of which commits by itself."""
+        """Yes, unless a table has partitions on other servers, each of which commits separately."""
         foreign_tables = (
             "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE relkind = 'f'"
         )

@@ -48,7 +48,7 @@ def adapter_for(backend_name: str) -> EngineAdapter:
 
 
 def missing_driver(backend_name: str, package: str | None) -> SettingError:
-    """Say which package is missing, and which extra of this project installs it.
+    """Name the missing package, and the extra of this project that installs it.
 
     Args:
         backend_name: SQLAlchemy's name of the engine.

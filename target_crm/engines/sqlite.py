@@ -149,7 +149,7 @@ ADAPTERS = {"sqlite": SQLiteAdapter()}
 
 
 class _Instant(DATETIME):
-    """UTC as text. SQLAlchemy's type formats each part of a time by itself, which takes longer."""
+    """UTC as text. SQLAlchemy's type formats each part of a time separately, which takes longer."""
 
     def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:  # noqa: ARG002
         return lambda value: None if value is None else value.isoformat(" ", "microseconds")

@@ -23,7 +23,7 @@ LINE_BYTES_MAX = 1 << 24
 # How much of a longer line the quarantine keeps.
 HEAD_BYTES = 1 << 10
 IDLE_SECONDS = 1.0
-# What the input begins with → what it is.
+# The first bytes of the input → its encoding.
 _SIGNATURES = {b"\x1f\x8b": "gzip", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
@@ -146,7 +146,7 @@ def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes
 
 
 def _check_encoding(line: bytes) -> None:
-    """Refuse an input whose first line has the signature of another encoding."""
+    """Raise an error if the first line has the signature of another encoding."""
     for signature, name in _SIGNATURES.items():
         if line.startswith(signature):
             raise InputError(f"the input looks like {name}, expected Singer messages in UTF-8")

@@ -52,7 +52,7 @@ class Part:
     rows: list[Row] = field(default_factory=list)
     """Rows of the sink's work table: the number of the input line, then the table's columns."""
     present_keys: list[Row] = field(default_factory=list)
-    """Rows with nothing but key and version, of refused records: such a row still exists in the source."""
+    """Rows with nothing but key and version, of invalid records: such a row still exists in the source."""
     refused: int = 0
     """Records that could not be converted."""
     incomplete: list[tuple[Row, Rejection]] = field(default_factory=list)
@@ -139,7 +139,7 @@ class StreamSink:
         raise NotImplementedError
 
     def present_keys(self, record: dict[str, Any], message: Message) -> list[Row]:  # noqa: ARG002
-        """The key and version of a refused record, as rows, where they can be read."""
+        """The key and version of an invalid record, as rows, where they can be read."""
         return []
 
     def rejection(self, row: Row, reason: str) -> Rejection:
@@ -391,7 +391,7 @@ class AwardSink(TableSink):
     changes_balances = True
     keys = ("_id",)
     fixed = tables.AWARD_FIELDS
-    # A record with invalid points is refused, so the column would always be null.
+    # A record with invalid points is quarantined, so the column would always be null.
     without_column = (INVALID_POINTS,)
     fixed_table = "awards"
 
@@ -480,5 +480,5 @@ def _compact(document: str) -> str:
     try:
         return values.json_text(values.from_json(document))
     except ValueError:
-        # An action's payload is stored as it came, and may have numbers that are too long to be decoded.
+        # An action's payload is stored unchanged, and may have numbers that are too long to be decoded.
         return document

@@ -179,7 +179,7 @@ class TargetCrm(Plugin, Target):
             raise
 
     def load(self, lines: Iterable[str]) -> None:
-        """Load messages, and return when they are committed. The run goes on."""
+        """Load messages, and return when they are committed. The run continues."""
         self.process_lines(io.StringIO("".join(f"{line}\n" for line in lines)))
         self._batcher.flush()
         if self._stopped:
@@ -211,7 +211,7 @@ class TargetCrm(Plugin, Target):
         if self._undecided_activations:
             problems.append(
                 f"ignored ACTIVATE_VERSION of {' and '.join(self._undecided_activations)}; "
-                "if they are really gone, raise max_deleted_fraction for one run"
+                "if they were really deleted, raise max_deleted_fraction for one run"
             )
         if problems:
             raise (WarehouseError if self._stopped else InputError)("; ".join(problems))
@@ -265,7 +265,7 @@ class TargetCrm(Plugin, Target):
                 sys.stdout.write(f"{state}\n")
                 sys.stdout.flush()
         except OSError as error:
-            self.logger.warning("cannot write STATE to stdout (%s); loading goes on without it", error.strerror)
+            self.logger.warning("cannot write STATE to stdout (%s); loading continues without it", error.strerror)
             discard_stdout()
 
     def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
@@ -310,7 +310,7 @@ class TargetCrm(Plugin, Target):
             self.writer.add_stream(sink.stream, sink.table.name)
 
     def _stop(self, stream: str, reason: str) -> None:
-        """Load no record of a stream from here on, and emit no STATE, which would cover them. Other streams go on."""
+        """Load no record of a stream from here on, and emit no STATE, which would cover them. Others continue."""
         for route in self.router.routes[stream]:
             self._activations.refuse_table(route.sink.stream, f"stream {stream!r} is not loaded")
         self.router.stop(stream, reason)
@@ -344,7 +344,7 @@ class TargetCrm(Plugin, Target):
                     # An expression may return a float or a time; columns take what JSON makes of it.
                     mapped = values.from_json(values.json_text(mapped))
             except Exception as error:
-                # Not to the quarantine: it would show what the map is meant to hide.
+                # Not to the quarantine, which would show the value that the map should hide.
                 reason = error if isinstance(error, SingerSDKError) else type(error).__name__
                 raise InputError(f"stream {stream!r} line {self.input_line}: a stream map fails: {reason}") from error
             if mapped is not None:
@@ -459,7 +459,7 @@ class TargetCrm(Plugin, Target):
             present_keys = sink.present_keys(record, message)
             part.present_keys += [(self.input_line, *key) for key in present_keys]
             if not present_keys:
-                # Which row it is cannot be said.
+                # The key of the row is unknown.
                 self._activations.refuse(message["stream"], f"line {self.input_line} was quarantined")
         else:
             part.rows.append((self.input_line, *row))

@@ -1,1 +1,1 @@
-"""Pure: a JSON record to a row, or the reason for refusing it."""
+"""Pure: a JSON record to a row, or the reason why it is invalid."""

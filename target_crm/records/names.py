@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # The limit of PostgreSQL, in bytes of UTF-8. Few engines have a lower one, such as Firebird 3 with 31.
 NAME_BYTES_MAX = 63
-# Room for a number: 60 bytes of a name are from the source.
+# Leaves three bytes for a number: 60 bytes of a name are from the source.
 _NUMBER_BYTES = 3
 
 
@@ -25,7 +25,7 @@ def snake_case(name: str, default: str = "column", bytes_max: int = NAME_BYTES_M
     Args:
         name: The name in the source.
         default: The result for a name without letters and digits.
-        bytes_max: The engine's limit of names. The result leaves room for a number.
+        bytes_max: The engine's limit of names. The result leaves space for a number.
     """
     lower = unicodedata.normalize("NFC", _separated(name).lower())
     kept = re.sub(r"\0+", "_", "".join(each if _is_kept(each) else "\0" for each in lower))

@@ -38,8 +38,8 @@ BATCHED_AT = "_sdc_batched_at"
 # The version that a full-table tap will activate, and when the row was found to be deleted.
 TABLE_VERSION = "_sdc_table_version"
 DELETED_AT = "_sdc_deleted_at"
-# Names before version 3 of the tables → names now. No property gets a column of a former name either: one that had
-# to give way to it would otherwise move to another column.
+# Names before version 3 of the tables → names now. No property gets a column of a former name either: otherwise a
+# property that was given another name because of it would move to another column.
 FORMER_NAMES = {
     "_extra": EXTRA,
     "_extracted_at": EXTRACTED_AT,
@@ -73,7 +73,7 @@ class TableLimits:
     key_bytes: int | None = None
     """Bytes of a primary key."""
     sizes: bool = False
-    """Whether a column refuses what exceeds the size of its type, as SQLAlchemy names it."""
+    """Whether a column rejects what exceeds the size of its type, as SQLAlchemy names it."""
     name_bytes: int = NAME_BYTES_MAX
     """Bytes of the name of a table or column."""
     fold: Callable[[str], str] = str.casefold
@@ -104,7 +104,7 @@ class Kind:
     type: TypeEngine[Any]
     convert: Callable[[Any], Any]
     spills: bool = False
-    """A value that the column cannot hold goes to `_sdc_extra`; otherwise the record is refused."""
+    """A value that the column cannot hold goes to `_sdc_extra`; otherwise the record is invalid."""
 
 
 IDENTIFIER = Kind(Identifier(), values.identifier)
@@ -123,7 +123,7 @@ BOOLEAN = Kind(Boolean(), values.boolean)
 JSON = Kind(JsonText(), values.json_document)
 ANY_TEXT = Kind(LongText(), values.any_text)
 
-# The words of JSON Schema that are read → their types.
+# The keywords of JSON Schema that are read → their types.
 _WORDS: dict[str, tuple[type, ...]] = {
     "$ref": (str,),
     "type": (str, list),
@@ -148,7 +148,7 @@ _SIZED = {
     "number": {NUMBER, KEY_DOUBLE},
     "time": {INSTANT, INSTANT_OR_TEXT, KEY_INSTANT},
 }
-# The words that bound a number → how far the last number is from the bound.
+# The keywords that bound a number → how far the last number is from the bound.
 _BOUNDS = {"minimum": 0, "maximum": 0, "exclusiveMinimum": 1, "exclusiveMaximum": -1}
 _SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
 _TEXT_FORMATS = {"date-time": INSTANT, "date": DATE}
@@ -234,7 +234,7 @@ class Shape:
             limits: Those of the engine.
 
         Raises:
-            InvalidSchema: A word of the schema has the wrong type.
+            InvalidSchema: A keyword of the schema has the wrong type.
         """
         fixed, stored = fixed or {}, stored or {}
         properties = dict(word(schema, "properties") or {})
@@ -368,7 +368,7 @@ def _key_kinds(kinds: Mapping[str, Kind | None], limits: TableLimits) -> dict[st
 
 
 def _key_kind(kind: Kind, limits: TableLimits) -> Kind:
-    """The kind of a part of a key that is no text: it refuses what it would change, as two keys might become one."""
+    """The kind of a part of a key that is no text. A value is invalid if the column would change it."""
     if kind is WHOLE and limits.decimal_digits == 0:
         # They are doubles beyond 64 bits.
         return INTEGER
@@ -398,7 +398,7 @@ def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
 
 
 def _sized(kind: Kind, stored: Stored) -> Kind:
-    """The kind of a property whose column may have less room than those of the target."""
+    """The kind of a property whose column may be smaller than those of the target."""
     if kind is KEY:
         is_smaller = stored.kind == "text" and 0 < stored.size < ID_CHARS_MAX
         return key_kind(stored.size) if is_smaller else kind
@@ -410,7 +410,7 @@ class MissingProperty(values.Invalid):
 
 
 class InvalidSchema(ValueError):
-    """A JSON Schema with a word of the wrong type. The message names the word."""
+    """A JSON Schema with a keyword of the wrong type. The message names the keyword."""
 
 
 def _kind_of_property(name: str, schema: Mapping[str, Any], limits: TableLimits) -> Kind:
@@ -564,12 +564,12 @@ def _format(name: str, definition: Mapping[str, Any]) -> Any:
 
 
 def _present(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema without the words that are null, which some taps write instead of leaving them out."""
+    """A schema without the keywords that are null, which some taps write instead of leaving them out."""
     return {name: value for name, value in definition.items() if value is not None}
 
 
 def word(definition: Mapping[str, Any], name: str) -> Any:
-    """The value of a word of a schema; None if it is missing or null.
+    """The value of a keyword of a schema; None if it is missing or null.
 
     Raises:
         InvalidSchema: It has the wrong type.

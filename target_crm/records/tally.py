@@ -1,4 +1,4 @@
-"""What became of the records: counts per stream, and each refused record with the reason."""
+"""What became of the records: counts per stream, and each quarantined record with the reason."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Rejection:
 
     @property
     def rejected_id(self) -> str:
-        """A hash of stream, reason and payload: the same record refused again keeps one row."""
+        """A hash of stream, reason and payload: the same record quarantined again keeps one row."""
         identity = "\x1f".join((self.stream, self.reason, self.payload))
         return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 

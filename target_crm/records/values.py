@@ -311,7 +311,7 @@ def double(value: Any) -> Decimal:
 
 
 def key_number(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
-    """A part of a key, which its column gives back as it came. Otherwise, two keys might become one."""
+    """A part of a key, which its column returns unchanged. Otherwise, two keys might become one."""
     result = convert(value)
     if result != value:
         raise Invalid("has more digits than its column keeps, expected no more in a key")

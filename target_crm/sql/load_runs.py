@@ -30,7 +30,7 @@ class Run:
     started_at: datetime
     now: datetime
     exit_state: str | None = None
-    """`DONE` or `FAILED`; None while the run goes on."""
+    """`DONE` or `FAILED`; None while it is running."""
 
     def rows(self, tallies: Mapping[str, Tally], ignored_activations: Mapping[str, int]) -> list[tuple[Any, ...]]:
         """A row per stream, given the name of its table → what to report. Malformed lines have the empty name."""

@@ -267,7 +267,7 @@ def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
 def mark_present(table: Table, staged: Staged) -> RowUpdate:
     """Give the rows with a staged key the newest version that it came with, and clear the mark of an ACTIVATE_VERSION.
 
-    A mark that the row's own record brought is from before its batch. Only a record that replaces the row clears it.
+    A mark that came with the row's own record was set in the source. Only a record that replaces the row clears it.
     """
     rows = staged.table
     keys = [rows.c[key] for key in _keys(table)]

@@ -66,7 +66,7 @@ AWARD_DOCS = {
     "perk_id": "The perk that the award belongs to.",
     "updated_at": "When Pepper last changed the award.",
 }
-# What the columns of the views hold that are not columns of award_balances.
+# Columns of the views that award_balances does not have.
 VIEW_DOCS = {
     "award_count": "The number of awards.",
     "explained": "earned_total - redeemed_total + refunded_total.",

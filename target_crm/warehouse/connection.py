@@ -137,7 +137,7 @@ class Warehouse:
             return migrations.has_balances(connection, self.tables)
 
     def is_atomic(self, connection: Connection) -> bool:
-        """Whether a transaction is done as a whole or not at all. The warehouse is asked once."""
+        """Whether a transaction is atomic. The warehouse is queried once."""
         if self._is_atomic is None:
             self._is_atomic = self.adapter.is_atomic(connection, self.tables.metadata.schema)
         return self._is_atomic

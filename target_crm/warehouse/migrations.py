@@ -74,13 +74,13 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
 )
 # What a column has to hold to be widened; `text` takes anything.
 _WIDENED_FROM = {"number": {"integer", "decimal"}, "decimal": {"integer", "decimal"}, "time": {"date"}}
-# What a column holds and the new schema says, where the column stays as it is.
+# What a column holds and the new schema says, where the column stays unchanged.
 _KEPT = {("number", "integer"), ("number", "decimal"), ("decimal", "integer"), ("decimal", "number")}
 # A double holds every number of so many digits.
 _DOUBLE_DIGITS = 15
 # Types of dialects that do not inherit from SQLAlchemy's.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
-# The bits of numbers that have less room than those of the target, by the class of their type.
+# The bits of numbers that are smaller than those of the target, by the class of their type.
 _BITS = {
     "TinyInteger": 8,
     "UTinyInteger": 8,
@@ -250,7 +250,7 @@ def _check_generated(table: Table, existing: Sequence[ReflectedColumn]) -> None:
 
 
 def _check_width(connection: Connection, table: Table, found: Collection[str]) -> None:
-    """Refuse a table of too many columns. Its work table has one more."""
+    """Raise an error for a table of too many columns. Its work table has one more."""
     columns_max = adapter_of(connection).limits.columns
     columns = len({*found, *table.columns.keys()})
     if columns_max and columns >= columns_max and table.info != WORK:
@@ -261,7 +261,7 @@ def _check_width(connection: Connection, table: Table, found: Collection[str]) -
 
 
 def _check_doubles(connection: Connection, table: Table, column: Column[Any], old: TypeEngine[Any]) -> None:
-    """Refuse to make doubles of exact numbers that would change."""
+    """Raise an error if exact numbers would change as doubles."""
     has_doubles = adapter_of(connection).limits.decimal_digits is not None
     if not has_doubles or _kind_in_ddl(column, connection.dialect) != "number":
         return
@@ -336,7 +336,7 @@ def _last_if_null(column: ColumnElement[Any]) -> list[ColumnElement[Any]]:
 
 
 def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -> None:
-    """Refuse a new key that some rows have no value for, and warn of rows that share one."""
+    """Raise an error if some rows have no value for a new key, and warn of rows that share one."""
     is_null = or_(*(old.c[key].is_(None) if key in old.c else true() for key in keys), false())
     if count := connection.scalar(select(func.count()).select_from(old).where(is_null)):
         raise WarehouseError(

@@ -1,4 +1,4 @@
-"""Random histories of runs: the recorded coverage is what the sandbox was asked for and the target has committed."""
+"""Random histories of runs: the recorded coverage equals the requests to the sandbox whose rows were committed."""
 
 from __future__ import annotations
 

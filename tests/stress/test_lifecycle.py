@@ -136,7 +136,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(award=awards)
     def take_snapshot(self, award: str) -> None:
-        """Pepper shows an award as it is now."""
+        """Pepper shows an award's current state."""
         read_at = self.now + timedelta(microseconds=len(self.events))
         self.events.append(Snapshot(award, self.points[award], self.now, read_at, "p1"))
 

@@ -374,10 +374,10 @@ class DataError(DatabaseError):
         ),
         pytest.param(
             DatabaseError(f'conversion error from string "{PERSON}"', "22018"),
-            "DatabaseError: a value was refused",
+            "DatabaseError: a value was rejected",
             id="value-by-sqlstate",
         ),
-        pytest.param(DataError(f"{PERSON} is no number"), "DataError: a value was refused", id="value-by-class"),
+        pytest.param(DataError(f"{PERSON} is no number"), "DataError: a value was rejected", id="value-by-class"),
         pytest.param(DatabaseError("", "HY000"), "DatabaseError: HY000", id="no-text"),
     ],
 )
@@ -392,7 +392,7 @@ def test_a_driver_s_error_becomes_one_line_without_values(error: Exception, expe
         pytest.param(
             {"C": "2BP01", "M": "cannot drop", "D": "view v depends"}, "cannot drop; view v depends; drop", id="object"
         ),
-        pytest.param({"C": "22P02", "M": f'invalid input "{PERSON}"'}, "a value was refused", id="value"),
+        pytest.param({"C": "22P02", "M": f'invalid input "{PERSON}"'}, "a value was rejected", id="value"),
     ],
 )
 def test_the_fields_of_an_error_of_pg8000_become_one_line_without_values(fields: dict[str, str], expected: str) -> None:

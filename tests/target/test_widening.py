@@ -86,7 +86,7 @@ def duckdb_url(tmp_path: Path) -> str:
 
 
 def test_every_double_in_a_column_of_integers_becomes_text_with_all_digits(sqlite_url: str) -> None:
-    """SQLite's columns of integers stay what they are when they become columns of numbers."""
+    """SQLite's columns of integers keep their type when they become columns of numbers."""
     doubles = [0.12345678901234566, 1.7976931348623157e308, 5e-324]
     load(sqlite_url, [schema("d", {"id": INTEGER, "v": INTEGER}, "id"), record("d", {"id": 9, "v": 2**63 - 1})])
     numbers = [record("d", {"id": place, "v": value}) for place, value in enumerate(doubles)]
