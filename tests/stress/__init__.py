@@ -1,4 +1,4 @@
-"""Stress tests: many seeded attempts to break the promises. Short in `./dev test`, long in `./dev campaign`.
+"""Stress tests: many seeded attempts to break the promises. Long in `./dev campaign`, short with CAMPAIGN=short.
 
 All random choices of a case follow from `CAMPAIGN_SEED` and the number of the case; a failure prints both.
 """
