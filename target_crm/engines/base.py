@@ -195,6 +195,10 @@ class EngineAdapter:
         name = preparer.format_table(table)
         return f"ALTER TABLE {name} RENAME COLUMN {preparer.quote(old)} TO {preparer.quote(new)}"
 
+    def system_tables(self, connection: Connection) -> Collection[str]:  # noqa: ARG002
+        """The engine's own tables and views that hide others of the same name, or forbid them."""
+        return ()
+
     def view_names(self, connection: Connection, schema: str | None) -> Collection[str]:
         """The views of a schema; none if the dialect does not support it."""
         try:

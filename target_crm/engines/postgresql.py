@@ -164,6 +164,11 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         in_schema = f"{foreign_tables} AND nspname = {self._SCHEMA} LIMIT 1"
         return connection.scalar(text(in_schema), {"schema": schema}) is None
 
+    def system_tables(self, connection: Connection) -> Collection[str]:
+        """The catalog: a name without a schema is looked up there first."""
+        in_catalog = "SELECT relname FROM pg_class WHERE relnamespace = CAST('pg_catalog' AS regnamespace)"
+        return connection.scalars(text(in_catalog)).all()
+
     def view_names(self, connection: Connection, schema: str | None) -> Collection[str]:
         """The views and materialized views of a schema."""
         return [*super().view_names(connection, schema), *inspect(connection).get_materialized_view_names(schema)]

@@ -36,7 +36,7 @@ from target_crm.records.values import INTEGER_MAX, INTEGER_MIN
 from target_crm.sql.functions import QUARTER_SECONDS, exact, exact_sum, quarter_hours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from datetime import datetime
 
     from sqlalchemy import URL, Column, ColumnElement, Connection, Dialect, Engine, Table
@@ -59,7 +59,9 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     # Tools use the first two names for the number of a row; in the result of a subquery, SQLite renames a column called
     # true or false. A statement that compares all columns of two rows nests one deeper for each of them, and may nest
     # 1,000 deep.
-    limits = TableLimits(reserved_columns=frozenset({"rowid", "_rowid_", "true", "false"}), columns=990)
+    limits = TableLimits(
+        reserved_columns=frozenset({"rowid", "_rowid_", "true", "false"}), columns=990, reserved_prefix="sqlite_"
+    )
     widens_columns_to = ("number", "decimal", "time", "text")
     # By default, a view that reads the table would have to be valid meanwhile.
     rename_table = (
@@ -118,6 +120,13 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
         """No: `BEGIN IMMEDIATE` has already waited for the lock."""
         return False
+
+    def system_tables(self, connection: Connection) -> Collection[str]:
+        """Virtual tables that exist without CREATE, such as json_each."""
+        modules, pragmas = (connection.exec_driver_sql(f"PRAGMA {each}_list") for each in ("module", "pragma"))
+        # Older versions ignore these.
+        names = [*modules.scalars()] if modules.returns_rows else []
+        return names + ([f"pragma_{name}" for name in pragmas.scalars()] if pragmas.returns_rows else [])
 
     def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:  # noqa: ARG002
         """Copy for all types but numbers: text would become a number in a column of numbers, which takes any number."""

@@ -83,6 +83,7 @@ def assign_table(
     reserved: Collection[str],
     bytes_max: int = NAME_BYTES_MAX,
     *,
+    reserved_prefix: str | None = None,
     fold: Callable[[str], str] = str.casefold,
 ) -> str:
     """Return the table of a stream without a recorded one.
@@ -93,13 +94,17 @@ def assign_table(
         stored: The existing tables. One without a stream was created before tables were recorded.
         reserved: Names that no stream gets, such as those of views.
         bytes_max: The engine's limit of names.
+        reserved_prefix: What no name may begin with.
         fold: Gives names that the engine may regard as equal the same form.
     """
     taken = set(map(fold, chain(reserved, others)))
     former = ascii_snake_case(stream)
     if former in stored and fold(former) not in taken:
         return former
-    return _first_free(snake_case(stream, "stream", bytes_max), taken, stored, bytes_max, fold)
+    base = snake_case(stream, "stream", bytes_max)
+    if reserved_prefix and base.startswith(reserved_prefix):
+        base = snake_case(f"stream_{base}", bytes_max=bytes_max)
+    return _first_free(base, taken, stored, bytes_max, fold)
 
 
 def to_text(name: str) -> str:

@@ -76,6 +76,8 @@ class TableLimits:
     """Whether a column rejects what exceeds the size of its type, as SQLAlchemy names it."""
     name_bytes: int = NAME_BYTES_MAX
     """Bytes of the name of a table or column."""
+    reserved_prefix: str | None = None
+    """What no name of a table may begin with."""
     fold: Callable[[str], str] = str.casefold
     """Gives names that the engine may regard as equal the same form."""
 

@@ -82,9 +82,20 @@ class StreamNames:
         existing = inspect(connection).get_table_names(schema=schema)
         stored = {each for each in existing if not each.startswith(WORK_PREFIX)}
         adapter = adapter_of(connection)
-        reserved = self._tables.reserved_names | set(adapter.view_names(connection, schema))
-        bytes_max = name_bytes_max(connection.dialect)
-        return assign_table(stream, self._table_of.values(), stored, reserved, bytes_max, fold=adapter.limits.fold)
+        reserved = {
+            *self._tables.reserved_names,
+            *adapter.view_names(connection, schema),
+            *adapter.system_tables(connection),
+        }
+        return assign_table(
+            stream,
+            self._table_of.values(),
+            stored,
+            reserved,
+            name_bytes_max(connection.dialect),
+            reserved_prefix=adapter.limits.reserved_prefix,
+            fold=adapter.limits.fold,
+        )
 
     def _columns(self, stream_id: str) -> dict[str, str]:
         columns = self._tables.columns

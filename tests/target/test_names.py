@@ -246,6 +246,27 @@ def test_streams_of_similar_names_have_a_table_each(
     assert {stream: int(count) for stream, count in runs} == dict.fromkeys(tables, 3)
 
 
+def test_a_stream_never_takes_a_table_of_the_engine_itself(warehouse_url: str) -> None:
+    tables = {
+        "postgresql": {"pg_class": "pg_class_2", "pg_settings": "pg_settings_2", "pg_orders": "pg_orders"},
+        "sqlite": {
+            "sqlite_master": "stream_sqlite_master",
+            "json_each": "json_each_2",
+            "pragma_table_info": "pragma_table_info_2",
+        },
+        "duckdb": {"pg_class": "pg_class", "duckdb_tables": "duckdb_tables"},
+    }[warehouse_url.partition(":")[0].partition("+")[0]] | {"information_schema": "information_schema"}
+
+    for number in ("1", "2"):
+        load(
+            warehouse_url,
+            [line for name in tables for line in (schema(name, {"id": TEXT}, "id"), record(name, {"id": number}))],
+        )
+
+    for table in tables.values():
+        assert query(warehouse_url, f"SELECT id FROM {table} ORDER BY id") == [("1",), ("2",)]
+
+
 @pytest.mark.parametrize("kind", ["VIEW", "MATERIALIZED VIEW"])
 def test_a_stream_never_takes_a_view_for_its_table(warehouse_url: str, kind: str) -> None:
     if kind != "VIEW" and not warehouse_url.startswith("postgresql"):
