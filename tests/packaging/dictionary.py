@@ -84,5 +84,5 @@ def _row(
     if not meaning:
         raise ValueError(f"column {name} has no `doc`")
     null = "key" if key else {True: "yes", False: "no", None: ""}[nullable]
-    kind = type_.dialect_impl(postgresql.dialect()).compile(postgresql.dialect()).lower()
+    kind = type_.dialect_impl(postgresql.dialect()).compile(postgresql.dialect()).lower().removesuffix(' collate "c"')
     return f"| `{name}` | `{kind}` | {null} | {meaning} | {f'`{source}`' if source else ''} |"
