@@ -113,8 +113,9 @@ class Plugin(PluginBase):
         prefix = self._env_var_prefix
         for variable in sorted(os.environ) if self._reads_environment else ():
             name = variable.removeprefix(prefix).lower()
-            # Other variables with the prefix may belong to Meltano.
-            if variable.startswith(prefix) and name not in known and (near := _suggestion(name, known)):
+            # Other variables with the prefix may belong to Meltano, as those with two underscores do.
+            is_own = variable.startswith(prefix) and not name.startswith("_")
+            if is_own and name not in known and (near := _suggestion(name, known)):
                 yield f"{variable} is not a setting and is ignored{near}"
 
     def _raise(self, problems: Sequence[str]) -> None:

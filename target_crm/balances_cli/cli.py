@@ -21,6 +21,7 @@ from singer_sdk.exceptions import SingerSDKError
 from pepper_runtime import logs
 from pepper_runtime.cli import run_cli
 from pepper_runtime.config import read_config
+from target_crm.balances_cli import compare as comparison
 from target_crm.balances_cli import coverage as read
 from target_crm.balances_cli import forget as erasure
 from target_crm.balances_cli import status as warehouse_status
@@ -136,6 +137,23 @@ def verify(options: Options) -> int:
         found = verification.verify(warehouse)
     options.print({**asdict(found), "drifted": found.drifted}, verification.as_text(found))
     return EXIT_DRIFT if found.failed else EXIT_OK
+
+
+@_command("compare --json < awards.jsonl", "0 no difference, 1 differences, 2 error")
+@click.pass_obj
+def compare(options: Options) -> int:
+    """Compare the balances with Pepper's points.
+
+    Reads messages of awards from standard input, and loads nothing: tap-pepper --config ENV | crm-balances compare.
+    Run the tap without a state, to read all awards. One that changed in Pepper after the last load is no difference.
+    """
+    with options.warehouse() as warehouse:
+        awards = comparison.AwardsInput(options.target)
+        awards.read_all()
+        with warehouse.read() as connection:
+            found = comparison.compare(connection, warehouse.tables, awards)
+    options.print(comparison.as_json(found), comparison.as_text(found))
+    return EXIT_DRIFT if found.differing else EXIT_OK
 
 
 @_command("coverage --json", "0 printed, 2 error")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from singer_sdk.mapper import PluginMapper, RemoveRecordTransform, SameRecordTransform, StreamMap
+from singer_sdk.exceptions import SingerSDKError
+from singer_sdk.mapper import CustomStreamMap, PluginMapper, RemoveRecordTransform, SameRecordTransform, StreamMap
 
 from target_crm.errors import InputError
 from target_crm.loader.sinks import BatchContext, LedgerSink, StreamSink, TableSink, sink_class
+from target_crm.records import values
 from target_crm.records.names import snake_case
 from target_crm.records.schemas import InvalidSchema
 from target_crm.sql.tables import WORK_PREFIX
@@ -22,6 +24,27 @@ class Route(NamedTuple):
 
     map: StreamMap
     sink: StreamSink
+
+    def mapped(self, record: dict[str, Any], where: str) -> dict[str, Any] | None:
+        """A record as the stream map makes it; None if the map drops it.
+
+        Args:
+            record: A record that nothing else uses.
+            where: The stream and line, for the error message.
+
+        Raises:
+            InputError: The map fails.
+        """
+        try:
+            mapped = self.map.transform(record)
+            if isinstance(self.map, CustomStreamMap) and mapped is not None:
+                # An expression may return a float or a time; columns take what JSON makes of it.
+                mapped = values.from_json(values.json_text(mapped))
+        except Exception as error:
+            # Not to the quarantine, which would show the value that the map should hide.
+            reason = error if isinstance(error, SingerSDKError) else type(error).__name__
+            raise InputError(f"{where}: a stream map fails: {reason}") from error
+        return mapped
 
 
 @dataclass

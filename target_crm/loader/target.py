@@ -21,7 +21,6 @@ from singer_sdk.exceptions import (
     SingerSDKError,
 )
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TargetCapabilities
-from singer_sdk.mapper import CustomStreamMap
 from singer_sdk.plugin_base import PluginBase
 
 from pepper_runtime import logs, telemetry
@@ -337,18 +336,11 @@ class TargetCrm(Plugin, Target):
             self._without_schema[stream] += 1
             self._reject_line(values.json_text(message_dict), "the record came before its stream's SCHEMA")
             return
-        for stream_map, sink in routes:
-            try:
-                mapped = stream_map.transform(dict(record) if len(routes) > 1 else record)
-                if isinstance(stream_map, CustomStreamMap) and mapped is not None:
-                    # An expression may return a float or a time; columns take what JSON makes of it.
-                    mapped = values.from_json(values.json_text(mapped))
-            except Exception as error:
-                # Not to the quarantine, which would show the value that the map should hide.
-                reason = error if isinstance(error, SingerSDKError) else type(error).__name__
-                raise InputError(f"stream {stream!r} line {self.input_line}: a stream map fails: {reason}") from error
+        for route in routes:
+            copy = dict(record) if len(routes) > 1 else record
+            mapped = route.mapped(copy, f"stream {stream!r} line {self.input_line}")
             if mapped is not None:
-                self._add(sink, mapped, message_dict)
+                self._add(route.sink, mapped, message_dict)
         if values.table_version(message_dict.get("version")) is None:
             self._activations.refuse(stream, "records of this run have no version")
         self._batcher.commit_if_due()

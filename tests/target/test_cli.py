@@ -390,7 +390,7 @@ def test_an_unknown_setting_is_a_warning_that_suggests_the_right_name(
     main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TARGET_CRM_BATCHSIZE_ROWS", "s3cret")
-    monkeypatch.setenv("TARGET_CRM__LOAD_SCHEMA", "s3cret")
+    monkeypatch.setenv("TARGET_CRM__DIALECT", "s3cret")
     path = tmp_path / "config.json"
     path.write_text(f'{{"sqlalchemy_url": "sqlite:///{tmp_path}/crm.db", "hard_deletes": true, "colour": "s3cret"}}')
 

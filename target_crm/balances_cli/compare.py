@@ -1,0 +1,313 @@
+"""Compare the stored balances with Pepper's points, as messages of `awards` on standard input have them."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sqlalchemy import func, select
+
+from pepper_runtime.progress import display
+from target_crm.balances_cli.coverage import Coverage, coverage_in, read_coverage, utc
+from target_crm.balances_cli.verify import EXAMPLES_MAX
+from target_crm.errors import InputError
+from target_crm.loader.reader import MessageReader
+from target_crm.loader.sinks import AwardSink, BatchContext
+from target_crm.records import values
+from target_crm.records.comparison import (
+    DIFFERENCES,
+    AwardsRead,
+    Observation,
+    Stored,
+    Verdict,
+    judge,
+    judge_absent,
+)
+from target_crm.records.deletions import ABSENT
+from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from decimal import Decimal
+
+    from sqlalchemy import Connection
+
+    from target_crm.loader.target import TargetCrm
+    from target_crm.sql.tables import Tables
+
+logger = logging.getLogger("crm-balances")
+
+STREAM = "awards"
+# Stored balances that are in memory at a time.
+ROWS_AT_A_TIME = 10_000
+# Stands for the time of loading.
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_HEADINGS = {
+    Verdict.EQUAL: "equal",
+    Verdict.DIFFERENT: "different",
+    Verdict.MISSING_HERE: "missing in the warehouse",
+    Verdict.MISSING_IN_PEPPER: "missing in Pepper",
+    Verdict.UNREADABLE: "unreadable",
+    Verdict.NEWER_IN_PEPPER: "changed in Pepper, not loaded yet",
+    Verdict.NEWER_HERE: "loaded while Pepper was read",
+    Verdict.WITHOUT_POINTS: "without points in Pepper, or deleted",
+}
+_ALWAYS_SHOWN = (Verdict.EQUAL, Verdict.DIFFERENT, Verdict.MISSING_HERE, Verdict.MISSING_IN_PEPPER)
+
+
+class AwardsInput:
+    """The awards on standard input, decoded as target-crm decodes them with the same settings.
+
+    Attributes:
+        awards: Award → its newest observation; None if no record of it can be read.
+        unreadable: Records that target-crm would quarantine: the award, if it is known, and the reason.
+        lacks_awards: Whether Pepper may have awards that are not in `awards`.
+        other_records: The number of records of other streams.
+        read: Which awards the tap has sent.
+    """
+
+    def __init__(self, target: TargetCrm) -> None:
+        self.awards: dict[str, Observation | None] = {}
+        self.unreadable: list[dict[str, Any]] = []
+        self.lacks_awards = target.drops_records(STREAM)
+        self.other_records = 0
+        self._first_extracted_at = datetime.max.replace(tzinfo=UTC)
+        self.read = AwardsRead()
+        self._router = target.router
+        # Only what is compared has to be valid.
+        context = BatchContext(target.warehouse, target.settings)
+        self._sink = AwardSink(context, STREAM, {"additionalProperties": False}, AwardSink.keys)
+        self._columns = [column.name for column in self._sink.table.columns]
+        self._reader = MessageReader(nullcontext, lambda: None, self._refuse)
+
+    def read_all(self) -> None:
+        """Read standard input to its end.
+
+        Raises:
+            InputError: A line is not a message, there are no awards, or the input ends too early.
+        """
+        self._reader.process_lines(
+            None,
+            {
+                "SCHEMA": self._add_schema,
+                "RECORD": self._add_record,
+                "STATE": lambda message: self.read.add_state(message.get("value")),
+                "ACTIVATE_VERSION": lambda message: self.read.add_activation(str(message.get("stream"))),
+                "BATCH": lambda message: self._refuse(message, "BATCH messages are not supported; turn batches off"),
+            },
+        )
+        if not self.awards and not self.unreadable:
+            raise InputError(
+                "no awards were read; select awards in the tap, run it without a state, and see its log for errors"
+            )
+        if not self.read.is_finished:
+            raise InputError(
+                f"awards: no STATE follows the last award in {self._reader.line_number:,} lines, so the tap stopped "
+                "before it had read all; see its log"
+            )
+
+    def _refuse(self, _line: object, reason: str) -> NoReturn:
+        raise InputError(f"line {self._reader.line_number}: {reason}")
+
+    def _add_schema(self, message: dict[str, Any]) -> None:
+        if not self._router.needs_no_change(message):
+            self._router.add(message, self._reader.line_number)
+
+    def _add_record(self, message: dict[str, Any]) -> None:
+        stream, record = message.get("stream"), message.get("record")
+        if not isinstance(stream, str) or not isinstance(record, dict):
+            self._refuse(message, "the RECORD message has no stream or no record")
+        if stream == STREAM and stream not in self._router.routes:
+            self._refuse(message, f"a record of {STREAM} came before its SCHEMA")
+        routes = [each for each in self._router.routes.get(stream, ()) if isinstance(each.sink, AwardSink)]
+        self.other_records += not routes
+        for route in routes:
+            mapped = route.mapped(dict(record), f"stream {stream!r} line {self._reader.line_number}")
+            if mapped is not None:
+                self.read.add_record(stream)
+                self._add(mapped, message)
+                display.advance(1)
+
+    def _add(self, record: dict[str, Any], message: dict[str, Any]) -> None:
+        try:
+            row = dict(zip(self._columns, self._sink.row(record, message, _NEVER), strict=True))
+        except values.Invalid as reason:
+            award_id = values.optional(record.get("_id"), values.identifier)
+            self.unreadable.append({"award_id": award_id, "reason": str(reason)})
+            if award_id is None:
+                self.lacks_awards = True
+            else:
+                self.awards.setdefault(award_id, None)
+            return
+        award_id, is_deleted = row["_id"], row[DELETED_AT] is not None
+        points = None if is_deleted else row["points"]
+        is_dated = row["updated_at"] not in {None, ABSENT}
+        observation = Observation(
+            counts=is_deleted or points is not None,
+            at=row["updated_at"] if is_dated else row[EXTRACTED_AT],
+            extracted_at=row[EXTRACTED_AT],
+            is_dated=is_dated,
+            points=points,
+        )
+        known = self.awards.get(award_id)
+        if known is None or observation.replaces(known):
+            self.awards[award_id] = observation
+        self._first_extracted_at = min(self._first_extracted_at, observation.extracted_at)
+
+    @property
+    def began_at(self) -> datetime:
+        """When the first award was read. The bookmark is by Pepper's clock, `time_extracted` by the tap's."""
+        return self.read.until or self._first_extracted_at
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of `compare`.
+
+    Attributes:
+        awards: The number of awards that were read from Pepper.
+        counts: Verdict → number of awards.
+        examples: Some of the awards of each kind of difference.
+        loaded_until: Pepper's later changes may not be loaded yet; None if nothing is loaded.
+        not_compared: Why balances whose award is not in the input are not counted as missing in Pepper; None if they
+            are.
+        other_records: The number of records of other streams, which were ignored.
+        coverage: Which actions were read.
+    """
+
+    awards: int
+    counts: dict[Verdict, int]
+    examples: list[dict[str, Any]]
+    loaded_until: datetime | None
+    not_compared: str | None
+    other_records: int
+    coverage: Coverage
+
+    @property
+    def differing(self) -> int:
+        """The number of differences."""
+        return sum(self.counts[each] for each in DIFFERENCES)
+
+
+def compare(connection: Connection, tables: Tables, found: AwardsInput) -> Comparison:
+    """Compare the awards of an input with the stored balances, within an open transaction. Uses up the awards."""
+    awards = len(found.awards)
+    logger.info("Comparing %s awards with the stored balances …", f"{awards:,}")
+    display.update("comparing with the stored balances")
+    loaded_until = _loaded_until(connection, tables, found.read.merchants)
+    not_compared = _why_not_compared(connection, tables, found)
+    counts = dict.fromkeys(Verdict, 0)
+    examples: dict[Verdict, list[dict[str, Any]]] = {each: [] for each in DIFFERENCES}
+
+    def add(verdict: Verdict | None, award_id: str, pepper: Observation | None, stored: Stored | None) -> None:
+        if verdict is None or (verdict is Verdict.MISSING_IN_PEPPER and not_compared):
+            return
+        counts[verdict] += 1
+        if verdict in examples and len(examples[verdict]) < EXAMPLES_MAX:
+            examples[verdict].append(_example(award_id, pepper, stored))
+
+    for award_id, *columns in _stored_balances(connection, tables):
+        stored = Stored(*columns)
+        if award_id not in found.awards:
+            add(judge_absent(stored, found.began_at), award_id, None, stored)
+        elif pepper := found.awards.pop(award_id):
+            add(judge(pepper, stored, loaded_until, found.began_at), award_id, pepper, stored)
+    for award_id, pepper in found.awards.items():
+        if pepper:
+            add(judge(pepper, None, loaded_until, found.began_at), award_id, pepper, None)
+    counts[Verdict.UNREADABLE] = len(found.unreadable)
+    examples[Verdict.UNREADABLE] = found.unreadable[:EXAMPLES_MAX]
+    return Comparison(
+        awards=awards,
+        counts=counts,
+        examples=[{"verdict": verdict, **each} for verdict, some in examples.items() for each in some],
+        loaded_until=loaded_until,
+        not_compared=not_compared,
+        other_records=found.other_records,
+        coverage=coverage_in(connection, tables),
+    )
+
+
+def _stored_balances(connection: Connection, tables: Tables) -> Iterable[Any]:
+    """Every balance: award, points, time, and whether the award is marked as deleted."""
+    balances, awards = tables.award_balances.c, tables.awards.c
+    query = select(balances.award_id, balances.points, balances.as_of, awards[DELETED_AT]).outerjoin_from(
+        tables.award_balances, tables.awards, awards["_id"] == balances.award_id
+    )
+    rows = connection.execution_options(yield_per=ROWS_AT_A_TIME).execute(query)
+    return ((*row, deleted_at is not None) for *row, deleted_at in rows)
+
+
+def _loaded_until(connection: Connection, tables: Tables, merchants: set[str]) -> datetime | None:
+    """How far actions were read. Without recorded coverage, the time of the newest balance."""
+    covered = [each for each in read_coverage(connection, tables) if each.intervals]
+    own = [each for each in covered if each.merchant in merchants] or covered
+    if own:
+        return min(each.intervals[-1].until for each in own)
+    newest: datetime | None = connection.scalar(select(func.max(tables.award_balances.c.as_of)))
+    return newest
+
+
+def _why_not_compared(connection: Connection, tables: Tables, found: AwardsInput) -> str | None:
+    if since := found.read.changes_since:
+        return f"the tap read only what changed since {since}; run it without a state to read all awards"
+    if found.lacks_awards:
+        return "a stream map may drop awards, or an award has no valid _id"
+    if len(read_coverage(connection, tables)) > 1:
+        return "the warehouse has several merchants"
+    return None
+
+
+def _example(award_id: str, pepper: Observation | None, stored: Stored | None) -> dict[str, Any]:
+    return {
+        "award_id": award_id,
+        "stored": _number(stored.points) if stored and not stored.is_deleted else None,
+        "as_of": stored.as_of if stored else None,
+        "pepper": _number(pepper.points) if pepper and pepper.points is not None else None,
+        "updated_at": pepper.at if pepper and pepper.is_dated else None,
+    }
+
+
+def _number(points: Decimal) -> str:
+    return f"{points.normalize():f}"
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Convert a comparison for `--json`."""
+    return {
+        "awards": comparison.awards,
+        **{str(verdict): count for verdict, count in comparison.counts.items()},
+        "differing": comparison.differing,
+        "examples": comparison.examples,
+        "loaded_until": comparison.loaded_until,
+        "not_compared": comparison.not_compared,
+        "other_records": comparison.other_records,
+    }
+
+
+def as_text(comparison: Comparison) -> str:
+    """Format a comparison as a table with examples, and a conclusion."""
+    lines = [f"{'award in Pepper and in the warehouse':<42}{'awards':>8}"]
+    for verdict, count in comparison.counts.items():
+        is_compared = verdict is not Verdict.MISSING_IN_PEPPER or not comparison.not_compared
+        if count or verdict in _ALWAYS_SHOWN:
+            lines.append(f"{_HEADINGS[verdict]:<42}{f'{count:,}' if is_compared else '-':>8}")
+        lines += [_example_line(each) for each in comparison.examples if each["verdict"] is verdict]
+    if comparison.not_compared:
+        lines.append(f"Did not look for awards that are missing in Pepper: {comparison.not_compared}")
+    lines += comparison.coverage.summary
+    verdict_ = f"{comparison.differing:,} DIFFER" if comparison.differing else "OK"
+    lines.append(f"Compared {comparison.awards:,} awards with Pepper: {verdict_}")
+    return "\n".join(lines)
+
+
+def _example_line(example: Mapping[str, Any]) -> str:
+    shown = {
+        name.replace("_", " "): utc(value) if isinstance(value, datetime) else value
+        for name, value in example.items()
+        if name != "verdict" and value is not None
+    }
+    return "    " + ", ".join(f"{name} {value}" for name, value in shown.items())

@@ -1,0 +1,146 @@
+"""Pure: an award in Pepper against its balance in the warehouse, and whether a tap has sent all awards."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from target_crm.records.values import instant, optional
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from decimal import Decimal
+
+
+class Verdict(StrEnum):
+    """What the comparison of an award has found."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    MISSING_HERE = "missing_here"
+    MISSING_IN_PEPPER = "missing_in_pepper"
+    UNREADABLE = "unreadable"
+    NEWER_IN_PEPPER = "newer_in_pepper"
+    NEWER_HERE = "newer_here"
+    WITHOUT_POINTS = "without_points"
+
+
+DIFFERENCES = (Verdict.DIFFERENT, Verdict.MISSING_HERE, Verdict.MISSING_IN_PEPPER, Verdict.UNREADABLE)
+
+
+class Observation(NamedTuple):
+    """An award as it was read from Pepper."""
+
+    counts: bool
+    """Whether it has points, or is deleted."""
+    at: datetime
+    """When it last changed; if it does not say so, when it was read."""
+    extracted_at: datetime
+    is_dated: bool
+    """Whether it says when it last changed."""
+    points: Decimal | None
+    """None if there is nothing to compare."""
+
+    def replaces(self, other: Observation) -> bool:
+        """Whether this later record of the same award is the one that the target would keep."""
+        return self[:3] >= other[:3]
+
+
+class Stored(NamedTuple):
+    """A balance in the warehouse."""
+
+    points: Decimal
+    as_of: datetime
+    is_deleted: bool
+
+
+def judge(pepper: Observation, stored: Stored | None, loaded_until: datetime | None, began_at: datetime) -> Verdict:
+    """Compare an award in Pepper with its balance, if there is one.
+
+    Args:
+        pepper: The award in Pepper.
+        stored: The balance in the warehouse.
+        loaded_until: Pepper's later changes may not be loaded yet; None if nothing is loaded.
+        began_at: When the first award was read. A later change may have been loaded, but came too late to be read.
+    """
+    if pepper.points is None:
+        return Verdict.WITHOUT_POINTS
+    if stored and not stored.is_deleted:
+        if stored.points == pepper.points:
+            return Verdict.EQUAL
+        if stored.as_of > max(pepper.at, began_at):
+            return Verdict.NEWER_HERE
+    newest_known = max(filter(None, (loaded_until, stored and stored.as_of)), default=None)
+    if pepper.is_dated and newest_known and pepper.at > newest_known:
+        return Verdict.NEWER_IN_PEPPER
+    return Verdict.DIFFERENT if stored and not stored.is_deleted else Verdict.MISSING_HERE
+
+
+def judge_absent(stored: Stored, began_at: datetime) -> Verdict | None:
+    """Judge a balance whose award Pepper does not have; None if the warehouse knows that it is deleted."""
+    if stored.is_deleted:
+        return None
+    return Verdict.NEWER_HERE if stored.as_of > began_at else Verdict.MISSING_IN_PEPPER
+
+
+class AwardsRead:
+    """Which awards a tap has sent, by the STATE and ACTIVATE_VERSION messages around them.
+
+    A tap writes the state that it was given before it reads. So a bookmark of awards that comes before the first award
+    means that the tap read only changes. Another bookmark, or ACTIVATE_VERSION, follows the last award.
+    """
+
+    def __init__(self) -> None:
+        self._bookmarks: Mapping[str, Any] = {}
+        # Source stream → its bookmark before the first award.
+        self._before: dict[str, Mapping[str, Any]] = {}
+        self._unfinished: set[str] = set()
+        self._activated: set[str] = set()
+
+    def add_record(self, source: str) -> None:
+        """Note an award."""
+        if source not in self._before:
+            self._before[source] = self._bookmark(source)
+        self._unfinished.add(source)
+
+    def add_state(self, state: object) -> None:
+        """Note the value of a STATE message."""
+        bookmarks = state.get("bookmarks") if isinstance(state, dict) else None
+        self._bookmarks = bookmarks if isinstance(bookmarks, dict) else {}
+        self._unfinished = {each for each in self._unfinished if self._bookmark(each) in ({}, self._before[each])}
+
+    def add_activation(self, source: str) -> None:
+        """Note an ACTIVATE_VERSION message."""
+        self._unfinished.discard(source)
+        self._activated.add(source)
+
+    def _bookmark(self, source: str) -> Mapping[str, Any]:
+        bookmark = self._bookmarks.get(source)
+        return bookmark if isinstance(bookmark, dict) else {}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the tap has sent the last award."""
+        return not self._unfinished
+
+    @property
+    def changes_since(self) -> str | None:
+        """The bookmark since which changes were read; None if all awards were."""
+        for source, before in self._before.items():
+            now = self._bookmark(source)
+            is_refresh = "refreshed_until" in now and now["refreshed_until"] == now.get("replication_key_value")
+            if (since := before.get("replication_key_value")) and not is_refresh and source not in self._activated:
+                return str(since)
+        return None
+
+    @property
+    def until(self) -> datetime | None:
+        """The new bookmark: Pepper's time before the first award was read. None for a source without bookmarks."""
+        bookmarks = [self._bookmark(each).get("replication_key_value") for each in self._before]
+        return min(filter(None, (optional(each, instant) for each in bookmarks)), default=None)
+
+    @property
+    def merchants(self) -> set[str]:
+        """The tap's hashes of the merchants."""
+        return {str(merchant) for each in self._before if (merchant := self._bookmark(each).get("merchant"))}
