@@ -39,10 +39,6 @@ Message = Mapping[str, Any]
 _OCCURRED_AT = 1 + LedgerRow._fields.index("occurred_at")
 # Why an action is quarantined whose id the ledger has.
 _CONTRADICTION = "the ledger has this _id with another award, effect, time or points"
-_WITHOUT_EFFECT = (
-    "the ledger has this _id without an effect, so no balance counts it; delete it from actions, then run "
-    "crm-balances replay"
-)
 
 
 @dataclass
@@ -194,11 +190,11 @@ class LedgerSink(StreamSink):
     def write(self, connection: Connection, part: Part) -> WriteResult:
         """Insert the new actions, merge them into the balances, and find those that contradict the ledger."""
         ledger, staged = self.tables.actions, self.tables.staged_actions
-        left_out = () if self.context.settings.store_payload else ("payload",)
-        applied, inserted = insert_absent(self.adapter, connection, ledger, staged, part.rows, *left_out)
-        if self.warehouse.is_atomic(connection):
-            self.adapter.merge(connection, balances.merge(self.tables, balances.partials_from_actions(inserted)))
-        else:
+        applied, inserted = insert_absent(self.adapter, connection, ledger, staged, part.rows, *self._left_out)
+        self._merge(connection, inserted)
+        if applied < len(part.rows):
+            applied += self._complete(connection)
+        if not self.warehouse.is_atomic(connection):
             self.adapter.replace(connection, balances.recompute_awards(self.tables, _column(staged, "award_id")))
         conflicts: list[Rejection] = []
         differing: dict[str, int] = {}
@@ -210,8 +206,8 @@ class LedgerSink(StreamSink):
             conflicts += [rejection for _, rejection in part.incomplete if rejection.input_line in unknown]
         if applied < read:
             conflicts += [
-                Rejection(self.stream, _CONTRADICTION if effect else _WITHOUT_EFFECT, input_line, _compact(payload))
-                for input_line, payload, effect in connection.execute(staging.conflicts(ledger, staged))
+                Rejection(self.stream, _CONTRADICTION, input_line, _compact(payload))
+                for input_line, payload in connection.execute(staging.conflicts(ledger, staged))
             ]
             for row in connection.execute(staging.differing_columns(ledger, staged)):
                 differing = {name: count for name, count in row._asdict().items() if count}
@@ -223,6 +219,31 @@ class LedgerSink(StreamSink):
             quarantined=len(conflicts),
         )
         return WriteResult(tally, conflicts, differing)
+
+    @property
+    def _left_out(self) -> Sequence[str]:
+        return () if self.context.settings.store_payload else ("payload",)
+
+    def _complete(self, connection: Connection) -> int:
+        """Replace actions without an effect by staged ones that have it; return how many.
+
+        The effect lacks where `metadata` or `type` was deselected when the action was read first. No balance counts it.
+        """
+        ledger, staged = self.tables.actions, self.tables.staged_actions
+        self.adapter.empty(connection, staged.fresh)
+        self.adapter.execute(connection, staging.pick_completing(ledger, staged))
+        completed = connection.scalar(staging.count_fresh(staged)) or 0
+        if completed:
+            rows = staging.fresh_rows(staged)
+            self.adapter.execute(connection, staging.delete_fresh(ledger, staged))
+            self.adapter.execute(connection, staging.insert(ledger, rows, *self._left_out))
+            self._merge(connection, rows)
+        return completed
+
+    def _merge(self, connection: Connection, inserted: FromClause) -> None:
+        """Merge inserted actions into the balances, where a transaction is done as a whole."""
+        if self.warehouse.is_atomic(connection):
+            self.adapter.merge(connection, balances.merge(self.tables, balances.partials_from_actions(inserted)))
 
 
 class TableSink(StreamSink):

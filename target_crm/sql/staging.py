@@ -302,11 +302,34 @@ def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 
 
 @cache
-def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str, str | None]]:
-    """Input line and payload of the staged actions that contradict the ledger's of the same id, and its effect."""
+def pick_completing(ledger: Table, staged: Staged) -> Insert:
+    """Fill `fresh` with the first staged action of each id that has an effect, where the ledger's has none.
+
+    The ledger's lacks what was deselected when it was read.
+    """
+    rows = staged.table
+    first = (
+        select(func.min(rows.c[SEQ]))
+        .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
+        .where(ledger.c.effect.is_(None), rows.c.effect.is_not(None), _agrees(ledger, rows))
+        .group_by(rows.c.action_id)
+    )
+    return staged.fresh.insert().from_select([SEQ], first)
+
+
+@cache
+def delete_fresh(table: Table, staged: Staged) -> Delete:
+    """Delete the table's rows with the key of a row in `fresh`."""
+    (key,) = table.primary_key.columns
+    return table.delete().where(key.in_(select(fresh_rows(staged).c[key.name])))
+
+
+@cache
+def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
+    """Input line and payload of the staged actions that contradict the ledger's of the same id."""
     rows = staged.table
     return (
-        select(rows.c[SEQ], _comparable(rows.c.payload), ledger.c.effect)
+        select(rows.c[SEQ], _comparable(rows.c.payload))
         .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
         .where(_contradicts(ledger, rows))
         .order_by(rows.c[SEQ])
@@ -327,18 +350,21 @@ def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
             )
         )
         .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
-        .where(case((_contradicts(ledger, rows), 1), else_=0) == 0)
+        .where(_agrees(ledger, rows))
     )
 
 
 def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
     """Whether an action would move a balance otherwise than the ledger's.
 
-    A value that is missing on one side is no contradiction: a field may have been deselected. But if the ledger's
-    action has no effect, the balances lack one.
+    A value that is missing on one side is no contradiction: a field may have been deselected.
     """
-    lacks_effect = and_(ledger.c.effect.is_(None), rows.c.effect.is_not(None))
-    return or_(lacks_effect, *(ledger.c[name] != rows.c[name] for name in BALANCE_COLUMNS))
+    return or_(*(ledger.c[name] != rows.c[name] for name in BALANCE_COLUMNS))
+
+
+def _agrees(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
+    """Whether an action does not contradict the ledger's."""
+    return case((_contradicts(ledger, rows), 1), else_=0) == 0
 
 
 def _keys(table: Table) -> list[str]:

@@ -461,27 +461,15 @@ def test_verify_of_an_empty_warehouse_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_actions_that_the_ledger_has_without_effect_are_quarantined_and_load_once_deleted_there(
+def test_actions_that_were_read_without_their_points_change_no_balance(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
     visit = record("actions", {"_id": "v1", "type": "VISIT"})
     load(sqlite_url, [ACTIONS, visit, action("a1", metadata=None), action("a2", metadata=None)])
     capsys.readouterr()
+
     assert run_balances(["verify"]) == 0
+
     verdict = "Verified 0 balances against 0 actions: none of the 3 actions in the ledger changes a balance"
     assert capsys.readouterr().out.splitlines()[-1] == verdict
-
-    again = load(sqlite_url, [ACTIONS, visit, action("a1"), action("a2", available=4)])
-
-    assert again.tallies == {"actions": "3 read = 0 applied + 1 duplicate + 0 superseded + 2 quarantined"}
-    assert {row["reason"] for row in table(sqlite_url, "rejected_records", "reason")} == {
-        (
-            "the ledger has this _id without an effect, so no balance counts it; delete it from actions, then run "
-            "crm-balances replay"
-        )
-    }
-    execute(sqlite_url, "DELETE FROM actions WHERE action_id IN ('a1', 'a2')")
-    assert run_balances(["replay"]) == 0
-    assert query(sqlite_url, "SELECT points, action_count FROM award_balances") == [(4, 2)]
-    assert query(sqlite_url, "SELECT count(*) FROM rejected_records") == [(0,)]

@@ -387,7 +387,6 @@ def test_a_table_without_a_key_is_appended_to(crm: Warehouse) -> None:
 
 def test_contradictions_of_the_ledger_are_quarantined_and_rejected_records_can_be_replayed(crm: Warehouse) -> None:
     bad = action("bad", delta="many")
-    load(crm, [ACTIONS, action("legacy", metadata=None), action("legacy")])
     load(crm, [ACTIONS, action("a", available=5), action("a", available=6), bad, bad])
     again = load(crm, [ACTIONS, action("a", available=5, context=None), action("new", context=None)])
 
@@ -397,12 +396,32 @@ def test_contradictions_of_the_ledger_are_quarantined_and_rejected_records_can_b
         "context.user._id is missing",
         "metadata.pointsAdded is text, expected points",
         "the ledger has this _id with another award, effect, time or points",
-        (
-            "the ledger has this _id without an effect, so no balance counts it; delete it from actions, then run "
-            "crm-balances replay"
-        ),
     ]
     assert balance(crm)["points"] == Decimal(5)
+
+
+def test_an_action_that_was_read_without_its_points_is_completed(crm: Warehouse) -> None:
+    later = "2026-10-02T12:00:00Z"
+    whole = [action("a", available=5), action("b", available=9, at=later)]
+    load(crm, [ACTIONS, action("a", metadata=None), action("c", metadata=None)])
+    load(crm, [ACTIONS, action("b", available=9, at=later, type=None), *whole, action("a", available=6)])
+    again = load(crm, [ACTIONS, *whole, action("c", metadata=None)])
+
+    assert again.tallies == {"actions": "3 read = 0 applied + 3 duplicate + 0 superseded + 0 quarantined"}
+    assert {name: balance(crm)[name] for name in ("points", "earned_total", "action_count")} == {
+        "points": Decimal(9),
+        "earned_total": Decimal(4),
+        "action_count": 2,
+    }
+    stored = table(crm, "actions", "action_id", "effect", "points_available")
+    assert [tuple(row.values()) for row in stored] == [
+        ("a", "earned", Decimal(5)),
+        ("b", "earned", Decimal(9)),
+        ("c", None, None),
+    ]
+    assert [row["reason"] for row in table(crm, "rejected_records", "reason")] == [
+        "the ledger has this _id with another award, effect, time or points"
+    ]
 
 
 def test_the_views_show_sums_per_user_and_unexplained_points(crm: Warehouse) -> None:
