@@ -95,7 +95,7 @@ def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, s
     total = sum(sum(each.values()) for each in billed)
     on_demand = total / TIB * polls * prices.scanned_tib
     slot_hours = slot_seconds * (len(executed) - loads) * polls / 3600
-    print(f"BigQuery: a poll with news is {len(executed) - loads} statements and {loads} load jobs")
+    print(f"BigQuery: a poll with new rows is {len(executed) - loads} statements and {loads} load jobs")
     print(f"  it is billed for {total / MIB:,.0f} MiB, {ledger / MIB:,.0f} of them of the ledger")
     for statement, by_table in zip(executed, billed, strict=True):
         if "actions" in by_table:
@@ -112,7 +112,7 @@ def snowflake(polls: int, merchants: int, prices: Prices, statement_seconds: flo
     busy_seconds = count * statement_seconds
     clusters = polls * busy_seconds / (24 * 3600 * at_once)
     awake = min(24.0, polls / merchants * max(60, busy_seconds + 60) / 3600)
-    print(f"Snowflake: a poll with news is {count} statements, {busy_seconds:,.0f} s of a session")
+    print(f"Snowflake: a poll with new rows is {count} statements, {busy_seconds:,.0f} s of a session")
     print(
         f"  shared: {clusters:,.1f} X-Small clusters, each of {at_once} sessions, all day = "
         f"${clusters * 24 * prices.credit:,.0f} a day, ${clusters * 24 * prices.credit / merchants:,.2f} a merchant"
@@ -151,15 +151,15 @@ def main() -> None:
     parser.add_argument("--ledger", type=int, default=10_000_000, help="actions of a merchant")
     parser.add_argument("--awards", type=int, default=200_000, help="awards of a merchant")
     parser.add_argument("--poll-minutes", type=int, default=5)
-    parser.add_argument("--share-with-news", type=float, default=1.0, help="of the polls")
+    parser.add_argument("--share-with-new-rows", type=float, default=1.0, help="of the polls")
     parser.add_argument("--slot-seconds", type=float, default=2.0, help="of a statement of BigQuery")
     parser.add_argument("--statement-seconds", type=float, default=0.4, help="of a statement of Snowflake")
     parser.add_argument("--sessions", type=int, default=8, help="at once on a cluster of Snowflake")
     parser.add_argument("--run-seconds", type=float, default=20.0, help="of a run of tap and target, in the median")
     given = parser.parse_args()
-    polls = round(given.merchants * DAY_MINUTES / given.poll_minutes * given.share_with_news)
+    polls = round(given.merchants * DAY_MINUTES / given.poll_minutes * given.share_with_new_rows)
     rows = {"actions": given.ledger, "awards": given.awards, "award_balances": given.awards}
-    print(f"{given.merchants:,} merchants of {given.ledger:,} actions each, {polls:,} polls with news a day\n")
+    print(f"{given.merchants:,} merchants of {given.ledger:,} actions each, {polls:,} polls with new rows a day\n")
     bigquery(polls, given.merchants, rows, Prices(), given.slot_seconds)
     snowflake(polls, given.merchants, Prices(), given.statement_seconds, given.sessions)
     print("Workers: runs at once, their load, and how late runs begin")
