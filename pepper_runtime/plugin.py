@@ -12,11 +12,11 @@ from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 from pepper_runtime import logs
 from pepper_runtime.config import read_config
 from pepper_runtime.settings import (
+    clean_variables,
     describe_errors,
     find_environment_problems,
     quote,
     read_environment_numbers,
-    unset_empty_variables,
     without_unset,
 )
 
@@ -47,7 +47,7 @@ class Plugin(PluginBase):
         self.append_builtin_config(self.config_jsonschema)
         self._reads_environment = parse_env_config
         if parse_env_config:
-            unset_empty_variables(self.config_jsonschema, self._env_var_prefix, os.environ)
+            clean_variables(self.config_jsonschema, self._env_var_prefix, os.environ)
             self._raise(
                 find_environment_problems(
                     self.config_jsonschema, self._env_var_prefix, os.environ, type(self).show_value

@@ -152,11 +152,18 @@ def _types(definition: JsonSchema | None) -> Sequence[str]:
     return ["string"] if definition is None else definition.get("type", [])
 
 
-def unset_empty_variables(schema: JsonSchema, prefix: str, environment: MutableMapping[str, str]) -> None:
-    """Remove settings that are empty text: Meltano, Compose and Kubernetes pass a missing optional value like this."""
-    for name in schema["properties"]:
-        if not environment.get(prefix + name.upper(), "unset").strip():
-            del environment[prefix + name.upper()]
+def clean_variables(schema: JsonSchema, prefix: str, environment: MutableMapping[str, str]) -> None:
+    """Remove settings that are empty, and spaces around those that are not text.
+
+    Meltano, Compose and Kubernetes pass a missing optional value as empty text.
+    """
+    for name, definition in schema["properties"].items():
+        variable = prefix + name.upper()
+        stripped = environment.get(variable, "unset").strip()
+        if not stripped:
+            del environment[variable]
+        elif variable in environment and "string" not in _types(definition):
+            environment[variable] = stripped
 
 
 def find_environment_problems(

@@ -20,6 +20,7 @@ from singer_sdk.singerlib.catalog import REPLICATION_FULL_TABLE, REPLICATION_INC
 from pepper_runtime import telemetry
 from pepper_runtime.cli import unexpected
 from pepper_runtime.progress import display
+from pepper_runtime.wording import counted
 from tap_pepper.api.rate_limit import always
 from tap_pepper.errors import ConfigError, FatalRunError, PepperError
 from tap_pepper.metrics import Metric, log_metric
@@ -143,7 +144,9 @@ class PepperStream(Stream):
             yield rows
         if skipped:
             note = f", {skipped} skipped (already emitted or outside the window){note}"
-        self.logger.info("%s: %s: %d records, %d pages%s", self.name, what, records, pages_read, note)
+        self.logger.info(
+            "%s: %s: %s, %s%s", self.name, what, counted(records, "record"), counted(pages_read, "page"), note
+        )
         return pages_read * records / (records + skipped) if skipped else pages_read
 
     def select_fields(self, row: Row) -> Row:
@@ -261,7 +264,7 @@ class PepperStream(Stream):
         log_metric(Metric.PAGES, traffic.pages, self.name)
         log_metric(Metric.RETRIES, traffic.retries, self.name)
         log_metric(Metric.WAIT, round(client.limiter.waited_seconds, 3), self.name)
-        summary = f"{self._records:,} records from {traffic.pages:,} pages"
+        summary = f"{counted(self._records, 'record')} from {counted(traffic.pages, 'page')}"
         if traffic.retries:
             summary += f", {traffic.retries:,} retries"
         if failure:

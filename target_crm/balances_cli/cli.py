@@ -21,6 +21,7 @@ from singer_sdk.exceptions import SingerSDKError
 from pepper_runtime import logs
 from pepper_runtime.cli import run_cli
 from pepper_runtime.config import read_config
+from pepper_runtime.wording import counted
 from target_crm.balances_cli import compare as comparison
 from target_crm.balances_cli import coverage as read
 from target_crm.balances_cli import forget as erasure
@@ -254,7 +255,7 @@ def rebuild(options: Options) -> int:
     """
     with options.warehouse() as warehouse:
         count = verification.rebuild(warehouse)
-    options.print({"balances": count}, f"Recomputed {count:,} balances")
+    options.print({"balances": count}, f"Recomputed {counted(count, 'balance')}")
     return EXIT_OK
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, cast, column, func, inspect, select
 from sqlalchemy import table as any_table
 
+from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import Coverage, coverage_in, duration
 from target_crm.balances_cli.verify import Check, compare_totals, verify_in
 from target_crm.records.column_types import Instant
@@ -202,7 +203,7 @@ def as_text(status: Status) -> str:
         *_table(("run started (UTC)", "ended", "seconds", *COUNTS), runs),
         "",
         *(f"{check.question}: {f'{check.differing:,} differ' if check.differing else 'OK'}" for check in status.checks),
-        f"{status.rejected:,} records in quarantine",
+        f"{counted(status.rejected, 'record')} in quarantine",
         *status.coverage.summary,
         _verdict(status),
     ]

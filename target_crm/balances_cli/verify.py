@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
+from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import Coverage, coverage_in, read_coverage
 from target_crm.records.coverage import Interval, between, union
 from target_crm.sql import balances
@@ -86,7 +87,7 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
     counts = balances.totals_of_balances(tables.award_balances).add_columns(func.count().label("award_count"))
     stored = connection.execute(counts).one()
     awards, actions = stored.award_count, stored.action_count
-    logger.info("Verifying %s balances against %s actions …", f"{awards:,}", f"{actions:,}")
+    logger.info("Verifying %s against %s …", counted(awards, "balance"), counted(actions, "action"))
     read = _read_times(read_coverage(connection, tables))
     found = connection.execute(balances.differences(tables, EXAMPLES_MAX, read)).mappings().all()
     drifted = [_example(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
@@ -180,7 +181,8 @@ def as_text(verification: Verification) -> str:
         verdict = f"none of the {verification.ledger_rows:,} actions in the ledger changes a balance"
     elif not verification.awards:
         verdict = "nothing loaded yet"
-    lines.append(f"Verified {verification.awards:,} balances against {verification.actions:,} actions: {verdict}")
+    balances, actions = counted(verification.awards, "balance"), counted(verification.actions, "action")
+    lines.append(f"Verified {balances} against {actions}: {verdict}")
     return "\n".join(lines)
 
 
@@ -192,4 +194,4 @@ def _gap_lines(verification: Verification) -> list[str]:
         "lie across a time of which actions were never read": unread,
         "have no action: edits and expiries in Pepper, or actions from before coverage was recorded": others,
     }
-    return [f"{count:,} balance changes {reason}" for reason, count in reasons.items() if count]
+    return [f"{counted(count, 'balance change')} {reason}" for reason, count in reasons.items() if count]

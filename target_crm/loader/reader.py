@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from singer_sdk.io_base import GenericSingerReader, SingerMessageType
 
 from target_crm.errors import InputError
+from target_crm.loader.malformed import why_malformed
 from target_crm.records import values
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class MessageReader(GenericSingerReader[str]):
                 message = self.deserialize_json(line)
                 handler = handlers[message["type"]]
             except ValueError:
-                self._on_malformed(_as_text(line), "the line is not a Singer message")
+                self._on_malformed(_as_text(line), why_malformed(line))
                 continue
             except KeyError:
                 self._on_malformed(_as_text(line), "the message is of an unknown type")

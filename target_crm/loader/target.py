@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -28,8 +27,10 @@ from pepper_runtime.cli import SIGNAL_EXIT_CODE, discard_stdout, run_cli
 from pepper_runtime.plugin import Plugin
 from pepper_runtime.progress import display
 from pepper_runtime.settings import hide
+from pepper_runtime.wording import counted
 from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError, WarehouseError
+from target_crm.loader import malformed
 from target_crm.loader.activations import SafeActivations
 from target_crm.loader.batcher import Batch, Batcher
 from target_crm.loader.metrics import RunMetrics
@@ -56,14 +57,8 @@ if TYPE_CHECKING:
 BATCH_BYTES_MAX = 20 * 1024 * 1024
 # A stream with fewer records fails only if all of them are quarantined.
 REJECTED_READ_MIN = 100
-_STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
-# Members with simple values may stand before it: inside a record, there is `"record": {` before.
-_STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
-# What a message has depends on its type. Types in a JSON Schema are lower-case.
-_MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')
-# Another message in the same line: an object that is no value. Inside a text, its quotes would be escaped.
-_NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')
-_NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
+# What drivers say of a table with too many columns.
+_TOO_WIDE = re.compile("too (many|large|big|wide|long)|row size|exceeds", re.IGNORECASE)
 
 
 class TargetCrm(Plugin, Target):
@@ -202,7 +197,7 @@ class TargetCrm(Plugin, Target):
     def _refuse_losses(self) -> None:
         """End the run as a failure if records were not loaded, too many were quarantined, or rows would be deleted."""
         problems = [
-            f"stream {name!r}: {stopped.skipped:,} records were not loaded: {stopped.reason}"
+            f"stream {name!r}: did not load {counted(stopped.skipped, 'record')}: {stopped.reason}"
             for name, stopped in self._stopped.items()
         ]
         if failed := self._quarantined_streams():
@@ -236,7 +231,7 @@ class TargetCrm(Plugin, Target):
                 read[name] += count
                 lost[name] += count
         failed = [
-            f"{count:,} of {read[stream]:,} records of {stream}"
+            f"{count:,} of {counted(read[stream], 'record')} of {stream}"
             for stream, count in lost.items()
             if count and (count == read[stream] or (read[stream] >= REJECTED_READ_MIN and count > most * read[stream]))
         ]
@@ -302,8 +297,8 @@ class TargetCrm(Plugin, Target):
                 except ConnectionLost:
                     raise
                 except WarehouseError as error:
-                    # Some errors of drivers mean that it has too many columns.
-                    columns = f" ({len(sink.table.columns):,} columns)" if error.__cause__ else ""
+                    is_too_wide = error.__cause__ and _TOO_WIDE.search(str(error))
+                    columns = f" ({counted(len(sink.table.columns), 'column')})" if is_too_wide else ""
                     self._stop(message_dict["stream"], f"{error}{columns}")
                     return
             self.writer.add_stream(sink.stream, sink.table.name)
@@ -389,7 +384,8 @@ class TargetCrm(Plugin, Target):
                 self.writer.count_ignored_activation(sink.stream)
             else:
                 self._activations.done(sink.stream, stream, version)
-                self.logger.info("%s: activated version %d, %d rows deleted", sink.stream, version, activation.deleted)
+                deleted = counted(activation.deleted, "row")
+                self.logger.info("%s: activated version %d, deleted %s", sink.stream, version, deleted)
             if activation.needs_decision:
                 self._undecided_activations.append(f"{sink.stream}: {activation.ignored}")
 
@@ -462,14 +458,14 @@ class TargetCrm(Plugin, Target):
         Raises:
             InputError: The line is a SCHEMA message, without which no record of its stream can be loaded.
         """
-        message = _decode_leniently(line)
-        streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else _stream_names(line, message)
-        if _is_schema(line, message):
+        message = malformed.decode_leniently(line)
+        streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else malformed.stream_names(line, message)
+        if malformed.is_schema(line, message):
             self._batcher.flush()
             of_stream = f" (stream {streams[0]!r})" if streams else ""
             raise InputError(f"line {self.input_line}: a SCHEMA message that cannot be read{of_stream}: {reason}")
         # Of an unknown stream, it may be any stream's.
-        unsafe = streams if message or _names_its_stream_first(line) else [""]
+        unsafe = streams if message or malformed.names_its_stream_first(line) else [""]
         for stream in unsafe or [""]:
             self._activations.refuse(stream, f"line {self.input_line} could not be read")
         self._unreadable.update(streams)
@@ -486,39 +482,6 @@ class TargetCrm(Plugin, Target):
         if self._fails_on_invalid:
             raise error(rejection.where, {})
         self._batcher.batch.rejections.append(rejection)
-
-
-def _decode_leniently(line: str) -> dict[str, Any]:
-    """The message of a line that is JSON but for NaN or Infinity; empty if there is none."""
-    with suppress(ValueError, RecursionError):
-        message = json.loads(line, parse_int=str, parse_float=str)
-        return message if isinstance(message, dict) else {}
-    return {}
-
-
-def _is_schema(line: str, message: dict[str, Any]) -> bool:
-    """Whether a malformed line is a SCHEMA message, or has one."""
-    if message:
-        return message.get("type") == "SCHEMA"
-    first = _MEMBER.search(line) if line.lstrip().startswith("{") else None
-    if first and (first[1] in ("schema", "key_properties") or first[2] == "SCHEMA"):
-        return True
-    return bool(_NEXT_SCHEMA.search(line))
-
-
-def _stream_names(line: str, message: dict[str, Any]) -> list[str]:
-    """The streams that a malformed line names."""
-    if message:
-        stream = message.get("stream")
-        return [stream] if isinstance(stream, str) and stream else []
-    with suppress(ValueError):
-        return [str(values.from_json(name)) for name in _STREAM_NAME.findall(line)]
-    return []
-
-
-def _names_its_stream_first(line: str) -> bool:
-    """Whether a malformed line belongs to the streams that it names: the first name is not inside a record."""
-    return bool(_STREAM_FIRST.match(line)) and not _NEXT_MESSAGE.search(line)
 
 
 def main() -> NoReturn:

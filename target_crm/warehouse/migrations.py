@@ -37,6 +37,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable, ExecutableDDLElement
 from sqlalchemy.types import JSON, String, TypeDecorator
 
+from pepper_runtime.wording import counted
 from target_crm.engines.registry import adapter_for
 from target_crm.errors import WarehouseError
 from target_crm.records.column_types import Identifier
@@ -340,8 +341,8 @@ def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -
     is_null = or_(*(old.c[key].is_(None) if key in old.c else true() for key in keys), false())
     if count := connection.scalar(select(func.count()).select_from(old).where(is_null)):
         raise WarehouseError(
-            f"table {old.name!r}: {count:,} rows have no value for the new key {list(keys)}: set it or delete them, or "
-            "rename the stream by a map"
+            f"table {old.name!r}: the new key {list(keys)} has no value in {counted(count, 'row')}: set one, "
+            "delete what lacks it, or rename the stream by a map"
         )
     if keys:
         rows = connection.scalar(select(func.count()).select_from(old)) or 0

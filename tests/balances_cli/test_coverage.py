@@ -86,7 +86,7 @@ def test_verify_succeeds_where_the_ledger_is_complete(balances: Callable[..., tu
         "1 balance changes have no action, such as edits and expiries in Pepper: no drift",
         "Actions are complete from 2026-10-01 00:00 to 2026-10-12 00:00 UTC.",
         "The ledger begins there: totals count from then on, and balances include what was before.",
-        "Verified 1 balances against 2 actions: OK",
+        "Verified 1 balance against 2 actions: OK",
     ]
 
 
@@ -99,7 +99,7 @@ def test_a_ledger_of_an_older_version_does_not_fail(balances: Callable[..., tupl
         "1 balance changes have no action: edits and expiries in Pepper, or actions from before coverage was recorded",
         "Actions are complete from 2026-10-01 00:00 to 2026-10-10 00:00 UTC.",
         "Coverage is not recorded before 2026-10-01 00:00 UTC: an older version loaded the actions before.",
-        "Verified 1 balances against 2 actions: OK",
+        "Verified 1 balance against 2 actions: OK",
     ]
 
 

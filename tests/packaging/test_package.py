@@ -86,5 +86,5 @@ def test_the_wheel_runs_in_a_separate_environment(packages: tuple[Path, Path], t
     assert all(path.startswith(str(tmp_path)) for path in where.split())
     assert json.loads(run("tap-pepper", "--about", "--format=json"))["version"] == "0.1.0"
     assert run("target-crm", "--config", "ENV", stdin=THREE_LINES.read_text()) == '{"bookmarks":{}}\n'
-    assert "Verified 1 balances against 1 actions: OK" in run("crm-balances", "verify")
+    assert "Verified 1 balance against 1 action: OK" in run("crm-balances", "verify")
     assert query(f"sqlite:///{tmp_path / 'crm.db'}", "SELECT award_id, points FROM award_balances") == [("w1", 2)]

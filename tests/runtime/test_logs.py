@@ -60,7 +60,7 @@ def test_text_logs_omit_metrics_and_end_each_stream_with_a_summary(sandbox: Sand
     assert code == 0
     assert "METRIC" not in stderr
     assert "Parsing" not in stderr
-    assert [line for line in stderr.splitlines() if "perks: done, 4 records from 1 pages" in line]
+    assert [line for line in stderr.splitlines() if "perks: done, 4 records from 1 page" in line]
 
 
 def test_environment_and_config_file_choose_the_log_format(tmp_path: Path) -> None:

@@ -374,6 +374,18 @@ def test_an_empty_environment_variable_counts_as_unset(
     assert query(sqlite_url, "SELECT count(payload) FROM actions") == [(1,)]
 
 
+def test_spaces_around_an_environment_variable_that_is_no_text_are_ignored(
+    main: Main, monkeypatch: pytest.MonkeyPatch, sqlite_url: str
+) -> None:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
+    for name, value in {"STORE_PAYLOAD": " TRUE ", "HARD_DELETE": "no\n", "BATCH_SIZE_ROWS": " 7 "}.items():
+        monkeypatch.setenv(f"TARGET_CRM_{name}", value)
+
+    assert main("--config", "ENV", messages=f"{ACTIONS}\n{action('a1')}\n") == 0
+
+    assert query(sqlite_url, "SELECT count(payload) FROM actions") == [(1,)]
+
+
 @pytest.mark.parametrize(
     "name", ["port", "batch_size_rows", "hard_delete", "max_rejected_fraction", "stream_maps", "options"]
 )

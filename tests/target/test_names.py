@@ -288,7 +288,7 @@ def test_a_table_that_a_view_has_replaced_stops_its_stream(warehouse_url: str) -
     execute(warehouse_url, "ALTER TABLE people RENAME TO persons")
     execute(warehouse_url, "CREATE VIEW people AS SELECT * FROM persons")
 
-    with pytest.raises(WarehouseError, match="stream 'people': 1 records were not loaded: table 'people' is a view"):
+    with pytest.raises(WarehouseError, match="stream 'people': did not load 1 record: table 'people' is a view"):
         load(warehouse_url, lines)
 
     assert query(warehouse_url, "SELECT id FROM persons") == [("1",)]

@@ -126,8 +126,22 @@ def test_messages_are_passed_on_in_order_and_counted() -> None:
         pytest.param('["RECORD"]', "the line is not a Singer message", id="a-list"),
         pytest.param('{"kind":"RECORD"}', "the line is not a Singer message", id="no-type"),
         pytest.param('{"type":["RECORD"]}', "the line is not a Singer message", id="type-is-not-text"),
-        pytest.param('{"type":"RECORD","n":NaN}', "the line is not a Singer message", id="NaN"),
-        pytest.param('{"type":"RECORD","s":"\\ud800"}', "the line is not a Singer message", id="unpaired-surrogate"),
+        pytest.param(
+            '{"type":"RECORD","n":NaN}',
+            "the line is not a Singer message: it has NaN, which is not a JSON number",
+            id="NaN",
+        ),
+        pytest.param(
+            '{"type":"RECORD","n":[1,-Infinity]}',
+            "the line is not a Singer message: it has -Infinity, which is not a JSON number",
+            id="infinity",
+        ),
+        pytest.param(
+            '{"type":"RECORD","s":"\\ud800"}',
+            "the line is not a Singer message: a text of it has half of a surrogate pair",
+            id="unpaired-surrogate",
+        ),
+        pytest.param('{"kind":"RECORD","s":"\\ud83d\\ude00"}', "the line is not a Singer message", id="surrogates"),
         pytest.param(
             '{"type":"RECORD","n":1e99999999999999999999}', "the line is not a Singer message", id="huge-exponent"
         ),
@@ -160,5 +174,7 @@ def test_invalid_utf_8_and_nul_are_replaced_in_a_malformed_line(pipe: tuple[int,
     with os.fdopen(reading, closefd=False) as source:
         calls.read(source)
 
-    assert calls.malformed == [(1, '{"type":"STATE","value":"��"}', "the line is not a Singer message")]
+    assert calls.malformed == [
+        (1, '{"type":"STATE","value":"��"}', "the line is not a Singer message: it is not UTF-8")
+    ]
     assert [message["value"] for message in calls.messages] == [2]

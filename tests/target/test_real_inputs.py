@@ -220,7 +220,8 @@ def test_records_that_cannot_be_read_count_for_their_stream(sqlite_url: str) -> 
     [
         pytest.param(
             '{"type": "SCHEMA", "stream": "s", "schema": {"properties": {"n": {"maximum": Infinity}}}}',
-            "line 1: a SCHEMA message that cannot be read (stream 's'): the line is not a Singer message",
+            "line 1: a SCHEMA message that cannot be read (stream 's'): the line is not a Singer message: "
+            "it has Infinity, which is not a JSON number",
             id="infinity",
         ),
         pytest.param(
@@ -241,7 +242,8 @@ def test_records_that_cannot_be_read_count_for_their_stream(sqlite_url: str) -> 
         pytest.param(
             '{"key_properties": ["id"], "schema": {"properties": {"n": {"type": "number", "maximum": NaN}}}, '
             '"stream": "s", "type": "SCHEMA"}',
-            "line 1: a SCHEMA message that cannot be read (stream 's'): the line is not a Singer message",
+            "line 1: a SCHEMA message that cannot be read (stream 's'): the line is not a Singer message: "
+            "it has NaN, which is not a JSON number",
             id="type-at-the-end",
         ),
         pytest.param(

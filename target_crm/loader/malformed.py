@@ -1,0 +1,69 @@
+"""Pure: what can be said of a line that is not a Singer message."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from typing import Any
+
+from target_crm.records import values
+
+_STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
+# Members with simple values may stand before it: inside a record, there is `"record": {` before.
+_STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
+# What a message has depends on its type. Types in a JSON Schema are lower-case.
+_MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')
+# Another message in the same line: an object that is no value. Inside a text, its quotes would be escaped.
+_NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')
+_NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
+
+
+def why_malformed(line: bytes) -> str:
+    """The reason for the quarantine of a line that is not a message."""
+    constants: list[str] = []
+    found = ""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        found = ": it is not UTF-8"
+    with suppress(ValueError, RecursionError):
+        message = json.loads(line, parse_constant=constants.append)
+        if constants:
+            found = f": it has {constants[0]}, which is not a JSON number"
+        elif re.search("[\ud800-\udfff]", json.dumps(message, ensure_ascii=False)):
+            found = ": a text of it has half of a surrogate pair"
+    return f"the line is not a Singer message{found}"
+
+
+def decode_leniently(line: str) -> dict[str, Any]:
+    """The message of a line that is JSON but for NaN, Infinity or a lone surrogate; empty if there is none."""
+    with suppress(ValueError, RecursionError):
+        message = json.loads(line, parse_int=str, parse_float=str)
+        return message if isinstance(message, dict) else {}
+    return {}
+
+
+def is_schema(line: str, message: dict[str, Any]) -> bool:
+    """Whether a malformed line is a SCHEMA message, or has one."""
+    if message:
+        return message.get("type") == "SCHEMA"
+    first = _MEMBER.search(line) if line.lstrip().startswith("{") else None
+    if first and (first[1] in ("schema", "key_properties") or first[2] == "SCHEMA"):
+        return True
+    return bool(_NEXT_SCHEMA.search(line))
+
+
+def stream_names(line: str, message: dict[str, Any]) -> list[str]:
+    """The streams that a malformed line names."""
+    if message:
+        stream = message.get("stream")
+        return [stream] if isinstance(stream, str) and stream else []
+    with suppress(ValueError):
+        return [str(values.from_json(name)) for name in _STREAM_NAME.findall(line)]
+    return []
+
+
+def names_its_stream_first(line: str) -> bool:
+    """Whether a malformed line belongs to the streams that it names: the first name is not inside a record."""
+    return bool(_STREAM_FIRST.match(line)) and not _NEXT_MESSAGE.search(line)
