@@ -190,8 +190,8 @@ def _gap_lines(verification: Verification) -> list[str]:
     covered, unread = verification.covered_gaps, verification.unread_gaps
     others = verification.gaps.differing - covered - unread
     reasons = {
-        "have no action, such as edits and expiries in Pepper: no drift": covered,
-        "lie across a time of which actions were never read": unread,
-        "have no action: edits and expiries in Pepper, or actions from before coverage was recorded": others,
+        "without an action, such as edits and expiries in Pepper: no drift": covered,
+        "across a time of which actions were never read": unread,
+        "without an action: edits and expiries in Pepper, or actions before coverage was recorded": others,
     }
     return [f"{counted(count, 'balance change')} {reason}" for reason, count in reasons.items() if count]

@@ -62,8 +62,8 @@ def test_verify_fails_for_a_hole_and_says_where(balances: Callable[..., tuple[in
 
     assert exit_code == 1
     assert output.splitlines()[-4:] == [
-        "2 balance changes have no action, such as edits and expiries in Pepper: no drift",
-        "1 balance changes lie across a time of which actions were never read",
+        "2 balance changes without an action, such as edits and expiries in Pepper: no drift",
+        "1 balance change across a time of which actions were never read",
         HOLE,
         "Verified 2 balances against 5 actions: INCOMPLETE, run crm-balances coverage",
     ]
@@ -83,7 +83,7 @@ def test_verify_succeeds_where_the_ledger_is_complete(balances: Callable[..., tu
 
     assert exit_code == 0
     assert output.splitlines()[-4:] == [
-        "1 balance changes have no action, such as edits and expiries in Pepper: no drift",
+        "1 balance change without an action, such as edits and expiries in Pepper: no drift",
         "Actions are complete from 2026-10-01 00:00 to 2026-10-12 00:00 UTC.",
         "The ledger begins there: totals count from then on, and balances include what was before.",
         "Verified 1 balance against 2 actions: OK",
@@ -96,7 +96,7 @@ def test_a_ledger_of_an_older_version_does_not_fail(balances: Callable[..., tupl
 
     assert exit_code == 0
     assert output.splitlines()[-4:] == [
-        "1 balance changes have no action: edits and expiries in Pepper, or actions from before coverage was recorded",
+        "1 balance change without an action: edits and expiries in Pepper, or actions before coverage was recorded",
         "Actions are complete from 2026-10-01 00:00 to 2026-10-10 00:00 UTC.",
         "Coverage is not recorded before 2026-10-01 00:00 UTC: an older version loaded the actions before.",
         "Verified 1 balance against 2 actions: OK",
