@@ -6,6 +6,7 @@ part: after a failed transaction it is called again, while the reader may be fil
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from target_crm.records.schemas import Stored
     from target_crm.settings import Settings
     from target_crm.warehouse.connection import Warehouse
+
+logger = logging.getLogger("target-crm")
 
 Row = tuple[Any, ...]
 Message = Mapping[str, Any]
@@ -257,6 +260,7 @@ class TableSink(StreamSink):
     """Properties that get no column."""
     fixed_table: str | None = None
     """The name of the table, where it does not depend on what else the warehouse has."""
+    _appends_deletions = False
 
     def __init__(
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
@@ -307,12 +311,20 @@ class TableSink(StreamSink):
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
         """A row of the stream's table."""
-        return self.shape.row(
+        row = self.shape.row(
             record,
             extracted_at=self._extracted_at(message),
             loaded_at=loaded_at,
             version=values.table_version(message.get("version")),
         )
+        # `_sdc_deleted_at` is the last column.
+        if row[-1] is not None and not self.shape.keys and not self._appends_deletions:
+            self._appends_deletions = True
+            logger.warning(
+                "%s: the stream has no key, so no row can be marked as deleted: records of deletions are appended",
+                self.stream,
+            )
+        return row
 
     def present_keys(self, record: dict[str, Any], message: Message) -> list[Row]:
         """Key and version, where both can be read."""
@@ -360,8 +372,7 @@ class TableSink(StreamSink):
         self.merge_balances(connection)
         for statement in staging.replace(table, staged):
             adapter.execute(connection, statement)
-        # `_sdc_deleted_at` is the last column.
-        if self.context.settings.hard_delete and any(row[-1] is not None for row in step.rows):
+        if self.shape.keys and self.context.settings.hard_delete and any(row[-1] is not None for row in step.rows):
             adapter.execute(connection, table.delete().where(table.c[DELETED_AT].is_not(None)))
         # A user's column may round a value, which then differs from the stored one.
         current = max(applied, connection.scalar(staging.count_same(table, staged)) or 0)

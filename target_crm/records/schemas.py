@@ -112,6 +112,7 @@ class Kind:
 IDENTIFIER = Kind(Identifier(), values.identifier)
 KEY = Kind(Identifier(), values.key_text)
 KEY_DOUBLE = Kind(Number, partial(values.key_number, convert=values.double))
+KEY_WHOLE_DOUBLE = Kind(BigInteger(), partial(values.key_number, convert=values.whole_double))
 KEY_INSTANT = Kind(Instant(), values.key_instant)
 POINTS = Kind(Points(), values.points)
 INSTANT = Kind(Instant(), values.instant)
@@ -253,7 +254,7 @@ class Shape:
         existing = {name: stored[column] for name, column in columns.items() if name not in fixed and column in stored}
         kinds |= {name: _fitted(kinds[name], column, limits) for name, column in existing.items() if name in kinds}
         # Only now, because a key has a kind of its own even in a column that holds more.
-        kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, limits)
+        kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, existing, limits)
         if limits.sizes:
             kinds |= {name: _sized(kinds[name], column) for name, column in existing.items()}
         required = {*key_properties, *filter(_is_text, word(schema, "required") or ())}
@@ -357,20 +358,27 @@ class Shape:
         return {*(field.property for field in self.fields), DELETED_AT}
 
 
-def _key_kinds(kinds: Mapping[str, Kind | None], limits: TableLimits) -> dict[str, Kind]:
-    """The kinds of the parts of a key, given those that they would have outside of it."""
+def _key_kinds(
+    kinds: Mapping[str, Kind | None], existing: Mapping[str, Stored], limits: TableLimits
+) -> dict[str, Kind]:
+    """The kinds of the parts of a key, given those that they would have outside of it, and the existing columns."""
     texts = [name for name, kind in kinds.items() if kind in {None, TEXT, ANY_TEXT, JSON, INSTANT_OR_TEXT}]
     chars_max = ID_CHARS_MAX
     if texts and limits.key_bytes:
         bytes_max = limits.key_bytes - _KEY_VALUE_BYTES * (len(kinds) - len(texts))
         chars_max = min(chars_max, bytes_max // _CHARACTER_BYTES // len(texts))
     text = KEY if chars_max == ID_CHARS_MAX else key_kind(chars_max)
-    others = {name: _key_kind(kind, limits) for name, kind in kinds.items() if kind and name not in texts}
+    others = {
+        name: _key_kind(kind, existing.get(name), limits) for name, kind in kinds.items() if kind and name not in texts
+    }
     return dict.fromkeys(texts, text) | others
 
 
-def _key_kind(kind: Kind, limits: TableLimits) -> Kind:
+def _key_kind(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
     """The kind of a part of a key that is no text. A value is invalid if the column would change it."""
+    if kind is INTEGER and stored and stored.kind == "number" and limits.decimal_digits is not None:
+        # An earlier schema had numbers, so the column has doubles.
+        return KEY_WHOLE_DOUBLE
     if kind is WHOLE and limits.decimal_digits == 0:
         # They are doubles beyond 64 bits.
         return INTEGER

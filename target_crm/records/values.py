@@ -310,6 +310,11 @@ def double(value: Any) -> Decimal:
     return Decimal(nearest) if nearest.is_integer() else Decimal(repr(nearest))
 
 
+def whole_double(value: Any) -> Decimal:
+    """A whole number of 64 bits as a column of doubles gives it back."""
+    return double(integer(value))
+
+
 def key_number(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
     """A part of a key, which its column returns unchanged. Otherwise, two keys might become one."""
     result = convert(value)

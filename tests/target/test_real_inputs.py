@@ -525,6 +525,18 @@ def test_a_deletion_keeps_the_values_of_the_record_before_it(
     assert [(value, bool(is_deleted)) for value, is_deleted in found] == expected
 
 
+@pytest.mark.parametrize("hard_delete", [False, True])
+def test_deletions_of_a_stream_without_a_key_are_appended_with_one_warning(
+    sqlite_url: str, hard_delete: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    deletions = [record("s", {"n": number, "_sdc_deleted_at": "2026-11-01T00:00:00Z"}) for number in (1, 2)]
+
+    load(sqlite_url, [schema("s", {"n": INTEGER}), record("s", {"n": 1}), *deletions], hard_delete=hard_delete)
+
+    assert query(sqlite_url, "SELECT n, _sdc_deleted_at IS NULL FROM s ORDER BY n, 2") == [(1, 0), (1, 1), (2, 0)]
+    assert caplog.text.count("s: the stream has no key, so no row can be marked as deleted") == 1
+
+
 def test_an_older_deletion_changes_nothing_and_counts_as_superseded(sqlite_url: str) -> None:
     keyed = schema("s", {"id": INTEGER, "v": TEXT}, "id")
     older = record("s", {"id": 1, "_sdc_deleted_at": "2026-11-01T00:00:00Z"}, at="2026-10-01T00:00:00Z")

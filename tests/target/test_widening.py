@@ -76,6 +76,22 @@ def check_widening(url: str) -> None:
     assert set(empty) == {None}
 
 
+def test_an_integer_key_in_a_column_of_doubles_is_exact_or_quarantined(warehouse_url: str) -> None:
+    largest = 2**53
+    numbers, integers = (schema("k", {"id": kind}, "id") for kind in (NUMBER, INTEGER))
+    load(warehouse_url, [numbers, record("k", {"id": 1})])
+
+    load(warehouse_url, [integers, *(record("k", {"id": largest + more}) for more in (0, 1, 2, 3))])
+
+    stored = [int(key) - largest for (key,) in query(warehouse_url, "SELECT id FROM k WHERE id > 1 ORDER BY id")]
+    reasons = [reason for (reason,) in query(warehouse_url, "SELECT reason FROM rejected_records")]
+    if warehouse_url.startswith("postgresql"):
+        assert (stored, reasons) == ([0, 1, 2, 3], [])
+    else:
+        assert stored == [0, 2]
+        assert reasons == ["id has more digits than its column keeps, expected no more in a key"] * 2
+
+
 def test_a_column_is_widened_and_keeps_its_values(warehouse_url: str) -> None:
     check_widening(warehouse_url)
 
