@@ -310,12 +310,12 @@ def double(value: Any) -> Decimal:
     return Decimal(nearest) if nearest.is_integer() else Decimal(repr(nearest))
 
 
-def whole_double(value: Any) -> Decimal:
+def whole_double(value: Any) -> int:
     """A whole number of 64 bits as a column of doubles gives it back."""
-    return double(integer(value))
+    return int(float(integer(value)))
 
 
-def key_number(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
+def key_number(value: Any, convert: Callable[[Any], _T]) -> _T:
     """A part of a key, which its column returns unchanged. Otherwise, two keys might become one."""
     result = convert(value)
     if result != value:
