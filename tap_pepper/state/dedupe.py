@@ -13,8 +13,10 @@ from tap_pepper.windows import is_at_or_after
 
 RECENT_ROWS_MAX: Final = 2000
 """Rows remembered between runs: the newest. Older ones are emitted again, which is harmless."""
-SAMPLE_KEYS_MAX: Final = 256
+SAMPLE_KEYS_MAX: Final = 1024
 """Keys in a sample of a complete read."""
+SAMPLE_CHARS: Final = 6
+"""The characters of a key's digest in a sample: 36 bits, so that two of its keys hardly ever have the same."""
 
 
 class RecentRows:
@@ -66,18 +68,22 @@ class KeySample:
 
     The sample consists of the keys with the smallest hashes. It does not depend on the order of rows, and two reads of
     the same rows give the same sample.
+
+    In the STATE this is one string of concatenated digests; it used to be a list of longer ones.
     """
 
     def __init__(self, earlier: object = None) -> None:
-        earlier = earlier if isinstance(earlier, list) else []
-        self._earlier = {key_digest for key_digest in earlier if isinstance(key_digest, str)}
+        if isinstance(earlier, str):
+            earlier = [earlier[start : start + SAMPLE_CHARS] for start in range(0, len(earlier), SAMPLE_CHARS)]
+        known = earlier if isinstance(earlier, list) else []
+        self._earlier = {each[:SAMPLE_CHARS] for each in known if isinstance(each, str)}
         self._missing = set(self._earlier)
         self._largest_first: list[_Reversed] = []
         self._sample: set[str] = set()
 
     def add(self, key: object) -> None:
         """Note a row's key; adding a key twice changes nothing."""
-        key_digest = digest(key)
+        key_digest = digest(key)[:SAMPLE_CHARS]
         self._missing.discard(key_digest)
         if key_digest in self._sample:
             return
@@ -100,9 +106,9 @@ class KeySample:
         """Whether this read has certainly all rows of the previous one; False if there were too many to know."""
         return not self._missing and len(self._earlier) < SAMPLE_KEYS_MAX
 
-    def to_state(self) -> list[str]:
+    def to_state(self) -> str:
         """Return the sample, for the next complete read."""
-        return sorted(self._sample)
+        return "".join(sorted(self._sample))
 
 
 class _Reversed(str):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tap_pepper.raw_json import DIGEST_CHARS
-from tap_pepper.state.dedupe import RECENT_ROWS_MAX, SAMPLE_KEYS_MAX, KeySample, RecentRows
+from tap_pepper.raw_json import DIGEST_CHARS, digest
+from tap_pepper.state.dedupe import RECENT_ROWS_MAX, SAMPLE_CHARS, SAMPLE_KEYS_MAX, KeySample, RecentRows
 
 SINCE, RECENT, OLD = "2026-10-01T11:55:00.000Z", "2026-10-01T11:56:00.000Z", "2026-10-01T11:00:00.000Z"
 ROW = {"_id": "a", "points": Decimal("0.25"), "name": "Tom Jones"}
@@ -93,11 +93,20 @@ def test_a_key_sample_gives_the_exact_missing_fraction_of_a_short_list(before: s
     assert second.missing_fraction == expected
 
 
+def test_a_key_sample_of_an_earlier_version_is_read() -> None:
+    sample = KeySample([digest(key) for key in range(4)])
+    for key in range(3):
+        sample.add(key)
+    assert (sample.missing_fraction, sample.has_all_known) == (0.25, False)
+    sample.add(3)
+    assert sample.has_all_known
+
+
 def test_a_key_sample_estimates_the_missing_fraction_of_a_long_list() -> None:
     first = KeySample()
     for key in range(20_000):
         first.add(key)
-    assert len(first.to_state()) == SAMPLE_KEYS_MAX
+    assert len(first.to_state()) == SAMPLE_KEYS_MAX * SAMPLE_CHARS
     second = KeySample(first.to_state())
     for key in range(6_000, 30_000):
         second.add(key)

@@ -878,9 +878,11 @@ def test_a_read_that_was_killed_after_some_rows_leaves_none_that_is_never_delete
 
 
 def test_a_list_too_long_for_its_sample_activates_a_version_that_two_reads_had() -> None:
-    perks = sorted(({"_id": f"perk-{number}"} for number in range(300)), key=lambda perk: digest(to_json(perk["_id"])))
+    perks = sorted(({"_id": f"perk-{number}"} for number in range(1100)), key=lambda perk: digest(to_json(perk["_id"])))
     # The last one is not in the sample.
-    walks = [dated(*perks[:count], at=f"12:00:{second}") for second, count in enumerate([300, 300, 299, 299], start=10)]
+    walks = [
+        dated(*perks[:count], at=f"12:00:{second}") for second, count in enumerate([1100, 1100, 1099, 1099], start=10)
+    ]
     activated = [dict(versions(run, "perks")).get("ACTIVATE_VERSION") for run in read_perks(*walks)]
     assert activated == [None, NOON_MS + 10_000, NOON_MS + 10_000, NOON_MS + 12_000]
 
