@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
 from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import Coverage, coverage_in, read_coverage
-from target_crm.records.coverage import Interval, between, union
+from target_crm.records.coverage import read_times
 from target_crm.sql import balances
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlalchemy import Connection, RowMapping, Table
 
-    from target_crm.records.coverage import MerchantCoverage
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
@@ -27,8 +23,6 @@ logger = logging.getLogger("crm-balances")
 
 # How many awards a check names; it counts them all.
 EXAMPLES_MAX = 20
-# How many holes are considered when gaps are classified.
-HOLES_MAX = 100
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
     stored = connection.execute(counts).one()
     awards, actions = stored.award_count, stored.action_count
     logger.info("Verifying %s against %s …", counted(awards, "balance"), counted(actions, "action"))
-    read = _read_times(read_coverage(connection, tables))
+    read = read_times(read_coverage(connection, tables))
     found = connection.execute(balances.differences(tables, EXAMPLES_MAX, read)).mappings().all()
     drifted = [_example(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
     gaps = [_example(row, "award_id", "gaps", "gap_at") for row in found if row["gaps"]]
@@ -107,20 +101,6 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
         coverage=coverage_in(connection, tables),
         ledger_rows=count_rows(connection, tables.actions),
     )
-
-
-def _read_times(merchants: Sequence[MerchantCoverage]) -> balances.ReadTimes:
-    """What was read of all merchants together: an award does not name its merchant."""
-    holes = union(chain.from_iterable(each.holes for each in merchants))
-    if len(holes) > HOLES_MAX:
-        # The length of a statement is limited.
-        holes = [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]
-    if not all(each.intervals for each in merchants) or not merchants:
-        return balances.ReadTimes(holes=tuple(holes))
-    after = max(each.intervals[0].after for each in merchants)
-    until = min(each.intervals[-1].until for each in merchants)
-    covered = between(holes, Interval(after, until)) if after < until else []
-    return balances.ReadTimes(tuple(covered), tuple(holes))
 
 
 def compare_totals(connection: Connection, tables: Tables) -> list[Check]:

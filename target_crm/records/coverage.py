@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 STREAM = "actions"
 REPLICATION_KEY = "when_timestamp"
+# How many holes are considered when changes without an action are classified.
+HOLES_MAX = 100
 
 
 class Interval(NamedTuple):
@@ -93,6 +95,16 @@ def claims_of(state: Mapping[str, Any]) -> Claims:
     return {}
 
 
+def overlaps(start: Any, end: Any, interval: Interval) -> Any:
+    """Whether the time from start to end has a part of an interval in it. Also of SQL expressions."""
+    return (start < interval.until) & (end > interval.after)
+
+
+def is_inside(start: Any, end: Any, interval: Interval) -> Any:
+    """Whether the time from start to end is in an interval as a whole. Also of SQL expressions."""
+    return (start >= interval.after) & (end <= interval.until)
+
+
 @dataclass(frozen=True)
 class MerchantCoverage:
     """What was read of one merchant.
@@ -124,6 +136,28 @@ def summarize(claims: Mapping[Scope, Collection[Interval]]) -> list[MerchantCove
         )
         for merchant in sorted({scope.merchant for scope, each in claims.items() if union(each)})
     ]
+
+
+@dataclass(frozen=True)
+class ReadTimes:
+    """Of which times the actions were read, and the holes between them."""
+
+    covered: tuple[Interval, ...] = ()
+    holes: tuple[Interval, ...] = ()
+
+
+def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:
+    """What was read of all merchants: it is not known which award is whose."""
+    holes = union(chain.from_iterable(each.holes for each in merchants))
+    if len(holes) > HOLES_MAX:
+        # SQL has no room for any number of them.
+        holes = [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]
+    if not all(each.intervals for each in merchants) or not merchants:
+        return ReadTimes(holes=tuple(holes))
+    after = max(each.intervals[0].after for each in merchants)
+    until = min(each.intervals[-1].until for each in merchants)
+    covered = between(holes, Interval(after, until)) if after < until else []
+    return ReadTimes(tuple(covered), tuple(holes))
 
 
 def _summarize(merchant: str, read: Claims) -> MerchantCoverage:

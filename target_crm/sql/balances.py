@@ -5,6 +5,7 @@ balance. `union` combines two partials:
 
 - `points` is a register: the newest observation wins. At the same instant an action wins over a snapshot, and of two
   actions the one with the greater id.
+- `opening` is a register, too: the balance before the oldest action, or that of the snapshot if there is no action.
 - Totals and counts are sums, so each action must be counted once: callers pass the rows that this transaction inserted
   into the ledger.
 
@@ -16,7 +17,6 @@ Statements are cached per table: building one takes longer than executing a smal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from sqlalchemy import (
 )
 
 from target_crm.records.column_types import Identifier, Instant, Points
+from target_crm.records.coverage import Interval, ReadTimes, is_inside, overlaps
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
 from target_crm.sql.functions import exact, exact_sum, row_number
 from target_crm.sql.staging import Merge, Replacement, RowUpdate
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
     from sqlalchemy.sql.functions import FunctionElement
 
-    from target_crm.records.coverage import Interval
     from target_crm.sql.tables import Tables
 
     Columns = Mapping[str, ColumnElement[Any]] | ReadOnlyColumnCollection[str, Any]
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # Columns that never change during the life of an award.
 _OWNER = ("user_id", "perk_id")
 # Columns of a partial that a snapshot fills.
-_SNAPSHOT_COLUMNS = (*_OWNER, "points", "as_of", "as_of_source", "updated_at")
+_SNAPSHOT_COLUMNS = (*_OWNER, "points", "as_of", "as_of_source", "updated_at", "opening")
 # Total → the effect of the actions that it sums, and their delta column.
 _TOTALS = {
     "earned_total": ("earned", "points_added"),
@@ -70,14 +70,6 @@ _AWARD = literal_column("'award'", Identifier())
 
 # Gaps of all kinds; those across a hole in what was read; those at a time of which everything was read.
 GAPS = ("gaps", "unread_gaps", "covered_gaps")
-
-
-@dataclass(frozen=True)
-class ReadTimes:
-    """Of which times the actions were read, and the holes between them."""
-
-    covered: tuple[Interval, ...] = ()
-    holes: tuple[Interval, ...] = ()
 
 
 _NOTHING_READ = ReadTimes()
@@ -102,15 +94,13 @@ def partials_from_actions(
         return function.over(partition_by=actions.c.award_id, order_by=order)
 
     needed = ("award_id", *_OWNER, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
-    before = {
-        "points_before": over_newest_first(func.lead(actions.c.points_available)),
-        "before_at": over_newest_first(func.lead(actions.c.occurred_at)),
-    }
+    points_before = over_newest_first(func.lead(actions.c.points_available))
     ranked = (
         select(*(actions.c[name] for name in (*needed, *(column for _, column in _TOTALS.values()))))
         .add_columns(
             over_newest_first(row_number()).label("rank"),
-            *(column.label(name) for name, column in before.items() if chained),
+            over_newest_first(func.lead(actions.c.occurred_at)).label("before_at"),
+            *([points_before.label("points_before")] if chained else []),
         )
         .where(actions.c.effect.is_not(None), *which)
         .subquery("ranked")
@@ -119,6 +109,9 @@ def partials_from_actions(
 
     def of_newest(column: ColumnElement[Any]) -> ColumnElement[Any]:
         return func.max(case((r.rank == 1, column)))
+
+    def of_oldest(column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return func.max(case((r.before_at.is_(None), column)))
 
     return select(
         r.award_id,
@@ -133,23 +126,31 @@ def partials_from_actions(
         func.min(r.occurred_at).label("first_action_at"),
         func.max(r.occurred_at).label("last_action_at"),
         func.max(r.loaded_at).label("updated_at"),
+        of_oldest(r.action_id).label("first_action_id"),
+        of_oldest(exact(r.points_available - change_of(r))).label("opening"),
         *(_gaps(r, chained) if chained else []),
     ).group_by(r.award_id)
 
 
-def _gaps(actions: Columns, read: ReadTimes) -> list[ColumnElement[Any]]:
-    """Gap counts and newest gap, from actions with the columns `points_before` and `before_at`."""
-    delta = case(
+def change_of(actions: Columns) -> ColumnElement[Any]:
+    """By how much each action changed the balance."""
+    return case(
         (actions["effect"] == literal_column("'earned'"), actions["points_added"]),
         (actions["effect"] == literal_column("'redeemed'"), -actions["points_redeemed"]),
         else_=actions["points_refunded"],
     )
-    is_gap = exact(actions["points_available"] - actions["points_before"]) != delta
+
+
+def _gaps(actions: Columns, read: ReadTimes) -> list[ColumnElement[Any]]:
+    """Gap counts and newest gap, from actions with the columns `points_before` and `before_at`."""
+    is_gap = exact(actions["points_available"] - actions["points_before"]) != change_of(actions)
     before_at, at = actions["before_at"], actions["occurred_at"]
     kinds = {
         "gaps": is_gap,
-        "unread_gaps": and_(is_gap, or_(false(), *(_overlaps(before_at, at, hole) for hole in read.holes))),
-        "covered_gaps": and_(is_gap, or_(false(), *(_is_inside(before_at, at, each) for each in read.covered))),
+        "unread_gaps": and_(is_gap, or_(false(), *(overlaps(before_at, at, _literal(hole)) for hole in read.holes))),
+        "covered_gaps": and_(
+            is_gap, or_(false(), *(is_inside(before_at, at, _literal(each)) for each in read.covered))
+        ),
     }
     return [
         *(
@@ -160,12 +161,8 @@ def _gaps(actions: Columns, read: ReadTimes) -> list[ColumnElement[Any]]:
     ]
 
 
-def _overlaps(start: ColumnElement[Any], end: ColumnElement[Any], interval: Interval) -> ColumnElement[bool]:
-    return and_(start < literal(interval.until, Instant()), end > literal(interval.after, Instant()))
-
-
-def _is_inside(start: ColumnElement[Any], end: ColumnElement[Any], interval: Interval) -> ColumnElement[bool]:
-    return and_(start >= literal(interval.after, Instant()), end <= literal(interval.until, Instant()))
+def _literal(interval: Interval) -> Any:
+    return Interval(*(literal(edge, Instant()) for edge in interval))  # type: ignore[arg-type]
 
 
 def _sums(actions: Columns) -> list[Label[Any]]:
@@ -193,6 +190,8 @@ def partials_from_snapshots(awards: FromClause) -> Select[Any]:
         cast(null(), c.updated_at.type).label("first_action_at"),
         cast(null(), c.updated_at.type).label("last_action_at"),
         c[BATCHED_AT].label("updated_at"),
+        cast(null(), Identifier()).label("first_action_id"),
+        c.points.label("opening"),
     ).where(c.points.is_not(None))
 
 
@@ -212,6 +211,15 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
     is_snapshot, is_action = other["as_of_source"] == _AWARD, one["as_of_source"] == _ACTION
     observed_later = newer("as_of", or_(is_snapshot, and_(is_action, greater_id)))
     acted_later = newer("last_action_at", greater_id)
+    has_no_action = and_(one["first_action_at"].is_(None), other["first_action_at"].is_(None))
+    acted_earlier = or_(
+        other["first_action_at"].is_(None),
+        one["first_action_at"] < other["first_action_at"],
+        and_(
+            one["first_action_at"] == other["first_action_at"],
+            one["first_action_id"] < other["first_action_id"],
+        ),
+    )
 
     def of_newest(name: str) -> ColumnElement[Any]:
         return case((observed_later, one[name]), else_=other[name])
@@ -229,6 +237,8 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
         **{name: func.coalesce(of_newest(name), one[name], other[name]) for name in _OWNER},
         **{name: of_newest(name) for name in ("points", "as_of", "as_of_source")},
         "last_action_id": case((acted_later, one["last_action_id"]), else_=other["last_action_id"]),
+        "first_action_id": case((acted_earlier, one["first_action_id"]), else_=other["first_action_id"]),
+        "opening": case((has_no_action, of_newest("opening")), (acted_earlier, one["opening"]), else_=other["opening"]),
         **{name: exact(sum_of(name)) for name in _TOTALS},
         "action_count": sum_of("action_count"),
         "first_action_at": least("first_action_at"),

@@ -28,7 +28,8 @@ from target_crm.sql.staging import Staged
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import Select
+    from sqlalchemy import ColumnElement, Select
+    from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 WORK_PREFIX = "_crm_"
 # Marks tables that are empty between transactions.
@@ -70,7 +71,8 @@ AWARD_DOCS = {
 VIEW_DOCS = {
     "award_count": "The number of awards.",
     "explained": "earned_total - redeemed_total + refunded_total.",
-    "unexplained": "points - explained: an opening balance, edits in Pepper, or expiries.",
+    "unexplained": "points - explained: the sum of opening and adjusted.",
+    "adjusted": "points - opening - explained: edits in Pepper, expiries, or actions that were not read.",
     "snapshot_points": "The points of the award's snapshot.",
     "snapshot_as_of": "The time of the award's snapshot.",
 }
@@ -208,6 +210,9 @@ class Tables:
                 func.count().label("award_count"),
                 cast(func.sum(balances.action_count), BigInteger).label("action_count"),
                 func.max(balances.as_of).label("as_of"),
+                # New columns come last: PostgreSQL replaces a view only so.
+                exact_sum(balances.opening).label("opening"),
+                exact_sum(adjusted(balances)).label("adjusted"),
             )
             .outerjoin_from(self.award_balances, self.awards, self.awards.c["_id"] == balances.award_id)
             .where(self.awards.c[DELETED_AT].is_(None))
@@ -228,7 +233,18 @@ class Tables:
             balances.as_of_source,
             awards.points.label("snapshot_points"),
             func.coalesce(awards.updated_at, awards[EXTRACTED_AT]).label("snapshot_as_of"),
+            balances.opening,
+            adjusted(balances).label("adjusted"),
         ).select_from(self.award_balances.outerjoin(self.awards, awards["_id"] == balances.award_id))
+
+
+def adjusted(balances: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
+    """The points of a balance that neither its opening balance nor an action explains.
+
+    No column of the table: it follows from the others, and to store it made each merge of a batch 15 % slower.
+    """
+    from_actions = balances.earned_total - balances.redeemed_total + balances.refunded_total
+    return exact(balances.points - balances.opening - from_actions)
 
 
 @cache
@@ -331,4 +347,7 @@ def _balance_columns(*, work: bool = False) -> list[Column[Any]]:
         Column("first_action_at", Instant, doc="The time of the first action with an effect."),
         Column("last_action_at", Instant, doc="The time of the last action with an effect."),
         Column("updated_at", Instant, nullable=False, doc="When the target last changed the row."),
+        # Later columns come last, and are nullable, because some engines cannot add others. `opening` is never null.
+        Column("first_action_id", Identifier(), doc="The first action with an effect; null if there is none."),
+        Column("opening", Points, doc="The points before the first action; without one, those of the snapshot."),
     ]

@@ -42,6 +42,7 @@ from target_crm.engines.registry import adapter_for
 from target_crm.errors import WarehouseError
 from target_crm.records.column_types import Identifier
 from target_crm.records.schemas import BATCHED_AT, EXTRA, EXTRACTED_AT, FORMER_NAMES, RANK, Stored
+from target_crm.sql.balances import all_balances
 from target_crm.sql.functions import row_number
 from target_crm.sql.tables import FORMER_COLUMN, STAGING_PREFIX, WORK, rebuilt_of
 
@@ -60,7 +61,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("target-crm.warehouse")
 
 # Raise this whenever the target's own tables or views change. Older warehouses are migrated.
-VERSION = 4
+VERSION = 5
+# The version that brought the newest columns of balances. They are filled by recomputing the balances.
+_BALANCES_VERSION = 5
 
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (JSON, "JSON"),
@@ -133,6 +136,7 @@ def set_up(
     if found > VERSION:
         raise WarehouseError(f"the tables have version {found}, this target supports {VERSION}: upgrade pepper-crm")
     is_older = found < VERSION
+    lacks_columns = found < _BALANCES_VERSION and inspector.has_table(tables.award_balances.name, schema=schema)
     if is_older:
         balances |= any(inspector.has_table(table.name, schema=schema) for table in tables.of_balances)
     else:
@@ -155,6 +159,9 @@ def set_up(
             statements += view(adapter, connection.dialect, name, query, schema, exists=exists)
         # `has_balances` looks for it: DDL that commits at once may be interrupted before.
         statements += ensure(connection, last)
+    if lacks_columns:
+        rows, stored = all_balances(tables), tables.award_balances
+        statements += [stored.delete(), stored.insert().from_select(rows.selected_columns.keys(), rows)]
     if is_older:
         number: ColumnElement[int] = literal_column(str(VERSION))
         statements += [tables.version.delete(), tables.version.insert().values(version=number)]

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
             "action_count": "action_count + 1",
             "first_action_at": "'2026-10-01 12:00:00.000001'",
             "last_action_at": "'2026-10-02 12:00:00.000001'",
+            "first_action_id": "'a2'",
+            "opening": "opening + 0.0001",
         }.items()
     ],
 )

@@ -74,6 +74,9 @@ def _balance(award: str, user: str, actions: list[Action], snapshots: list[Snaps
     for action in actions:
         assert action.effect is not None
         totals[action.effect] += action.delta
+    # Before the oldest action, the award had what that action left, less what it changed.
+    first = min(actions, key=lambda action: (action.occurred_at, action.action_id.encode()), default=None)
+    opening = points if first is None else first.available - _sign(first) * first.delta
     # An award never changes its perk, but an event may lack it.
     perks = {event.perk_id for event in (*actions, *snapshots)} - {None}
     return {
@@ -88,6 +91,12 @@ def _balance(award: str, user: str, actions: list[Action], snapshots: list[Snaps
         "redeemed_total": totals["redeemed"],
         "refunded_total": totals["refunded"],
         "action_count": len(actions),
-        "first_action_at": min((action.occurred_at for action in actions), default=None),
+        "first_action_at": first.occurred_at if first else None,
         "last_action_at": last.occurred_at if last else None,
+        "first_action_id": first.action_id if first else None,
+        "opening": opening,
     }
+
+
+def _sign(action: Action) -> int:
+    return -1 if action.effect == "redeemed" else 1

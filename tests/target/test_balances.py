@@ -87,12 +87,14 @@ def test_points_add_up_exactly(warehouse_url: str) -> None:
 
 
 def test_the_points_of_user_balances_add_up_exactly(warehouse_url: str) -> None:
-    load(warehouse_url, [ACTIONS, *(action(f"a{n}", award=f"w{n}", delta=0.1, available=0.1) for n in range(10))])
+    load(warehouse_url, [ACTIONS, *(action(f"a{n}", award=f"w{n}", delta=0.1, available=0.3) for n in range(10))])
+    load(warehouse_url, [AWARDS, snapshot("w0", 0.7, at="2026-10-02T00:00:00Z")])
 
-    total = query(warehouse_url, "SELECT user_id, perk_id, points, earned_total, award_count FROM user_balances")
+    names = "user_id, perk_id, points, opening, earned_total, adjusted, award_count"
+    total = query(warehouse_url, f"SELECT {names} FROM user_balances")
     assert [tuple(map(str, row)) for row in total] in (
-        [("u1", "p1", "1.0", "1.0", "10")],
-        [("u1", "p1", "1.0000", "1.0000", "10")],
+        [("u1", "p1", "3.4", "2.0", "1.0", "0.4", "10")],
+        [("u1", "p1", "3.4000", "2.0000", "1.0000", "0.4000", "10")],
     )
 
 
@@ -109,10 +111,49 @@ def test_the_drift_view_shows_points_that_no_action_explains(warehouse_url: str)
         ],
     )
 
-    drift = query(warehouse_url, "SELECT points, explained, unexplained, snapshot_points FROM award_balance_drift")
+    names = "points, explained, unexplained, snapshot_points, opening, adjusted"
+    drift = query(warehouse_url, f"SELECT {names} FROM award_balance_drift")
     assert [[Decimal(str(value)) for value in row] for row in drift] == [
-        [Decimal("50.2"), Decimal("-49.8"), Decimal(100), Decimal(100)]
+        [Decimal("50.2"), Decimal("-49.8"), Decimal(100), Decimal(100), Decimal(100), Decimal(0)]
     ]
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        pytest.param([snapshot(points=21)], (21, 0, None), id="only-a-snapshot"),
+        pytest.param([action("a1", available=24, delta=3)], (21, 0, "a1"), id="before-the-action"),
+        pytest.param(
+            [action("a1", "REDEEM_PERK", available=4, delta=16), action("a2", available=10, delta=3)],
+            (20, 3, "a1"),
+            id="of-two-actions-at-the-same-time-the-smaller-id-is-the-oldest",
+        ),
+        pytest.param(
+            [action("a2", available=7, delta=2), action("a1", available=5, delta=1, at="2026-09-30T12:00:00Z")],
+            (4, 0, "a1"),
+            id="an-older-action-comes-later",
+        ),
+        pytest.param(
+            [snapshot(points=21, at="2026-09-01T00:00:00Z"), action("a1", available=24, delta=3)],
+            (21, 0, "a1"),
+            id="an-action-after-a-snapshot",
+        ),
+        pytest.param(
+            [action("a1", available=24, delta=3), snapshot(points=20, at="2026-10-02T00:00:00Z")],
+            (21, -4, "a1"),
+            id="an-expiry-after-the-last-action",
+        ),
+    ],
+)
+@pytest.mark.parametrize("batch_size_rows", [1, 9])
+def test_opening_and_adjusted_are_what_does_not_come_from_actions(
+    sqlite_url: str, events: list[str], expected: tuple[int, int, str | None], batch_size_rows: int
+) -> None:
+    load(sqlite_url, [AWARDS, ACTIONS, *events], batch_size_rows=batch_size_rows)
+
+    (balance,) = table(sqlite_url, "award_balances", "opening", "first_action_id")
+    ((adjusted,),) = query(sqlite_url, "SELECT adjusted FROM award_balance_drift")
+    assert (balance["opening"], adjusted, balance["first_action_id"]) == expected
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from tests.helpers.balances import run_balances
 from tests.helpers.commands import environment
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state, table
 
+# The version in which the ledger lost its column `content_hash`.
+LEFT_OUT_CONTENT_HASH = 4
 SHAPES = Path(__file__).parents[1] / "snapshots" / "shapes"
 TEXT, INTEGER, NUMBER, BOOLEAN = ({"type": [name, "null"]} for name in ("string", "integer", "number", "boolean"))
 
@@ -39,25 +41,26 @@ def lay_out(url: str, shape: int) -> None:
 @pytest.mark.parametrize("shape", range(migrations.VERSION))
 def test_tables_of_every_earlier_version_are_migrated_and_keep_their_rows(warehouse_url: str, shape: int) -> None:
     lay_out(warehouse_url, shape)
+    former_column, its_value = (", content_hash", ", 'x'") if shape < LEFT_OUT_CONTENT_HASH else ("", "")
     execute(
         warehouse_url,
         "INSERT INTO actions (action_id, award_id, user_id, occurred_at, effect, points_available, points_added, "
-        "content_hash, loaded_at) VALUES ('old', 'w1', 'u1', '2026-10-01 10:00:00', 'earned', 7, 7, 'x', "
-        "'2026-10-01 10:00:00')",
+        f"loaded_at{former_column}) VALUES ('old', 'w1', 'u1', '2026-10-01 10:00:00', 'earned', 7, 4, "
+        f"'2026-10-01 10:00:00'{its_value})",
     )
     execute(
         warehouse_url,
         "INSERT INTO award_balances (award_id, user_id, points, as_of, as_of_source, last_action_id, earned_total, "
         "action_count, first_action_at, last_action_at, updated_at) VALUES ('w1', 'u1', 7, '2026-10-01 10:00:00', "
-        "'action', 'old', 7, 1, '2026-10-01 10:00:00', '2026-10-01 10:00:00', '2026-10-01 10:00:00')",
+        "'action', 'old', 4, 1, '2026-10-01 10:00:00', '2026-10-01 10:00:00', '2026-10-01 10:00:00')",
     )
 
     load(warehouse_url, [AWARDS, snapshot("w2", 4), ACTIONS, action("new", delta=2, available=9), state({})])
 
-    rows = table(warehouse_url, "award_balances", "award_id", "points", "earned_total", "action_count")
-    assert rows == [
-        {"award_id": "w1", "points": Decimal(9), "earned_total": Decimal(9), "action_count": 2},
-        {"award_id": "w2", "points": Decimal(4), "earned_total": Decimal(0), "action_count": 0},
+    names = ("award_id", "points", "opening", "earned_total", "action_count", "first_action_id")
+    assert [tuple(row.values()) for row in table(warehouse_url, "award_balances", *names)] == [
+        ("w1", Decimal(9), Decimal(3), Decimal(6), 2, "old"),
+        ("w2", Decimal(4), Decimal(4), Decimal(0), 0, None),
     ]
     assert not verify(Warehouse(warehouse_url)).drifted
     assert query(warehouse_url, "SELECT version FROM _crm_version") == [(migrations.VERSION,)]
