@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import shutil
 import signal
 import sys
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from pepper_runtime.config import read_config
 from pepper_runtime.wording import counted
 from target_crm.balances_cli import compare as comparison
 from target_crm.balances_cli import coverage as read
+from target_crm.balances_cli import explain as explanation
 from target_crm.balances_cli import forget as erasure
 from target_crm.balances_cli import status as warehouse_status
 from target_crm.balances_cli import verify as verification
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
     from target_crm.warehouse.connection import Warehouse
 
 PROGRAM = "crm-balances"
-EXIT_OK, EXIT_DRIFT, EXIT_ERROR = 0, 1, 2
+logger = logging.getLogger(PROGRAM)
+EXIT_OK, EXIT_DRIFT, EXIT_UNKNOWN, EXIT_ERROR = 0, 1, 1, 2
 # Balances held in memory at a time while they are printed.
 ROWS_AT_A_TIME = 1000
 
@@ -211,12 +214,12 @@ def report(options: Options, kind: str, output: str | None, days: int, timezone:
     return EXIT_OK
 
 
-def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], Any]:
+def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
     """Make a parser of values a callback that parses an argument."""
 
-    def callback(context: click.Context, parameter: click.Parameter, text: str) -> Any:
+    def callback(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
         try:
-            return parse(text)
+            return None if text is None else parse(text)
         except values.Invalid as reason:
             raise click.BadParameter(str(reason), context, parameter) from None
 
@@ -243,6 +246,41 @@ def as_of(options: Options, moment: datetime) -> int:
             writer.writerow(rows.keys())
             writer.writerows([each.isoformat() if isinstance(each, datetime) else each for each in row] for row in rows)
         sys.stdout.flush()
+    return EXIT_OK
+
+
+@_command("explain 5e7c0ffee0c0ffee0c0ffee7", "0 printed, 1 unknown award or user, 2 error")
+@click.argument("award_id", metavar="[AWARD_ID]", required=False, callback=_parsed(values.identifier))
+@click.option("--user", "user_id", metavar="USER_ID", help="Explain the balances of all awards of a user instead.")
+@click.option("--perk", "perk_id", metavar="PERK_ID", help="With --user: only the awards of a perk.")
+@click.option("--timezone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of all times.")
+@click.option("--csv", "is_csv", is_flag=True, help="Print CSV.")
+@click.pass_obj
+def explain(
+    options: Options, award_id: str | None, user_id: str | None, perk_id: str | None, timezone: str, *, is_csv: bool
+) -> int:
+    """Explain why an award has its points.
+
+    Prints what the award began with, each action with its change and the balance after it, Pepper's snapshot, changes
+    without an action, and the times of which actions were never read.
+    """
+    if (award_id is None) == (user_id is None) or (perk_id and not user_id):
+        raise click.UsageError("expected AWARD_ID, or --user with or without --perk")
+    if is_csv and options.json:
+        raise click.UsageError("--csv and --json exclude each other")
+    zone = report_page.zone_of(timezone)
+    with options.warehouse() as warehouse:
+        found = explanation.explain(warehouse, award_id=award_id, user_id=user_id, perk_id=perk_id)
+    if not found:
+        asked = f"award {award_id}" if award_id else f"user {user_id}" + (f" and perk {perk_id}" if perk_id else "")
+        logger.error("no balance of %s here: check the id, and whether it was loaded", asked)
+        return EXIT_UNKNOWN
+    found = explanation.in_zone(found, zone)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    options.print(
+        [asdict(each) for each in found],
+        explanation.as_csv(found) if is_csv else explanation.as_text(found, timezone, width),
+    )
     return EXIT_OK
 
 

@@ -56,6 +56,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "target_crm.records.actions": ("target/test_actions.py", *_RECORDS),
     "target_crm.records.coverage": ("target/test_coverage.py", "balances_cli/test_coverage.py"),
     "target_crm.records.deletions": ("conformance/test_real_inputs.py", "target/test_real_inputs.py"),
+    "target_crm.records.explanation": ("balances_cli/test_explain.py",),
     "target_crm.records.names": ("target/test_names.py", *_RECORDS),
     "target_crm.records.schemas": ("target/test_schemas.py", *_RECORDS),
     "target_crm.records.tally": ("target/test_load_runs.py", *_RECORDS),

@@ -1,0 +1,251 @@
+"""Explain balances: what an award began with, each action, what has no action, and what was not read."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import astuple, dataclass, fields, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table as TextTable
+from rich.text import Text
+from sqlalchemy import cast, func, select
+
+from pepper_runtime.wording import counted
+from target_crm.balances_cli.coverage import duration, read_coverage
+from target_crm.records import explanation
+from target_crm.records.column_types import LongText
+from target_crm.records.coverage import read_times
+from target_crm.records.explanation import Action, Line, Snapshot
+from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT
+from target_crm.sql.balances import change_of
+from target_crm.sql.tables import adjusted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import tzinfo
+
+    from sqlalchemy import ColumnElement, Row, Select
+
+    from target_crm.sql.tables import Tables
+    from target_crm.warehouse.connection import Warehouse
+
+    _T = TypeVar("_T", "Explanation", Line)
+
+# Columns of text wrap, but not to less than this: a narrower terminal wraps whole lines instead.
+_TEXT_WIDTH_MIN = 12
+_GAP = "  "
+_WIDTH_OF_FILES = 10_000
+_LABELS = {
+    explanation.OPENING: "opening balance",
+    explanation.ADJUSTMENT: "no action",
+    explanation.SNAPSHOT: "Pepper's snapshot",
+    explanation.HOLE: "HOLE",
+    explanation.DELETION: "deleted",
+    explanation.BALANCE: "balance",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an award has its points: the columns of its balance, and the lines that lead to it."""
+
+    award_id: str
+    user_id: str | None
+    perk_id: str | None
+    points: Decimal
+    as_of: datetime
+    as_of_source: str
+    opening: Decimal
+    earned_total: Decimal
+    redeemed_total: Decimal
+    refunded_total: Decimal
+    adjusted: Decimal
+    deleted_at: datetime | None
+    lines: list[Line]
+
+
+def explain(
+    warehouse: Warehouse, *, award_id: str | None, user_id: str | None = None, perk_id: str | None = None
+) -> list[Explanation]:
+    """Explain the balance of an award, or of each award of a user, from one read transaction.
+
+    Args:
+        warehouse: A warehouse that is set up.
+        award_id: The award; None for those of the user.
+        user_id: The user.
+        perk_id: Only awards of this perk; None for all.
+    """
+    tables = warehouse.tables
+    c, actions = tables.award_balances.c, tables.actions
+    wanted = {c.award_id: award_id, c.user_id: user_id, c.perk_id: perk_id}
+    which = [column == value for column, value in wanted.items() if value is not None]
+    # An engine finds one award faster if it is named.
+    named = [award_id] if award_id else select(c.award_id).where(*which)
+    found: dict[str, list[Action]] = {}
+    with warehouse.read() as connection:
+        stored = connection.execute(_stored(tables, which)).all()
+        for row in connection.execute(_ledger(tables).where(actions.c.award_id.in_(named))) if stored else ():
+            found.setdefault(row.award_id, []).append(_action(row))
+        read = read_times(read_coverage(connection, tables))
+    return [
+        Explanation(
+            **{each.name: getattr(row, each.name) for each in fields(Explanation) if each.name != "lines"},
+            lines=explanation.explain(
+                row.points,
+                row.as_of,
+                found.get(row.award_id, ()),
+                Snapshot(row.snapshot_points, row.snapshot_at, row.deleted_at),
+                read,
+            ),
+        )
+        for row in stored
+    ]
+
+
+def _stored(tables: Tables, which: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    balances, awards = tables.award_balances, tables.awards
+    return (
+        select(
+            *balances.c,
+            adjusted(balances.c).label("adjusted"),
+            awards.c.points.label("snapshot_points"),
+            func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT]).label("snapshot_at"),
+            awards.c[DELETED_AT].label("deleted_at"),
+        )
+        .outerjoin_from(balances, awards, awards.c["_id"] == balances.c.award_id)
+        .where(*which)
+        .order_by(balances.c.award_id)
+    )
+
+
+def _ledger(tables: Tables) -> Select[Any]:
+    c = tables.actions.c
+    own = (c.award_id, c.action_id, c.type, c.occurred_at, c.effect, c.points_available, c.location_id, c.source)
+    return select(*own, change_of(c).label("change"), cast(c.payload, LongText()).label("payload"))
+
+
+def _action(row: Row[Any]) -> Action:
+    values: dict[str, Any] = {**row._asdict(), "location": explanation.location_title(row.payload)}
+    return Action(**{name: values[name] for name in Action._fields})
+
+
+def in_zone(found: Iterable[Explanation], zone: tzinfo) -> list[Explanation]:
+    """Give all times a time zone."""
+    return [_in_zone(replace(each, lines=[_in_zone(line, zone) for line in each.lines]), zone) for each in found]
+
+
+def _in_zone(value: _T, zone: tzinfo) -> _T:
+    values = {each.name: getattr(value, each.name) for each in fields(value)}
+    local: Any = {name: _local(at, zone) for name, at in values.items() if isinstance(at, datetime)}
+    return replace(value, **local)
+
+
+def _local(at: datetime, zone: tzinfo) -> datetime:
+    try:
+        return at.astimezone(zone)
+    except OverflowError:
+        # The first or last day that Python has.
+        return at
+
+
+def as_csv(found: Iterable[Explanation]) -> str:
+    """Format all lines as CSV, each with its award, user and perk."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow(["award_id", "user_id", "perk_id", *(each.name for each in fields(Line))])
+    for each in found:
+        for line in each.lines:
+            values = (each.award_id, each.user_id, each.perk_id, *astuple(line))
+            writer.writerow([value.isoformat() if isinstance(value, datetime) else value for value in values])
+    return output.getvalue().removesuffix("\n")
+
+
+def as_text(found: Sequence[Explanation], zone: str, width: int | None) -> str:
+    """Format each balance as a heading and a table.
+
+    Args:
+        found: The balances of one award or user.
+        zone: The name of the time zone.
+        width: The columns of the terminal; None for a file, whose lines may have any length.
+    """
+    width = width or _WIDTH_OF_FILES
+    lines = []
+    for each in found:
+        table, width_min = _table(each.lines, zone)
+        lines += [*_heading(each), *_rendered(table, max(width, width_min))]
+    if len(found) > 1:
+        existing = [each for each in found if not each.deleted_at]
+        total = sum((each.points for each in existing), start=Decimal(0))
+        lines.append(f"{_points(total)} points in {counted(len(existing), 'award')} not deleted")
+    return "\n".join(lines)
+
+
+def _rendered(table: TextTable, width: int) -> list[str]:
+    output = io.StringIO()
+    Console(file=output, width=width, color_system=None).print(table)
+    return [line.rstrip() for line in output.getvalue().splitlines()]
+
+
+def _heading(found: Explanation) -> list[str]:
+    deleted = ", deleted" if found.deleted_at else ""
+    sign = "-" if found.adjusted < 0 else "+"
+    parts = (
+        f"{_points(found.points)} points = {_points(found.opening)} opening",
+        f"+ {_points(found.earned_total)} earned - {_points(found.redeemed_total)} redeemed",
+        f"+ {_points(found.refunded_total)} refunded {sign} {_points(abs(found.adjusted))} adjusted",
+    )
+    owner = f"of user {found.user_id or '-'}, perk {found.perk_id or '-'}"
+    return [f"Award {found.award_id} {owner}{deleted}", " ".join(parts)]
+
+
+def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
+    """The table of the lines, without empty columns, and the width that shows all of it."""
+    rows = [
+        (
+            _time(line.after if line.event == explanation.HOLE else line.at, line.event),
+            _LABELS.get(line.event) or line.type or "action",
+            line.location or line.location_id or "",
+            _points(line.change, "+") if line.change is not None and line.event != explanation.SNAPSHOT else "",
+            "" if line.balance is None else _points(line.balance),
+            line.source or "",
+            _details(line),
+        )
+        for line in lines
+    ]
+    table = TextTable(box=None, pad_edge=False, header_style="", padding=(0, len(_GAP), 0, 0))
+    names = (f"time ({zone})", "what", "location", "change", "balance", "source", "action or reason")
+    columns = {name: cells for name, cells in zip(names, zip(*rows, strict=True), strict=True) if any(cells)}
+    width_min = 0
+    for name, cells in columns.items():
+        is_number = name in {"change", "balance"}
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+        width_min += len(_GAP) + (max(map(len, (name, *cells))) if is_number else _TEXT_WIDTH_MIN)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    return table, width_min
+
+
+def _details(line: Line) -> str:
+    if line.event == explanation.HOLE and line.at and line.after:
+        return f"{line.note} until {_time(line.at, '')} ({duration(line.at - line.after)})"
+    return ", ".join(filter(None, (line.action_id, line.note)))
+
+
+def _time(at: datetime | None, event: str) -> str:
+    """A time to the second, with a fraction if there is one. When an adjustment happened is not known."""
+    if at is None or event == explanation.ADJUSTMENT:
+        return ""
+    return f"{at:%Y-%m-%d %H:%M:%S}" + (f".{at:%f}".rstrip("0") if at.microsecond else "")
+
+
+def _points(points: Decimal, sign: str = "") -> str:
+    return f"{points.normalize():{sign},f}"
+
+
+def _printable(text: str) -> str:
+    """Text without the control characters that would change what a terminal shows."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

@@ -1,0 +1,239 @@
+"""`crm-balances explain` says why an award has its points."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from target_crm.balances_cli.explain import as_text, explain
+from target_crm.balances_cli.verify import verify
+from target_crm.warehouse.connection import Warehouse
+from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.deliveries import START, USER_OF, deliver, deliveries
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, snapshot, state, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def read(start: str, end: str) -> str:
+    """A STATE of a run that has read from one time to another."""
+    bookmark = {"replication_key": "when_timestamp", "replication_key_value": end, "covered_from": start}
+    return state({"bookmarks": {"actions": {**bookmark, "read": [[start, end]]}}})
+
+
+AT_THE_ARCHES = {
+    "context": {"user": {"_id": "u1", "fullName": "Tom Jones"}, "location": {"_id": "l1", "title": "The Arches"}},
+    "source": "API_SERVER",
+}
+# An older system's notice: it has neither the change nor the points after it.
+LEGACY = record(
+    "actions",
+    {
+        "_id": "a0",
+        "type": "REWARD_EARNED",
+        "when": {"timestamp": "2026-10-04T00:00:00Z"},
+        "metadata": {"awardId": "w1", "points": 50},
+    },
+)
+HISTORY = [
+    *(AWARDS, snapshot("w1", 14, at="2026-10-20T08:00:00Z"), ACTIONS),
+    action("a1", delta=3, available=24, at="2026-10-02T09:30:00.250Z", **AT_THE_ARCHES),
+    action("a2", "REDEEM_PERK", delta=16, available=8, at="2026-10-03T00:00:00Z", **AT_THE_ARCHES),
+    LEGACY,
+    read("2026-10-01T00:00:00Z", "2026-10-10T00:00:00Z"),
+    action("a3", "AWARD_POINTS_REFUNDED", delta="1.5", available="12.5", at="2026-10-19T00:00:00Z"),
+    action("a4", delta=2, available=14, at="2026-10-19T10:00:00Z"),
+    read("2026-10-18T00:00:00Z", "2026-10-20T06:00:05Z"),
+]
+
+
+@pytest.fixture
+def run(sqlite_url: str, tmp_path: Path) -> Run:
+    """Run `crm-balances explain`."""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command("crm-balances", "explain", *arguments),
+            env=environment(TARGET_CRM_SQLALCHEMY_URL=sqlite_url),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS_MAX,
+            check=False,
+        )
+
+    return call
+
+
+def test_a_balance_is_explained_line_by_line(sqlite_url: str, run: Run) -> None:
+    load(sqlite_url, HISTORY)
+
+    explained = run("w1", "--timezone", "Europe/London")
+
+    assert explained.returncode == 0, explained.stderr
+    assert (
+        explained.stdout
+        == """\
+Award w1 of user u1, perk p1
+14 points = 21 opening + 5 earned - 16 redeemed + 1.5 refunded + 2.5 adjusted
+time (Europe/London)    what                   location    change  balance  source      action or reason
+                        opening balance                                 21              before the oldest action
+2026-10-02 10:30:00.25  REWARD_EARNED          The Arches      +3       24  API_SERVER  a1
+2026-10-03 01:00:00     REDEEM_PERK            The Arches     -16        8  API_SERVER  a2
+2026-10-04 01:00:00     REWARD_EARNED                                                   a0, changes no balance
+2026-10-10 01:00:00     HOLE                                                            actions not read until \
+2026-10-18 01:00:00 (8 days)
+                        no action                              +3       11              actions not read
+2026-10-19 01:00:00     AWARD_POINTS_REFUNDED                +1.5     12.5              a3
+                        no action                            -0.5       12              edit or expiry in Pepper
+2026-10-19 11:00:00     REWARD_EARNED                          +2       14              a4
+2026-10-20 09:00:00     Pepper's snapshot                               14
+2026-10-20 09:00:00     balance                                         14              Pepper's snapshot
+"""
+    )
+
+
+def test_json_and_csv_have_the_same_lines(sqlite_url: str, run: Run) -> None:
+    load(sqlite_url, HISTORY)
+
+    (in_json,) = json.loads(run("w1", "--json").stdout, parse_float=Decimal)
+    in_csv = list(csv.DictReader(io.StringIO(run("w1", "--csv").stdout)))
+
+    totals = {name: in_json[name] for name in ("points", "opening", "earned_total", "redeemed_total", "adjusted")}
+    assert totals == {"points": 14, "opening": 21, "earned_total": 5, "redeemed_total": 16, "adjusted": Decimal("2.5")}
+    assert in_json["lines"][1] == {
+        "event": "action",
+        "at": "2026-10-02T09:30:00.250000Z",
+        "after": None,
+        "type": "REWARD_EARNED",
+        "location_id": "l1",
+        "location": "The Arches",
+        "change": 3,
+        "balance": 24,
+        "source": "API_SERVER",
+        "action_id": "a1",
+        "note": None,
+    }
+    (hole,) = (line for line in in_json["lines"] if line["event"] == "hole")
+    assert (hole["after"], hole["at"]) == ("2026-10-10T00:00:00Z", "2026-10-18T00:00:00Z")
+    assert [line["event"] for line in in_csv] == [line["event"] for line in in_json["lines"]]
+    assert [line["balance"] for line in in_csv][:3] == ["21.0000", "24.0000", "8.0000"]
+    assert "Tom Jones" not in f"{in_json}{in_csv}"
+
+
+def test_the_awards_of_a_user_are_explained_with_their_sum(sqlite_url: str, run: Run) -> None:
+    other_perk = json.loads(snapshot("w3", 100))
+    other_perk["record"]["perkId"] = "p2"
+    load(sqlite_url, [AWARDS, snapshot("w1", 5), snapshot("w2", 7), json.dumps(other_perk), ACTIONS])
+    load(sqlite_url, [ACTIONS, action("b1", award="w4", user="u2"), action("a1", award="w1", available=0.25)])
+    execute(sqlite_url, "UPDATE awards SET _sdc_deleted_at = '2026-10-04 00:00:00' WHERE _id = 'w2'")
+
+    of_user, of_perk = (run("--user", "u1", *more) for more in ([], ["--perk", "p2"]))
+
+    lines = of_user.stdout.splitlines()
+    assert [line for line in lines if line.startswith("Award")] == [
+        "Award w1 of user u1, perk p1",
+        "Award w2 of user u1, perk p1, deleted",
+        "Award w3 of user u1, perk p2",
+    ]
+    assert "2026-10-04 00:00:00  deleted                     left out of user_balances" in lines
+    assert lines[-1] == "100.25 points in 2 awards not deleted"
+    assert of_perk.stdout.splitlines()[:2] == [
+        "Award w3 of user u1, perk p2",
+        "100 points = 100 opening + 0 earned - 0 redeemed + 0 refunded + 0 adjusted",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "complaint"),
+    [
+        pytest.param(["w9"], 1, "no balance of award w9 here: check the id, and whether it was loaded", id="award"),
+        pytest.param(["--user", "u9"], 1, "no balance of user u9 here: check the id, and", id="user"),
+        pytest.param(["--user", "u1", "--perk", "p9"], 1, "no balance of user u1 and perk p9 here", id="perk"),
+        pytest.param([], 2, "expected AWARD_ID, or --user with or without --perk", id="nothing"),
+        pytest.param(["w1", "--user", "u1"], 2, "expected AWARD_ID, or --user", id="award-and-user"),
+        pytest.param(["w1", "--json", "--csv"], 2, "--csv and --json exclude each other", id="two-formats"),
+        pytest.param(["w1", "--timezone", "Mars"], 2, "--timezone Mars: unknown time zone", id="time-zone"),
+    ],
+)
+def test_what_cannot_be_explained_is_said_in_one_line(
+    sqlite_url: str, run: Run, arguments: list[str], exit_code: int, complaint: str
+) -> None:
+    load(sqlite_url, [AWARDS, snapshot("w1", 5)])
+
+    refused = run(*arguments)
+
+    assert (refused.returncode, refused.stdout) == (exit_code, "")
+    (line,) = refused.stderr.splitlines()
+    assert complaint in line
+
+
+def test_a_changed_balance_is_said_not_to_follow_from_its_lines(sqlite_url: str, run: Run) -> None:
+    load(sqlite_url, HISTORY)
+    execute(sqlite_url, "UPDATE award_balances SET points = points + 1")
+
+    last = run("w1").stdout.splitlines()[-1]
+
+    assert last.endswith("15              the lines above lead to 14: run crm-balances verify")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_terminal_of_any_width_shows_whole_ids_and_numbers(sqlite_url: str, width: int) -> None:
+    action_id = "5f1c0ffee0c0ffee0c0ffea1"
+    points = "12345678901.2345"
+    load(sqlite_url, [ACTIONS, action(action_id, delta=points, available=points, **AT_THE_ARCHES)])
+    crm = Warehouse(sqlite_url)
+    text = as_text(explain(crm, award_id="w1"), "UTC", width)
+    crm.dispose()
+
+    assert "  +12,345,678,901.2345  12,345,678,901.2345" in text
+    heading, numbers, *lines = text.splitlines()
+    assert (heading, numbers.split(" ")[0]) == ("Award w1 of user u1, perk p1", "12,345,678,901.2345")
+    last_column = next(line.index("action") for line in lines if "action" in line)
+    assert action_id in "".join(line[last_column:].strip() for line in lines)
+
+
+quick = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@settings(quick, max_examples=60)
+@given(deliveries())
+def test_the_lines_of_any_history_add_up_to_the_stored_balance(sqlite: Warehouse, delivery: Any) -> None:
+    _, runs, batch_size_rows = delivery
+    instants = [(START + timedelta(seconds=seconds)).isoformat() for seconds in (-1, 1, 2, 3)]
+    load(sqlite, [ACTIONS, read(*instants[:2]), read(*instants[2:])])
+    deliver(sqlite, runs, batch_size_rows)
+    found = [each for user in sorted(set(USER_OF.values())) for each in explain(sqlite, award_id=None, user_id=user)]
+
+    stored = {row["award_id"]: row for row in table(sqlite, "award_balances")}
+    assert {each.award_id for each in found} == {award for award, row in stored.items() if row["user_id"]}
+    gaps = {"edit or expiry in Pepper": 0, "actions not read": 0}
+    for each in found:
+        row = stored[each.award_id]
+        opening, *lines, last = each.lines
+        changes = {"action": Decimal(0), "adjustment": Decimal(0), "snapshot": Decimal(0)}
+        for line in lines:
+            changes[line.event if line.change is not None else "action"] += line.change or 0
+        assert last.balance == row["points"] == (opening.balance or 0) + sum(changes.values())
+        assert opening.balance == row["opening"]
+        assert changes["action"] == row["earned_total"] - row["redeemed_total"] + row["refunded_total"]
+        assert changes["adjustment"] == each.adjusted == row["points"] - row["opening"] - changes["action"]
+        assert sum(line.event == "action" and line.change is not None for line in lines) == row["action_count"]
+        assert last.note in {"Pepper's snapshot", "after the newest action"}
+        for line, after in zip(lines, [*lines[1:], last], strict=True):
+            if line.event == "adjustment" and after.event == "action" and line.note in gaps:
+                gaps[line.note] += 1
+    verified = verify(sqlite)
+    assert list(gaps.values()) == [verified.covered_gaps, verified.unread_gaps]
