@@ -181,6 +181,11 @@ class EngineAdapter:
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         """Lock the tables that are about to be altered, where a wait for the lock would block readers."""
 
+    @contextmanager
+    def altering(self, connection: Connection, table: Table) -> Iterator[None]:  # noqa: ARG002
+        """Execute DDL of a table within this context, which may name the holder of a lock that it waited for."""
+        yield
+
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """The key columns of a table in the warehouse."""
         return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]

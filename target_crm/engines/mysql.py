@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import String, event
 from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT, TINYINT
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 
 from target_crm.engines.base import (
@@ -21,7 +22,7 @@ from target_crm.engines.base import (
     quoted_columns,
 )
 from target_crm.engines.driver_errors import describe
-from target_crm.errors import WarehouseError
+from target_crm.errors import ConnectionLost, WarehouseError
 from target_crm.records.column_types import (
     DECIMAL_DIGITS,
     ID_CHARS_MAX,
@@ -108,6 +109,12 @@ class MySQLAdapter(ExtendedSQLAdapter):
     _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364, 3819, 4025})
     # `Incorrect string value: '…' for column …`, the same with `datetime`, and `Duplicate entry '…' for key …`
     _VALUE_BEFORE: ClassVar[Mapping[int, str]] = {1292: " for column ", 1366: " for column ", 1062: " for key "}
+    _LOCK_TIMEOUT = 1205
+    _OPEN_TRANSACTIONS = (
+        "SELECT CONCAT('connection ', id, ' (user ', user, ')') FROM information_schema.innodb_trx "
+        "JOIN information_schema.processlist ON id = trx_mysql_thread_id WHERE id <> CONNECTION_ID() "
+        "ORDER BY trx_started LIMIT 1"
+    )
     # An ALTER TABLE that waits for a reader blocks all later readers. The default is a day.
     _TABLE_LOCK_SECONDS = 10
 
@@ -145,6 +152,29 @@ class MySQLAdapter(ExtendedSQLAdapter):
                 # A lost connection has released the lock.
                 with suppress(connection.dialect.loaded_dbapi.Error):
                     cursor.execute("SELECT RELEASE_LOCK(%s)", (name,))
+
+    @contextmanager
+    def altering(self, connection: Connection, table: Table) -> Iterator[None]:
+        """Name the oldest open transaction if the lock of the table was not to be had.
+
+        Which one holds the lock only the performance schema or a plugin tells, and MariaDB has neither by default.
+        """
+        try:
+            yield
+        except DBAPIError as error:
+            if not error.orig or error.orig.args[:1] != (self._LOCK_TIMEOUT,):
+                raise
+            try:
+                oldest = connection.exec_driver_sql(self._OPEN_TRANSACTIONS).scalar()
+            except DBAPIError:
+                # It needs the privilege PROCESS.
+                oldest = None
+            holder = (
+                f"another session, perhaps by {oldest}, the oldest open transaction" if oldest else "another session"
+            )
+            raise ConnectionLost(
+                f"a lock on table {table} is still held by {holder}: wait for that to end, or end it"
+            ) from None
 
     def is_retriable(self, error: Exception) -> bool:
         """Decide by number: the driver's classes are too coarse."""

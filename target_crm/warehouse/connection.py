@@ -272,9 +272,12 @@ class Warehouse:
         self.adapter.lock_tables(connection, [*dict.fromkeys((*altered, *emptied))])
         for statement in statements:
             table = getattr(statement, "element", None)
-            with self.errors(f"table {table}" if isinstance(table, Table) else ""):
+            if not isinstance(table, Table):
+                connection.execute(statement)
+                continue
+            with self.errors(f"table {table}"), self.adapter.altering(connection, table):
                 if isinstance(statement, DropTable):
-                    self.adapter.lock_tables(connection, [statement.element])
+                    self.adapter.lock_tables(connection, [table])
                 connection.execute(statement)
 
     @contextmanager

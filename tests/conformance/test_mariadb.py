@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event
 
+from target_crm.engines.mysql import MySQLAdapter
 from target_crm.errors import WarehouseError
 from target_crm.warehouse.connection import Warehouse
 from tests.conformance import Unavailable
@@ -221,3 +222,24 @@ def test_a_wait_for_another_loader_names_its_connection(url: str) -> None:
     other.dispose()
 
     assert lines == [f"waiting for the loader's lock, held by connection {number}"]
+
+
+def test_a_wait_for_a_reader_of_a_table_that_is_altered_names_table_and_reader(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(url, [schema("t", {"id": INTEGER}, "id"), record("t", {"id": 1})])
+    monkeypatch.setattr(MySQLAdapter, "_TABLE_LOCK_SECONDS", 1)
+    reader = Warehouse(url)
+    with ExitStack() as stack:
+        connection = stack.enter_context(reader.read())
+        number = connection.exec_driver_sql("SELECT connection_id()").scalar_one()
+        connection.exec_driver_sql("SELECT * FROM t").all()
+        wider = [schema("t", {"id": INTEGER, "n": INTEGER}, "id"), record("t", {"id": 2, "n": 3})]
+        (line,) = logged_waits(stack.close, lambda: load(url, wider))
+    reader.dispose()
+
+    assert line == (
+        f"a lock on table t is still held by another session, perhaps by connection {number} (user root), "
+        "the oldest open transaction: wait for that to end, or end it; trying again in 0.5 s"
+    )
+    assert query(url, "SELECT n FROM t WHERE id = 2") == [(3,)]
