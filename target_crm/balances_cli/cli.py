@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import cached_property
+from decimal import Decimal
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -190,26 +192,83 @@ def status(options: Options, *, verify: bool) -> int:
     return EXIT_DRIFT if found.drifted else EXIT_OK
 
 
+_DATE = click.DateTime(["%Y-%m-%d"])
+
+
+def _point_value(context: click.Context, parameter: click.Parameter, text: str | None) -> Decimal | None:
+    if text is None:
+        return None
+    with suppress(ArithmeticError):
+        value = Decimal(text)
+        if value.is_finite() and value > 0:
+            return value
+    raise click.BadParameter(f"{text!r} is not a number above 0", context, parameter)
+
+
+def _currency(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    if text is None or re.fullmatch("[A-Z]{3}", text):
+        return text
+    raise click.BadParameter(f"{text!r} is not a code of three capital letters, such as GBP", context, parameter)
+
+
 @_command("report --output loyalty.html", "0 written, 2 error")
 @click.option("--format", "kind", type=click.Choice(report_page.FORMATS), default="html", show_default=True)
 @click.option("--output", metavar="FILE", help="Where to write the report. Default: standard output.")
 @click.option(
     "--days",
     type=click.IntRange(1, report_page.DAYS_MAX),
-    default=90,
-    show_default=True,
-    help="Length of the period in days; the period ends today.",
+    help=f"Length of the period in days. Default: {report_page.DAYS_DEFAULT}.",
 )
+@click.option("--from", "since", type=_DATE, metavar="DATE", help="First day of the period, instead of --days.")
+@click.option("--until", type=_DATE, metavar="DATE", help="Last day of the period. Default: today.")
+@click.option("--perk", metavar="PERK", help="Only awards of this perk, by id or title.")
+@click.option("--title", metavar="NAME", help="Whose report it is, at the top of the page.")
+@click.option(
+    "--point-value",
+    metavar="NUMBER",
+    callback=_point_value,
+    help="What a point costs, to show the outstanding points as money. Needs --currency.",
+)
+@click.option("--currency", metavar="CODE", callback=_currency, help="The currency of --point-value, such as GBP.")
 @click.option("--timezone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of days and hours.")
 @click.pass_obj
-def report(options: Options, kind: str, output: str | None, days: int, timezone: str) -> int:
+def report(
+    options: Options,
+    *,
+    kind: str,
+    output: str | None,
+    days: int | None,
+    since: datetime | None,
+    until: datetime | None,
+    perk: str | None,
+    title: str | None,
+    point_value: Decimal | None,
+    currency: str | None,
+    timezone: str,
+) -> int:
     """Report outstanding and moved points.
 
     The report is a web page (needs the extra `report`), JSON or CSV. --json means --format json.
     """
+    if days and since:
+        raise click.UsageError("--days and --from both set the length of the period; give one of them")
+    if bool(point_value) != bool(currency):
+        raise click.UsageError("--point-value and --currency need each other, as in --point-value 0.01 --currency GBP")
     with options.warehouse() as warehouse:
-        figures = report_page.gather(warehouse, days=days, zone=timezone)
-    render = {"html": report_page.page, "json": report_page.as_json, "csv": report_page.as_csv}
+        figures = report_page.gather(
+            warehouse,
+            days=days or report_page.DAYS_DEFAULT,
+            since=since.date() if since else None,
+            until=until.date() if until else None,
+            perk=perk,
+            price=report_page.Price(point_value, currency) if point_value and currency else None,
+            zone=timezone,
+        )
+    render: dict[str, Callable[[report_page.Report], str]] = {
+        "html": partial(report_page.page, title=title),
+        "json": report_page.as_json,
+        "csv": report_page.as_csv,
+    }
     _write(render["json" if options.json else kind](figures), output)
     return EXIT_OK
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import re
 import sys
 from collections import defaultdict
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from html.parser import HTMLParser
 from random import Random
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import click
 import pytest
@@ -33,6 +36,7 @@ from tests.helpers.target import (
     record,
     schema,
     snapshot,
+    state,
     table,
 )
 
@@ -182,6 +186,113 @@ def test_movements_add_up_to_the_balances(warehouse_url: str, seed: int) -> None
     crm.dispose()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_points_by_issue_follow_a_queue_of_each_award(warehouse_url: str, seed: int) -> None:
+    random = Random(seed)
+    # Per award: lots of points with the month of their issue, oldest first.
+    lots: dict[str, list[tuple[str, Decimal]]] = {}
+    messages = []
+    for number in range(150):
+        when = datetime(2024, 9, 1, tzinfo=UTC) + timedelta(days=number * 5, minutes=random.randrange(1000))
+        award = f"w{random.randrange(10)}"
+        held = lots.setdefault(award, [("undated", Decimal(random.randrange(8)) / 4)])
+        total = sum(points for _, points in held)
+        delta = Decimal(random.randrange(1, 12)) / 4
+        if random.random() < 0.4 and delta <= total:
+            kind, total, left = "REDEEM_PERK", total - delta, delta
+            while left:
+                month, points = held.pop(0)
+                left, rest = max(left - points, Decimal(0)), max(points - left, Decimal(0))
+                held[:0] = [(month, rest)] if rest else []
+        else:
+            kind, total = "REWARD_EARNED", total + delta
+            held.append((f"{when:%Y-%m}", delta))
+        delta_text, total_text = str(delta), str(total)
+        messages.append(
+            action(f"a{number:03}", kind, delta=delta_text, available=total_text, award=award, at=when.isoformat())
+        )
+    load(warehouse_url, [ACTIONS, *messages])
+    crm = Warehouse(warehouse_url)
+
+    figures = report.gather(crm, now=NOW)
+
+    expected: dict[str, Decimal] = defaultdict(Decimal)
+    for month, points in (lot for held in lots.values() for lot in held):
+        # 24 months are shown, the current one included.
+        expected[month if month == "undated" or month >= "2024-11" else "earlier"] += points
+    assert {row["month"]: row["points"] for row in figures.issued if row["points"]} == {
+        month: points for month, points in expected.items() if points
+    }
+    assert sum(row["points"] for row in figures.issued) == figures.outstanding["points"]
+    crm.dispose()
+
+
+def test_periods_join(warehouse_url: str) -> None:
+    later = action("e1", delta=5, available=5, award="w5", at="2026-10-04T12:00:00Z")
+    load(warehouse_url, [*HISTORY, ACTIONS, later])
+    crm = Warehouse(warehouse_url)
+    days = [date(2026, 9, 30), date(2026, 10, 1), date(2026, 10, 2), date(2026, 10, 3)]
+
+    before = report.gather(crm, since=days[0], until=days[1], now=NOW)
+    after = report.gather(crm, since=days[2], until=days[3], now=NOW)
+
+    assert [row["day"] for row in before.days + after.days] == days
+    assert after.previous == before.roll_forward
+    assert points(before.roll_forward, "after", "issued") == [36.5, 10]
+    assert points(after.roll_forward, "after", "issued") == [35.5, 0]
+    assert sum(row["actions"] for row in before.hours) == sum(row["actions"] for row in before.locations) == 4
+    assert not [row for row in after.hours if row["actions"]]
+    assert after.all_time["issued"] == 19
+    # There is no movement before the 28th of September.
+    assert report.gather(crm, since=date(2026, 9, 29), until=date(2026, 9, 29), now=NOW).previous is None
+    crm.dispose()
+
+
+def test_figures_of_each_perk_add_up_to_those_of_all(warehouse_url: str) -> None:
+    random = Random(7)
+    held: dict[str, int] = defaultdict(int)
+    messages = []
+    for number in range(60):
+        award, delta = f"w{random.randrange(8)}", random.randrange(1, 9)
+        held[award] += delta
+        fields = {"awardId": award, "perkId": f"p{award[1]}", "pointsAvailable": held[award], "pointsAdded": delta}
+        when = f"2026-10-0{1 + number // 15}T10:00:{number:02}Z"
+        messages.append(action(f"a{number:02}", at=when, award=award, metadata=fields, **at("l1")))
+    load(warehouse_url, [PERKS, perk("p1", "Tea"), perk("p2", "Tea"), ACTIONS, *messages])
+    crm = Warehouse(warehouse_url)
+
+    everything = report.gather(crm, days=3, now=NOW)
+    names = ["Tea", *(f"p{number}" for number in range(8) if number not in {1, 2})]
+    parts = [report.gather(crm, days=3, now=NOW, perk=name) for name in names]
+
+    assert len(parts[0].perks) == 2
+    for name in ("before", "issued", "after"):
+        assert sum(part.roll_forward[name] for part in parts) == everything.roll_forward[name]
+    assert sum(part.outstanding["points"] for part in parts) == everything.outstanding["points"]
+    for figure, measure in (("locations", "actions"), ("ages", "points"), ("issued", "points"), ("users", "points")):
+        sums = [sum(row[measure] for row in getattr(each, figure)) for each in (everything, *parts)]
+        assert sums[0] == sum(sums[1:])
+    with pytest.raises(SettingError, match="--perk Coffee: no award has a perk with this id or title"):
+        report.gather(crm, perk="Coffee")
+    crm.dispose()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        pytest.param({"until": date(2026, 10, 6)}, "--until 2026-10-06: expected no later day than today", id="future"),
+        pytest.param({"since": date(2026, 10, 6)}, "--from 2026-10-06: expected no later day", id="reversed"),
+        pytest.param({"since": date(2025, 10, 4)}, "the period has 367 days, expected at most 366", id="too-long"),
+        pytest.param({"until": date(1, 1, 9), "days": 3}, "the period begins on 0001-01-07", id="long-ago"),
+    ],
+)
+def test_impossible_period_is_an_error(sqlite_url: str, options: dict[str, Any], said: str) -> None:
+    load(sqlite_url, HISTORY)
+
+    with pytest.raises(SettingError, match=said):
+        report.gather(Warehouse(sqlite_url), now=NOW, **options)
+
+
 def test_json_and_csv_hold_the_same_figures(crm: Warehouse) -> None:
     figures = report.gather(crm, days=5, now=NOW)
 
@@ -209,7 +320,9 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
         self.html = html
-        self.feed(html)
+        self.scripts = re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL)
+        self.drawn = re.sub(r"<script[^>]*>.*?</script>", "", html, flags=re.DOTALL)
+        self.feed(self.drawn)
         self.text = " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -223,12 +336,21 @@ class Page(HTMLParser):
         """The accessible names of the charts."""
         return [attributes.get("aria-label") for _, attributes in self.tags if attributes.get("role") == "img"]
 
+    @property
+    def tables(self) -> dict[str, list[list[str]]]:
+        """The rows of each table that can be downloaded, by file name."""
+        links = [attributes for tag, attributes in self.tags if tag == "a"]
+        return {
+            str(link["download"]): list(csv.reader(io.StringIO(unquote(str(link["href"]).split(",", 1)[1])[1:])))
+            for link in links
+        }
 
-def page_of(url: str, **options: Any) -> Page:
+
+def page_of(url: str, *, title: str | None = None, **options: Any) -> Page:
     crm = Warehouse(url)
     crm.set_up(balances=True)
     try:
-        return Page(report.page(report.gather(crm, now=NOW, **options)))
+        return Page(report.page(report.gather(crm, now=NOW, **options), title))
     finally:
         crm.dispose()
 
@@ -247,9 +369,75 @@ def test_page_states_its_figures_as_text(sqlite_url: str) -> None:
     assert "Verified: every balance matches the ledger and Pepper" in page.text
     assert "Coffee card holds the most: 35.5 points." in page.text
     assert "l1 has the most: 2 loyalty actions." in page.text
-    assert len(page.charts) == 6
+    assert len(page.charts) == 7
     assert all(name and name.endswith("The figures are in the table below.") for name in page.charts)
-    assert [tag for tag, _ in page.tags].count("details") == 6
+    assert [tag for tag, _ in page.tags].count("details") == 7
+
+
+def test_page_names_merchant_places_and_perks(sqlite_url: str) -> None:
+    context = {"user": {"_id": "u1"}, "location": {"_id": "l9", "title": "Arches"}}
+    gone = {"awardId": "w8", "perkId": "p8", "pointsAvailable": 90, "pointsAdded": 90}
+    load(
+        sqlite_url,
+        [*HISTORY, ACTIONS, *(action(f"c{n}", award="w8", context=context, metadata=gone) for n in range(3))],
+    )
+
+    page = page_of(sqlite_url, title="The Pepper & Mill", price=report.Price(Decimal("0.015"), "GBP"))
+
+    assert "The Pepper & Mill · Loyalty report · 5 Oct 2026" in page.text
+    assert "Liability: GBP 1.88 , at GBP 0.015 per point" in page.text
+    assert "Arches has the most: 3 loyalty actions." in page.text
+    assert "retired perk p8 holds the most: 90 points." in page.text
+    drawn = re.findall(r"<text[^>]*>([^<]*)", page.drawn)
+    assert {"Arches", "retired perk p8", "points outstanding", "points per day", "loyalty actions"} <= set(drawn)
+    assert {"hour of the day", "actions per hour of the week", "month of issue"} <= set(drawn)
+
+
+def test_deleted_perk_keeps_its_title(sqlite_url: str) -> None:
+    load(sqlite_url, HISTORY)
+    execute(sqlite_url, "UPDATE perks SET _sdc_deleted_at = '2026-10-04 00:00:00'")
+
+    assert "retired perk Coffee card holds the most" in page_of(sqlite_url).text
+
+
+def test_page_compares_with_the_period_before(sqlite_url: str) -> None:
+    again = [
+        action(f"f{n}", delta=2, available=2 + 2 * n, award="w7", at=f"2026-10-0{n + 4}T01:00:00Z") for n in (0, 1)
+    ]
+    load(sqlite_url, [*HISTORY, ACTIONS, *again])
+
+    page = page_of(sqlite_url, days=5)
+    shorter = page_of(sqlite_url, since=date(2026, 10, 3), until=date(2026, 10, 5))
+
+    assert "Issued 14 in 5 days no 5 days before to compare" in page.text
+    assert "Issued 4 in 3 days −60.0 % on the period before" in shorter.text  # noqa: RUF001
+    assert ["plus issued", "4.0000", "10.0000", "-60.0"] in shorter.tables["movements.csv"]
+
+
+def test_charts_begin_where_the_data_begins(sqlite_url: str) -> None:
+    load(sqlite_url, [ACTIONS, action("a1", at="2026-10-03T12:00:00Z")])
+
+    days = [row[0] for row in page_of(sqlite_url).tables["outstanding-points.csv"][1:]]
+
+    assert days == ["2026-10-03", "2026-10-04", "2026-10-05"]
+
+
+def test_downloads_have_the_figures_of_the_report(sqlite_url: str) -> None:
+    load(sqlite_url, HISTORY)
+
+    tables = page_of(sqlite_url, days=5).tables
+
+    assert tables["outstanding-by-perk.csv"] == [
+        ["perk", "points", "awards", "holders", "issued", "redeemed"],
+        ["Coffee card", "35.5000", "4", "2", "14.0000", "6.0000"],
+    ]
+    assert tables["age-by-date-of-issue.csv"] == [
+        ["issued", "points"],
+        ["no date", "22.5000"],
+        ["Sep 2026", "4.0000"],
+        ["Oct 2026", "9.0000"],
+    ]
+    assert len(tables) == 11
 
 
 def test_page_is_self_contained(sqlite_url: str) -> None:
@@ -258,34 +446,64 @@ def test_page_is_self_contained(sqlite_url: str) -> None:
     page = page_of(sqlite_url)
 
     assert {"script", "link", "img", "iframe", "image", "use"}.isdisjoint(tag for tag, _ in page.tags)
-    assert not [attributes for _, attributes in page.tags if {"src", "href", "xlink:href", "onclick"} & set(attributes)]
-    assert set(re.findall(r"https?://[^\s\"'<]+", page.html)) <= {
+    links = [
+        attributes[name] for _, attributes in page.tags for name in ("src", "href", "xlink:href") if name in attributes
+    ]
+    assert all(str(link).startswith("data:text/csv;") for link in links)
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert set(re.findall(r"https?://[^\s\"'<]+", page.drawn)) <= {
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
     }
-    assert "url(" not in page.html.replace("url(#", "")
-    assert "default-src 'none'" in page.html
+    assert "url(" not in page.drawn.replace("url(#", "")
+    specifications, script = page.scripts
+    json.loads(specifications)
+    (policy,) = (attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert str(policy).split("; ") == [
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digest}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
 
 
-def test_page_shows_drift_at_the_top(sqlite_url: str) -> None:
+@pytest.mark.parametrize(("wrong", "said"), [(1, "1 balance differs"), (3, "3 balances differ")])
+def test_page_marks_an_unverified_sum(sqlite_url: str, wrong: int, said: str) -> None:
     load(sqlite_url, [*HISTORY, action("bad", available=True)])
-    execute(sqlite_url, "UPDATE award_balances SET points = points + 1 WHERE award_id IN ('w1', 'w2')")
+    assert "not verified" not in page_of(sqlite_url).text
+    # w3 differs from its snapshot, too.
+    changed = ", ".join(f"'{award}'" for award in ("w3", "w1", "w2")[:wrong])
+    execute(sqlite_url, f"UPDATE award_balances SET points = points + 1 WHERE award_id IN ({changed})")
 
     page = page_of(sqlite_url)
 
-    assert "Drift: " in page.text
+    assert f"{35.5 + wrong:g} not verified points outstanding on" in page.text
+    assert f"Drift: {said} from ledger or snapshots" in page.text
     assert "Verified" not in page.text
     assert "In quarantine 1 records" in page.text
+
+
+def test_page_marks_a_sum_of_incomplete_actions(sqlite_url: str) -> None:
+    spans = [["2026-10-01T00:00:00Z", "2026-10-02T00:00:00Z"], ["2026-10-03T00:00:00Z", "2026-10-04T00:00:00Z"]]
+    for span in spans:
+        load(sqlite_url, [*HISTORY, state({"bookmarks": {"actions": {"covered_from": span[0], "read": [span]}}})])
+
+    page = page_of(sqlite_url)
+
+    assert "35.5 incomplete points outstanding on" in page.text
+    assert "actions between 2026-10-02 00:00 and 2026-10-03 00:00 UTC were never read (24 h)" in page.text
 
 
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
         pytest.param([], "0 points outstanding on 0 awards, held by 0 people Nothing loaded yet", id="nothing"),
-        pytest.param([AWARDS, snapshot("w1", 5)], "5 points outstanding on 1 awards, held by 1 people", id="one-award"),
-        pytest.param([ACTIONS, action("a1")], "2 points outstanding on 1 awards, held by 1 people", id="one-action"),
+        pytest.param([AWARDS, snapshot("w1", 5)], "5 points outstanding on 1 award, held by 1 person", id="one-award"),
+        pytest.param([ACTIONS, action("a1")], "2 points outstanding on 1 award, held by 1 person", id="one-action"),
         pytest.param([AWARDS, snapshot("w1", -7.25)], "−7.25 points outstanding", id="negative-points"),  # noqa: RUF001
-        pytest.param([AWARDS, snapshot("w1", 0)], "0 points outstanding on 1 awards, held by 0 people", id="zero"),
+        pytest.param([AWARDS, snapshot("w1", 0)], "0 points outstanding on 1 award, held by 0 people", id="zero"),
         pytest.param(
             [AWARDS, snapshot("w1", 99_999_999_999), snapshot("w2", -99_999_999_998.5)],
             "0.5 points outstanding",
@@ -302,14 +520,16 @@ def test_page_of_little_or_unusual_data(sqlite_url: str, messages: list[str], sa
 
     assert said in page.text
     assert {"NaN", "Infinity", "undefined", "null", "None"}.isdisjoint(re.findall(r"\w+", page.text))
-    assert "NaN" not in page.html
+    assert "NaN" not in page.drawn + page.scripts[0]
 
 
+PAGE_BYTES_MAX = 3_000_000
+FORMULA = '=HYPERLINK("x")'
 EVIL = "<script>alert('ö & \"x\"')</script> 🥐 ]]> </svg>"
 
 
 def test_titles_are_escaped(sqlite_url: str) -> None:
-    titles = [EVIL, "{{ 7 * 7 }}", "Same", "Same", "x" * 500, "🥐" * 40, "مرحبا", ""]
+    titles = [EVIL, FORMULA, "{{ 7 * 7 }}", "Same", "Same", "x" * 500, "🥐" * 40, "مرحبا", ""]
     load(
         sqlite_url,
         [
@@ -326,62 +546,126 @@ def test_titles_are_escaped(sqlite_url: str) -> None:
     page = page_of(sqlite_url)
 
     assert "script" not in {tag for tag, _ in page.tags}
+    assert f"'{FORMULA}" in {row[0] for row in page.tables["outstanding-by-perk.csv"]}
     assert f"{EVIL} holds the most" in page.text
     assert "{{ 7 * 7 }}" in page.text
-    assert {"Same (p2)", "Same (p3)"} <= set(page.texts)
-    assert page.html.count("<svg") == page.html.count("</svg") == 6
+    assert {"Same (p3)", "Same (p4)"} <= set(page.texts)
+    assert page.drawn.count("<svg") == page.drawn.count("</svg") == 6
+    assert len(page.scripts) == 2
 
 
+# Waits until the page's script has drawn the charts of this width.
+DRAWN = """const drawn = async page => {
+  const boxes = [...page.querySelectorAll(".drawing > div")].filter(box => box.checkVisibility());
+  while (!boxes.every(box => box.dataset.drawn == "done")) await new Promise(done => setTimeout(done, 50));
+};"""
 LAYOUT = """page => ({
   overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
   drawings: [...page.querySelectorAll("[role=img]")].map(drawing => {
-    const shown = [...drawing.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().width);
+    const shown = [...drawing.querySelectorAll("svg")].filter(svg => svg.checkVisibility());
     const card = drawing.closest("figure").getBoundingClientRect();
     const inside = shown.every(svg => svg.getBoundingClientRect().right <= card.right);
     return [drawing.getAttribute("aria-label").length > 20, shown.length, inside];
   }),
 })"""
+LONG_IDS = [
+    perk("p1", "x" * 300),
+    ACTIONS,
+    action("z1", award="w" * 200, user="u" * 200, **at("l" * 200, "u" * 200)),
+    snapshot("w9", -99_999_999_999.25),
+]
+needs_chromium = pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium on this machine")
 
 
-@pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium on this machine")
+@needs_chromium
 @pytest.mark.parametrize("width", [360, 1280])
-def test_page_fits_phones_and_desktops(sqlite_url: str, tmp_path: Path, width: int) -> None:
-    long_ids = [
-        perk("p1", "x" * 300),
-        ACTIONS,
-        action("z1", award="w" * 200, user="u" * 200, **at("l" * 200, "u" * 200)),
-    ]
-    load(sqlite_url, [*HISTORY, *long_ids, snapshot("w9", -99_999_999_999.25)])
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_page_fits_phones_and_desktops(sqlite_url: str, tmp_path: Path, width: int, scripts: bool) -> None:
+    load(sqlite_url, [*HISTORY, *LONG_IDS])
+    wait = f"{DRAWN} await drawn(page);" if scripts else ""
+    question = f"async page => {{ {wait} return ({LAYOUT})(page); }}"
 
-    measured = browser.ask(page_of(sqlite_url).html, LAYOUT, width, tmp_path)
+    measured = browser.ask(page_of(sqlite_url).html, question, width, tmp_path, scripts=scripts)
 
     assert measured["overflow"] <= 0
-    assert measured["drawings"] == [[True, 1, True]] * 6
+    assert measured["drawings"] == [[True, 1, True]] * 7
+
+
+@needs_chromium
+def test_charts_have_tooltips(sqlite_url: str, tmp_path: Path) -> None:
+    load(sqlite_url, HISTORY)
+    hover = """for (const [selector, number] of [[".days_marks path", 0], [".mark-rect path", 1]]) {
+      const mark = page.querySelectorAll(".wide .live")[number].querySelector(selector);
+      const { left, top } = mark.getBoundingClientRect();
+      const pointer = { bubbles: true, clientX: left + 1, clientY: top + 1 };
+      mark.dispatchEvent(new page.defaultView.PointerEvent("pointermove", pointer));
+      await new Promise(done => setTimeout(done, 100));
+      texts.push(page.querySelector("#vg-tooltip-element").innerText.replace(/\\s+/g, " ").trim());
+    }"""
+    question = f"async page => {{ {DRAWN} await drawn(page); const texts = []; {hover} return texts; }}"
+
+    texts = browser.ask(page_of(sqlite_url).html, question, 1280, tmp_path)
+
+    assert texts == ["day 28 Sep 2026 points outstanding 34", "day 28 Sep 2026 kind issued points 4"]
+
+
+@needs_chromium
+@pytest.mark.parametrize(("dark", "bar"), [(False, "rgb(43, 108, 176)"), (True, "rgb(106, 174, 242)")])
+def test_charts_follow_dark_mode(sqlite_url: str, tmp_path: Path, dark: bool, bar: str) -> None:
+    load(sqlite_url, HISTORY)
+    question = f"""async page => {{ {DRAWN} await drawn(page);
+      return [".still", ".live"].map(kind => page.defaultView.getComputedStyle(
+        page.querySelectorAll(`.wide ${{kind}}`)[1].querySelector(".mark-rect path")).fill); }}"""
+
+    colours = browser.ask(page_of(sqlite_url).html, question, 1280, tmp_path, dark=dark)
+
+    assert colours == [bar, bar]
+
+
+@needs_chromium
+def test_page_can_be_read_with_a_keyboard(sqlite_url: str, tmp_path: Path) -> None:
+    load(sqlite_url, HISTORY)
+    question = """page => [...page.querySelectorAll("main summary, main a, main .scroll")]
+      .filter(control => control.checkVisibility())
+      .map(control => { control.focus(); return [page.activeElement === control, control.tabIndex]; })"""
+
+    focused = browser.ask(page_of(sqlite_url).html, question, 1280, tmp_path)
+
+    # A table and a download for each chart, four more downloads, and a list of holders that scrolls.
+    assert focused == [[True, 0]] * (7 + 7 + 4 + 1)
 
 
 # The print layout on a screen: for each table, whether all of it is visible.
-PRINTED = """page => {
+PRINTED = """async page => {
+  await drawn(page);
   for (const rule of page.styleSheets[0].cssRules)
     if (rule.media) rule.media.mediaText = rule.media.mediaText == "print" ? "all" : "not all";
   page.querySelector("details").open = true;
-  return [...page.querySelectorAll("table")].filter(table => table.checkVisibility()).map(table => {
+  const count = svgs => [...svgs].filter(svg => svg.checkVisibility()).length;
+  const drawings = [...page.querySelectorAll(".drawing")].map(drawing =>
+    [".still svg", ".live svg"].map(kind => count(drawing.querySelectorAll(kind))));
+  const tables = [...page.querySelectorAll("table")].filter(table => table.checkVisibility()).map(table => {
     const card = table.closest(".card").getBoundingClientRect(), box = table.getBoundingClientRect();
     const around = table.parentElement.getBoundingClientRect();
     return box.right <= card.right && box.bottom <= Math.min(card.bottom, around.bottom) + 1;
   });
+  return { tables, drawings };
 }"""
 PAPER_WIDTH = 688
 """The width of A4 without margins, in pixels."""
 
 
-@pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium on this machine")
+@needs_chromium
 def test_printed_page_shows_opened_tables_in_full(sqlite_url: str, tmp_path: Path) -> None:
     holders = [action(f"h{number}", award=f"h{number}", user=f"{number:024}") for number in range(30)]
     load(sqlite_url, [*HISTORY, ACTIONS, *holders])
 
-    measured = browser.ask(page_of(sqlite_url).html, PRINTED, PAPER_WIDTH, tmp_path)
+    question = f"page => {{ {DRAWN} return ({PRINTED})(page); }}"
+    measured = browser.ask(page_of(sqlite_url).html, question, PAPER_WIDTH, tmp_path)
 
-    assert measured == [True] * 5
+    assert measured["tables"] == [True] * 5
+    # The drawings that the page contains, not those of the script.
+    assert measured["drawings"] == [[1, 0]] * 7
 
 
 def test_page_size_does_not_grow_with_awards(sqlite_url: str) -> None:
@@ -391,7 +675,7 @@ def test_page_size_does_not_grow_with_awards(sqlite_url: str) -> None:
     page = page_of(sqlite_url)
 
     assert "on 20,000 awards" in page.text
-    assert len(page.html) < 1_000_000
+    assert len(page.html) < PAGE_BYTES_MAX
 
 
 def test_chart_groups_the_smallest_perks(sqlite_url: str) -> None:

@@ -6,7 +6,7 @@ import gc
 import json
 import subprocess
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -529,10 +529,17 @@ def test_the_figures_of_a_report_add_up_to_the_balances(crm: Warehouse) -> None:
     assert [(row["title"], row["points"]) for row in contents.perks] == [("Crème 🥐", Decimal("18.25"))]
     assert [(row["weekday"], row["hour"]) for row in contents.hours if row["actions"]] == [(3, 12), (6, 23)]
     with crm.read() as connection:
-        start = {"start": datetime(2026, 10, 1, tzinfo=UTC)}
-        quarters = connection.execute(figures.by_quarter_hour(crm.tables), start).scalars().all()
+        period = figures.Period(date(2026, 10, 1), date(2026, 10, 3), UTC)
+        bounds = {"start": period.start, "end": period.end, "end_quarter": period.end_quarter}
+        quarters = connection.execute(figures.by_quarter_hour(crm.tables), bounds).scalars().all()
     noon_quarter = int(datetime(2026, 10, 1, 12, tzinfo=UTC).timestamp()) // 900
-    assert {noon_quarter, noon_quarter + 1} <= set(quarters)
+    assert {noon_quarter, noon_quarter + 1, period.end_quarter} <= set(quarters)
+    assert [(row["month"], row["points"]) for row in contents.issued] == [
+        ("undated", Decimal("16.25")),
+        ("2026-10", Decimal(2)),
+    ]
+    only = report.gather(crm, days=5, now=noon, perk="Crème 🥐")
+    assert (only.days, only.issued) == (contents.days, contents.issued)
     assert {each.stream: each.rows for each in contents.status.streams} == {"actions": 3, "awards": 1, "perks": 1}
     assert [(run["exit_state"], run["read"]) for run in contents.status.runs] == [("done", 5)]
     assert not contents.status.drifted

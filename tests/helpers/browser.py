@@ -29,14 +29,16 @@ _OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# A window is at least 500 pixels wide, so the page is shown in a frame. The page itself forbids scripts.
+# A window is at least 500 pixels wide, so the page is shown in a frame. The page itself forbids foreign scripts.
 _FRAME = """
-<body><iframe src="page.html" style="border:0;width:{width}px;height:2000px"></iframe><pre></pre><script>
-document.querySelector("iframe").onload = event => {{
-  const page = event.target.contentDocument;
-  document.querySelector("pre").textContent = JSON.stringify(({ask})(page));
+<body><iframe src="page.html" {sandbox} style="border:0;width:{width}px;height:2000px"></iframe><pre></pre><script>
+document.querySelector("iframe").onload = async event => {{
+  const answer = await ({ask})(event.target.contentDocument);
+  document.querySelector("pre").textContent = JSON.stringify(answer);
 }};
 </script></body>"""
+_WITHOUT_SCRIPTS = 'sandbox="allow-same-origin"'
+_DARK = "--blink-settings=preferredColorScheme=0"
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
@@ -44,17 +46,35 @@ class _QuietHandler(SimpleHTTPRequestHandler):
         """Log nothing."""
 
 
-def ask(html: str, question: str, width: int, folder: Path) -> Any:
-    """Show a page in a frame of this width in pixels; return the result of a JavaScript function of its document."""
+def ask(html: str, question: str, width: int, folder: Path, *, scripts: bool = True, dark: bool = False) -> Any:
+    """Show a page in a frame of this width in pixels; return the result of a JavaScript function of its document.
+
+    Args:
+        html: The page.
+        question: The function, which may be async.
+        width: The width of the frame.
+        folder: Where files are written.
+        scripts: Whether the page's own scripts run.
+        dark: Whether the reader prefers a dark page.
+    """
     assert CHROMIUM
+    frame = _FRAME.format(width=width, ask=question, sandbox="" if scripts else _WITHOUT_SCRIPTS)
     (folder / "page.html").write_text(html, encoding="utf-8")
-    (folder / "frame.html").write_text(_FRAME.format(width=width, ask=question), encoding="utf-8")
+    (folder / "frame.html").write_text(frame, encoding="utf-8")
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_QuietHandler, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}/frame.html"
         profile = f"--user-data-dir={folder / 'profile'}"
         ran = subprocess.run(
-            [CHROMIUM, *_OPTIONS, profile, "--virtual-time-budget=5000", "--dump-dom", address],
+            [
+                CHROMIUM,
+                *_OPTIONS,
+                *([_DARK] if dark else []),
+                profile,
+                "--virtual-time-budget=5000",
+                "--dump-dom",
+                address,
+            ],
             capture_output=True,
             text=True,
             timeout=RUN_SECONDS_MAX,

@@ -1,6 +1,7 @@
 """Vega-Lite specifications of the report's charts. Pure.
 
-Colours are CSS variables of the page, so one SVG fits light and dark mode. Sizes are in CSS pixels.
+Colours are CSS variables of the page, so one SVG fits light and dark mode. Sizes are in CSS pixels. A `tooltip` appears
+only where the script of the page draws the chart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 BAR_PX = 26
+# Bar charts: the height of the unit below the bars.
+UNIT_PX = 24
 # Bar charts: the width reserved for a number next to its bar, and the fraction of the width for labels.
 NUMBER_PX = 72
 LABELS_SHARE = 0.36
@@ -29,7 +32,10 @@ _CONFIG: Spec = {
         "labelColor": "var(--muted)",
         "labelFontSize": 12,
         "labelPadding": 6,
-        "title": None,
+        "titleColor": "var(--muted)",
+        "titleFontSize": 12,
+        "titleFontWeight": 400,
+        "titlePadding": 8,
         "ticks": False,
         "domainColor": "var(--line)",
         "gridColor": "var(--line)",
@@ -38,7 +44,9 @@ _CONFIG: Spec = {
         "labelColor": "var(--ink)",
         "labelFontSize": 12,
         "orient": "top",
-        "title": None,
+        "titleColor": "var(--muted)",
+        "titleFontSize": 12,
+        "titleFontWeight": 400,
         "symbolType": "square",
         "symbolStrokeWidth": 0,
         "padding": 0,
@@ -46,9 +54,10 @@ _CONFIG: Spec = {
     },
 }
 _DAY = {"field": "day", "type": "temporal", "scale": {"type": "utc"}}
-_NUMBERS = {
+_POINTS_FORMAT = ",~r"
+_POINTS_AXIS = {
     "tickCount": 5,
-    "labelExpr": "abs(datum.value) < 1000 ? format(datum.value, ',~r') : format(datum.value, '~s')",
+    "labelExpr": f"abs(datum.value) < 1000 ? format(datum.value, '{_POINTS_FORMAT}') : format(datum.value, '~s')",
 }
 
 
@@ -66,36 +75,55 @@ def _chart(width: int, height: int, values: list[dict[str, Any]], **more: Any) -
 
 
 def _days_axis(width: int) -> dict[str, Any]:
-    return {"format": "%-d %b", "grid": False, "tickCount": width // 90, "labelOverlap": True}
+    return {"title": None, "format": "%-d %b", "grid": False, "tickCount": width // 90, "labelOverlap": True}
+
+
+def _numeric(field: str, title: str) -> dict[str, Any]:
+    return {"field": field, "type": "quantitative", "title": title, "format": _POINTS_FORMAT}
+
+
+def _nominal(field: str, title: str) -> dict[str, Any]:
+    return {"field": field, "type": "nominal", "title": title}
+
+
+def _tooltip(*numbers: tuple[str, str]) -> list[dict[str, Any]]:
+    """Return the texts of a tooltip: the day, and numbers as (field, title)."""
+    day = {"field": "day", "type": "temporal", "title": "day", "format": "%-d %b %Y", "timeUnit": "utcyearmonthdate"}
+    return [day, *(_numeric(field, title) for field, title in numbers)]
 
 
 def outstanding(days: Rows, width: int) -> Spec:
     """Chart the outstanding points at the end of each day."""
     values = [{"day": day["day"].isoformat(), "points": float(day["outstanding"])} for day in days]
-    return _chart(
-        width,
-        240,
-        values,
-        mark={
+    whole_days = {**_DAY, "timeUnit": "utcyearmonthdate", "axis": _days_axis(width)}
+    area = {
+        "mark": {
             "type": "area",
             "interpolate": "step-after",
             "color": "var(--issued)",
             "fillOpacity": 0.16,
             "line": {"color": "var(--issued)"},
         },
-        encoding={
-            "x": {**_DAY, "axis": _days_axis(width)},
-            "y": {"field": "points", "type": "quantitative", "axis": _NUMBERS},
+        "encoding": {
+            "y": {"field": "points", "type": "quantitative", "title": "points outstanding", "axis": _POINTS_AXIS}
         },
-    )
+    }
+    # A band per day, as high as the chart: an area alone has one tooltip for all days.
+    bands = {
+        "name": "days",
+        "mark": {"type": "rect", "color": "var(--ink)", "fillOpacity": 0},
+        "encoding": {"tooltip": _tooltip(("points", "points outstanding"))},
+    }
+    return _chart(width, 240, values, encoding={"x": whole_days}, layer=[area, bands])
 
 
 def moved(days: Rows, width: int) -> Spec:
     """Chart points issued and refunded per day above the axis, and redeemed below it."""
     values = [
-        {"day": day["day"].isoformat(), "kind": kind, "points": sign * float(day[kind])}
+        {"day": day["day"].isoformat(), "kind": kind, "points": sign * float(day[kind]), "number": float(day[kind])}
         for day in days
         for kind, sign in (("issued", 1), ("refunded", 1), ("redeemed", -1))
+        if day[kind] or kind == "issued"
     ]
     return _chart(
         width,
@@ -104,57 +132,86 @@ def moved(days: Rows, width: int) -> Spec:
         mark={"type": "bar"},
         encoding={
             "x": {**_DAY, "timeUnit": "utcyearmonthdate", "axis": _days_axis(width)},
-            "y": {"field": "points", "type": "quantitative", "stack": "zero", "axis": _NUMBERS},
+            "y": {
+                "field": "points",
+                "type": "quantitative",
+                "stack": "zero",
+                "title": "points per day",
+                "axis": _POINTS_AXIS,
+            },
             "color": {
                 "field": "kind",
                 "type": "nominal",
+                "title": None,
                 "scale": {"domain": list(_COLOURS), "range": list(_COLOURS.values())},
             },
             "order": {"field": "kind"},
+            "tooltip": [*_tooltip(), _nominal("kind", "kind"), _numeric("number", "points")],
         },
     )
 
 
-def bars(numbers: Sequence[tuple[str, float]], width: int) -> Spec:
+def months(points: Sequence[tuple[str, float]], width: int) -> Spec:
+    """Chart one column of points per month, in order."""
+    values = [{"month": month, "points": number} for month, number in points]
+    return _chart(
+        width,
+        240,
+        values,
+        mark={"type": "bar", "color": "var(--issued)"},
+        encoding={
+            "x": {
+                "field": "month",
+                "type": "ordinal",
+                "sort": None,
+                "axis": {"title": "month of issue", "labelAngle": -45, "labelOverlap": True},
+            },
+            "y": {"field": "points", "type": "quantitative", "title": "points outstanding", "axis": _POINTS_AXIS},
+            "tooltip": [_nominal("month", "issued"), _numeric("points", "points outstanding")],
+        },
+    )
+
+
+def bars(numbers: Sequence[tuple[str, float]], unit: str, width: int) -> Spec:
     """Chart one bar per number, in order, with its label on the left and the number at its end."""
     limit_px = round(width * LABELS_SHARE)
-    labels = [_fitted(label, limit_px) for label, _ in numbers]
     values = [
-        {"place": place, "label": label, "number": number}
-        for place, (label, (_, number)) in enumerate(zip(labels, numbers, strict=True))
+        {"place": place, "label": _fitted(label, limit_px), "name": label, "number": number}
+        for place, (label, number) in enumerate(numbers)
     ]
     least, most = (choose(0, *(number for _, number in numbers), 0) for choose in (min, max))
     room = (most - least or 1) * NUMBER_PX / (width - limit_px)
     domain = [least - room * (least < 0), most + room * (most > 0 or least == 0)]
     text = {"type": "text", "baseline": "middle", "fontSize": 12}
     offset = {"dx": {"expr": "datum.number < 0 ? -6 : 6"}, "align": {"expr": "datum.number < 0 ? 'right' : 'left'"}}
+    number = {
+        "field": "number",
+        "type": "quantitative",
+        "title": unit,
+        "axis": {"labels": False, "grid": False, "domain": False, "titleAnchor": "start", "titlePadding": 2},
+        "scale": {"domain": domain, "nice": False},
+    }
+    tooltip = [_nominal("name", "name"), _numeric("number", unit)]
     return _chart(
         width,
-        BAR_PX * len(values),
+        BAR_PX * len(values) + UNIT_PX,
         values,
         encoding={"y": {"field": "place", "type": "ordinal", "axis": None}},
         layer=[
             {
                 "mark": {"type": "bar", "color": "var(--issued)", "height": {"band": 0.66}},
-                "encoding": {
-                    "x": {
-                        "field": "number",
-                        "type": "quantitative",
-                        "axis": None,
-                        "scale": {"domain": domain, "nice": False},
-                    }
-                },
+                "encoding": {"x": number, "tooltip": tooltip},
             },
             {
                 "mark": {**text, **offset, "color": "var(--ink)"},
                 "encoding": {
-                    "x": {"field": "number", "type": "quantitative"},
-                    "text": {"field": "number", "type": "quantitative", "format": ",~r"},
+                    "x": number,
+                    "text": {"field": "number", "type": "quantitative", "format": _POINTS_FORMAT},
                 },
             },
             {
                 "mark": {**text, "x": -8, "align": "right", "color": "var(--muted)"},
-                "encoding": {"text": {"field": "label", "type": "nominal"}},
+                "encoding": {"text": {"field": "label", "type": "nominal"}, "tooltip": tooltip},
             },
         ],
     )
@@ -176,32 +233,42 @@ def _fitted(text: str, limit_px: int) -> str:
 
 def week(hours: Rows, width: int) -> Spec:
     """Chart actions per hour of the week: more actions, darker cell."""
-    values = [{"hour": row["hour"], "day": WEEKDAYS[row["weekday"]], "actions": row["actions"]} for row in hours]
+    values = [
+        {"hour": f"{row['hour']}:00", "day": WEEKDAYS[row["weekday"]], "actions": row["actions"]} for row in hours
+    ]
     most = max(row["actions"] for row in hours)
     return _chart(
         width,
-        7 * BAR_PX + 24,
+        7 * BAR_PX + 84,
         values,
         mark={"type": "rect", "color": "var(--issued)", "cornerRadius": 2},
         encoding={
             "x": {
                 "field": "hour",
                 "type": "ordinal",
+                "sort": None,
+                "title": "hour of the day",
                 "scale": {"paddingInner": 0.12},
-                "axis": {"values": [0, 6, 12, 18, 23], "labelAngle": 0, "domain": False},
+                "axis": {"values": ["0:00", "6:00", "12:00", "18:00"], "labelAngle": 0, "domain": False},
             },
             "y": {
                 "field": "day",
                 "type": "ordinal",
                 "sort": list(WEEKDAYS),
                 "scale": {"paddingInner": 0.12},
-                "axis": {"domain": False},
+                "axis": {"title": None, "domain": False},
             },
             "opacity": {
                 "field": "actions",
                 "type": "quantitative",
                 "scale": {"domain": [0, max(most, 1)], "range": [0.06, 1]},
-                "legend": None,
+                "legend": {
+                    "title": "actions per hour of the week",
+                    "titleOrient": "left",
+                    "symbolFillColor": "var(--issued)",
+                    "values": sorted({0, round(most / 2), most}),
+                },
             },
+            "tooltip": [_nominal("day", "day"), _nominal("hour", "from"), _numeric("actions", "actions")],
         },
     )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sqlalchemy import column, inspect
@@ -20,43 +25,75 @@ from target_crm.balances_cli.report.queries import Period
 from target_crm.balances_cli.status import Status, ago, status_in
 from target_crm.errors import SettingError
 from target_crm.records import values
-from target_crm.records.column_types import Identifier, LongText
+from target_crm.records.column_types import Identifier, Instant, LongText
+from target_crm.records.schemas import DELETED_AT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import tzinfo
 
     from sqlalchemy import Connection, FromClause
+    from sqlalchemy.types import TypeEngine
 
+    from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
 FORMATS = ("html", "json", "csv")
-DAYS_MAX = 366
+DAYS_DEFAULT, DAYS_MAX = 90, 366
+# Pepper has no older actions.
+FIRST_YEAR = 2000
 # Widths of charts in CSS pixels: full page, half page, phone.
 PAGE_PX, COLUMN_PX, PHONE_PX = 1040, 490, 312
 BARS_SHOWN = 12
+# Rows of a table on the page. JSON and CSV have all.
+ROWS_SHOWN = 400
 NO_LOCATION = "no location"
 MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
+class Price:
+    """What a point costs the merchant, in a currency of three letters."""
+
+    value: Decimal
+    currency: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """All figures: outstanding points now, movements in the period, and the state of the warehouse."""
+    """All figures: outstanding points now, movements in the period, and the state of the warehouse.
+
+    Attributes:
+        period_days: Length of the period, without future days.
+        perk: The only perk that the figures cover, by id or title as requested; None for all perks.
+        price: What a point costs, if known.
+        begins: The day of the period on which movements begin; its first day if there are older ones.
+        previous: The movements of the period of equal length before; None if the data begins later.
+        previous_rates: Its rates.
+        issued: Outstanding points by month of issue: the oldest points of an award are spent first.
+    """
 
     now: datetime
     warehouse: str
     zone: str
     first_day: date
     last_day: date
+    period_days: int
+    begins: date
+    perk: str | None
+    price: Price | None
     outstanding: dict[str, Any]
     days: list[dict[str, Any]]
     roll_forward: dict[str, Decimal]
     rates: dict[str, Decimal | None]
+    previous: dict[str, Decimal] | None
+    previous_rates: dict[str, Decimal | None] | None
     all_time: dict[str, Decimal]
     all_time_rates: dict[str, Decimal | None]
     hours: list[dict[str, int]]
     perks: list[dict[str, Any]]
     ages: list[dict[str, Any]]
+    issued: list[dict[str, Any]]
     users: list[dict[str, Any]]
     locations: list[dict[str, Any]]
     status: Status
@@ -74,45 +111,105 @@ def zone_of(name: str) -> tzinfo:
         raise SettingError(f"--timezone {name}: unknown time zone, expected e.g. Europe/London") from None
 
 
-def gather(warehouse: Warehouse, *, days: int = 90, zone: str = "UTC", now: datetime | None = None) -> Report:
-    """Query the figures of the last days, today included, in one read transaction.
+def gather(
+    warehouse: Warehouse,
+    *,
+    days: int = DAYS_DEFAULT,
+    since: date | None = None,
+    until: date | None = None,
+    perk: str | None = None,
+    price: Price | None = None,
+    zone: str = "UTC",
+    now: datetime | None = None,
+) -> Report:
+    """Query the figures in one read transaction.
 
     Args:
         warehouse: A warehouse that is set up.
-        days: 1 to `DAYS_MAX`.
+        days: Length of the period without `since`: 1 to `DAYS_MAX`.
+        since: First day of the period.
+        until: Last day of the period; default: today.
+        perk: Id or title of the only perk to report on.
+        price: What a point costs.
         zone: The time zone of days and hours.
-        now: The end of the period; default: the local clock.
+        now: The time that ages refer to; default: the local clock.
+
+    Raises:
+        SettingError: The period, the perk or the time zone is invalid.
     """
     tables, now = warehouse.tables, now or datetime.now(UTC)
-    period = Period.until(now, days, zone_of(zone))
+    time_zone = zone_of(zone)
+    today = now.astimezone(time_zone).date()
+    period = _period(today, time_zone, days, since, until)
     with warehouse.read() as connection:
 
         def rows(query: Any, **parameters: Any) -> list[dict[str, Any]]:
             return [dict(row) for row in connection.execute(query, parameters).mappings()]
 
-        quarters = rows(queries.by_quarter_hour(tables), start=period.start)
+        perks = rows(queries.by_perk(tables, _perks(connection, tables.metadata.schema)))
+        only: dict[str, Any] = {}
+        if perk is not None:
+            perks = [row for row in perks if perk in {row["perk_id"], row["title"]}]
+            if not perks:
+                raise SettingError(f"--perk {perk}: no award has a perk with this id or title")
+            only = {"perks": [row["perk_id"] for row in perks]}
+
+        def figures(query: Callable[..., Any], **parameters: Any) -> list[dict[str, Any]]:
+            return rows(query(tables, by_perk=bool(only)), **only, **parameters)
+
+        both = {"start": period.before.start, "end": period.end, "end_quarter": period.end_quarter}
+        quarters = figures(queries.by_quarter_hour, **both)
         by_day = queries.per_day(quarters, period)
         moved, all_time = queries.roll_forward(by_day), queries.all_time(quarters)
-        (outstanding,) = rows(queries.outstanding(tables))
+        previous = None
+        if any(row["quarter"] is None for row in quarters):
+            previous = queries.roll_forward(queries.per_day(quarters, period.before))
+        (outstanding,) = figures(queries.outstanding)
+        if price:
+            outstanding["liability"] = outstanding["points"] * price.value
+        issued = figures(queries.by_issue, **queries.month_limits(today, time_zone))
+        locations = figures(queries.by_location, start=period.start, end=period.end)
         return Report(
             now=now,
             warehouse=warehouse.name,
             zone=zone,
             first_day=by_day[0]["day"],
             last_day=by_day[-1]["day"],
+            period_days=period.days,
+            begins=queries.begins(quarters, period),
+            perk=perk,
+            price=price,
             outstanding=outstanding,
             days=by_day,
             roll_forward=moved,
             rates=queries.rates(moved),
+            previous=previous,
+            previous_rates=queries.rates(previous) if previous else None,
             all_time=all_time,
             all_time_rates=queries.rates(all_time),
             hours=queries.by_weekday_and_hour(quarters, period),
-            perks=rows(queries.by_perk(tables, _perks(connection, tables.metadata.schema))),
-            ages=queries.ages(rows(queries.by_age(tables), **queries.age_limits(now))),
-            users=rows(queries.by_user(tables)),
-            locations=rows(queries.by_location(tables), start=period.start),
+            perks=[{**row, "retired": bool(row["retired"])} for row in perks],
+            ages=queries.ages(figures(queries.by_age, **queries.age_limits(now))),
+            issued=queries.issue_months(issued, outstanding["points"], today),
+            users=figures(queries.by_user),
+            locations=_with_titles(connection, tables, locations),
             status=status_in(connection, tables, now, full=True),
         )
+
+
+def _period(today: date, zone: tzinfo, days: int, since: date | None, until: date | None) -> Period:
+    last = until or today
+    first = since or last - timedelta(days=days - 1)
+    if last > today:
+        raise SettingError(f"--until {last}: expected no later day than today, {today}")
+    if first > last:
+        raise SettingError(f"--from {first}: expected no later day than the last of the period, {last}")
+    if first.year < FIRST_YEAR:
+        raise SettingError(f"the period begins on {first}; expected {FIRST_YEAR} or later")
+    period = Period(first, last, zone, is_open=until is None)
+    if period.days > DAYS_MAX:
+        raise SettingError(f"--from {first}: the period has {period.days:,} days, expected at most {DAYS_MAX}")
+    return period
 
 
 def _perks(connection: Connection, schema: str | None) -> FromClause | None:
@@ -121,8 +218,31 @@ def _perks(connection: Connection, schema: str | None) -> FromClause | None:
     if not inspector.has_table("perks", schema=schema):
         return None
     found = {each["name"] for each in inspector.get_columns("perks", schema=schema)}
-    names = [column(name, LongText()) for name in ("title", "type") if name in found]
-    return any_table("perks", column("_id", Identifier()), *names, schema=schema)
+    types: dict[str, TypeEngine[Any]] = {"title": LongText(), "type": LongText(), DELETED_AT: Instant()}
+    known = [column(name, type_) for name, type_ in types.items() if name in found]
+    return any_table("perks", column("_id", Identifier()), *known, schema=schema)
+
+
+def _with_titles(connection: Connection, tables: Tables, locations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the title of each location, from the payload of an action there; None if it has none."""
+    examples = [row["example_id"] for row in locations]
+    titles = {
+        action_id: _location_title(payload)
+        for action_id, payload in connection.execute(queries.payloads(tables.actions), {"action_ids": examples})
+    }
+    return [
+        {"location_id": row["location_id"], "title": titles.get(row["example_id"])}
+        | {name: value for name, value in row.items() if name not in {"location_id", "example_id"}}
+        for row in locations
+    ]
+
+
+def _location_title(payload: str | None) -> str | None:
+    try:
+        title = values.from_json(payload or "{}")["context"]["location"]["title"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return title if isinstance(title, str) and title else None
 
 
 def as_json(report: Report) -> str:
@@ -145,6 +265,8 @@ def _figures(report: Report) -> list[tuple[str, str, Mapping[str, Any]]]:
         ("outstanding", "", report.outstanding),
         ("roll_forward", "", report.roll_forward),
         ("rates", "", report.rates),
+        ("previous", "", report.previous or {}),
+        ("previous_rates", "", report.previous_rates or {}),
         ("all_time", "", report.all_time),
         ("all_time_rates", "", report.all_time_rates),
         (
@@ -162,6 +284,7 @@ def _figures(report: Report) -> list[tuple[str, str, Mapping[str, Any]]]:
         ("hours", report.hours, ("weekday", "hour")),
         ("perks", report.perks, ("perk_id",)),
         ("ages", report.ages, ("days_from",)),
+        ("issued", report.issued, ("month",)),
         ("users", report.users, ("user_id",)),
         ("locations", report.locations, ("location_id",)),
         ("streams", [asdict(stream) for stream in report.status.streams], ("stream",)),
@@ -173,29 +296,65 @@ def _figures(report: Report) -> list[tuple[str, str, Mapping[str, Any]]]:
     return figures
 
 
+Cell = str | Decimal | int | datetime | date | None
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table. The first `texts` columns hold text, the others numbers."""
+    """A table of raw values. The first `texts` columns hold text, the others numbers or times."""
 
+    title: str
     head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     texts: int = 1
+
+    @property
+    def file(self) -> str:
+        """A file name for its CSV."""
+        return re.sub(r"\W+", "-", self.title.lower()) + ".csv"
+
+    @property
+    def csv_link(self) -> str:
+        """Return it as CSV in a data URI. The byte order mark lets Excel read UTF-8."""
+        output = io.StringIO()
+        writer = csv.writer(output)
+        writer.writerow(self.head)
+        writer.writerows([_csv_cell(cell) for cell in row] for row in self.rows)
+        return "data:text/csv;charset=utf-8,%EF%BB%BF" + quote(output.getvalue(), safe=",:")
+
+
+def _csv_cell(cell: Cell) -> str:
+    if isinstance(cell, datetime):
+        return cell.isoformat()
+    text = "" if cell is None else str(cell)
+    # A spreadsheet would run a title that begins like this as a formula.
+    return f"'{text}" if isinstance(cell, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 @dataclass(frozen=True)
 class Chart:
     """A chart with a one-sentence summary and its figures as a table."""
 
-    title: str
     summary: str
     table: Table
     draw: Callable[[int], dict[str, Any]] | None
     """Returns the specification for a width; None if there is nothing to draw."""
     width: int = COLUMN_PX
 
+    @property
+    def title(self) -> str:
+        """The title of chart and table."""
+        return self.table.title
 
-def page(report: Report) -> str:
-    """Render the report as one self-contained HTML page, without scripts.
+
+def page(report: Report, title: str | None = None) -> str:
+    """Render the report as one self-contained HTML page.
+
+    Its only script, from `charts.js` and Vega, draws tooltips; the page is complete without it.
+
+    Args:
+        report: The figures.
+        title: Whose report it is, such as the merchant's name.
 
     Raises:
         SettingError: The extra `report` is not installed.
@@ -212,66 +371,105 @@ def page(report: Report) -> str:
         return Markup(vl_convert.vegalite_to_svg(specification))  # noqa: S704
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters.update(number=number, percent=percent, since=lambda time: since(report.now, time), day=day)
+    environment.filters.update(
+        number=number,
+        percent=percent,
+        signed_percent=lambda change: "-" if change is None else f"{change:+,} %".replace("-", MINUS),
+        since=lambda time: since(report.now, time),
+        day=day,
+        cell=lambda cell: _shown(report.now, cell),
+        count=_count,
+        money=lambda amount: _money(amount, report.price),
+    )
     template = environment.from_string(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
+    charts_shown = _charts(report)
+    specifications = [
+        {"wide": chart.draw(chart.width), "narrow": chart.draw(PHONE_PX)} for chart in charts_shown if chart.draw
+    ]
+    drawings = iter([{size: svg(drawn) for size, drawn in each.items()} for each in specifications])
+    script = _script()
     page: str = template.render(
         report=report,
-        charts=[
-            (chart, chart.draw and {"wide": svg(chart.draw(chart.width)), "narrow": svg(chart.draw(PHONE_PX))})
-            for chart in _charts(report)
-        ],
+        title=title,
+        charts=[(chart, next(drawings) if chart.draw else None) for chart in charts_shown],
+        specifications=specifications,
+        # This package's own script.
+        script=Markup(script),  # noqa: S704
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tables=_tables(report),
         newest=next(stream for stream in report.status.streams if stream.stream == "actions"),
         empty=not report.outstanding["awards"] and not _has_movements(report),
-        differing=sum(check.differing for check in report.status.checks),
+        # Whatever differs from a snapshot differs from the total of ledger and snapshots, too.
+        differing=max((check.differing for check in report.status.checks), default=0),
+        change=lambda name: _change(report, name),
     )
     return page
+
+
+@cache
+def _script() -> str:
+    """Return `charts.js` with Vega, Vega-Lite and Vega-Embed, as one script for an HTML page."""
+    import vl_convert  # noqa: PLC0415 - comes with the extra alone
+
+    source = files(__package__).joinpath("charts.js").read_text(encoding="utf-8")
+    bundled: str = vl_convert.javascript_bundle(source)
+    return bundled
 
 
 def _charts(report: Report) -> list[Chart]:
     return [
         _outstanding_by_day(report),
         _moved_by_day(report),
-        _outstanding_by_perk(report),
         _outstanding_by_age(report),
-        _activity_by_hour(report),
+        _outstanding_by_issue(report),
+        _outstanding_by_perk(report),
         _activity_by_location(report),
+        _activity_by_hour(report),
     ]
 
 
+def _days_with_data(report: Report) -> list[dict[str, Any]]:
+    return [each for each in report.days if each["day"] >= report.begins]
+
+
 def _outstanding_by_day(report: Report) -> Chart:
-    days, moved = report.days, report.roll_forward
+    days, moved = _days_with_data(report), report.roll_forward
     return Chart(
-        "Outstanding points",
         f"{number(moved['after'])} points at the end of {day(report.last_day)}, {number(moved['before'])} before "
         f"{day(report.first_day)}. Points that an award had before its first known movement count from the beginning.",
-        Table(("day", "outstanding"), [(str(each["day"]), number(each["outstanding"])) for each in days]),
+        Table("Outstanding points", ("day", "outstanding"), [(each["day"], each["outstanding"]) for each in days]),
         (lambda width: charts.outstanding(days, width)) if _has_movements(report) else None,
         PAGE_PX,
     )
 
 
 def _moved_by_day(report: Report) -> Chart:
-    days, moved = report.days, report.roll_forward
+    days, moved = _days_with_data(report), report.roll_forward
     return Chart(
-        "Issued, redeemed and refunded",
         f"{number(moved['issued'])} points issued and {number(moved['refunded'])} refunded, above the axis; "
         f"{number(moved['redeemed'])} redeemed, below it.",
-        _numbers_table(days, "day", ("issued", "redeemed", "refunded"), [str(each["day"]) for each in days]),
+        _numbers_table(
+            "Issued, redeemed and refunded",
+            days,
+            "day",
+            ("issued", "redeemed", "refunded"),
+            [str(each["day"]) for each in days],
+        ),
         (lambda width: charts.moved(days, width)) if _has_actions(report) else None,
         PAGE_PX,
     )
 
 
 def _outstanding_by_perk(report: Report) -> Chart:
-    labels = [_label(row, _shared_titles(report)) for row in report.perks]
+    columns = ("points", "awards", "holders", "issued", "redeemed")
+    labels = _labels([(row["perk_id"] or "no perk", _perk_title(row)) for row in report.perks])
     points = [float(row["points"]) for row in report.perks]
     bars = _largest(list(zip(labels, points, strict=True)), "other perks")
+    shown = report.perks[:ROWS_SHOWN]
     return Chart(
-        "Outstanding by perk",
         f"{bars[0][0]} holds the most: {number(Decimal(str(bars[0][1])))} points." if bars else "No perk yet.",
-        _numbers_table(report.perks, "perk", ("points", "awards", "holders", "issued", "redeemed"), labels),
-        (lambda width: charts.bars(bars, width)) if bars else None,
+        _numbers_table("Outstanding by perk", shown, "perk", columns, labels[:ROWS_SHOWN]),
+        (lambda width: charts.bars(bars, "points outstanding", width)) if bars else None,
     )
 
 
@@ -279,10 +477,25 @@ def _outstanding_by_age(report: Report) -> Chart:
     labels = [_age(row) for row in report.ages]
     bars = [(label, float(row["points"])) for label, row in zip(labels, report.ages, strict=True)]
     return Chart(
-        "Age of outstanding points",
         "By the last movement of their award. Points idle for a long time may never be redeemed.",
-        _numbers_table(report.ages, "last moved", ("points", "awards"), labels),
-        (lambda width: charts.bars(bars, width)) if _has_movements(report) else None,
+        _numbers_table("Age by last movement", report.ages, "last moved", ("points", "awards"), labels),
+        (lambda width: charts.bars(bars, "points outstanding", width)) if _has_movements(report) else None,
+    )
+
+
+def _outstanding_by_issue(report: Report) -> Chart:
+    labels = [_month(row["month"]) for row in report.issued]
+    columns = [
+        (label, float(row["points"]))
+        for label, row in zip(labels, report.issued, strict=True)
+        if row["month"] != "undated"
+    ]
+    undated = next((row["points"] for row in report.issued if row["month"] == "undated"), Decimal(0))
+    return Chart(
+        "By the month in which they were issued, if each award spends its oldest points first (first in, first out). "
+        f"{number(undated)} points have no date of issue: no action has issued them.",
+        _numbers_table("Age by date of issue", report.issued, "issued", ("points",), labels),
+        (lambda width: charts.months(columns, width)) if columns else None,
     )
 
 
@@ -292,35 +505,36 @@ def _activity_by_hour(report: Report) -> Chart:
         f"Busiest: {charts.WEEKDAYS[busiest['weekday']]} from {busiest['hour']}:00, {report.zone}, with "
         f"{busiest['actions']:,} loyalty actions."
     )
-    rows = [(f"{hour}:00", *(f"{row['actions']:,}" for row in hours if row["hour"] == hour)) for hour in range(24)]
+    rows: list[tuple[Cell, ...]] = [
+        (f"{hour}:00", *(row["actions"] for row in hours if row["hour"] == hour)) for hour in range(24)
+    ]
     return Chart(
-        "Activity by hour of the week",
         summary if _has_actions(report) else "No loyalty action in this period.",
-        Table(("hour", *charts.WEEKDAYS), rows),
+        Table("Activity by hour of the week", ("hour", *charts.WEEKDAYS), rows),
         (lambda width: charts.week(hours, width)) if _has_actions(report) else None,
     )
 
 
 def _activity_by_location(report: Report) -> Chart:
-    labels = [row["location_id"] or NO_LOCATION for row in report.locations]
+    columns = ("actions", "issued", "redeemed", "refunded")
+    labels = _labels([(row["location_id"] or NO_LOCATION, row["title"]) for row in report.locations])
     bars = [(label, float(row["actions"])) for label, row in zip(labels, report.locations, strict=True)][:BARS_SHOWN]
-    named = [(label, count) for label, count in bars if label != NO_LOCATION]
+    named = [bar for bar, row in zip(bars, report.locations, strict=False) if row["location_id"]]
     return Chart(
-        "Activity by location",
         f"{named[0][0]} has the most: {named[0][1]:,.0f} loyalty actions."
         if named
         else "No loyalty action at a location in this period.",
-        _numbers_table(report.locations, "location", ("actions", "issued", "redeemed", "refunded"), labels),
-        (lambda width: charts.bars(bars, width)) if bars else None,
+        _numbers_table("Activity by location", report.locations, "location", columns, labels),
+        (lambda width: charts.bars(bars, "loyalty actions", width)) if bars else None,
     )
 
 
 def _numbers_table(
-    rows: Sequence[Mapping[str, Any]], label_head: str, columns: Sequence[str], labels: Sequence[str]
+    title: str, rows: Sequence[Mapping[str, Any]], label_head: str, columns: Sequence[str], labels: Sequence[str]
 ) -> Table:
     """Return a table of numbers with a label for each row."""
-    cells = [(label, *(number(row[name]) for name in columns)) for label, row in zip(labels, rows, strict=True)]
-    return Table((label_head, *columns), cells)
+    cells = [(label, *(row[name] for name in columns)) for label, row in zip(labels, rows, strict=True)]
+    return Table(title, (label_head, *columns), cells)
 
 
 def _has_movements(report: Report) -> bool:
@@ -334,42 +548,43 @@ def _has_actions(report: Report) -> bool:
 def _tables(report: Report) -> dict[str, Table]:
     names = {
         "before": f"Outstanding before {day(report.first_day)}",
-        "issued": "+ issued",
-        "redeemed": f"{MINUS} redeemed",
-        "refunded": "+ refunded",
-        "added": "+ added without an action",
-        "removed": f"{MINUS} removed without an action",
+        "issued": "plus issued",
+        "redeemed": "less redeemed",
+        "refunded": "plus refunded",
+        "added": "plus added without an action",
+        "removed": "less removed without an action",
         "after": f"Outstanding at the end of {day(report.last_day)}",
     }
-    status = report.status
+    status, previous = report.status, report.previous
+    head: tuple[str, ...] = ("", "points")
+    moved: list[tuple[Cell, ...]] = [(names[name], points) for name, points in report.roll_forward.items()]
+    if previous:
+        head = (*head, "period before", "change (%)")
+        moved = [
+            (*row, previous[name], _change(report, name)) for row, name in zip(moved, report.roll_forward, strict=True)
+        ]
     return {
-        "roll_forward": Table(("", "points"), [(names[k], number(v)) for k, v in report.roll_forward.items()]),
+        "roll_forward": Table("Movements", head, moved),
         "users": _numbers_table(
+            "Top holders",
             report.users,
             "user",
             ("points", "awards", "issued", "redeemed"),
             [row["user_id"] for row in report.users],
         ),
         "streams": Table(
+            "Freshness",
             ("stream", "rows", "newest", "last read", "rejected"),
-            [
-                (
-                    each.stream,
-                    f"{each.rows:,}",
-                    since(status.now, each.newest_at),
-                    since(status.now, each.read_at),
-                    f"{each.rejected:,}",
-                )
-                for each in status.streams
-            ],
+            [(each.stream, each.rows, each.newest_at, each.read_at, each.rejected) for each in status.streams],
         ),
         "runs": Table(
+            "Last runs",
             ("started (UTC)", "ended", "read", "applied", "rejected", "seconds"),
             [
                 (
                     f"{run['started_at']:%d %b %H:%M}",
                     run["exit_state"] or "unfinished",
-                    *(f"{run[k]:,}" for k in ("read", "applied", "quarantined")),
+                    *(run[name] for name in ("read", "applied", "quarantined")),
                     f"{float(run['seconds']):,.1f}",
                 )
                 for run in status.runs
@@ -379,15 +594,33 @@ def _tables(report: Report) -> dict[str, Table]:
     }
 
 
-def _shared_titles(report: Report) -> set[str]:
-    """Return titles that several perks share."""
-    return {title for title, count in Counter(row["title"] for row in report.perks).items() if title and count > 1}
+def _change(report: Report, name: str) -> Decimal | None:
+    """Return by how many percent a movement differs from that of the period before; None if that was nothing."""
+    before = (report.previous or {}).get(name)
+    if not before:
+        return None
+    return round(100 * (report.roll_forward[name] - before) / abs(before), 1)
 
 
-def _label(row: Mapping[str, Any], shared: set[str]) -> str:
-    """Return a perk's title, with its id if several perks share the title; or its id if it has no title."""
-    perk_id, title = row["perk_id"] or "no perk", row["title"]
-    return perk_id if not title else f"{title} ({perk_id})" if title in shared else str(title)
+def _labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
+    """Return titles, with the id where several have the same title; or the id if there is no title."""
+    shared = Counter(title for _, title in named)
+    return [
+        identifier if not title else f"{title} ({identifier})" if shared[title] > 1 else title
+        for identifier, title in named
+    ]
+
+
+def _perk_title(row: Mapping[str, Any]) -> str | None:
+    """Return a perk's title. A retired perk without one still is named as such."""
+    title: str | None = row["title"]
+    return f"retired perk {title or row['perk_id']}" if row["retired"] else title
+
+
+def _month(month: str) -> str:
+    if month == "earlier":
+        return "earlier"
+    return "no date" if month == "undated" else f"{date.fromisoformat(f'{month}-01'):%b %Y}"
 
 
 def _age(row: Mapping[str, Any]) -> str:
@@ -402,6 +635,22 @@ def _largest(bars: list[tuple[str, float]], rest: str) -> list[tuple[str, float]
         return bars
     others = bars[BARS_SHOWN - 1 :]
     return [*bars[: BARS_SHOWN - 1], (f"{len(others)} {rest}", sum(value for _, value in others))]
+
+
+def _shown(now: datetime, cell: Cell) -> str:
+    """Format a cell of a table for the page. A time is shown as its age."""
+    if isinstance(cell, datetime):
+        return since(now, cell)
+    return "-" if cell is None else number(cell) if isinstance(cell, Decimal | int) else str(cell)
+
+
+def _count(count: int, one: str, several: str | None = None) -> str:
+    """Format a number of things, such as `1 award`, `2 awards`."""
+    return f"{number(count)} {one if count == 1 else several or f'{one}s'}"
+
+
+def _money(amount: Decimal, price: Price | None) -> str:
+    return f"{price.currency} {amount:,.2f}".replace("-", MINUS) if price else ""
 
 
 def number(value: Decimal | int) -> str:

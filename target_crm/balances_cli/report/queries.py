@@ -19,9 +19,9 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_column, null, select, union_all
+from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, literal_column, null, or_, select, union_all
 
-from target_crm.records.column_types import Instant, LongText, Points
+from target_crm.records.column_types import Identifier, Instant, LongText, Points
 from target_crm.records.schemas import DELETED_AT
 from target_crm.sql.functions import QUARTER_SECONDS, exact, exact_sum, quarter_hours
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import tzinfo
 
-    from sqlalchemy import ColumnElement, FromClause, Select
+    from sqlalchemy import ColumnElement, FromClause, Select, Table
 
     from target_crm.sql.tables import Tables
 
@@ -39,10 +39,10 @@ USERS_SHOWN = 20
 LOCATIONS_SHOWN = 20
 # Upper bounds of the age classes of outstanding points; the last class is open.
 AGES_DAYS = (30, 90, 180, 365)
-# How many future days are shown. Actions dated later count on the last of them.
+# Points outstanding are shown by the month of their issue for so many months, the current one included.
+MONTHS_SHOWN = 24
+# A period that ends today shows so many future days. Actions dated later count on the last of them.
 DAYS_AHEAD_MAX = timedelta(days=2)
-# Python has no later years; two days less keep every time zone within them.
-_LAST_QUARTER = int(datetime(9999, 12, 30, tzinfo=UTC).timestamp()) // QUARTER_SECONDS
 
 MOVEMENTS = ("opening", "issued", "redeemed", "refunded", "added", "removed")
 _ZERO = cast(literal_column("0"), Points())
@@ -65,9 +65,21 @@ def _movement(at: ColumnElement[Any], actions: int, **points: ColumnElement[Any]
     ]
 
 
+def _of_perks(tables: Tables, award_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether an award is of one of the perks in the parameter `perks`. An action may lack the perk of its award."""
+    balances = tables.award_balances.c
+    perks = bindparam("perks", expanding=True, type_=Identifier())
+    return award_id.in_(select(balances.award_id).where(balances.perk_id.in_(perks)))
+
+
 @cache
-def movements(tables: Tables) -> FromClause:
-    """Return every movement: its time, its points of each kind, and whether it was an action."""
+def movements(tables: Tables, *, by_perk: bool = False) -> FromClause:
+    """Return every movement: its time, its points of each kind, and whether it was an action.
+
+    Args:
+        tables: The target's tables.
+        by_perk: Only movements of the perks in the parameter `perks`.
+    """
     a, balances, awards = tables.actions.c, tables.award_balances.c, tables.awards.c
 
     def delta(effect: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -83,7 +95,7 @@ def movements(tables: Tables) -> FromClause:
         select(
             a.occurred_at, a.points_available, before.label("before"), *(c.label(name) for name, c in deltas.items())
         )
-        .where(a.effect.is_not(None))
+        .where(a.effect.is_not(None), *([_of_perks(tables, a.award_id)] if by_perk else []))
         .subquery("chain")
         .c
     )
@@ -118,14 +130,23 @@ def movements(tables: Tables) -> FromClause:
         .join_from(tables.award_balances, tables.awards, awards["_id"] == balances.award_id)
         .where(awards[DELETED_AT].is_not(None))
     )
+    if by_perk:
+        of_snapshots, of_deletions = (
+            each.where(_of_perks(tables, balances.award_id)) for each in (of_snapshots, of_deletions)
+        )
     return union_all(of_actions, of_snapshots, of_deletions).subquery("movements")
 
 
 @cache
-def by_quarter_hour(tables: Tables) -> Select[Any]:
-    """Sum movements per quarter of an hour since `start`; earlier movements are summed under null."""
-    m = movements(tables).c
-    quarter = case((m.at >= bindparam("start", type_=Instant()), quarter_hours(m.at)))
+def by_quarter_hour(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
+    """Sum movements per quarter of an hour from `start` to `end`.
+
+    Earlier movements are summed under null, and later ones under `end_quarter`, the first quarter after the end.
+    """
+    m = movements(tables, by_perk=by_perk).c
+    start, end = (bindparam(name, type_=Instant()) for name in ("start", "end"))
+    later = cast(bindparam("end_quarter", type_=BigInteger()), BigInteger)
+    quarter = case((m.at >= end, later), (m.at >= start, quarter_hours(m.at)))
     buckets = select(quarter.label("quarter"), m.actions, *(m[name] for name in MOVEMENTS)).subquery("buckets").c
     return select(
         buckets.quarter,
@@ -135,15 +156,17 @@ def by_quarter_hour(tables: Tables) -> Select[Any]:
 
 
 @cache
-def _existing(tables: Tables) -> FromClause:
-    """Return the balances of awards that are not deleted."""
+def _existing(tables: Tables, *, by_perk: bool = False) -> FromClause:
+    """Return the balances of awards that are not deleted; with `by_perk`, of the perks in the parameter `perks`."""
     balances, awards = tables.award_balances, tables.awards
-    return (
+    existing = (
         select(*balances.c)
         .outerjoin_from(balances, awards, awards.c["_id"] == balances.c.award_id)
         .where(awards.c[DELETED_AT].is_(None))
-        .subquery("existing")
     )
+    if by_perk:
+        existing = existing.where(balances.c.perk_id.in_(bindparam("perks", expanding=True, type_=Identifier())))
+    return existing.subquery("existing")
 
 
 def _holders(user_id: ColumnElement[Any], points: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -151,9 +174,9 @@ def _holders(user_id: ColumnElement[Any], points: ColumnElement[Any]) -> ColumnE
 
 
 @cache
-def outstanding(tables: Tables) -> Select[Any]:
+def outstanding(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
     """Sum outstanding points, and count their awards and holders."""
-    s = _existing(tables).c
+    s = _existing(tables, by_perk=by_perk).c
     return select(
         func.coalesce(exact_sum(s.points), _ZERO).label("points"),
         func.count().label("awards"),
@@ -163,7 +186,11 @@ def outstanding(tables: Tables) -> Select[Any]:
 
 @cache
 def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
-    """Sum outstanding points per perk, most first. `perks` has `_id` and, if it knows them, `title` and `type`."""
+    """Sum outstanding points per perk, most first.
+
+    `perks` has `_id` and, if it knows them, the time of the deletion, `title` and `type`. A perk is `retired` if it is
+    deleted there, or missing. Without `perks`, no perk is.
+    """
     s = _existing(tables).c
     sums = (
         select(
@@ -182,15 +209,26 @@ def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
         (perks.c[name] if perks is not None and name in perks.c else cast(null(), LongText())).label(name)
         for name in ("title", "type")
     ]
-    query = select(sums.c.perk_id, *named, *(column for column in sums.c if column.name != "perk_id"))
+    retired: ColumnElement[int] = literal_column("0")
+    if perks is not None:
+        is_unknown = perks.c["_id"].is_(None)
+        is_deleted = [perks.c[DELETED_AT].is_not(None)] if DELETED_AT in perks.c else []
+        is_retired = and_(sums.c.perk_id.is_not(None), or_(is_unknown, *is_deleted))
+        retired = case((is_retired, literal_column("1")), else_=literal_column("0"))
+    query = select(
+        sums.c.perk_id,
+        *named,
+        retired.label("retired"),
+        *(column for column in sums.c if column.name != "perk_id"),
+    )
     source = sums if perks is None else sums.outerjoin(perks, perks.c["_id"] == sums.c.perk_id)
     return query.select_from(source).order_by(sums.c.points.desc(), sums.c.perk_id)
 
 
 @cache
-def by_age(tables: Tables) -> Select[Any]:
+def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
     """Sum outstanding points per age class: the class's bound in days, null for the open class."""
-    s = _existing(tables).c
+    s = _existing(tables, by_perk=by_perk).c
     since: list[Any] = [
         (s.as_of >= bindparam(f"days_{days}", type_=Instant()), literal_column(str(days))) for days in AGES_DAYS
     ]
@@ -199,9 +237,40 @@ def by_age(tables: Tables) -> Select[Any]:
 
 
 @cache
-def by_user(tables: Tables) -> Select[Any]:
+def by_issue(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
+    """Sum outstanding points per month of their issue, if each award spends its oldest points first.
+
+    What an award holds are then its newest issued points. `months_ago` is null before the parameters `month_…`. Points
+    that no action has issued are left out: the award had them before its first action, or an edit added them.
+    """
+    a, held = tables.actions.c, _existing(tables, by_perk=by_perk)
+    newest_first = [a.occurred_at.desc(), a.action_id.desc()]
+    issued = (
+        select(
+            a.occurred_at,
+            a.points_added.label("own"),
+            held.c.points.label("held"),
+            func.sum(a.points_added).over(partition_by=a.award_id, order_by=newest_first).label("own_and_newer"),
+        )
+        .join_from(tables.actions, held, held.c.award_id == a.award_id)
+        .where(a.effect == literal_column("'earned'"), held.c.points > _ZERO)
+        .subquery("issued")
+        .c
+    )
+    unspent = exact(issued.held - issued.own_and_newer + issued.own)
+    since: list[Any] = [
+        (issued.occurred_at >= bindparam(f"month_{number}", type_=Instant()), literal_column(str(number)))
+        for number in range(MONTHS_SHOWN)
+    ]
+    left = case((unspent < issued.own, unspent), else_=issued.own)
+    dated = select(case(*since).label("months_ago"), left.label("points")).where(unspent > _ZERO).subquery("dated").c
+    return select(dated.months_ago, exact_sum(dated.points).label("points")).group_by(dated.months_ago)
+
+
+@cache
+def by_user(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
     """Return the users with the most points."""
-    s = _existing(tables).c
+    s = _existing(tables, by_perk=by_perk).c
     points = exact_sum(s.points).label("points")
     return (
         select(
@@ -220,13 +289,17 @@ def by_user(tables: Tables) -> Select[Any]:
 
 
 @cache
-def by_location(tables: Tables) -> Select[Any]:
-    """Return the locations with the most loyalty actions since `start`; null stands for no location."""
+def by_location(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
+    """Return the locations with the most loyalty actions from `start` to `end`; null stands for no location.
+
+    The payload of the action `example_id` has the location's title.
+    """
     a = tables.actions.c
     actions = func.count().label("actions")
     return (
         select(
             a.location_id,
+            func.max(a.action_id).label("example_id"),
             actions,
             *(
                 exact_sum(case((a.effect == literal_column(f"'{effect}'"), column), else_=_ZERO)).label(name)
@@ -237,31 +310,62 @@ def by_location(tables: Tables) -> Select[Any]:
                 )
             ),
         )
-        .where(and_(a.effect.is_not(None), a.occurred_at >= bindparam("start", type_=Instant())))
+        .where(
+            a.effect.is_not(None),
+            a.occurred_at >= bindparam("start", type_=Instant()),
+            a.occurred_at < bindparam("end", type_=Instant()),
+            *([_of_perks(tables, a.award_id)] if by_perk else []),
+        )
         .group_by(a.location_id)
         .order_by(actions.desc(), a.location_id)
         .limit(LOCATIONS_SHOWN)
     )
 
 
+@cache
+def payloads(actions: Table) -> Select[Any]:
+    """Return the payloads, as text, of the actions in the parameter `action_ids`."""
+    named = bindparam("action_ids", expanding=True, type_=Identifier())
+    payload = cast(actions.c.payload, LongText()).label("payload")
+    return select(actions.c.action_id, payload).where(actions.c.action_id.in_(named))
+
+
 @dataclass(frozen=True)
 class Period:
-    """Whole days of a time zone, both ends included."""
+    """Whole days of a time zone, both ends included. A period that ends today may have `is_open`: it goes on."""
 
     first: date
     last: date
     zone: tzinfo
+    is_open: bool = False
 
-    @classmethod
-    def until(cls, now: datetime, days: int, zone: tzinfo) -> Period:
-        """Return the period of so many days that ends today."""
-        today = now.astimezone(zone).date()
-        return cls(today - timedelta(days=days - 1), today, zone)
+    @property
+    def days(self) -> int:
+        """Its length, without future days."""
+        return (self.last - self.first).days + 1
+
+    @property
+    def before(self) -> Period:
+        """The period of equal length before it."""
+        return Period(self.first - timedelta(days=self.days), self.first - timedelta(days=1), self.zone)
 
     @property
     def start(self) -> datetime:
         """The start of the first day, in UTC."""
-        return datetime.combine(self.first, time(), self.zone).astimezone(UTC)
+        return self._begin(self.first)
+
+    @property
+    def end(self) -> datetime:
+        """The end of the last day, or of the last future day that is shown, in UTC."""
+        return self._begin(self.last + timedelta(days=1) + (DAYS_AHEAD_MAX if self.is_open else timedelta()))
+
+    @property
+    def end_quarter(self) -> int:
+        """The first quarter of an hour after the end, from 1970."""
+        return int(self.end.timestamp()) // QUARTER_SECONDS
+
+    def _begin(self, day: date) -> datetime:
+        return datetime.combine(day, time(), self.zone).astimezone(UTC)
 
 
 def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
@@ -270,11 +374,11 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
     moved: dict[date, dict[str, Any]] = defaultdict(lambda: dict.fromkeys(("actions", *MOVEMENTS), _NONE))
     for row in quarters:
         outstanding_points += row["opening"]
-        if row["quarter"] is None:
+        quarter = row["quarter"]
+        if quarter is None or (day := _local(quarter, period.zone).date()) < period.first:
             outstanding_points += _net(row)
-        else:
+        elif period.is_open or quarter < period.end_quarter:
             # A clock that is ahead dates actions on coming days. Dates far ahead are errors of another kind.
-            day = _local(row["quarter"], period.zone).date()
             of_day = moved[min(day, period.last + DAYS_AHEAD_MAX)]
             for name in of_day:
                 of_day[name] += row[name]
@@ -288,11 +392,20 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
     return days
 
 
+def begins(quarters: Iterable[Row], period: Period) -> date:
+    """Return the day in the period on which movements begin, or its first day if they began before or not at all."""
+    found = [row["quarter"] for row in quarters]
+    if not found or None in found:
+        return period.first
+    return min(max(period.first, _local(min(found), period.zone).date()), period.last)
+
+
 def by_weekday_and_hour(quarters: Iterable[Row], period: Period) -> list[dict[str, int]]:
     """Count loyalty actions per hour of the week, Monday (0) first, including hours without any."""
     counts: dict[tuple[int, int], int] = defaultdict(int)
+    first = int(period.start.timestamp()) // QUARTER_SECONDS
     for row in quarters:
-        if row["quarter"] is not None:
+        if row["quarter"] is not None and first <= row["quarter"] < period.end_quarter:
             local = _local(row["quarter"], period.zone)
             counts[local.weekday(), local.hour] += row["actions"]
     return [
@@ -338,6 +451,36 @@ def ages(rows: Iterable[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def issue_months(rows: Iterable[Row], outstanding_points: Decimal, today: date) -> list[dict[str, Any]]:
+    """Return points outstanding by the month of their issue, oldest first, from the oldest month that has any.
+
+    The row `earlier` is before the months shown. The row `undated` is the rest of the outstanding points: points that
+    no action has issued, less what awards below zero owe.
+    """
+    found = {row["months_ago"]: row["points"] for row in rows}
+    oldest = max((number for number in found if number is not None), default=-1)
+    months = [
+        {"month": f"{_months_back(today, number):%Y-%m}", "points": found.get(number, _NONE)}
+        for number in range(MONTHS_SHOWN - 1 if None in found else oldest, -1, -1)
+    ]
+    earlier = [{"month": "earlier", "points": found[None]}] if None in found else []
+    undated = outstanding_points - sum(found.values(), _NONE)
+    return [*([{"month": "undated", "points": undated}] if undated else []), *earlier, *months]
+
+
+def month_limits(today: date, zone: tzinfo) -> dict[str, datetime]:
+    """Return the parameters of `by_issue`: when each month began, the current one first."""
+    return {
+        f"month_{number}": datetime.combine(_months_back(today, number), time(), zone).astimezone(UTC)
+        for number in range(MONTHS_SHOWN)
+    }
+
+
+def _months_back(today: date, months: int) -> date:
+    year, month = divmod(today.year * 12 + today.month - 1 - months, 12)
+    return date(year, month + 1, 1)
+
+
 def age_limits(now: datetime) -> dict[str, datetime]:
     """Return the parameters of `by_age`."""
     return {f"days_{days}": now - timedelta(days=days) for days in AGES_DAYS}
@@ -353,4 +496,4 @@ def _share(part: Decimal, whole: Decimal) -> Decimal | None:
 
 
 def _local(quarter: int, zone: tzinfo) -> datetime:
-    return datetime.fromtimestamp(min(quarter, _LAST_QUARTER) * QUARTER_SECONDS, zone)
+    return datetime.fromtimestamp(quarter * QUARTER_SECONDS, zone)
