@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from target_crm.errors import WarehouseError
 from tests.helpers.target import (
     ACTIONS,
     AWARDS,
     INTEGER,
+    NUMBER,
     TEXT,
     action,
     activate,
@@ -221,3 +223,18 @@ def test_the_ledger_keeps_every_action_when_a_version_is_activated(sqlite_url: s
     assert loaded.states == ["{}"]
     assert [row["action_id"] for row in table(sqlite_url, "actions")] == ["a1"]
     assert table(sqlite_url, "rejected_records", "reason") == []
+
+
+def test_a_stopped_stream_protects_the_table_that_it_shares(sqlite_url: str) -> None:
+    maps = {"people_b": {"__alias__": "people"}}
+    people = {"id": TEXT, "n": NUMBER}
+    streams = [schema(name, people, "id") for name in ("people", "people_b")]
+    rows = [record("people", {"id": "1", "n": 1}), record("people_b", {"id": "2", "n": 1})]
+    load(sqlite_url, [*streams, *(with_version(1, row) for row in rows), activate("people", 1)], stream_maps=maps)
+    narrower = schema("people_b", people | {"n": {"type": "boolean"}}, "id")
+    second = [streams[0], narrower, *(with_version(2, row) for row in rows), activate("people", 2)]
+
+    with pytest.raises(WarehouseError, match=r"stream 'people_b': did not load 1 record: table 'people': column 'n'"):
+        load(sqlite_url, second, stream_maps=maps)
+
+    assert query(sqlite_url, "SELECT id, _sdc_deleted_at FROM people ORDER BY id") == [("1", None), ("2", None)]
