@@ -17,14 +17,10 @@ from pepper_runtime.config import ConfigFileError
 from pepper_runtime.progress import display
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 SIGNAL_EXIT_CODE = 128
 """A process that a signal stops exits with this plus the signal's number."""
-
-
-def _one_failure(error: Exception) -> list[tuple[str, Exception]]:
-    return [("", error)]
 
 
 def run_cli(
@@ -36,13 +32,12 @@ def run_cli(
     error_exit_code: int = 1,
     usage_exit_code: int = 2,
     broken_pipe_message: str | None = None,
-    failures_of: Callable[[Exception], Sequence[tuple[str, Exception]]] = _one_failure,
-    is_observed: bool = True,
     draws_with_stdout_on_terminal: bool = True,
     logs_are_redacted: bool = False,
-    stdout_buffer_bytes: int | None = None,
 ) -> NoReturn:
     """Run a console script to its end and exit.
+
+    An error with an attribute `failures`, pairs of a part's name and its error, is reported as one line per part.
 
     Args:
         name: The script's name.
@@ -52,12 +47,9 @@ def run_cli(
         error_exit_code: Exit code of errors other than usage errors.
         usage_exit_code: Exit code of usage errors, such as an unknown option.
         broken_pipe_message: Error message when the reader of stdout exits; default: exit without a message.
-        failures_of: Splits an error into failures of named parts, each reported on a line of its own.
-        is_observed: Whether to send telemetry and draw progress.
         draws_with_stdout_on_terminal: Whether to draw progress although stdout is a terminal, too.
         logs_are_redacted: Whether log records never show secrets. If so, errors are reported as log lines, and DEBUG
             shows the traceback of expected errors, too.
-        stdout_buffer_bytes: Size of stdout's buffer, also under PYTHONUNBUFFERED; default: as Python sets it up.
     """
     plugin = plugin or name
     logger = logging.getLogger(name)
@@ -73,15 +65,14 @@ def run_cli(
             logger.debug("traceback", exc_info=True)
         discard_stdout()
 
-    _set_up_stdout(stdout_buffer_bytes)
+    _set_up_stdout()
     command = get_command()
     if f"_{name.upper().replace('-', '_')}_COMPLETE" in os.environ:
         # Print click's shell completion and exit.
         command.main(prog_name=name)
     logs.set_up(name, logs.requested_format(plugin, sys.argv[1:], os.environ))
-    if is_observed:
-        telemetry.start(name)
-        display.start(name, with_stdout_on_terminal=draws_with_stdout_on_terminal)
+    telemetry.start(name)
+    display.start(name, with_stdout_on_terminal=draws_with_stdout_on_terminal)
     status: object = error_exit_code
     try:
         status = _invoke(command, name)
@@ -98,7 +89,7 @@ def run_cli(
         else:
             discard_stdout()
     except Exception as error:  # noqa: BLE001 - the text of an unexpected error may quote a record
-        for part, failure in failures_of(error):
+        for part, failure in getattr(error, "failures", [("", error)]):
             is_expected = isinstance(failure, (ConfigFileError, *expected))
             message = str(failure) or type(failure).__name__ if is_expected else unexpected(plugin, failure)
             fail(
@@ -156,13 +147,9 @@ def discard_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _set_up_stdout(buffer_bytes: int | None) -> None:
+def _set_up_stdout() -> None:
     """Make stdout take any text, whatever the locale. A closed stdout becomes /dev/null."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
-    elif buffer_bytes:
-        sys.stdout = open(  # noqa: SIM115 - the interpreter flushes and closes it
-            sys.stdout.fileno(), "w", buffering=buffer_bytes, encoding="utf-8", closefd=False
-        )
     elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")

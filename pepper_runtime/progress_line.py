@@ -73,11 +73,12 @@ class ProgressLine:
 
 
 class _Counts(ProgressColumn):
-    """Rows, rate and time: `412,300 rows 9,876/s 0:41`."""
+    """Rows, rate and time: `412,300 rows 9,876/s 0:41`; only the time while there are no rows."""
 
     def render(self, task: Task) -> Text:
         minutes, seconds = divmod(task.fields["seconds"], 60)
-        return Text(f"{task.completed:,.0f} rows {task.speed or 0:,.0f}/s {minutes}:{seconds:02}", no_wrap=True)
+        rows = f"{task.completed:,.0f} rows {task.speed or 0:,.0f}/s " if task.completed else ""
+        return Text(f"{rows}{minutes}:{seconds:02}", no_wrap=True)
 
 
 class _Bar(BarColumn):

@@ -49,11 +49,14 @@ if TYPE_CHECKING:
 
 TEST_PAGES_MAX = 10
 """Pages that `--test` reads per stream, to find its rows."""
-UNKNOWN_FIELDS_MAX = 20
-"""Unknown fields that a warning names."""
+UNKNOWN_FIELDS_MAX = 100
+"""Unknown fields that the STATE remembers. Once there are so many, no more are logged."""
 
 OTHER_FIELDS = "other_fields"
 """The property with the fields that the schema does not name."""
+
+UNKNOWN_FIELDS = "unknown_fields"
+"""The key of the bookmark with the unknown fields that were logged."""
 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -101,6 +104,16 @@ class PepperStream(Stream):
     @abstractmethod
     def rows(self) -> Generator[list[Row], None, None]:
         """Yield the rows of this run in lists, and write each bookmark once everything before it was emitted."""
+
+    def count_first_rows(self) -> int:
+        """Return the number of rows of the first page that has any, as `--test` reads them."""
+        self.ABORT_AT_RECORD_COUNT = 1
+        self.selected = True
+        self._rows = self.rows()
+        try:
+            return next((len(rows) for rows in self._rows if rows), 0)
+        finally:
+            self._rows.close()
 
     def has_time_to_start(self) -> bool:
         """Return whether the time limit allows to start this stream; if not, note that it is postponed."""
@@ -279,17 +292,27 @@ class PepperStream(Stream):
         else:
             self.logger.info("%s: done, %s", self.name, summary)
         if self._unknown_fields:
-            # A field's name may itself be personal data, such as an e-mail address.
-            names = sorted(name if _FIELD_NAME.fullmatch(name) else "(unusual name)" for name in self._unknown_fields)
-            listed = ", ".join(list(dict.fromkeys(names))[:UNKNOWN_FIELDS_MAX])
-            if self._emits_other_fields:
-                self.logger.info("%s: fields that are not in the schema are in other_fields: %s", self.name, listed)
-            else:
-                self.logger.warning(
-                    "%s: dropped fields that are not in the schema: %s; select other_fields to keep them",
-                    self.name,
-                    listed,
-                )
+            self._log_unknown_fields(remember=not failure)
+
+    def _log_unknown_fields(self, *, remember: bool) -> None:
+        """Log the unknown fields that no earlier run has logged; a run that succeeds remembers them in the STATE."""
+        # A field's name may itself be personal data, such as an e-mail address.
+        names = {name if _FIELD_NAME.fullmatch(name) else "(unusual name)" for name in self._unknown_fields}
+        known = set(self.stream_state.get(UNKNOWN_FIELDS) or ())
+        new = sorted(names - known)[: max(0, UNKNOWN_FIELDS_MAX - len(known))]
+        if not new:
+            return
+        if remember:
+            self.stream_state[UNKNOWN_FIELDS] = sorted({*known, *new})
+            self.write_state()
+        if self._emits_other_fields:
+            self.logger.info("%s: fields that are not in the schema are in other_fields: %s", self.name, ", ".join(new))
+        else:
+            self.logger.warning(
+                "%s: dropped fields that are not in the schema: %s; select other_fields to keep them",
+                self.name,
+                ", ".join(new),
+            )
 
     # What the SDK calls.
 

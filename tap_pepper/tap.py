@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 from urllib.parse import urlsplit
 
 from singer_sdk import Tap
@@ -14,6 +14,7 @@ from singer_sdk.exceptions import SingerSDKError
 from singer_sdk.helpers.capabilities import CapabilitiesEnum, PluginCapabilities, TapCapabilities
 from singer_sdk.singerlib import Catalog
 from singer_sdk.singerlib.catalog import REPLICATION_FULL_TABLE
+from singer_sdk.tap_base import CliTestOptionValue
 
 from pepper_runtime.cli import SIGNAL_EXIT_CODE, run_cli
 from pepper_runtime.config import parse_object
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import IO
 
+    import click
     from singer_sdk.plugin_base import _ConfigInput
 
     from tap_pepper.base_stream import PepperStream
@@ -125,6 +127,25 @@ class TapPepper(Plugin, Tap):
         if failures:
             raise StreamsFailed(failures)
 
+    def run_connection_test(self) -> bool:  # type: ignore[misc]
+        """Read the first rows of each stream, and print a verdict for each that is readable. Log an error for others.
+
+        Returns:
+            Whether all streams are readable.
+        """
+        are_readable = True
+        for name, stream in cast("dict[str, PepperStream]", self.streams).items():
+            try:
+                rows = stream.count_first_rows()
+            except PepperError as error:
+                self.logger.error("%s: not readable: %s", name, str(error).removeprefix(f"{name} "))  # noqa: TRY400
+                are_readable = False
+                if isinstance(error, FatalRunError):
+                    break
+            else:
+                print(f"{name}: readable, {rows:,} rows seen", flush=True)
+        return are_readable
+
     def discover_streams(self) -> list[PepperStream]:
         """Return one stream per endpoint; users only if configured."""
         # Discovery works with an incomplete config, from which `settings` cannot be made.
@@ -174,6 +195,16 @@ class TapPepper(Plugin, Tap):
     # The command line.
 
     @classmethod
+    def cb_test(cls, ctx: click.Context, param: click.Option, value: str) -> None:
+        """Run `--test`; exit with 1 if a stream is not readable."""
+        if value != CliTestOptionValue.All.value:
+            super().cb_test(ctx, param, value)
+            return
+        given = ctx.params["config"]
+        tap = cls(config=given.config, parse_env_config=given.parse_env)
+        ctx.exit(0 if tap.run_connection_test() else 1)
+
+    @classmethod
     def invoke(  # type: ignore[override]
         cls,
         *,
@@ -197,22 +228,20 @@ def main() -> NoReturn:
     """Run the console script."""
     for stream in STREAMS:
         logging.getLogger(f"tap-pepper.{stream.path[1:]}").addFilter(_is_not_repeated_error)
+    if sys.stdout is not None:
+        # Containers often set PYTHONUNBUFFERED, which would cost a system call per record.
+        sys.stdout = open(  # noqa: SIM115 - the interpreter flushes and closes it
+            sys.stdout.fileno(), "w", buffering=STDOUT_BUFFER_BYTES, encoding="utf-8", closefd=False
+        )
     run_cli(
         TapPepper.name,
         lambda: TapPepper.cli,
         expected=(PepperError, SingerSDKError),
-        failures_of=_failures_of,
         usage_exit_code=1,
         broken_pipe_message="the downstream process exited; see its log",
         draws_with_stdout_on_terminal=False,
         logs_are_redacted=True,
-        # Containers often set PYTHONUNBUFFERED, which would cost a system call per record.
-        stdout_buffer_bytes=STDOUT_BUFFER_BYTES,
     )
-
-
-def _failures_of(error: Exception) -> list[tuple[str, Exception]]:
-    return error.failures if isinstance(error, StreamsFailed) else [("", error)]
 
 
 def _is_not_repeated_error(record: logging.LogRecord) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_PREFIX = "TARGET_CRM_"
 DEFAULT_URL = "sqlite:///crm.db"
-_URL_PARTS = ("dialect", "host", "port", "user", "password", "database", "options")
+URL_PARTS = ("dialect", "host", "port", "user", "password", "database", "options")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Settings:
         Raises:
             SettingError: The address is given twice, or in parts without a dialect.
         """
-        parts = {name: getattr(self, name) for name in _URL_PARTS}
+        parts = {name: getattr(self, name) for name in URL_PARTS}
         given = [name for name, value in parts.items() if value]
         if not given:
             return self.sqlalchemy_url or DEFAULT_URL

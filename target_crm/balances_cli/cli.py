@@ -24,23 +24,28 @@ from singer_sdk.exceptions import SingerSDKError
 from pepper_runtime import logs
 from pepper_runtime.cli import run_cli
 from pepper_runtime.config import read_config
+from pepper_runtime.progress import display
 from pepper_runtime.wording import counted
 from target_crm.balances_cli import compare as comparison
 from target_crm.balances_cli import coverage as read
 from target_crm.balances_cli import explain as explanation
 from target_crm.balances_cli import forget as erasure
+from target_crm.balances_cli import limits
 from target_crm.balances_cli import status as warehouse_status
 from target_crm.balances_cli import verify as verification
 from target_crm.balances_cli.ddl import missing_statements
+from target_crm.balances_cli.prometheus import as_metrics
 from target_crm.balances_cli.replay import replay as replay_quarantine
 from target_crm.balances_cli.report import page as report_page
-from target_crm.errors import CrmError, SettingError, WarehouseError
+from target_crm.errors import CrmError, WarehouseError
 from target_crm.loader.target import TargetCrm
 from target_crm.records import values
+from target_crm.settings import ENVIRONMENT_PREFIX, URL_PARTS
 from target_crm.sql import balances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import timedelta
 
     from target_crm.warehouse.connection import Warehouse
 
@@ -49,6 +54,8 @@ logger = logging.getLogger(PROGRAM)
 EXIT_OK, EXIT_DRIFT, EXIT_UNKNOWN, EXIT_ERROR = 0, 1, 1, 2
 # Balances held in memory at a time while they are printed.
 ROWS_AT_A_TIME = 1000
+REPORT_FILE = "loyalty-report.html"
+STDOUT = "-"
 
 
 @dataclass
@@ -56,15 +63,23 @@ class Options:
     """The options that every command takes, before or after the command's name."""
 
     config: str | None = None
+    url: str | None = None
+    schema: str | None = None
     json: bool = False
 
     @cached_property
     def target(self) -> TargetCrm:
-        """A target with the settings."""
-        if self.config in {None, "ENV"}:
-            target = TargetCrm(config={}, parse_env_config=True)
-        else:
-            target = TargetCrm(config=read_config(str(self.config)))
+        """A target with the settings. `--url` and `--schema` win over the config file and the environment."""
+        reads_environment = self.config in {None, "ENV"}
+        config = {} if reads_environment else read_config(str(self.config))
+        given: dict[str, str | None] = {"default_target_schema": self.schema} if self.schema else {}
+        if self.url:
+            given |= {**dict.fromkeys(URL_PARTS), "sqlalchemy_url": self.url}
+        if reads_environment:
+            # Otherwise these variables would win.
+            for name in given:
+                os.environ.pop(f"{ENVIRONMENT_PREFIX}{name.upper()}", None)
+        target = TargetCrm(config={**config, **given}, parse_env_config=reads_environment)
         # A signal ends a command as usual. The message of the target's own handler mentions its input.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,13 +93,17 @@ class Options:
             WarehouseError: It has no tables of target-crm, or no balances although the command needs them.
         """
         warehouse = self.target.warehouse
+        what = "balances" if needs_balances else "tables of target-crm"
         try:
             if not warehouse.is_set_up():
-                raise WarehouseError(f"{warehouse.name}: no tables of target-crm here; check sqlalchemy_url")
+                raise WarehouseError(
+                    f"no {what} in {warehouse.place}: target-crm has loaded nothing there; "
+                    "check --url (sqlalchemy_url) and --schema (default_target_schema)"
+                )
             warehouse.set_up()
             if needs_balances and not warehouse.has_balances():
                 raise WarehouseError(
-                    f"{warehouse.name}: no balances here; load Pepper's streams actions or awards first"
+                    f"no balances in {warehouse.place}; load Pepper's streams actions or awards there first"
                 )
             yield warehouse
         finally:
@@ -92,6 +111,7 @@ class Options:
 
     def print(self, result: object, text: str) -> None:
         """Print a result: as JSON, or its text."""
+        display.stop()
         print(values.json_text(result) if self.json else text, flush=True)
 
 
@@ -110,6 +130,14 @@ def _common_options() -> list[click.Parameter]:
             callback=_store,
             help="target-crm's settings as a JSON file. Default: ENV, the TARGET_CRM_… variables.",
         ),
+        click.Option(
+            ["--url"],
+            expose_value=False,
+            callback=_store,
+            help="The warehouse, as a SQLAlchemy URL. Other users of this machine can read a password in it: put that "
+            "into TARGET_CRM_SQLALCHEMY_URL instead.",
+        ),
+        click.Option(["--schema"], expose_value=False, callback=_store, help="The schema of target-crm's tables."),
         click.Option(["--json"], is_flag=True, expose_value=False, callback=_store, help="Print JSON."),
         logs.format_option("Log lines as short text, or as one JSON object a line. Default: text."),
     ]
@@ -129,6 +157,32 @@ def _command(example: str, exit_codes: str) -> Callable[[Callable[..., int]], cl
 def crm_balances(context: click.Context) -> None:
     """Verify, report on and repair the balances that target-crm keeps in a warehouse."""
     context.ensure_object(Options)
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Make a parser of values a callback that parses an argument."""
+
+    def callback(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+        try:
+            return text if text is None else parse(text)
+        except values.Invalid as reason:
+            raise click.BadParameter(str(reason), context, parameter) from None
+
+    return callback
+
+
+def _writable(_context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
+    """Refuse a file that cannot be written, before any work is done."""
+    if path in {None, STDOUT}:
+        return path
+    file = Path(path)
+    if file.is_dir():
+        raise click.BadParameter(f"{path} is a folder, expected a file")
+    if not file.parent.is_dir():
+        raise click.BadParameter(f"the folder {file.parent} does not exist")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise click.BadParameter(f"no permission to write {path}")
+    return path
 
 
 @_command("verify --json", "0 verified, 1 drift or actions that were never read, 2 error")
@@ -181,15 +235,49 @@ def coverage(options: Options, *, state: bool) -> int:
     return EXIT_OK
 
 
-@_command("status", "0 no drift, 1 drift, 2 error")
+@_command(
+    "status --max-age 15m --max-rejected 0 --max-holes 0", "0 no drift and no limit broken, 1 drift or limit, 2 error"
+)
 @click.option("--verify", is_flag=True, help="Verify every balance instead of comparing sums.")
+@click.option(
+    "--max-age",
+    metavar="DURATION",
+    callback=_parsed(limits.parse_duration),
+    help="Exit with 1 if actions were last read longer ago: a number with s, m, h or d.",
+)
+@click.option("--max-rejected", type=click.IntRange(0), help="Exit with 1 if more records are in quarantine.")
+@click.option("--max-holes", type=click.IntRange(0), help="Exit with 1 if the coverage has more holes.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["text", "json", "prometheus"]),
+    default="text",
+    show_default=True,
+    help="Prometheus: metrics for the node exporter's textfile collector.",
+)
 @click.pass_obj
-def status(options: Options, *, verify: bool) -> int:
-    """Show freshness, quarantine, drift and runs."""
+def status(
+    options: Options,
+    *,
+    verify: bool,
+    max_age: timedelta | None,
+    max_rejected: int | None,
+    max_holes: int | None,
+    kind: str,
+) -> int:
+    """Show freshness, quarantine, drift and runs.
+
+    With limits, for monitors: prints a line per limit that is broken. --json means --format json.
+    """
     with options.warehouse(needs_balances=False) as warehouse:
         found = warehouse_status.status(warehouse, full=verify)
-    options.print({**asdict(found), "drifted": found.drifted}, warehouse_status.as_text(found))
-    return EXIT_DRIFT if found.drifted else EXIT_OK
+    broken = limits.broken(found, limits.Limits(max_age, max_rejected, max_holes))
+    options.json |= kind == "json"
+    text = as_metrics(found) if kind == "prometheus" else warehouse_status.as_text(found)
+    if kind == "text":
+        text = "\n".join([text, *(f"LIMIT BROKEN: {line}" for line in broken)])
+    options.print({**asdict(found), "drifted": found.drifted, "broken_limits": broken}, text)
+    return EXIT_DRIFT if found.drifted or broken else EXIT_OK
 
 
 _DATE = click.DateTime(["%Y-%m-%d"])
@@ -211,9 +299,14 @@ def _currency(context: click.Context, parameter: click.Parameter, text: str | No
     raise click.BadParameter(f"{text!r} is not a code of three capital letters, such as GBP", context, parameter)
 
 
-@_command("report --output loyalty.html", "0 written, 2 error")
+@_command("report --days 30 --output loyalty.html", "0 written, 2 error")
 @click.option("--format", "kind", type=click.Choice(report_page.FORMATS), default="html", show_default=True)
-@click.option("--output", metavar="FILE", help="Where to write the report. Default: standard output.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    callback=_writable,
+    help=f"File to write; - is standard output. Default: {REPORT_FILE}; JSON and CSV go to standard output.",
+)
 @click.option(
     "--days",
     type=click.IntRange(1, report_page.DAYS_MAX),
@@ -254,6 +347,12 @@ def report(
         raise click.UsageError("--days and --from both set the length of the period; give one of them")
     if bool(point_value) != bool(currency):
         raise click.UsageError("--point-value and --currency need each other, as in --point-value 0.01 --currency GBP")
+    kind = "json" if options.json else kind
+    path = output or (REPORT_FILE if kind == "html" else STDOUT)
+    # Errors before work.
+    report_page.zone_of(timezone)
+    if kind == "html":
+        report_page.check_extra()
     with options.warehouse() as warehouse:
         figures = report_page.gather(
             warehouse,
@@ -269,20 +368,17 @@ def report(
         "json": report_page.as_json,
         "csv": report_page.as_csv,
     }
-    _write(render["json" if options.json else kind](figures), output)
+    text = render[kind](figures)
+    display.stop()
+    if path == STDOUT:
+        print(text, flush=True)
+        return EXIT_OK
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"--output {path}: {error.strerror}") from None
+    print(f"Wrote {path}", flush=True)
     return EXIT_OK
-
-
-def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Make a parser of values a callback that parses an argument."""
-
-    def callback(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
-        try:
-            return None if text is None else parse(text)
-        except values.Invalid as reason:
-            raise click.BadParameter(str(reason), context, parameter) from None
-
-    return callback
 
 
 @_command("as-of 2026-10-01T12:00Z > balances.csv", "0 printed, 2 error")
@@ -297,6 +393,7 @@ def as_of(options: Options, moment: datetime) -> int:
     with options.warehouse() as warehouse, warehouse.read() as connection:
         streamed = connection.execution_options(yield_per=ROWS_AT_A_TIME)
         rows = streamed.execute(balances.as_of(warehouse.tables), {"moment": moment})
+        display.stop()
         if options.json:
             lines = ((",\n" if number else "") + values.json_text(row._asdict()) for number, row in enumerate(rows))
             sys.stdout.writelines(chain(["[\n"], lines, ["\n]\n"]))
@@ -370,19 +467,21 @@ def replay(options: Options) -> int:
     return EXIT_OK
 
 
-@_command("forget 5e0c0ffee0c0ffee0c0ffee0", "0 done, 2 error")
+@_command("forget 5e0c0ffee0c0ffee0c0ffee0 --dry-run", "0 done, 1 unknown user, 2 error")
 @click.argument("user_id", metavar="USER_ID", callback=_parsed(values.identifier))
+@click.option("--dry-run", is_flag=True, help="Only count the rows that would be changed.")
 @click.pass_obj
-def forget(options: Options, user_id: str) -> int:
+def forget(options: Options, user_id: str, *, dry_run: bool) -> int:
     """Erase a user's personal data.
 
     Erases it from payloads, columns and quarantine. Ids, points and balances stay. USER_ID is the user's id in Pepper.
     """
     with options.warehouse() as warehouse:
-        counts = erasure.forget(warehouse, user_id)
-    rows = ", ".join(f"{count:,} {table}" for table, count in counts.items())
-    options.print(counts, f"Erased personal data in {rows}")
-    return EXIT_OK
+        erased = erasure.forget(warehouse, user_id, dry_run=dry_run)
+    rows = ", ".join(f"{count:,} {table}" for table, count in erased.rows.items())
+    text = f"{'Would erase' if dry_run else 'Erased'} personal data in {rows}"
+    options.print(erased.rows, text if erased.is_known else "No row has this user id; nothing to erase")
+    return EXIT_OK if erased.is_known else EXIT_UNKNOWN
 
 
 @_command("ddl --schemas schemas.jsonl", "0 printed, 2 error")
@@ -406,16 +505,6 @@ def ddl(options: Options, schemas: TextIO | None) -> int:
     return EXIT_OK
 
 
-def _write(text: str, path: str | None) -> None:
-    if path is None:
-        print(text, flush=True)
-        return
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SettingError(f"--output {path}: {error.strerror}") from None
-
-
 def _with_logging() -> click.Command:
     """Set up the log lines of this program, then return its command."""
     logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
@@ -432,5 +521,4 @@ def main() -> NoReturn:
         expected=(CrmError, SingerSDKError),
         plugin=TargetCrm.name,
         error_exit_code=EXIT_ERROR,
-        is_observed=False,
     )

@@ -32,11 +32,14 @@ class Coverage:
             `merchant` if there are several.
         holes: Times between them of which actions were never read, with `merchant` if there are several.
         summary: The same in words, one sentence each.
+        complete_until: Merchant → until when all its actions that count were read, None if they never were. The only
+            merchant has an empty name.
     """
 
     intervals: list[dict[str, Any]]
     holes: list[dict[str, Any]]
     summary: list[str]
+    complete_until: dict[str, datetime | None]
 
 
 def read_coverage(connection: Connection, tables: Tables) -> list[MerchantCoverage]:
@@ -71,7 +74,10 @@ def coverage_in(connection: Connection, tables: Tables) -> Coverage:
         summary += [f"Merchant {each.merchant}: {sentence}" if are_several else sentence for sentence in sentences]
     if not merchants and first_action_at:
         summary = [NOT_RECORDED]
-    return Coverage(sorted(intervals, key=_from), sorted(holes, key=_from), summary)
+    complete_until = {
+        each.merchant if are_several else "": each.intervals[-1].until if each.intervals else None for each in merchants
+    }
+    return Coverage(sorted(intervals, key=_from), sorted(holes, key=_from), summary, complete_until)
 
 
 def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
+from pepper_runtime.progress import display
 from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import Coverage, coverage_in, read_coverage
 from target_crm.records.coverage import read_times
@@ -70,6 +71,12 @@ class Verification:
         return self.drifted or bool(self.coverage.holes)
 
 
+def begin(step: str) -> None:
+    """Log a step that may take long, and show it on the terminal while it lasts."""
+    logger.info("%s …", step)
+    display.update(step)
+
+
 def verify(warehouse: Warehouse) -> Verification:
     """Compare every balance with the whole ledger and with Pepper's snapshots, in one read transaction."""
     with warehouse.read() as connection:
@@ -81,7 +88,7 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
     counts = balances.totals_of_balances(tables.award_balances).add_columns(func.count().label("award_count"))
     stored = connection.execute(counts).one()
     awards, actions = stored.award_count, stored.action_count
-    logger.info("Verifying %s against %s …", counted(awards, "balance"), counted(actions, "action"))
+    begin(f"Verifying {counted(awards, 'balance')} against {counted(actions, 'action')}")
     read = read_times(read_coverage(connection, tables))
     found = connection.execute(balances.differences(tables, EXAMPLES_MAX, read)).mappings().all()
     drifted = [_example(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
@@ -105,7 +112,7 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
 
 def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
     """Compare the sums of all balances with those of the ledger: cheaper than `verify_in`, and finds less drift."""
-    logger.info("Comparing the sums of the balances with those of the ledger …")
+    begin("Comparing the sums of the balances with those of the ledger")
     queries = balances.totals_of_balances(tables.award_balances), balances.totals_of_actions(tables.actions)
     stored, expected = (dict(connection.execute(query).mappings().one()) for query in queries)
     examples = [
@@ -121,7 +128,7 @@ def rebuild(warehouse: Warehouse) -> int:
     """Recompute all balances from ledger and snapshots, in one transaction; return their number."""
     tables = warehouse.tables
     with warehouse.write() as connection:
-        logger.info("Recomputing all balances from the ledger …")
+        begin("Recomputing all balances from the ledger")
         warehouse.adapter.replace_all(connection, tables.award_balances, balances.all_balances(tables))
         return count_rows(connection, tables.award_balances)
 
@@ -132,7 +139,7 @@ def count_rows(connection: Connection, table: Table) -> int:
 
 
 def _compare_snapshots(connection: Connection, tables: Tables) -> Check:
-    logger.info("Comparing the balances with Pepper's newer snapshots …")
+    begin("Comparing the balances with Pepper's newer snapshots")
     counted = balances.behind_snapshot(tables).add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
     found = connection.execute(counted).mappings().all()
     examples = [_example(row, "award_id", "points", "expected_points") for row in found]

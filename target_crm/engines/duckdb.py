@@ -97,6 +97,11 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     # Another process may open the file between two batches.
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
+    def database_exists(self, url: URL) -> bool:
+        """Whether the file exists. Connecting would create it."""
+        database = url.database or _MEMORY
+        return database.startswith((_MEMORY, *_NO_FILE)) or Path(database).exists()
+
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Make a SQLAlchemy engine. An in-memory database is invalid: it would end with each transaction."""
         if (url.database or _MEMORY).startswith(_MEMORY):

@@ -9,6 +9,8 @@ import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Table, UpdateBase, select
@@ -86,6 +88,12 @@ class Warehouse:
         self._limits_resources = True
 
     @property
+    def place(self) -> str:
+        """Where the tables are, for messages."""
+        schema = self.tables.metadata.schema
+        return f"schema {schema} of {self.name}" if schema else self.name
+
+    @property
     def limits(self) -> TableLimits:
         """What a table can hold. How long a name may be is known once the engine was reached."""
         return replace(self.adapter.limits, name_bytes=name_bytes_max(self._engine.dialect))
@@ -157,7 +165,7 @@ class Warehouse:
 
     def lacks(self, *streams: StreamTables, balances: bool) -> list[str]:
         """The SQL that `set_up`, and `ensure` for these streams, would execute now."""
-        with self.read() as connection:
+        with self._or_empty() as warehouse, warehouse.read() as connection:
             names = StreamNames(connection, self.tables)
             for stream in streams:
                 names.place(stream)
@@ -170,6 +178,21 @@ class Warehouse:
                 *(_sql(connection, each) for each in statements),
                 *(_insert(connection, table, row) for table, rows in names.added.items() for row in rows),
             ]
+
+    @contextmanager
+    def _or_empty(self) -> Iterator[Warehouse]:
+        """Yield this warehouse, or an empty one if its file does not exist: connecting would create the file."""
+        url = self._engine.url
+        if self.adapter.database_exists(url):
+            yield self
+            return
+        with TemporaryDirectory() as folder:
+            empty = url.set(database=str(Path(folder) / "empty")).render_as_string(hide_password=False)
+            warehouse = Warehouse(empty, self.tables.metadata.schema)
+            try:
+                yield warehouse
+            finally:
+                warehouse.dispose()
 
     def commit_once(self, work: Callable[[Connection], _T]) -> _T:
         """Do work in a transaction that is committed exactly once, even if the connection is lost.

@@ -247,7 +247,7 @@ def test_console_script_takes_a_config_file_and_prints_only_json(tmp_path: Path)
         pytest.param(
             {"SQLALCHEMY_URL": "sqlite:////pa55word/no/such/folder.db"},
             ["rebuild"],
-            "sqlite:////pa55word/no/such/folder.db: no tables of target-crm here",
+            "no balances in sqlite:////pa55word/no/such/folder.db: target-crm has loaded nothing there",
             id="no-warehouse",
         ),
         pytest.param({"SQLALCHEMY_URL": "pa55word"}, ["verify"], "sqlalchemy_url: not a SQLAlchemy URL", id="no-url"),
@@ -457,7 +457,7 @@ def test_verify_of_an_empty_warehouse_is_an_error(tmp_path: Path) -> None:
     )
 
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert "no tables of target-crm here" in ran.stderr
+    assert "no balances in sqlite:" in ran.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -122,17 +122,43 @@ def test_reloading_does_not_restore_erased_data(crm: Warehouse, warehouse_url: s
     assert not verify(crm).drifted
 
 
-def test_forgetting_twice_or_an_unknown_user_changes_nothing(
+def test_dry_run_counts_what_would_be_erased_and_changes_nothing(
     crm: Warehouse, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    capsys.readouterr()
+
+    assert run_balances(["forget", "u1", "--dry-run"]) == 0
+
+    expected = "Would erase personal data in 5 actions, 1 awards, 1 users, 4 rejected_records\n"
+    assert capsys.readouterr().out == expected
+    assert naming(crm, NAME) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
+
+
+def test_forgetting_twice_changes_nothing(crm: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
     run_balances(["forget", "u1"])
     capsys.readouterr()
 
-    for user_id in ("u1", "nobody", "u%", "u_", "Tom"):
-        assert run_balances(["forget", user_id]) == 0
-        assert capsys.readouterr().out == "Erased personal data in 0 actions, 0 awards, 0 users, 0 rejected_records\n"
+    assert run_balances(["forget", "u1"]) == 0
 
+    assert capsys.readouterr().out == "Erased personal data in 0 actions, 0 awards, 0 users, 0 rejected_records\n"
     assert naming(crm, OTHER_NAME) != {}
+
+
+@pytest.mark.parametrize("user_id", ["nobody", "u%", "u_", "Tom"])
+def test_unknown_user_exits_with_1_and_changes_nothing(
+    crm: Warehouse, capsys: pytest.CaptureFixture[str], user_id: str
+) -> None:
+    before = naming(crm, NAME)
+    capsys.readouterr()
+
+    for options in ([], ["--dry-run"]):
+        assert run_balances(["forget", user_id, *options]) == 1
+        assert capsys.readouterr().out == "No row has this user id; nothing to erase\n"
+
+    assert naming(crm, NAME) == before
+
+
+def test_empty_user_id_is_a_usage_error() -> None:
     with pytest.raises(click.UsageError, match="is empty, expected an id"):
         run_balances(["forget", ""])
 

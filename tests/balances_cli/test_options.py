@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from target_crm.balances_cli.cli import crm_balances
+from target_crm.errors import SettingError, WarehouseError
 from tests.helpers.balances import run_balances
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
-from tests.helpers.target import ACTIONS, action, load
+from tests.helpers.postgres import new_database
+from tests.helpers.target import ACTIONS, action, load, query
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +56,100 @@ def test_common_options_stand_before_or_after_the_command(
     assert json.loads(capsys.readouterr().out)["awards"] == 1
 
 
+@pytest.mark.parametrize("source", ["environment", "config-file"])
+def test_url_and_schema_win_over_settings(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    settings = {"dialect": "postgresql", "host": "127.0.0.1", "port": 1}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(settings))
+    for name, value in settings.items():
+        monkeypatch.setenv(f"TARGET_CRM_{name.upper()}", str(value))
+    capsys.readouterr()
+
+    assert (
+        run_balances(["verify", "--json", "--url", url, *(["--config", str(config)] * (source == "config-file"))]) == 0
+    )
+
+    assert json.loads(capsys.readouterr().out)["awards"] == 1
+
+
+def test_schema_selects_the_tables_and_a_wrong_one_has_no_balances(
+    postgres_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = new_database(postgres_url)
+    load(url, [ACTIONS, action("a1")], default_target_schema="shop_a")
+    capsys.readouterr()
+
+    assert run_balances(["verify", "--json", "--url", url, "--schema", "shop_a"]) == 0
+
+    assert json.loads(capsys.readouterr().out)["awards"] == 1
+    with pytest.raises(
+        WarehouseError, match=r"no balances in schema shop_b of postgresql\+psycopg://[^ ]+: target-crm "
+    ):
+        run_balances(["verify", "--url", url, "--schema", "shop_b"])
+    assert query(url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'shop_b'") == [(0,)]
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "duckdb"])
+@pytest.mark.parametrize("command_line", [["ddl"], ["verify"], ["status"]], ids=lambda each: each[0])
+def test_commands_create_no_file(scheme: str, command_line: list[str], tmp_path: Path) -> None:
+    ran = run(*command_line, "--url", f"{scheme}:///{tmp_path / 'crm.db'}", stdout=subprocess.PIPE)
+
+    assert ran.returncode == (0 if command_line == ["ddl"] else 2), ran.stderr
+    assert ("CREATE TABLE" in ran.stdout) is (command_line == ["ddl"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ddl_creates_no_schema_and_no_table(postgres_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    url = new_database(postgres_url)
+
+    assert run_balances(["ddl", "--url", url, "--schema", "shop_a"]) == 0
+
+    assert 'CREATE SCHEMA "shop_a"' in capsys.readouterr().out
+    assert (
+        query(url, "SELECT tablename FROM pg_tables WHERE tablename LIKE '\\_crm\\_%' OR tablename = 'actions'") == []
+    )
+    assert query(url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'shop_a'") == [(0,)]
+
+
+def test_report_writes_a_file_and_names_it_or_prints_to_standard_output(url: str, tmp_path: Path) -> None:
+    written = run("report", "--url", url, stdout=subprocess.PIPE, cwd=tmp_path)
+    printed = run("report", "--url", url, "--output", "-", stdout=subprocess.PIPE, cwd=tmp_path)
+    figures = run("report", "--url", url, "--format", "csv", stdout=subprocess.PIPE, cwd=tmp_path)
+
+    assert (written.returncode, written.stdout) == (0, "Wrote loyalty-report.html\n")
+    assert (tmp_path / "loyalty-report.html").read_text().startswith("<!doctype html>")
+    assert printed.stdout.startswith("<!doctype html>")
+    assert figures.stdout.startswith("figure,of,measure,value\n")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["crm.db", "loyalty-report.html"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        pytest.param(["--output", "no/such.html"], "the folder no does not exist", id="missing-folder"),
+        pytest.param(["--output", "."], ". is a folder, expected a file", id="a-folder"),
+        pytest.param(["--timezone", "Mars/Phobos"], "--timezone Mars/Phobos: unknown time zone", id="time-zone"),
+    ],
+)
+def test_report_finds_errors_before_it_connects(arguments: list[str], complaint: str, tmp_path: Path) -> None:
+    unreachable = "postgresql://127.0.0.1:1/crm"
+
+    ran = run("report", "--url", unreachable, *arguments, stdout=subprocess.PIPE, cwd=tmp_path)
+
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert complaint in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_report_names_a_missing_extra_before_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+
+    with pytest.raises(SettingError, match=r"vl_convert is missing; pip install 'pepper-crm\[report\]'"):
+        run_balances(["report", "--url", "postgresql://127.0.0.1:1/crm"])
+
+
 @pytest.mark.parametrize("name", sorted(crm_balances.commands))
 def test_help_of_each_command_has_an_example_and_exit_codes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_balances([name, "--help"]) == 0
@@ -70,6 +167,7 @@ def test_help_of_each_command_has_an_example_and_exit_codes(name: str, capsys: p
         pytest.param(["verify", "--nope"], id="unknown-option"),
         pytest.param(["report", "--days", "0"], id="out-of-range"),
         pytest.param(["as-of", "yesterday"], id="not-a-time"),
+        pytest.param(["status", "--max-age", "soon"], id="not-a-duration"),
         pytest.param(["ddl", "--schemas", "missing.jsonl"], id="missing-file"),
     ],
 )

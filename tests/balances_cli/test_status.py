@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from target_crm.balances_cli.status import as_text, status
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.balances import run_balances
-from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, schema, snapshot
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, schema, snapshot, state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,3 +125,110 @@ def test_status_prints_tables_or_json(call: Any, crm: Warehouse, warehouse_url: 
     assert (exit_code, printed["drifted"], printed["rejected"]) == (1, True, 2)
     assert printed["checks"][0]["examples"] == [{"total": "earned_total", "stored": "9.0000", "expected": "4.0000"}]
     assert call("--verify")[1].splitlines()[-1] == "DRIFT, run crm-balances verify"
+
+
+def read(start: datetime, end: datetime, merchant: str = "m1") -> str:
+    """A STATE of a run that has read all actions from one time to another."""
+    interval = [each.isoformat() for each in (start, end)]
+    bookmark = {"replication_key": "when_timestamp", "replication_key_value": interval[1], "covered_from": interval[0]}
+    return state({"bookmarks": {"actions": {**bookmark, "read": [interval], "merchant": merchant}}})
+
+
+def run_status(
+    url: str, messages: list[str], capsys: pytest.CaptureFixture[str], *options: str
+) -> tuple[int, list[str]]:
+    """Load messages, then return the exit code and the output of status."""
+    load(url, messages)
+    capsys.readouterr()
+    return run_balances(["status", "--url", url, *options]), capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("ages_minutes", "broken"),
+    [
+        pytest.param([10], [], id="within"),
+        pytest.param([20], ["actions were read up to 20 min ago"], id="too-old"),
+        pytest.param([10, 20], ["actions of merchant m1 were read up to 20 min ago"], id="one-of-two-merchants"),
+    ],
+)
+def test_max_age_refers_to_the_end_of_the_coverage_of_each_merchant(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], ages_minutes: list[int], broken: list[str]
+) -> None:
+    now = datetime.now(UTC)
+    states = [
+        read(now - timedelta(hours=9), now - timedelta(minutes=minutes), f"m{number}")
+        for number, minutes in enumerate(ages_minutes)
+    ]
+
+    exit_code, output = run_status(sqlite_url, [ACTIONS, action("a1"), *states], capsys, "--max-age", "15m")
+
+    assert exit_code == bool(broken)
+    assert output[-1:] == [f"LIMIT BROKEN: {each}, limit 15 min" for each in broken] or output[-1] == "No drift"
+
+
+def test_max_age_without_coverage_refers_to_finished_runs(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_status(sqlite_url, MESSAGES, capsys, "--max-age", "1h")[0] == 0
+    execute(sqlite_url, "UPDATE load_runs SET finished_at = '2026-10-05 00:00:00' WHERE stream = 'perks'")
+    execute(sqlite_url, "UPDATE load_runs SET exit_state = NULL WHERE stream = 'empty'")
+
+    exit_code, output = run_status(sqlite_url, [], capsys, "--max-age", "1h")
+
+    assert exit_code == 1
+    assert [re.sub(r"[0-9]+ (days|h|min) ago", "N ago", line) for line in output[-1:]] == [
+        "LIMIT BROKEN: records of perks were read up to N ago, limit 60 min"
+    ]
+
+
+def test_each_broken_limit_has_a_line_and_the_exit_code_is_1(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = [datetime(2026, 10, number, tzinfo=UTC) for number in range(1, 5)]
+    messages = [*MESSAGES, read(day[0], day[1]), read(day[2], day[3])]
+    limits = ["--max-age", "90d", "--max-rejected", "1", "--max-holes", "0"]
+
+    exit_code, output = run_status(sqlite_url, messages, capsys, *limits)
+    as_json = run_status(sqlite_url, [], capsys, *limits, "--json")
+    within = run_status(sqlite_url, [], capsys, "--max-rejected", "2", "--max-holes", "1")
+
+    assert exit_code == 1
+    broken = ["2 records in quarantine, limit 1", "1 holes in the coverage, limit 0"]
+    assert output[-2:] == [f"LIMIT BROKEN: {each}" for each in broken]
+    assert (as_json[0], json.loads(as_json[1][0])["broken_limits"]) == (1, broken)
+    assert (within[0], within[1][-1]) == (0, "No drift")
+
+
+SAMPLE = re.compile(r'pepper_crm_([a-z_]+)(?:\{([a-z]+)="([^"]*)"\})? ([0-9.e+]+)')
+
+
+def test_prometheus_format_has_help_type_and_samples_of_each_metric(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, end = datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 10, 2, tzinfo=UTC)
+
+    exit_code, lines = run_status(sqlite_url, [*MESSAGES, read(start, end)], capsys, "--format", "prometheus")
+
+    samples, name = {}, ""
+    for line in lines:
+        if line.startswith("# HELP "):
+            name = line.split(" ")[2]
+            continue
+        if line.startswith("# TYPE "):
+            assert line == f"# TYPE {name} gauge"
+            continue
+        found = SAMPLE.fullmatch(line)
+        assert found, line
+        assert f"pepper_crm_{found[1]}" == name
+        samples[found[1], found[3] or ""] = float(found[4])
+    assert exit_code == 0
+    assert samples["stream_rows", "actions"] == 2
+    assert (
+        samples["stream_newest_timestamp_seconds", "actions"]
+        == datetime(2026, 10, 5, 11, 58, 30, tzinfo=UTC).timestamp()
+    )
+    assert ("stream_newest_timestamp_seconds", "empty") not in samples
+    assert samples["rejected_records", ""] == 2
+    assert samples["drifted", ""] == 0
+    assert samples["check_differences", "totals"] == 0
+    assert samples["coverage_holes", ""] == 0
+    assert samples["complete_until_timestamp_seconds", ""] == end.timestamp()
+    assert samples["last_run_done", ""] == 1

@@ -32,7 +32,7 @@ def command(ending):
 
 options = {"broken_pipe_message": "reader gone"} if sys.argv[-1] == "--tell" else {}
 sys.argv = sys.argv[:2]
-run_cli("a-program", lambda: command, expected=(LookupError,), error_exit_code=5, is_observed=False, **options)
+run_cli("a-program", lambda: command, expected=(LookupError,), error_exit_code=5, **options)
 """
 
 

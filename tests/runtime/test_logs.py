@@ -94,7 +94,7 @@ def test_environment_and_config_file_choose_the_log_format(tmp_path: Path) -> No
         pytest.param(["target-crm", "--nope"], "No such option", id="target-option"),
         pytest.param(["target-crm", "--config", "missing.json"], "config file missing.json", id="target-config"),
         pytest.param(["crm-balances", "verify", "--nope"], "No such option", id="balances-option"),
-        pytest.param(["crm-balances", "verify"], "no tables of target-crm here", id="balances-error"),
+        pytest.param(["crm-balances", "verify"], "no balances in sqlite:", id="balances-error"),
     ],
 )
 def test_json_logs_include_the_fatal_error(arguments: list[str], expected: str) -> None:

@@ -13,11 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment, pepper_settings
+from tests.helpers.postgres import new_database
+from tests.helpers.target import ACTIONS, action, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,3 +170,26 @@ def test_only_the_last_program_of_a_pipeline_draws_progress(tmp_path: Path) -> N
     assert re.search(r"\d+%", CONTROL.sub("", drawn["alone"]))
     assert drawn["alone"].rindex(SHOWS_CURSOR) > drawn["alone"].rindex(HIDES_CURSOR)
     assert "\x1b" not in drawn["piped"]
+
+
+def test_balances_draw_their_step_while_the_warehouse_works(postgres_url: str) -> None:
+    url = new_database(postgres_url)
+    load(url, [ACTIONS, action("a1")])
+    terminal = Terminal()
+    with psycopg.connect(url) as blocking:
+        blocking.execute("LOCK TABLE actions")
+        with subprocess.Popen(
+            command("crm-balances", "verify", "--url", url),
+            env=environment(TERM="xterm"),
+            stdout=subprocess.DEVNULL,
+            stderr=terminal.theirs,
+        ) as running:
+            shown = terminal.read_until(
+                lambda text: re.search(r"0:0\d Verifying 1 balances", CONTROL.sub("", text)) is not None
+            )
+            blocking.rollback()
+            running.wait(RUN_SECONDS_MAX)
+    after = terminal.read_all()[len(shown) :]
+    assert running.returncode == 0
+    assert " rows" not in shown
+    assert after.rindex(SHOWS_CURSOR) > after.rfind(HIDES_CURSOR)

@@ -45,6 +45,11 @@ class Outcome:
         """The lines at the end that say why the run failed."""
         return [line.split(" | ")[-1] for line in self.stderr.splitlines() if ERROR_LINE.search(line)]
 
+    @property
+    def verdicts(self) -> list[str]:
+        """The lines of `--test` about streams that are not readable."""
+        return [line.split(" | ")[-1] for line in self.stderr.splitlines() if " | ERROR " in line]
+
 
 class Console:
     """Runs `main` in this process."""
@@ -402,6 +407,17 @@ def test_an_unknown_option_is_reported_in_one_line(console: Console) -> None:
 # Failures during a run.
 
 
+def test_test_prints_a_verdict_per_readable_stream_and_no_records(console: Console) -> None:
+    rows = [{"_id": str(number), "userId": "u1"} for number in range(3)]
+    with Script(listing(), listing(*rows), Reply(status=403), listing()) as script:
+        outcome = console("--test", settings=config(script.url, start_date="2026-09-30T00:00:00Z"))
+    assert outcome.code == 1
+    assert outcome.stdout == "actions: readable, 3 rows seen\nperks: readable, 0 rows seen\n"
+    assert len(outcome.verdicts) == 1
+    assert outcome.verdicts[0].startswith("awards: not readable: ")
+    assert "check that the role of auth_token may read this, and that it belongs to application_id" in outcome.stderr
+
+
 @pytest.mark.parametrize("arguments", [pytest.param([], id="sync"), pytest.param(["--test"], id="test")])
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -425,9 +441,10 @@ def test_a_request_that_pepper_rejects_is_reported_in_one_line(
         }
         outcome = console(*arguments, settings=given | wrong)
     assert outcome.code == 1
+    errors = outcome.verdicts if arguments else outcome.errors
     # A rejected token fails all streams at once; another rejection may concern one stream only.
-    assert len(outcome.errors) == (1 if arguments or "auth_token" in settings else 3)
-    assert all(message in error for error in outcome.errors)
+    assert len(errors) == (1 if "auth_token" in settings else 3)
+    assert all(message in error for error in errors)
     assert "Traceback" not in outcome.stderr
     assert "done" not in outcome.stderr
     if len(outcome.errors) == 3:

@@ -542,7 +542,7 @@ def test_the_connection_test_reads_each_stream_once_and_moves_no_bookmark(
 ) -> None:
     with Script(*pages) as script:
         tap = PatientTap(config=config(script.url, start_date="2020-01-01"))
-        tap.run_connection_test()
+        assert tap.run_connection_test()
         tap.client.close()
     assert [asked.path for asked in script.asked] == ["/actions", "/actions", "/awards", "/perks"]
     assert "replication_key" not in json.dumps(tap.state)
@@ -1239,6 +1239,39 @@ def test_unknown_fields_of_awards_are_logged_as_dropped(caplog: pytest.LogCaptur
         selected = run_script(script, catalog=chosen)
     assert default.records("awards") == [{"_id": "a"}]
     assert selected.records("awards") == [{"_id": "a", "other_fields": {"sparkle": 1}}]
+
+
+@pytest.mark.parametrize("stream", ["actions", "awards", "perks"])
+def test_an_unknown_field_is_logged_in_the_first_run_that_sees_it(
+    stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def logged(state: dict[str, Any] | None, **fields: Any) -> tuple[dict[str, Any], list[str]]:
+        caplog.clear()
+        row = action("a", "2026-10-01T11:59:00.000Z", **fields) if stream == "actions" else {"_id": "a", **fields}
+        with Script(*([] if stream == "perks" else [listing()]), listing(row)) as script:
+            run = run_script(script, stream, state=state)
+        lines = [line.getMessage() for line in caplog.records if "not in the schema" in line.getMessage()]
+        return run.states[-1], [line.partition("other_fields: ")[2] or line for line in lines]
+
+    first, in_first = logged(None, **{"sparkle": 1, "tom@example.com": 1})
+    second, in_second = logged(first, **{"sparkle": 1, "ann@example.com": 1})
+    _, in_third = logged(second, sparkle=1, glow=1)
+
+    assert len(in_first) == len(in_third) == 1
+    assert "(unusual name), sparkle" in in_first[0]
+    assert in_second == []
+    assert "glow" in in_third[0]
+    assert "sparkle" not in in_third[0]
+    assert "@" not in json.dumps(first)
+
+
+def test_the_state_remembers_a_bounded_number_of_unknown_fields() -> None:
+    row = {"_id": "a", **{f"field_{number}": number for number in range(300)}}
+    with Script(listing(row)) as script:
+        run = run_script(script, "perks")
+    assert len(run.states[-1]["bookmarks"]["perks"]["unknown_fields"]) == 100
 
 
 def test_pages_retries_waits_and_lag_are_logged_as_metrics(caplog: pytest.LogCaptureFixture) -> None:

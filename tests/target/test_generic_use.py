@@ -83,7 +83,9 @@ def test_commands_that_need_balances_say_that_there_are_none(
     load(sqlite_url, GENERIC)
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
 
-    with pytest.raises(WarehouseError, match="no balances here; load Pepper's streams actions or awards first"):
+    with pytest.raises(
+        WarehouseError, match=r"no balances in sqlite:.*; load Pepper's streams actions or awards there first"
+    ):
         run_balances(arguments)
 
 

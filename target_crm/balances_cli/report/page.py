@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -347,24 +348,29 @@ class Chart:
         return self.table.title
 
 
+def check_extra() -> None:
+    """Check that `page` has the packages it needs, without importing them.
+
+    Raises:
+        SettingError: The extra `report` is not installed.
+    """
+    missing = [name for name in ("jinja2", "markupsafe", "vl_convert") if find_spec(name) is None]
+    if missing:
+        raise SettingError(f"{', '.join(missing)} is missing; pip install 'pepper-crm[report]'")
+
+
 def page(report: Report, title: str | None = None) -> str:
-    """Render the report as one self-contained HTML page.
+    """Render the report as one self-contained HTML page. It needs the extra `report`.
 
     Its only script, from `charts.js` and Vega, draws tooltips; the page is complete without it.
 
     Args:
         report: The figures.
         title: Whose report it is, such as the merchant's name.
-
-    Raises:
-        SettingError: The extra `report` is not installed.
     """
-    try:
-        import vl_convert  # noqa: PLC0415 - comes with the extra alone
-        from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
-        from markupsafe import Markup  # noqa: PLC0415
-    except ImportError as error:
-        raise SettingError(f"{error.name} is missing; pip install 'pepper-crm[report]'") from None
+    import vl_convert  # noqa: PLC0415 - comes with the extra alone
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+    from markupsafe import Markup  # noqa: PLC0415
 
     def svg(specification: dict[str, Any]) -> Markup:
         # Vega escapes the text in its SVG.

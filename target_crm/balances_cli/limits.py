@@ -1,0 +1,73 @@
+"""Limits for monitors: what of a status breaks them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from target_crm.balances_cli.coverage import duration
+from target_crm.records.values import Invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from target_crm.balances_cli.status import Status
+
+_DURATION = re.compile(r"(\d{1,6})\s*([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a monitor tolerates; None means anything.
+
+    Attributes:
+        age: Time since the end of what was read.
+        rejected: Records in quarantine.
+        holes: Holes in the coverage.
+    """
+
+    age: timedelta | None = None
+    rejected: int | None = None
+    holes: int | None = None
+
+
+def parse_duration(text: str) -> timedelta:
+    """Parse a duration such as `90s`, `15m`, `2h` or `1d`.
+
+    Raises:
+        Invalid: The text is something else.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    if not found:
+        raise Invalid("expected a whole number with s, m, h or d, e.g. 15m")
+    number, unit = found.groups()
+    return timedelta(**{_UNITS[unit]: int(number)})
+
+
+def broken(status: Status, limits: Limits) -> list[str]:
+    """Return a line per limit that a status breaks."""
+    lines = list(_too_old(status, limits.age)) if limits.age is not None else []
+    if limits.rejected is not None and status.rejected > limits.rejected:
+        lines.append(f"{status.rejected:,} records in quarantine, limit {limits.rejected:,}")
+    holes = len(status.coverage.holes)
+    if limits.holes is not None and holes > limits.holes:
+        lines.append(f"{holes:,} holes in the coverage, limit {limits.holes:,}")
+    return lines
+
+
+def _too_old(status: Status, limit: timedelta) -> Iterator[str]:
+    for what, until in _read_until(status).items():
+        if until is None:
+            yield f"{what} were never read by a finished run, limit {duration(limit)}"
+        elif status.now - until > limit:
+            yield f"{what} were read up to {duration(status.now - until)} ago, limit {duration(limit)}"
+
+
+def _read_until(status: Status) -> dict[str, datetime | None]:
+    """Return until when the actions of each merchant were read or, without coverage, each stream."""
+    if merchants := status.coverage.complete_until:
+        return {f"actions of merchant {name}" if name else "actions": until for name, until in merchants.items()}
+    return {f"records of {each.stream}": each.read_at for each in status.streams}

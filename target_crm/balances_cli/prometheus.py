@@ -1,0 +1,82 @@
+"""Format a status as Prometheus metrics, for the node exporter's textfile collector.
+
+Source of the format: Prometheus, "Exposition formats", text-based format 0.0.4.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from target_crm.sql.load_runs import DONE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    from target_crm.balances_cli.status import Status
+
+    Samples = Mapping[str, float | datetime | None]
+
+PREFIX = "pepper_crm_"
+
+
+def as_metrics(status: Status) -> str:
+    """Format a status. A value that is unknown has no sample."""
+    return "\n".join(line for metric in _metrics(status) for line in _lines(*metric))
+
+
+def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
+    """Yield name, help, label and samples of each metric; a metric without a label has one sample."""
+    streams = {each.stream: each for each in status.streams}
+    yield "stream_rows", "Rows that are not deleted.", "stream", {name: each.rows for name, each in streams.items()}
+    yield (
+        "stream_rejected_records",
+        "Records in quarantine.",
+        "stream",
+        {name: each.rejected for name, each in streams.items()},
+    )
+    for name, text in (
+        ("newest_at", "When the newest row happened."),
+        ("loaded_at", "When the newest row was loaded."),
+        ("read_at", "When a finished run last read the stream."),
+    ):
+        times = {stream: getattr(each, name) for stream, each in streams.items()}
+        yield f"stream_{name.removesuffix('_at')}_timestamp_seconds", text, "stream", times
+    yield "rejected_records", "Records in quarantine, of all streams and of none.", None, {"": status.rejected}
+    yield "drifted", "1 if balances differ from the ledger, else 0.", None, {"": status.drifted}
+    yield (
+        "check_differences",
+        "What differs in a comparison of balances with ledger and snapshots.",
+        "check",
+        {check.name: check.differing for check in status.checks},
+    )
+    holes = status.coverage.holes
+    yield "coverage_holes", "Times of which actions were never read.", None, {"": len(holes)}
+    seconds = sum((hole["until"] - hole["from"]).total_seconds() for hole in holes)
+    yield "coverage_holes_seconds", "Length of these times together.", None, {"": seconds}
+    yield (
+        "complete_until_timestamp_seconds",
+        "Until when all actions of a merchant were read; the only merchant has an empty name.",
+        "merchant",
+        status.coverage.complete_until,
+    )
+    if ended := [run for run in status.runs if run["exit_state"]]:
+        text = "1 if the last run that ended was done, 0 if it failed."
+        yield "last_run_done", text, None, {"": ended[0]["exit_state"] == DONE}
+        yield "last_run_finished_timestamp_seconds", "When it ended.", None, {"": ended[0]["finished_at"]}
+
+
+def _lines(name: str, text: str, label: str | None, samples: Samples) -> Iterator[str]:
+    yield f"# HELP {PREFIX}{name} {text}"
+    yield f"# TYPE {PREFIX}{name} gauge"
+    for key, value in samples.items():
+        if value is not None:
+            number = float(value) if isinstance(value, int | float) else value.timestamp()
+            yield f"{PREFIX}{name}{_labels(label, key)} {number:.15g}"
+
+
+def _labels(label: str | None, value: str) -> str:
+    if label is None:
+        return ""
+    escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return f'{{{label}="{escaped}"}}'
