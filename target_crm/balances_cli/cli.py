@@ -37,7 +37,7 @@ from target_crm.balances_cli.ddl import missing_statements
 from target_crm.balances_cli.prometheus import as_metrics
 from target_crm.balances_cli.replay import replay as replay_quarantine
 from target_crm.balances_cli.report import page as report_page
-from target_crm.errors import CrmError, WarehouseError
+from target_crm.errors import CrmError, SettingError, WarehouseError
 from target_crm.loader.target import TargetCrm
 from target_crm.records import values
 from target_crm.settings import ENVIRONMENT_PREFIX, URL_PARTS
