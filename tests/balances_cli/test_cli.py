@@ -270,7 +270,7 @@ def test_console_script_takes_a_config_file_and_prints_only_json(tmp_path: Path)
             id="password-with-an-at",
         ),
         pytest.param(
-            {"SQLALCHEMY_URL": "duckdb://u:pa55word@h/crm.duckdb"},
+            {"SQLALCHEMY_URL": "duckdb://u:pa55word@h//dev/null"},
             ["verify"],
             "duckdb can't take one of the options in sqlalchemy_url or options",
             id="password-that-the-driver-repeats",

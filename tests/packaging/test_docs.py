@@ -237,6 +237,31 @@ def test_only_known_blocks_are_not_run() -> None:
     assert {document: count for document, count in marked.items() if count} == NOT_RUN
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        pytest.param({}, "true", id="default"),
+        pytest.param({"UV_SYSTEM_CERTS": "false"}, "false", id="the-user's-own"),
+    ],
+)
+def test_dev_lets_uv_trust_the_certificates_of_this_machine(
+    tmp_path: Path, variables: dict[str, str], expected: str
+) -> None:
+    uv = tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\necho "$UV_SYSTEM_CERTS" > {tmp_path}/seen\n')
+    uv.chmod(0o755)
+
+    subprocess.run(
+        [PROJECT / "dev", "lock"],
+        env={"PATH": f"{tmp_path}:{os.defpath}", **variables},
+        capture_output=True,
+        timeout=RUN_SECONDS_MAX,
+        check=True,
+    )
+
+    assert (tmp_path / "seen").read_text() == f"{expected}\n"
+
+
 def test_ci_and_pre_commit_call_commands_that_exist() -> None:
     usage = subprocess.run([PROJECT / "dev", "help"], capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"^  (\w+)  ", usage, re.MULTILINE))
