@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from target_crm.settings import ENVIRONMENT_PREFIX, URL_PARTS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -25,13 +27,22 @@ INTRODUCTION = {
     "log_parser": "singer-sdk",
 }
 
+# Replace this text by an empty one at the release: see docs/release.md.
+NOT_PUBLISHED = (
+    "The package is not in a registry yet. Set `pip_url` to a wheel made by `./dev package`, "
+    "`/path/to/pepper_crm-….whl[postgres,report]`, to a checkout, "
+    "`/path/to/pepper-crm[postgres,report]`, or to a repository, `pepper-crm[postgres,report] @ git+https://HOST/OWNER/pepper-crm.git`."
+)
+# What the commands of crm-balances need: a driver, and the packages of `report`.
+WITH_DRIVER_AND_REPORT = "pepper-crm[postgres,report]"
+
 TAP = {
     **INTRODUCTION,
     "label": "Pepper",
     "pip_url": "pepper-crm",
     "logo_url": "/assets/logos/extractors/pepper.svg",
     "definition": "reads a merchant's loyalty programme (perks, awards, actions and users) from Pepper's API",
-    "prereq": "A token and the merchant's code, both given out by Pepper, one pair a merchant.",
+    "prereq": f"A token and the merchant's code, both issued by Pepper, one pair per merchant. {NOT_PUBLISHED}",
     "next_steps": (
         "Load with `target-crm` for a balance per user and award, or with any other target. "
         "`users` is personal data: set `include_users` to read it."
@@ -39,25 +50,56 @@ TAP = {
     # Each award has a copy of its perk.
     "select": ["*.*", "!awards.perk", "!awards.tenantId"],
 }
+WAREHOUSE = "Set where the warehouse is by `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …"
 TARGET = {
     **INTRODUCTION,
     "label": "CRM balances",
-    "pip_url": "pepper-crm[postgres]",
+    "pip_url": WITH_DRIVER_AND_REPORT,
     "logo_url": "/assets/logos/loaders/crm.svg",
     "definition": "keeps a ledger of loyalty actions in a SQL warehouse, and a verified balance per user and award",
-    "settings_preamble": "Say where the warehouse is by `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …",
-    "next_steps": "Prove the balances after a load: `meltano invoke target-crm:verify`.",
+    "prereq": NOT_PUBLISHED,
+    "settings_preamble": WAREHOUSE,
+    "next_steps": "Verify the balances after a load: `meltano invoke target-crm:verify`.",
 }
+UTILITY = {
+    **INTRODUCTION,
+    "name": "crm-balances",
+    "namespace": "crm_balances",
+    "executable": "crm-balances",
+    "label": "CRM balances",
+    "description": "Verifies, reports on and repairs the balances that target-crm keeps in a warehouse.",
+    "pip_url": WITH_DRIVER_AND_REPORT,
+    "logo_url": TARGET["logo_url"],
+    "definition": "verifies, reports on and repairs the balances that `target-crm` keeps in a SQL warehouse",
+    "prereq": f"A warehouse that `target-crm` has loaded. {NOT_PUBLISHED}",
+    "settings_preamble": f"{WAREHOUSE} The variables are those of target-crm, such as `TARGET_CRM_SQLALCHEMY_URL`.",
+    "usage": 'Verify after each load: `meltano job add daily --tasks "[tap-pepper target-crm crm-balances:verify]"`.',
+}
+# The target's settings that the utility takes: where the warehouse is.
+ADDRESS = ("sqlalchemy_url", *URL_PARTS, "default_target_schema")
 
 
 def definitions() -> dict[Path, str]:
     """The text of each definition, by its path."""
     project = yaml.safe_load((HUB.parent / "meltano.yml").read_text())
-    (loader,) = [entry for entry in project["plugins"]["loaders"] if entry["name"] == "target-crm"]
+    (utility,) = project["plugins"]["utilities"]
+    target = {**_definition("target-crm", TARGET), "commands": utility["commands"]}
+    settings = [
+        {**setting, "env": f"{ENVIRONMENT_PREFIX}{setting['name'].upper()}"}
+        for setting in target["settings"]
+        if setting["name"] in ADDRESS
+    ]
+    python_versions = target["supported_python_versions"]
     return {
         HUB / "extractors" / "tap-pepper.yml": _text(_definition("tap-pepper", TAP)),
-        HUB / "loaders" / "target-crm.yml": _text(
-            {**_definition("target-crm", TARGET), "commands": loader["commands"]}
+        HUB / "loaders" / "target-crm.yml": _text(target),
+        HUB / "utilities" / "crm-balances.yml": _text(
+            {
+                **UTILITY,
+                "supported_python_versions": python_versions,
+                "settings": settings,
+                "commands": utility["commands"],
+            }
         ),
     }
 
@@ -67,6 +109,7 @@ def _definition(plugin: str, more: Mapping[str, Any]) -> dict[str, Any]:
         [SCRIPTS / plugin, "--about", "--format=json"], capture_output=True, text=True, check=True
     )
     about = json.loads(shown.stdout)
+    required = about["settings"].get("required", [])
     return {
         "name": plugin,
         "namespace": plugin.replace("-", "_"),
@@ -75,7 +118,7 @@ def _definition(plugin: str, more: Mapping[str, Any]) -> dict[str, Any]:
         **more,
         "capabilities": sorted(about["capabilities"]),
         "supported_python_versions": about["supported_python_versions"],
-        "settings_group_validation": [about["settings"].get("required", [])],
+        **({"settings_group_validation": [required]} if required else {}),
         "settings": [
             _setting(name, setting)
             for name, setting in about["settings"]["properties"].items()

@@ -14,6 +14,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from sqlalchemy.exc import OperationalError
 
 from hub import __main__ as hub
@@ -21,14 +22,18 @@ from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, command, environment, pepper_settings
 from tests.helpers.packages import build, install_arguments
-from tests.helpers.target import query
+from tests.helpers.target import execute, query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NOW = datetime(2026, 3, 29, tzinfo=UTC)
 HUB = PROJECT / "hub"
-DEFINITIONS = {"extractors": HUB / "extractors" / "tap-pepper.yml", "loaders": HUB / "loaders" / "target-crm.yml"}
+DEFINITIONS = {
+    "extractors": HUB / "extractors" / "tap-pepper.yml",
+    "loaders": HUB / "loaders" / "target-crm.yml",
+    "utilities": HUB / "utilities" / "crm-balances.yml",
+}
 # Fields of the Hub that Meltano's schema lacks.
 HUB_FIELDS = {
     *("maintenance_status", "quality", "domain_url", "keywords", "definition", "next_steps", "settings_preamble"),
@@ -61,7 +66,15 @@ def test_a_logo_is_a_square_drawing_without_links_or_scripts(logo: Path) -> None
     assert logo.name in logos
 
 
-def test_a_new_meltano_project_adds_and_runs_both_plugins_from_their_definitions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["loaders", "utilities"])
+def test_pip_url_has_the_extras_that_the_commands_need(kind: str) -> None:
+    definition = yaml.safe_load(DEFINITIONS[kind].read_text())
+    assert "report" in definition["commands"]
+    assert "report" in Requirement(definition["pip_url"]).extras
+    assert definition.get("settings_group_validation") != [[]]
+
+
+def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(tmp_path: Path) -> None:
     _, wheel = build(tmp_path)
     pip_url = shlex.join(install_arguments(tmp_path, wheel))
     project = tmp_path / "project"
@@ -85,17 +98,24 @@ def test_a_new_meltano_project_adds_and_runs_both_plugins_from_their_definitions
         # `add --from-ref` ignores the definition's selection, unlike `add` from the Hub.
         selection = yaml.safe_load(DEFINITIONS["extractors"].read_text())["select"]
         meltano(project, settings, "config", "set", "tap-pepper", "_select", json.dumps(selection))
-        meltano(project, settings, "run", "tap-pepper", "target-crm")
+        meltano(project, settings, "job", "add", "daily", "--tasks", "[tap-pepper target-crm crm-balances:verify]")
+        meltano(project, settings, "run", "daily")
         verified = meltano(project, settings, "invoke", "target-crm:verify")
+        meltano(project, settings, "invoke", "crm-balances:report")
+        execute(settings["TARGET_CRM_SQLALCHEMY_URL"], "UPDATE award_balances SET points = points + 1")
+        failed = meltano(project, settings, "run", "daily", exit_code=1)
     assert "actions: OK" in verified
+    assert (project / "loyalty-report.html").read_text().startswith("<!doctype html>")
+    assert "DRIFT, run crm-balances rebuild" in failed
+    execute(settings["TARGET_CRM_SQLALCHEMY_URL"], "UPDATE award_balances SET points = points - 1")
     assert len(query(settings["TARGET_CRM_SQLALCHEMY_URL"], "SELECT * FROM award_balances")) == len(world.balances())
     assert query(settings["TARGET_CRM_SQLALCHEMY_URL"], "SELECT count(*) FROM perks") == [(len(world.perks()),)]
     with pytest.raises(OperationalError, match="no such table"):
         query(settings["TARGET_CRM_SQLALCHEMY_URL"], "SELECT * FROM users")
 
 
-def meltano(folder: Path, settings: Mapping[str, Any], *arguments: str) -> str:
-    """Run Meltano in a project; return its output."""
+def meltano(folder: Path, settings: Mapping[str, Any], *arguments: str, exit_code: int = 0) -> str:
+    """Run Meltano in a project; return its output and its log."""
     ran = subprocess.run(
         command("meltano", *arguments),
         env=environment(**settings),
@@ -105,5 +125,5 @@ def meltano(folder: Path, settings: Mapping[str, Any], *arguments: str) -> str:
         timeout=RUN_SECONDS_MAX,
         check=False,
     )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
+    assert ran.returncode == exit_code, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
