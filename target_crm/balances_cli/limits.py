@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import duration
 from target_crm.records.values import Invalid
 
@@ -51,10 +52,10 @@ def broken(status: Status, limits: Limits) -> list[str]:
     """Return a line per limit that a status breaks."""
     lines = list(_too_old(status, limits.age)) if limits.age is not None else []
     if limits.rejected is not None and status.rejected > limits.rejected:
-        lines.append(f"{status.rejected:,} records in quarantine, limit {limits.rejected:,}")
+        lines.append(f"{counted(status.rejected, 'record')} in quarantine, limit {limits.rejected:,}")
     holes = len(status.coverage.holes)
     if limits.holes is not None and holes > limits.holes:
-        lines.append(f"{holes:,} holes in the coverage, limit {limits.holes:,}")
+        lines.append(f"{counted(holes, 'hole')} in the coverage, limit {limits.holes:,}")
     return lines
 
 

@@ -191,7 +191,7 @@ def test_each_broken_limit_has_a_line_and_the_exit_code_is_1(
     within = run_status(sqlite_url, [], capsys, "--max-rejected", "2", "--max-holes", "1")
 
     assert exit_code == 1
-    broken = ["2 records in quarantine, limit 1", "1 holes in the coverage, limit 0"]
+    broken = ["2 records in quarantine, limit 1", "1 hole in the coverage, limit 0"]
     assert output[-2:] == [f"LIMIT BROKEN: {each}" for each in broken]
     assert (as_json[0], json.loads(as_json[1][0])["broken_limits"]) == (1, broken)
     assert (within[0], within[1][-1]) == (0, "No drift")
