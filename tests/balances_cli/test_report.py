@@ -706,6 +706,48 @@ def test_report_command_writes_the_requested_format(
             run_balances(["report", "--days", days])
 
 
+def test_report_command_takes_period_perk_title_and_money(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    load(sqlite_url, HISTORY)
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
+    money = ["--point-value", "0.02", "--currency", "EUR"]
+    period = ["--from", "2026-10-01", "--until", "2026-10-02", "--perk", "Coffee card"]
+    output = tmp_path / "loyalty.html"
+    capsys.readouterr()
+
+    assert run_balances(["report", "--json", *period, *money]) == 0
+    figures = json.loads(capsys.readouterr().out, parse_float=Decimal)
+    assert run_balances(["report", "--output", str(output), "--title", "Mill", *period, *money]) == 0
+
+    assert [row["day"] for row in figures["days"]] == ["2026-10-01", "2026-10-02"]
+    assert figures["outstanding"]["liability"] == Decimal("0.71")
+    assert figures["price"] == {"value": Decimal("0.02"), "currency": "EUR"}
+    text = Page(output.read_text(encoding="utf-8")).text
+    assert "Mill · Loyalty report · " in text
+    assert " · only Coffee card" in text
+    assert "Liability: EUR 0.71 , at EUR 0.02 per point" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--point-value", "0.01"], "--point-value and --currency need each other"),
+        (["--currency", "GBP"], "--point-value and --currency need each other"),
+        (["--point-value", "-1", "--currency", "GBP"], "'-1' is not a number above 0"),
+        (["--point-value", "NaN", "--currency", "GBP"], "'NaN' is not a number above 0"),
+        (["--point-value", "1", "--currency", "pounds"], "'pounds' is not a code of three capital letters"),
+        (["--days", "3", "--from", "2026-10-01"], "--days and --from both set the length"),
+        (["--until", "yesterday"], "'yesterday' does not match the format '%Y-%m-%d'"),
+    ],
+)
+def test_contradictory_options_are_an_error(options: list[str], said: str) -> None:
+    with pytest.raises(click.UsageError) as raised:
+        run_balances(["report", *options])
+
+    assert said in raised.value.format_message()
+
+
 def test_first_day_is_right_when_clocks_go_back(crm: Warehouse) -> None:
     figures = report.gather(crm, days=40, zone="Europe/London", now=datetime(2026, 10, 26, 12, tzinfo=UTC))
 

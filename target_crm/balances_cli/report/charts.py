@@ -6,6 +6,7 @@ only where the script of the page draws the chart.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 
@@ -75,7 +76,8 @@ def _chart(width: int, height: int, values: list[dict[str, Any]], **more: Any) -
 
 
 def _days_axis(width: int) -> dict[str, Any]:
-    return {"title": None, "format": "%-d %b", "grid": False, "tickCount": width // 90, "labelOverlap": True}
+    labels = {"format": "%-d %b", "labelOverlap": "greedy", "labelSeparation": 16}
+    return {"title": None, "grid": False, "tickCount": width // 90, **labels}
 
 
 def _numeric(field: str, title: str) -> dict[str, Any]:
@@ -95,6 +97,8 @@ def _tooltip(*numbers: tuple[str, str]) -> list[dict[str, Any]]:
 def outstanding(days: Rows, width: int) -> Spec:
     """Chart the outstanding points at the end of each day."""
     values = [{"day": day["day"].isoformat(), "points": float(day["outstanding"])} for day in days]
+    # The last step is as wide as the others.
+    end = {**values[-1], "day": (days[-1]["day"] + timedelta(days=1)).isoformat(), "is_end": True}
     whole_days = {**_DAY, "timeUnit": "utcyearmonthdate", "axis": _days_axis(width)}
     area = {
         "mark": {
@@ -111,10 +115,11 @@ def outstanding(days: Rows, width: int) -> Spec:
     # A band per day, as high as the chart: an area alone has one tooltip for all days.
     bands = {
         "name": "days",
+        "transform": [{"filter": "!datum.is_end"}],
         "mark": {"type": "rect", "color": "var(--ink)", "fillOpacity": 0},
         "encoding": {"tooltip": _tooltip(("points", "points outstanding"))},
     }
-    return _chart(width, 240, values, encoding={"x": whole_days}, layer=[area, bands])
+    return _chart(width, 240, [*values, end], encoding={"x": whole_days}, layer=[area, bands])
 
 
 def moved(days: Rows, width: int) -> Spec:
