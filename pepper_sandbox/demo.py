@@ -1,4 +1,4 @@
-"""Load a simulated Pepper into `output/crm.db` with Meltano, and compare every balance with Pepper's.
+"""Load a simulated Pepper into `output/crm.db` with Meltano, and let crm-balances compare every balance with Pepper's.
 
 `./dev demo` runs this in the project's root, with Meltano and the plugins on the PATH.
 """
@@ -13,9 +13,8 @@ import sys
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
@@ -25,9 +24,12 @@ if TYPE_CHECKING:
 
 FULL_LOAD = ("meltano", "run", "perks", "loyalty")
 POLL = ("meltano", "run", "loyalty")
+READ_AWARDS = ("meltano", "invoke", "tap-pepper--audit")
+COMPARE = ("meltano", "invoke", "target-crm:compare")
+DIFFERENCES = 1
+"""Exit code of `COMPARE` if a balance differs."""
 RUN_SECONDS_MAX = 300
 LOG_TAIL_LINES = 25
-MISMATCHES_SHOWN_MAX = 10
 USERS, HISTORY_DAYS = 500, 60
 ACTIVITY = timedelta(days=3)
 
@@ -43,7 +45,7 @@ class DemoError(Exception):
 
 
 def main() -> int:
-    """Load, advance time, load again and compare. Return the exit code: 0 if all balances match, else 1."""
+    """Load, advance time, load again and compare. Return the exit code: 0 if all balances match."""
     output = Path("output").resolve()
     database = output / "crm.db"
     try:
@@ -57,34 +59,22 @@ def main() -> int:
             pepper.advance(ACTIVITY)
             print(f"Advanced time by {ACTIVITY.days} days: {world.action_count() - actions_before:,} new actions")
             _run(POLL, environment, output / "demo.log")
-        with closing(sqlite3.connect(database)) as connection:
-            cursor = connection.execute(TOP_BALANCES)
-            print("", *table([column[0] for column in cursor.description], cursor.fetchall()), "", sep="\n")
-            stored = connection.execute("select award_id, points from award_balances").fetchall()
-        mismatches = compare({award_id: Decimal(str(points)) for award_id, points in stored}, world.balances())
+            with closing(sqlite3.connect(database)) as connection:
+                cursor = connection.execute(TOP_BALANCES)
+                print("", *table([column[0] for column in cursor.description], cursor.fetchall()), "", sep="\n")
+            compared = _compare(environment, output / "demo.log")
     except (DemoError, OSError, sqlite3.Error) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped.")
         return 130
-    if mismatches:
-        print(f"{len(mismatches):,} of {len(world.balances()):,} balances differ from Pepper's:")
-        print(*mismatches[:MISMATCHES_SHOWN_MAX], sep="\n")
+    print(compared.stdout)
+    if compared.returncode:
         return 1
-    print(f"Compared {len(stored):,} balances with Pepper's: OK\n")
     print("Query the balances with any SQLite client:")
     print('  sqlite3 -box output/crm.db "select * from user_balances limit 5"')
     return 0
-
-
-def compare(stored: Mapping[str, Decimal], true: Mapping[str, Decimal]) -> list[str]:
-    """Return a line for each award whose stored points differ from the true points or exist on one side only."""
-    return [
-        f"  award {award_id}: stored {stored.get(award_id, 'nothing')}, Pepper has {true.get(award_id, 'nothing')}"
-        for award_id in sorted(stored.keys() | true.keys())
-        if stored.get(award_id) != true.get(award_id)
-    ]
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
@@ -124,18 +114,44 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], log: Path) ->
     print(f"Running `{command}` …", end=" ", flush=True)
     started = time.monotonic()
     with log.open("a") as output:
-        try:
-            finished = subprocess.run(  # noqa: S603 - one of two constants
-                arguments, env=environment, stdout=output, stderr=output, timeout=RUN_SECONDS_MAX, check=False
-            )
-        except FileNotFoundError as error:
-            raise DemoError("meltano not found; run ./dev demo, which installs it") from error
-        except subprocess.TimeoutExpired as error:
-            raise DemoError(f"{command} timed out after {RUN_SECONDS_MAX} s; see {log}") from error
+        finished = _finish(arguments, environment, stdout=output, stderr=output)
     print(f"{time.monotonic() - started:.1f} s", flush=True)
     if finished.returncode:
-        tail = "\n".join(log.read_text().splitlines()[-LOG_TAIL_LINES:])
-        raise DemoError(f"{command} failed with exit code {finished.returncode}:\n{tail}\n(full log: {log})")
+        raise _failure(command, finished.returncode, log)
+
+
+def _compare(environment: Mapping[str, str], log: Path) -> subprocess.CompletedProcess[str]:
+    """Compare all awards with the balances; return the finished command. Raise a DemoError if it could not compare."""
+    print(f"Running `{' '.join(READ_AWARDS)} | {' '.join(COMPARE)}` …\n", flush=True)
+    with (
+        log.open("a") as errors,
+        subprocess.Popen(  # noqa: S603 - one of this module's constants
+            READ_AWARDS, env=environment, stdout=subprocess.PIPE, stderr=errors
+        ) as awards,
+    ):
+        compared = _finish(COMPARE, environment, stdin=awards.stdout, stdout=subprocess.PIPE, stderr=errors, text=True)
+        awards.kill()
+    if compared.returncode not in {0, DIFFERENCES}:
+        raise _failure(" ".join(COMPARE), compared.returncode, log)
+    return compared
+
+
+def _finish(
+    arguments: Sequence[str], environment: Mapping[str, str], **streams: Any
+) -> subprocess.CompletedProcess[Any]:
+    try:
+        return subprocess.run(  # noqa: S603 - one of this module's constants
+            arguments, env=environment, timeout=RUN_SECONDS_MAX, check=False, **streams
+        )
+    except FileNotFoundError as error:
+        raise DemoError("meltano not found; run ./dev demo, which installs it") from error
+    except subprocess.TimeoutExpired as error:
+        raise DemoError(f"{' '.join(arguments)} timed out after {RUN_SECONDS_MAX} s") from error
+
+
+def _failure(command: str, exit_code: int, log: Path) -> DemoError:
+    tail = "\n".join(log.read_text().splitlines()[-LOG_TAIL_LINES:])
+    return DemoError(f"{command} failed with exit code {exit_code}:\n{tail}\n(full log: {log})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The project's meltano.yml runs a full load, and then polls from the stored state."""
+"""The project's meltano.yml runs a full load, polls from the stored state, and compares the balances with Pepper's."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)
 
 
-def meltano(settings: Mapping[str, str], *arguments: str) -> str:
+def meltano(settings: Mapping[str, str], *arguments: str, stdin: str = "") -> str:
     ran = subprocess.run(
         command("meltano", *arguments),
         env=environment(**settings),
         cwd=PROJECT,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=RUN_SECONDS_MAX,
@@ -55,7 +56,10 @@ def test_meltano_runs_a_full_load_and_then_polls_from_its_state(tmp_path: Path) 
         meltano(settings, "run", "loyalty")
         later_requests = [request for request in sandbox.requests[earlier_requests:] if request.path == "/awards"]
         verified = meltano(settings, "invoke", "target-crm:verify")
+        awards = meltano(settings, "invoke", "tap-pepper--audit")
+        compared = meltano(settings, "invoke", "target-crm:compare", stdin=awards)
     assert stored_balances() == world.balances()
     assert later_requests
     assert all(request.parameter("updatedAt") for request in later_requests), "the second run resumes from the state"
     assert "actions: OK" in verified
+    assert f"Compared {len(world.balances())} awards with Pepper: OK" in compared
