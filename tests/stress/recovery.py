@@ -48,6 +48,7 @@ def rehearse(forks: Forks, place: Place, rows: int = 30, **options: Any) -> Rehe
     calls, seconds = count_calls(forks, place, scenario.input())
     expected = place.contents()
     assert expected["award_balances"] == scenario.balances()
+    assert expected["coverage"] == scenario.coverage()
     assert expected["perks"] == [perk for perk in FINAL_PERKS if options.get("ordered", True) or perk[0] != "p0"]
     place.assert_contains(scenario, len(scenario.lines))
     place.clear()

@@ -39,7 +39,7 @@ CONTENTS = {
     "actions": (),
     "awards": (),
     "award_balances": (),
-    "coverage": ("covered_from", "covered_until"),
+    "coverage": ("merchant", "action_types", "covered_from", "covered_until"),
     "rejected_records": ("stream", "reason", "payload"),
 }
 _TALLY = re.compile(r"([\d,]+) read = ([\d,]+) applied \+ ([\d,]+) duplicate \+ ([\d,]+) superseded \+ ([\d,]+) quar")
@@ -216,9 +216,11 @@ class Place:
             assert not report.drifted, report
 
     def covered_lines(self) -> int:
-        """Return how many lines the recorded coverage stands for."""
-        rows = table(self.warehouse, "coverage", "covered_until") if "_crm_coverage" in self.tables() else []
-        return max((int((row["covered_until"] - START).total_seconds()) for row in rows), default=0)
+        """Return how many lines the recorded coverage stands for; fail if there is a hole."""
+        columns = ("covered_from", "covered_until")
+        rows = table(self.warehouse, "coverage", *columns) if "_crm_coverage" in self.tables() else []
+        assert [row["covered_from"] for row in rows] in ([], [START]), rows
+        return int((rows[0]["covered_until"] - START).total_seconds()) if rows else 0
 
     def is_recorded_as_done(self) -> bool:
         """Whether `load_runs` records a run as done."""

@@ -20,6 +20,7 @@ PERSON = "Zelda Canaryperson"
 TOKEN = "tok3n-canary-5f1c"
 CANARIES = (PERSON, "Canaryperson", TOKEN)
 
+MERCHANT = "M0cuR5heCoXtxvDf"
 START = datetime(2026, 10, 1, 12, 0, tzinfo=UTC)
 PERK = {"_id": {"type": "string"}, "title": {"type": ["string", "null"]}}
 # The schema of perks changes on the way: first no price, then an integer price, then a fractional one.
@@ -56,14 +57,30 @@ class Scenario:
 
     def add_state(self) -> None:
         """Add a STATE that covers all lines so far, and a second of coverage for each of them."""
-        until = START + timedelta(seconds=len(self.lines))
-        actions = {"replication_key_value": until.isoformat(), "covered_from": START.isoformat()}
-        self.lines.append(state({"bookmarks": {"lines": len(self.lines), "actions": actions}}))
+        self.lines.append(_state(len(self.lines)))
 
     def input(self, resumed_from: int = 0) -> bytes:
-        """Return what a tap sends when it resumes from the STATE that covers so many lines."""
-        lines = [*self.schemas, *self.lines[resumed_from:]] if resumed_from else self.lines
-        return as_input(lines)
+        """Return what a tap sends when it resumes from the STATE that covers so many lines.
+
+        Its STATE claims coverage only of what this run has read.
+        """
+        if not resumed_from:
+            return as_input(self.lines)
+        lines = (
+            _state(number, resumed_from) if '"STATE"' in line else line
+            for number, line in enumerate(self.lines[resumed_from:], resumed_from)
+        )
+        return as_input([*self.schemas, *lines])
+
+    def last_state(self, before: int) -> int:
+        """Return how many lines the last STATE before a line covers; 0 if there is none."""
+        return max((number for number, line in enumerate(self.lines[:before]) if '"STATE"' in line), default=0)
+
+    def coverage(self) -> list[dict[str, Any]]:
+        """Return the coverage once all lines are loaded."""
+        end = START + timedelta(seconds=len(self.lines) - 1)
+        types = json.dumps(sorted(TYPES.values()))
+        return [{"merchant": MERCHANT, "action_types": types, "covered_from": START, "covered_until": end}]
 
     def required_rows(self, lines: int) -> set[tuple[str, str]]:
         """Return the (table, key) pairs that must exist once a STATE that covers so many lines is visible."""
@@ -77,6 +94,19 @@ class Scenario:
 def as_input(lines: list[str]) -> bytes:
     """Encode messages for standard input."""
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _state(lines: int, resumed_from: int = 0) -> str:
+    """Return the STATE of a run that has read from one line to another, with a filter and a merchant."""
+    until, read_from = (START + timedelta(seconds=number) for number in (lines, resumed_from))
+    actions = {
+        "replication_key_value": until.isoformat(),
+        "covered_from": START.isoformat(),
+        "read": [[read_from.isoformat(), until.isoformat()]],
+        "action_types": sorted(TYPES.values()),
+        "merchant": MERCHANT,
+    }
+    return state({"bookmarks": {"lines": lines, "actions": actions}})
 
 
 def covered_lines(state_line: str) -> int:

@@ -128,7 +128,14 @@ class History:
             moved = min(moved, self.world.now - SETTLE)
             bookmark["replication_key_value"] = moved.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         elif kind == "of an older version":
-            for name in ("covered_from", "covered_until", "read", "action_types", "skipped_start_date"):
+            for name in (
+                "covered_from",
+                "covered_until",
+                "read",
+                "action_types",
+                "skipped_start_date",
+                "backfill_from",
+            ):
                 bookmark.pop(name, None)
         elif kind == "merged with an old one":
             old = self.random.choice(self.states).get("bookmarks", {}).get("actions", {})
