@@ -293,7 +293,7 @@ class WindowedStream(PepperStream):
 
         The newest window comes first, so that after each one the STATE has a single interval.
         """
-        self.logger.info("%s: start_date is earlier than what was read so far; reading %s first", self.name, missing)
+        self.logger.info("%s: reading %s first, which no run has read", self.name, missing)
         length_seconds = self._first_window_seconds
         with closing(self._prefetch(split_backwards(missing, lambda: length_seconds))) as prefetched:
             for window, pages in prefetched:

@@ -24,7 +24,9 @@ class Coverage:
 
     `read` is what this run alone has read: a warehouse may have seen none of the runs before. `action_types` is the
     filter, if there is one. `skipped_start_date` is a start_date that was in force when the coverage began later than
-    it, behind a bookmark: only an earlier start_date asks to read more.
+    it, behind a bookmark: only an earlier start_date asks to read more. `backfill_from` asks to read, before anything
+    else, what lies between this time and the coverage. `crm-balances coverage --state` sets it; it is null
+    once that is read.
 
     The coverage of an earlier run ends here, and a new one begins, if this run starts to read later than the earlier
     coverage ends (the bookmark was edited), or earlier than it begins, or with other types.
@@ -49,6 +51,8 @@ class Coverage:
         types: Collection[str],
     ) -> None:
         self._types = sorted(set(types))
+        self._backfill_from = _bound(state.get("backfill_from")) if bookmark else None
+        self._has_backfill_key = "backfill_from" in state
         self._has_type_key = bool(types) or "action_types" in state
         start = subtract_seconds(start_date, 0) if start_date else None
         self._from = self._until = after
@@ -60,9 +64,10 @@ class Coverage:
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
             if covered_from <= after <= covered_until:
                 self._from, self._until = covered_from, covered_until
-                self._skipped_start = _bound(state.get("skipped_start_date"))
+                if not self._backfill_from:
+                    self._skipped_start = _bound(state.get("skipped_start_date"))
         known_from = min(self._from, self._skipped_start or self._from)
-        self._missing_from = start if start and start < known_from else None
+        self._missing_from = start if start and start < known_from else self._backfill_from
 
     @property
     def missing(self) -> Window | None:
@@ -93,13 +98,15 @@ class Coverage:
         }
         if self._skipped_start:
             state["skipped_start_date"] = self._skipped_start
+        # Keys that remain when they are empty: Meltano merges states, so a missing key would bring the old value back.
+        if self._has_backfill_key:
+            state["backfill_from"] = self._backfill_from if self.missing else None
         if self._has_type_key:
-            # Also when there is no filter any more: Meltano merges states, and a missing key would bring the old back.
             state["action_types"] = self._types
         return state
 
 
-KEYS = ("covered_from", "covered_until", "read", "skipped_start_date", "action_types")
+KEYS = ("covered_from", "covered_until", "read", "backfill_from", "skipped_start_date", "action_types")
 
 
 def start_run(state: dict[str, Any]) -> None:

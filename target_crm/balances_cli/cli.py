@@ -217,9 +217,7 @@ def compare(options: Options) -> int:
 
 
 @_command("coverage --json", "0 printed, 2 error")
-@click.option(
-    "--state", is_flag=True, help="Print a state with which tap-pepper reads again from where the oldest hole begins."
-)
+@click.option("--state", is_flag=True, help="Print a state with which tap-pepper reads the oldest hole first.")
 @click.pass_obj
 def coverage(options: Options, *, state: bool) -> int:
     """Show which actions were read.

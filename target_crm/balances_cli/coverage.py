@@ -81,19 +81,36 @@ def coverage_in(connection: Connection, tables: Tables) -> Coverage:
 
 
 def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, Any]:
-    """Return a state with which tap-pepper reads on from where the oldest hole begins.
+    """Return a state with which tap-pepper reads the oldest hole, then on from where the interval after it ends.
 
     Raises:
         WarehouseError: There is no hole.
     """
-    begins = [(each.holes[0].after, each.merchant) for each in read_coverage(connection, tables) if each.holes]
-    if not begins:
+    found = [each for each in read_coverage(connection, tables) if each.holes]
+    if not found:
         raise WarehouseError("the coverage has no hole, so there is nothing to read again")
-    after, merchant = min(begins)
-    bookmark = {"replication_key": REPLICATION_KEY, "replication_key_value": _iso(after)}
-    bookmarks = {STREAM: {**bookmark, **({"merchant": merchant} if merchant else {})}}
+    oldest = min(found, key=lambda each: (each.holes[0], each.merchant))
+    bookmark: dict[str, Any] = {"replication_key": REPLICATION_KEY, **_position(oldest)}
+    if oldest.merchant:
+        bookmark["merchant"] = oldest.merchant
+    bookmarks = {STREAM: bookmark}
     # Meltano needs `singer_state`; other runners pass the state unchanged. The tap accepts both.
     return {"bookmarks": bookmarks, "singer_state": {"bookmarks": bookmarks}}
+
+
+def _position(found: MerchantCoverage) -> dict[str, Any]:
+    """The part of the bookmark that says what is read: the oldest hole first."""
+    hole = found.holes[0]
+    following = next((each for each in found.intervals if each.after >= hole.until), None)
+    if following is None:
+        return {"replication_key_value": _iso(hole.after)}
+    return {
+        "replication_key_value": _iso(following.until),
+        "covered_from": _iso(following.after),
+        "covered_until": _iso(following.until),
+        "backfill_from": _iso(hole.after),
+        **({"action_types": list(found.action_types)} if found.action_types else {}),
+    }
 
 
 def _sentences(found: MerchantCoverage) -> list[str]:

@@ -168,15 +168,38 @@ def test_many_holes_are_all_named(balances: Callable[..., tuple[int, str]]) -> N
     assert len(json.loads(output)["coverage"]["holes"]) == 301
 
 
-def test_the_state_of_the_oldest_hole_begins_there(balances: Callable[..., tuple[int, str]]) -> None:
+def test_the_state_of_the_oldest_hole_reads_it_before_it_goes_on(balances: Callable[..., tuple[int, str]]) -> None:
     later = read("2026-10-30T00:00:00Z", "2026-10-31T00:00:00Z", merchant="m1")
     first = read("2026-10-21T00:00:00Z", "2026-10-22T00:00:00Z", merchant="m1")
     exit_code, output = balances([*HISTORY, first, later], "coverage", "--state")
 
-    bookmark = {"replication_key": "when_timestamp", "replication_key_value": "2026-10-10T00:00:00.000Z"}
+    bookmark = {
+        "replication_key": "when_timestamp",
+        "replication_key_value": "2026-10-20T06:00:05.000Z",
+        "covered_from": "2026-10-18T00:00:00.000Z",
+        "covered_until": "2026-10-20T06:00:05.000Z",
+        "backfill_from": "2026-10-10T00:00:00.000Z",
+    }
     found = json.loads(output)
     assert exit_code == 0
     assert found["bookmarks"] == found["singer_state"]["bookmarks"] == {"actions": bookmark}
+
+
+def test_the_state_of_a_hole_at_the_end_begins_there(balances: Callable[..., tuple[int, str]]) -> None:
+    filtered = read("2026-10-10T00:00:00Z", "2026-10-11T00:00:00Z", action_types=["ORDER"])
+    _, output = balances([ACTIONS, FIRST, filtered], "coverage", "--state")
+
+    bookmark = {"replication_key": "when_timestamp", "replication_key_value": "2026-10-10T00:00:00.000Z"}
+    assert json.loads(output)["bookmarks"] == {"actions": bookmark}
+
+
+def test_the_state_of_a_filtered_ledger_names_the_types(balances: Callable[..., tuple[int, str]]) -> None:
+    first, second = (
+        read(f"2026-10-{day}T00:00:00Z", f"2026-10-{day + 1}T00:00:00Z", action_types=LOYALTY) for day in (10, 12)
+    )
+    _, output = balances([ACTIONS, first, second], "coverage", "--state")
+
+    assert json.loads(output)["bookmarks"]["actions"]["action_types"] == sorted(LOYALTY)
 
 
 def test_there_is_no_state_without_a_hole(balances: Callable[..., tuple[int, str]]) -> None:

@@ -79,8 +79,19 @@ def test_days_that_a_mangled_state_skips_are_found_and_closed(tmp_path: Path) ->
         assert not missing & loaded(pipeline)
 
         pipeline.state.write_text(balances(pipeline, "coverage", "--state").stdout)
+        before = len(sandbox.requests)
         pipeline.run()
         found = coverage(pipeline)
+
+        # Only the hole, and what every run reads again.
+        _, *asked = (
+            moment(request.parameter("when.timestamp.gt") or "")
+            for request in sandbox.requests[before:]
+            if request.path == "/actions"
+        )
+        reread_from = world.now - timedelta(seconds=305)
+        assert asked
+        assert all(moment(hole["from"]) <= each < moment(hole["until"]) or each == reread_from for each in asked)
 
         assert found["holes"] == []
         (interval,) = found["intervals"]

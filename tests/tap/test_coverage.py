@@ -12,7 +12,7 @@ from tests.helpers.tap import Reply, Run, Script, config, listing, run_tap
 UNTIL = "2026-10-01T11:59:55.000Z"
 FROM, BOOKMARK = "2026-09-30T00:00:00.000Z", "2026-10-01T06:00:00.000Z"
 REREAD = "2026-10-01T05:55:00.000Z"
-KEYS = ("covered_from", "covered_until", "read", "action_types", "skipped_start_date")
+KEYS = ("covered_from", "covered_until", "read", "action_types", "skipped_start_date", "backfill_from")
 
 
 def run(state: dict[str, Any] | None = None, *replies: Reply, **settings: Any) -> tuple[Run, list[tuple[str, str]]]:
@@ -196,6 +196,39 @@ def test_a_backfill_stops_at_the_time_limit_after_one_window() -> None:
     assert coverage(ran.state)["covered_from"] == "2026-09-29T20:00:00.000Z"
     assert ran.bookmarks("actions")[-1] == BOOKMARK
     assert len(set(windows)) == 1
+
+
+def test_a_state_may_ask_for_what_lies_before_the_coverage() -> None:
+    hole = ("2026-09-29T22:00:00.000Z", FROM)
+    asking = stored(covered_from=FROM, covered_until=BOOKMARK, backfill_from=hole[0])
+    # A start_date that was in force before does not add to it, in this run or the next.
+    ran, windows = run(asking, start_date="2026-09-01")
+    _, later = run(ran.state, start_date="2026-09-01")
+
+    assert windows[0] == hole
+    assert windows[1][0] == REREAD
+    assert coverage(ran.state) == {
+        "covered_from": hole[0],
+        "covered_until": UNTIL,
+        "read": [list(hole), [REREAD, UNTIL]],
+        "skipped_start_date": "2026-09-01T00:00:00.000Z",
+        "backfill_from": None,
+    }
+    assert later == [("2026-10-01T11:54:55.000Z", UNTIL)]
+
+
+def test_what_a_state_asks_for_is_read_also_after_an_interruption_or_with_another_filter() -> None:
+    asking = stored(covered_from=FROM, covered_until=BOOKMARK, backfill_from="2026-09-29T15:00:00.000Z")
+    failing = Reply({"message": "no"}, status=403)
+    killed, _ = run(asking, listing(), listing(), failing, window_hours=4, may_fail=True)
+    _, rest = run(killed.state, window_hours=4)
+    _, of_types = run(asking, action_types=["ORDER"], window_hours=24)
+
+    assert rest[:2] == [
+        ("2026-09-29T16:00:00.000Z", "2026-09-29T20:00:00.000Z"),
+        ("2026-09-29T15:00:00.000Z", "2026-09-29T16:00:00.000Z"),
+    ]
+    assert min(of_types)[0] == "2026-09-29T15:00:00.000Z"
 
 
 @pytest.mark.parametrize(
