@@ -20,6 +20,7 @@ from sqlalchemy.exc import ProgrammingError
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings
+from tests.helpers.postgres import new_database
 from tests.helpers.target import execute, query
 
 if TYPE_CHECKING:
@@ -155,6 +156,34 @@ def test_a_container_and_a_ci_runner_share_state_in_a_database(tmp_path: Path, n
         later_requests = [request for request in sandbox.requests[earlier_requests:] if request.path == "/awards"]
     assert balances(secrets["TARGET_CRM_SQLALCHEMY_URL"]) == world.balances()
     assert all(request.parameter("updatedAt") for request in later_requests)
+
+
+def test_the_kubernetes_cronjobs_load_one_at_a_time_and_verify(tmp_path: Path, new_postgres_url: str) -> None:
+    """`./dev deploy` checks them against Kubernetes' own schema."""
+    jobs = {
+        each["metadata"]["name"]: each["spec"] for each in yaml.safe_load_all((DEPLOY / "kubernetes.yml").read_text())
+    }
+    pods = {name: job["jobTemplate"]["spec"]["template"]["spec"] for name, job in jobs.items()}
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    for name, job in jobs.items():
+        assert job["concurrencyPolicy"] == "Forbid"
+        assert str(pods[name]["securityContext"]["runAsUser"]) in re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE)
+    commands = {name: ["meltano", *pod["containers"][0]["args"]] for name, pod in pods.items()}
+    world = World(seed=6, users=4, days=1, now=NOW)
+    with Sandbox(world) as sandbox:
+        settings = {
+            **plugin_settings(sandbox, tmp_path),
+            "MELTANO_DATABASE_URI": new_database(new_postgres_url.rpartition("/")[0]).replace("://", "+psycopg://"),
+            "MELTANO_ENVIRONMENT": "prod",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
+        }
+        project = Project.create(tmp_path / "pod", {})
+        project.run(commands["pepper-crm-loyalty"], **settings)
+        project.run(commands["pepper-crm-daily"], **settings)
+        assert balances(settings["TARGET_CRM_SQLALCHEMY_URL"]) == world.balances()
+        execute(settings["TARGET_CRM_SQLALCHEMY_URL"], "UPDATE award_balances SET points = points + 1")
+        with pytest.raises(AssertionError, match="DRIFT, run crm-balances rebuild"):
+            project.run(commands["pepper-crm-daily"], **settings)
 
 
 def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url: str) -> None:
