@@ -337,21 +337,37 @@ def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
 
 
 @cache
+def count_differing(ledger: Table, staged: Staged) -> Select[tuple[int]]:
+    """Count the staged rows that are not in `fresh` and differ from the ledger's action in any column."""
+    rows, fresh = staged.table, staged.fresh
+    not_fresh = rows.outerjoin(fresh, fresh.c[SEQ] == rows.c[SEQ])
+    both = not_fresh.join(ledger, ledger.c.action_id == rows.c.action_id)
+    return (
+        select(func.count()).select_from(both).where(fresh.c[SEQ].is_(None), or_(*_differences(ledger, rows).values()))
+    )
+
+
+@cache
 def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
     """Count, per column, the staged duplicates that differ from the ledger's action without contradicting it."""
     rows = staged.table
-    ignored = {"action_id", "payload", "loaded_at"}
-    names = [column.name for column in ledger.c if column.name not in ignored]
     return (
         select(
             *(
-                func.count(case((ledger.c[name].is_distinct_from(rows.c[name]), rows.c[SEQ]))).label(name)
-                for name in names
+                func.count(case((differs, rows.c[SEQ]))).label(name)
+                for name, differs in _differences(ledger, rows).items()
             )
         )
         .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
         .where(_agrees(ledger, rows))
     )
+
+
+def _differences(ledger: Table, rows: FromClause) -> dict[str, ColumnElement[bool]]:
+    """Column → whether two actions differ in it."""
+    ignored = {"action_id", "payload", "loaded_at"}
+    names = [column.name for column in ledger.c if column.name not in ignored]
+    return {name: ledger.c[name].is_distinct_from(rows.c[name]) for name in names}
 
 
 def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
