@@ -142,6 +142,9 @@ def test_compare_audits_a_warehouse_against_pepper(sqlite_url: str, tmp_path: Pa
         pytest.param(snapshot("w2", 7.5, at="2026-10-04T00:00:00Z"), {"equal": 2}, id="equal-at-another-time"),
         pytest.param(snapshot("w2", 8, at="2026-10-01T12:00:00Z"), {"equal": 1, "different": 1}, id="different"),
         pytest.param(
+            snapshot("w2", 8, at="2026-10-01T11:00:00Z"), {"equal": 1, "different": 1}, id="changed-before-the-balance"
+        ),
+        pytest.param(
             snapshot("w2", 8, at="2026-10-01T18:00:00Z"),
             {"equal": 1, "different": 1},
             id="changed-at-a-time-of-which-all-actions-were-read",

@@ -14,6 +14,7 @@ from unittest import mock
 from pepper_sandbox.world import World
 from target_crm.balances_cli.coverage import coverage_in, state_of_oldest_hole
 from target_crm.balances_cli.verify import verify
+from target_crm.errors import WarehouseError
 from target_crm.loader.target import TargetCrm
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.target import ACTIONS, AWARDS, action, state, table
@@ -30,7 +31,8 @@ CASES = size(3, 150)
 STEPS = size(8, 15)
 LOYALTY = ["AWARD_POINTS_REFUNDED", "REDEEM_PERK", "REWARD_EARNED"]
 FILTERS: list[list[str]] = [[], [], [], LOYALTY, ["REWARD_EARNED"]]
-STATES = ["latest"] * 6 + ["lost", "old", "set forward", "set back", "of an older version", "merged with an old one"]
+STATES = ["latest"] * 6
+STATES += ["lost", "old", "set forward", "set back", "of an older version", "merged with an old one", "of a hole"]
 
 Span = tuple[datetime, datetime]
 
@@ -122,6 +124,9 @@ class History:
             return {}
         if kind == "old":
             return deepcopy(self.random.choice(self.states))
+        if kind == "of a hole":
+            with suppress(WarehouseError):
+                return self.state_of_hole()
         if kind.startswith("set "):
             hours = self.random.randrange(1, 30) * (1 if kind == "set forward" else -1)
             moved = datetime.fromisoformat(bookmark["replication_key_value"]) + timedelta(hours=hours)
@@ -141,6 +146,11 @@ class History:
             old = self.random.choice(self.states).get("bookmarks", {}).get("actions", {})
             chosen["bookmarks"]["actions"] = {**old, **bookmark}
         return chosen
+
+    def state_of_hole(self) -> dict[str, Any]:
+        """The state with which the oldest hole is read."""
+        with self.warehouse.read() as connection:
+            return state_of_oldest_hole(connection, self.warehouse.tables)
 
     def poll(self, first: dict[str, Any], types: list[str], **settings: object) -> None:
         """Run tap and target; either may be killed."""
@@ -238,9 +248,7 @@ def run_history(random: Random, seed: int) -> None:
     for _ in range(4 * STEPS):
         if not verify(history.warehouse).coverage.holes:
             break
-        with history.warehouse.read() as connection:
-            first = state_of_oldest_hole(connection, history.warehouse.tables)
-        history.poll(first, [], start_date=None)
+        history.poll(history.state_of_hole(), [], start_date=None)
         history.check()
     with history.warehouse.read() as connection:
         assert coverage_in(connection, history.warehouse.tables).holes == []
