@@ -303,6 +303,11 @@ def test_text_says_that_changes_are_not_all_awards(url: str) -> None:
             "no STATE follows the last award",
             id="the-state-of-before",
         ),
+        pytest.param(
+            [bookmark("2026-10-04T00:00:00Z"), AWARDS, W1, state({"bookmarks": {"perks": {"version": 1}}})],
+            "no STATE follows the last award",
+            id="a-state-without-awards",
+        ),
         pytest.param([AWARDS, W1, W2[:60]], "line 3: the line is not a Singer message", id="truncated-line"),
         pytest.param([W1, bookmark()], "line 1: a record of awards came before its SCHEMA", id="no-schema"),
         pytest.param([AWARDS, W1, '{"type": "RECORD"}'], "line 3: the RECORD message has no stream", id="no-stream"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -19,8 +20,12 @@ NOW = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)
 
 
 def meltano(settings: Mapping[str, str], *arguments: str, stdin: str = "") -> str:
+    return run("meltano", settings, *arguments, stdin=stdin)
+
+
+def run(program: str, settings: Mapping[str, str], *arguments: str, stdin: str = "") -> str:
     ran = subprocess.run(
-        command("meltano", *arguments),
+        command(program, *arguments),
         env=environment(**settings),
         cwd=PROJECT,
         input=stdin,
@@ -33,6 +38,17 @@ def meltano(settings: Mapping[str, str], *arguments: str, stdin: str = "") -> st
     return ran.stdout
 
 
+def settings_of(sandbox: Sandbox, folder: Path) -> dict[str, str]:
+    """The environment of a project whose warehouse and Meltano state are in a folder."""
+    return {
+        **pepper_settings(sandbox),
+        "TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{folder / 'crm.db'}",
+        "MELTANO_SYS_DIR_ROOT": str(folder / "meltano"),
+        "MELTANO_DATABASE_URI": f"sqlite:///{folder / 'meltano.db'}",
+        "XDG_STATE_HOME": str(folder),
+    }
+
+
 def test_meltano_runs_a_full_load_and_then_polls_from_its_state(tmp_path: Path) -> None:
     world = World(seed=14, users=30, days=5, now=NOW)
     warehouse_url = f"sqlite:///{tmp_path / 'crm.db'}"
@@ -41,13 +57,7 @@ def test_meltano_runs_a_full_load_and_then_polls_from_its_state(tmp_path: Path) 
         return dict(query(warehouse_url, "SELECT award_id, points FROM award_balances"))
 
     with Sandbox(world) as sandbox:
-        settings = {
-            **pepper_settings(sandbox),
-            "TARGET_CRM_SQLALCHEMY_URL": warehouse_url,
-            "MELTANO_SYS_DIR_ROOT": str(tmp_path / "meltano"),
-            "MELTANO_DATABASE_URI": f"sqlite:///{tmp_path / 'meltano.db'}",
-            "XDG_STATE_HOME": str(tmp_path),
-        }
+        settings = settings_of(sandbox, tmp_path)
         meltano(settings, "run", "perks", "loyalty")
         assert stored_balances() == world.balances()
         assert len(query(warehouse_url, "SELECT _id FROM perks")) == len(world.perks())
@@ -63,3 +73,23 @@ def test_meltano_runs_a_full_load_and_then_polls_from_its_state(tmp_path: Path) 
     assert all(request.parameter("updatedAt") for request in later_requests), "the second run resumes from the state"
     assert "actions: OK" in verified
     assert f"Compared {len(world.balances())} awards with Pepper: OK" in compared
+
+
+def test_meltano_reads_a_hole_with_the_state_that_coverage_prints(tmp_path: Path) -> None:
+    world = World(seed=15, users=5, days=3, now=NOW)
+    with Sandbox(world) as sandbox:
+        settings = settings_of(sandbox, tmp_path)
+
+        def coverage(option: str) -> str:
+            return run("crm-balances", settings, "coverage", option)
+
+        meltano(settings, "run", "loyalty")
+        world.advance(timedelta(days=2))
+        # The state is lost, and there is no start_date.
+        meltano(settings, "run", "--full-refresh", "loyalty")
+        assert len(json.loads(coverage("--json"))["holes"]) == 1
+
+        meltano(settings, "state", "set", "--force", "dev:tap-pepper-to-target-crm", coverage("--state"))
+        meltano(settings, "run", "loyalty")
+
+        assert json.loads(coverage("--json"))["holes"] == []
