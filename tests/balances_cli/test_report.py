@@ -655,12 +655,13 @@ PAPER_WIDTH = 688
 
 
 @needs_chromium
-def test_printed_page_shows_opened_tables_in_full(sqlite_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [PAPER_WIDTH, 1280])
+def test_printed_page_shows_opened_tables_in_full(sqlite_url: str, tmp_path: Path, width: int) -> None:
     holders = [action(f"h{number}", award=f"h{number}", user=f"{number:024}") for number in range(30)]
     load(sqlite_url, [*HISTORY, ACTIONS, *holders])
 
     question = f"page => {{ {DRAWN} return ({PRINTED})(page); }}"
-    measured = browser.ask(page_of(sqlite_url).html, question, PAPER_WIDTH, tmp_path)
+    measured = browser.ask(page_of(sqlite_url).html, question, width, tmp_path)
 
     assert measured["tables"] == [True] * 5
     # The drawings that the page contains, not those of the script.
@@ -678,13 +679,15 @@ def test_page_size_does_not_grow_with_awards(sqlite_url: str) -> None:
 
 
 def test_chart_groups_the_smallest_perks(sqlite_url: str) -> None:
-    awards = [record("awards", {"_id": f"w{n}", "points": n, "userId": "u", "perkId": f"p{n:02}"}) for n in range(40)]
+    awards = [record("awards", {"_id": f"w{n}", "points": n, "userId": "u", "perkId": f"p{n:03}"}) for n in range(440)]
     load(sqlite_url, [AWARDS, *awards])
 
     page = page_of(sqlite_url)
 
-    assert "29 other perks" in page.texts
-    assert "p28" not in re.findall(r"<text[^>]*>([^<]*)", page.html)
+    assert "429 other perks" in page.texts
+    assert "The table has the largest 400 of 440 perks." in page.text
+    assert [row[0] for row in page.tables["outstanding-by-perk.csv"]][-1] == "p040"
+    assert "p428" not in re.findall(r"<text[^>]*>([^<]*)", page.html)
 
 
 def test_report_command_writes_the_requested_format(

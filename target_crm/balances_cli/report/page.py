@@ -46,7 +46,7 @@ FIRST_YEAR = 2000
 # Widths of charts in CSS pixels: full page, half page, phone.
 PAGE_PX, COLUMN_PX, PHONE_PX = 1040, 490, 312
 BARS_SHOWN = 12
-# Rows of a table on the page. JSON and CSV have all.
+# Perks in the page's table. The formats JSON and CSV have all.
 ROWS_SHOWN = 400
 NO_LOCATION = "no location"
 MINUS = "\N{MINUS SIGN}"
@@ -472,8 +472,10 @@ def _outstanding_by_perk(report: Report) -> Chart:
     points = [float(row["points"]) for row in report.perks]
     bars = _largest(list(zip(labels, points, strict=True)), "other perks")
     shown = report.perks[:ROWS_SHOWN]
+    most = f"{bars[0][0]} holds the most: {number(Decimal(str(bars[0][1])))} points." if bars else "No perk yet."
+    left_out = f" The table has the largest {ROWS_SHOWN} of {len(report.perks):,} perks."
     return Chart(
-        f"{bars[0][0]} holds the most: {number(Decimal(str(bars[0][1])))} points." if bars else "No perk yet.",
+        most + (left_out if len(report.perks) > ROWS_SHOWN else ""),
         _numbers_table("Outstanding by perk", shown, "perk", columns, labels[:ROWS_SHOWN]),
         (lambda width: charts.bars(bars, "points outstanding", width)) if bars else None,
     )
