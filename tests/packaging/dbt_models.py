@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from tests.helpers.commands import PROJECT, Pipeline
 from tests.helpers.postgres import PostgresServer, new_database
 from tests.helpers.target import execute, query
 
+PACKAGE = PROJECT / "dbt"
 RUN_SECONDS_MAX = 300
 START = datetime(2026, 1, 20, tzinfo=UTC)
 LEDGER_START = START - timedelta(days=10)
@@ -41,6 +43,8 @@ def main() -> None:
             shop.run("deps")
             shop.run("build")
             print(f"{engine}: {check(url, world)}")
+            check_late_changes(url, shop)
+            check_warnings(url, shop)
 
 
 def load(url: str, folder: Path) -> World:
@@ -60,42 +64,86 @@ def load(url: str, folder: Path) -> World:
 
 
 class Shop:
-    """A dbt project that uses the package, with models that call its macro."""
+    """The package's project for tests, with models that call its macro."""
 
     def __init__(self, dbt: str, folder: Path, url: str) -> None:
         self._dbt = dbt
-        self._folder = folder
+        self._folder = folder / "shop"
         where = make_url(url)
-        target: dict[str, Any] = {"type": "duckdb", "path": where.database}
-        if where.drivername == "postgresql":
-            target = {"type": "postgres", "host": where.host, "port": where.port, "dbname": where.database}
-            target |= {"user": where.username, "password": ""}
-        target |= {"schema": "models", "threads": 1}
-        crm_schema = "public" if where.drivername == "postgresql" else "main"
-        self._write("dbt_project.yml", {"name": "shop", "profile": "shop", "vars": {"crm_schema": crm_schema}})
-        self._write("packages.yml", {"packages": [{"local": str(PROJECT / "dbt")}]})
-        self._write("profiles.yml", {"shop": {"target": "shop", "outputs": {"shop": target}}})
-        (folder / "models").mkdir()
+        address = (
+            {"CRM_HOST": where.host, "CRM_PORT": str(where.port), "CRM_USER": where.username} if where.host else {}
+        )
+        self._crm_schema = "public" if where.drivername == "postgresql" else "main"
+        self._variables = {
+            "CRM_ENGINE": where.drivername,
+            "CRM_DATABASE": where.database or "",
+            **address,
+        }
+        shutil.copytree(PACKAGE / "integration_tests", self._folder)
+        (self._folder / "packages.yml").write_text(json.dumps({"packages": [{"local": str(PACKAGE)}]}))  # JSON is YAML.
         for number, moment in enumerate(MOMENTS):
             model = AS_OF.format(moment=f"{moment:%Y-%m-%d %H:%M:%S}")
-            (folder / "models" / f"as_of_{number}.sql").write_text(model)
+            (self._folder / "models" / f"as_of_{number}.sql").write_text(model)
 
-    def run(self, *arguments: str) -> None:
-        """Run dbt in the project; exit if it fails."""
-        ran = subprocess.run(
-            [self._dbt, "--no-use-colors", "--warn-error", *arguments, "--profiles-dir", "."],
+    def run(self, *arguments: str) -> str:
+        """Run dbt in the project, with warnings as errors; return its output. Exit if it fails."""
+        ran = self.attempt("--warn-error", *arguments)
+        if ran.returncode:
+            sys.exit(f"dbt {' '.join(arguments)}: exit code {ran.returncode}\n{ran.stdout}{ran.stderr}")
+        return ran.stdout
+
+    def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run dbt in the project."""
+        return subprocess.run(
+            [
+                *(self._dbt, "--no-use-colors", *arguments, "--profiles-dir", "."),
+                *("--vars", json.dumps({"crm_schema": self._crm_schema})),
+            ],
             cwd=self._folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(self._folder), "DBT_SEND_ANONYMOUS_USAGE_STATS": "false"},
+            env={
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(self._folder),
+                "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+                **self._variables,
+            },
             capture_output=True,
             text=True,
             timeout=RUN_SECONDS_MAX,
             check=False,
         )
-        if ran.returncode:
-            sys.exit(f"dbt {' '.join(arguments)}: exit code {ran.returncode}\n{ran.stdout}{ran.stderr}")
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        (self._folder / name).write_text(json.dumps(content))  # JSON is YAML.
+
+def check_late_changes(url: str, shop: Shop) -> None:
+    """Build again after a late action: the incremental model equals one that is built anew."""
+    execute(
+        url,
+        "INSERT INTO actions (action_id, type, user_id, award_id, perk_id, occurred_at, effect, points_available, "
+        "points_added, loaded_at) SELECT 'late', 'REWARD_EARNED', user_id, award_id, perk_id, first_action_at, "
+        "'earned', 3, 2, updated_at FROM award_balances WHERE award_id = "
+        "(SELECT min(award_id) FROM award_balances WHERE action_count > 1)",
+    )
+    days = "SELECT * FROM models.pepper_daily_balances ORDER BY day, perk_id"
+    before = query(url, days)
+    shop.run("run")
+    incremental = query(url, days)
+    shop.run("run", "--full-refresh")
+    assert incremental == query(url, days)
+    assert 0 < len(set(incremental) - set(before)) < len(incremental)
+
+
+def check_warnings(url: str, shop: Shop) -> None:
+    """Records in quarantine, and runs that ended long ago, are reported."""
+    shop.run("source", "freshness")
+    execute(url, "UPDATE load_runs SET finished_at = '2026-01-01 00:00:00'")
+    stale = shop.attempt("source", "freshness")
+    assert stale.returncode == 1, stale.stdout
+    execute(
+        url,
+        "INSERT INTO rejected_records (rejected_id, stream, reason, input_line, payload, rejected_at, run_id) "
+        "VALUES ('1', 'actions', 'no user', 1, '{}', '2026-01-01 00:00:00', 'r')",
+    )
+    warned = shop.attempt("test", "--select", "pepper_no_rejected_records")
+    assert "WARN 1 pepper_no_rejected_records" in warned.stdout, warned.stdout
 
 
 def check(url: str, world: World) -> str:
@@ -188,7 +236,9 @@ def check_days(url: str, awards: dict[str, dict[str, Any]]) -> int:
     found = {
         (day, perk): figures
         for day, perk, *figures in query(
-            url, "SELECT day, perk_id, points, changed, earned, redeemed, refunded, actions FROM models.daily_balances"
+            url,
+            "SELECT day, perk_id, points, changed, earned, redeemed, refunded, actions "
+            "FROM models.pepper_daily_balances",
         )
     }
     changed = [at.date() for award in awards.values() for at, *_ in award["actions"]]
@@ -218,8 +268,8 @@ def end_of(day: date) -> datetime:
 
 
 def check_coverage(url: str, world: World) -> None:
-    """Compare `ledger_coverage` with what was read: everything, since the ledger's start."""
-    found = query(url, "SELECT kind, after, until FROM models.ledger_coverage")
+    """Compare `pepper_coverage` with what was read: everything, since the ledger's start."""
+    found = query(url, "SELECT kind, after, until FROM models.pepper_coverage")
     assert [(kind, utc(after), utc(until)) for kind, after, until in found] == [
         # Pepper's clock has whole seconds.
         ("read", LEDGER_START, world.now.replace(microsecond=0) - timedelta(seconds=5))
@@ -255,7 +305,7 @@ def check_cohorts(url: str, awards: dict[str, dict[str, Any]]) -> int:
         for cohort, month, *figures in query(
             url,
             "SELECT cohort_month, month, months_since, cohort_users, active_users, earned, redeemed, refunded "
-            "FROM models.cohorts",
+            "FROM models.pepper_cohorts",
         )
     }
     assert found == expected

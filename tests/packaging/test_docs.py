@@ -23,6 +23,7 @@ import yaml
 
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
+from target_crm.sql.tables import DESCRIPTION, METADATA_DOCS, Tables
 from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, SCRIPTS, command, environment, pepper_settings
 from tests.helpers.postgres import PostgresServer, free_port
 from tests.packaging.dictionary import as_markdown
@@ -235,6 +236,18 @@ def test_every_command_in_a_document_runs(
 def test_only_known_blocks_are_not_run() -> None:
     marked = {document: sum(bool(block["mark"]) for block in blocks(document)) for document in DOCUMENTS}
     assert {document: count for document, count in marked.items() if count} == NOT_RUN
+
+
+def test_dbt_describes_the_columns_as_the_dictionary_does() -> None:
+    tables = Tables().metadata.tables
+    (source,) = yaml.safe_load((PROJECT / "dbt" / "models" / "pepper_sources.yml").read_text())["sources"]
+    described = {table["name"]: table for table in source["tables"] if table["name"] in tables}
+    assert {"actions", "award_balances", "awards", "rejected_records"} <= described.keys()
+    for name, table in described.items():
+        assert table["description"] == tables[name].info[DESCRIPTION]
+        assert {column["name"]: column["description"] for column in table["columns"]} == {
+            column.name: METADATA_DOCS.get(column.name) or column.doc for column in tables[name].columns
+        }
 
 
 @pytest.mark.parametrize(

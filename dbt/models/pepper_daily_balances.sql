@@ -1,4 +1,6 @@
+{{ config(materialized='incremental', incremental_strategy='delete+insert', unique_key='day', on_schema_change='fail') }}
 -- Points outstanding at the end of each day (UTC) by perk, and what moved them that day. A row for every day and perk.
+-- A late action changes earlier days, so an incremental run computes all days and rewrites those that differ.
 -- changed - earned + redeemed - refunded is what came or went without an action: edits, expiries, deletions.
 with recursive history as (
 
@@ -10,7 +12,7 @@ with recursive history as (
         valid_to,
         lead(award_id) over (partition by award_id order by valid_from nulls first) as next_award_id,
         lag(points) over (partition by award_id order by valid_from nulls first) as points_before
-    from {{ ref('award_history') }}
+    from {{ ref('pepper_award_history') }}
 
 ),
 
@@ -68,20 +70,46 @@ flows as (
     where effect is not null
     group by 1, 2
 
+),
+
+figures as (
+
+    select
+        cast(grid.day as date) as day,
+        cast(grid.perk_id as varchar) as perk_id,
+        cast(
+            coalesce(opening.points, 0)
+            + sum(coalesce(changed.points, 0)) over (partition by grid.perk_id order by grid.day) as numeric(38, 4)
+        ) as points,
+        cast(coalesce(changed.points, 0) as numeric(38, 4)) as changed,
+        cast(coalesce(flows.earned, 0) as numeric(38, 4)) as earned,
+        cast(coalesce(flows.redeemed, 0) as numeric(38, 4)) as redeemed,
+        cast(coalesce(flows.refunded, 0) as numeric(38, 4)) as refunded,
+        cast(coalesce(flows.actions, 0) as bigint) as actions
+    from grid
+    left join opening on opening.perk_id is not distinct from grid.perk_id
+    left join changed on changed.day = grid.day and changed.perk_id is not distinct from grid.perk_id
+    left join flows on flows.day = grid.day and flows.perk_id is not distinct from grid.perk_id
+    where grid.day is not null
+
 )
 
-select
-    grid.day,
-    grid.perk_id,
-    coalesce(opening.points, 0)
-    + sum(coalesce(changed.points, 0)) over (partition by grid.perk_id order by grid.day) as points,
-    coalesce(changed.points, 0) as changed,
-    coalesce(flows.earned, 0) as earned,
-    coalesce(flows.redeemed, 0) as redeemed,
-    coalesce(flows.refunded, 0) as refunded,
-    coalesce(flows.actions, 0) as actions
-from grid
-left join opening on opening.perk_id is not distinct from grid.perk_id
-left join changed on changed.day = grid.day and changed.perk_id is not distinct from grid.perk_id
-left join flows on flows.day = grid.day and flows.perk_id is not distinct from grid.perk_id
-where grid.day is not null
+select day, perk_id, points, changed, earned, redeemed, refunded, actions
+from figures
+{%- if is_incremental() %}
+where day in (
+    select newer.day
+    from (
+        select day, perk_id, points, changed, earned, redeemed, refunded, actions from figures
+        except
+        select day, perk_id, points, changed, earned, redeemed, refunded, actions from {{ this }}
+    ) as newer
+    union
+    select older.day
+    from (
+        select day, perk_id, points, changed, earned, redeemed, refunded, actions from {{ this }}
+        except
+        select day, perk_id, points, changed, earned, redeemed, refunded, actions from figures
+    ) as older
+)
+{%- endif %}

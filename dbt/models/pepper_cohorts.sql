@@ -26,17 +26,17 @@ sizes as (
 )
 
 select
-    since.cohort_month,
-    since.month,
+    cast(since.cohort_month as date) as cohort_month,
+    cast(since.month as date) as month,
     cast(
         12 * (extract(year from since.month) - extract(year from since.cohort_month))
         + extract(month from since.month) - extract(month from since.cohort_month) as integer
     ) as months_since,
-    sizes.users as cohort_users,
-    count(*) as active_users,
-    sum(since.earned) as earned,
-    sum(since.redeemed) as redeemed,
-    sum(since.refunded) as refunded
+    cast(sizes.users as bigint) as cohort_users,
+    cast(count(*) as bigint) as active_users,
+    cast(sum(since.earned) as numeric(38, 4)) as earned,
+    cast(sum(since.redeemed) as numeric(38, 4)) as redeemed,
+    cast(sum(since.refunded) as numeric(38, 4)) as refunded
 from since
 inner join sizes on sizes.cohort_month = since.cohort_month
 group by 1, 2, 3, 4

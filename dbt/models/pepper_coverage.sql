@@ -54,8 +54,19 @@ followed as (
 
 )
 
-select merchant, action_types, 'read' as kind, covered_from as after, covered_until as until from followed
+select
+    cast(merchant as varchar) as merchant,
+    cast(action_types as varchar) as action_types,
+    cast('read' as varchar) as kind,
+    cast(covered_from as timestamp) as after,
+    cast(covered_until as timestamp) as until
+from followed
 union all
-select merchant, action_types, 'hole' as kind, covered_until as after, next_from as until
+select
+    cast(merchant as varchar) as merchant,
+    cast(action_types as varchar) as action_types,
+    cast('hole' as varchar) as kind,
+    cast(covered_until as timestamp) as after,
+    cast(next_from as timestamp) as until
 from followed
 where next_from is not null

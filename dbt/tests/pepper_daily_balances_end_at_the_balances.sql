@@ -1,7 +1,7 @@
 -- Perks whose last day does not say what their standing awards add up to.
 with last_day as (
-    select perk_id, points from {{ ref('daily_balances') }}
-    where day = (select max(day) from {{ ref('daily_balances') }})
+    select perk_id, points from {{ ref('pepper_daily_balances') }}
+    where day = (select max(day) from {{ ref('pepper_daily_balances') }})
 ),
 
 standing as (

@@ -61,12 +61,12 @@ intervals as (
 )
 
 select
-    intervals.award_id,
-    balances.user_id,
-    balances.perk_id,
-    intervals.points,
-    intervals.valid_from,
-    least(intervals.next_seen_at, {{ pepper_crm.utc('awards._sdc_deleted_at') }}) as valid_to
+    cast(intervals.award_id as varchar) as award_id,
+    cast(balances.user_id as varchar) as user_id,
+    cast(balances.perk_id as varchar) as perk_id,
+    cast(intervals.points as numeric(38, 4)) as points,
+    cast(intervals.valid_from as timestamp) as valid_from,
+    cast(least(intervals.next_seen_at, {{ pepper_crm.utc('awards._sdc_deleted_at') }}) as timestamp) as valid_to
 from intervals
 inner join {{ source('crm', 'award_balances') }} as balances on balances.award_id = intervals.award_id
 left join {{ source('crm', 'awards') }} as awards on awards._id = intervals.award_id

@@ -2,7 +2,7 @@
 select balances.award_id
 from {{ source('crm', 'award_balances') }} as balances
 left join {{ source('crm', 'awards') }} as awards on awards._id = balances.award_id
-left join {{ ref('award_history') }} as history
+left join {{ ref('pepper_award_history') }} as history
     on history.award_id = balances.award_id and history.valid_to is null
 where awards._sdc_deleted_at is null
 group by balances.award_id, balances.points

@@ -1,0 +1,4 @@
+-- How a project of yours reads the package.
+select perks.title, daily.day, daily.points
+from {{ ref('pepper_crm', 'pepper_daily_balances') }} as daily
+inner join {{ ref('pepper_crm', 'pepper_dim_perk') }} as perks on perks.perk_id = daily.perk_id
