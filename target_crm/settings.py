@@ -58,7 +58,7 @@ class Settings:
     batch_size_rows: int = setting(
         "Batch size in rows",
         "Commit after this many records of all streams together.",
-        default=20_000,
+        default=10_000,
         minimum=1,
         maximum=1_000_000,
     )

@@ -525,6 +525,15 @@ def test_a_deletion_keeps_the_values_of_the_record_before_it(
     assert [(value, bool(is_deleted)) for value, is_deleted in found] == expected
 
 
+def test_a_deletion_may_empty_a_column_and_leave_out_another(sqlite_url: str) -> None:
+    keyed = schema("s", {"v": TEXT, "n": INTEGER, "id": INTEGER}, "id")
+    load(sqlite_url, [keyed, record("s", {"v": "a", "n": 7, "id": 1})])
+
+    load(sqlite_url, [keyed, record("s", {"v": None, "id": 1, "_sdc_deleted_at": "2026-11-01T00:00:00Z"})])
+
+    assert query(sqlite_url, "SELECT v, n, _sdc_deleted_at IS NOT NULL FROM s") == [(None, 7, 1)]
+
+
 @pytest.mark.parametrize("hard_delete", [False, True])
 def test_deletions_of_a_stream_without_a_key_are_appended_with_one_warning(
     sqlite_url: str, hard_delete: bool, caplog: pytest.LogCaptureFixture
