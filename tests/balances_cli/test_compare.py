@@ -145,6 +145,11 @@ def test_compare_audits_a_warehouse_against_pepper(sqlite_url: str, tmp_path: Pa
             snapshot("w2", 8, at="2026-10-01T11:00:00Z"), {"equal": 1, "different": 1}, id="changed-before-the-balance"
         ),
         pytest.param(
+            snapshot("w2", 8, at="2026-10-01T11:00:00Z", read_at="2026-10-01T00:00:00Z"),
+            {"equal": 1, "different": 1},
+            id="read-by-a-tap-whose-clock-is-behind",
+        ),
+        pytest.param(
             snapshot("w2", 8, at="2026-10-01T18:00:00Z"),
             {"equal": 1, "different": 1},
             id="changed-at-a-time-of-which-all-actions-were-read",
@@ -338,6 +343,10 @@ def test_records_that_cannot_be_read_are_differences_without_their_values(url: s
     ]
     # Any award may be the nameless one.
     assert "not_compared" in found
+
+
+def test_a_balance_whose_award_cannot_be_read_is_not_missing_in_pepper(url: str) -> None:
+    assert counts(result(url, W1, snapshot("w2", "?"))) == {"equal": 1, "unreadable": 1, "exit": 1}
 
 
 def test_properties_that_are_not_compared_need_not_be_valid(url: str) -> None:
