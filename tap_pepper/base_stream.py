@@ -138,7 +138,7 @@ class PepperStream(Stream):
 
         Args:
             pages: The pages as they arrive.
-            prepare: Returns a row as it is emitted; None to skip it, because an earlier run has emitted it or the query
+            prepare: Returns the row to emit; None to skip it, because an earlier run has emitted it or the query
                 did not ask for it.
             what: What the query covers, for the log.
             note: Appended to the log line.

@@ -190,6 +190,10 @@ class EngineAdapter:
         """The key columns of a table in the warehouse."""
         return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
 
+    def comment_on(self, dialect: Dialect, table: Table) -> str:  # noqa: ARG002
+        """Return the statement that stores in the catalog what a table and its columns hold; empty for none."""
+        return ""
+
     def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:
         """Return the statement that renames a column.
 

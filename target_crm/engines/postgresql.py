@@ -25,7 +25,7 @@ from target_crm.errors import SettingError
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 from target_crm.records.schemas import TableLimits
 from target_crm.sql import staging
-from target_crm.sql.tables import WORK, WORK_PREFIX
+from target_crm.sql.tables import DESCRIPTION, WORK, WORK_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -179,6 +179,17 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         if connection.scalar(is_partitioned, {"name": quoted_name(connection, table)}):
             return table.primary_key.columns.keys()
         return super().keys(connection, table)
+
+    def comment_on(self, dialect: Dialect, table: Table) -> str:
+        """Comment on all columns in one statement, which is one round trip."""
+        if DESCRIPTION not in table.info:
+            return ""
+        preparer = dialect.identifier_preparer
+        name = preparer.format_table(table)
+        comments = {f"TABLE {name}": table.info[DESCRIPTION]}
+        comments |= {f"COLUMN {name}.{preparer.quote(each.name)}": each.doc for each in table.columns if each.doc}
+        literal = String().literal_processor(dialect)  # type: ignore[no-untyped-call]
+        return f"DO $$ BEGIN {' '.join(f'COMMENT ON {each} IS {literal(comments[each])};' for each in comments)} END $$"
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
         """Cast the values."""

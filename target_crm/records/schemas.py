@@ -92,8 +92,8 @@ class Stored(NamedTuple):
     places: int = 0
     """Of a `decimal`: how many of its digits are after the point."""
     size: int = 0
-    """Characters or bytes of a `text`; bits of an `integer`, a `number`, or the seconds of a `time`. 0 if there is room
-    for what the target stores."""
+    """Characters or bytes of a `text`; bits of an `integer`, a `number`, or the seconds of a `time`. 0 if the column
+    takes everything that the target stores."""
     is_in_bytes: bool = False
     """Whether the size is that of a text in UTF-8."""
     is_unsigned: bool = False
@@ -273,7 +273,7 @@ class Shape:
         """Convert a record to a row: its fields, then the metadata columns in the order of `FORMER_NAMES`.
 
         A log-based tap sets `_sdc_deleted_at` in the record of a deleted row, and may leave out all but the key. If the
-        stream has a key, what it leaves out is `ABSENT`.
+        stream has a key, the missing values are `ABSENT`.
 
         Raises:
             Invalid: A key or a required property is missing, or a value does not fit its column.

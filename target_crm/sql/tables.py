@@ -96,7 +96,7 @@ class Tables:
         ledger_info = {
             MONTHS_OF: "occurred_at",
             FORMER_COLUMN: "content_hash",
-            DESCRIPTION: "The ledger: one row per action, inserted once and never changed.",
+            DESCRIPTION: "The ledger: one row per action. Values of a row never change; missing points can be added.",
         }
         self.actions = Table("actions", self.metadata, *_ledger_columns(), info=ledger_info)
         self.award_balances = Table(

@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy import column as any_column
 from sqlalchemy import table as any_table
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable, ExecutableDDLElement
+from sqlalchemy.schema import DDL, CreateColumn, CreateIndex, CreateSchema, CreateTable, DropTable, ExecutableDDLElement
 from sqlalchemy.types import JSON, String, TypeDecorator
 
 from pepper_runtime.wording import counted
@@ -197,7 +197,8 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
         if adapter.rename_table and inspector.has_table(rebuilt_of(table), schema=table.schema):
             # An engine without transactions was interrupted between the last two steps of `_rebuild`.
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
-        return creation(table)
+        comment = adapter.comment_on(dialect, table)
+        return [*creation(table), *([DDL(comment)] if comment else [])]  # type: ignore[no-untyped-call]
     # Nobody else has tables with the names of work tables, so that saves a query for each.
     if table.info != WORK and table.name in adapter.view_names(connection, table.schema):
         raise WarehouseError(f"table {table.name!r} is a view: drop or rename the view, or rename the stream by a map")
@@ -247,7 +248,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
 
 
 def _check_generated(table: Table, existing: Sequence[ReflectedColumn]) -> None:
-    """Refuse a column that the warehouse computes. Not all dialects tell."""
+    """Raise an error for a column that the warehouse computes. Not all dialects report it."""
     for column in existing:
         is_generated = "computed" in column or column.get("identity", {}).get("always")
         if is_generated and column["name"] in table.c:

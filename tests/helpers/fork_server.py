@@ -2,7 +2,7 @@
 
 Starting a console script takes most of a second, nearly all of it for imports, and the tests start hundreds. A fork
 has its own arguments, environment, working directory and standard streams, and ends like any Python process. If its
-environment sets up Python itself in another way (`PYTHONWARNINGS` …), it starts anew as the real script.
+environment sets up Python itself in another way (`PYTHONWARNINGS` …), it starts again as the real script.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Order(NamedTuple):
 
 
 def serve(listener: socket.socket) -> Order:
-    """Fork for each client, and tell it how its fork ended. Returns in each fork, with its order."""
+    """Fork for each client, and report how its fork ended. Returns in each fork, with its order."""
     clients: dict[int, socket.socket] = {}
 
     def report_ended(*_: object) -> None:

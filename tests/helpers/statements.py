@@ -115,7 +115,7 @@ class RecordingWarehouse:
 
 
 def dialect_of(engine: str) -> Dialect:
-    """The dialect of an engine, as it is once it has a connection.
+    """The dialect of an engine, in the state after a connection.
 
     Raises:
         ImportError, NoSuchModuleError: it is not installed.

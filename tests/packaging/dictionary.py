@@ -1,9 +1,10 @@
-"""The documentation's dictionary of tables and columns, from their declarations in target_crm/sql/tables.py."""
+"""Descriptions of tables and columns for the documentation and for dbt, from target_crm/sql/tables.py."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import yaml
 from sqlalchemy.dialects import postgresql
 
 import target_crm.engines.postgresql  # noqa: F401 - registers PostgreSQL's column types
@@ -22,7 +23,8 @@ HEAD = """\
 
 Every table and column that target-crm creates, generated from their declarations in `target_crm/sql/tables.py`. Types
 are those of PostgreSQL; other engines have [their own](columns.md#types). Times are in UTC. The tables of balances
-exist once `actions` or `awards` has been loaded.
+exist once `actions` or `awards` has been loaded. PostgreSQL stores the descriptions as comments: see them by
+`\\d+ award_balances` in psql.
 
 The tables of other streams have [one column per property](columns.md), and the metadata columns.
 """
@@ -44,6 +46,28 @@ def as_markdown() -> str:
         *(_table(table, "###") for table in internal),
     ]
     return "\n".join(parts)
+
+
+def as_dbt_sources(sources: str) -> str:
+    """Describe all columns of the target's tables in dbt's file of sources. Its tests stay."""
+    content = yaml.safe_load(sources)
+    own = Tables().metadata.tables
+    for source in content["sources"]:
+        for entry in source["tables"]:
+            table = own.get(entry["name"])
+            if table is None:
+                continue
+            tests = {column["name"]: column.get("data_tests") for column in entry["columns"]}
+            entry["description"] = table.info[DESCRIPTION]
+            entry["columns"] = [
+                {
+                    "name": str(column.name),
+                    "description": column.doc,
+                    **({"data_tests": tests[column.name]} if tests.get(column.name) else {}),
+                }
+                for column in table.columns
+            ]
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _table(table: Table, level: str = "##") -> str:
