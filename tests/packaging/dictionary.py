@@ -1,10 +1,9 @@
-"""Descriptions of tables and columns for the documentation and for dbt, from target_crm/sql/tables.py."""
+"""The documentation's dictionary of tables and columns, from their declarations in target_crm/sql/tables.py."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import yaml
 from sqlalchemy.dialects import postgresql
 
 import target_crm.engines.postgresql  # noqa: F401 - registers PostgreSQL's column types
@@ -42,32 +41,10 @@ def as_markdown() -> str:
         _metadata_columns(tables.awards),
     ]
     parts += [
-        "## Internal tables\n\nThe target uses these itself. Do not change them.\n",
+        "## Internal tables\n\nDo not change these.\n",
         *(_table(table, "###") for table in internal),
     ]
     return "\n".join(parts)
-
-
-def as_dbt_sources(sources: str) -> str:
-    """Describe all columns of the target's tables in dbt's file of sources. Its tests stay."""
-    content = yaml.safe_load(sources)
-    own = Tables().metadata.tables
-    for source in content["sources"]:
-        for entry in source["tables"]:
-            table = own.get(entry["name"])
-            if table is None:
-                continue
-            tests = {column["name"]: column.get("data_tests") for column in entry["columns"]}
-            entry["description"] = table.info[DESCRIPTION]
-            entry["columns"] = [
-                {
-                    "name": str(column.name),
-                    "description": column.doc,
-                    **({"data_tests": tests[column.name]} if tests.get(column.name) else {}),
-                }
-                for column in table.columns
-            ]
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _table(table: Table, level: str = "##") -> str:

@@ -26,7 +26,7 @@ from pepper_sandbox.world import World
 from target_crm.sql.tables import DESCRIPTION, METADATA_DOCS, Tables
 from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, SCRIPTS, command, environment, pepper_settings
 from tests.helpers.postgres import PostgresServer, free_port
-from tests.packaging.dictionary import as_dbt_sources, as_markdown
+from tests.packaging.dictionary import as_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,15 +101,6 @@ def test_the_dictionary_describes_every_table_and_column() -> None:
     assert page.read_text() == as_markdown()
 
 
-def test_dbt_describes_every_column_of_its_sources() -> None:
-    """To accept a change: `GOLDEN=renew ./dev test tests/packaging/test_docs.py`."""
-    path = PROJECT / "dbt" / "models" / "sources.yml"
-    sources = path.read_text()
-    if os.environ.get("GOLDEN") == "renew":
-        path.write_text(as_dbt_sources(sources))
-    assert path.read_text() == as_dbt_sources(sources)
-
-
 @pytest.mark.parametrize("source", sorted((PROJECT / "docs" / "diagrams").glob("*.txt")), ids=lambda path: path.stem)
 def test_a_diagram_is_drawn_from_its_source(source: Path) -> None:
     """To accept a change: `python docs/diagrams/draw.py`."""
@@ -123,7 +114,8 @@ WORDS_MAX = 1500
 @pytest.mark.parametrize("page", sorted(path.name for path in (PROJECT / "docs").glob("*.md")))
 def test_a_page_is_in_the_navigation_and_short_enough(page: str) -> None:
     text = (PROJECT / "docs" / page).read_text()
-    assert len(re.findall(r"[^\s|]+", text)) <= WORDS_MAX
+    # The dictionary is generated, and grows with the tables.
+    assert page == "dictionary.md" or len(re.findall(r"[^\s|]+", text)) <= WORDS_MAX
     assert f": {page}\n" in (PROJECT / "mkdocs.yml").read_text()
 
 
