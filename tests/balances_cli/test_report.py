@@ -249,6 +249,7 @@ def test_periods_join(warehouse_url: str) -> None:
 
 def test_figures_of_each_perk_add_up_to_those_of_all(warehouse_url: str) -> None:
     random = Random(7)
+    context = {"user": {"_id": "u1"}, "location": {"_id": "l1", "title": "Arches"}}
     held: dict[str, int] = defaultdict(int)
     messages = []
     for number in range(60):
@@ -256,7 +257,7 @@ def test_figures_of_each_perk_add_up_to_those_of_all(warehouse_url: str) -> None
         held[award] += delta
         fields = {"awardId": award, "perkId": f"p{award[1]}", "pointsAvailable": held[award], "pointsAdded": delta}
         when = f"2026-10-0{1 + number // 15}T10:00:{number:02}Z"
-        messages.append(action(f"a{number:02}", at=when, award=award, metadata=fields, **at("l1")))
+        messages.append(action(f"a{number:02}", at=when, award=award, metadata=fields, context=context))
     load(warehouse_url, [PERKS, perk("p1", "Tea"), perk("p2", "Tea"), ACTIONS, *messages])
     crm = Warehouse(warehouse_url)
 
@@ -265,6 +266,7 @@ def test_figures_of_each_perk_add_up_to_those_of_all(warehouse_url: str) -> None
     parts = [report.gather(crm, days=3, now=NOW, perk=name) for name in names]
 
     assert len(parts[0].perks) == 2
+    assert [(row["location_id"], row["title"]) for row in everything.locations] == [("l1", "Arches")]
     for name in ("before", "issued", "after"):
         assert sum(part.roll_forward[name] for part in parts) == everything.roll_forward[name]
     assert sum(part.outstanding["points"] for part in parts) == everything.outstanding["points"]

@@ -226,6 +226,8 @@ def _perks(connection: Connection, schema: str | None) -> FromClause | None:
 
 def _with_titles(connection: Connection, tables: Tables, locations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add the title of each location, from the payload of an action there; None if it has none."""
+    if not locations:
+        return []
     examples = [row["example_id"] for row in locations]
     titles = {
         action_id: _location_title(payload)
@@ -238,9 +240,10 @@ def _with_titles(connection: Connection, tables: Tables, locations: list[dict[st
     ]
 
 
-def _location_title(payload: str | None) -> str | None:
+def _location_title(payload: Any) -> str | None:
     try:
-        title = values.from_json(payload or "{}")["context"]["location"]["title"]
+        document = values.from_json(payload) if isinstance(payload, str) else payload
+        title = document["context"]["location"]["title"]
     except (ValueError, LookupError, TypeError):
         return None
     return title if isinstance(title, str) and title else None

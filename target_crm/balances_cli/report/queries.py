@@ -324,10 +324,9 @@ def by_location(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def payloads(actions: Table) -> Select[Any]:
-    """Return the payloads, as text, of the actions in the parameter `action_ids`."""
+    """Return the payloads of the actions in the parameter `action_ids`: text, or decoded where the engine has JSON."""
     named = bindparam("action_ids", expanding=True, type_=Identifier())
-    payload = cast(actions.c.payload, LongText()).label("payload")
-    return select(actions.c.action_id, payload).where(actions.c.action_id.in_(named))
+    return select(actions.c.action_id, actions.c.payload).where(actions.c.action_id.in_(named))
 
 
 @dataclass(frozen=True)
