@@ -9,9 +9,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.table import Table as TextTable
-from rich.text import Text
 from sqlalchemy import cast, func, select
 
 from pepper_runtime.wording import counted
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import tzinfo
 
+    from rich.table import Table as TextTable
     from sqlalchemy import ColumnElement, Row, Select
 
     from target_crm.sql.tables import Tables
@@ -185,6 +183,8 @@ def as_text(found: Sequence[Explanation], zone: str, width: int | None) -> str:
 
 
 def _rendered(table: TextTable, width: int) -> list[str]:
+    from rich.console import Console  # noqa: PLC0415 - takes a tenth of a second; other commands do not need it
+
     output = io.StringIO()
     Console(file=output, width=width, color_system=None).print(table)
     return [line.rstrip() for line in output.getvalue().splitlines()]
@@ -204,6 +204,9 @@ def _heading(found: Explanation) -> list[str]:
 
 def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
     """The table of the lines, without empty columns, and the width that shows all of it."""
+    from rich.table import Table as TextTable  # noqa: PLC0415 - as above
+    from rich.text import Text  # noqa: PLC0415
+
     rows = [
         (
             _time(line.after if line.event == explanation.HOLE else line.at, line.event),
