@@ -71,4 +71,6 @@ def _read_until(status: Status) -> dict[str, datetime | None]:
     """Return until when the actions of each merchant were read or, without coverage, each stream."""
     if merchants := status.coverage.complete_until:
         return {f"actions of merchant {name}" if name else "actions": until for name, until in merchants.items()}
-    return {f"records of {each.stream}": each.read_at for each in status.streams}
+    # The tables of actions and awards exist, even if only one of them is loaded.
+    read = {f"records of {each.stream}": each.read_at for each in status.streams if each.rows or each.read_at}
+    return read or {"records": None}

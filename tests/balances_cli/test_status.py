@@ -179,6 +179,10 @@ def test_max_age_without_coverage_refers_to_finished_runs(sqlite_url: str, capsy
     ]
 
 
+def test_max_age_ignores_a_stream_that_is_not_loaded(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_status(sqlite_url, [ACTIONS, action("a1")], capsys, "--max-age", "1h")[0] == 0
+
+
 def test_each_broken_limit_has_a_line_and_the_exit_code_is_1(
     sqlite_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
