@@ -41,7 +41,8 @@ class Terminal:
     def read_until(self, seen: Callable[[str], bool]) -> str:
         """Read until `seen` accepts the output, or the last writer has closed the terminal."""
         give_up_seconds = time.monotonic() + RUN_SECONDS_MAX
-        while not seen(self.written) and time.monotonic() < give_up_seconds:
+        while not seen(self.written):
+            assert time.monotonic() < give_up_seconds, f"not seen in {self.written!r}"
             if select.select([self._ours], [], [], 0.1)[0]:
                 try:
                     self.written += os.read(self._ours, 65536).decode()
@@ -185,7 +186,7 @@ def test_balances_draw_their_step_while_the_warehouse_works(postgres_url: str) -
             stderr=terminal.theirs,
         ) as running:
             shown = terminal.read_until(
-                lambda text: re.search(r"0:0\d Verifying 1 balances", CONTROL.sub("", text)) is not None
+                lambda text: re.search(r"0:0\d Verifying 1 balance against", CONTROL.sub("", text)) is not None
             )
             blocking.rollback()
             running.wait(RUN_SECONDS_MAX)
