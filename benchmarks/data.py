@@ -56,7 +56,7 @@ def mixed_actions(count: int, first: int = 0, awards: int | None = None) -> Iter
             action["type"] = dice.choice(OTHER_TYPES)
             orders = range(dice.randint(*ORDER_ITEMS) if dice.random() < ORDER_SHARE else 0)
             action["metadata"] = {
-                "orderNumber": dice.randrange(10**19, 10**20),
+                "orderNumber": dice.randrange(10**17, 10**18),
                 "total": dice.random() * 100,
                 "items": [{"productId": _id("product", each), "title": "Flat white", "price": 3.4} for each in orders],
             }
