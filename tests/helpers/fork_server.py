@@ -26,8 +26,10 @@ from tests.helpers.fork_client import LENGTH_BYTES, NUMBER_BYTES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What the scripts import, also late. Not DuckDB: its threads do not exist in a fork, which would never end.
+# What the scripts import, also late. Not DuckDB: its threads do not exist in a fork, which would never end. It imports
+# pandas where that is installed.
 IMPORTS = (
+    "pandas",
     "psycopg",
     "pyarrow",
     "pendulum",
