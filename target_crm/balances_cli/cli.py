@@ -171,6 +171,13 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     return callback
 
 
+def _pasted_id(text: str) -> str:
+    """Parse an id, which may have been pasted with spaces."""
+    if not text.strip():
+        raise values.Invalid("is empty, expected an id")
+    return values.identifier(text.strip())
+
+
 def _writable(_context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
     """Refuse a file that cannot be written, before any work is done."""
     if path in {None, STDOUT}:
@@ -404,9 +411,21 @@ def as_of(options: Options, moment: datetime) -> int:
 
 
 @_command("explain 5e7c0ffee0c0ffee0c0ffee7", "0 printed, 1 unknown award or user, 2 error")
-@click.argument("award_id", metavar="[AWARD_ID]", required=False, callback=_parsed(values.identifier))
-@click.option("--user", "user_id", metavar="USER_ID", help="Explain the balances of all awards of a user instead.")
-@click.option("--perk", "perk_id", metavar="PERK_ID", help="With --user: only the awards of a perk.")
+@click.argument("award_id", metavar="[AWARD_ID]", required=False, callback=_parsed(_pasted_id))
+@click.option(
+    "--user",
+    "user_id",
+    metavar="USER_ID",
+    callback=_parsed(_pasted_id),
+    help="Explain the balances of all awards of a user instead.",
+)
+@click.option(
+    "--perk",
+    "perk_id",
+    metavar="PERK_ID",
+    callback=_parsed(_pasted_id),
+    help="With --user: only the awards of a perk.",
+)
 @click.option("--timezone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of all times.")
 @click.option("--csv", "is_csv", is_flag=True, help="Print CSV.")
 @click.pass_obj

@@ -13,6 +13,7 @@ from target_crm.sql.coverage import recorded
 from target_crm.warehouse import migrations
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
 
     from sqlalchemy import Connection
@@ -115,17 +116,15 @@ def _position(found: MerchantCoverage) -> dict[str, Any]:
 
 def _sentences(found: MerchantCoverage) -> list[str]:
     if not found.intervals:
-        return [f"Actions are not complete at any time: no run has read all types. {_not_verified(found.holes[0])}"]
+        return ["Actions are not complete at any time: no run has read all types.", *_not_verified(found)]
     if found.holes:
-        return [_not_verified(hole) for hole in found.holes]
-    types = f" of type {', '.join(found.action_types)}" if found.action_types else ""
-    return [
-        f"Actions{types} are complete from {utc(found.intervals[0].after)} to {utc(found.intervals[-1].until)} UTC."
-    ]
+        return _not_verified(found)
+    first, last = found.intervals[0], found.intervals[-1]
+    return [f"Actions{_of_types(found.action_types)} are complete from {utc(first.after)} to {utc(last.until)} UTC."]
 
 
 def _beginning(found: MerchantCoverage, first_action_at: datetime | None) -> list[str]:
-    begins = found.intervals[0].after
+    begins = found.begins
     if first_action_at and first_action_at <= begins:
         return [f"Coverage is not recorded before {utc(begins)} UTC: an older version loaded the actions before."]
     if found.holes:
@@ -133,9 +132,17 @@ def _beginning(found: MerchantCoverage, first_action_at: datetime | None) -> lis
     return ["The ledger begins there: totals count from then on, and balances include what was before."]
 
 
-def _not_verified(hole: Interval) -> str:
-    between = f"between {utc(hole.after)} and {utc(hole.until)} UTC"
-    return f"Not verified: actions {between} were never read ({duration(hole.length)})."
+def _not_verified(found: MerchantCoverage) -> list[str]:
+    return [
+        f"Not verified: actions{_of_types(types)} between {utc(part.after)} and {utc(part.until)} UTC were never read "
+        f"({duration(part.length)})."
+        for hole in found.holes
+        for part, types in found.parts_of(hole)
+    ]
+
+
+def _of_types(types: Sequence[str]) -> str:
+    return f" of type {', '.join(types)}" if types else ""
 
 
 def as_text(coverage: Coverage) -> str:

@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import cast, func, select
+from sqlalchemy import case, cast, func, select
 
 from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import duration, read_coverage
@@ -123,7 +123,10 @@ def _stored(tables: Tables, which: Sequence[ColumnElement[bool]]) -> Select[Any]
 def _ledger(tables: Tables) -> Select[Any]:
     c = tables.actions.c
     own = (c.award_id, c.action_id, c.type, c.occurred_at, c.effect, c.points_available, c.location_id, c.source)
-    return select(*own, change_of(c).label("change"), cast(c.payload, LongText()).label("payload"))
+    # An action that does not count may give its change nevertheless.
+    given = func.coalesce(c.points_added, -c.points_redeemed, c.points_refunded)
+    change = case((c.effect.is_(None), given), else_=change_of(c))
+    return select(*own, change.label("change"), cast(c.payload, LongText()).label("payload"))
 
 
 def _action(row: Row[Any]) -> Action:
@@ -178,7 +181,7 @@ def as_text(found: Sequence[Explanation], zone: str, width: int | None) -> str:
     if len(found) > 1:
         existing = [each for each in found if not each.deleted_at]
         total = sum((each.points for each in existing), start=Decimal(0))
-        lines.append(f"{_points(total)} points in {counted(len(existing), 'award')} not deleted")
+        lines.append(f"{_counted(total)} in {counted(len(existing), 'award')} not deleted")
     return "\n".join(lines)
 
 
@@ -192,11 +195,10 @@ def _rendered(table: TextTable, width: int) -> list[str]:
 
 def _heading(found: Explanation) -> list[str]:
     deleted = ", deleted" if found.deleted_at else ""
-    sign = "-" if found.adjusted < 0 else "+"
     parts = (
-        f"{_points(found.points)} points = {_points(found.opening)} opening",
-        f"+ {_points(found.earned_total)} earned - {_points(found.redeemed_total)} redeemed",
-        f"+ {_points(found.refunded_total)} refunded {sign} {_points(abs(found.adjusted))} adjusted",
+        f"{_counted(found.points)} = {_points(found.opening)} opening",
+        f"{_term(found.earned_total)} earned {_term(found.redeemed_total, '-')} redeemed",
+        f"{_term(found.refunded_total)} refunded {_term(found.adjusted)} adjusted",
     )
     owner = f"of user {found.user_id or '-'}, perk {found.perk_id or '-'}"
     return [f"Award {found.award_id} {owner}{deleted}", " ".join(parts)]
@@ -242,7 +244,21 @@ def _time(at: datetime | None, event: str) -> str:
     """A time to the second, with a fraction if there is one. When an adjustment happened is not known."""
     if at is None or event == explanation.ADJUSTMENT:
         return ""
-    return f"{at:%Y-%m-%d %H:%M:%S}" + (f".{at:%f}".rstrip("0") if at.microsecond else "")
+    fraction = f".{at:%f}".rstrip("0") if at.microsecond else ""
+    # When a clock is set back, the local time of an hour happens twice.
+    is_ambiguous = at.replace(fold=0).utcoffset() != at.replace(fold=1).utcoffset()
+    return f"{at:%Y-%m-%d %H:%M:%S}{fraction}{at.isoformat()[-len('+00:00') :] if is_ambiguous else ''}"
+
+
+def _term(points: Decimal, sign: str = "+") -> str:
+    """A term of a sum."""
+    if points < 0:
+        sign = {"+": "-", "-": "+"}[sign]
+    return f"{sign} {_points(abs(points))}"
+
+
+def _counted(points: Decimal) -> str:
+    return f"{_points(points)} {'point' if abs(points) == 1 else 'points'}"
 
 
 def _points(points: Decimal, sign: str = "") -> str:

@@ -176,9 +176,11 @@ def as_text(verification: Verification) -> str:
 def _gap_lines(verification: Verification) -> list[str]:
     covered, unread = verification.covered_gaps, verification.unread_gaps
     others = verification.gaps.differing - covered - unread
+    of_whom = " of one of the merchants in this schema" if len(verification.coverage.complete_until) > 1 else ""
     reasons = {
         "without an action, such as edits and expiries in Pepper: no drift": covered,
-        "across a time of which actions were never read": unread,
-        "without an action: edits and expiries in Pepper, or actions before coverage was recorded": others,
+        f"across a time of which actions{of_whom} were never read": unread,
+        "without an action: edits and expiries in Pepper, actions before coverage was recorded, or actions of a type "
+        "that was not read": others,
     }
     return [f"{counted(count, 'balance change')} {reason}" for reason, count in reasons.items() if count]

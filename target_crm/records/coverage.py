@@ -76,6 +76,11 @@ def between(intervals: Sequence[Interval], span: Interval) -> list[Interval]:
     return [Interval(*gap) for gap in gaps if gap[0] < gap[1]]
 
 
+def common(unions: Iterable[Sequence[Interval]], span: Interval) -> list[Interval]:
+    """The parts of a span that are in each of the unions."""
+    return between(union(chain.from_iterable(between(each, span) for each in unions)), span)
+
+
 def claims_of(state: Mapping[str, Any]) -> Claims:
     """Scope → intervals that a STATE claims to be read; nothing for the state of another tap."""
     bookmarks = state.get("bookmarks")
@@ -112,23 +117,50 @@ class MerchantCoverage:
     Attributes:
         merchant: The tap's hash of the merchant.
         intervals: What was read of all types of action that count.
+        complete: What was read of all types that change balances, whether or not all of them count.
         holes: What lies between the first and the last instant that was read of any type, and was not read.
         action_types: The types that count; empty for all.
+        needed: The types that count, also where runs without a filter have read them.
         read: The intervals of each filter.
     """
 
     merchant: str
     intervals: list[Interval]
+    complete: list[Interval]
     holes: list[Interval]
     action_types: tuple[str, ...]
+    needed: tuple[str, ...]
     read: Claims
+
+    @property
+    def begins(self) -> datetime:
+        """The first instant after which actions of any type were read."""
+        return min(found[0].after for found in self.read.values() if found)
+
+    def parts_of(self, hole: Interval) -> list[tuple[Interval, tuple[str, ...]]]:
+        """Divide a hole by the types that were not read in it; no types where nothing was read."""
+        if not any(scope.action_types for scope in self.read):
+            return [(hole, ())]
+        everything = [each for found in self.read.values() for each in found]
+        inner = {edge for each in everything for edge in each if hole.after < edge < hole.until}
+        edges = sorted({*hole, *inner})
+        parts: list[tuple[Interval, tuple[str, ...]]] = []
+        for part in map(Interval, edges, edges[1:]):
+            read = [scope for scope, found in self.read.items() if any(is_inside(*part, each) for each in found)]
+            types = tuple(each for each in self.needed if not any(each in scope.action_types for scope in read))
+            if not read:
+                types = ()
+            continues = bool(parts) and parts[-1][1] == types
+            after = parts.pop()[0].after if continues else part.after
+            parts.append((Interval(after, part.until), types))
+        return parts
 
 
 def summarize(claims: Mapping[Scope, Collection[Interval]]) -> list[MerchantCoverage]:
     """Summarize what was read of each merchant.
 
-    Balances need the types of action that have an effect. So a filter counts as much as no filter if it has all of
-    them, or all of them that any run has read: a merchant may have chosen to read only some.
+    Balances need the types of action that have an effect. What counts are all of them, or all of them that any run has
+    read: a merchant may have chosen to read only some.
     """
     return [
         _summarize(
@@ -140,38 +172,71 @@ def summarize(claims: Mapping[Scope, Collection[Interval]]) -> list[MerchantCove
 
 @dataclass(frozen=True)
 class ReadTimes:
-    """Of which times the actions were read, and the holes between them."""
+    """Of which times the actions were read.
+
+    Attributes:
+        covered: All actions that change balances were read.
+        filtered: All actions that count were read, but not all types that change balances.
+        holes: Actions that count were not read.
+        are_several: They are of several merchants: it is not known which award is whose.
+    """
 
     covered: tuple[Interval, ...] = ()
+    filtered: tuple[Interval, ...] = ()
     holes: tuple[Interval, ...] = ()
+    are_several: bool = False
 
 
 def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:
     """What was read of all merchants: it is not known which award is whose."""
-    holes = union(chain.from_iterable(each.holes for each in merchants))
-    if len(holes) > HOLES_MAX:
-        # SQL has no room for any number of them.
-        holes = [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]
-    if not all(each.intervals for each in merchants) or not merchants:
-        return ReadTimes(holes=tuple(holes))
-    after = max(each.intervals[0].after for each in merchants)
-    until = min(each.intervals[-1].until for each in merchants)
-    covered = between(holes, Interval(after, until)) if after < until else []
-    return ReadTimes(tuple(covered), tuple(holes))
+    holes = _limited(union(chain.from_iterable(each.holes for each in merchants)))
+    covered = _of_all([each.complete for each in merchants], holes)
+    counting = _of_all([each.intervals for each in merchants], holes)
+    return ReadTimes(covered, counting if counting != covered else (), tuple(holes), len(merchants) > 1)
+
+
+def _of_all(unions: Sequence[Sequence[Interval]], holes: Sequence[Interval]) -> tuple[Interval, ...]:
+    """What is in each of the unions, and in no hole."""
+    if not unions or not all(unions):
+        return ()
+    span = Interval(max(each[0].after for each in unions), min(each[-1].until for each in unions))
+    outside = [*holes, *chain.from_iterable(between(each, span) for each in unions)]
+    return tuple(between(_limited(union(outside)), span)) if span.after < span.until else ()
+
+
+def _limited(holes: list[Interval]) -> list[Interval]:
+    """At most `HOLES_MAX` holes: SQL has no room for any number of them."""
+    if len(holes) <= HOLES_MAX:
+        return holes
+    return [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]
 
 
 def _summarize(merchant: str, read: Claims) -> MerchantCoverage:
     filters = [set(scope.action_types) for scope in read]
     any_type = set(EFFECTS).union(*filters) if not all(filters) else set().union(*filters)
     needed = any_type & EFFECTS.keys() or any_type
-    counting = [scope for scope in read if not scope.action_types or needed <= set(scope.action_types)]
     everything = union(chain.from_iterable(read.values()))
-    intervals = union(chain.from_iterable(read[scope] for scope in counting))
-    common = [set(scope.action_types) for scope in counting if scope.action_types]
+    span = Interval(everything[0].after, everything[-1].until)
+
+    def of_types(types: Collection[str]) -> list[Interval]:
+        return common(
+            (
+                union(chain.from_iterable(read[scope] for scope in read if type_ in (scope.action_types or types)))
+                for type_ in types
+            ),
+            span,
+        )
+
+    intervals = of_types(needed)
+    counting = [scope for scope in read if needed <= set(scope.action_types or needed)]
+    filtered = [set(scope.action_types) for scope in counting if scope.action_types]
+    is_by_parts = not counting and intervals
     return MerchantCoverage(
         merchant=merchant,
         intervals=intervals,
-        holes=between(intervals, Interval(everything[0].after, everything[-1].until)),
-        action_types=tuple(sorted(set.intersection(*common))) if common else (),
+        complete=of_types(EFFECTS),
+        holes=between(intervals, span),
+        action_types=tuple(sorted(needed if is_by_parts else set.intersection(*filtered) if filtered else ())),
+        needed=tuple(sorted(needed)),
         read=read,
     )

@@ -9,6 +9,7 @@ from decimal import Decimal
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
+from target_crm.records.actions import EFFECTS
 from target_crm.records.coverage import is_inside, overlaps
 from target_crm.records.values import from_json
 
@@ -30,20 +31,22 @@ OPENING, ACTION, ADJUSTMENT, SNAPSHOT, HOLE, DELETION, BALANCE = (
 # Why a balance changed without an action.
 _READ = "edit or expiry in Pepper"
 _NOT_READ = "actions not read"
+_NOT_READ_OF_ONE = "actions of one of the merchants in this schema not read"
+_FILTERED = "edit, expiry, or an action of a type that was not read"
 _NOT_RECORDED = "edit or expiry in Pepper, or actions not read"
 # Of an action without a time.
 _FIRST = datetime.min.replace(tzinfo=UTC)
 
 
 class Action(NamedTuple):
-    """An action of an award. Without an effect it changes no balance."""
+    """An action of an award. Without an effect it does not count: it changes no balance, or does not give it."""
 
     action_id: str
     type: str | None
     occurred_at: datetime | None
     effect: str | None
-    change: Decimal
-    points_available: Decimal
+    change: Decimal | None
+    points_available: Decimal | None
     location_id: str | None
     location: str | None
     source: str | None
@@ -85,6 +88,11 @@ class Line:
     action_id: str | None = None
     note: str | None = None
 
+    @property
+    def step(self) -> tuple[Decimal, Decimal] | None:
+        """The balance before and after it; None if the line does not count."""
+        return None if self.balance is None or self.change is None else (self.balance - self.change, self.balance)
+
 
 def location_title(payload: str | None) -> str | None:
     """The title of the location in an action's payload."""
@@ -109,23 +117,25 @@ def explain(
         read: Of which times the actions were read.
     """
     timeline = _timeline([*actions], snapshot, read)
-    counted = [
-        (line.balance - line.change, line) for line in timeline if line.balance is not None and line.change is not None
-    ]
-    balance, oldest = counted[0] if counted else (points, Line(SNAPSHOT))
-    is_of_ledger = oldest.event == ACTION
-    note = "before the oldest action" if is_of_ledger else "no action counts"
-    lines = [Line(OPENING, balance=balance, note=note)]
-    known_at = oldest.at
-    for line in timeline:
-        if line.change is not None and line.balance is not None:
-            before = line.balance - line.change
+    places = [place for place, line in enumerate(timeline) if line.step]
+    counted = [timeline[place] for place in places]
+    balance = next((line.step[0] for line in counted if line.step), points)
+    known_at = counted[0].at if counted else None
+    # What a hole before the oldest action hides is part of the opening balance.
+    holes_before = [place for place in range(places[0] if places else 0) if timeline[place].event == HOLE]
+    first = holes_before[-1] + 1 if holes_before else 0
+    note = "before the oldest action" if counted and counted[0].event == ACTION else "no action counts"
+    note += "; may include actions that were not read" if holes_before else ""
+    lines = [*timeline[:first], Line(OPENING, balance=balance, note=note)]
+    for line in timeline[first:]:
+        if line.step:
+            before, after = line.step
             if before != balance:
                 why = _reason(known_at, line.at, read)
                 lines.append(Line(ADJUSTMENT, line.at, known_at, change=before - balance, balance=before, note=why))
-            balance, known_at = line.balance, line.at
+            balance, known_at = after, line.at
         lines.append(line)
-    note = "Pepper's snapshot" if counted and counted[-1][1].event == SNAPSHOT else "after the newest action"
+    note = "Pepper's snapshot" if counted and counted[-1].event == SNAPSHOT else "after the newest action"
     if points != balance:
         note = f"the lines above lead to {balance.normalize():f}: run crm-balances verify"
     return [*lines, Line(BALANCE, as_of, balance=points, note=note)]
@@ -136,20 +146,35 @@ def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) ->
 
     A snapshot counts only if it is newer than every action: Pepper may write it before the action that it shows.
     """
-    keyed = [((each.occurred_at or _FIRST, 1, each.action_id.encode()), _action_line(each)) for each in actions]
-    last_at = max((each.occurred_at for each in actions if each.effect and each.occurred_at), default=None)
+    keyed = [(_order(each), _action_line(each)) for each in actions]
+    newest = max((each for each in actions if each.effect), key=_order, default=None)
     if snapshot.at is not None and snapshot.points is not None:
-        is_newest = last_at is None or snapshot.at > last_at
-        note = None if is_newest else "older than the newest action"
-        change = Decimal(0) if is_newest else None
+        note = _compare(snapshot.points, snapshot.at, newest)
+        change = None if note else Decimal(0)
         line = Line(SNAPSHOT, snapshot.at, change=change, balance=snapshot.points, note=note)
         keyed.append(((snapshot.at, 0, b""), line))
     if snapshot.deleted_at is not None:
         note = "left out of user_balances"
         keyed.append(((snapshot.deleted_at, 2, b""), Line(DELETION, snapshot.deleted_at, note=note)))
     # What happened at the beginning of a hole was read.
-    keyed += [((hole.after, 3, b""), Line(HOLE, hole.until, hole.after, note=_NOT_READ)) for hole in read.holes]
+    note = _NOT_READ_OF_ONE if read.are_several else _NOT_READ
+    keyed += [((hole.after, 3, b""), Line(HOLE, hole.until, hole.after, note=note)) for hole in read.holes]
     return [line for _, line in sorted(keyed, key=itemgetter(0))]
+
+
+def _order(action: Action) -> tuple[datetime, int, bytes]:
+    """The order of lines in time: at one instant, an action follows the snapshot."""
+    return action.occurred_at or _FIRST, 1, action.action_id.encode()
+
+
+def _compare(points: Decimal, at: datetime, newest: Action | None) -> str | None:
+    """Why a snapshot does not count; None if it does."""
+    if newest is None or newest.occurred_at is None or at > newest.occurred_at:
+        return None
+    if at < newest.occurred_at:
+        return "older than the newest action"
+    is_equal = points == newest.points_available
+    return "agrees with the newest action" if is_equal else "at the time of the newest action, which counts"
 
 
 def _action_line(action: Action) -> Line:
@@ -163,11 +188,23 @@ def _action_line(action: Action) -> Line:
         balance=action.points_available if action.effect else None,
         source=action.source,
         action_id=action.action_id,
-        note=None if action.effect else "changes no balance",
+        note=_not_counted(action),
     )
+
+
+def _not_counted(action: Action) -> str | None:
+    """Why an action does not count; None if it does."""
+    if action.effect:
+        return None
+    if action.type in EFFECTS and action.change is not None:
+        return "not counted: it does not give the balance"
+    return "changes no balance"
 
 
 def _reason(after: datetime | None, at: datetime | None, read: ReadTimes) -> str:
     if any(overlaps(after, at, hole) for hole in read.holes):
-        return _NOT_READ
-    return _READ if any(is_inside(after, at, each) for each in read.covered) else _NOT_RECORDED
+        # The award may be one of another merchant.
+        return _NOT_RECORDED if read.are_several else _NOT_READ
+    if any(is_inside(after, at, each) for each in read.covered):
+        return _READ
+    return _FILTERED if any(is_inside(after, at, each) for each in read.filtered) else _NOT_RECORDED

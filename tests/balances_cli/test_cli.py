@@ -72,7 +72,10 @@ def test_verify_prints_a_table(balances: Any) -> None:
         "balance = total of ledger and snapshots          0",
         "balance = Pepper's newer snapshot                0",
         "balance before + delta = balance after           1",
-        "1 balance change without an action: edits and expiries in Pepper, or actions before coverage was recorded",
+        (
+            "1 balance change without an action: edits and expiries in Pepper, actions before coverage was recorded, "
+            "or actions of a type that was not read"
+        ),
         "Coverage is not recorded yet. It begins with the next run of tap-pepper.",
         "Verified 4 balances against 6 actions: OK",
     ]

@@ -96,7 +96,10 @@ def test_a_ledger_of_an_older_version_does_not_fail(balances: Callable[..., tupl
 
     assert exit_code == 0
     assert output.splitlines()[-4:] == [
-        "1 balance change without an action: edits and expiries in Pepper, or actions before coverage was recorded",
+        (
+            "1 balance change without an action: edits and expiries in Pepper, actions before coverage was recorded, "
+            "or actions of a type that was not read"
+        ),
         "Actions are complete from 2026-10-01 00:00 to 2026-10-10 00:00 UTC.",
         "Coverage is not recorded before 2026-10-01 00:00 UTC: an older version loaded the actions before.",
         "Verified 1 balance against 2 actions: OK",
@@ -147,6 +150,57 @@ def test_a_filter_with_all_types_of_balances_is_complete(balances: Callable[...,
     ) in output
 
 
+def test_a_change_is_no_edit_if_its_action_may_be_of_a_type_that_no_run_reads(
+    balances: Callable[..., tuple[int, str]],
+) -> None:
+    messages = [
+        ACTIONS,
+        action("r1", "REDEEM_PERK", delta=2, available=8, at="2026-10-02T00:00:00Z"),
+        # An action between them, which earned 5, was not read.
+        action("r2", "REDEEM_PERK", delta=3, available=10, at="2026-10-03T00:00:00Z"),
+        read("2026-10-01T00:00:00Z", "2026-10-04T00:00:00Z", action_types=["REDEEM_PERK"]),
+    ]
+    exit_code, output = balances(messages, "verify")
+
+    assert exit_code == 0
+    assert "no drift" not in output
+    assert (
+        "1 balance change without an action: edits and expiries in Pepper, actions before coverage was recorded, or "
+        "actions of a type that was not read"
+    ) in output.splitlines()
+    explained = balances([], "explain", "w1")[1]
+    assert "edit, expiry, or an action of a type that was not read" in explained
+    # From here on all types are read, so the next change is an edit.
+    later = [
+        action("r3", "REDEEM_PERK", delta=1, available=9, at="2026-10-05T00:00:00Z"),
+        action("r4", "REDEEM_PERK", delta=1, available=9, at="2026-10-06T00:00:00Z"),
+        read("2026-10-04T00:00:00Z", "2026-10-07T00:00:00Z"),
+    ]
+    verified = json.loads(balances([ACTIONS, *later], "verify", "--json")[1])
+    assert (verified["gaps"]["differing"], verified["covered_gaps"]) == (2, 1)
+
+
+def test_a_run_without_a_filter_after_one_with_it_names_the_types_that_were_not_read(
+    balances: Callable[..., tuple[int, str]],
+) -> None:
+    messages = [
+        ACTIONS,
+        action("r1", "REDEEM_PERK", at="2026-10-12T00:00:00Z"),
+        read("2026-10-10T00:00:00Z", "2026-10-14T00:00:00Z", action_types=["REDEEM_PERK"]),
+        read("2026-10-15T00:00:00Z", "2026-10-18T00:00:00Z"),
+    ]
+    _, output = balances(messages, "coverage")
+
+    assert output.splitlines()[-3:] == [
+        (
+            "Not verified: actions of type AWARD_POINTS_REFUNDED, REWARD_EARNED between 2026-10-10 00:00 and "
+            "2026-10-14 00:00 UTC were never read (4 days)."
+        ),
+        "Not verified: actions between 2026-10-14 00:00 and 2026-10-15 00:00 UTC were never read (24 h).",
+        "To read them, run tap-pepper once with the state that crm-balances coverage --state prints.",
+    ]
+
+
 def test_each_merchant_has_coverage_of_its_own(balances: Callable[..., tuple[int, str]]) -> None:
     other = read("2026-10-12T00:00:00Z", "2026-10-14T00:00:00Z", merchant="m2")
     exit_code, output = balances([*HISTORY, other], "verify", "--json")
@@ -155,6 +209,10 @@ def test_each_merchant_has_coverage_of_its_own(balances: Callable[..., tuple[int
     assert exit_code == 1
     assert found["holes"] == [{"from": "2026-10-10T00:00:00Z", "until": "2026-10-18T00:00:00Z", "merchant": ""}]
     assert [each["merchant"] for each in found["intervals"]] == ["", "m2", ""]
+    text = balances([], "verify")[1]
+    of_one = "of one of the merchants in this schema"
+    assert f"1 balance change across a time of which actions {of_one} were never read" in text.splitlines()
+    assert f"actions {of_one} not read until 2026-10-18 00:00:00" in balances([], "explain", "w2")[1]
     assert "Merchant m2: Actions are complete from 2026-10-12 00:00 to 2026-10-14 00:00 UTC." in found["summary"]
 
 

@@ -162,6 +162,7 @@ def test_the_awards_of_a_user_are_explained_with_their_sum(sqlite_url: str, run:
         pytest.param(["w9"], 1, "no balance of award w9 here: check the id, and whether it was loaded", id="award"),
         pytest.param(["--user", "u9"], 1, "no balance of user u9 here: check the id, and", id="user"),
         pytest.param(["--user", "u1", "--perk", "p9"], 1, "no balance of user u1 and perk p9 here", id="perk"),
+        pytest.param(["--user", ""], 2, "is empty, expected an id", id="empty"),
         pytest.param([], 2, "expected AWARD_ID, or --user with or without --perk", id="nothing"),
         pytest.param(["w1", "--user", "u1"], 2, "expected AWARD_ID, or --user", id="award-and-user"),
         pytest.param(["w1", "--json", "--csv"], 2, "--csv and --json exclude each other", id="two-formats"),
@@ -187,6 +188,75 @@ def test_a_changed_balance_is_said_not_to_follow_from_its_lines(sqlite_url: str,
     last = run("w1").stdout.splitlines()[-1]
 
     assert last.endswith("15              the lines above lead to 14: run crm-balances verify")
+
+
+def test_the_opening_balance_follows_the_holes_before_the_oldest_action(sqlite_url: str, run: Run) -> None:
+    later = action("a9", delta=2, available=9, at="2026-10-19T00:00:00Z", award="w9")
+    load(sqlite_url, [*HISTORY, ACTIONS, later])
+
+    lines = json.loads(run("w9", "--json").stdout)[0]["lines"]
+
+    assert [line["event"] for line in lines] == ["hole", "opening", "action", "balance"]
+    assert lines[1]["note"] == "before the oldest action; may include actions that were not read"
+    assert lines[1]["balance"] == 7
+
+
+@pytest.mark.parametrize(
+    ("points", "at", "note"),
+    [
+        pytest.param(2, "2026-10-01T12:00:00Z", "agrees with the newest action", id="same-time-and-points"),
+        pytest.param(3, "2026-10-01T12:00:00Z", "at the time of the newest action, which counts", id="same-time"),
+        pytest.param(3, "2026-10-01T11:59:59.999Z", "older than the newest action", id="older"),
+        pytest.param(3, "2026-10-01T12:00:00.001Z", None, id="newer"),
+    ],
+)
+def test_a_snapshot_is_compared_with_the_newest_action(
+    sqlite_url: str, run: Run, points: int, at: str, note: str | None
+) -> None:
+    older = action("a0", at="2026-09-01T00:00:00Z")
+    load(sqlite_url, [ACTIONS, older, action("a1"), AWARDS, snapshot("w1", points, at)])
+
+    (explained,) = json.loads(run("w1", "--json").stdout)
+
+    (shown,) = (line for line in explained["lines"] if line["event"] == "snapshot")
+    assert shown["note"] == note
+
+
+def test_times_that_a_clock_shows_twice_have_their_offset(sqlite_url: str, run: Run) -> None:
+    times = [f"2026-10-25T0{hour}:30:00Z" for hour in (0, 1, 2)]
+    load(sqlite_url, [ACTIONS, *(action(f"a{number}", at=at) for number, at in enumerate(times))])
+
+    explained = run("w1", "--timezone", "Europe/London").stdout.splitlines()
+
+    assert [line.split("  ")[0] for line in explained if line.startswith("2026") and "REWARD" in line] == [
+        "2026-10-25 01:30:00+01:00",
+        "2026-10-25 01:30:00+00:00",
+        "2026-10-25 02:30:00",
+    ]
+
+
+def test_a_sum_has_one_sign_before_each_term(sqlite_url: str, run: Run) -> None:
+    redeemed = action("a2", "REDEEM_PERK", delta=-1, available=1, at="2026-10-02T00:00:00Z")
+    load(sqlite_url, [ACTIONS, action("a1", delta=-2, available=0), redeemed])
+
+    assert run("w1").stdout.splitlines()[1] == "1 point = 2 opening - 2 earned + 1 redeemed + 0 refunded + 0 adjusted"
+
+
+def test_an_action_without_the_balance_after_it_does_not_count(sqlite_url: str, run: Run) -> None:
+    load(sqlite_url, [ACTIONS, action("a1"), action("a2", available=None), LEGACY])
+
+    explained = run("w1").stdout
+
+    assert "a2, not counted: it does not give the balance\n" in explained
+    assert "a0, changes no balance\n" in explained
+
+
+def test_ids_may_be_pasted_with_spaces(sqlite_url: str, run: Run) -> None:
+    load(sqlite_url, [AWARDS, snapshot("w1", 5)])
+
+    expected = run("w1").stdout
+    assert expected.startswith("Award w1 of user u1, perk p1\n")
+    assert run(" w1 ").stdout == run("--user", "u1 ", "--perk", "\tp1").stdout == expected
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
@@ -222,7 +292,8 @@ def test_the_lines_of_any_history_add_up_to_the_stored_balance(sqlite: Warehouse
     gaps = {"edit or expiry in Pepper": 0, "actions not read": 0}
     for each in found:
         row = stored[each.award_id]
-        opening, *lines, last = each.lines
+        (opening,) = (line for line in each.lines if line.event == "opening")
+        *lines, last = (line for line in each.lines if line is not opening)
         changes = {"action": Decimal(0), "adjustment": Decimal(0), "snapshot": Decimal(0)}
         for line in lines:
             changes[line.event if line.change is not None else "action"] += line.change or 0

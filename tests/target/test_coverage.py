@@ -212,7 +212,8 @@ def test_holes_are_what_the_intervals_leave_of_a_span(edges: list[tuple[int, int
 
 
 LOYALTY = ("AWARD_POINTS_REFUNDED", "REDEEM_PERK", "REWARD_EARNED")
-EARNED = ("REWARD_EARNED",)
+EARNED, REDEEMED = ("REWARD_EARNED",), ("REDEEM_PERK",)
+BOTH = REDEEMED + EARNED
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ EARNED = ("REWARD_EARNED",)
         pytest.param({(): [(2, 4)], EARNED: [(0, 2)]}, [(2, 4)], [(0, 2)], (), id="filtered-earlier"),
         pytest.param({(): [(0, 2)], LOYALTY: [(2, 4)]}, [(0, 4)], [], LOYALTY, id="then-what-balances-need"),
         pytest.param({(): [(0, 2)], ("ORDER",): [(2, 4)]}, [(0, 2)], [(2, 4)], (), id="then-others"),
-        pytest.param({EARNED: [(0, 2)], ("REDEEM_PERK",): [(0, 2)]}, [], [(0, 2)], (), id="one-type-each"),
+        pytest.param({EARNED: [(0, 2)], REDEEMED: [(1, 3)]}, [(1, 2)], [(0, 1), (2, 3)], BOTH, id="one-type-each"),
         pytest.param({("ORDER",): [(0, 2)], ("A",): [(2, 3)]}, [], [(0, 3)], (), id="others-each"),
         pytest.param({("ORDER",): [(0, 2)]}, [(0, 2)], [], ("ORDER",), id="only-others"),
     ],
