@@ -131,6 +131,11 @@ class Warehouse:
                 if not self._is_up_to_date(balances=balances):
                     with self._change_tables() as (connection, statements):
                         statements.extend(migrations.set_up(connection, self.tables, balances=balances))
+                        if migrations.recomputes_balances(statements, self.tables):
+                            # A check that comes after it can't find the drift that was there.
+                            logger.warning(
+                                "recomputing all balances for layout %d, which also repairs drift", migrations.VERSION
+                            )
 
     def is_set_up(self) -> bool:
         """Whether a loader has set up its tables. This creates nothing, not even an empty file."""

@@ -17,6 +17,7 @@ from sqlalchemy import (
     DateTime,
     Float,
     Index,
+    Insert,
     Integer,
     MetaData,
     Numeric,
@@ -49,7 +50,7 @@ from target_crm.sql.tables import FORMER_COLUMN, STAGING_PREFIX, WORK, rebuilt_o
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, Delete, Dialect, Insert, Select, TextClause
+    from sqlalchemy import ColumnElement, Connection, Delete, Dialect, Select, TextClause
     from sqlalchemy.engine.interfaces import ReflectedColumn
     from sqlalchemy.types import TypeEngine
 
@@ -166,6 +167,11 @@ def set_up(
         number: ColumnElement[int] = literal_column(str(VERSION))
         statements += [tables.version.delete(), tables.version.insert().values(version=number)]
     return statements
+
+
+def recomputes_balances(statements: Sequence[Statement], tables: Tables) -> bool:
+    """Whether some of the statements of `set_up` recompute all balances."""
+    return any(isinstance(each, Insert) and each.table is tables.award_balances for each in statements)
 
 
 def is_set_up(connection: Connection, tables: Tables) -> bool:

@@ -68,6 +68,18 @@ def test_tables_of_every_earlier_version_are_migrated_and_keep_their_rows(wareho
     assert query(warehouse_url, "SELECT version FROM _crm_version") == [(migrations.VERSION,)]
 
 
+def test_an_upgrade_that_repairs_drift_says_so(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lay_out(sqlite_url, 4)
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
+
+    assert run_balances(["verify"]) == run_balances(["verify"]) == 0
+
+    said = [record.getMessage() for record in caplog.records if record.name == "target-crm.warehouse"]
+    assert said == [f"recomputing all balances for layout {migrations.VERSION}, which also repairs drift"]
+
+
 def test_ledgers_of_version_3_keep_their_readers_and_need_no_content_hash(
     warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
