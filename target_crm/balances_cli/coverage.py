@@ -50,10 +50,24 @@ def read_coverage(connection: Connection, tables: Tables) -> list[MerchantCovera
 
 def coverage_in(connection: Connection, tables: Tables) -> Coverage:
     """Describe what was read, within an open transaction."""
-    merchants = read_coverage(connection, tables)
-    first_action_at = None
-    if migrations.has_balances(connection, tables):
-        first_action_at = connection.scalar(select(func.min(tables.actions.c.occurred_at)))
+    return describe(read_coverage(connection, tables), first_action_at(connection, tables))
+
+
+def first_action_at(connection: Connection, tables: Tables) -> datetime | None:
+    """Return the time of the oldest action in the ledger, within an open transaction."""
+    if not migrations.has_balances(connection, tables):
+        return None
+    found: datetime | None = connection.scalar(select(func.min(tables.actions.c.occurred_at)))
+    return found
+
+
+def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) -> Coverage:
+    """Describe what was read of each merchant.
+
+    Args:
+        merchants: What was read.
+        oldest_at: The time of the oldest action in the ledger.
+    """
     are_several = len(merchants) > 1
     intervals, holes, summary = [], [], []
     for each in merchants:
@@ -71,9 +85,9 @@ def coverage_in(connection: Connection, tables: Tables) -> Coverage:
         sentences = _sentences(each)
         if each.intervals and not are_several:
             # The merchant of an older action is unknown.
-            sentences += _beginning(each, first_action_at)
+            sentences += _beginning(each, oldest_at)
         summary += [f"Merchant {each.merchant}: {sentence}" if are_several else sentence for sentence in sentences]
-    if not merchants and first_action_at:
+    if not merchants and oldest_at:
         summary = [NOT_RECORDED]
     complete_until = {
         each.merchant if are_several else "": each.intervals[-1].until if each.intervals else None for each in merchants
@@ -123,9 +137,9 @@ def _sentences(found: MerchantCoverage) -> list[str]:
     return [f"Actions{_of_types(found.action_types)} are complete from {utc(first.after)} to {utc(last.until)} UTC."]
 
 
-def _beginning(found: MerchantCoverage, first_action_at: datetime | None) -> list[str]:
+def _beginning(found: MerchantCoverage, oldest_at: datetime | None) -> list[str]:
     begins = found.begins
-    if first_action_at and first_action_at <= begins:
+    if oldest_at and oldest_at <= begins:
         return [f"Coverage is not recorded before {utc(begins)} UTC: an older version loaded the actions before."]
     if found.holes:
         return []

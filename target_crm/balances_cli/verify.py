@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from pepper_runtime.progress import display
 from pepper_runtime.wording import counted
-from target_crm.balances_cli.coverage import Coverage, coverage_in, read_coverage
+from target_crm.balances_cli.coverage import Coverage, describe, first_action_at, read_coverage
 from target_crm.records.coverage import read_times
 from target_crm.sql import balances
 
@@ -89,8 +89,8 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
     stored = connection.execute(counts).one()
     awards, actions = stored.award_count, stored.action_count
     begin(f"Verifying {counted(awards, 'balance')} against {counted(actions, 'action')}")
-    read = read_times(read_coverage(connection, tables))
-    found = connection.execute(balances.differences(tables, EXAMPLES_MAX, read)).mappings().all()
+    read = read_coverage(connection, tables)
+    found = connection.execute(balances.differences(tables, EXAMPLES_MAX, read_times(read))).mappings().all()
     drifted = [_example(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
     gaps = [_example(row, "award_id", "gaps", "gap_at") for row in found if row["gaps"]]
     drifted_count = found[0]["all_drifted"] if found else 0
@@ -105,7 +105,7 @@ def verify_in(connection: Connection, tables: Tables) -> Verification:
         gaps=Check("gaps", "balance before + delta = balance after", gap_counts["gaps"], gaps[:EXAMPLES_MAX]),
         covered_gaps=gap_counts["covered_gaps"],
         unread_gaps=gap_counts["unread_gaps"],
-        coverage=coverage_in(connection, tables),
+        coverage=describe(read, first_action_at(connection, tables)),
         ledger_rows=count_rows(connection, tables.actions),
     )
 
