@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sqlalchemy import func, select
 
 from pepper_runtime.progress import display
-from target_crm.balances_cli.coverage import Coverage, coverage_in, read_coverage, utc
+from pepper_runtime.wording import counted
+from target_crm.balances_cli.coverage import LEDGER_BEGINS, Coverage, describe, first_action_at, read_coverage, utc
 from target_crm.balances_cli.verify import EXAMPLES_MAX
 from target_crm.errors import InputError
 from target_crm.loader.reader import MessageReader
@@ -26,23 +27,25 @@ from target_crm.records.comparison import (
     judge,
     judge_absent,
 )
+from target_crm.records.coverage import Interval
 from target_crm.records.deletions import ABSENT
 from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from decimal import Decimal
 
     from sqlalchemy import Connection
 
     from target_crm.loader.target import TargetCrm
+    from target_crm.records.coverage import MerchantCoverage
     from target_crm.sql.tables import Tables
 
 logger = logging.getLogger("crm-balances")
 
 STREAM = "awards"
-# Stored balances that are in memory at a time.
-ROWS_AT_A_TIME = 10_000
+# Stored balances that are fetched at a time: more than `cli.ROWS_AT_A_TIME`, as nothing is printed of most.
+FETCHED_AT_A_TIME = 10_000
 # Stands for the time of loading.
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _HEADINGS = {
@@ -151,6 +154,7 @@ class AwardsInput:
             extracted_at=row[EXTRACTED_AT],
             is_dated=is_dated,
             points=points,
+            is_deleted=is_deleted,
         )
         known = self.awards.get(award_id)
         if known is None or observation.replaces(known):
@@ -162,13 +166,17 @@ class AwardsInput:
         """When the first award was read. The bookmark is by Pepper's clock, `time_extracted` by the tap's."""
         return self.read.until or self._first_extracted_at
 
+    @property
+    def meanwhile(self) -> Interval:
+        """The time since then. A balance of a later time was not loaded in it: its time is wrong."""
+        return Interval(self.began_at, datetime.now(UTC))
+
 
 @dataclass(frozen=True)
 class Comparison:
     """The result of `compare`.
 
     Attributes:
-        awards: The number of awards that were read from Pepper.
         counts: Verdict → number of awards.
         examples: Some of the awards of each kind of difference.
         loaded_until: Pepper's later changes may not be loaded yet; None if nothing is loaded.
@@ -178,7 +186,6 @@ class Comparison:
         coverage: Which actions were read.
     """
 
-    awards: int
     counts: dict[Verdict, int]
     examples: list[dict[str, Any]]
     loaded_until: datetime | None
@@ -187,23 +194,34 @@ class Comparison:
     coverage: Coverage
 
     @property
+    def awards(self) -> int:
+        """The number of awards that were compared."""
+        return sum(self.counts.values())
+
+    @property
     def differing(self) -> int:
         """The number of differences."""
         return sum(self.counts[each] for each in DIFFERENCES)
 
 
 def compare(connection: Connection, tables: Tables, found: AwardsInput) -> Comparison:
-    """Compare the awards of an input with the stored balances, within an open transaction. Uses up the awards."""
-    awards = len(found.awards)
-    logger.info("Comparing %s awards with the stored balances …", f"{awards:,}")
+    """Compare the awards of an input with the stored balances, within an open transaction. Uses up the awards.
+
+    Raises:
+        InputError: The awards are of another merchant than the balances.
+    """
+    merchants = read_coverage(connection, tables)
+    _check_merchant(merchants, found.read.merchants)
+    logger.info("Comparing %s with the stored balances …", counted(len(found.awards), "award"))
     display.update("comparing with the stored balances")
-    loaded_until = _loaded_until(connection, tables, found.read.merchants)
-    not_compared = _why_not_compared(connection, tables, found)
+    loaded_until = _loaded_until(connection, tables, merchants, found.read.merchants)
+    not_compared = _why_not_compared(merchants, found)
+    meanwhile = found.meanwhile
     counts = dict.fromkeys(Verdict, 0)
     examples: dict[Verdict, list[dict[str, Any]]] = {each: [] for each in DIFFERENCES}
 
     def add(verdict: Verdict | None, award_id: str, pepper: Observation | None, stored: Stored | None) -> None:
-        if verdict is None or (verdict is Verdict.MISSING_IN_PEPPER and not_compared):
+        if verdict is None:
             return
         counts[verdict] += 1
         if verdict in examples and len(examples[verdict]) < EXAMPLES_MAX:
@@ -212,23 +230,32 @@ def compare(connection: Connection, tables: Tables, found: AwardsInput) -> Compa
     for award_id, *columns in _stored_balances(connection, tables):
         stored = Stored(*columns)
         if award_id not in found.awards:
-            add(judge_absent(stored, found.began_at), award_id, None, stored)
+            if not not_compared:
+                add(judge_absent(stored, meanwhile), award_id, None, stored)
         elif pepper := found.awards.pop(award_id):
-            add(judge(pepper, stored, loaded_until, found.began_at), award_id, pepper, stored)
+            add(judge(pepper, stored, loaded_until, meanwhile), award_id, pepper, stored)
     for award_id, pepper in found.awards.items():
         if pepper:
-            add(judge(pepper, None, loaded_until, found.began_at), award_id, pepper, None)
+            add(judge(pepper, None, loaded_until, meanwhile), award_id, pepper, None)
     counts[Verdict.UNREADABLE] = len(found.unreadable)
     examples[Verdict.UNREADABLE] = found.unreadable[:EXAMPLES_MAX]
     return Comparison(
-        awards=awards,
         counts=counts,
         examples=[{"verdict": verdict, **each} for verdict, some in examples.items() for each in some],
         loaded_until=loaded_until,
         not_compared=not_compared,
         other_records=found.other_records,
-        coverage=coverage_in(connection, tables),
+        coverage=describe(merchants, first_action_at(connection, tables)),
     )
+
+
+def _check_merchant(recorded: Sequence[MerchantCoverage], read: set[str]) -> None:
+    known = {each.merchant for each in recorded}
+    if read and len(known) == 1 and "" not in known and not read & known:
+        raise InputError(
+            "awards: STATE is of another merchant than the stored balances; check --schema (default_target_schema), "
+            "and the tap's application_id and api_url"
+        )
 
 
 def _stored_balances(connection: Connection, tables: Tables) -> Iterable[Any]:
@@ -237,26 +264,28 @@ def _stored_balances(connection: Connection, tables: Tables) -> Iterable[Any]:
     query = select(balances.award_id, balances.points, balances.as_of, awards[DELETED_AT]).outerjoin_from(
         tables.award_balances, tables.awards, awards["_id"] == balances.award_id
     )
-    rows = connection.execution_options(yield_per=ROWS_AT_A_TIME).execute(query)
+    rows = connection.execution_options(yield_per=FETCHED_AT_A_TIME).execute(query)
     return ((*row, deleted_at is not None) for *row, deleted_at in rows)
 
 
-def _loaded_until(connection: Connection, tables: Tables, merchants: set[str]) -> datetime | None:
+def _loaded_until(
+    connection: Connection, tables: Tables, recorded: Sequence[MerchantCoverage], read: set[str]
+) -> datetime | None:
     """How far actions were read. Without recorded coverage, the time of the newest balance."""
-    covered = [each for each in read_coverage(connection, tables) if each.intervals]
-    own = [each for each in covered if each.merchant in merchants] or covered
+    covered = [each for each in recorded if each.intervals]
+    own = [each for each in covered if each.merchant in read] or covered
     if own:
         return min(each.intervals[-1].until for each in own)
     newest: datetime | None = connection.scalar(select(func.max(tables.award_balances.c.as_of)))
     return newest
 
 
-def _why_not_compared(connection: Connection, tables: Tables, found: AwardsInput) -> str | None:
+def _why_not_compared(recorded: Sequence[MerchantCoverage], found: AwardsInput) -> str | None:
     if since := found.read.changes_since:
         return f"the tap read only what changed since {since}; run it without a state to read all awards"
     if found.lacks_awards:
         return "a stream map may drop awards, or an award has no valid _id"
-    if len(read_coverage(connection, tables)) > 1:
+    if len(recorded) > 1:
         return "the warehouse has several merchants"
     return None
 
@@ -294,13 +323,14 @@ def as_text(comparison: Comparison) -> str:
     for verdict, count in comparison.counts.items():
         is_compared = verdict is not Verdict.MISSING_IN_PEPPER or not comparison.not_compared
         if count or verdict in _ALWAYS_SHOWN:
-            lines.append(f"{_HEADINGS[verdict]:<42}{f'{count:,}' if is_compared else '-':>8}")
+            lines.append(f"{_HEADINGS[verdict]:<42}{f'{count:,}' if count or is_compared else '-':>8}")
         lines += [_example_line(each) for each in comparison.examples if each["verdict"] is verdict]
     if comparison.not_compared:
         lines.append(f"Did not look for awards that are missing in Pepper: {comparison.not_compared}")
-    lines += comparison.coverage.summary
+    # Where the ledger begins matters to totals, not to points.
+    lines += [each for each in comparison.coverage.summary if each != LEDGER_BEGINS]
     verdict_ = f"{comparison.differing:,} DIFFER" if comparison.differing else "OK"
-    lines.append(f"Compared {comparison.awards:,} awards with Pepper: {verdict_}")
+    lines.append(f"Compared {counted(comparison.awards, 'award')} with Pepper: {verdict_}")
     return "\n".join(lines)
 
 

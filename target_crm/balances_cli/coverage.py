@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
 
 NOT_RECORDED = "Coverage is not recorded yet. It begins with the next run of tap-pepper."
+LEDGER_BEGINS = "The ledger begins there: totals count from then on, and balances include what was before."
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _beginning(found: MerchantCoverage, oldest_at: datetime | None) -> list[str]
         return [f"Coverage is not recorded before {utc(begins)} UTC: an older version loaded the actions before."]
     if found.holes:
         return []
-    return ["The ledger begins there: totals count from then on, and balances include what was before."]
+    return [LEDGER_BEGINS]
 
 
 def _not_verified(found: MerchantCoverage) -> list[str]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from decimal import Decimal
 
+    from target_crm.records.coverage import Interval
+
 
 class Verdict(StrEnum):
     """What the comparison of an award has found."""
@@ -40,7 +42,8 @@ class Observation(NamedTuple):
     is_dated: bool
     """Whether it says when it last changed."""
     points: Decimal | None
-    """None if there is nothing to compare."""
+    """None if it has none, or is deleted."""
+    is_deleted: bool = False
 
     def replaces(self, other: Observation) -> bool:
         """Whether this later record of the same award is the one that the target would keep."""
@@ -55,33 +58,36 @@ class Stored(NamedTuple):
     is_deleted: bool
 
 
-def judge(pepper: Observation, stored: Stored | None, loaded_until: datetime | None, began_at: datetime) -> Verdict:
+def judge(pepper: Observation, stored: Stored | None, loaded_until: datetime | None, meanwhile: Interval) -> Verdict:
     """Compare an award in Pepper with its balance, if there is one.
 
     Args:
         pepper: The award in Pepper.
         stored: The balance in the warehouse.
         loaded_until: Pepper's later changes may not be loaded yet; None if nothing is loaded.
-        began_at: When the first award was read. A later change may have been loaded, but came too late to be read.
+        meanwhile: The time since the first award was read. A change in it may be loaded, but came too late to be read.
     """
-    if pepper.points is None:
+    balance = stored if stored and not stored.is_deleted else None
+    if pepper.points is None and not (balance and (balance.points or pepper.is_deleted)):
         return Verdict.WITHOUT_POINTS
-    if stored and not stored.is_deleted:
-        if stored.points == pepper.points:
+    if balance:
+        if balance.points == pepper.points:
             return Verdict.EQUAL
-        if stored.as_of > max(pepper.at, began_at):
+        if max(pepper.at, meanwhile.after) < balance.as_of <= meanwhile.until:
             return Verdict.NEWER_HERE
     newest_known = max(filter(None, (loaded_until, stored and stored.as_of)), default=None)
     if pepper.is_dated and newest_known and pepper.at > newest_known:
         return Verdict.NEWER_IN_PEPPER
-    return Verdict.DIFFERENT if stored and not stored.is_deleted else Verdict.MISSING_HERE
+    if not balance:
+        return Verdict.MISSING_HERE
+    return Verdict.MISSING_IN_PEPPER if pepper.is_deleted else Verdict.DIFFERENT
 
 
-def judge_absent(stored: Stored, began_at: datetime) -> Verdict | None:
+def judge_absent(stored: Stored, meanwhile: Interval) -> Verdict | None:
     """Judge a balance whose award Pepper does not have; None if the warehouse knows that it is deleted."""
     if stored.is_deleted:
         return None
-    return Verdict.NEWER_HERE if stored.as_of > began_at else Verdict.MISSING_IN_PEPPER
+    return Verdict.NEWER_HERE if meanwhile.after < stored.as_of <= meanwhile.until else Verdict.MISSING_IN_PEPPER
 
 
 class AwardsRead:
@@ -89,6 +95,16 @@ class AwardsRead:
 
     A tap writes the state that it was given before it reads. So a bookmark of awards that comes before the first award
     means that the tap read only changes. Another bookmark, or ACTIVATE_VERSION, follows the last award.
+
+    =============================  ================================================  =====================
+    bookmark before the first      after the last award                              read
+    =============================  ================================================  =====================
+    none, or without a value       another bookmark, or ACTIVATE_VERSION             all awards
+    a value                        ACTIVATE_VERSION                                  all awards
+    a value                        a bookmark whose `refreshed_until` is its value   all awards
+    a value                        another bookmark                                  changes since the value
+    any                            none, or the bookmark of before                   the tap stopped early
+    =============================  ================================================  =====================
     """
 
     def __init__(self) -> None:

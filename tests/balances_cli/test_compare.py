@@ -158,10 +158,20 @@ def test_compare_audits_a_warehouse_against_pepper(sqlite_url: str, tmp_path: Pa
             snapshot("w2", 8, at="2026-10-02T00:00:01Z"), {"equal": 1, "newer_in_pepper": 1}, id="changed-after-it"
         ),
         pytest.param(snapshot("w2", 8, at=None), {"equal": 1, "different": 1}, id="different-at-an-unknown-time"),
-        pytest.param(snapshot("w2", None), {"equal": 1, "without_points": 1}, id="without-points"),
+        pytest.param(snapshot("w2", None), {"equal": 1, "different": 1}, id="without-points"),
+        pytest.param(
+            snapshot("w2", None, at="2026-10-04T00:00:00Z"),
+            {"equal": 1, "newer_in_pepper": 1},
+            id="without-points-since-the-balance",
+        ),
+        pytest.param(
+            snapshot("w3", None),
+            {"equal": 1, "without_points": 1, "missing_in_pepper": 1},
+            id="without-points-or-balance",
+        ),
         pytest.param(
             record("awards", {"_id": "w2", "_sdc_deleted_at": READ_UNTIL}),
-            {"equal": 1, "without_points": 1},
+            {"equal": 1, "missing_in_pepper": 1},
             id="deletion",
         ),
         pytest.param(
@@ -195,7 +205,6 @@ def test_text_names_the_awards_that_differ(url: str) -> None:
         "missing in the warehouse                         0",
         "missing in Pepper                                0",
         "Actions are complete from 2026-10-01 00:00 to 2026-10-02 00:00 UTC.",
-        "The ledger begins there: totals count from then on, and balances include what was before.",
         "Compared 2 awards with Pepper: 1 DIFFER",
     ]
 
@@ -213,6 +222,55 @@ def test_balances_that_were_loaded_while_pepper_was_read_are_no_difference(url: 
     found = result(url, W1, W2)
 
     assert counts(found) == {"equal": 1, "newer_here": 2, "exit": 0}
+
+
+def test_balances_of_the_future_were_not_loaded_while_pepper_was_read(url: str) -> None:
+    load(
+        url,
+        [
+            ACTIONS,
+            action("a1", available=99, at="2999-06-01T00:00:00Z", award="w2"),
+            action("a2", available=1, at="2999-06-01T00:00:00Z", award="w3"),
+        ],
+    )
+
+    found = result(url, W1, W2)
+
+    assert counts(found) == {"equal": 1, "different": 1, "missing_in_pepper": 1, "exit": 1}
+    assert [(each["award_id"], each["as_of"]) for each in found["examples"]] == [
+        ("w2", "2999-06-01T00:00:00Z"),
+        ("w3", "2999-06-01T00:00:00Z"),
+    ]
+
+
+def test_balances_whose_awards_were_not_read_do_not_count(url: str) -> None:
+    load(url, [ACTIONS, action("a1", available=9, at="2026-10-05T00:00:01Z", award="w2")])
+
+    ran = compare(url, [bookmark("2026-10-04T00:00:00Z"), AWARDS, W1, bookmark()])
+
+    assert ran.returncode == 0
+    assert "loaded while" not in ran.stdout
+    assert ran.stdout.endswith("Compared 1 award with Pepper: OK\n")
+    assert "Comparing 1 award with" in ran.stderr
+
+
+def test_the_counts_add_up_to_the_awards_compared(url: str) -> None:
+    found = result(url, W1, snapshot("w3", 1), snapshot("w4", "?"), snapshot("w5", 1, at="2026-10-04T00:00:00Z"))
+
+    kinds = {"equal": 1, "missing_here": 1, "missing_in_pepper": 1, "unreadable": 1, "newer_in_pepper": 1}
+    assert counts(found) == {**kinds, "exit": 1}
+    assert found["awards"] == 5
+
+
+def test_awards_of_another_merchant_are_an_error_of_one_line(sqlite_url: str) -> None:
+    load(sqlite_url, [*LOADED[:-1], state({"bookmarks": {"actions": {**COVERED, "merchant": "a"}}})])
+
+    ran = compare(sqlite_url, [AWARDS, W1, W2, bookmark(merchant="b")])
+
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "STATE is of another merchant than the stored balances; check --schema" in ran.stderr
+    assert sum("another merchant" in line for line in ran.stderr.splitlines()) == 1
+    assert compare(sqlite_url, [AWARDS, W1, W2, bookmark(merchant="a")]).returncode == 0
 
 
 def test_without_recorded_coverage_the_newest_balance_is_what_is_loaded(sqlite_url: str) -> None:
