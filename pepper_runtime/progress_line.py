@@ -11,6 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from pepper_runtime import logs
+from pepper_runtime.wording import counted
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -77,7 +78,7 @@ class _Counts(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         minutes, seconds = divmod(task.fields["seconds"], 60)
-        rows = f"{task.completed:,.0f} rows {task.speed or 0:,.0f}/s " if task.completed else ""
+        rows = f"{counted(int(task.completed), 'row')} {task.speed or 0:,.0f}/s " if task.completed else ""
         return Text(f"{rows}{minutes}:{seconds:02}", no_wrap=True)
 
 

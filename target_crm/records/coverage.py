@@ -94,7 +94,10 @@ def claims_of(state: Mapping[str, Any]) -> Claims:
     with suppress(Invalid, TypeError, ValueError):
         # A state without a valid `covered_from` is not one of tap-pepper.
         instant(bookmark.get("covered_from"))
-        intervals = union(Interval(*map(instant, pair)) for pair in read)
+        bookmark_at = instant(bookmark.get("replication_key_value"))
+        claimed = (Interval(*map(instant, pair)) for pair in read)
+        # An edited state may claim more than its run has read.
+        intervals = union(Interval(each.after, min(each.until, bookmark_at)) for each in claimed)
         if intervals:
             return {Scope(merchant, tuple(sorted(set(types)))): intervals}
     return {}

@@ -341,7 +341,7 @@ class Shape:
         is_key = field.column in self.keys
         if is_key or (field.required and field.property not in record):
             is_null = field.property in record
-            raise MissingProperty(f"{field.property} is {'null, and a key part' if is_null else 'missing'}")
+            raise MissingProperty(f"{field.property} is {'null, but a part of the key' if is_null else 'missing'}")
         return None
 
     def _extra(self, record: Mapping[str, Any], spilled: Sequence[str]) -> str | None:

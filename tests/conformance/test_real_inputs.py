@@ -181,7 +181,7 @@ CASES = {
             ]
         ],
         {"t_parts": (("country", "n"), [("", 2), ("0", 1), ("US", 1)])},
-        ["country is null, and a key part"],
+        ["country is null, but a part of the key"],
     ),
     "integers-of-64-bits-and-beyond": Case(
         [

@@ -127,6 +127,14 @@ def test_a_state_that_is_not_the_taps_covers_nothing(value: dict[str, Any]) -> N
     assert claims_of(value) == {}
 
 
+def test_a_state_covers_nothing_after_its_bookmark(sqlite_url: str) -> None:
+    claims = [[hour(1), hour(5)], [hour(6), hour(9)]]
+
+    load(sqlite_url, [ACTIONS, action("a1"), state(bookmark(hour(0), hour(3), read=claims))])
+
+    assert covered(sqlite_url) == [(1, 3)]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

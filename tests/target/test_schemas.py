@@ -256,7 +256,7 @@ def test_a_property_named_like_a_metadata_column_gets_another_column(name: str) 
     ("record", "reason"),
     [
         pytest.param({"name": "x"}, "id is missing", id="no-key"),
-        pytest.param({"id": None, "name": "x"}, "id is null, and a key part", id="null-key"),
+        pytest.param({"id": None, "name": "x"}, "id is null, but a part of the key", id="null-key"),
         pytest.param({"id": "1"}, "name is missing", id="no-required-property"),
     ],
 )
