@@ -79,7 +79,7 @@ def target(terminal: Terminal, folder: Path, stdout: int, **variables: str) -> s
 def test_target_draws_rows_and_lag_and_cleans_the_terminal(tmp_path: Path) -> None:
     terminal = Terminal()
     with target(terminal, tmp_path, subprocess.DEVNULL) as running:
-        shown = terminal.read_until(lambda text: "1 rows" in text and "behind" in text)
+        shown = terminal.read_until(lambda text: "1 row " in text and "behind" in text)
         assert " behind" in shown
         assert running.stdin
         running.stdin.close()
@@ -99,7 +99,7 @@ def test_target_draws_rows_and_lag_and_cleans_the_terminal(tmp_path: Path) -> No
 def test_signal_cleans_the_terminal(signum: signal.Signals, tmp_path: Path) -> None:
     terminal = Terminal()
     with target(terminal, tmp_path, subprocess.DEVNULL) as running:
-        terminal.read_until(lambda text: "1 rows" in text)
+        terminal.read_until(lambda text: "1 row " in text)
         running.send_signal(signum)
         running.wait(RUN_SECONDS_MAX)
     written = terminal.read_all()
@@ -111,7 +111,7 @@ def test_signal_cleans_the_terminal(signum: signal.Signals, tmp_path: Path) -> N
 def test_state_on_the_same_terminal_is_on_a_line_of_its_own(tmp_path: Path) -> None:
     terminal = Terminal()
     with target(terminal, tmp_path, terminal.theirs) as running:
-        terminal.read_until(lambda text: "1 rows" in text)
+        terminal.read_until(lambda text: "1 row " in text)
         assert running.stdin
         running.stdin.write(b'{"type":"STATE","value":{"bookmarks":{"more":1}}}\n')
         running.stdin.close()
