@@ -489,7 +489,8 @@ def test_page_marks_an_unverified_sum(sqlite_url: str, wrong: int, said: str) ->
 def test_page_marks_a_sum_of_incomplete_actions(sqlite_url: str) -> None:
     spans = [["2026-10-01T00:00:00Z", "2026-10-02T00:00:00Z"], ["2026-10-03T00:00:00Z", "2026-10-04T00:00:00Z"]]
     for span in spans:
-        load(sqlite_url, [*HISTORY, state({"bookmarks": {"actions": {"covered_from": span[0], "read": [span]}}})])
+        bookmark = {"replication_key_value": span[1], "covered_from": span[0], "read": [span]}
+        load(sqlite_url, [*HISTORY, state({"bookmarks": {"actions": bookmark}})])
 
     page = page_of(sqlite_url)
 

@@ -549,7 +549,8 @@ def test_the_figures_of_a_report_add_up_to_the_balances(crm: Warehouse) -> None:
 def test_coverage_is_recorded_with_the_rows_and_explains_gaps(crm: Warehouse) -> None:
     def read(start: str, end: str) -> str:
         span = [f"2026-10-{start}:00:00.250Z", f"2026-10-{end}:00:00.250Z"]
-        return state({"bookmarks": {"actions": {"covered_from": span[0], "merchant": "m", "read": [span]}}})
+        bookmark = {"replication_key_value": span[1], "covered_from": span[0], "merchant": "m", "read": [span]}
+        return state({"bookmarks": {"actions": bookmark}})
 
     load(crm, [ACTIONS, action("a1", at="2026-10-01T12:00:00Z"), read("01T00", "02T00")])
     load(crm, [ACTIONS, action("a2", available=9, at="2026-10-02T12:00:00Z"), read("01T23", "03T00")])
