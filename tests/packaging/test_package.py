@@ -34,7 +34,7 @@ def test_the_wheel_contains_only_the_four_packages(packages: tuple[Path, Path]) 
         "pepper_crm-0.1.0.dist-info",
     }
     inside = [name for name in names if ".dist-info/" not in name]
-    assert {Path(name).suffix for name in inside} == {".py", ".json", ".html", ".typed"}
+    assert {Path(name).suffix for name in inside} == {".py", ".json", ".html", ".js", ".typed"}
     assert {"tap_pepper/schemas/actions.json", "tap_pepper/py.typed", "target_crm/py.typed"} <= set(inside)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
