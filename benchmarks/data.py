@@ -54,11 +54,11 @@ def mixed_actions(count: int, first: int = 0, awards: int | None = None) -> Iter
         points = EFFECTS[action["type"]]
         if dice.random() < OTHER_SHARE:
             action["type"] = dice.choice(OTHER_TYPES)
-            orders = range(dice.randint(*ORDER_ITEMS) if dice.random() < ORDER_SHARE else 0)
+            items = range(dice.randint(*ORDER_ITEMS) if dice.random() < ORDER_SHARE else 0)
             action["metadata"] = {
                 "orderNumber": dice.randrange(10**17, 10**18),
                 "total": dice.random() * 100,
-                "items": [{"productId": _id("product", each), "title": "Flat white", "price": 3.4} for each in orders],
+                "items": [{"productId": _id("product", each), "title": "Flat white", "price": 3.4} for each in items],
             }
         elif dice.random() < LEGACY_SHARE:
             del metadata[points], metadata["pointsAvailable"]

@@ -126,10 +126,10 @@ def tree_cpu_seconds(pid: int) -> float:
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            number, fields = path.read_text().split(" ", 1)[0], path.read_text().rsplit(")", 1)[1].split()
+            fields = path.read_text().rsplit(")", 1)[1].split()
         except FileNotFoundError:
             continue
-        if int(number) == pid or int(fields[1]) == pid:
+        if int(path.parent.name) == pid or int(fields[1]) == pid:
             # utime, stime, and those of the children that have ended.
             ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")

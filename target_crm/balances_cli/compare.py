@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from sqlalchemy import func, select
 from pepper_runtime.progress import display
 from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import LEDGER_BEGINS, Coverage, describe, first_action_at, read_coverage, utc
-from target_crm.balances_cli.verify import EXAMPLES_MAX
+from target_crm.balances_cli.verify import EXAMPLES_MAX, begin, example_line
 from target_crm.errors import InputError
 from target_crm.loader.reader import MessageReader
 from target_crm.loader.sinks import AwardSink, BatchContext
@@ -33,15 +32,12 @@ from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from decimal import Decimal
 
     from sqlalchemy import Connection
 
     from target_crm.loader.target import TargetCrm
     from target_crm.records.coverage import MerchantCoverage
     from target_crm.sql.tables import Tables
-
-logger = logging.getLogger("crm-balances")
 
 STREAM = "awards"
 # Stored balances that are fetched at a time: more than `cli.ROWS_AT_A_TIME`, as nothing is printed of most.
@@ -212,8 +208,7 @@ def compare(connection: Connection, tables: Tables, found: AwardsInput) -> Compa
     """
     merchants = read_coverage(connection, tables)
     _check_merchant(merchants, found.read.merchants)
-    logger.info("Comparing %s with the stored balances …", counted(len(found.awards), "award"))
-    display.update("comparing with the stored balances")
+    begin(f"Comparing {counted(len(found.awards), 'award')} with the stored balances")
     loaded_until = _loaded_until(connection, tables, merchants, found.read.merchants)
     not_compared = _why_not_compared(merchants, found)
     meanwhile = found.meanwhile
@@ -293,15 +288,11 @@ def _why_not_compared(recorded: Sequence[MerchantCoverage], found: AwardsInput) 
 def _example(award_id: str, pepper: Observation | None, stored: Stored | None) -> dict[str, Any]:
     return {
         "award_id": award_id,
-        "stored": _number(stored.points) if stored and not stored.is_deleted else None,
+        "stored": values.number_text(stored.points) if stored and not stored.is_deleted else None,
         "as_of": stored.as_of if stored else None,
-        "pepper": _number(pepper.points) if pepper and pepper.points is not None else None,
+        "pepper": values.number_text(pepper.points) if pepper and pepper.points is not None else None,
         "updated_at": pepper.at if pepper and pepper.is_dated else None,
     }
-
-
-def _number(points: Decimal) -> str:
-    return f"{points.normalize():f}"
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -340,4 +331,4 @@ def _example_line(example: Mapping[str, Any]) -> str:
         for name, value in example.items()
         if name != "verdict" and value is not None
     }
-    return "    " + ", ".join(f"{name} {value}" for name, value in shown.items())
+    return example_line(shown)

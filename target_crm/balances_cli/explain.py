@@ -14,9 +14,10 @@ from sqlalchemy import case, cast, func, select
 from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import duration, read_coverage
 from target_crm.records import explanation
+from target_crm.records.actions import location_title
 from target_crm.records.column_types import LongText
 from target_crm.records.coverage import read_times
-from target_crm.records.explanation import Action, Line, Snapshot
+from target_crm.records.explanation import Action, Event, Line, Snapshot
 from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT
 from target_crm.sql.balances import change_of
 from target_crm.sql.tables import adjusted
@@ -38,12 +39,12 @@ _TEXT_WIDTH_MIN = 12
 _GAP = "  "
 _WIDTH_OF_FILES = 10_000
 _LABELS = {
-    explanation.OPENING: "opening balance",
-    explanation.ADJUSTMENT: "no action",
-    explanation.SNAPSHOT: "Pepper's snapshot",
-    explanation.HOLE: "HOLE",
-    explanation.DELETION: "deleted",
-    explanation.BALANCE: "balance",
+    Event.OPENING: "opening balance",
+    Event.ADJUSTMENT: "no action",
+    Event.SNAPSHOT: "Pepper's snapshot",
+    Event.HOLE: "HOLE",
+    Event.DELETION: "deleted",
+    Event.BALANCE: "balance",
 }
 
 
@@ -130,7 +131,7 @@ def _ledger(tables: Tables) -> Select[Any]:
 
 
 def _action(row: Row[Any]) -> Action:
-    values: dict[str, Any] = {**row._asdict(), "location": explanation.location_title(row.payload)}
+    values: dict[str, Any] = {**row._asdict(), "location": location_title(row.payload)}
     return Action(**{name: values[name] for name in Action._fields})
 
 
@@ -211,10 +212,10 @@ def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
 
     rows = [
         (
-            _time(line.after if line.event == explanation.HOLE else line.at, line.event),
+            _time(_shown_at(line)),
             _LABELS.get(line.event) or line.type or "action",
             line.location or line.location_id or "",
-            _points(line.change, "+") if line.change is not None and line.event != explanation.SNAPSHOT else "",
+            _points(line.change, "+") if line.change is not None and line.event is not Event.SNAPSHOT else "",
             "" if line.balance is None else _points(line.balance),
             line.source or "",
             _details(line),
@@ -234,15 +235,22 @@ def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
     return table, width_min
 
 
+def _shown_at(line: Line) -> datetime | None:
+    """The time of a line: of a hole its beginning. When an adjustment happened is not known."""
+    if line.event is Event.ADJUSTMENT:
+        return None
+    return line.after if line.event is Event.HOLE else line.at
+
+
 def _details(line: Line) -> str:
-    if line.event == explanation.HOLE and line.at and line.after:
-        return f"{line.note} until {_time(line.at, '')} ({duration(line.at - line.after)})"
+    if line.event is Event.HOLE and line.at and line.after:
+        return f"{line.note} until {_time(line.at)} ({duration(line.at - line.after)})"
     return ", ".join(filter(None, (line.action_id, line.note)))
 
 
-def _time(at: datetime | None, event: str) -> str:
-    """A time to the second, with a fraction if there is one. When an adjustment happened is not known."""
-    if at is None or event == explanation.ADJUSTMENT:
+def _time(at: datetime | None) -> str:
+    """A time to the second, with a fraction if there is one."""
+    if at is None:
         return ""
     fraction = f".{at:%f}".rstrip("0") if at.microsecond else ""
     # When a clock is set back, the local time of an hour happens twice.

@@ -15,6 +15,8 @@ from target_crm.records.coverage import read_times
 from target_crm.sql import balances
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Connection, RowMapping, Table
 
     from target_crm.sql.tables import Tables
@@ -140,8 +142,8 @@ def count_rows(connection: Connection, table: Table) -> int:
 
 def _compare_snapshots(connection: Connection, tables: Tables) -> Check:
     begin("Comparing the balances with Pepper's newer snapshots")
-    counted = balances.behind_snapshot(tables).add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
-    found = connection.execute(counted).mappings().all()
+    behind = balances.behind_snapshot(tables).add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
+    found = connection.execute(behind).mappings().all()
     examples = [_example(row, "award_id", "points", "expected_points") for row in found]
     return Check("snapshot", "balance = Pepper's newer snapshot", found[0]["differing"] if found else 0, examples)
 
@@ -156,7 +158,7 @@ def as_text(verification: Verification) -> str:
     for check in (*verification.checks, verification.gaps):
         lines.append(f"{check.question:<42}{check.differing:>8,}")
         if check is not verification.gaps:
-            lines += ["    " + ", ".join(f"{key} {value}" for key, value in row.items()) for row in check.examples]
+            lines += [example_line(row) for row in check.examples]
     lines += _gap_lines(verification)
     lines += verification.coverage.summary
     verdict = "OK"
@@ -168,9 +170,14 @@ def as_text(verification: Verification) -> str:
         verdict = f"none of the {verification.ledger_rows:,} actions in the ledger changes a balance"
     elif not verification.awards:
         verdict = "nothing loaded yet"
-    balances, actions = counted(verification.awards, "balance"), counted(verification.actions, "action")
-    lines.append(f"Verified {balances} against {actions}: {verdict}")
+    against = counted(verification.actions, "action")
+    lines.append(f"Verified {counted(verification.awards, 'balance')} against {against}: {verdict}")
     return "\n".join(lines)
+
+
+def example_line(example: Mapping[str, Any]) -> str:
+    """Format what differs of an award, below the line of its check."""
+    return "    " + ", ".join(f"{name} {value}" for name, value in example.items())
 
 
 def _gap_lines(verification: Verification) -> list[str]:

@@ -155,9 +155,9 @@ class MySQLAdapter(ExtendedSQLAdapter):
 
     @contextmanager
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:
-        """Name the oldest open transaction if the lock of the table was not to be had.
+        """Name the oldest open transaction after a timeout of the table's lock.
 
-        Which one holds the lock only the performance schema or a plugin tells, and MariaDB has neither by default.
+        Only the performance schema or a plugin has the holder of a lock, and MariaDB has neither by default.
         """
         try:
             yield

@@ -128,9 +128,9 @@ class BatchWriter:
         batch.parts[sink] = Part(refused=part.refused)
 
     def _refused_rows(self, sink: StreamSink, rows: Sequence[Row]) -> dict[int, str]:
-        """The places of the rows that the warehouse refuses by themselves, with the reasons, found by halving.
+        """Find the rows that the warehouse refuses one by one, by halving: their places and the reasons.
 
-        None if these are too many, or if attempts cannot be rolled back.
+        Empty if there are too many of them, or if attempts cannot be rolled back.
         """
         with self._warehouse.read() as connection:
             if not self._warehouse.is_atomic(connection):

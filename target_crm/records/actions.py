@@ -168,6 +168,16 @@ def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return _object(record.get(INVALID_POINTS))
 
 
+def location_title(payload: Any) -> str | None:
+    """The title of the location in a payload, which is JSON text, or decoded where the engine has JSON."""
+    try:
+        document = values.from_json(payload) if isinstance(payload, str) else payload
+        title = document["context"]["location"]["title"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return title if isinstance(title, str) and title else None
+
+
 def _columns(action: _Action) -> tuple[Any, ...]:
     """The columns from `action_id` to `environment`."""
     context = action.context or _NO_CONTEXT

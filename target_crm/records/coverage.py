@@ -208,7 +208,7 @@ def _of_all(unions: Sequence[Sequence[Interval]], holes: Sequence[Interval]) -> 
 
 
 def _limited(holes: list[Interval]) -> list[Interval]:
-    """At most `HOLES_MAX` holes: SQL has no room for any number of them."""
+    """At most `HOLES_MAX` holes: an engine limits the length of a statement."""
     if len(holes) <= HOLES_MAX:
         return holes
     return [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from enum import StrEnum
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
+from target_crm.records import values
 from target_crm.records.actions import EFFECTS
 from target_crm.records.coverage import is_inside, overlaps
-from target_crm.records.values import from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from target_crm.records.coverage import ReadTimes
 
-# What a line is about.
-OPENING, ACTION, ADJUSTMENT, SNAPSHOT, HOLE, DELETION, BALANCE = (
-    "opening",
-    "action",
-    "adjustment",
-    "snapshot",
-    "hole",
-    "deletion",
-    "balance",
-)
+
+class Event(StrEnum):
+    """What a line of an explanation is about."""
+
+    OPENING = "opening"
+    ACTION = "action"
+    ADJUSTMENT = "adjustment"
+    SNAPSHOT = "snapshot"
+    HOLE = "hole"
+    DELETION = "deletion"
+    BALANCE = "balance"
+
+
 # Why a balance changed without an action.
 _READ = "edit or expiry in Pepper"
 _NOT_READ = "actions not read"
@@ -67,7 +70,7 @@ class Line:
     The balance of the opening line plus the changes of all lines is the balance of the last line.
 
     Attributes:
-        event: What the line is about: one of the constants above.
+        event: What the line is about.
         at: When it happened; of a hole its end; of an adjustment when it was found.
         after: Of a hole its beginning; of an adjustment the time until which the balance was as the lines above say.
         change: By how much the balance changed; None if the line does not count.
@@ -76,7 +79,7 @@ class Line:
         note: What else there is to say.
     """
 
-    event: str
+    event: Event
     at: datetime | None = None
     after: datetime | None = None
     type: str | None = None
@@ -94,18 +97,8 @@ class Line:
         return None if self.balance is None or self.change is None else (self.balance - self.change, self.balance)
 
 
-def location_title(payload: str | None) -> str | None:
-    """The title of the location in an action's payload."""
-    found: object = None
-    with suppress(ValueError):
-        found = from_json(payload or "null")
-    for name in ("context", "location", "title"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, str) else None
-
-
 def explain(
-    points: Decimal, as_of: datetime, actions: Iterable[Action], snapshot: Snapshot, read: ReadTimes
+    points: Decimal, as_of: datetime, actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes
 ) -> list[Line]:
     """Explain the balance of one award.
 
@@ -116,29 +109,31 @@ def explain(
         snapshot: The award's snapshot.
         read: Of which times the actions were read.
     """
-    timeline = _timeline([*actions], snapshot, read)
+    timeline = _timeline(actions, snapshot, read)
     places = [place for place, line in enumerate(timeline) if line.step]
     counted = [timeline[place] for place in places]
     balance = next((line.step[0] for line in counted if line.step), points)
     known_at = counted[0].at if counted else None
     # What a hole before the oldest action hides is part of the opening balance.
-    holes_before = [place for place in range(places[0] if places else 0) if timeline[place].event == HOLE]
+    holes_before = [place for place in range(places[0] if places else 0) if timeline[place].event is Event.HOLE]
     first = holes_before[-1] + 1 if holes_before else 0
-    note = "before the oldest action" if counted and counted[0].event == ACTION else "no action counts"
+    note = "before the oldest action" if counted and counted[0].event is Event.ACTION else "no action counts"
     note += "; may include actions that were not read" if holes_before else ""
-    lines = [*timeline[:first], Line(OPENING, balance=balance, note=note)]
+    lines = [*timeline[:first], Line(Event.OPENING, balance=balance, note=note)]
     for line in timeline[first:]:
         if line.step:
             before, after = line.step
             if before != balance:
                 why = _reason(known_at, line.at, read)
-                lines.append(Line(ADJUSTMENT, line.at, known_at, change=before - balance, balance=before, note=why))
+                lines.append(
+                    Line(Event.ADJUSTMENT, line.at, known_at, change=before - balance, balance=before, note=why)
+                )
             balance, known_at = after, line.at
         lines.append(line)
-    note = "Pepper's snapshot" if counted and counted[-1].event == SNAPSHOT else "after the newest action"
+    note = "Pepper's snapshot" if counted and counted[-1].event is Event.SNAPSHOT else "after the newest action"
     if points != balance:
-        note = f"the lines above lead to {balance.normalize():f}: run crm-balances verify"
-    return [*lines, Line(BALANCE, as_of, balance=points, note=note)]
+        note = f"the lines above lead to {values.number_text(balance)}: run crm-balances verify"
+    return [*lines, Line(Event.BALANCE, as_of, balance=points, note=note)]
 
 
 def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) -> list[Line]:
@@ -151,14 +146,14 @@ def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) ->
     if snapshot.at is not None and snapshot.points is not None:
         note = _compare(snapshot.points, snapshot.at, newest)
         change = None if note else Decimal(0)
-        line = Line(SNAPSHOT, snapshot.at, change=change, balance=snapshot.points, note=note)
+        line = Line(Event.SNAPSHOT, snapshot.at, change=change, balance=snapshot.points, note=note)
         keyed.append(((snapshot.at, 0, b""), line))
     if snapshot.deleted_at is not None:
         note = "left out of user_balances"
-        keyed.append(((snapshot.deleted_at, 2, b""), Line(DELETION, snapshot.deleted_at, note=note)))
+        keyed.append(((snapshot.deleted_at, 2, b""), Line(Event.DELETION, snapshot.deleted_at, note=note)))
     # What happened at the beginning of a hole was read.
     note = _NOT_READ_OF_ONE if read.are_several else _NOT_READ
-    keyed += [((hole.after, 3, b""), Line(HOLE, hole.until, hole.after, note=note)) for hole in read.holes]
+    keyed += [((hole.after, 3, b""), Line(Event.HOLE, hole.until, hole.after, note=note)) for hole in read.holes]
     return [line for _, line in sorted(keyed, key=itemgetter(0))]
 
 
@@ -179,7 +174,7 @@ def _compare(points: Decimal, at: datetime, newest: Action | None) -> str | None
 
 def _action_line(action: Action) -> Line:
     return Line(
-        ACTION,
+        Event.ACTION,
         action.occurred_at,
         type=action.type,
         location_id=action.location_id,

@@ -365,6 +365,11 @@ def scalar_text(value: Any) -> str:
     return json_text(value) if isinstance(value, _NUMBERS) else text(value)
 
 
+def number_text(number: Decimal) -> str:
+    """The digits of a number, without an exponent and trailing zeros."""
+    return f"{number.normalize():f}"
+
+
 def any_text(value: Any) -> str:
     """Any value as text: a string unchanged, everything else as JSON."""
     return text(value) if isinstance(value, str) else json_text(value)

@@ -26,6 +26,7 @@ from target_crm.balances_cli.report.queries import Period
 from target_crm.balances_cli.status import Status, ago, status_in
 from target_crm.errors import SettingError
 from target_crm.records import values
+from target_crm.records.actions import location_title
 from target_crm.records.column_types import Identifier, Instant, LongText
 from target_crm.records.schemas import DELETED_AT
 
@@ -230,7 +231,7 @@ def _with_titles(connection: Connection, tables: Tables, locations: list[dict[st
         return []
     examples = [row["example_id"] for row in locations]
     titles = {
-        action_id: _location_title(payload)
+        action_id: location_title(payload)
         for action_id, payload in connection.execute(queries.payloads(tables.actions), {"action_ids": examples})
     }
     return [
@@ -238,15 +239,6 @@ def _with_titles(connection: Connection, tables: Tables, locations: list[dict[st
         | {name: value for name, value in row.items() if name not in {"location_id", "example_id"}}
         for row in locations
     ]
-
-
-def _location_title(payload: Any) -> str | None:
-    try:
-        document = values.from_json(payload) if isinstance(payload, str) else payload
-        title = document["context"]["location"]["title"]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return title if isinstance(title, str) and title else None
 
 
 def as_json(report: Report) -> str:
