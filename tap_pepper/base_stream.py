@@ -399,20 +399,8 @@ class PepperStream(Stream):
                     self.name,
                     ", ".join(type(self).primary_keys),
                 )
-            if deselected := [
-                name for name in self._key_fields if entry.metadata["properties", name].selected is False
-            ]:
-                self.logger.warning(
-                    "%s: the catalog deselects %s: needed for the key or the bookmark, and emitted all the same",
-                    self.name,
-                    ", ".join(deselected),
-                )
-            if deselected := _deselected(entry.metadata, self.balance_fields):
-                self.logger.warning(
-                    "%s: the catalog deselects %s: target-crm cannot keep balances without",
-                    self.name,
-                    ", ".join(deselected),
-                )
+            if entry.metadata.resolve_selection().get((), True):
+                self._warn_of_deselected_fields(entry.metadata)
             added = {*self._key_fields, *self.automatic_fields}
             if entry.schema.additionalProperties:
                 # An older version of the tap emitted unknown fields next to the declared ones.
@@ -432,6 +420,20 @@ class PepperStream(Stream):
             # The SDK makes stream maps from the entry itself.
             entry.key_properties = self.primary_keys
             entry.metadata = self.metadata
+
+    def _warn_of_deselected_fields(self, metadata: MetadataMapping) -> None:
+        if deselected := [name for name in self._key_fields if metadata["properties", name].selected is False]:
+            self.logger.warning(
+                "%s: the catalog deselects %s: needed for the key or the bookmark, and emitted all the same",
+                self.name,
+                ", ".join(deselected),
+            )
+        if deselected := _deselected(metadata, self.balance_fields):
+            self.logger.warning(
+                "%s: the catalog deselects %s: target-crm cannot keep balances without",
+                self.name,
+                ", ".join(deselected),
+            )
 
     @property
     def _key_fields(self) -> tuple[str, ...]:

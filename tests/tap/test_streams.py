@@ -366,7 +366,10 @@ def with_a_stream_map(script: Script) -> Run:
 
 
 def with_a_nested_deselection(script: Script) -> Run:
-    return run_script(script, catalog=selection("actions", change=lambda e: select_fields(e, "when.x", selected=False)))
+    def deselect(entry: dict[str, Any]) -> None:
+        select_fields(entry, "when.no such field", selected=False)
+
+    return run_script(script, catalog=selection("actions", change=deselect))
 
 
 @pytest.mark.parametrize("run_decoded", [with_a_stream_map, with_a_nested_deselection])
@@ -434,6 +437,17 @@ def test_deselecting_what_balances_need_is_a_warning(caplog: pytest.LogCaptureFi
         run = run_script(script, catalog=selection("actions", change=deselect))
     assert not {"type", "metadata"} & run.schema("actions")["schema"]["properties"].keys()
     assert "actions: the catalog deselects type, metadata: target-crm cannot keep balances without" in caplog.text
+
+
+def test_fields_of_a_stream_that_is_not_selected_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    catalog = selection("actions")
+    for entry in catalog["streams"]:
+        if entry["tap_stream_id"] != "actions":
+            # As Meltano writes them for `select: [actions.*]`.
+            select_fields(entry, *entry["schema"]["properties"], selected=False)
+    with Script(listing()) as script:
+        run_script(script, catalog=catalog)
+    assert "deselects" not in caplog.text
 
 
 def test_deselecting_a_nested_field_that_balances_need_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
