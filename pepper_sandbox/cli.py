@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
+from pepper_sandbox.api import APPLICATION_ID, TOKEN
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 
@@ -37,6 +38,7 @@ Try the API:
     -H 'x-api-version: 10' '{url}/awards?limit=3'
   curl '{url}/_sandbox/balances'                        true points of each award
   curl -X POST '{url}/_sandbox/advance?seconds=3600'    advance time by an hour
+  curl -X POST '{url}/_sandbox/token?value=new-token'   replace the token; the old one is revoked
 
 Press Ctrl-C to stop."""
 
@@ -46,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     now = datetime.now(UTC)
     world = World(seed=options.seed, users=options.users, days=options.days, now=now)
-    sandbox = Sandbox(world, port=options.port, clock=time.monotonic)
+    sandbox = Sandbox(
+        world, port=options.port, token=options.token, application_id=options.merchant, clock=time.monotonic
+    )
     try:
         with sandbox:
             for stop in (signal.SIGINT, signal.SIGTERM):
@@ -79,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--seed", type=int, default=7, help="seed of the history; the same seed gives the same history")
     serve.add_argument("--users", type=_number(int, 1, USERS_MAX), default=500, help="number of users")
+    serve.add_argument("--merchant", default=APPLICATION_ID, help="merchant code; the only one that the API knows")
+    serve.add_argument("--token", default=TOKEN, help="token of the merchant; the only one that the API accepts")
     serve.add_argument("--days", type=_number(float, 0, DAYS_MAX), default=60.0, help="length of the history")
     return parser
 

@@ -36,7 +36,7 @@ class Sandbox:
         world: the data to serve.
         port: the port to listen on; 0 selects a free one.
         faults: faults to inject into responses.
-        token: the only token that the API accepts.
+        token: the only token that the API accepts; a control request can replace it.
         application_id: the only merchant that the API knows.
         clock: returns monotonic seconds; the world's time advances with it. None: only `advance` moves the time.
 
@@ -104,10 +104,41 @@ class Sandbox:
         with self._lock:
             self._sync_time()
             if request.path.startswith(CONTROL_PATH):
-                return control(self.world, request)
+                return self._control(request)
             self.requests.append(request)
             self._seen[request.path] += 1
             return with_faults(self._pepper, self._faults, self._seen)(request)
+
+    def _control(self, request: Request) -> Response:
+        """Answer a request to the sandbox's own endpoints, which need no token.
+
+        `GET /_sandbox/balances[?at=…]` returns the true points: `{"at": "…", "balances": {"<award id>": 2.25}}`.
+        `POST /_sandbox/advance?seconds=60` advances the time and returns `{"now": "…"}`.
+        `POST /_sandbox/token?value=…` replaces the token and returns `{"token": "…"}`.
+        """
+        try:
+            match request.method, request.path.removeprefix(CONTROL_PATH):
+                case "GET", "balances":
+                    at = request.parameter("at")
+                    moment = to_moment(at) if at else self.world.now
+                    balances = {award_id: to_number(points) for award_id, points in self.world.balances(moment).items()}
+                    return Response.of({"at": to_iso(to_ms(moment)), "balances": balances})
+                case "POST", "advance":
+                    seconds = float(request.parameter("seconds") or "")
+                    if not 0 <= seconds <= ADVANCE_SECONDS_MAX:
+                        raise ValueError(f"seconds must be from 0 to {ADVANCE_SECONDS_MAX:,}")
+                    self.world.advance(timedelta(seconds=seconds))
+                    return Response.of({"now": to_iso(to_ms(self.world.now))})
+                case "POST", "token":
+                    token = request.parameter("value")
+                    if not token:
+                        raise ValueError("value must be the new token")
+                    self.token = token
+                    return Response.of({"token": token})
+        except ValueError as error:
+            return Response.of({"code": "Validation", "message": str(error)}, 422)
+        message = "Use GET /_sandbox/balances, POST /_sandbox/advance or POST /_sandbox/token"
+        return Response.of({"code": "NotFound", "message": message}, 404)
 
     def _pepper(self, request: Request) -> Response:
         return respond(self.world, request, token=self.token, application_id=self.application_id)
@@ -119,30 +150,6 @@ class Sandbox:
         now_ms = self._clock_ms()
         self.world.advance(timedelta(milliseconds=now_ms - self._synced_ms))
         self._synced_ms = now_ms
-
-
-def control(world: World, request: Request) -> Response:
-    """Answer a request to the sandbox's own endpoints, which need no token.
-
-    `GET /_sandbox/balances[?at=…]` returns the true points: `{"at": "…", "balances": {"<award id>": 2.25}}`.
-    `POST /_sandbox/advance?seconds=60` advances the time and returns `{"now": "…"}`.
-    """
-    try:
-        match request.method, request.path.removeprefix(CONTROL_PATH):
-            case "GET", "balances":
-                at = request.parameter("at")
-                moment = to_moment(at) if at else world.now
-                balances = {award_id: to_number(points) for award_id, points in world.balances(moment).items()}
-                return Response.of({"at": to_iso(to_ms(moment)), "balances": balances})
-            case "POST", "advance":
-                seconds = float(request.parameter("seconds") or "")
-                if not 0 <= seconds <= ADVANCE_SECONDS_MAX:
-                    raise ValueError(f"seconds must be from 0 to {ADVANCE_SECONDS_MAX:,}")
-                world.advance(timedelta(seconds=seconds))
-                return Response.of({"now": to_iso(to_ms(world.now))})
-    except ValueError as error:
-        return Response.of({"code": "Validation", "message": str(error)}, 422)
-    return Response.of({"code": "NotFound", "message": "Use GET /_sandbox/balances or POST /_sandbox/advance"}, 404)
 
 
 class _Server(socketserver.ThreadingTCPServer):

@@ -86,6 +86,7 @@ def test_the_crontab_loads_two_merchants_and_verifies(tmp_path: Path) -> None:
                 "TAP_PEPPER__SHOP_B_API_URL": other.url,
                 "TAP_PEPPER__SHOP_B_AUTH_TOKEN": other.token,
                 "TARGET_CRM__SHOP_B_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'shop_b.db'}",
+                "TARGET_CRM__SHOP_B_DEFAULT_TARGET_SCHEMA": "",
             },
         )
         crontab = project.with_own_path((DEPLOY / "crontab").read_text())

@@ -52,6 +52,20 @@ def test_it_prints_how_to_connect_and_a_signal_stops_it(serving: subprocess.Pope
     assert (serving.returncode, out.strip(), err) == (0, "Stopped.", "")
 
 
+def test_it_serves_another_merchant_with_a_token_of_its_own() -> None:
+    with subprocess.Popen([*SERVE, "--merchant", "shop-b", "--token", "b"], stdout=subprocess.PIPE, text=True) as other:
+        settings = dict(re.findall(r"export TAP_PEPPER_(\w+)=(\S+)", greeting(other)))
+        statuses = [
+            requests.get(
+                f"{settings['API_URL']}/perks",
+                headers={"Authorization": f"Token {token}", "x-application-id": merchant, "x-api-version": "10"},
+            ).status_code
+            for token, merchant in (("b", "shop-b"), ("b", "pepper-mill"), ("sandbox-token", "shop-b"))
+        ]
+        other.kill()
+    assert (settings["AUTH_TOKEN"], settings["APPLICATION_ID"], statuses) == ("b", "shop-b", [200, 403, 401])
+
+
 def test_its_history_ends_now_and_time_advances(serving: subprocess.Popen[str]) -> None:
     (url,) = re.findall(r"export TAP_PEPPER_API_URL=(\S+)", greeting(serving))
 

@@ -156,6 +156,18 @@ def test_a_request_advances_the_time(pepper: Sandbox) -> None:
     assert pepper.world.now == NOW + timedelta(days=1)
 
 
+def test_a_request_replaces_the_token_and_the_old_one_is_revoked() -> None:
+    with Sandbox(World(users=1, days=1, now=NOW), token="old", application_id="shop-b") as pepper:
+
+        def status(token: str) -> int:
+            headers = {"Authorization": f"Token {token}", "x-application-id": "shop-b", "x-api-version": "10"}
+            return requests.get(f"{pepper.url}/perks", headers=headers).status_code
+
+        assert [status("old"), status("new")] == [200, 401]
+        assert requests.post(f"{pepper.url}/_sandbox/token?value=new").json() == {"token": "new"}
+        assert [status("old"), status("new")] == [401, 200]
+
+
 @pytest.mark.parametrize(
     ("method", "target", "status"),
     [
@@ -164,6 +176,7 @@ def test_a_request_advances_the_time(pepper: Sandbox) -> None:
         pytest.param("POST", "advance?seconds=-1", 422, id="backwards"),
         pytest.param("POST", "advance?seconds=nan", 422, id="nan"),
         pytest.param("POST", "advance?seconds=1e12", 422, id="too-far"),
+        pytest.param("POST", "token?value=", 422, id="no-token"),
         pytest.param("GET", "balances?at=yesterday", 422, id="not-a-timestamp"),
         pytest.param("GET", "advance?seconds=1", 404, id="advance-is-posted"),
         pytest.param("GET", "nothing", 404, id="unknown"),
