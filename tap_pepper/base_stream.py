@@ -20,7 +20,7 @@ from singer_sdk.singerlib.catalog import REPLICATION_FULL_TABLE, REPLICATION_INC
 from pepper_runtime import telemetry
 from pepper_runtime.cli import unexpected
 from pepper_runtime.progress import display
-from pepper_runtime.wording import counted
+from pepper_runtime.wording import counted, duration
 from tap_pepper.api.rate_limit import always
 from tap_pepper.errors import ConfigError, FatalRunError, PepperError
 from tap_pepper.metrics import Metric, log_metric
@@ -156,9 +156,9 @@ class PepperStream(Stream):
             skipped += len(page.rows) - len(rows)
             yield rows
         if skipped:
-            note = f", {skipped} skipped (already emitted or outside the window){note}"
+            note = f", {skipped:,} skipped (already emitted or outside the window){note}"
         self.logger.info(
-            "%s: %s: %s, %s%s", self.name, what, counted(records, "record"), counted(pages_read, "page"), note
+            "%s: %s, %s, %s%s", self.name, counted(records, "record"), counted(pages_read, "page"), what, note
         )
         return pages_read * records / (records + skipped) if skipped else pages_read
 
@@ -288,7 +288,7 @@ class PepperStream(Stream):
         elif (bookmark := self.bookmark) is not None:
             lag_seconds = seconds_between(bookmark, to_bound(client.clock.now()))
             log_metric(Metric.BOOKMARK_LAG, lag_seconds, self.name)
-            self.logger.info("%s: done, %s, %s s behind", self.name, summary, f"{max(0.0, lag_seconds):,.0f}")
+            self.logger.info("%s: done, %s, read up to %s ago", self.name, summary, duration(max(0.0, lag_seconds)))
         else:
             self.logger.info("%s: done, %s", self.name, summary)
         if self._unknown_fields:

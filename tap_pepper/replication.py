@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 
 from pepper_runtime.progress import display
+from pepper_runtime.wording import counted, duration
 from tap_pepper.api.prefetch import prefetch
 from tap_pepper.api.rate_limit import always
 from tap_pepper.base_stream import PepperStream
@@ -92,7 +93,7 @@ class FullTableStream(PepperStream):
             date = first.date or self.run.client.clock.now()
             self._stream_version = _new_version(date, self._stream_version)
         # Sample all rows that Pepper returns, also those that are not emitted.
-        yield from self.emit(_add_keys(chain([first], pages), sample), prepare, "all")
+        yield from self.emit(_add_keys(chain([first], pages), sample), prepare, "all rows")
         if self.is_test:
             return
         state["version"] = self._stream_version
@@ -249,9 +250,7 @@ class WindowedStream(PepperStream):
                 for window, pages in prefetched:
                     reread_from = self.reread_from(window.until)
                     prepare = self._row_filter(window, recent_rows, reread_from, audit)
-                    pages_filled = yield from self.emit(
-                        pages, prepare, f"window {window}", _hours_behind(window, until)
-                    )
+                    pages_filled = yield from self.emit(pages, prepare, f"window {window}", _time_left(window, until))
                     if bookmark is None or window.until >= bookmark:
                         recent_rows.drop_earlier_runs()
                     self._cover(coverage, window)
@@ -359,7 +358,7 @@ class WindowedStream(PepperStream):
             rows = (prepare(row) for page in pages for row in page.rows)
             late = audit.compare(hour, {digest(row) for row in rows if row is not None})
             if late is not None:
-                finding = f"{late} actions arrived" if late else "actions changed"
+                finding = f"{counted(late, 'action')} arrived" if late else "actions changed"
                 self.logger.warning(
                     "%s: hour %s: %s later than lookback_seconds; emitting the hour again", self.name, hour, finding
                 )
@@ -392,10 +391,10 @@ def _new_version(date: datetime, previous_version: object) -> int:
     return max(version, previous_version + 1) if isinstance(previous_version, int) else version
 
 
-def _hours_behind(window: Window, until: str) -> str:
-    """Return how far the end of a window is behind the end of the run, for the log."""
-    hours = seconds_between(window.until, until) / HOUR_SECONDS
-    return f", {hours:,.1f} h behind" if hours > 0 else ""
+def _time_left(window: Window, until: str) -> str:
+    """Return how much time the later windows of the run cover, for the log."""
+    seconds = seconds_between(window.until, until)
+    return f", {duration(seconds)} left to read" if seconds > 0 else ""
 
 
 def _last_second(now: datetime) -> Window:

@@ -32,6 +32,7 @@ PAGES_WANTED = 8
 GROWTH_MAX = 4.0
 SHRINK_MAX = 8.0
 
+_DAY_CHARS = len("2026-10-01 ")
 _SECONDS_CHARS = len("2026-10-01T08:30:00")
 _MILLIS_CHARS = len("2026-10-01T08:30:00.250")
 
@@ -205,7 +206,9 @@ class Window:
         return seconds_between(self.after, self.until)
 
     def __str__(self) -> str:
-        return f"{self.after}..{self.until}"
+        """The window in UTC, to the second: `2026-10-01 10:00:00 to 10:05:00`; another day is repeated."""
+        start, end = (bound[:_SECONDS_CHARS].replace("T", " ") for bound in (self.after, self.until))
+        return f"{start} to {end.removeprefix(start[:_DAY_CHARS])}"
 
 
 def split_into_windows(after: str, until: str, length_seconds: Callable[[], float]) -> Iterator[Window]:

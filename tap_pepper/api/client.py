@@ -16,6 +16,7 @@ import urllib3.exceptions
 from requests.auth import AuthBase
 
 from pepper_runtime import telemetry
+from pepper_runtime.wording import duration
 from tap_pepper.api.rate_limit import RateLimiter, SystemClock, always
 from tap_pepper.api.response import BODY_BYTES_MAX, Page, parse_http_date, parse_page, read_body
 from tap_pepper.api.retry import Retrier, error_for_exception, error_for_status
@@ -136,7 +137,7 @@ class PepperClient:
             logger.warning("Pepper's responses have no Date header; using the local clock")
             return now
         if abs(now - date) > SKEW_QUIET:
-            skew = timedelta(seconds=round(abs(now - date).total_seconds()))
+            skew = duration(abs(now - date).total_seconds())
             direction = "ahead of" if now > date else "behind"
             logger.warning("local clock is %s %s Pepper's; using Pepper's", skew, direction)
         return date

@@ -189,7 +189,7 @@ class TargetCrm(Plugin, Target):
                     self.logger.log(level, "%s: %s", stream or "malformed lines", tally)
             if differing := self.writer.differing:
                 columns = ", ".join(f"{column} ({count:,})" for column, count in differing.items())
-                self.logger.warning("actions read again differ from the ledger, which keeps its values, in %s", columns)
+                self.logger.warning("actions: re-read actions differ in %s; the ledger keeps its values", columns)
             self._metrics.finish(self.writer.tallies)
             self._refuse_losses()
             self.writer.finish()
@@ -312,7 +312,7 @@ class TargetCrm(Plugin, Target):
 
     def _log_stop(self, stream: str, reason: str) -> None:
         self.logger.error(
-            "stream %r: %s. Other streams are loaded, and no STATE is emitted from here on", stream, reason
+            "stream %r: %s. Other streams are still loaded, but no STATE is emitted from here on", stream, reason
         )
 
     def _process_record_message(self, message_dict: dict[str, Any]) -> None:
@@ -371,7 +371,7 @@ class TargetCrm(Plugin, Target):
         if stream in self.router.stopped:
             return
         if stream not in self.router.routes:
-            self.logger.warning("%s: ignored ACTIVATE_VERSION, the stream has no SCHEMA in this run", stream)
+            self.logger.warning("%s: ignored ACTIVATE_VERSION: the stream has no SCHEMA in this run", stream)
             return
         self._batcher.flush()
         for _, sink in self.router.routes[stream]:
@@ -384,8 +384,9 @@ class TargetCrm(Plugin, Target):
                 self.writer.count_ignored_activation(sink.stream)
             else:
                 self._activations.done(sink.stream, stream, version)
+                level = logging.INFO if activation.deleted else logging.DEBUG
                 deleted = counted(activation.deleted, "row")
-                self.logger.info("%s: activated version %d, deleted %s", sink.stream, version, deleted)
+                self.logger.log(level, "%s: version %d is complete, deleted %s", sink.stream, version, deleted)
             if activation.needs_decision:
                 self._undecided_activations.append(f"{sink.stream}: {activation.ignored}")
 

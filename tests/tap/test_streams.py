@@ -539,8 +539,8 @@ def test_each_window_is_logged_without_personal_data(caplog: pytest.LogCaptureFi
     with Script(listing(), listing(row, next_key="1"), listing(action("b", "2026-09-01T00:00:00.000Z"))) as script:
         run_script(script, "actions")
     assert (
-        "actions: window 2026-10-01T11:54:55.000Z..2026-10-01T11:59:55.000Z: "
-        "1 record, 2 pages, 1 skipped (already emitted or outside the window)"
+        "actions: 1 record, 2 pages, window 2026-10-01 11:54:55 to 11:59:55, "
+        "1 skipped (already emitted or outside the window)"
     ) in caplog.text
     assert "Tom Jones" not in caplog.text
 
@@ -1313,7 +1313,7 @@ def test_a_long_run_logs_how_far_behind_it_is(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO)
     with Script(listing()) as script:
         run_script(script, "actions", start_date="2026-10-01T00:00:00Z")
-    assert "2026-10-01T06:00:00.000Z: 0 records, 1 page, 6.0 h behind" in caplog.text
+    assert "actions: 0 records, 1 page, window 2026-10-01 00:00:00 to 06:00:00, 6 hours left to read" in caplog.text
 
 
 # Against the sandbox.

@@ -172,7 +172,7 @@ def test_a_stream_that_stops_is_not_loaded_and_covered_by_no_state(sqlite_url: s
 
     assert ended.returncode == 1
     assert ended.stdout == '{"n":0}\n'
-    assert ended.stderr.count("Other streams are loaded") == 1
+    assert ended.stderr.count("Other streams are still loaded") == 1
     assert "stream 'People': did not load 3 records" in ended.stderr
     assert query(sqlite_url, "SELECT id FROM people ORDER BY id") == [(0,), (1,)]
     assert query(sqlite_url, "SELECT id FROM o") == [(1,)]

@@ -176,7 +176,7 @@ def test_a_stream_whose_column_cannot_be_widened_stops_alone_and_holds_back_the_
     run = run_target(sqlite_url, tmp_path, *INCOMPATIBLE)
 
     assert (run.returncode, run.stdout) == (1, '{"n":1}\n')
-    (stop,) = (line for line in run.stderr.splitlines() if "Other streams are loaded" in line)
+    (stop,) = (line for line in run.stderr.splitlines() if "Other streams are still loaded" in line)
     reason = "stream 't': table 't': column 'v' holds integer, the new schema says boolean, and sqlite can't widen it"
     assert "ERROR" in stop
     assert reason in stop
