@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Double, Numeric, case, cast, event, func, or_
+from sqlalchemy import Boolean, Column, Double, MetaData, Numeric, Table, case, cast, event, func, or_
 from sqlalchemy.dialects.sqlite import DATETIME, insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import StaticPool
+from sqlalchemy.schema import CreateTable, DropTable
 
 from target_crm.engines.base import (
     LOCK_POLL_SECONDS,
@@ -34,17 +36,21 @@ from target_crm.records.column_types import (
 from target_crm.records.schemas import TableLimits
 from target_crm.records.values import INTEGER_MAX, INTEGER_MIN
 from target_crm.sql.functions import QUARTER_SECONDS, exact, exact_sum, quarter_hours
+from target_crm.sql.tables import WORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from datetime import datetime
 
-    from sqlalchemy import URL, Column, ColumnElement, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
     from target_crm.engines.base import Rows
     from target_crm.sql.staging import Merge
+
+# Most batches fit into this cache. SQLite writes what does not fit to a temporary file.
+TEMPORARY_TABLES_KIB = 40 * 1024
 
 
 class SQLiteAdapter(ExtendedSQLAdapter):
@@ -94,6 +100,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         def on_connect(driver_connection: Any, _record: object) -> None:
             driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
             driver_connection.execute("PRAGMA journal_mode = WAL")
+            driver_connection.execute(f"PRAGMA temp.cache_size = -{TEMPORARY_TABLES_KIB}")
             # Speeds up sorting the whole ledger, as `verify` does.
             driver_connection.execute(f"PRAGMA threads = {os.cpu_count() or 1}")
             # Python handles a signal between two attempts only.
@@ -150,8 +157,24 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         """Merge by ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
 
+    def empty(self, connection: Connection, table: Table) -> None:
+        """Delete all rows, and drop the temporary table that hides a work table."""
+        if table.info == WORK:
+            connection.execute(DropTable(_hiding(table), if_exists=True))
+        super().empty(connection, table)
+
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
+        if table.info == WORK:
+            # Rows of a work table would otherwise be written to the log, and from there to the file.
+            connection.execute(CreateTable(_hiding(table), if_not_exists=True))
         insert_by_driver(connection, table, rows, placeholder="?")
+
+
+@cache
+def _hiding(work: Table) -> Table:
+    """A temporary table with the columns of a work table. While it exists, its name hides the work table."""
+    columns = (Column(each.name, each.type, primary_key=each.primary_key, autoincrement=False) for each in work.columns)
+    return Table(work.name, MetaData(), *columns, schema="temp")
 
 
 ADAPTERS = {"sqlite": SQLiteAdapter()}
