@@ -12,7 +12,7 @@ from sqlalchemy import table as any_table
 
 from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import Coverage, coverage_in, duration
-from target_crm.balances_cli.verify import Check, compare_totals, verify_in
+from target_crm.balances_cli.verify import Check, compare_balances, compare_totals
 from target_crm.records.column_types import Instant
 from target_crm.records.names import ascii_snake_case
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
@@ -96,7 +96,7 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
     has_balances = migrations.has_balances(connection, tables)
     checks: list[Check] = []
     if has_balances:
-        checks = verify_in(connection, tables).checks if full else compare_totals(connection, tables)
+        checks = (compare_balances if full else compare_totals)(connection, tables)
     return Status(
         now=now,
         streams=[

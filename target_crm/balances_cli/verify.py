@@ -17,8 +17,9 @@ from target_crm.sql import balances
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import Connection, RowMapping, Table
+    from sqlalchemy import Connection, RowMapping, Select, Table
 
+    from target_crm.records.coverage import ReadTimes
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
@@ -39,6 +40,23 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Gaps:
+    """Balance changes without an action. An edit or an expiry in Pepper makes one, so a gap is not drift.
+
+    Attributes:
+        number: How many there are.
+        covered: How many of them happened while everything was read: no action is missing there.
+        unread: How many of them lie across a hole in the coverage: their actions were not read.
+        examples: The first awards with gaps, with the number of their gaps and the time of the newest.
+    """
+
+    number: int
+    covered: int
+    unread: int
+    examples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Verification:
     """The result of `verify`.
 
@@ -46,21 +64,17 @@ class Verification:
         awards: The number of balances.
         actions: The number of actions that the balances count. Without drift: all actions with an effect.
         checks: A difference in one of them is drift.
-        gaps: Balance changes without an action. An edit or an expiry in Pepper makes one, so a gap is not drift.
-        covered_gaps: How many of them happened while everything was read: no action is missing there.
-        unread_gaps: How many of them lie across a hole in the coverage: their actions were not read.
         coverage: Which actions were read.
         ledger_rows: The number of all actions, with an effect or without.
+        gaps: None if they were not looked for.
     """
 
     awards: int
     actions: int
     checks: list[Check]
-    gaps: Check
-    covered_gaps: int
-    unread_gaps: int
     coverage: Coverage
     ledger_rows: int
+    gaps: Gaps | None
 
     @property
     def drifted(self) -> bool:
@@ -79,41 +93,57 @@ def begin(step: str) -> None:
     display.update(step)
 
 
-def verify(warehouse: Warehouse) -> Verification:
-    """Compare every balance with the whole ledger and with Pepper's snapshots, in one read transaction."""
+def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
+    """Compare every balance with the whole ledger and with Pepper's snapshots, in one read transaction.
+
+    Args:
+        warehouse: The warehouse.
+        gaps: Also look for balance changes without an action, which takes about as long again.
+    """
     with warehouse.read() as connection:
-        return verify_in(connection, warehouse.tables)
+        tables = warehouse.tables
+        counts = balances.totals_of_balances(tables.award_balances).add_columns(func.count().label("award_count"))
+        stored = connection.execute(counts).one()
+        read = read_coverage(connection, tables)
+        return Verification(
+            awards=stored.award_count,
+            actions=stored.action_count,
+            checks=compare_balances(connection, tables),
+            coverage=describe(read, first_action_at(connection, tables)),
+            ledger_rows=count_rows(connection, tables.actions),
+            gaps=_find_gaps(connection, tables, read_times(read)) if gaps else None,
+        )
 
 
-def verify_in(connection: Connection, tables: Tables) -> Verification:
-    """Verify within an open read transaction."""
-    counts = balances.totals_of_balances(tables.award_balances).add_columns(func.count().label("award_count"))
-    stored = connection.execute(counts).one()
-    awards, actions = stored.award_count, stored.action_count
-    begin(f"Verifying {counted(awards, 'balance')} against {counted(actions, 'action')}")
-    read = read_coverage(connection, tables)
-    found = connection.execute(balances.differences(tables, EXAMPLES_MAX, read_times(read))).mappings().all()
-    drifted = [_example(row, "award_id", "points", "expected_points") for row in found if row["drifted"]]
-    gaps = [_example(row, "award_id", "gaps", "gap_at") for row in found if row["gaps"]]
-    drifted_count = found[0]["all_drifted"] if found else 0
-    gap_counts = {name: (found[0][f"all_{name}"] or 0) if found else 0 for name in balances.GAPS}
-    return Verification(
-        awards=awards,
-        actions=actions,
-        checks=[
-            Check("ledger", "balance = total of ledger and snapshots", drifted_count, drifted),
-            _compare_snapshots(connection, tables),
-        ],
-        gaps=Check("gaps", "balance before + delta = balance after", gap_counts["gaps"], gaps[:EXAMPLES_MAX]),
-        covered_gaps=gap_counts["covered_gaps"],
-        unread_gaps=gap_counts["unread_gaps"],
-        coverage=describe(read, first_action_at(connection, tables)),
-        ledger_rows=count_rows(connection, tables.actions),
+def compare_balances(connection: Connection, tables: Tables) -> list[Check]:
+    """Compare every balance with the ledger and the snapshots."""
+    begin("Comparing every balance with the ledger")
+    ledger = _check("ledger", "balance = total of ledger and snapshots", connection, balances.differences(tables))
+    return [ledger, _compare_snapshots(connection, tables)]
+
+
+def _find_gaps(connection: Connection, tables: Tables, read: ReadTimes) -> Gaps:
+    begin("Looking for balance changes without an action")
+    found = connection.execute(balances.gaps(tables, read).limit(EXAMPLES_MAX)).mappings().all()
+    totals = found[0] if found else {"all_gaps": 0, "all_covered": 0, "all_unread": 0}
+    return Gaps(
+        number=int(totals["all_gaps"]),
+        covered=int(totals["all_covered"]),
+        unread=int(totals["all_unread"]),
+        examples=[_example(row, "award_id", "gaps", "gap_at") for row in found],
     )
 
 
+def _check(name: str, question: str, connection: Connection, differing: Select[Any]) -> Check:
+    """Count the awards that a query finds, and name the first."""
+    first = differing.add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
+    found = connection.execute(first).mappings().all()
+    examples = [_example(row, "award_id", "points", "expected_points") for row in found]
+    return Check(name, question, found[0]["differing"] if found else 0, examples)
+
+
 def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
-    """Compare the sums of all balances with those of the ledger: cheaper than `verify_in`, and finds less drift."""
+    """Compare the sums of all balances with those of the ledger: cheaper than `compare_balances`, and finds less."""
     begin("Comparing the sums of the balances with those of the ledger")
     queries = balances.totals_of_balances(tables.award_balances), balances.totals_of_actions(tables.actions)
     stored, expected = (dict(connection.execute(query).mappings().one()) for query in queries)
@@ -142,10 +172,7 @@ def count_rows(connection: Connection, table: Table) -> int:
 
 def _compare_snapshots(connection: Connection, tables: Tables) -> Check:
     begin("Comparing the balances with Pepper's newer snapshots")
-    behind = balances.behind_snapshot(tables).add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
-    found = connection.execute(behind).mappings().all()
-    examples = [_example(row, "award_id", "points", "expected_points") for row in found]
-    return Check("snapshot", "balance = Pepper's newer snapshot", found[0]["differing"] if found else 0, examples)
+    return _check("snapshot", "balance = Pepper's newer snapshot", connection, balances.behind_snapshot(tables))
 
 
 def _example(row: RowMapping, *names: str) -> dict[str, Any]:
@@ -155,11 +182,11 @@ def _example(row: RowMapping, *names: str) -> dict[str, Any]:
 def as_text(verification: Verification) -> str:
     """Format the checks as a table, with a conclusion."""
     lines = [f"{'check':<42}{'differ':>8}"]
-    for check in (*verification.checks, verification.gaps):
+    for check in verification.checks:
         lines.append(f"{check.question:<42}{check.differing:>8,}")
-        if check is not verification.gaps:
-            lines += [example_line(row) for row in check.examples]
-    lines += _gap_lines(verification)
+        lines += [example_line(row) for row in check.examples]
+    if verification.gaps:
+        lines += _gap_lines(verification.gaps, verification.coverage)
     lines += verification.coverage.summary
     verdict = "OK"
     if verification.drifted:
@@ -180,14 +207,17 @@ def example_line(example: Mapping[str, Any]) -> str:
     return "    " + ", ".join(f"{name} {value}" for name, value in example.items())
 
 
-def _gap_lines(verification: Verification) -> list[str]:
-    covered, unread = verification.covered_gaps, verification.unread_gaps
-    others = verification.gaps.differing - covered - unread
-    of_whom = " of one of the merchants in this schema" if len(verification.coverage.complete_until) > 1 else ""
+def _gap_lines(gaps: Gaps, coverage: Coverage) -> list[str]:
+    others = gaps.number - gaps.covered - gaps.unread
+    of_whom = " of one of the merchants in this schema" if len(coverage.complete_until) > 1 else ""
     reasons = {
-        "without an action, such as edits and expiries in Pepper: no drift": covered,
-        f"across a time of which actions{of_whom} were never read": unread,
+        "without an action, such as edits and expiries in Pepper: no drift": gaps.covered,
+        f"across a time of which actions{of_whom} were never read": gaps.unread,
         "without an action: edits and expiries in Pepper, actions before coverage was recorded, or actions of a type "
         "that was not read": others,
     }
-    return [f"{counted(count, 'balance change')} {reason}" for reason, count in reasons.items() if count]
+    return [
+        f"{'balance before + delta = balance after':<42}{gaps.number:>8,}",
+        *(example_line(row) for row in gaps.examples),
+        *(f"{counted(count, 'balance change')} {reason}" for reason, count in reasons.items() if count),
+    ]

@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 
 from target_crm.records.column_types import Identifier, Instant, Points
-from target_crm.records.coverage import Interval, ReadTimes, is_inside, overlaps
+from target_crm.records.coverage import Interval, is_inside, overlaps
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
 from target_crm.sql.functions import exact, exact_sum, row_number
 from target_crm.sql.staging import Merge, Replacement, RowUpdate
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
     from sqlalchemy.sql.functions import FunctionElement
 
+    from target_crm.records.coverage import ReadTimes
     from target_crm.sql.tables import Tables
 
     Columns = Mapping[str, ColumnElement[Any]] | ReadOnlyColumnCollection[str, Any]
@@ -63,44 +64,29 @@ _TOTALS = {
     "redeemed_total": ("redeemed", "points_redeemed"),
     "refunded_total": ("refunded", "points_refunded"),
 }
+# The columns of actions that a balance needs.
+_ACTION_COLUMNS = (
+    *("award_id", *_OWNER, "action_id", "occurred_at", "effect", "points_available", "loaded_at"),
+    *(column for _, column in _TOTALS.values()),
+)
 _ZERO = cast(literal_column("0"), Points())
 _ACTION = literal_column("'action'", Identifier())
 _AWARD = literal_column("'award'", Identifier())
 
 
-# Gaps of all kinds; those across a hole in what was read; those at a time of which everything was read.
-GAPS = ("gaps", "unread_gaps", "covered_gaps")
-
-
-_NOTHING_READ = ReadTimes()
-
-
 @cache
-def partials_from_actions(
-    actions: FromClause, *which: ColumnElement[bool], chained: ReadTimes | None = None
-) -> Select[Any]:
+def partials_from_actions(actions: FromClause, *which: ColumnElement[bool]) -> Select[Any]:
     """One partial balance per award, of the actions that have an effect.
 
     Args:
         actions: Rows with the ledger's columns, each action once.
         which: Conditions on the actions.
-        chained: Add the numbers of gaps in each award's chain of actions, and the time of the newest gap. A gap is
-            where balance before + delta differs from balance after: something other than an action changed the award,
-            such as an edit or an expiry, or the actions between were not read.
     """
-
-    def over_newest_first(function: FunctionElement[Any]) -> ColumnElement[Any]:
-        order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
-        return function.over(partition_by=actions.c.award_id, order_by=order)
-
-    needed = ("award_id", *_OWNER, "action_id", "occurred_at", "effect", "points_available", "loaded_at")
-    points_before = over_newest_first(func.lead(actions.c.points_available))
     ranked = (
-        select(*(actions.c[name] for name in (*needed, *(column for _, column in _TOTALS.values()))))
+        select(*(actions.c[name] for name in _ACTION_COLUMNS))
         .add_columns(
-            over_newest_first(row_number()).label("rank"),
-            over_newest_first(func.lead(actions.c.occurred_at)).label("before_at"),
-            *([points_before.label("points_before")] if chained else []),
+            _over_newest_first(actions, row_number()).label("rank"),
+            _over_newest_first(actions, func.lead(actions.c.occurred_at)).label("before_at"),
         )
         .where(actions.c.effect.is_not(None), *which)
         .subquery("ranked")
@@ -128,8 +114,12 @@ def partials_from_actions(
         func.max(r.loaded_at).label("updated_at"),
         of_oldest(r.action_id).label("first_action_id"),
         of_oldest(exact(r.points_available - change_of(r))).label("opening"),
-        *(_gaps(r, chained) if chained else []),
     ).group_by(r.award_id)
+
+
+def _over_newest_first(actions: FromClause, function: FunctionElement[Any]) -> ColumnElement[Any]:
+    order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
+    return function.over(partition_by=actions.c.award_id, order_by=order)
 
 
 def change_of(actions: Columns) -> ColumnElement[Any]:
@@ -139,30 +129,6 @@ def change_of(actions: Columns) -> ColumnElement[Any]:
         (actions["effect"] == literal_column("'redeemed'"), -actions["points_redeemed"]),
         else_=actions["points_refunded"],
     )
-
-
-def _gaps(actions: Columns, read: ReadTimes) -> list[ColumnElement[Any]]:
-    """Gap counts and newest gap, from actions with the columns `points_before` and `before_at`."""
-    is_gap = exact(actions["points_available"] - actions["points_before"]) != change_of(actions)
-    before_at, at = actions["before_at"], actions["occurred_at"]
-    kinds = {
-        "gaps": is_gap,
-        "unread_gaps": and_(is_gap, or_(false(), *(overlaps(before_at, at, _literal(hole)) for hole in read.holes))),
-        "covered_gaps": and_(
-            is_gap, or_(false(), *(is_inside(before_at, at, _literal(each)) for each in read.covered))
-        ),
-    }
-    return [
-        *(
-            cast(func.count(case((is_kind, actions["action_id"]))), BigInteger).label(name)
-            for name, is_kind in kinds.items()
-        ),
-        func.max(case((is_gap, actions["occurred_at"]))).label("gap_at"),
-    ]
-
-
-def _literal(interval: Interval) -> Any:
-    return Interval(*(literal(edge, Instant()) for edge in interval))  # type: ignore[arg-type]
 
 
 def _sums(actions: Columns) -> list[Label[Any]]:
@@ -250,11 +216,9 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
 def aggregate(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
     """One balance per award, from the partials of its actions and of its snapshot.
 
-    Extra columns of `actions` are kept. There is no full join in it, because some engines have none.
+    There is no full join in it, because some engines have none.
     """
-    others = [column for column in actions.selected_columns if column.name not in awards.selected_columns]
-    nothing = (cast(null(), column.type).label(column.name) for column in others)
-    both = union_all(actions, awards.add_columns(*nothing)).subquery("partials")
+    both = union_all(actions, awards).subquery("partials")
 
     def of(source: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
         is_its = both.c.as_of_source == literal_column(f"'{source}'")
@@ -276,14 +240,13 @@ def aggregate(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
         each.name: h[f"award_{each.name}"] if each.name in _SNAPSHOT_COLUMNS else cast(null(), each.type)
         for each in columns
     }
-    balance = {**union(snapshot, action), **{column.name: action[column.name] for column in others}}
-    return select(h.award_id, *(column.label(name) for name, column in balance.items()))
+    return select(h.award_id, *(column.label(name) for name, column in union(snapshot, action).items()))
 
 
 @cache
-def all_balances(tables: Tables, *, chained: ReadTimes | None = None) -> Select[Any]:
+def all_balances(tables: Tables) -> Select[Any]:
     """Recompute every balance from the whole ledger and all snapshots."""
-    return aggregate(partials_from_actions(tables.actions, chained=chained), partials_from_snapshots(tables.awards))
+    return aggregate(partials_from_actions(tables.actions), partials_from_snapshots(tables.awards))
 
 
 @cache
@@ -346,57 +309,76 @@ def fill_owner(table: Table, key: str, owner: FromClause) -> RowUpdate:
 
 
 @cache
-def differences(tables: Tables, examples_max: int, read: ReadTimes = _NOTHING_READ) -> Select[Any]:
-    """Awards whose stored balance differs from the recomputed one, or whose chain of actions has gaps.
-
-    Returns the first `examples_max` of each kind, with stored points, expected points and gaps. Every row also has the
-    total number of differing awards and of gaps of each kind. Reads the ledger once.
-    """
+def differences(tables: Tables) -> Select[Any]:
+    """Awards whose stored balance differs from the recomputed one: their stored and expected points."""
     stored = tables.award_balances
-    expected = all_balances(tables, chained=read).subquery("expected")
+    expected = all_balances(tables).subquery("expected")
     compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118
-    gaps = [expected.c[name] for name in (*GAPS, "gap_at")]
-    nothing = [cast(null(), column.type).label(column.name) for column in gaps]
     sides = union_all(
-        select(*(stored.c[name] for name in compared), *nothing, literal_column("0").label("side")),
-        select(*(expected.c[name] for name in compared), *gaps, literal_column("1").label("side")),
+        *(
+            select(*(rows.c[name] for name in compared), literal_column(side).label("side"))
+            for side, rows in (("0", stored), ("1", expected))
+        )
     ).subquery("sides")
     # Equal rows of both sides become one row; a row that only one side has stays alone.
     s = sides.c
-    agree = and_(func.count() == 2, func.min(s.side) != func.max(s.side))
-    distinct = (
+    alone = (
         select(s.award_id, s.points, func.min(s.side).label("first_side"), func.max(s.side).label("last_side"))
-        .add_columns(
-            case((agree, 1), else_=0).label("agree"), *(func.max(s[each.name]).label(each.name) for each in gaps)
-        )
         .group_by(*(s[name] for name in compared))
-        .subquery("distinct_rows")
+        .having(or_(func.count() != 2, func.min(s.side) == func.max(s.side)))
+        .subquery("alone")
     )
-    d = distinct.c
-    found = (
+    d = alone.c
+    return (
         select(
             d.award_id,
             func.max(case((d.first_side == 0, d.points))).label("points"),
             func.max(case((d.last_side == 1, d.points))).label("expected_points"),
-            (1 - func.min(d.agree)).label("drifted"),
-            *(func.max(d[column.name]).label(column.name) for column in gaps),
         )
         .group_by(d.award_id)
-        .having(or_(func.min(d.agree) == 0, func.max(d.gaps) > 0))
+        .order_by(d.award_id)
+    )
+
+
+@cache
+def gaps(tables: Tables, read: ReadTimes) -> Select[Any]:
+    """Awards whose chain of actions has gaps: their numbers of each kind, the time of the newest, and the totals.
+
+    A gap is where balance before + delta differs from balance after: something other than an action changed the award,
+    such as an edit or an expiry, or the actions between were not read.
+    """
+    actions = tables.actions
+    chained = (
+        select(*(actions.c[name] for name in _ACTION_COLUMNS))
+        .add_columns(
+            _over_newest_first(actions, func.lead(actions.c.points_available)).label("points_before"),
+            _over_newest_first(actions, func.lead(actions.c.occurred_at)).label("before_at"),
+        )
+        .where(actions.c.effect.is_not(None))
+        .subquery("chained")
+    )
+    c = chained.c
+    across_hole = (overlaps(c.before_at, c.occurred_at, _literal(hole)) for hole in read.holes)
+    inside_covered = (is_inside(c.before_at, c.occurred_at, _literal(each)) for each in read.covered)
+    counts = {
+        "gaps": func.count(),
+        "unread": func.count(case((or_(false(), *across_hole), c.action_id))),
+        "covered": func.count(case((or_(false(), *inside_covered), c.action_id))),
+    }
+    is_gap = exact(c.points_available - c.points_before) != change_of(c)
+    found = (
+        select(c.award_id, *(cast(count, BigInteger).label(name) for name, count in counts.items()))
+        .add_columns(func.max(c.occurred_at).label("gap_at"))
+        .where(is_gap)
+        .group_by(c.award_id)
         .subquery("found")
     )
-    f = found.c
-    has_gaps = case((f.gaps > 0, 1), else_=0)
-    places = [row_number().over(partition_by=kind, order_by=f.award_id) for kind in (f.drifted, has_gaps)]
-    counted = select(
-        *f,
-        *(place.label(f"place_{number}") for number, place in enumerate(places)),
-        func.sum(f.drifted).over().label("all_drifted"),
-        *(func.sum(f[name]).over().label(f"all_{name}") for name in GAPS),
-    ).subquery("counted")
-    c, last = counted.c, literal_column(str(examples_max), BigInteger)
-    is_first = or_(and_(c.drifted == 1, c.place_0 <= last), and_(c.gaps > 0, c.place_1 <= last))
-    return select(counted).where(is_first).order_by(c.award_id)
+    totals = (func.sum(found.c[name]).over().label(f"all_{name}") for name in counts)
+    return select(found, *totals).order_by(found.c.award_id)
+
+
+def _literal(interval: Interval) -> Any:
+    return Interval(*(literal(edge, Instant()) for edge in interval))  # type: ignore[arg-type]
 
 
 @cache

@@ -12,6 +12,7 @@ from sqlalchemy import Column, Double, MetaData, Table, make_url
 from target_crm.balances_cli.verify import rebuild
 from target_crm.engines.registry import adapter_for
 from target_crm.loader.target import TargetCrm
+from target_crm.records.coverage import ReadTimes
 from target_crm.records.schemas import FORMER_NAMES
 from target_crm.sql import balances
 from target_crm.sql.tables import tables_in
@@ -138,7 +139,12 @@ def record_statements(engine: str) -> dict[str, list[str]]:
     target = TargetCrm(config={"sqlalchemy_url": "sqlite://"}, warehouse=cast("Any", warehouse))
 
     def verify() -> None:
-        for query in (balances.differences(warehouse.tables, 20), balances.behind_snapshot(warehouse.tables)):
+        tables = warehouse.tables
+        for query in (
+            balances.differences(tables),
+            balances.behind_snapshot(tables),
+            balances.gaps(tables, ReadTimes()),
+        ):
             warehouse.execute(query)
 
     def upgrade() -> None:

@@ -186,7 +186,9 @@ def test_balances_draw_their_step_while_the_warehouse_works(postgres_url: str) -
             stderr=terminal.theirs,
         ) as running:
             shown = terminal.read_until(
-                lambda text: re.search(r"0:0\d Verifying 1 balance against", CONTROL.sub("", text)) is not None
+                lambda text: (
+                    re.search(r"0:0\d Comparing every balance with the ledger", CONTROL.sub("", text)) is not None
+                )
             )
             blocking.rollback()
             running.wait(RUN_SECONDS_MAX)
