@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-_UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60))
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 
 def counted(number: int, noun: str) -> str:
@@ -10,9 +13,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def duration(seconds: float) -> str:
-    """Format a duration in the largest unit that it has at least two of: `12 seconds`, `66 hours`, `5 days`."""
-    for unit, size in _UNITS:
-        if seconds >= 2 * size - 0.5:
-            return counted(round(seconds / size), unit)
-    return counted(round(seconds), "second")
+def duration(length: timedelta) -> str:
+    """Format a length of time, such as `12 min`."""
+    seconds = length.total_seconds()
+    for unit, unit_seconds in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if round(abs(seconds)) >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:,.0f} {unit}"
+    return f"{seconds:,.0f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from datetime import timedelta
 from functools import cached_property
 from importlib.resources import files
 from itertools import chain, islice
@@ -288,7 +289,8 @@ class PepperStream(Stream):
         elif (bookmark := self.bookmark) is not None:
             lag_seconds = seconds_between(bookmark, to_bound(client.clock.now()))
             log_metric(Metric.BOOKMARK_LAG, lag_seconds, self.name)
-            self.logger.info("%s: done, %s, read up to %s ago", self.name, summary, duration(max(0.0, lag_seconds)))
+            lag = f"{duration(timedelta(seconds=lag_seconds))} ago" if lag_seconds >= 1 else "now"
+            self.logger.info("%s: done, %s, read up to %s", self.name, summary, lag)
         else:
             self.logger.info("%s: done, %s", self.name, summary)
         if self._unknown_fields:

@@ -137,7 +137,7 @@ class PepperClient:
             logger.warning("Pepper's responses have no Date header; using the local clock")
             return now
         if abs(now - date) > SKEW_QUIET:
-            skew = duration(abs(now - date).total_seconds())
+            skew = duration(abs(now - date))
             direction = "ahead of" if now > date else "behind"
             logger.warning("local clock is %s %s Pepper's; using Pepper's", skew, direction)
         return date

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
+from pepper_runtime.wording import duration
 from target_crm.errors import WarehouseError
 from target_crm.records.coverage import REPLICATION_KEY, STREAM, summarize
 from target_crm.sql.coverage import recorded
@@ -14,7 +15,7 @@ from target_crm.warehouse import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from sqlalchemy import Connection
 
@@ -177,15 +178,6 @@ def as_text(coverage: Coverage) -> str:
 def utc(moment: datetime) -> str:
     """Format a time, with seconds if there are any."""
     return f"{moment:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
-
-
-def duration(length: timedelta) -> str:
-    """Format a length of time, such as `12 min`."""
-    seconds = length.total_seconds()
-    for unit, unit_seconds in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if abs(seconds) >= 2 * unit_seconds:
-            return f"{seconds / unit_seconds:,.0f} {unit}"
-    return f"{seconds:,.0f} s"
 
 
 def _edges(interval: Interval) -> dict[str, datetime]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import case, cast, func, select
 
-from pepper_runtime.wording import counted
-from target_crm.balances_cli.coverage import duration, read_coverage
+from pepper_runtime.wording import counted, duration
+from target_crm.balances_cli.coverage import read_coverage
 from target_crm.records import explanation
 from target_crm.records.actions import location_title
 from target_crm.records.column_types import LongText

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from pepper_runtime.wording import counted
-from target_crm.balances_cli.coverage import duration
+from pepper_runtime.wording import counted, duration
 from target_crm.records.values import Invalid
 
 if TYPE_CHECKING:

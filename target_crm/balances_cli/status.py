@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, cast, column, func, inspect, select
 from sqlalchemy import table as any_table
 
-from pepper_runtime.wording import counted
-from target_crm.balances_cli.coverage import Coverage, coverage_in, duration
+from pepper_runtime.wording import counted, duration
+from target_crm.balances_cli.coverage import Coverage, coverage_in
 from target_crm.balances_cli.verify import Check, compare_balances, compare_totals
 from target_crm.records.column_types import Instant
 from target_crm.records.names import ascii_snake_case

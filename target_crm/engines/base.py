@@ -13,6 +13,7 @@ from typing import cast as cast_type
 
 from sqlalchemy import Double, Integer, case, cast, create_engine, inspect, null, type_coerce
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import ExecutableDDLElement, SetColumnComment, SetTableComment
 
 from target_crm.engines.driver_errors import describe, is_about_row, pep_249_classes
 from target_crm.errors import ConnectionLost
@@ -190,9 +191,12 @@ class EngineAdapter:
         """The key columns of a table in the warehouse."""
         return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
 
-    def comment_on(self, dialect: Dialect, table: Table) -> str:  # noqa: ARG002
-        """Return the statement that stores in the catalog what a table and its columns hold; empty for none."""
-        return ""
+    def comments_on(self, dialect: Dialect, table: Table) -> list[str]:  # noqa: ARG002
+        """Return the statements that store in the catalog what a new table and its columns hold.
+
+        None for a dialect that puts the comments into CREATE TABLE, as MySQL and BigQuery do.
+        """
+        return []
 
     def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:
         """Return the statement that renames a column.
@@ -308,6 +312,15 @@ def lock_name(name: str) -> str:
 def quoted_name(connection: Connection, table: Table) -> str:
     """A table's name as SQL."""
     return connection.dialect.identifier_preparer.format_table(table)
+
+
+def comment_statements(dialect: Dialect, table: Table) -> list[str]:
+    """`COMMENT ON` for a table and each of its columns; none if the table has no comment."""
+    if table.comment is None:
+        return []
+    comments: list[ExecutableDDLElement] = [SetTableComment(table)]
+    comments += [SetColumnComment(column) for column in table.columns if column.comment]
+    return [str(comment.compile(dialect=dialect)) for comment in comments]
 
 
 def quoted_columns(connection: Connection, table: Table) -> str:

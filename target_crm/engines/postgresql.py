@@ -14,6 +14,7 @@ from target_crm.engines.base import (
     LOCK_WAIT_SECONDS,
     ExtendedSQLAdapter,
     alter_type_using_cast,
+    comment_statements,
     merge_on_conflict,
     quoted_columns,
     quoted_name,
@@ -25,7 +26,7 @@ from target_crm.errors import SettingError
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 from target_crm.records.schemas import TableLimits
 from target_crm.sql import staging
-from target_crm.sql.tables import DESCRIPTION, WORK, WORK_PREFIX
+from target_crm.sql.tables import WORK, WORK_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -180,16 +181,10 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             return table.primary_key.columns.keys()
         return super().keys(connection, table)
 
-    def comment_on(self, dialect: Dialect, table: Table) -> str:
+    def comments_on(self, dialect: Dialect, table: Table) -> list[str]:
         """Comment on all columns in one statement, which is one round trip."""
-        if DESCRIPTION not in table.info:
-            return ""
-        preparer = dialect.identifier_preparer
-        name = preparer.format_table(table)
-        comments = {f"TABLE {name}": table.info[DESCRIPTION]}
-        comments |= {f"COLUMN {name}.{preparer.quote(each.name)}": each.doc for each in table.columns if each.doc}
-        literal = String().literal_processor(dialect)  # type: ignore[no-untyped-call]
-        return f"DO $$ BEGIN {' '.join(f'COMMENT ON {each} IS {literal(comments[each])};' for each in comments)} END $$"
+        statements = comment_statements(dialect, table)
+        return [f"DO $$ BEGIN {'; '.join(statements)}; END $$"] if statements else []
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
         """Cast the values."""

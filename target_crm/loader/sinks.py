@@ -182,7 +182,7 @@ class LedgerSink(StreamSink):
         return Activation(ignored="the ledger keeps every action")
 
     def rejection(self, row: Row, reason: str) -> Rejection:
-        """The action as it came."""
+        """Quarantine the unchanged action."""
         line, *columns = row
         return Rejection(self.stream, reason, line, _compact(LedgerRow(*columns).payload))
 

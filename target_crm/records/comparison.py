@@ -32,7 +32,7 @@ DIFFERENCES = (Verdict.DIFFERENT, Verdict.MISSING_HERE, Verdict.MISSING_IN_PEPPE
 
 
 class Observation(NamedTuple):
-    """An award as it was read from Pepper."""
+    """An award in Pepper, as the tap read it."""
 
     counts: bool
     """Whether it has points, or is deleted."""

@@ -70,10 +70,10 @@ class Line:
     The balance of the opening line plus the changes of all lines is the balance of the last line.
 
     Attributes:
-        event: What the line is about.
-        at: When it happened; of a hole its end; of an adjustment when it was found.
-        after: Of a hole its beginning; of an adjustment the time until which the balance was as the lines above say.
-        change: By how much the balance changed; None if the line does not count.
+        event: The kind of the line.
+        at: The time of the event. For a hole: its end; for an adjustment: the time it was found.
+        after: For a hole: its beginning; for an adjustment: the last time at which the balance matched the lines above.
+        change: The change of the balance; None if the line does not count.
         balance: The balance after that; of a snapshot what Pepper showed.
         source: Where an action came from, such as a till.
         note: What else there is to say.

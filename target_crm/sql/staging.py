@@ -305,7 +305,7 @@ def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 def pick_completing(ledger: Table, staged: Staged) -> Insert:
     """Fill `fresh` with the first staged action of each id that has an effect, where the ledger's has none.
 
-    The ledger's lacks what was deselected when it was read.
+    The ledger's row lacks fields that were deselected when it was read.
     """
     rows = staged.table
     first = (

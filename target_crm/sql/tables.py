@@ -185,6 +185,11 @@ class Tables:
         self.staged_rejections = Staged(staging_of(self.rejected_records).to_metadata(self.metadata), self.fresh)
         self.merged = Table(f"{WORK_PREFIX}merged", self.metadata, *_balance_columns(work=True), info=WORK)
         self.of_balances = {self.actions, self.award_balances, self.awards, self.staged_actions.table, self.merged}
+        for table in self.metadata.tables.values():
+            if DESCRIPTION in table.info:
+                table.comment = table.info[DESCRIPTION]
+                for column in table.columns:
+                    column.comment = column.doc
 
     @property
     def reserved_names(self) -> set[str]:

@@ -203,8 +203,8 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
         if adapter.rename_table and inspector.has_table(rebuilt_of(table), schema=table.schema):
             # An engine without transactions was interrupted between the last two steps of `_rebuild`.
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
-        comment = adapter.comment_on(dialect, table)
-        return [*creation(table), *([DDL(comment)] if comment else [])]  # type: ignore[no-untyped-call]
+        comments = adapter.comments_on(dialect, table)
+        return [*creation(table), *(DDL(comment) for comment in comments)]  # type: ignore[no-untyped-call]
     # Nobody else has tables with the names of work tables, so that saves a query for each.
     if table.info != WORK and table.name in adapter.view_names(connection, table.schema):
         raise WarehouseError(f"table {table.name!r} is a view: drop or rename the view, or rename the stream by a map")

@@ -475,5 +475,5 @@ def test_actions_that_were_read_without_their_points_change_no_balance(
 
     assert run_balances(["verify"]) == 0
 
-    verdict = "Verified 0 balances against 0 actions: none of the 3 actions in the ledger changes a balance"
+    verdict = "Verified 0 balances against 3 actions: none of them changes a balance"
     assert capsys.readouterr().out.splitlines()[-1] == verdict

@@ -12,10 +12,11 @@ from sqlalchemy import event
 
 from target_crm.engines.mysql import MySQLAdapter
 from target_crm.errors import WarehouseError
+from target_crm.sql.tables import DESCRIPTION, Tables
 from target_crm.warehouse.connection import Warehouse
 from tests.conformance import Unavailable
 from tests.conformance.mariadb import mariadb
-from tests.helpers.target import INTEGER, NUMBER, TEXT, execute, load, query, record, schema, state
+from tests.helpers.target import ACTIONS, INTEGER, NUMBER, TEXT, action, execute, load, query, record, schema, state
 from tests.helpers.waits import logged_waits
 from tests.target.test_widening import MICROS, TIME, UNSIGNED, check_widening
 
@@ -75,6 +76,23 @@ def test_a_stream_whose_rows_would_be_too_long_stops_alone(url: str) -> None:
         load(url, [wide, record("w", {"id": 1}), schema("o", {"id": TEXT}, "id"), record("o", {"id": "1"})])
 
     assert query(url, "SELECT id FROM o") == [("1",)]
+
+
+def test_the_catalog_describes_the_own_tables_and_columns(url: str) -> None:
+    load(url, [ACTIONS, action("a1", delta=2, available=7)])
+
+    own = [each for each in Tables().metadata.tables.values() if DESCRIPTION in each.info]
+    described = (
+        "SELECT table_name, table_comment FROM information_schema.tables "
+        "WHERE table_schema = database() AND table_type = 'BASE TABLE' AND table_comment <> ''"
+    )
+    assert dict(query(url, described)) == {each.name: each.info[DESCRIPTION] for each in own}
+    described = (
+        "SELECT table_name, column_name, column_comment FROM information_schema.columns "
+        "WHERE table_schema = database() AND column_comment <> ''"
+    )
+    # Columns of a view have the comments of its tables' columns.
+    assert {(each.name, column.name, column.doc) for each in own for column in each.columns} <= {*query(url, described)}
 
 
 def test_the_texts_of_a_key_share_its_length(url: str) -> None:

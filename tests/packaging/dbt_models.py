@@ -114,7 +114,7 @@ class Shop:
 
 
 def check_late_changes(url: str, shop: Shop) -> None:
-    """Build again after a late action: the incremental model equals one that is built anew."""
+    """Build again after a late action: the incremental model equals a full rebuild."""
     execute(
         url,
         "INSERT INTO actions (action_id, type, user_id, award_id, perk_id, occurred_at, effect, points_available, "

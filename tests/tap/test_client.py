@@ -478,4 +478,4 @@ def test_the_local_clock_is_used_without_a_valid_date(date: str | None, caplog: 
 def test_a_clock_difference_is_logged(date: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     with Script(Reply(headers={"Date": date})) as script, client_of(script.url) as (client, _):
         client.server_time("/awards")
-    assert ("local clock is 2 minutes ahead of Pepper's" in caplog.text) is warned
+    assert ("local clock is 2 min ahead of Pepper's" in caplog.text) is warned

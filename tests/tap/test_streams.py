@@ -1313,7 +1313,7 @@ def test_a_long_run_logs_how_far_behind_it_is(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO)
     with Script(listing()) as script:
         run_script(script, "actions", start_date="2026-10-01T00:00:00Z")
-    assert "actions: 0 records, 1 page, window 2026-10-01 00:00:00 to 06:00:00, 6 hours left to read" in caplog.text
+    assert "actions: 0 records, 1 page, window 2026-10-01 00:00:00 to 06:00:00, 6 h left to read" in caplog.text
 
 
 # Against the sandbox.

@@ -340,3 +340,16 @@ def test_postgresql_knows_what_the_columns_of_the_own_tables_hold(postgres_url: 
     own = [each for each in Tables().metadata.tables.values() if DESCRIPTION in each.info]
     assert sorted(described) == sorted((each.name, column.name, column.doc) for each in own for column in each.columns)
     assert ("award_balances", "points", "The points of the newest observation.") in described
+
+
+def test_duckdb_describes_the_own_tables_and_columns(tmp_path: Path) -> None:
+    url = f"duckdb:///{tmp_path / 'crm.db'}"
+    load(url, [ACTIONS, action("a1", delta=2, available=7)])
+
+    own = [each for each in Tables().metadata.tables.values() if DESCRIPTION in each.info]
+    tables = "SELECT table_name, comment FROM duckdb_tables() WHERE comment IS NOT NULL"
+    assert dict(query(url, tables)) == {each.name: each.info[DESCRIPTION] for each in own}
+    columns = "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL"
+    assert sorted(query(url, columns)) == sorted(
+        (each.name, column.name, column.doc) for each in own for column in each.columns
+    )
