@@ -157,7 +157,7 @@ def test_only_the_last_program_of_a_pipeline_draws_progress(tmp_path: Path) -> N
                 command("tap-pepper", "--config", "ENV"), env=settings, stdout=stdout, stderr=terminal.theirs
             ) as running:
                 if running.stdout:
-                    terminal.read_until(lambda text: "actions: window" in text)
+                    terminal.read_until(lambda text: ", window " in text)
                     for _ in range(2000):
                         running.stdout.readline()
                 else:
