@@ -113,18 +113,6 @@ def test_ddl_creates_no_schema_and_no_table(postgres_url: str, capsys: pytest.Ca
     assert query(url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'shop_a'") == [(0,)]
 
 
-def test_report_writes_a_file_and_names_it_or_prints_to_standard_output(url: str, tmp_path: Path) -> None:
-    written = run("report", "--url", url, stdout=subprocess.PIPE, cwd=tmp_path)
-    printed = run("report", "--url", url, "--output", "-", stdout=subprocess.PIPE, cwd=tmp_path)
-    figures = run("report", "--url", url, "--format", "csv", stdout=subprocess.PIPE, cwd=tmp_path)
-
-    assert (written.returncode, written.stdout) == (0, "Wrote loyalty-report.html\n")
-    assert (tmp_path / "loyalty-report.html").read_text().startswith("<!doctype html>")
-    assert printed.stdout.startswith("<!doctype html>")
-    assert figures.stdout.startswith("figure,of,measure,value\n")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["crm.db", "loyalty-report.html"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
