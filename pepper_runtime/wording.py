@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 record`, `1,204 records`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """`1 record`, `1,204 records`; a plural that does not end in `s` alone is given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def duration(length: timedelta) -> str:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
+from pepper_runtime.wording import counted
 from pepper_sandbox.api import APPLICATION_ID, TOKEN
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
@@ -23,7 +24,7 @@ DAYS_MAX = 3_660
 
 GREETING = """\
 Simulated Pepper listening on {url}
-  {users:,} users, {days:g} days of history until {now:%Y-%m-%d %H:%M} UTC; time advances
+  {users}, {days} of history until {now:%Y-%m-%d %H:%M} UTC; time advances
 
   token          {token}
   merchant code  {application_id}
@@ -59,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 url=sandbox.url,
                 token=sandbox.token,
                 application_id=sandbox.application_id,
-                users=options.users,
-                days=options.days,
+                users=counted(options.users, "user"),
+                days=counted(int(options.days) if options.days.is_integer() else options.days, "day"),
                 now=now,
             )
             print(greeting, flush=True)

@@ -280,7 +280,7 @@ class PepperStream(Stream):
         log_metric(Metric.WAIT, round(client.limiter.waited_seconds, 3), self.name)
         summary = f"{counted(self._records, 'record')} from {counted(traffic.pages, 'page')}"
         if traffic.retries:
-            summary += f", {traffic.retries:,} retries"
+            summary += f", {counted(traffic.retries, 'retry', 'retries')}"
         if failure:
             # At once, because other streams may take long; the end of the run repeats the reason.
             is_expected = isinstance(failure, PepperError | SingerSDKError)

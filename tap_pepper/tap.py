@@ -19,6 +19,7 @@ from singer_sdk.tap_base import CliTestOptionValue
 from pepper_runtime.cli import SIGNAL_EXIT_CODE, run_cli
 from pepper_runtime.config import parse_object
 from pepper_runtime.plugin import Plugin
+from pepper_runtime.wording import counted
 from tap_pepper.api.client import PepperClient
 from tap_pepper.catalog import complete_selection
 from tap_pepper.errors import ConfigError, FatalRunError, PepperError, StreamsFailed
@@ -143,7 +144,7 @@ class TapPepper(Plugin, Tap):
                 if isinstance(error, FatalRunError):
                     break
             else:
-                print(f"{name}: readable, {rows:,} rows seen", flush=True)
+                print(f"{name}: readable, {counted(rows, 'row')} seen", flush=True)
         return are_readable
 
     def discover_streams(self) -> list[PepperStream]:

@@ -481,8 +481,8 @@ def replay(options: Options) -> int:
     """
     with options.warehouse(needs_balances=False) as warehouse:
         counts = replay_quarantine(options.target.config, warehouse)
-    text = "Retried {tried:,} records: {loaded:,} loaded, {rejected:,} left in quarantine"
-    options.print(counts, text.format(**counts))
+    tried = counted(counts["tried"], "record")
+    options.print(counts, f"Retried {tried}: {counts['loaded']:,} loaded, {counts['rejected']:,} left in quarantine")
     return EXIT_OK
 
 
@@ -497,7 +497,7 @@ def forget(options: Options, user_id: str, *, dry_run: bool) -> int:
     """
     with options.warehouse() as warehouse:
         erased = erasure.forget(warehouse, user_id, dry_run=dry_run)
-    rows = ", ".join(f"{count:,} {table}" for table, count in erased.rows.items())
+    rows = ", ".join(counted(count, erasure.NOUNS[table]) for table, count in erased.rows.items())
     text = f"{'Would erase' if dry_run else 'Erased'} personal data in {rows}"
     options.print(erased.rows, text if erased.is_known else "No row has this user id; nothing to erase")
     return EXIT_OK if erased.is_known else EXIT_UNKNOWN

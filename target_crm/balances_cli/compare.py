@@ -104,8 +104,8 @@ class AwardsInput:
             )
         if not self.read.is_finished:
             raise InputError(
-                f"awards: no STATE follows the last award in {self._reader.line_number:,} lines, so the tap stopped "
-                "before it had read all; see its log"
+                f"awards: no STATE follows the last award in {counted(self._reader.line_number, 'line')}, so the tap "
+                "stopped before it had read all; see its log"
             )
 
     def _refuse(self, _line: object, reason: str) -> NoReturn:

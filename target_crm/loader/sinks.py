@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import case, func, or_, select
 
+from pepper_runtime.wording import counted
 from target_crm.errors import InputError
 from target_crm.records import values
 from target_crm.records.actions import INVALID_POINTS, LedgerRow, invalid_points, ledger_row
@@ -409,7 +410,7 @@ class TableSink(StreamSink):
         self.adapter.recover(connection, self.table)
         rows, unversioned = connection.execute(staging.count_unversioned(self.table)).one()
         if unversioned > self.context.settings.max_deleted_fraction * rows:
-            reason = f"{unversioned:,} of {rows:,} rows have no version, and would be deleted"
+            reason = f"{unversioned:,} of {counted(rows, 'row')} would be deleted for lack of a version"
             return Activation(ignored=reason, needs_decision=True)
         hard = self.context.settings.hard_delete and not self.fixed
         return Activation(self.adapter.execute(connection, staging.activate(self.table, version, hard=hard)))

@@ -371,6 +371,9 @@ def test_replayed_records_that_load_leave_the_quarantine(balances: Any, warehous
     assert (row["points"], row["earned_total"], row["action_count"]) == (2, 2, 2)
     assert table(warehouse_url, "rejected_records", "payload") == [{"payload": "no message"}]
 
+    load_rejected(warehouse_url, [action("r3", delta=1, available=1, award="w8", context={})])
+    assert balances("replay") == (0, "Retried 1 record: 0 loaded, 2 left in quarantine\n")
+
 
 def test_replayed_records_that_fail_again_stay_in_quarantine_once(balances: Any, warehouse_url: str) -> None:
     load_rejected(warehouse_url, [ACTIONS, action("r2", context={}), action("a1", delta=5, available=9)])

@@ -129,7 +129,7 @@ def test_dry_run_counts_what_would_be_erased_and_changes_nothing(
 
     assert run_balances(["forget", "u1", "--dry-run"]) == 0
 
-    expected = "Would erase personal data in 5 actions, 1 awards, 1 users, 4 rejected_records\n"
+    expected = "Would erase personal data in 5 actions, 1 award, 1 user, 4 quarantined records\n"
     assert capsys.readouterr().out == expected
     assert naming(crm, NAME) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
 
@@ -140,7 +140,7 @@ def test_forgetting_twice_changes_nothing(crm: Warehouse, capsys: pytest.Capture
 
     assert run_balances(["forget", "u1"]) == 0
 
-    assert capsys.readouterr().out == "Erased personal data in 0 actions, 0 awards, 0 users, 0 rejected_records\n"
+    assert capsys.readouterr().out == "Erased personal data in 0 actions, 0 awards, 0 users, 0 quarantined records\n"
     assert naming(crm, OTHER_NAME) != {}
 
 

@@ -38,29 +38,38 @@ def main() -> None:
         for url in (f"duckdb:///{folder / 'crm.duckdb'}", new_database(server.url)):
             engine = url.partition(":")[0]
             (folder / engine).mkdir()
-            world = load(url, folder / engine)
+            world, perks = load(url, folder / engine)
             shop = Shop(dbt, folder / engine, url)
             shop.run("deps")
             shop.run("build")
-            print(f"{engine}: {check(url, world)}")
+            print(f"{engine}: {check(url, world, perks)}")
             check_late_changes(url, shop)
             check_warnings(url, shop)
+            check_holes(url, shop)
 
 
-def load(url: str, folder: Path) -> World:
-    """Load a programme of some weeks in six runs, with edits and a deleted award."""
+def load(url: str, folder: Path) -> tuple[World, dict[str, Any]]:
+    """Load a programme of some weeks in six runs, with edits and a deleted award; return it and all perks it showed."""
     world = World(seed=19, users=40, days=30, now=START)
     with Sandbox(world) as sandbox:
         pipeline = Pipeline(sandbox, url, folder, {"TAP_PEPPER_START_DATE": LEDGER_START.isoformat()})
         pipeline.run()
+        perks = {perk["_id"]: perk for perk in world.perks()}
         for edited in sorted(world.balances())[:5]:
             world.advance(timedelta(days=4))
             world.change_points(edited, Decimal("7.5"))
             pipeline.run()
+            perks.update({perk["_id"]: perk for perk in world.perks()})
     # An award with changes, deleted near the end.
     deleted = query(url, "SELECT max(award_id) FROM award_balances WHERE action_count > 1")[0][0]
     execute(url, f"UPDATE awards SET _sdc_deleted_at = '2026-02-05 10:00:00' WHERE _id = '{deleted}'")
-    return world
+    # Locations had another title once.
+    execute(
+        url,
+        """UPDATE actions SET payload = CAST(replace(CAST(payload AS varchar), '"title":', '"title":"Old","x":') """
+        f"AS json) WHERE occurred_at < '{START:%Y-%m-%d}'",
+    )
+    return world, perks
 
 
 class Shop:
@@ -146,7 +155,7 @@ def check_warnings(url: str, shop: Shop) -> None:
     assert "WARN 1 pepper_no_rejected_records" in warned.stdout, warned.stdout
 
 
-def check(url: str, world: World) -> str:
+def check(url: str, world: World, perks: dict[str, Any]) -> str:
     """Compare all models with plain Python over the ledger; return a summary.
 
     Raises:
@@ -168,9 +177,12 @@ def check(url: str, world: World) -> str:
         }
     days, cohorts = check_days(url, awards), check_cohorts(url, awards)
     check_coverage(url, world)
+    locations = check_locations(url, world)
+    check_perks(url, world, perks, awards)
     return (
         f"{compared} balances as of {len(MOMENTS)} moments ({len(unedited)} awards also compared with Pepper's), "
-        f"{days} days by perk, {cohorts} months of cohorts"
+        f"{days} days by perk, {cohorts} months of cohorts, "
+        f"{len(perks)} perks, {locations} locations"
     )
 
 
@@ -267,6 +279,36 @@ def end_of(day: date) -> datetime:
     return datetime.combine(day, time.max, UTC)
 
 
+def check_perks(url: str, world: World, shown: dict[str, Any], awards: dict[str, dict[str, Any]]) -> None:
+    """Compare `pepper_dim_perk` with the perks that Pepper showed at some time, and those of awards."""
+    active = {perk["_id"] for perk in world.perks()}
+    expected = {perk: (each["title"], each["type"], perk in active) for perk, each in shown.items()}
+    never_shown = {award["perk"] for award in awards.values()} - shown.keys()
+    assert shown.keys() - active, "Pepper has deleted a perk"
+    assert never_shown
+    expected.update(dict.fromkeys(never_shown, (None, None, False)))
+    rows = query(url, "SELECT perk_id, title, type, is_active FROM models.pepper_dim_perk")
+    assert {perk: tuple(rest) for perk, *rest in rows} == expected
+    assert len(rows) == len(expected)
+
+
+def check_locations(url: str, world: World) -> int:
+    """Compare `pepper_dim_location` with Pepper's actions since the ledger's start."""
+    expected: dict[str, tuple[str, datetime, datetime, int]] = {}
+    for action in world.actions(after=LEDGER_START, until=world.now - timedelta(seconds=5)):
+        if location := action["context"].get("location"):
+            at = datetime.fromisoformat(action["when"]["timestamp"])
+            _, first, _, count = expected.get(location["_id"], ("", at, at, 0))
+            # The actions come in the order of time.
+            expected[location["_id"]] = (location["title"], first, at, count + 1)
+    rows = query(
+        url, "SELECT location_id, title, first_action_at, last_action_at, actions FROM models.pepper_dim_location"
+    )
+    assert {location: (title, utc(first), utc(last), count) for location, title, first, last, count in rows} == expected
+    assert len(rows) == len(expected)
+    return len(rows)
+
+
 def check_coverage(url: str, world: World) -> None:
     """Compare `pepper_coverage` with what was read: everything, since the ledger's start."""
     found = query(url, "SELECT kind, after, until FROM models.pepper_coverage")
@@ -274,6 +316,40 @@ def check_coverage(url: str, world: World) -> None:
         # Pepper's clock has whole seconds.
         ("read", LEDGER_START, world.now.replace(microsecond=0) - timedelta(seconds=5))
     ]
+
+
+def check_holes(url: str, shop: Shop) -> None:
+    """Compare the intervals and holes of several reads, of all types of action and of some, with plain Python."""
+    every = json.dumps(["AWARD_POINTS_REFUNDED", "REDEEM_PERK", "REWARD_EARNED"])
+    reads = [(None, -30, -25), (every, -27, -20), (None, -29, -28), (every, -20, -19), (None, -15, -14)]
+    reads += [('["REDEEM_PERK"]', -26, -22), ('["REDEEM_PERK"]', -21, -20)]
+    for number, (types, *days) in enumerate(reads):
+        recorded_types = f"'{types}'" if types else "NULL"
+        after, until = (f"'{LEDGER_START + timedelta(days=day):%Y-%m-%d %H:%M:%S}'" for day in days)
+        execute(
+            url,
+            "INSERT INTO _crm_coverage (interval_id, merchant, action_types, covered_from, covered_until) "
+            f"SELECT 'read {number}', max(merchant), {recorded_types}, {after}, {until} "
+            "FROM _crm_coverage",
+        )
+    shop.run("run", "--select", "pepper_coverage")
+    recorded: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
+    for types, after, until in query(url, "SELECT action_types, covered_from, covered_until FROM _crm_coverage"):
+        recorded["all" if types in {None, every} else types].append((utc(after), utc(until)))
+    expected = []
+    for types, intervals in recorded.items():
+        merged: list[tuple[datetime, datetime]] = []
+        for after, until in sorted(intervals):
+            if merged and after <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], until))
+            else:
+                merged.append((after, until))
+        expected += [(types, "read", *interval) for interval in merged]
+        expected += [(types, "hole", before[1], after[0]) for before, after in pairwise(merged)]
+    rows = query(url, "SELECT action_types, kind, after, until FROM models.pepper_coverage")
+    found = [(types, kind, utc(after), utc(until)) for types, kind, after, until in rows]
+    assert sorted(found) == sorted(expected)
+    assert len(found) == 8, "three intervals of all types and two of some, and the holes between them"
 
 
 def check_cohorts(url: str, awards: dict[str, dict[str, Any]]) -> int:

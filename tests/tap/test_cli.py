@@ -409,10 +409,10 @@ def test_an_unknown_option_is_reported_in_one_line(console: Console) -> None:
 
 def test_test_prints_a_verdict_per_readable_stream_and_no_records(console: Console) -> None:
     rows = [{"_id": str(number), "userId": "u1"} for number in range(3)]
-    with Script(listing(), listing(*rows), Reply(status=403), listing()) as script:
+    with Script(listing(), listing(*rows), Reply(status=403), listing(rows[0])) as script:
         outcome = console("--test", settings=config(script.url, start_date="2026-09-30T00:00:00Z"))
     assert outcome.code == 1
-    assert outcome.stdout == "actions: readable, 3 rows seen\nperks: readable, 0 rows seen\n"
+    assert outcome.stdout == "actions: readable, 3 rows seen\nperks: readable, 1 row seen\n"
     assert len(outcome.verdicts) == 1
     assert outcome.verdicts[0].startswith("awards: not readable: ")
     assert "check that the role of auth_token may read this, and that it belongs to application_id" in outcome.stderr

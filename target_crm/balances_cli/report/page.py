@@ -506,7 +506,7 @@ def _activity_by_hour(report: Report) -> Chart:
     hours, busiest = report.hours, max(report.hours, key=lambda row: row["actions"])
     summary = (
         f"Busiest: {charts.WEEKDAYS[busiest['weekday']]} from {busiest['hour']}:00, {report.zone}, with "
-        f"{busiest['actions']:,} loyalty actions."
+        f"{_count(busiest['actions'], 'loyalty action')}."
     )
     rows: list[tuple[Cell, ...]] = [
         (f"{hour}:00", *(row["actions"] for row in hours if row["hour"] == hour)) for hour in range(24)
