@@ -7,6 +7,9 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dotenv import find_dotenv, load_dotenv
+from singer_sdk.configuration._dict_config import parse_environment_config
+from singer_sdk.helpers._classproperty import classproperty
 from singer_sdk.plugin_base import JSONSchemaValidator, PluginBase
 
 from pepper_runtime import logs
@@ -41,12 +44,14 @@ class Plugin(PluginBase):
 
         Args:
             config: The settings; null means that a setting is not set, and so does empty text where it is no text.
-            parse_env_config: Also read the environment variables, which win.
+            parse_env_config: Also read the environment variables, which win, and a `.env` of the working directory or
+                a folder above it, for those that are not set.
             options: The SDK's other arguments.
         """
         self.append_builtin_config(self.config_jsonschema)
         self._reads_environment = parse_env_config
         if parse_env_config:
+            load_dotenv(find_dotenv(usecwd=True))
             clean_variables(self.config_jsonschema, self._env_var_prefix, os.environ)
             self._raise(
                 find_environment_problems(
@@ -64,6 +69,11 @@ class Plugin(PluginBase):
         command = super().get_singer_command()
         command.params.append(logs.format_option())
         return command
+
+    @classproperty
+    def _env_var_config(cls) -> dict[str, Any]:  # noqa: N805
+        """The environment's settings. The SDK's own version lets a `.env` above the installed package replace them."""
+        return parse_environment_config(cls.config_jsonschema, cls._env_var_prefix, dotenv_path=os.devnull)
 
     @classmethod
     def cb_config(cls, ctx: Any, param: Any, value: tuple[str, ...]) -> Any:

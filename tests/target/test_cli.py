@@ -361,6 +361,23 @@ def test_settings_are_read_from_the_environment(main: Main, monkeypatch: pytest.
     assert "\n" not in main("--config", "ENV")
 
 
+def test_variables_win_over_a_dotenv_file_of_the_working_directory(tmp_path: Path, sqlite_url: str) -> None:
+    (tmp_path / ".env").write_text(
+        "TARGET_CRM_SQLALCHEMY_URL=sqlite:///other.db\nTARGET_CRM_STORE_PAYLOAD=false\n", encoding="utf-8"
+    )
+    subprocess.run(
+        real_command("target-crm", "--config", "ENV"),
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=sqlite_url),
+        input=f"{ACTIONS}\n{action('a1')}\n",
+        cwd=tmp_path,
+        text=True,
+        check=True,
+        capture_output=True,
+        timeout=RUN_SECONDS_MAX,
+    )
+    assert query(sqlite_url, "SELECT action_id, payload FROM actions") == [("a1", None)]
+
+
 def test_an_empty_environment_variable_counts_as_unset(
     main: Main, monkeypatch: pytest.MonkeyPatch, sqlite_url: str
 ) -> None:
