@@ -19,6 +19,7 @@ from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
 from tests.helpers.deliveries import START, USER_OF, deliver, deliveries
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, snapshot, state, table
+from tests.stress import size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -278,7 +279,7 @@ def test_a_terminal_of_any_width_shows_whole_ids_and_numbers(sqlite_url: str, wi
 quick = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(quick, max_examples=60)
+@settings(quick, max_examples=size(30, 60))
 @given(deliveries())
 def test_the_lines_of_any_history_add_up_to_the_stored_balance(sqlite: Warehouse, delivery: Any) -> None:
     _, runs, batch_size_rows = delivery

@@ -119,7 +119,7 @@ def test_a_load_interrupted_after_any_statement_and_repeated_gives_the_same_tabl
     assert expected["award_balances"][0]["points"] == Decimal(1)
     assert expected["award_balances"][0]["earned_total"] == Decimal(4)
 
-    for after_statements in range(1, statements + 1, size(max(1, statements // 4), 1)):
+    for after_statements in range(1, statements + 1, size(max(1, statements // 3), 1)):
         empty(crm)
         load(crm, before)
         load_cut_off(crm, batch, after_statements)
@@ -141,7 +141,7 @@ def test_columns_that_no_schema_names_survive_a_load_interrupted_after_any_state
     load(crm, before)
     statements = load_cut_off(crm, batch, after_statements=-1)
 
-    for after_statements in range(1, statements + 1, size(max(1, statements // 4), 1)):
+    for after_statements in range(1, statements + 1, size(max(1, statements // 3), 1)):
         empty(crm)
         load(crm, before)
         load_cut_off(crm, batch, after_statements)

@@ -16,6 +16,7 @@ from tests.helpers import oracle
 from tests.helpers.deliveries import PERK_OF, START, USER_OF, deliver, deliveries
 from tests.helpers.oracle import Action, Snapshot
 from tests.helpers.target import ACTIONS, AWARDS, action, load, query, snapshot, table
+from tests.stress import size
 
 
 def check_delivery(
@@ -47,7 +48,7 @@ POINTS_REMOVED = [snapshot_of_w1(0, 1, 5), snapshot_of_w1(1, 2, None)]
 quick = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(quick, max_examples=60)
+@settings(quick, max_examples=size(30, 60))
 @given(deliveries())
 @example((BACK_AND_FORTH, [[BACK_AND_FORTH[0], BACK_AND_FORTH[2], BACK_AND_FORTH[1]]], 1))
 @example((CORRECTED, [CORRECTED], 1))
@@ -57,6 +58,7 @@ def test_any_delivery_of_a_history_gives_the_oracles_balances_on_sqlite(sqlite: 
     check_delivery(sqlite, delivery)
 
 
+@pytest.mark.warehouse
 @settings(quick, max_examples=15)
 @given(deliveries())
 def test_any_delivery_of_a_history_gives_the_oracles_balances_on_postgresql(postgres: Warehouse, delivery: Any) -> None:
