@@ -193,9 +193,7 @@ def _writable(_context: click.Context, _parameter: click.Parameter, path: str | 
 
 
 @_command("verify --json", "0 verified, 1 drift or actions that were never read, 2 error")
-@click.option(
-    "--gaps", is_flag=True, help="Also look for balance changes without an action. Takes about twice as long."
-)
+@click.option("--gaps", is_flag=True, help="Also look for balance changes without an action, which takes longer.")
 @click.pass_obj
 def verify(options: Options, *, gaps: bool) -> int:
     """Compare every balance with the ledger.

@@ -98,7 +98,7 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
 
     Args:
         warehouse: The warehouse.
-        gaps: Also look for balance changes without an action, which takes about as long again.
+        gaps: Also look for balance changes without an action, which reads the ledger once more.
     """
     with warehouse.read() as connection:
         tables = warehouse.tables
