@@ -45,7 +45,7 @@ from target_crm.sql.staging import Merge, Replacement, RowUpdate
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import ColumnElement, FromClause, Label, Select, Table
+    from sqlalchemy import ColumnElement, FromClause, Label, Select, Subquery, Table
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
     from sqlalchemy.sql.functions import FunctionElement
 
@@ -82,16 +82,7 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool]) -> S
         actions: Rows with the ledger's columns, each action once.
         which: Conditions on the actions.
     """
-    ranked = (
-        select(*(actions.c[name] for name in _ACTION_COLUMNS))
-        .add_columns(
-            _over_newest_first(actions, row_number()).label("rank"),
-            _over_newest_first(actions, func.lead(actions.c.occurred_at)).label("before_at"),
-        )
-        .where(actions.c.effect.is_not(None), *which)
-        .subquery("ranked")
-    )
-    r = ranked.c
+    r = _newest_first(actions, *which, rank=row_number(), before_at=func.lead(actions.c.occurred_at)).c
 
     def of_newest(column: ColumnElement[Any]) -> ColumnElement[Any]:
         return func.max(case((r.rank == 1, column)))
@@ -117,9 +108,20 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool]) -> S
     ).group_by(r.award_id)
 
 
-def _over_newest_first(actions: FromClause, function: FunctionElement[Any]) -> ColumnElement[Any]:
+def _newest_first(actions: FromClause, *which: ColumnElement[bool], **functions: FunctionElement[Any]) -> Subquery:
+    """The actions that have an effect, with window functions over those of each award, newest first."""
     order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
-    return function.over(partition_by=actions.c.award_id, order_by=order)
+    return (
+        select(*(actions.c[name] for name in _ACTION_COLUMNS))
+        .add_columns(
+            *(
+                function.over(partition_by=actions.c.award_id, order_by=order).label(name)
+                for name, function in functions.items()
+            )
+        )
+        .where(actions.c.effect.is_not(None), *which)
+        .subquery("newest_first")
+    )
 
 
 def change_of(actions: Columns) -> ColumnElement[Any]:
@@ -347,17 +349,8 @@ def gaps(tables: Tables, read: ReadTimes) -> Select[Any]:
     A gap is where balance before + delta differs from balance after: something other than an action changed the award,
     such as an edit or an expiry, or the actions between were not read.
     """
-    actions = tables.actions
-    chained = (
-        select(*(actions.c[name] for name in _ACTION_COLUMNS))
-        .add_columns(
-            _over_newest_first(actions, func.lead(actions.c.points_available)).label("points_before"),
-            _over_newest_first(actions, func.lead(actions.c.occurred_at)).label("before_at"),
-        )
-        .where(actions.c.effect.is_not(None))
-        .subquery("chained")
-    )
-    c = chained.c
+    a = tables.actions.c
+    c = _newest_first(tables.actions, points_before=func.lead(a.points_available), before_at=func.lead(a.occurred_at)).c
     across_hole = (overlaps(c.before_at, c.occurred_at, _literal(hole)) for hole in read.holes)
     inside_covered = (is_inside(c.before_at, c.occurred_at, _literal(each)) for each in read.covered)
     counts = {

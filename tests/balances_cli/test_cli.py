@@ -15,7 +15,7 @@ import pytest
 
 from target_crm.balances_cli import cli, replay
 from tests.helpers.balances import run_balances
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.commands import RUN_SECONDS_MAX, command, environment, run_script
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, load_rejected, query, record, snapshot, table
 
 # w1 and w2: explained by actions. w3: edited in Pepper between two actions. w4: only a snapshot.
@@ -224,15 +224,11 @@ def test_console_script_takes_a_config_file_and_prints_only_json(tmp_path: Path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"sqlalchemy_url": url, "batch_size_rows": 5}))
 
-    result = subprocess.run(
-        command("crm-balances", "verify", "--json", "--config", str(config)),
-        # With a config file, the environment is not read.
-        env=environment(TARGET_CRM_SQLALCHEMY_URL="nowhere"),
+    result = run_script(
+        *("crm-balances", "verify", "--json", "--config", str(config)),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS_MAX,
-        check=False,
+        # With a config file, the environment is not read.
+        TARGET_CRM_SQLALCHEMY_URL="nowhere",
     )
 
     assert result.returncode == 1, result.stderr
@@ -340,14 +336,11 @@ def test_replay_with_an_invalid_stream_map_exits_with_2(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'crm.db'}"
     load_rejected(url, [action("r1"), ACTIONS])
 
-    ran = subprocess.run(
-        command("crm-balances", "replay"),
-        env=environment(TARGET_CRM_SQLALCHEMY_URL=url, TARGET_CRM_STREAM_MAPS='{"actions": {"source": "("}}'),
+    ran = run_script(
+        *("crm-balances", "replay"),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS_MAX,
-        check=False,
+        TARGET_CRM_SQLALCHEMY_URL=url,
+        TARGET_CRM_STREAM_MAPS='{"actions": {"source": "("}}',
     )
 
     assert (ran.returncode, ran.stderr) == (2, "crm-balances: Failed to parse expression (.\n")
@@ -453,15 +446,7 @@ def test_replay_applies_stream_maps_to_messages_that_were_never_mapped(
 
 
 def test_verify_of_an_empty_warehouse_is_an_error(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        command("crm-balances", "verify", "--config", "ENV"),
-        env=environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS_MAX,
-        check=False,
-    )
+    ran = run_script("crm-balances", "verify", "--config", "ENV", cwd=tmp_path)
 
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "no balances in sqlite:" in ran.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
-from tests.helpers.commands import RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings
+from tests.helpers.commands import RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings, run_script
 from tests.helpers.tap import selection
 from tests.helpers.target import (
     ACTIONS,
@@ -56,15 +56,8 @@ def bookmark(value: str = READ_UNTIL, **more: Any) -> str:
 
 
 def compare(url: str, messages: Iterable[str], *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("crm-balances", "compare", *arguments),
-        env=environment(TARGET_CRM_SQLALCHEMY_URL=url, **settings),
-        input="".join(f"{message}\n" for message in messages),
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS_MAX,
-        check=False,
-    )
+    lines = "".join(f"{message}\n" for message in messages)
+    return run_script("crm-balances", "compare", *arguments, stdin=lines, TARGET_CRM_SQLALCHEMY_URL=url, **settings)
 
 
 def result(url: str, *messages: str, **settings: str) -> dict[str, Any]:

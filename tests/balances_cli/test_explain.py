@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from target_crm.balances_cli.explain import as_text, explain
 from target_crm.balances_cli.verify import verify
 from target_crm.warehouse.connection import Warehouse
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.commands import run_script
 from tests.helpers.deliveries import START, USER_OF, deliver, deliveries
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, snapshot, state, table
 from tests.stress import size
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
     from pathlib import Path
 
@@ -65,15 +65,7 @@ def run(sqlite_url: str, tmp_path: Path) -> Run:
     """Run `crm-balances explain`."""
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command("crm-balances", "explain", *arguments),
-            env=environment(TARGET_CRM_SQLALCHEMY_URL=sqlite_url),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=RUN_SECONDS_MAX,
-            check=False,
-        )
+        return run_script("crm-balances", "explain", *arguments, cwd=tmp_path, TARGET_CRM_SQLALCHEMY_URL=sqlite_url)
 
     return call
 

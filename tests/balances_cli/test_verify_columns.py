@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.commands import run_script
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, snapshot
 
 if TYPE_CHECKING:
@@ -49,15 +48,7 @@ def test_verify_exits_with_1_and_names_the_award_if_a_column_was_changed(
     )
 
     execute(sqlite_url, f"UPDATE award_balances SET {column} = {value} WHERE award_id = 'changed'")
-    verified = subprocess.run(
-        command("crm-balances", "verify"),
-        env=environment(TARGET_CRM_SQLALCHEMY_URL=sqlite_url),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS_MAX,
-        check=False,
-    )
+    verified = run_script("crm-balances", "verify", cwd=tmp_path, TARGET_CRM_SQLALCHEMY_URL=sqlite_url)
 
     assert verified.returncode == 1, verified.stderr
     assert "award_id changed, " in verified.stdout

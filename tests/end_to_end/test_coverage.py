@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
-from tests.helpers.commands import RUN_SECONDS_MAX, Pipeline, command, environment
+from tests.helpers.commands import Pipeline, run_script
 from tests.helpers.target import query
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
@@ -21,15 +21,8 @@ NOW = START + timedelta(days=6)
 
 def balances(pipeline: Pipeline, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run crm-balances."""
-    return subprocess.run(
-        command("crm-balances", *arguments),
-        env=environment(TARGET_CRM_SQLALCHEMY_URL=pipeline.warehouse_url),
-        cwd=pipeline.folder,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS_MAX,
-        check=False,
-    )
+    url = pipeline.warehouse_url
+    return run_script("crm-balances", *arguments, cwd=pipeline.folder, TARGET_CRM_SQLALCHEMY_URL=url)
 
 
 def coverage(pipeline: Pipeline) -> dict[str, Any]:

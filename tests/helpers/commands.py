@@ -68,6 +68,22 @@ def environment(**variables: str) -> dict[str, str]:
     return {**inherited, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1", **variables}
 
 
+def run_script(
+    name: str, *arguments: str, cwd: Path | None = None, stdin: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a console script to its end with these variables, and capture what it prints."""
+    return subprocess.run(
+        command(name, *arguments),
+        env=environment(**variables),
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+
+
 def pepper_settings(sandbox: Sandbox) -> dict[str, str]:
     """Return the tap's settings for a sandbox as environment variables."""
     return {
@@ -122,12 +138,6 @@ class Pipeline:
 
     def verify(self) -> subprocess.CompletedProcess[str]:
         """Run `crm-balances verify --json` on the warehouse."""
-        return subprocess.run(
-            command("crm-balances", "verify", "--json"),
-            env=environment(TARGET_CRM_SQLALCHEMY_URL=self.warehouse_url),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=RUN_SECONDS_MAX,
-            check=False,
+        return run_script(
+            "crm-balances", "verify", "--json", cwd=self.folder, TARGET_CRM_SQLALCHEMY_URL=self.warehouse_url
         )

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import re
-import subprocess
 from datetime import date
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -22,7 +21,7 @@ from target_crm.balances_cli.report import page as report
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers import browser
 from tests.helpers.balances import run_balances
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.commands import run_script
 from tests.helpers.target import (
     ACTIONS,
     AWARDS,
@@ -462,15 +461,7 @@ def test_report_writes_a_file_and_names_it_or_prints_to_standard_output(sqlite_u
     load(sqlite_url, HISTORY)
 
     written, printed, figures = (
-        subprocess.run(
-            command("crm-balances", "report", "--url", sqlite_url, *options),
-            env=environment(),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=RUN_SECONDS_MAX,
-            check=False,
-        )
+        run_script("crm-balances", "report", "--url", sqlite_url, *options, cwd=tmp_path)
         for options in ([], ["--output", "-"], ["--format", "csv"])
     )
 
