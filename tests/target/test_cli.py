@@ -8,9 +8,11 @@ import logging
 import subprocess
 import sys
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import singer_sdk
 from sqlalchemy import make_url
 
 from target_crm.loader import target
@@ -34,7 +36,6 @@ from tests.helpers.target import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Main = Callable[..., Any]
 
@@ -361,21 +362,31 @@ def test_settings_are_read_from_the_environment(main: Main, monkeypatch: pytest.
     assert "\n" not in main("--config", "ENV")
 
 
-def test_variables_win_over_a_dotenv_file_of_the_working_directory(tmp_path: Path, sqlite_url: str) -> None:
-    (tmp_path / ".env").write_text(
+@pytest.mark.parametrize(("folder", "is_read"), [("project", True), ("environment", False)])
+def test_variables_win_over_a_dotenv_file_and_only_that_of_the_working_directory_is_read(
+    tmp_path: Path, sqlite_url: str, folder: str, *, is_read: bool
+) -> None:
+    project, packages = tmp_path / "project", tmp_path / "environment" / "packages"
+    project.mkdir()
+    packages.mkdir(parents=True)
+    # The SDK looks for the file in the folders above its own.
+    (packages / "singer_sdk").symlink_to(Path(singer_sdk.__file__).parent)
+    (tmp_path / folder / ".env").write_text(
         "TARGET_CRM_SQLALCHEMY_URL=sqlite:///other.db\nTARGET_CRM_STORE_PAYLOAD=false\n", encoding="utf-8"
     )
+
     subprocess.run(
         real_command("target-crm", "--config", "ENV"),
-        env=environment(TARGET_CRM_SQLALCHEMY_URL=sqlite_url),
+        env=environment(TARGET_CRM_SQLALCHEMY_URL=sqlite_url, PYTHONPATH=str(packages)),
         input=f"{ACTIONS}\n{action('a1')}\n",
-        cwd=tmp_path,
+        cwd=project,
         text=True,
         check=True,
         capture_output=True,
         timeout=RUN_SECONDS_MAX,
     )
-    assert query(sqlite_url, "SELECT action_id, payload FROM actions") == [("a1", None)]
+
+    assert query(sqlite_url, "SELECT action_id, payload IS NULL FROM actions") == [("a1", is_read)]
 
 
 def test_an_empty_environment_variable_counts_as_unset(
