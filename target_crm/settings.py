@@ -55,10 +55,10 @@ class Settings:
         "The schema of all tables, created if it is missing. Empty: the connection's default schema. SQLite has none.",
         default=None,
     )
-    batch_size_rows: int = setting(
+    batch_size_rows: int | None = setting(
         "Batch size in rows",
-        "Commit after this many records of all streams together.",
-        default=10_000,
+        "Commit after this many records of all streams together. Empty: 10,000, on DuckDB 20,000.",
+        default=None,
         minimum=1,
         maximum=1_000_000,
     )

@@ -30,6 +30,11 @@ EXPECTED_SKIPS = (
 )
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one worker more than there are cores, and at most four: workers often wait for the programs they test."""
+    return min((os.cpu_count() or 1) + 1, 4)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In `./dev warehouses`, leave out what `./dev test` runs, except the conformance tests."""
     if "WAREHOUSES" not in os.environ:

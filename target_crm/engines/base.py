@@ -96,6 +96,8 @@ class EngineAdapter:
     """Arguments of `create_engine`."""
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a transaction that only reads and has to see one state throughout."""
+    batch_size_rows: ClassVar[int] = 10_000
+    """How many records a batch has unless the setting says otherwise."""
     has_schemas: ClassVar[bool] = True
     """Whether a database has schemas."""
     add_column: ClassVar[str] = "ADD"

@@ -91,6 +91,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     """
 
     tested = True
+    # Most costs are per batch: each rewrites row groups.
+    batch_size_rows = 20_000
     leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}), sizes=True)

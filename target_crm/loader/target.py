@@ -115,7 +115,7 @@ class TargetCrm(Plugin, Target):
         self._batcher = Batcher(
             self._commit,
             self._emit_state,
-            records_max=self.settings.batch_size_rows,
+            records_max=self.settings.batch_size_rows or self.warehouse.adapter.batch_size_rows,
             bytes_max=BATCH_BYTES_MAX,
             wait_seconds=self.settings.batch_wait_seconds,
         )

@@ -20,7 +20,7 @@ from target_crm.errors import SettingError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command
-from tests.helpers.target import ACTIONS, action, load, query, record, schema
+from tests.helpers.target import ACTIONS, action, load, query, record, schema, state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,6 +112,14 @@ def test_a_batch_that_runs_out_of_memory_is_retried_without_the_limit(
     assert loaded.tallies == {"actions": "200 read = 100 applied + 100 duplicate + 0 superseded + 0 quarantined"}
     assert len(waits) == 1
     assert not verify(Warehouse(url)).drifted
+
+
+def test_a_batch_is_twice_as_large_as_on_other_engines(url: str, tmp_path: Path) -> None:
+    *rows, last = (record("things", {"id": str(place)}) for place in range(10_000))
+    messages = [schema("things", {"id": {"type": "string"}}, "id"), *rows, state({"n": 1}), last, state({"n": 2})]
+
+    assert len(load(f"sqlite:///{tmp_path / 'other.db'}", messages).states) == 2
+    assert len(load(url, messages).states) == 1
 
 
 def test_a_number_becomes_the_nearest_double_whatever_is_loaded_with_it(url: str) -> None:
