@@ -30,8 +30,9 @@ INTRODUCTION = {
 # Replace this text by an empty one at the release: see docs/release.md.
 NOT_PUBLISHED = (
     "The package is not in a registry yet. Set `pip_url` to a wheel made by `./dev package`, "
-    "`/path/to/pepper_crm-….whl[postgres,report]`, to a checkout, "
-    "`/path/to/pepper-crm[postgres,report]`, or to a repository, `pepper-crm[postgres,report] @ git+https://HOST/OWNER/pepper-crm.git`."
+    "`/path/to/pepper_crm-….whl[postgres,report]`, to a copy of the repository, "
+    "`/path/to/pepper-crm[postgres,report]`, or to your own git server, "
+    "`pepper-crm[postgres,report] @ git+https://git.example.com/team/pepper-crm.git`."
 )
 # What the commands of crm-balances need: a driver, and the packages of `report`.
 WITH_DRIVER_AND_REPORT = "pepper-crm[postgres,report]"
@@ -73,7 +74,7 @@ UTILITY = {
     "definition": "verifies, reports on and repairs the balances that `target-crm` keeps in a SQL warehouse",
     "prereq": f"A warehouse that `target-crm` has loaded. {NOT_PUBLISHED}",
     "settings_preamble": f"{WAREHOUSE} The variables are those of target-crm, such as `TARGET_CRM_SQLALCHEMY_URL`.",
-    "usage": 'Verify after each load: `meltano job add daily --tasks "[tap-pepper target-crm crm-balances:verify]"`.',
+    "usage": 'Verify after each load: `meltano job add loyalty --tasks "[tap-pepper target-crm crm-balances:verify]"`.',
 }
 # The target's settings that the utility takes: where the warehouse is.
 ADDRESS = ("sqlalchemy_url", *URL_PARTS, "default_target_schema")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OPTION: Final = "--log-format"
 TEXT, JSON = "text", "json"
 FORMATS: Final = (TEXT, JSON)
-HELP: Final = "Log lines as short text, or as one JSON object a line, metrics included. Default: text."
+HELP: Final = "Write the log as short text, or as one JSON object per line, with the metrics. Default: text."
 
 _PARSER: Final = click.Command(
     None,
@@ -45,7 +45,8 @@ def log_format_setting() -> Any:
     """Declare the setting `log_format`."""
     return setting(
         "Log format",
-        "Log lines as short text, or one JSON object a line, with the metrics. Also `--log-format`.",
+        "Write the log as short text, or as one JSON object per line, with the metrics. The option `--log-format` "
+        "wins over this setting.",
         default=TEXT,
         choices=FORMATS,
     )

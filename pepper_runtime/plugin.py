@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import click
 from dotenv import find_dotenv, load_dotenv
 from singer_sdk.configuration._dict_config import parse_environment_config
 from singer_sdk.helpers._classproperty import classproperty
@@ -24,9 +25,7 @@ from pepper_runtime.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    import click
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
 class Plugin(PluginBase):
@@ -38,6 +37,12 @@ class Plugin(PluginBase):
     """How a message shows a wrong value of the other settings."""
     setting_error: ClassVar[type[Exception]]
     """Raised with one line that has all problems."""
+    option_help: ClassVar[Mapping[str, str]] = {
+        "about": "Print the name, the version, the capabilities and the settings.",
+        "about_format": "The format of --about. Default: text.",
+        "config": "Read the settings from this JSON file, or from the environment: ENV.",
+    }
+    """Help of the SDK's options, by parameter. The SDK's own text would be wrong or vague."""
 
     def __init__(self, *, config: Any = None, parse_env_config: bool = False, **options: Any) -> None:
         """Read and check the settings.
@@ -65,8 +70,12 @@ class Plugin(PluginBase):
 
     @classmethod
     def get_singer_command(cls) -> click.Command:
-        """The command, with `--log-format`."""
+        """The command, with `--log-format` and the help texts of this project."""
         command = super().get_singer_command()
+        command.help = cls.__doc__
+        for option in command.params:
+            if isinstance(option, click.Option) and option.name in cls.option_help:
+                option.help = cls.option_help[option.name]
         command.params.append(logs.format_option())
         return command
 

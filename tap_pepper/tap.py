@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
 from functools import cached_property
@@ -39,6 +40,7 @@ from tap_pepper.state.input_state import read_bookmarks
 from tap_pepper.streams import STREAMS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import FrameType
     from typing import IO
 
@@ -58,6 +60,14 @@ class TapPepper(Plugin, Tap):
     config_jsonschema = CONFIG_JSONSCHEMA
     secrets = SECRETS
     setting_error = ConfigError
+    option_help: ClassVar[Mapping[str, str]] = {
+        **Plugin.option_help,
+        "discover": "Print the catalog: streams, fields and which are selected.",
+        "test": "Read the first rows of each stream, and print whether it is readable. Exit with 1 if a stream is not. "
+        "--test=schema prints the SCHEMA messages only.",
+        "catalog": "Read the streams and fields that this catalog selects.",
+        "state": "Continue from this state, which target-crm printed after the last commit.",
+    }
     capabilities: ClassVar[list[CapabilitiesEnum]] = [
         TapCapabilities.CATALOG,
         TapCapabilities.STATE,
@@ -196,13 +206,25 @@ class TapPepper(Plugin, Tap):
     # The command line.
 
     @classmethod
-    def cb_test(cls, ctx: click.Context, param: click.Option, value: str) -> None:
-        """Run `--test`; exit with 1 if a stream is not readable."""
-        if value != CliTestOptionValue.All.value:
-            super().cb_test(ctx, param, value)
+    def get_singer_command(cls) -> click.Command:
+        """The command. It parses `--catalog` before `--test`, wherever they are."""
+        command = super().get_singer_command()
+        for option in command.params:
+            if option.name == "catalog":
+                option.is_eager = True
+        return command
+
+    @classmethod
+    def cb_test(cls, ctx: click.Context, param: click.Option, value: str) -> None:  # noqa: ARG003
+        """Run `--test` with the catalog, if there is one; exit with 1 if a stream is not readable."""
+        if value == CliTestOptionValue.Disabled.value:
             return
         given = ctx.params["config"]
-        tap = cls(config=given.config, parse_env_config=given.parse_env)
+        catalog = _checked_catalog(ctx.params.get("catalog"))
+        tap = cls(config=given.config, parse_env_config=given.parse_env, catalog=catalog and json.load(catalog))
+        if value == CliTestOptionValue.Schema.value:
+            tap.write_schemas()
+            ctx.exit()
         ctx.exit(0 if tap.run_connection_test() else 1)
 
     @classmethod

@@ -139,7 +139,7 @@ def _common_options() -> list[click.Parameter]:
         ),
         click.Option(["--schema"], expose_value=False, callback=_store, help="The schema of target-crm's tables."),
         click.Option(["--json"], is_flag=True, expose_value=False, callback=_store, help="Print JSON."),
-        logs.format_option("Log lines as short text, or as one JSON object a line. Default: text."),
+        logs.format_option("Write the log as short text, or as one JSON object per line. Default: text."),
     ]
 
 
@@ -198,7 +198,7 @@ def _writable(_context: click.Context, _parameter: click.Parameter, path: str | 
 def verify(options: Options, *, gaps: bool) -> int:
     """Compare every balance with the ledger.
 
-    Also compares the balances with Pepper's newer snapshots, and lists the times of which actions were never read.
+    Also compares the balances with Pepper's newer snapshots, and lists the times for which actions were never read.
     """
     with options.warehouse() as warehouse:
         found = verification.verify(warehouse, gaps=gaps)
@@ -229,7 +229,7 @@ def compare(options: Options) -> int:
 def coverage(options: Options, *, state: bool) -> int:
     """Show which actions were read.
 
-    Lists the intervals of which all actions were read and committed, and the holes between them.
+    Lists the intervals for which all actions were read and committed, and the holes between them.
     """
     with options.warehouse(needs_balances=False) as warehouse, warehouse.read() as connection:
         if state:
@@ -435,7 +435,7 @@ def explain(
     """Explain why an award has its points.
 
     Prints what the award began with, each action with its change and the balance after it, Pepper's snapshot, changes
-    without an action, and the times of which actions were never read.
+    without an action, and the times for which actions were never read.
     """
     if (award_id is None) == (user_id is None) or (perk_id and not user_id):
         raise click.UsageError("expected AWARD_ID, or --user with or without --perk")

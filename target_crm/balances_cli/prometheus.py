@@ -51,9 +51,9 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         {check.name: check.differing for check in status.checks},
     )
     holes = status.coverage.holes
-    yield "coverage_holes", "Times of which actions were never read.", None, {"": len(holes)}
+    yield "coverage_holes", "Times for which actions were never read.", None, {"": len(holes)}
     seconds = sum((hole["until"] - hole["from"]).total_seconds() for hole in holes)
-    yield "coverage_holes_seconds", "Length of these times together.", None, {"": seconds}
+    yield "coverage_holes_seconds", "Total length of these times.", None, {"": seconds}
     yield (
         "complete_until_timestamp_seconds",
         "Until when all actions of a merchant were read; the only merchant has an empty name.",

@@ -133,7 +133,7 @@ class Tables:
             Column("run_id", Identifier(RUN_ID_CHARS), primary_key=True, doc="The run of target-crm."),
             Column("stream", Identifier(NAME_BYTES_MAX), primary_key=True, doc="The name of the stream's table."),
             Column("started_at", Instant, nullable=False, doc="When the run started."),
-            Column("finished_at", Instant, doc="When the run ended; null if it is running or was killed."),
+            Column("finished_at", Instant, doc="When the run ended; null if it still runs or was killed."),
             Column("exit_state", Identifier(), doc="done or failed; null if the run is running or was killed."),
             Column("seconds", Number, nullable=False, doc="How long the run has taken up to its last commit."),
             *(Column(name, BigInteger, nullable=False, doc=COUNT_DOCS[name]) for name in COUNTS),

@@ -1,4 +1,4 @@
-"""What verify, status, coverage and the report say of the times of which actions were read."""
+"""What verify, status, coverage and the report say of the times for which actions were read."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tap_pepper import tap as tap_module
 from tap_pepper.settings import CONFIG_JSONSCHEMA, Settings, default_user_agent
-from tests.helpers.tap import NOW, TOKEN, Reply, Script, config, listing
+from tests.helpers.tap import NOW, TOKEN, Reply, Script, config, listing, select_fields, selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -416,6 +416,18 @@ def test_test_prints_a_verdict_per_readable_stream_and_no_records(console: Conso
     assert len(outcome.verdicts) == 1
     assert outcome.verdicts[0].startswith("awards: not readable: ")
     assert "check that the role of auth_token may read this, and that it belongs to application_id" in outcome.stderr
+
+
+@pytest.mark.parametrize("is_catalog_first", [True, False], ids=["catalog-first", "catalog-last"])
+def test_test_schema_prints_the_fields_that_a_catalog_selects(console: Console, *, is_catalog_first: bool) -> None:
+    """`crm-balances ddl` creates their columns."""
+    catalog = selection("awards", change=lambda entry: select_fields(entry, "perk"))
+    options = [["--catalog", console.file("catalog.json", catalog)], ["--test=schema"]]
+    first, last = options if is_catalog_first else reversed(options)
+    outcome = console(*first, *last, settings=GOOD)
+    assert (outcome.code, outcome.errors) == (0, [])
+    schemas = {message["stream"]: message["schema"] for message in map(json.loads, outcome.stdout.splitlines())}
+    assert "perk" in schemas["awards"]["properties"]
 
 
 @pytest.mark.parametrize("arguments", [pytest.param([], id="sync"), pytest.param(["--test"], id="test")])
