@@ -47,7 +47,7 @@ def run_cli(
         error_exit_code: Exit code of errors other than usage errors.
         usage_exit_code: Exit code of usage errors, such as an unknown option.
         broken_pipe_message: Error message when the reader of stdout exits; default: exit without a message.
-        draws_with_stdout_on_terminal: Whether to draw progress although stdout is a terminal, too.
+        draws_with_stdout_on_terminal: Whether to draw progress even if stdout is a terminal, too.
         logs_are_redacted: Whether log records never show secrets. If so, errors are reported as log lines, and DEBUG
             shows the traceback of expected errors, too.
     """

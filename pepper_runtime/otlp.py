@@ -55,7 +55,7 @@ class Run:
         self._problems = _ExportProblems()
         logs = logging.getLogger("opentelemetry")
         logs.addHandler(self._problems)
-        # Its messages are many if the collector is down, and may show the collector's full URL.
+        # It logs many messages if the collector is down, and they may show the collector's full URL.
         logs.propagate = False
         resource = _resource(name)
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)

@@ -48,7 +48,7 @@ class Plugin(PluginBase):
         """Read and check the settings.
 
         Args:
-            config: The settings; null means that a setting is not set, and so does empty text where it is no text.
+            config: The settings; null means not set, and so does empty text, unless the setting is a text.
             parse_env_config: Also read the environment variables, which win, and a `.env` of the working directory or
                 a folder above it, for those that are not set.
             options: The SDK's other arguments.

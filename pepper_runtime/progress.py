@@ -32,7 +32,7 @@ def is_wanted(environment: Mapping[str, str], *, with_stdout_on_terminal: bool) 
 
     Args:
         environment: Holds `PEPPER_PROGRESS` and `TERM`.
-        with_stdout_on_terminal: Whether to draw although stdout is a terminal, too.
+        with_stdout_on_terminal: Whether to draw even if stdout is a terminal, too.
     """
     if environment.get(SWITCH, "").lower() in {"0", "off", "no", "false"} or logs.is_structured():
         return False

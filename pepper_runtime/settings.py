@@ -135,7 +135,7 @@ def _describe(
 
 
 def without_unset(schema: JsonSchema, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the settings that are null, and those that are empty text but whose type is not text."""
+    """The config without settings that are null, or that are empty text although their type is not text."""
     return {
         name: value
         for name, value in config.items()
@@ -171,7 +171,7 @@ def find_environment_problems(
 ) -> list[str]:
     """Return what is wrong with settings in environment variables, one line per problem.
 
-    The SDK would take a number that is none for text, and "maybe" for false.
+    The SDK would accept an invalid number as text, and "maybe" as false.
     """
     lines = []
     for name, definition in schema["properties"].items():

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 TEST_PAGES_MAX = 10
 """Pages that `--test` reads per stream, to find its rows."""
 UNKNOWN_FIELDS_MAX = 100
-"""Unknown fields that the STATE remembers. Once there are so many, no more are logged."""
+"""The most unknown fields that the STATE remembers. Further ones are not logged."""
 
 OTHER_FIELDS = "other_fields"
 """The property with the fields that the schema does not name."""
@@ -282,7 +282,7 @@ class PepperStream(Stream):
         if traffic.retries:
             summary += f", {counted(traffic.retries, 'retry', 'retries')}"
         if failure:
-            # At once, because other streams may take long; the end of the run repeats the reason.
+            # Log it at once, because other streams may take long. The end of the run repeats the reason.
             is_expected = isinstance(failure, PepperError | SingerSDKError)
             reason = str(failure) if is_expected else unexpected(self.tap_name, failure)
             self.logger.error("%s: failed after %s: %s", self.name, summary, reason)
@@ -470,7 +470,7 @@ class PepperStream(Stream):
 
 
 def _deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:
-    """Which of these fields, or else of the fields around them, are deselected."""
+    """Return those of these fields that are deselected, alone or with a field around them."""
     found = []
     for field in fields:
         names = field.split(".")

@@ -67,7 +67,7 @@ class FullTableStream(PepperStream):
             yield from self.read_all(self.select_fields)
 
     def read_all(self, prepare: Callable[[Row], Row | None]) -> Iterator[list[Row]]:
-        """Yield all rows as a version of the table; a row that two reads in a row lack counts as deleted.
+        """Yield all rows as a version of the table; a row that is missing from two reads in a row counts as deleted.
 
         ACTIVATE_VERSION follows the last row. Targets delete the rows of older versions, and some show only the rows of
         the activated one. So it names the version of this read if no row of an older version can be in this read or

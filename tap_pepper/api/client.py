@@ -38,7 +38,7 @@ logger = logging.getLogger("tap-pepper.client")
 PAGES_MAX: Final = 1_000_000
 """Pages of one query. The client remembers each page's key, to detect a cycle."""
 SKEW_QUIET: Final = timedelta(seconds=60)
-"""A difference between the clocks up to this is not logged."""
+"""The largest difference between the clocks that is not logged."""
 
 
 class _Token(AuthBase):

@@ -22,14 +22,14 @@ class Coverage:
          "read": [["2026-11-28T05:55:00.000Z", "2026-11-28T06:00:00.000Z"]],
          "action_types": ["REDEEM_PERK", "REWARD_EARNED"]}
 
-    `read` is what this run alone has read: a warehouse may have seen none of the runs before. `action_types` is the
-    filter, if there is one. `skipped_start_date` is a start_date that was in force when the coverage began later than
-    it, behind a bookmark: only an earlier start_date asks to read more. `backfill_from` asks to read, before anything
-    else, what lies between this time and the coverage. `crm-balances coverage --state` sets it; it is null
-    once that is read.
+    `read` is what this run alone has read, because a warehouse may have no rows of earlier runs. `action_types` is the
+    filter, if there is one. `skipped_start_date` is the start_date that applied when a run with a bookmark began a
+    coverage later than it. Only an earlier start_date makes the tap read more. `backfill_from` makes the tap first read
+    the actions between this time and the coverage. `crm-balances coverage --state` sets it. It is null once they are
+    read.
 
-    The coverage of an earlier run ends here, and a new one begins, if this run starts to read later than the earlier
-    coverage ends (the bookmark was edited), or earlier than it begins, or with other types.
+    A new coverage begins if this run starts to read after the end of the earlier coverage (the bookmark was edited) or
+    before its beginning, or if it reads other types.
 
     Args:
         state: The bookmark that the run starts from.
@@ -60,7 +60,7 @@ class Coverage:
         self._read: list[Window] = []
         covered_from = _bound(state.get("covered_from"))
         if bookmark and covered_from and (state.get("action_types") or []) == self._types:
-            # A bookmark that was set back may be that of a warehouse that was set back.
+            # If the bookmark was set back, the warehouse may have been restored to that time, too.
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
             if covered_from <= after <= covered_until:
                 self._from, self._until = covered_from, covered_until
@@ -71,7 +71,7 @@ class Coverage:
 
     @property
     def missing(self) -> Window | None:
-        """What start_date asks for and no run has read."""
+        """The time after start_date that no run has read."""
         if self._missing_from is None or self._missing_from >= self._from:
             return None
         return Window(self._missing_from, self._from)

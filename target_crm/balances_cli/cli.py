@@ -354,7 +354,7 @@ def report(
         raise click.UsageError("--point-value and --currency need each other, as in --point-value 0.01 --currency GBP")
     kind = "json" if options.json else kind
     path = output or (REPORT_FILE if kind == "html" else STDOUT)
-    # Errors before work.
+    # Report these errors before the queries, which may take long.
     report_page.zone_of(timezone)
     if kind == "html":
         report_page.check_extra()

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
 
 STREAM = "awards"
-# Stored balances that are fetched at a time: more than `cli.ROWS_AT_A_TIME`, as nothing is printed of most.
+# Stored balances fetched at a time. More than `cli.ROWS_AT_A_TIME`, because most of them are not printed.
 FETCHED_AT_A_TIME = 10_000
-# Stands for the time of loading.
+# Placeholder for the time of loading.
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _HEADINGS = {
     Verdict.EQUAL: "equal",
@@ -164,7 +164,7 @@ class AwardsInput:
 
     @property
     def meanwhile(self) -> Interval:
-        """The time since then. A balance of a later time was not loaded in it: its time is wrong."""
+        """From then until now. A balance with a later time has a wrong time."""
         return Interval(self.began_at, datetime.now(UTC))
 
 

@@ -136,7 +136,7 @@ def _action(row: Row[Any]) -> Action:
 
 
 def in_zone(found: Iterable[Explanation], zone: tzinfo) -> list[Explanation]:
-    """Give all times a time zone."""
+    """Convert all times to a time zone."""
     return [_in_zone(replace(each, lines=[_in_zone(line, zone) for line in each.lines]), zone) for each in found]
 
 
@@ -150,7 +150,7 @@ def _local(at: datetime, zone: tzinfo) -> datetime:
     try:
         return at.astimezone(zone)
     except OverflowError:
-        # The first or last day that Python has.
+        # The time is on the first or last day that Python can represent.
         return at
 
 
@@ -236,7 +236,7 @@ def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
 
 
 def _shown_at(line: Line) -> datetime | None:
-    """The time of a line: of a hole its beginning. When an adjustment happened is not known."""
+    """The time of a line; for a hole, its beginning. The time of an adjustment is unknown."""
     if line.event is Event.ADJUSTMENT:
         return None
     return line.after if line.event is Event.HOLE else line.at

@@ -1,4 +1,4 @@
-"""Limits for monitors: what of a status breaks them."""
+"""Limits for monitors, and which of them a status breaks."""
 
 from __future__ import annotations
 

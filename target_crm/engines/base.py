@@ -123,8 +123,8 @@ class EngineAdapter:
     """Whether a view stays valid when a column that it reads is renamed."""
 
     quotes_every_name: ClassVar[bool] = False
-    """Whether to quote names that SQLAlchemy takes for unreserved: its lists of reserved words have gaps. For engines
-    on which quoting does not change what a name means."""
+    """Whether to quote names that SQLAlchemy considers unreserved, because its lists of reserved words have gaps. Only
+    for engines on which quoting does not change the meaning of a name."""
 
     # Connections.
 
@@ -133,7 +133,7 @@ class EngineAdapter:
         return False
 
     def database_exists(self, url: URL) -> bool:  # noqa: ARG002
-        """Whether the database exists, as far as that can be said without creating it."""
+        """Whether the database exists, as far as that is known without creating it."""
         return True
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
@@ -144,7 +144,7 @@ class EngineAdapter:
         return engine
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Add what has to be done when the engine connects or begins a transaction."""
+        """Add listeners that run when the engine connects or begins a transaction."""
 
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
         """The errors of the warehouse and of the connection to it. Bulk loads raise the driver's own."""
@@ -155,11 +155,11 @@ class EngineAdapter:
         return bool(pep_249_classes(error) & {"OperationalError", "InterfaceError"})
 
     def is_about_row(self, error: Exception) -> bool:
-        """Whether a driver's error is about a row: it violates a constraint, or a value of it is refused."""
+        """Whether a driver's error is about a row, which violates a constraint or has a value that is refused."""
         return is_about_row(error)
 
     def describe_error(self, error: Exception) -> str:
-        """What a driver's error says, on one line and without values of records."""
+        """Describe a driver's error on one line, without values of records."""
         return describe(error)
 
     # Transactions.
@@ -237,7 +237,7 @@ class EngineAdapter:
         return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
-        """Return the clause of ALTER TABLE that gives a column its wider type; None if the old type holds it all."""
+        """Return the clause of ALTER TABLE that gives a column its wider type; None if no change is needed."""
         return None
 
     # Rows.
@@ -293,7 +293,7 @@ class EngineAdapter:
 
 
 class ExtendedSQLAdapter(EngineAdapter):
-    """What the engines with an adapter of their own have beyond core SQL. An adapter may take some of it back."""
+    """SQL beyond the core, which most engines with an adapter support. An adapter may turn some of it off."""
 
     add_column = "ADD COLUMN"
     create_view = "CREATE OR REPLACE VIEW {name} AS {query}"
@@ -307,7 +307,7 @@ class ExtendedSQLAdapter(EngineAdapter):
 
 
 def lock_name(name: str) -> str:
-    """Make a name of any length and alphabet one that every engine takes for a lock."""
+    """Turn a name of any length and alphabet into one that every engine accepts for a lock."""
     return f"crm_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 

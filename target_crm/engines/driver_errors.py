@@ -32,7 +32,7 @@ def response_fields(error: Exception) -> dict[str, str]:
 
 
 def is_about_row(error: Exception) -> bool:
-    """Whether a row violates a constraint, or a value of it is refused."""
+    """Whether a row violates a constraint, or has a value that the warehouse refuses."""
     return is_about_constraint(error) or is_about_value(error)
 
 
@@ -53,8 +53,8 @@ def is_about_constraint(error: Exception) -> bool:
 def describe(error: Exception) -> str:
     """Describe an error of any driver on one line, without values.
 
-    A value may be quoted by an error about a value, and by all lines but the first of an error about a constraint.
-    Of other errors, the first line may say nothing: Firebird's is `Dynamic SQL Error`.
+    An error about a value may quote it, and so may every line except the first of an error about a constraint. In other
+    errors, the first line may be useless: Firebird's is `Dynamic SQL Error`.
     """
     name, state = type(error).__name__, sqlstate(error)
     lines = [line.strip(" -\t") for line in str(error).strip().splitlines()] or [""]

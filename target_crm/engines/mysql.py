@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
-# Letters that the collation of names takes for others, though Unicode does not derive them.
+# Letters that the collation of names treats as equal to others, although Unicode does not decompose them.
 _LIKE = str.maketrans({"ß": "s", "ı": "i", "ϲ": "σ"})  # noqa: RUF001 - other alphabets
 # Key of a connection's `info`: the longest statement that the server takes, in bytes.
 _PACKET = "max_allowed_packet"
-# A statement's words, and more than any value but a text takes.
+# Space for the words of a statement, and for any value other than a text.
 _STATEMENT_BYTES = 1_024
 _VALUE_BYTES = 70
 _ESCAPED = "\0\n\r\x1a\"'\\"

@@ -121,7 +121,7 @@ class Batcher:
 
     def wait(self) -> None:
         """Wait for the batch in flight; raise its error."""
-        # Forgotten first: a kept error keeps a cursor alive, and with it SQLite's lock.
+        # Drop the error first: it would keep a cursor alive, and with it SQLite's lock.
         in_flight, self._in_flight = self._in_flight, None
         if in_flight:
             in_flight.result()

@@ -1,4 +1,4 @@
-"""Pure: what can be said of a line that is not a Singer message."""
+"""Pure: what is known about a line that is not a Singer message."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from target_crm.records import values
 
 _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
-# Members with simple values may stand before it: inside a record, there is `"record": {` before.
+# The stream's name, with only simple values before it. If it is inside a record, `"record": {` comes before it.
 _STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
-# What a message has depends on its type. Types in a JSON Schema are lower-case.
+# The members of a message depend on its type. Types in a JSON Schema are lower-case.
 _MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')
-# Another message in the same line: an object that is no value. Inside a text, its quotes would be escaped.
+# Another message in the same line: an object that is not a value. Inside a text, its quotes would be escaped.
 _NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')
 _NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
 
@@ -37,7 +37,7 @@ def why_malformed(line: bytes) -> str:
 
 
 def decode_leniently(line: str) -> dict[str, Any]:
-    """The message of a line that is JSON but for NaN, Infinity or a lone surrogate; empty if there is none."""
+    """The message of a line that is JSON except for NaN, Infinity or a lone surrogate; empty for other lines."""
     with suppress(ValueError, RecursionError):
         message = json.loads(line, parse_int=str, parse_float=str)
         return message if isinstance(message, dict) else {}

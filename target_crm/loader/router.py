@@ -26,7 +26,7 @@ class Route(NamedTuple):
     sink: StreamSink
 
     def mapped(self, record: dict[str, Any], where: str) -> dict[str, Any] | None:
-        """A record as the stream map makes it; None if the map drops it.
+        """Apply the stream map to a record; return None if the map drops it.
 
         Args:
             record: A record that nothing else uses.
@@ -38,7 +38,7 @@ class Route(NamedTuple):
         try:
             mapped = self.map.transform(record)
             if isinstance(self.map, CustomStreamMap) and mapped is not None:
-                # An expression may return a float or a time; columns take what JSON makes of it.
+                # An expression may return a float or a time. Convert it as JSON would.
                 mapped = values.from_json(values.json_text(mapped))
         except Exception as error:
             # Not to the quarantine, which would show the value that the map should hide.
@@ -83,7 +83,7 @@ class Router:
         return any(isinstance(route.sink, LedgerSink) for route in self.routes.get("actions", ()))
 
     def needs_no_change(self, message: Mapping[str, Any]) -> bool:
-        """Whether a SCHEMA message is the stream's last one again, or of a stream that is stopped."""
+        """Whether a SCHEMA message repeats the stream's last one, or belongs to a stream that is stopped."""
         stream = message.get("stream")
         schema = message.get("schema"), message.get("key_properties")
         return isinstance(stream, str) and (stream in self.stopped or self._schemas.get(stream) == schema)

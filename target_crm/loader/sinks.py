@@ -393,19 +393,19 @@ class TableSink(StreamSink):
         return [rows.c[EXTRACTED_AT]]
 
     def complete_staged(self, connection: Connection) -> None:
-        """Fill in staged rows what other rows of the same key say."""
+        """Fill in missing values of staged rows from other rows of the same key."""
 
     def merge_balances(self, connection: Connection) -> None:
         """Merge the rows that are about to change the table into the balances."""
 
     def complete_known(self, connection: Connection) -> None:
-        """Fill in stored rows what the staged rows say, including superseded ones."""
+        """Fill in missing values of stored rows from the staged rows, including superseded ones."""
 
     def activate(self, connection: Connection, version: int) -> Activation:
         """Set `_sdc_deleted_at` in rows of older versions, or delete them with `hard_delete`.
 
-        Rows without a version are of a time when the source named none. If most rows are, the source may have begun to
-        send only a part of them.
+        Rows without a version were loaded when the source sent none. If most rows have none, the source may have begun
+        to send only a part of them.
         """
         self.adapter.recover(connection, self.table)
         rows, unversioned = connection.execute(staging.count_unversioned(self.table)).one()

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 BATCH_BYTES_MAX = 20 * 1024 * 1024
 # A stream with fewer records fails only if all of them are quarantined.
 REJECTED_READ_MIN = 100
-# What drivers say of a table with too many columns.
+# Errors of drivers about a table with too many columns.
 _TOO_WIDE = re.compile("too (many|large|big|wide|long)|row size|exceeds", re.IGNORECASE)
 
 
@@ -125,7 +125,7 @@ class TargetCrm(Plugin, Target):
         self.router = Router(BatchContext(self.warehouse, self.settings), self.mapper)
         self._activations = SafeActivations()
         self._undecided_activations: list[str] = []
-        # What the last STATE has claimed.
+        # The coverage that the last STATE has claimed.
         self._covered: Claims = {}
         # Stream → its records that are counted as malformed lines.
         self._unreadable: Counter[str] = Counter()
@@ -225,7 +225,7 @@ class TargetCrm(Plugin, Target):
         for stream, count in (self._unreadable + self._without_schema).items():
             names = {route.sink.stream for route in self.router.routes.get(stream, [])}
             if not names and (count >= REJECTED_READ_MIN or stream in self._without_schema):
-                # Fewer lines that cannot be read may name a stream that does not exist.
+                # If only few lines cannot be read, the stream that they name may not exist.
                 names = {stream}
             for name in names:
                 read[name] += count
@@ -465,7 +465,7 @@ class TargetCrm(Plugin, Target):
             self._batcher.flush()
             of_stream = f" (stream {streams[0]!r})" if streams else ""
             raise InputError(f"line {self.input_line}: a SCHEMA message that cannot be read{of_stream}: {reason}")
-        # Of an unknown stream, it may be any stream's.
+        # If the stream is unknown, the line may belong to any stream.
         unsafe = streams if message or malformed.names_its_stream_first(line) else [""]
         for stream in unsafe or [""]:
             self._activations.refuse(stream, f"line {self.input_line} could not be read")

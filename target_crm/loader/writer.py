@@ -85,7 +85,7 @@ class BatchWriter:
         self._tables[name] = table
 
     def write(self, batch: Batch) -> None:
-        """Commit a batch. Of what the warehouse refuses, rows go to the quarantine, or their stream stops."""
+        """Commit a batch. Rows that the warehouse refuses go to the quarantine, or their stream stops."""
         for sink in batch.parts:
             if sink.stream in self.stopped:
                 self._leave_out(batch, sink)

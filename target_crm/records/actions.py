@@ -96,7 +96,7 @@ class _Action(msgspec.Struct, rename="camel", frozen=True, gc=False):
     metadata: _Metadata | None = None
     source: str | None = None
     environment: str | None = None
-    # An action with any is invalid, or has no effect.
+    # An action that has any of these is invalid, or has no effect.
     invalid_points: None = msgspec.field(name=INVALID_POINTS, default=None)
 
 

@@ -42,7 +42,7 @@ class ColumnTypes(NamedTuple):
     points: TypeEngine[Any] = Numeric(POINTS_DIGITS, POINTS_PLACES)
     """Exact points."""
     whole: TypeEngine[Any] = Double()
-    """A whole number beyond 64 bits, on an engine whose decimals have no limit, or that has none."""
+    """A whole number beyond 64 bits, on an engine whose decimals have no limit, or that has no decimals."""
     instant: TypeEngine[Any] = DateTime()
     """An instant to the microsecond."""
     keeps_time_zone: bool = False
@@ -108,7 +108,7 @@ Number: TypeEngine[Any] = Double().with_variant(Numeric(), "postgresql")
 
 @cache
 def decimal_type(digits: int, places: int) -> TypeEngine[Any]:
-    """An exact decimal number; of the digits, so many are after the point. Equal arguments give the same object."""
+    """An exact decimal number. Cached, so that equal arguments give the same object."""
     return Numeric(digits, places)
 
 

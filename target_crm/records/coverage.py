@@ -43,7 +43,7 @@ class Interval(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What an interval was read of.
+    """Which actions of an interval were read.
 
     Attributes:
         merchant: The tap's hash of the merchant; empty if the state has none.
@@ -175,7 +175,7 @@ def summarize(claims: Mapping[Scope, Collection[Interval]]) -> list[MerchantCove
 
 @dataclass(frozen=True)
 class ReadTimes:
-    """Of which times the actions were read.
+    """The times for which actions were read.
 
     Attributes:
         covered: All actions that change balances were read.

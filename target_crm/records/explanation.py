@@ -37,12 +37,12 @@ _NOT_READ = "actions not read"
 _NOT_READ_OF_ONE = "actions of one of the merchants in this schema not read"
 _FILTERED = "edit, expiry, or an action of a type that was not read"
 _NOT_RECORDED = "edit or expiry in Pepper, or actions not read"
-# Of an action without a time.
+# Orders actions without a time first.
 _FIRST = datetime.min.replace(tzinfo=UTC)
 
 
 class Action(NamedTuple):
-    """An action of an award. Without an effect it does not count: it changes no balance, or does not give it."""
+    """An action of an award. Without an effect it does not count: it changes no balance, or does not report one."""
 
     action_id: str
     type: str | None
@@ -76,7 +76,7 @@ class Line:
         change: The change of the balance; None if the line does not count.
         balance: The balance after that; of a snapshot what Pepper showed.
         source: Where an action came from, such as a till.
-        note: What else there is to say.
+        note: Further information.
     """
 
     event: Event
@@ -107,14 +107,14 @@ def explain(
         as_of: Its time.
         actions: The award's actions in the ledger, in any order.
         snapshot: The award's snapshot.
-        read: Of which times the actions were read.
+        read: The times for which actions were read.
     """
     timeline = _timeline(actions, snapshot, read)
     places = [place for place, line in enumerate(timeline) if line.step]
     counted = [timeline[place] for place in places]
     balance = next((line.step[0] for line in counted if line.step), points)
     known_at = counted[0].at if counted else None
-    # What a hole before the oldest action hides is part of the opening balance.
+    # Actions in a hole before the oldest known action are part of the opening balance.
     holes_before = [place for place in range(places[0] if places else 0) if timeline[place].event is Event.HOLE]
     first = holes_before[-1] + 1 if holes_before else 0
     note = "before the oldest action" if counted and counted[0].event is Event.ACTION else "no action counts"
@@ -151,7 +151,7 @@ def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) ->
     if snapshot.deleted_at is not None:
         note = "left out of user_balances"
         keyed.append(((snapshot.deleted_at, 2, b""), Line(Event.DELETION, snapshot.deleted_at, note=note)))
-    # What happened at the beginning of a hole was read.
+    # Actions at the first instant of a hole were read.
     note = _NOT_READ_OF_ONE if read.are_several else _NOT_READ
     keyed += [((hole.after, 3, b""), Line(Event.HOLE, hole.until, hole.after, note=note)) for hole in read.holes]
     return [line for _, line in sorted(keyed, key=itemgetter(0))]

@@ -113,7 +113,7 @@ def to_text(name: str) -> str:
 
 
 def from_text(text: str) -> str:
-    """The name that `to_text` made a text of."""
+    """The name from which `to_text` made a text."""
     return str(json.loads(text)) if text.startswith('"') else text
 
 
@@ -134,7 +134,7 @@ def _exact_first(names: Iterable[str], convert: Callable[[str], str]) -> list[st
 def _first_free(
     base: str, taken: Collection[str], stored: Collection[str], bytes_max: int, fold: Callable[[str], str]
 ) -> str:
-    # What exists under a number, or in another case, is something else.
+    # An existing name with a number, or in another case, belongs to something else.
     others = set(map(fold, stored))
     return next(
         each

@@ -54,7 +54,7 @@ _RESERVED_COLUMNS = {*FORMER_NAMES, *FORMER_NAMES.values(), SEQ, RANK}
 _INTEGER_DIGITS = len(f"{values.INTEGER_MAX}")
 # Digits before the point for a number whose schema does not bound it.
 _WHOLE_DIGITS_MIN = 20
-# Of a character in UTF-8.
+# The most bytes of a character in UTF-8.
 _CHARACTER_BYTES = 4
 # Of a number or time in a key.
 _KEY_VALUE_BYTES = 20
@@ -520,14 +520,14 @@ def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) ->
     if not isinstance(definition, dict):
         raise InvalidSchema(f"its schema is {values.type_name(definition)}, expected an object")
     reference = word(definition, "$ref")
-    # A type that refers to itself allows nothing more by that.
+    # A reference from a type to itself allows nothing more.
     if reference is not None and reference not in visited:
         yield from _types(_resolve(reference, root), root, visited | {reference})
         return
     choices = [*(word(definition, "anyOf") or ()), *(word(definition, "oneOf") or ())]
     if choices:
         for choice in choices:
-            # A choice may leave out what it shares with the others.
+            # An alternative may leave out what all alternatives share.
             shared = {name: value for name, value in definition.items() if name not in {"anyOf", "oneOf"}}
             yield from _types(shared | _present(choice) if isinstance(choice, dict) else choice, root, visited)
         return

@@ -40,7 +40,7 @@ _SPACED_OFFSET = re.compile(r" ?(UTC|GMT|Z|[+-]\d{2}(:?\d{2})?)$", re.IGNORECASE
 _END_OF_DAY = re.compile(r"T24(?=:?00(:?00([.,]0+)?)?(Z|[+-]|$))")
 _LEAP_SECOND = re.compile(r"(T\d{2}:?59:?)60(?=[.,Z+-]|$)")
 _ORDINAL_DATE = re.compile(r"(\d{4})-(\d{3})(?=T)")
-# Of an hour or of a minute: of a second, Python reads it.
+# A fraction of an hour or a minute. Python itself reads fractions of a second.
 _FRACTION = re.compile(r"(T\d{2}(:?\d{2})?)[.,](\d+)(?=[Z+-]|$)")
 _BELOW_MICROSECONDS = re.compile(r"[.,]\d{6}0*[1-9]")
 _MINUS = "\N{MINUS SIGN}"
@@ -225,7 +225,7 @@ def whole(value: Any) -> int:
 
 
 def decimal(value: Any, digits: int, places: int) -> Decimal:
-    """An exact number of so many digits, of which so many are after the point.
+    """An exact number of at most `digits` digits, `places` of them after the point.
 
     Digits that a sender's floating-point arithmetic has added, as in 0.30000000000000004, are dropped.
     """
@@ -242,7 +242,7 @@ def decimal(value: Any, digits: int, places: int) -> Decimal:
 
 
 def sized_integer(value: Any, convert: Callable[[Any], int], bits: int, *, is_unsigned: bool) -> int:
-    """A whole number that fits into so many bits."""
+    """A whole number that fits into `bits` bits."""
     number = convert(value)
     limit = 2 ** (bits - 1)
     if not (0 <= number < 2 * limit if is_unsigned else -limit <= number < limit):
@@ -260,7 +260,7 @@ def single(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
 
 
 def sized_text(value: Any, convert: Callable[[Any], str], size: int, *, is_in_bytes: bool) -> str:
-    """Text of at most so many characters, or bytes in UTF-8."""
+    """Text of at most `size` characters, or bytes in UTF-8."""
     text = convert(value)
     found = len(text.encode()) if is_in_bytes else len(text)
     if found > size:
@@ -269,7 +269,7 @@ def sized_text(value: Any, convert: Callable[[Any], str], size: int, *, is_in_by
 
 
 def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> datetime:
-    """An instant whose seconds since 1970 fit into so many bits. The first of them stands for no time."""
+    """An instant whose seconds since 1970 fit into `bits` bits. Second 0 stands for no time."""
     moment = convert(value)
     last = datetime.fromtimestamp(2**bits - 1, UTC)
     if not 0 < moment.timestamp() <= 2**bits - 1:
@@ -280,7 +280,7 @@ def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> 
 def table_version(value: Any) -> int | None:
     """A table version: a whole number, or text of one; None for anything else."""
     if value is None:
-        # So it is in most records; an exception for each would take longer.
+        # Most records have none, and an exception for each would take longer.
         return None
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
@@ -324,7 +324,7 @@ def key_number(value: Any, convert: Callable[[Any], _T]) -> _T:
 
 
 def key_instant(value: Any) -> datetime:
-    """A part of a key: an instant to the microsecond. Of a finer one, the rest would be lost."""
+    """A part of a key: an instant to the microsecond. A finer one would lose digits."""
     result = instant(value)
     if _BELOW_MICROSECONDS.search(value):
         raise Invalid("is finer than a microsecond, expected at most 6 decimal places in a key")
@@ -332,7 +332,7 @@ def key_instant(value: Any) -> datetime:
 
 
 def boolean(value: Any) -> bool:
-    """True or false; no text or number that looks like one."""
+    """True or false. A text or number that looks like one is invalid."""
     if not isinstance(value, bool):
         raise Invalid(f"is {type_name(value)}, expected a boolean")
     return value

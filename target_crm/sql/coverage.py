@@ -26,7 +26,7 @@ def recorded(rows: Iterable[Row[Any]]) -> Claims:
 
 
 def changes(rows: Sequence[Row[Any]], claims: Claims) -> tuple[list[tuple[Any, ...]], list[str]]:
-    """What adds claims to the rows of the table: the rows to insert, and the ids of those that they replace."""
+    """How to add claims to the table: the rows to insert, and the ids of the rows that they replace."""
     inserted: list[tuple[Any, ...]] = []
     replaced: list[str] = []
     for scope, intervals in claims.items():

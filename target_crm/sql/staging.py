@@ -371,7 +371,7 @@ def _differences(ledger: Table, rows: FromClause) -> dict[str, ColumnElement[boo
 
 
 def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
-    """Whether an action would move a balance otherwise than the ledger's.
+    """Whether an action would change a balance differently from the ledger's action.
 
     A value that is missing on one side is no contradiction: a field may have been deselected.
     """
@@ -398,7 +398,7 @@ def _equal(table: Table, rows: FromClause, left_out: Collection[str]) -> ColumnE
 
 
 def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The column in a form with equality. PostgreSQL's JSON has none; its text has."""
+    """The column in a form that can be compared. PostgreSQL's JSON has none; its text has."""
     return cast(column, LongText()) if isinstance(column.type, JsonText) else column
 
 

@@ -129,7 +129,7 @@ class Tables:
         self.load_runs = Table(
             "load_runs",
             self.metadata,
-            # The two of them as a key fit into pages of eight kilobytes, also on engines that count four per character.
+            # A key of both fits into a page of eight kilobytes, even on engines that count four bytes per character.
             Column("run_id", Identifier(RUN_ID_CHARS), primary_key=True, doc="The run of target-crm."),
             Column("stream", Identifier(NAME_BYTES_MAX), primary_key=True, doc="The name of the stream's table."),
             Column("started_at", Instant, nullable=False, doc="When the run started."),
@@ -215,7 +215,7 @@ class Tables:
                 func.count().label("award_count"),
                 cast(func.sum(balances.action_count), BigInteger).label("action_count"),
                 func.max(balances.as_of).label("as_of"),
-                # New columns come last: PostgreSQL replaces a view only so.
+                # New columns come last, because otherwise PostgreSQL cannot replace the view.
                 exact_sum(balances.opening).label("opening"),
                 exact_sum(adjusted(balances)).label("adjusted"),
             )
@@ -246,7 +246,8 @@ class Tables:
 def adjusted(balances: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
     """The points of a balance that neither its opening balance nor an action explains.
 
-    No column of the table: it follows from the others, and to store it made each merge of a batch 15 % slower.
+    It is not a column of the table, because it follows from the others, and storing it made each merge of a batch 15 %
+    slower.
     """
     from_actions = balances.earned_total - balances.redeemed_total + balances.refunded_total
     return exact(balances.points - balances.opening - from_actions)

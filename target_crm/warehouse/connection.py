@@ -95,7 +95,7 @@ class Warehouse:
 
     @property
     def limits(self) -> TableLimits:
-        """What a table can hold. How long a name may be is known once the engine was reached."""
+        """What a table can hold. The longest name is known only after the first connection."""
         return replace(self.adapter.limits, name_bytes=name_bytes_max(self._engine.dialect))
 
     @contextmanager
@@ -132,7 +132,7 @@ class Warehouse:
                     with self._change_tables() as (connection, statements):
                         statements.extend(migrations.set_up(connection, self.tables, balances=balances))
                         if migrations.recomputes_balances(statements, self.tables):
-                            # A check that comes after it can't find the drift that was there.
+                            # A check after the upgrade cannot find the drift from before.
                             logger.warning(
                                 "recomputing all balances for layout %d, which also repairs drift", migrations.VERSION
                             )
@@ -294,7 +294,7 @@ class Warehouse:
         self.adapter.load(connection, commits, [(batch_id, now)])
 
     def _execute(self, connection: Connection, statements: Sequence[Statement]) -> None:
-        """Execute DDL. All tables that it alters are locked first, a table that it replaces only once it is copied."""
+        """Execute DDL. Tables that it alters are locked first, a table that it replaces only after the copy."""
         altered = (each.element for each in statements if isinstance(each, migrations.AlterTable))
         emptied = (each.element for each in statements if isinstance(each, DropTable) and each.element.info == WORK)
         self.adapter.lock_tables(connection, [*dict.fromkeys((*altered, *emptied))])

@@ -81,7 +81,7 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
 _WIDENED_FROM = {"number": {"integer", "decimal"}, "decimal": {"integer", "decimal"}, "time": {"date"}}
 # What a column holds and the new schema says, where the column stays unchanged.
 _KEPT = {("number", "integer"), ("number", "decimal"), ("decimal", "integer"), ("decimal", "number")}
-# A double holds every number of so many digits.
+# A double holds every number of this many digits exactly.
 _DOUBLE_DIGITS = 15
 # Types of dialects that do not inherit from SQLAlchemy's.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
@@ -155,7 +155,7 @@ def set_up(
         statements += ensure(connection, table, allow_key_change=allow_key_change)
     if last is not None:
         for name, query in tables.views.items():
-            # MariaDB's view of a renamed column can't be asked for; it can be replaced.
+            # MariaDB cannot return the SQL of a view whose column was renamed, but can replace the view.
             exists = not adapter.replaces_views and inspector.has_table(name, schema=schema)
             statements += view(adapter, connection.dialect, name, query, schema, exists=exists)
         # `has_balances` looks for it: DDL that commits at once may be interrupted before.
@@ -205,7 +205,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
         comments = adapter.comments_on(dialect, table)
         return [*creation(table), *(DDL(comment) for comment in comments)]  # type: ignore[no-untyped-call]
-    # Nobody else has tables with the names of work tables, so that saves a query for each.
+    # Only this program has tables with the names of work tables, so this saves a query for each.
     if table.info != WORK and table.name in adapter.view_names(connection, table.schema):
         raise WarehouseError(f"table {table.name!r} is a view: drop or rename the view, or rename the stream by a map")
     existing_columns = inspector.get_columns(table.name, schema=table.schema)
@@ -234,7 +234,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
         # A work table is empty between transactions.
         return [DropTable(table), *creation(table)]
     copied = {column.name for column in widened if adapter.rebuilds_to_widen(found[column.name], column)}
-    # SQLite's columns of numbers take any number as they are.
+    # On SQLite, a column of numbers takes any number without a change.
     altered = {column.name: clause for column in widened if (clause := adapter.widen_column(dialect, column))}
     if copied and is_work:
         return [DropTable(table), *creation(table)]
@@ -548,5 +548,5 @@ def view(
 
 def adapter_of(connection: Connection) -> EngineAdapter:
     """The adapter of a connection's engine."""
-    # A dialect may call itself otherwise than its URL does.
+    # The name of a dialect may differ from the name in its URL.
     return adapter_for(connection.engine.url.get_backend_name())

@@ -47,7 +47,7 @@ FIRST_YEAR = 2000
 # Widths of charts in CSS pixels: full page, half page, phone.
 PAGE_PX, COLUMN_PX, PHONE_PX = 1040, 490, 312
 BARS_SHOWN = 12
-# Perks in the page's table. The formats JSON and CSV have all.
+# Perks in the page's table. JSON and CSV contain all perks.
 ROWS_SHOWN = 400
 NO_LOCATION = "no location"
 MINUS = "\N{MINUS SIGN}"

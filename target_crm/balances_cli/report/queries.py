@@ -39,9 +39,9 @@ USERS_SHOWN = 20
 LOCATIONS_SHOWN = 20
 # Upper bounds of the age classes of outstanding points; the last class is open.
 AGES_DAYS = (30, 90, 180, 365)
-# Points outstanding are shown by the month of their issue for so many months, the current one included.
+# Outstanding points are shown by month of issue for this many months, including the current one.
 MONTHS_SHOWN = 24
-# A period that ends today shows so many future days. Actions dated later count on the last of them.
+# A period that ends today shows up to this many future days. Actions dated later count on the last of them.
 DAYS_AHEAD_MAX = timedelta(days=2)
 
 MOVEMENTS = ("opening", "issued", "redeemed", "refunded", "added", "removed")
@@ -240,7 +240,7 @@ def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 def by_issue(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
     """Sum outstanding points per month of their issue, if each award spends its oldest points first.
 
-    What an award holds are then its newest issued points. `months_ago` is null before the parameters `month_…`. Points
+    An award then holds its newest issued points. `months_ago` is null before the parameters `month_…`. Points
     that no action has issued are left out: the award had them before its first action, or an edit added them.
     """
     a, held = tables.actions.c, _existing(tables, by_perk=by_perk)
