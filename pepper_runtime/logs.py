@@ -31,7 +31,7 @@ _PARSER: Final = click.Command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 
-# The SDK logs these at each start; not useful to users.
+# The SDK logs these at each start. They do not help users.
 _NOISE: Final = (
     "Parsing env var",
     "Parsing '%s' config from env",

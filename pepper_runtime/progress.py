@@ -26,7 +26,7 @@ ERASE: Final = b"\r\x1b[2K\x1b[?25h"
 
 
 def is_wanted(environment: Mapping[str, str], *, with_stdout_on_terminal: bool) -> bool:
-    """Whether to draw: stderr is a terminal that can, and neither `PEPPER_PROGRESS=off` nor JSON logs rule it out.
+    """Whether to draw: stderr is a capable terminal, and neither `PEPPER_PROGRESS=off` nor JSON logs are set.
 
     In a pipeline only the last program draws: the one whose stdout is not a pipe.
 

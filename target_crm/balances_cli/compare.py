@@ -201,7 +201,7 @@ class Comparison:
 
 
 def compare(connection: Connection, tables: Tables, found: AwardsInput) -> Comparison:
-    """Compare the awards of an input with the stored balances, within an open transaction. Uses up the awards.
+    """Compare the awards of an input with the stored balances, within an open transaction. Consumes the awards.
 
     Raises:
         InputError: The awards are of another merchant than the balances.

@@ -42,7 +42,7 @@ def replay(config: Mapping[str, Any], warehouse: Warehouse) -> dict[str, int]:
 
 
 class _Replay:
-    """Feeds quarantined records to a target of its own."""
+    """Feeds quarantined records to a separate target."""
 
     def __init__(self, config: Mapping[str, Any], warehouse: Warehouse) -> None:
         self._warehouse = warehouse

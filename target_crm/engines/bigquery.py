@@ -52,7 +52,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
         return (*super().driver_errors(dialect), GoogleAPIError, GoogleAuthError, RequestException)
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """No: each statement is a transaction of its own."""
+        """No: each statement is a separate transaction."""
         return False
 
     def is_retriable(self, error: Exception) -> bool:

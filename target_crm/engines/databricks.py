@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class DatabricksAdapter(ExtendedSQLAdapter):
-    """A warehouse where each statement is a transaction of its own."""
+    """A warehouse where each statement is a separate transaction."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """No: each statement is a transaction of its own."""
+        """No: each statement is a separate transaction."""
         return False
 
 

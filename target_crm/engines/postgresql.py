@@ -61,7 +61,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         "current_schema(), '')"
     )
     _JSON_OID = 114
-    # Unless the role or the database has a limit of its own.
+    # Unless the role or the database has its own limit.
     _LIMIT_WAITS = (
         f"set_config('lock_timeout', coalesce(nullif(current_setting('lock_timeout'), '0'), '{LOCK_WAIT_SECONDS}s'), "
         "true)"

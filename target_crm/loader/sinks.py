@@ -147,7 +147,7 @@ class StreamSink:
         raise NotImplementedError
 
     def present_key(self, row: Row) -> list[Row]:  # noqa: ARG002
-        """The key and version of a row that the warehouse refuses, as rows of their own."""
+        """The key and version of a row that the warehouse refuses, as separate rows."""
         return []
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
@@ -253,7 +253,7 @@ class LedgerSink(StreamSink):
 
 
 class TableSink(StreamSink):
-    """Any other stream: upserted by key into a table of its own, or appended if it has no key."""
+    """Any other stream: upserted by key into its own table, or appended if it has no key."""
 
     keys: Sequence[str] = ()
     """Overrules the key of the SCHEMA message."""
@@ -465,7 +465,7 @@ class AwardSink(TableSink):
 
 
 def sink_class(stream: str) -> type[StreamSink]:
-    """The sink of a stream: the ledger's for `actions`, the snapshots' for `awards`, else a table of its own."""
+    """The sink of a stream: the ledger's for `actions`, the snapshots' for `awards`, otherwise its own table's."""
     return {"actions": LedgerSink, "awards": AwardSink}.get(stream, TableSink)
 
 

@@ -122,7 +122,7 @@ class BatchWriter:
         part.rows = [row for place, row in enumerate(part.rows) if place not in found]
 
     def _leave_out(self, batch: Batch, sink: StreamSink) -> None:
-        """Load none of the rows of a stream that is stopped."""
+        """Skip the rows of a stream that is stopped."""
         part = batch.parts[sink]
         self.stopped[sink.stream].skipped += len(part.rows) + len(part.incomplete)
         batch.parts[sink] = Part(refused=part.refused)

@@ -253,7 +253,7 @@ class Shape:
         }
         existing = {name: stored[column] for name, column in columns.items() if name not in fixed and column in stored}
         kinds |= {name: _fitted(kinds[name], column, limits) for name, column in existing.items() if name in kinds}
-        # Only now, because a key has a kind of its own even in a column that holds more.
+        # Only now, because a key has its own kind even in a column that holds more.
         kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, existing, limits)
         if limits.sizes:
             kinds |= {name: _sized(kinds[name], column) for name, column in existing.items()}

@@ -243,7 +243,7 @@ class Warehouse:
     def _change_tables(self) -> Iterator[tuple[Connection, list[Statement]]]:
         """Open a transaction as `write` does, with a list for the statements to execute at its end.
 
-        Where a transaction can't use what it has created, each of these gets one of its own.
+        If a transaction can't use what it has created, each of these statements gets its own transaction.
         """
         statements: list[Statement] = []
         with self.write() as connection:

@@ -186,7 +186,7 @@ def outstanding(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
-    """Sum outstanding points per perk, most first.
+    """Sum outstanding points per perk, largest sum first.
 
     `perks` has `_id` and, if it knows them, the time of the deletion, `title` and `type`. A perk is `retired` if it is
     deleted there, or missing. Without `perks`, no perk is.
