@@ -60,7 +60,7 @@ class Status:
 
     Attributes:
         rejected: Records in quarantine, including lines that belong to no stream.
-        checks: Empty where no balances exist: neither actions nor awards have been loaded.
+        checks: Empty if there are no balances, because neither actions nor awards have been loaded.
         coverage: Which actions were read.
     """
 

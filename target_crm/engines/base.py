@@ -155,7 +155,7 @@ class EngineAdapter:
         return bool(pep_249_classes(error) & {"OperationalError", "InterfaceError"})
 
     def is_about_row(self, error: Exception) -> bool:
-        """Whether a driver's error is about a row, which violates a constraint or has a value that is refused."""
+        """Whether a driver's error is about a row, because it violates a constraint or has an invalid value."""
         return is_about_row(error)
 
     def describe_error(self, error: Exception) -> str:

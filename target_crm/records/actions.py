@@ -133,7 +133,7 @@ def decode_action(line: bytes) -> tuple[Any, ...] | None:
         if message.type != "RECORD" or message.stream != "actions":
             return None
         if not line.isascii():
-            # Texts that are skipped may be no UTF-8.
+            # Skipped texts may not be UTF-8.
             line.decode()
         payload = values.json_without_nul(str(message.record, "utf-8"))
         try:

@@ -315,7 +315,7 @@ def _rebuild(
     keys = table.primary_key.columns.keys()
     if has_other_key:
         _check_key_values(connection, old, keys)
-    # A text of any length may be no part of a key.
+    # A text without a maximum length cannot be part of a key.
     kept = {name for name in found if name in table.c and name not in changed and name not in keys}
     wanted_types = {name: _type_in_ddl(table.c[name].type, dialect) for name in kept}
     kept_types = {name: found[name] for name in kept if _stored(found[name]) != _stored(wanted_types[name])}
