@@ -26,7 +26,7 @@ class Perks(FullTableStream):
 
 
 class Awards(ChangesStream):
-    """What each user holds of each perk."""
+    """Each user's copies of perks, with the points on them."""
 
     name = "awards"
     path = "/awards"

@@ -212,7 +212,8 @@ def compare(options: Options) -> int:
     """Compare the balances with Pepper's points.
 
     Reads messages of awards from standard input, and loads nothing: tap-pepper --config ENV | crm-balances compare.
-    Run the tap without a state, to read all awards. One that changed in Pepper after the last load is no difference.
+    Run the tap without a state, to read all awards. An award that changed in Pepper after the last load does not count
+    as different.
     """
     with options.warehouse() as warehouse:
         awards = comparison.AwardsInput(options.target)

@@ -256,7 +256,7 @@ def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> Non
 
 @compiles(CreateColumn, "duckdb")
 def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str:
-    """Set the compression where DuckDB takes long to choose one, and then does not choose the best."""
+    """Set the compression of columns for which DuckDB takes long to choose one, and chooses badly."""
     column = element.element
     specification: str = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]
     # In a file of an older version, DuckDB would not compress a zstd column at all.

@@ -24,7 +24,7 @@ _MODULES = {
     "spark": "spark",
     "sqlite": "sqlite",
 }
-# Where the extra has another name than the module.
+# Engines whose extra has another name than the module.
 _EXTRAS = {"postgresql": "postgres"}
 
 

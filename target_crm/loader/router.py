@@ -124,7 +124,7 @@ class Router:
         return routes
 
     def stop(self, stream: str, reason: str) -> None:
-        """Load no record of a stream from here on."""
+        """Load no more records of a stream."""
         del self.routes[stream]
         self.stopped[stream] = StoppedStream(reason)
         self._choose_actions_sink()

@@ -304,7 +304,7 @@ class TargetCrm(Plugin, Target):
             self.writer.add_stream(sink.stream, sink.table.name)
 
     def _stop(self, stream: str, reason: str) -> None:
-        """Load no record of a stream from here on, and emit no STATE, which would cover them. Others continue."""
+        """Load no more records of a stream, and emit no STATE, which would cover them. Other streams continue."""
         for route in self.router.routes[stream]:
             self._activations.refuse_table(route.sink.stream, f"stream {stream!r} is not loaded")
         self.router.stop(stream, reason)

@@ -80,7 +80,7 @@ class BatchWriter:
         """Column of the ledger → in how many records that were read again it had another value."""
 
     def add_stream(self, name: str, table: str) -> None:
-        """Report a stream even if none of its records comes. `load_runs` has it under the name of its table."""
+        """Report a stream even if none of its records comes. In `load_runs`, a stream has the name of its table."""
         self.tallies.setdefault(name, Tally())
         self._tables[name] = table
 

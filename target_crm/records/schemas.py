@@ -375,7 +375,7 @@ def _key_kinds(
 
 
 def _key_kind(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
-    """The kind of a part of a key that is no text. A value is invalid if the column would change it."""
+    """The kind of a part of a key that is not text. A value is invalid if the column would change it."""
     if kind is INTEGER and stored and stored.kind == "number" and limits.decimal_digits is not None:
         # An earlier schema had numbers, so the column has doubles.
         return KEY_WHOLE_DOUBLE
@@ -472,7 +472,7 @@ def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
         for each, distance in _BOUNDS.items()
         if (bound := word(definition, each)) is not None and not isinstance(bound, bool)
     ]
-    # Zero is no step.
+    # A multipleOf of zero is invalid; ignore it.
     step = Decimal(f"{word(definition, 'multipleOf') or 0}")
     if name == "integer":
         beyond = [_digits_below(bound) for bound in bounds if not values.INTEGER_MIN <= bound <= values.INTEGER_MAX]
