@@ -102,7 +102,7 @@ class Audit:
             row_digests: The digest of each distinct row of the second read.
 
         Returns:
-            How many rows the second read has more than the first, at least 0; None if both reads agree.
+            How many more rows the second read has than the first, at least 0; None if both reads agree.
         """
         self._tally_pending(lambda instant: instant.startswith(hour))
         second_read = HourTally()
