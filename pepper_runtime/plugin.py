@@ -25,7 +25,7 @@ from pepper_runtime.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 class Plugin(PluginBase):
@@ -37,7 +37,7 @@ class Plugin(PluginBase):
     """How a message shows a wrong value of the other settings."""
     setting_error: ClassVar[type[Exception]]
     """Raised with one line that has all problems."""
-    option_help: ClassVar[Mapping[str, str]] = {
+    option_help: ClassVar[dict[str, str]] = {
         "about": "Print the name, the version, the capabilities and the settings.",
         "about_format": "The format of --about. Default: text.",
         "config": "Read the settings from this JSON file, or from the environment: ENV.",

@@ -40,7 +40,6 @@ from tap_pepper.state.input_state import read_bookmarks
 from tap_pepper.streams import STREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import FrameType
     from typing import IO
 
@@ -60,7 +59,7 @@ class TapPepper(Plugin, Tap):
     config_jsonschema = CONFIG_JSONSCHEMA
     secrets = SECRETS
     setting_error = ConfigError
-    option_help: ClassVar[Mapping[str, str]] = {
+    option_help: ClassVar[dict[str, str]] = {
         **Plugin.option_help,
         "discover": "Print the catalog: streams, fields and which are selected.",
         "test": "Read the first rows of each stream, and print whether it is readable. Exit with 1 if a stream is not. "

@@ -71,6 +71,9 @@ class TargetCrm(Plugin, Target):
     # A password may have been given to the wrong setting.
     show_value = staticmethod(hide)
     setting_error = SettingError
+    option_help: ClassVar[dict[str, str]] = Plugin.option_help | {
+        "file_input": "Read the messages from this file instead of standard input."
+    }
     capabilities: ClassVar[list[CapabilitiesEnum]] = [
         PluginCapabilities.ABOUT,
         PluginCapabilities.STREAM_MAPS,
