@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tap_pepper.state.audit import HourTally
+from tap_pepper.raw_json import digest, to_json
+from tap_pepper.state.audit import Audit, HourTally
 
 
 @given(st.lists(st.text(alphabet="abcXYZ-_", min_size=16, max_size=16), unique=True), st.randoms())
@@ -28,3 +29,22 @@ def test_a_tally_does_not_depend_on_row_order_and_survives_the_state(digests: li
 @pytest.mark.parametrize("state", [None, [], {"2026-10-01T11": 5}, {"2026-10-01T11": "a:b"}, {"2026-10-01T11": "1:x"}])
 def test_an_invalid_tally_in_the_state_counts_as_empty(state: object) -> None:
     assert HourTally(state).get("2026-10-01T11") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "second_read", "more_rows"),
+    [
+        pytest.param(2, 2, None, id="the-same"),
+        pytest.param(2, 3, 1, id="one-more"),
+        pytest.param(0, 1, 1, id="one-where-none-was"),
+        pytest.param(3, 1, 0, id="fewer"),
+    ],
+)
+def test_a_second_read_tells_how_many_rows_the_first_did_not_have(
+    rows: int, second_read: int, more_rows: int | None
+) -> None:
+    found = [{"_id": to_json(number)} for number in range(3)]
+    audit = Audit(None, after="2026-10-01T11:00:00.000Z", until="2026-10-01T12:30:00.000Z", age_hours=2)
+    for row in found[:rows]:
+        audit.record(row, "2026-10-01T11:10:00.000Z")
+    assert audit.compare("2026-10-01T11", [digest(row) for row in found[:second_read]]) == more_rows

@@ -93,6 +93,14 @@ def test_a_key_sample_gives_the_exact_missing_fraction_of_a_short_list(before: s
     assert second.missing_fraction == expected
 
 
+def test_a_key_sample_of_a_long_list_does_not_depend_on_the_order() -> None:
+    first, second = KeySample(), KeySample()
+    for key in range(3 * SAMPLE_KEYS_MAX):
+        first.add(key)
+        second.add(3 * SAMPLE_KEYS_MAX - 1 - key)
+    assert first.to_state() == second.to_state()
+
+
 def test_a_key_sample_of_an_earlier_version_is_read() -> None:
     sample = KeySample([digest(key) for key in range(4)])
     for key in range(3):

@@ -43,6 +43,14 @@ def test_a_secret_is_redacted_anywhere_in_a_record(
     assert log_record.getMessage() == expected
 
 
+def test_a_secret_that_contains_another_is_redacted_whole(redactor: Redactor) -> None:
+    for secret in ("t0ken-of-a-merchant", "t0ken"):
+        redactor.add(secret)
+    log_record = record("Token t0ken-of-a-merchant")
+    redactor.filter(log_record)
+    assert log_record.getMessage() == "Token ***"
+
+
 def test_a_secret_is_redacted_in_a_traceback(redactor: Redactor) -> None:
     try:
         raise ValueError(f"header Token {SECRET}")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from target_crm.records.coverage import Interval, Scope, between, claims_of, summarize, union
+from target_crm.records.coverage import Interval, Scope, between, claims_of, is_inside, overlaps, summarize, union
 from tests.helpers.target import (
     ACTIONS,
     AWARDS,
@@ -198,6 +198,25 @@ def points(found: list[Interval]) -> set[int]:
         for number in range(31)
         if each.after < MIDNIGHT + timedelta(hours=number) <= each.until
     }
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "is_across", "is_within"),
+    [
+        pytest.param(0, 1, False, False, id="ends-where-it-begins"),
+        pytest.param(0, 2, True, False, id="ends-in-it"),
+        pytest.param(1, 3, True, True, id="as-long-as-it"),
+        pytest.param(2, 4, True, False, id="begins-in-it"),
+        pytest.param(3, 4, False, False, id="begins-where-it-ends"),
+    ],
+)
+def test_a_balance_change_is_across_an_interval_if_a_moment_of_it_is_inside(
+    start: int, end: int, is_across: bool, is_within: bool
+) -> None:
+    hours = [MIDNIGHT + timedelta(hours=number) for number in range(5)]
+    interval = Interval(hours[1], hours[3])
+    assert overlaps(hours[start], hours[end], interval) == is_across
+    assert is_inside(hours[start], hours[end], interval) == is_within
 
 
 @given(intervals)
