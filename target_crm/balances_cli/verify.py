@@ -13,6 +13,7 @@ from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import Coverage, describe, first_action_at, read_coverage
 from target_crm.records.coverage import read_times
 from target_crm.sql import balances
+from target_crm.warehouse.migrations import adapter_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,8 +118,9 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
 
 def compare_balances(connection: Connection, tables: Tables) -> list[Check]:
     """Compare every balance with the ledger and the snapshots."""
+    differing = balances.differences(tables, adapter_of(connection).partials_from_ledger(tables.actions))
     begin("Comparing every balance with the ledger")
-    ledger = _check("ledger", "balance = total of ledger and snapshots", connection, balances.differences(tables))
+    ledger = _check("ledger", "balance = total of ledger and snapshots", connection, differing)
     return [ledger, _compare_snapshots(connection, tables)]
 
 
@@ -161,7 +163,8 @@ def rebuild(warehouse: Warehouse) -> int:
     tables = warehouse.tables
     with warehouse.write() as connection:
         begin("Recomputing all balances from the ledger")
-        warehouse.adapter.replace_all(connection, tables.award_balances, balances.all_balances(tables))
+        partials = warehouse.adapter.partials_from_ledger(tables.actions)
+        warehouse.adapter.replace_all(connection, tables.award_balances, balances.all_balances(tables, partials))
         return count_rows(connection, tables.award_balances)
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.schema import ExecutableDDLElement, SetColumnComment, SetTableCo
 from target_crm.engines.driver_errors import describe, is_about_row, pep_249_classes
 from target_crm.errors import ConnectionLost
 from target_crm.records.schemas import TableLimits
+from target_crm.sql import balances
 from target_crm.sql.staging import RowUpdate
 from target_crm.sql.tables import MONTHS_OF
 
@@ -283,6 +284,10 @@ class EngineAdapter:
         """Replace all rows of a table by those of a query."""
         self.execute(connection, table.delete())
         connection.execute(table.insert().from_select(rows.selected_columns.keys(), rows))
+
+    def partials_from_ledger(self, actions: Table) -> Select[Any]:
+        """One partial balance per award, of all actions."""
+        return balances.partials_from_actions(actions)
 
     def empty(self, connection: Connection, table: Table) -> None:
         """Delete all rows."""

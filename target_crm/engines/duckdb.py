@@ -37,14 +37,16 @@ from target_crm.records.column_types import (
     register,
 )
 from target_crm.records.schemas import TableLimits
+from target_crm.sql import balances
+from target_crm.sql.functions import packed, unpacked
 from target_crm.sql.tables import FORMER_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from sqlalchemy import URL, Column, Connection, Dialect, Engine, Table
+    from sqlalchemy import URL, Column, Connection, Dialect, Engine, Select, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
-    from sqlalchemy.sql.compiler import DDLCompiler
+    from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 
     from target_crm.engines.base import Rows
 
@@ -167,6 +169,10 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Cast the values."""
         return alter_type_using_cast(dialect, column)
 
+    def partials_from_ledger(self, actions: Table) -> Select[Any]:
+        """Group the actions, without sorting those of each award."""
+        return balances.partials_by_packing(actions)
+
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Load columns through Arrow. Row by row takes thirty times as long."""
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
@@ -265,3 +271,13 @@ def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> s
     if isinstance(column.type, Identifier) and column.name in _UNCOMPRESSED:
         return f"{specification} USING COMPRESSION uncompressed"
     return specification
+
+
+@compiles(packed, "duckdb")
+def _packed(element: packed, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"ROW({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(unpacked, "duckdb")
+def _unpacked(element: unpacked, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({compiler.process(element.clauses, **kw)})[{element.place + 1}]"

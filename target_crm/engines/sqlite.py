@@ -31,18 +31,20 @@ from target_crm.records.column_types import (
     Identifier,
     Instant,
     LongText,
+    Points,
     register,
 )
 from target_crm.records.schemas import TableLimits
 from target_crm.records.values import INTEGER_MAX, INTEGER_MIN
-from target_crm.sql.functions import QUARTER_SECONDS, exact, exact_sum, quarter_hours
+from target_crm.sql import balances
+from target_crm.sql.functions import QUARTER_SECONDS, exact, exact_sum, packed, quarter_hours, unpacked
 from target_crm.sql.tables import WORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from datetime import datetime
 
-    from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine
+    from sqlalchemy import URL, ColumnElement, Connection, Dialect, Engine, Select
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
@@ -157,6 +159,10 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         """Merge by ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
 
+    def partials_from_ledger(self, actions: Table) -> Select[Any]:
+        """Group the actions, without sorting those of each award."""
+        return balances.partials_by_packing(actions)
+
     def empty(self, connection: Connection, table: Table) -> None:
         """Delete all rows, and drop the temporary table that hides a work table."""
         if table.info == WORK:
@@ -210,8 +216,35 @@ register(
 @compiles(exact_sum, "sqlite")
 def _exact_sum(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
     """Add whole ten-thousandths: SQLite has no decimals."""
-    units = 10**POINTS_PLACES
-    return f"SUM(CAST(ROUND(({compiler.process(element.clauses, **kw)}) * {units}) AS INTEGER)) / {units}.0"
+    return f"SUM({_units(compiler.process(element.clauses, **kw))}) / {10**POINTS_PLACES}.0"
+
+
+def _units(points: str) -> str:
+    """Points in SQL as a whole number of the smallest unit."""
+    return f"CAST(ROUND(({points}) * {10**POINTS_PLACES}) AS INTEGER)"
+
+
+@compiles(packed, "sqlite")
+def _packed(element: packed, compiler: SQLCompiler, **kw: Any) -> str:
+    """Text that begins with the instant, which always has 26 characters, and the id.
+
+    A NUL, which sorts before all other characters, separates the id from the values. Points are whole ten-thousandths:
+    as text, a double would not always come back the same.
+    """
+    instant, *values = element.clauses
+    texts = [
+        _units(compiler.process(each, **kw)) if isinstance(each.type, Points) else compiler.process(each, **kw)
+        for each in values
+    ]
+    return f"({compiler.process(instant, **kw)} || {texts[0]} || CHAR(0) || JSON_ARRAY({', '.join(texts)}))"
+
+
+@compiles(unpacked, "sqlite")
+def _unpacked(element: unpacked, compiler: SQLCompiler, **kw: Any) -> str:
+    # Functions of text would stop at the NUL.
+    row = f"CAST({compiler.process(element.clauses, **kw)} AS BLOB)"
+    value = f"JSON_EXTRACT(CAST(SUBSTR({row}, INSTR({row}, X'00') + 1) AS TEXT), '$[{element.place - 1}]')"
+    return f"({value} / {10**POINTS_PLACES}.0)" if isinstance(element.type, Points) else value
 
 
 @compiles(exact, "sqlite")

@@ -39,11 +39,11 @@ from sqlalchemy import (
 from target_crm.records.column_types import Identifier, Instant, Points
 from target_crm.records.coverage import Interval, is_inside, overlaps
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
-from target_crm.sql.functions import exact, exact_sum, row_number
+from target_crm.sql.functions import exact, exact_sum, packed, row_number, unpacked
 from target_crm.sql.staging import Merge, Replacement, RowUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import ColumnElement, FromClause, Label, Select, Subquery, Table
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
@@ -64,6 +64,8 @@ _TOTALS = {
     "redeemed_total": ("redeemed", "points_redeemed"),
     "refunded_total": ("refunded", "points_refunded"),
 }
+# What a partial takes from the newest action; the id comes first, because it decides between two of one instant.
+_OF_NEWEST = ("action_id", *_OWNER, "points_available")
 # The columns of actions that a balance needs.
 _ACTION_COLUMNS = (
     *("award_id", *_OWNER, "action_id", "occurred_at", "effect", "points_available", "loaded_at"),
@@ -90,22 +92,48 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool]) -> S
     def of_oldest(column: ColumnElement[Any]) -> ColumnElement[Any]:
         return func.max(case((r.before_at.is_(None), column)))
 
+    newest = {name: of_newest(r[name]) for name in _OF_NEWEST}
+    return _partials(r, newest, of_oldest(r.action_id), of_oldest(exact(r.points_available - change_of(r))))
+
+
+@cache
+def partials_by_packing(actions: FromClause) -> Select[Any]:
+    """Return the same rows as `partials_from_actions` without sorting the actions of each award.
+
+    For engines with `packed`. It takes less time over a whole ledger.
+    """
+    a = actions.c
+
+    def of_end(end: Callable[[Any], ColumnElement[Any]], **values: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:
+        row = end(packed(a.occurred_at, *values.values()))
+        return {name: unpacked(row, place, value.type) for place, (name, value) in enumerate(values.items(), 1)}
+
+    newest = of_end(func.max, **{name: a[name] for name in _OF_NEWEST})
+    oldest = of_end(func.min, action_id=a.action_id, points=a.points_available, change=change_of(a))
+    opening = exact(oldest["points"] - oldest["change"])
+    return _partials(a, newest, oldest["action_id"], opening).where(a.effect.is_not(None))
+
+
+def _partials(
+    r: Columns, newest: Columns, first_action_id: ColumnElement[Any], opening: ColumnElement[Any]
+) -> Select[Any]:
+    """One partial balance per award of `r`; `newest` holds what comes from the newest action."""
     return select(
-        r.award_id,
+        r["award_id"],
         # The newest action may lack them. They are the same in all actions of an award, so any other will do.
-        *(func.coalesce(of_newest(r[name]), func.max(r[name])).label(name) for name in _OWNER),
-        of_newest(r.points_available).label("points"),
-        func.max(r.occurred_at).label("as_of"),
+        *(func.coalesce(newest[name], func.max(r[name])).label(name) for name in _OWNER),
+        newest["points_available"].label("points"),
+        func.max(r["occurred_at"]).label("as_of"),
         cast(_ACTION, Identifier()).label("as_of_source"),
-        of_newest(r.action_id).label("last_action_id"),
+        newest["action_id"].label("last_action_id"),
         *_sums(r),
         cast(func.count(), BigInteger).label("action_count"),
-        func.min(r.occurred_at).label("first_action_at"),
-        func.max(r.occurred_at).label("last_action_at"),
-        func.max(r.loaded_at).label("updated_at"),
-        of_oldest(r.action_id).label("first_action_id"),
-        of_oldest(exact(r.points_available - change_of(r))).label("opening"),
-    ).group_by(r.award_id)
+        func.min(r["occurred_at"]).label("first_action_at"),
+        func.max(r["occurred_at"]).label("last_action_at"),
+        func.max(r["loaded_at"]).label("updated_at"),
+        first_action_id.label("first_action_id"),
+        opening.label("opening"),
+    ).group_by(r["award_id"])
 
 
 def _newest_first(actions: FromClause, *which: ColumnElement[bool], **functions: FunctionElement[Any]) -> Subquery:
@@ -246,9 +274,9 @@ def aggregate(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
 
 
 @cache
-def all_balances(tables: Tables) -> Select[Any]:
-    """Recompute every balance from the whole ledger and all snapshots."""
-    return aggregate(partials_from_actions(tables.actions), partials_from_snapshots(tables.awards))
+def all_balances(tables: Tables, partials: Select[Any]) -> Select[Any]:
+    """Recompute every balance from the partials of the whole ledger and from all snapshots."""
+    return aggregate(partials, partials_from_snapshots(tables.awards))
 
 
 @cache
@@ -311,10 +339,10 @@ def fill_owner(table: Table, key: str, owner: FromClause) -> RowUpdate:
 
 
 @cache
-def differences(tables: Tables) -> Select[Any]:
+def differences(tables: Tables, partials: Select[Any]) -> Select[Any]:
     """Awards whose stored balance differs from the recomputed one: their stored and expected points."""
     stored = tables.award_balances
-    expected = all_balances(tables).subquery("expected")
+    expected = all_balances(tables, partials).subquery("expected")
     compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118
     sides = union_all(
         *(

@@ -12,7 +12,9 @@ from sqlalchemy.sql.functions import FunctionElement
 from target_crm.records.column_types import Points
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
     from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
 
 QUARTER_SECONDS = 900
 QUARTER_MICROS = QUARTER_SECONDS * 1_000_000
@@ -58,6 +60,28 @@ class row_number(FunctionElement[int]):  # noqa: N801
 def _row_number(_element: row_number, _compiler: SQLCompiler, **_: Any) -> str:
     # Firebird's dialect drops empty parentheses.
     return "row_number()"
+
+
+class packed(FunctionElement[Any]):  # noqa: N801
+    """An instant, an id and other values as one value, which sorts by the instant, then by the id.
+
+    Only for engines whose module compiles it. The greatest of a group holds the values of the group's newest row.
+    """
+
+    inherit_cache = True
+    name = "packed"
+
+
+class unpacked(FunctionElement[Any]):  # noqa: N801
+    """A value out of a packed one: the id has place 1, the others follow."""
+
+    inherit_cache = False
+    name = "unpacked"
+
+    def __init__(self, value: ColumnElement[Any], place: int, type_: TypeEngine[Any]) -> None:
+        super().__init__(value)
+        self.place = place
+        self.type = type_
 
 
 class quarter_hours(FunctionElement[int]):  # noqa: N801

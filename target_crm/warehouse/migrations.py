@@ -161,7 +161,8 @@ def set_up(
         # `has_balances` looks for it: DDL that commits at once may be interrupted before.
         statements += ensure(connection, last)
     if lacks_columns:
-        rows, stored = all_balances(tables), tables.award_balances
+        rows = all_balances(tables, adapter.partials_from_ledger(tables.actions))
+        stored = tables.award_balances
         statements += [stored.delete(), stored.insert().from_select(rows.selected_columns.keys(), rows)]
     if is_older:
         number: ColumnElement[int] = literal_column(str(VERSION))

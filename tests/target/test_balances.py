@@ -15,7 +15,7 @@ from target_crm.warehouse.connection import Warehouse
 from tests.helpers import oracle
 from tests.helpers.deliveries import PERK_OF, START, USER_OF, deliver, deliveries
 from tests.helpers.oracle import Action, Snapshot
-from tests.helpers.target import ACTIONS, AWARDS, action, load, query, snapshot, table
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, snapshot, table
 from tests.stress import size
 
 
@@ -272,6 +272,33 @@ def test_a_snapshot_without_user_and_perk_takes_them_from_any_other_snapshot(
     assert not verify(crm).drifted
     rebuild(crm)
     assert table(crm, "award_balances", "award_id", "user_id", "perk_id", "points") == stored
+    crm.dispose()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pytest.param(["a", "B", "é"], id="by-bytes"),
+        pytest.param(["a", "a!", "a\x01"], id="one-begins-with-another"),
+        pytest.param(["a\"'", "a\\", "a[,]"], id="with-quotes"),
+    ],
+)
+def test_verify_and_rebuild_order_simultaneous_actions_as_loading_does(warehouse_url: str, ids: list[str]) -> None:
+    points = ["99999999999.9999", "-99999999999.9999", "0.0001"]
+    # The perk is known from one action only.
+    without_perk = [
+        action(each, available=value, delta=7).replace('"p1"', "null") for each, value in zip(ids, points, strict=True)
+    ]
+    earlier = action("z", available="0.3", delta="99999999999.9998", at="2026-09-30T12:00:00Z")
+    load(warehouse_url, [ACTIONS, earlier, *without_perk], batch_size_rows=1)
+    crm = Warehouse(warehouse_url)
+    loaded = table(crm, "award_balances")
+
+    assert loaded[0]["last_action_id"] == max(ids, key=str.encode)
+    assert not verify(crm).drifted
+    execute(warehouse_url, "DELETE FROM award_balances")
+    rebuild(crm)
+    assert table(crm, "award_balances") == loaded
     crm.dispose()
 
 
