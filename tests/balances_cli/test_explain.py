@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def read(start: str, end: str) -> str:
+def read(start: str, end: str, **more: Any) -> str:
     """A STATE of a run that has read from one time to another."""
     bookmark = {"replication_key": "when_timestamp", "replication_key_value": end, "covered_from": start}
-    return state({"bookmarks": {"actions": {**bookmark, "read": [[start, end]]}}})
+    return state({"bookmarks": {"actions": {**bookmark, "read": [[start, end]], **more}}})
 
 
 AT_THE_ARCHES = {
@@ -192,6 +192,32 @@ def test_the_opening_balance_follows_the_holes_before_the_oldest_action(sqlite_u
     assert [line["event"] for line in lines] == ["hole", "opening", "action", "balance"]
     assert lines[1]["note"] == "before the oldest action; may include actions that were not read"
     assert lines[1]["balance"] == 7
+
+
+@pytest.mark.parametrize(
+    ("states", "reason"),
+    [
+        pytest.param([], "edit or expiry in Pepper, or actions not read", id="coverage-not-recorded"),
+        pytest.param(
+            [read("2026-10-01T00:00:00Z", "2026-10-05T00:00:00Z")], "edit or expiry in Pepper", id="all-types-read"
+        ),
+        pytest.param(
+            [read("2026-10-01T00:00:00Z", "2026-10-05T00:00:00Z", action_types=["REWARD_EARNED"])],
+            "edit, expiry, or an action of a type that was not read",
+            id="some-types-read",
+        ),
+    ],
+)
+def test_a_change_without_an_action_has_a_reason_that_depends_on_what_was_read(
+    sqlite_url: str, run: Run, states: list[str], reason: str
+) -> None:
+    first = action("a1", delta=3, available=3, at="2026-10-02T00:00:00Z")
+    second = action("a2", delta=1, available=9, at="2026-10-03T00:00:00Z")
+    load(sqlite_url, [AWARDS, ACTIONS, first, second, *states])
+
+    (explained,) = json.loads(run("w1", "--json").stdout)
+
+    assert [line["note"] for line in explained["lines"] if line["event"] == "adjustment"] == [reason]
 
 
 @pytest.mark.parametrize(

@@ -502,6 +502,7 @@ def test_a_deletion_may_have_nothing_but_the_key(sqlite_url: str, hard_delete: b
         pytest.param(["delete", "update", "delete"], [("b", True)], id="deleted-twice"),
         pytest.param(["delete", "named"], [("d", True)], id="values-in-the-second-deletion"),
         pytest.param(["named", "delete"], [("d", True)], id="values-in-the-first-deletion"),
+        pytest.param(["both", "named"], [("d", True)], id="other-values-in-each-deletion"),
     ],
 )
 @pytest.mark.parametrize("batch_size_rows", [1, 10], ids=["batch-each", "one-batch"])
@@ -514,9 +515,10 @@ def test_a_deletion_keeps_the_values_of_the_record_before_it(
         "insert": {"id": 1, "v": "c"},
         "delete": {"id": 1} | deleted,
         "named": {"id": 1, "v": "d"} | deleted,
+        "both": {"id": 1, "v": "e", "n": 8} | deleted,
     }
-    keyed = schema("s", {"id": INTEGER, "v": TEXT, "n": INTEGER}, "id")
-    load(sqlite_url, [keyed, record("s", {"id": 1, "v": "a", "n": 7})])
+    keyed = schema("s", {"id": INTEGER, "v": TEXT, "n": INTEGER, "w": TEXT}, "id")
+    load(sqlite_url, [keyed, record("s", {"id": 1, "v": "a", "n": 7, "w": "z"})])
 
     # All of them have the same `time_extracted`, as those of a log-based run have.
     load(sqlite_url, [keyed, *(record("s", records[name]) for name in sent)], batch_size_rows=batch_size_rows)
