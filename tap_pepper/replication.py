@@ -253,7 +253,7 @@ class WindowedStream(PepperStream):
                     pages_filled = yield from self.emit(pages, prepare, f"window {window}", _time_left(window, until))
                     if bookmark is None or window.until >= bookmark:
                         recent_rows.drop_earlier_runs()
-                    self._cover(coverage, window)
+                    self._cover(coverage, window, recent_rows.skipped_until)
                     self.write_bookmark(
                         window.until, border=recent_rows.to_state(reread_from), audit=audit.to_state(reread_from)
                     )
@@ -313,11 +313,11 @@ class WindowedStream(PepperStream):
                     self.run.postponed.append(f"{self.name} read back to {window.after}")
                     return
 
-    def _cover(self, coverage: Coverage, window: Window) -> None:
+    def _cover(self, coverage: Coverage, window: Window, skipped_until: str | None = None) -> None:
         """Note in the STATE that a window was emitted, unless a stream map may have dropped some of its rows."""
         if self.is_test or self.replication_method != REPLICATION_INCREMENTAL:
             return
-        coverage.add(window)
+        coverage.add(window, skipped_until)
         for name in COVERAGE_KEYS:
             self.stream_state.pop(name, None)
         if not self.run.drops_records(self.name):

@@ -22,7 +22,7 @@ class Coverage:
          "read": [["2026-11-28T05:55:00.000Z", "2026-11-28T06:00:00.000Z"]],
          "action_types": ["REDEEM_PERK", "REWARD_EARNED"]}
 
-    `read` is what this run alone has read, because a warehouse may have no rows of earlier runs. `action_types` is the
+    `read` is what this run alone has emitted, because a warehouse may have no rows of earlier runs. `action_types` is the
     filter, if there is one. `skipped_start_date` is the start_date that applied when a run with a bookmark began a
     coverage later than it. Only an earlier start_date makes the tap read more. `backfill_from` makes the tap first read
     the actions between this time and the coverage. `crm-balances coverage --state` sets it. It is null once they are
@@ -76,11 +76,20 @@ class Coverage:
             return None
         return Window(self._missing_from, self._from)
 
-    def add(self, window: Window) -> None:
-        """Note that all rows of a window were emitted. It follows the last one, or ends where the coverage begins."""
+    def add(self, window: Window, skipped_until: str | None = None) -> None:
+        """Note that all rows of a window were emitted. It follows the last one, or ends where the coverage begins.
+
+        Args:
+            window: The window.
+            skipped_until: The time of the newest row that an earlier run had emitted, and this run has not.
+        """
         if window.until == self._from:
             self._from = window.after
         self._until = max(self._until, window.until)
+        if skipped_until:
+            window = Window(max(window.after, parse_bound(skipped_until)), window.until)
+        if window.after >= window.until:
+            return
         last = self._read[-1] if self._read else None
         if last and last.until == window.after:
             self._read[-1] = Window(last.after, window.until)

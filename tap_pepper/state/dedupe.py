@@ -30,6 +30,8 @@ class RecentRows:
         ends = range(DIGEST_CHARS, len(text) + 1, DIGEST_CHARS)
         self._earlier = {text[end - DIGEST_CHARS : end] for end in ends}
         self._current: dict[str, str | None] = {}
+        self.skipped_until: str | None = None
+        """The time of the newest row that this run has not emitted because an earlier run had."""
 
     def add(self, row: dict[str, Any], instant: str | None, since: str) -> bool:
         """Remember a row, and return whether it is new or changed and so must be emitted.
@@ -44,6 +46,8 @@ class RecentRows:
             return True
         row_digest = digest(row)
         is_new = row_digest not in self._earlier and row_digest not in self._current
+        if row_digest in self._earlier and instant and is_at_or_after(instant, self.skipped_until or instant):
+            self.skipped_until = instant
         if recent:
             self._current[row_digest] = instant
         return is_new

@@ -76,9 +76,8 @@ class Options:
         if self.url:
             given |= {**dict.fromkeys(URL_PARTS), "sqlalchemy_url": self.url}
         if reads_environment:
-            # Otherwise these variables would win.
-            for name in given:
-                os.environ.pop(f"{ENVIRONMENT_PREFIX}{name.upper()}", None)
+            # Otherwise these variables would win. Empty, because those of a `.env` fill in for missing ones.
+            os.environ.update({f"{ENVIRONMENT_PREFIX}{name.upper()}": "" for name in given})
         target = TargetCrm(config={**config, **given}, parse_env_config=reads_environment)
         # A signal ends a command as usual. The message of the target's own handler mentions its input.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -14,6 +14,7 @@ from target_crm.balances_cli.cli import crm_balances
 from target_crm.errors import SettingError, WarehouseError
 from tests.helpers.balances import run_balances
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
+from tests.helpers.commands import run_script
 from tests.helpers.postgres import new_database
 from tests.helpers.target import ACTIONS, action, load, query
 
@@ -72,6 +73,14 @@ def test_url_and_schema_win_over_settings(
     )
 
     assert json.loads(capsys.readouterr().out)["awards"] == 1
+
+
+def test_url_wins_over_a_dotenv_file(url: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"TARGET_CRM_SQLALCHEMY_URL=sqlite:///{tmp_path / 'other.db'}\n")
+
+    verified = run_script("crm-balances", "verify", "--json", "--url", url, cwd=tmp_path)
+
+    assert json.loads(verified.stdout)["awards"] == 1
 
 
 def test_schema_selects_the_tables_and_a_wrong_one_has_no_balances(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -132,3 +133,32 @@ def test_a_new_warehouse_does_not_inherit_what_the_state_has_read(tmp_path: Path
 
         (interval,) = coverage(pipeline)["intervals"]
     assert moment(interval["from"]) == NOW - timedelta(seconds=305)
+
+
+def test_actions_that_a_restored_warehouse_lacks_are_a_hole_although_the_state_is_newer(tmp_path: Path) -> None:
+    world = World(seed=23, users=30, days=6, now=NOW)
+    with Sandbox(world) as sandbox:
+        warehouse, backup = tmp_path / "crm.db", tmp_path / "backup.db"
+        settings = {"TAP_PEPPER_START_DATE": START.isoformat(), "TAP_PEPPER_LOOKBACK_SECONDS": "86400"}
+        pipeline = Pipeline(sandbox, f"sqlite:///{warehouse}", tmp_path, settings)
+        pipeline.run()
+        shutil.copy(warehouse, backup)
+        before = loaded(pipeline)
+        world.advance(timedelta(hours=16))
+        pipeline.run()
+        lacking = loaded(pipeline) - before
+        assert lacking
+
+        shutil.copy(backup, warehouse)
+        pipeline.run()
+
+        holes = coverage(pipeline)["holes"]
+        assert lacking <= {
+            key for each in holes for key in existing(world, moment(each["from"]), moment(each["until"]))
+        }
+        assert balances(pipeline, "verify").returncode == 1
+
+        pipeline.state.write_text(balances(pipeline, "coverage", "--state").stdout)
+        pipeline.run()
+        assert lacking <= loaded(pipeline)
+        assert balances(pipeline, "verify").returncode == 0
