@@ -49,7 +49,7 @@ TAP = {
         "`users` is personal data: set `include_users` to read it."
     ),
     # Each award has a copy of its perk.
-    "select": ["*.*", "!awards.perk", "!awards.tenantId"],
+    "select": ["*.*", "!awards.perk", "!awards.tenantId", "!awards.other_fields"],
 }
 WAREHOUSE = "Set where the warehouse is by `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …"
 TARGET = {

@@ -253,7 +253,8 @@ class PepperStream(Stream):
 
         Args:
             emitted_until: The bound.
-            extra: What else the next run needs. Empty values are removed from the STATE.
+            extra: What else the next run needs. Empty values stay in the STATE, because Meltano may merge it with an
+                earlier one, and would bring the old values back.
         """
         if self.is_test or self.replication_method != REPLICATION_INCREMENTAL:
             return
@@ -261,8 +262,6 @@ class PepperStream(Stream):
         bookmark, read_until = advance_bookmark(self.bookmark, emitted_until), self.next_read_until(emitted_until)
         extra["read_until"] = read_until if read_until < bookmark else None
         state.update(replication_key=self.replication_key, replication_key_value=bookmark, **extra)
-        for name in [name for name in extra if not state[name]]:
-            del state[name]
         self.write_state()
 
     def write_state(self) -> None:

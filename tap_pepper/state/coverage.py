@@ -22,8 +22,8 @@ class Coverage:
          "read": [["2026-11-28T05:55:00.000Z", "2026-11-28T06:00:00.000Z"]],
          "action_types": ["REDEEM_PERK", "REWARD_EARNED"]}
 
-    `read` is what this run alone has emitted, because a warehouse may have no rows of earlier runs. `action_types` is the
-    filter, if there is one. `skipped_start_date` is the start_date that applied when a run with a bookmark began a
+    `read` is what this run alone has emitted, because a warehouse may have no rows of earlier runs. `action_types` is
+    the filter, if there is one. `skipped_start_date` is the start_date that applied when a run with a bookmark began a
     coverage later than it. Only an earlier start_date makes the tap read more. `backfill_from` makes the tap first read
     the actions between this time and the coverage. `crm-balances coverage --state` sets it. It is null once they are
     read.
@@ -64,8 +64,9 @@ class Coverage:
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
             if covered_from <= after <= covered_until:
                 self._from, self._until = covered_from, covered_until
-                if not self._backfill_from:
-                    self._skipped_start = _bound(state.get("skipped_start_date"))
+            # Also if the run begins to re-read before the coverage, because the clocks do not agree.
+            if after <= covered_until and not self._backfill_from:
+                self._skipped_start = _bound(state.get("skipped_start_date"))
         known_from = min(self._from, self._skipped_start or self._from)
         self._missing_from = start if start and start < known_from else self._backfill_from
 
@@ -104,9 +105,8 @@ class Coverage:
             "covered_from": self._from,
             "covered_until": self._until,
             "read": [[window.after, window.until] for window in self._read],
+            "skipped_start_date": self._skipped_start,
         }
-        if self._skipped_start:
-            state["skipped_start_date"] = self._skipped_start
         # Keys that remain when they are empty: Meltano merges states, so a missing key would bring the old value back.
         if self._has_backfill_key:
             state["backfill_from"] = self._backfill_from if self.missing else None

@@ -142,7 +142,9 @@ def _sentences(found: MerchantCoverage) -> list[str]:
 def _beginning(found: MerchantCoverage, oldest_at: datetime | None) -> list[str]:
     begins = found.begins
     if oldest_at and oldest_at <= begins:
-        return [f"Coverage is not recorded before {utc(begins)} UTC: an older version loaded the actions before."]
+        return [
+            f"Coverage is not recorded before {utc(begins)} UTC: older actions come from a replay or an older version."
+        ]
     if found.holes:
         return []
     return [LEDGER_BEGINS]

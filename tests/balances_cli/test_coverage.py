@@ -103,7 +103,7 @@ def test_a_ledger_of_an_older_version_does_not_fail(balances: Callable[..., tupl
             "or actions of a type that was not read"
         ),
         "Actions are complete from 2026-10-01 00:00 to 2026-10-10 00:00 UTC.",
-        "Coverage is not recorded before 2026-10-01 00:00 UTC: an older version loaded the actions before.",
+        "Coverage is not recorded before 2026-10-01 00:00 UTC: older actions come from a replay or an older version.",
         "Verified 1 balance against 2 actions: OK",
     ]
 

@@ -13,8 +13,7 @@ import pytest
 from target_crm.balances_cli.cli import crm_balances
 from target_crm.errors import SettingError, WarehouseError
 from tests.helpers.balances import run_balances
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment
-from tests.helpers.commands import run_script
+from tests.helpers.commands import RUN_SECONDS_MAX, command, environment, run_script
 from tests.helpers.postgres import new_database
 from tests.helpers.target import ACTIONS, action, load, query
 

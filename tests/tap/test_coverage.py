@@ -44,7 +44,10 @@ def stored(**coverage: Any) -> dict[str, Any]:
 
 
 def coverage(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in state["bookmarks"]["actions"].items() if name in KEYS}
+    """The keys of a STATE about coverage, without a start_date that is not skipped."""
+    bookmark = state["bookmarks"]["actions"]
+    kept = [name for name in bookmark if name in KEYS and (bookmark[name] is not None or name != "skipped_start_date")]
+    return {name: bookmark[name] for name in kept}
 
 
 def test_coverage_begins_where_the_first_run_begins_to_read() -> None:
@@ -248,6 +251,15 @@ def test_a_start_date_that_older_states_have_passed_rereads_nothing(earlier: dic
 
     _, windows = run(state, start_date="2026-08-31T20:00:00Z")
     assert windows[0][1] == REREAD
+
+
+def test_an_earlier_start_date_counts_although_the_run_begins_to_reread_before_the_coverage() -> None:
+    seeded = stored(covered_from="2026-10-01T05:55:20.000Z", covered_until=BOOKMARK, read=[])
+
+    ran, windows = run(seeded, start_date=FROM)
+
+    assert windows[0][1] == REREAD
+    assert coverage(ran.state)["covered_from"] == FROM
 
 
 def test_a_start_date_that_is_covered_rereads_nothing() -> None:
