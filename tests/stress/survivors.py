@@ -1,5 +1,6 @@
 """Why a mutant survives: what no test of behaviour can notice."""
 
+_SIZED = "no column of these engines has a size; conformance/test_mariadb.py notices"
 # Module and change, as `tests.stress.mutants` prints them → the reason.
 SURVIVORS: dict[str, str] = {
     "target_crm.sql.coverage._interval_id: return hashlib.blake2b(text.encode(), digest_size=16).hexdigest(): "
@@ -31,4 +32,17 @@ SURVIVORS: dict[str, str] = {
     'target_crm.records.actions._columns: effect, place = EFFECTS.get(action.type or "", (None, 0)): 0 → 1': (
         "without an effect, the place is not used"
     ),
+    'target_crm.records.explanation._timeline: keyed.append(((snapshot.at, 0, b""), line)): 0 → 1': (
+        "an empty id sorts before those of actions as well"
+    ),
+    'target_crm.records.names._is_kept: return character == "_" or (unicodedata.category(character)[0] in "LMN" and '
+    "character <= \"\\uffff\"): character <= '\\uffff' → character < '\\uffff'": "U+FFFF is no letter, mark or number",
+    "target_crm.records.schemas.Stored: is_unsigned: bool = False: False → True": (
+        "columns of integers always say whether they have a sign"
+    ),
+    'target_crm.records.schemas.sized_kind: elif stored.kind == "integer":: '
+    "stored.kind == 'integer' → stored.kind != 'integer'": _SIZED,
+    'target_crm.records.schemas.sized_kind: if stored.kind == "text":: '
+    "if stored.kind == 'text' → if not stored.kind == 'text'": _SIZED,
+    "target_crm.records.schemas.Shape.of: if limits.sizes:: if limits.sizes → if not limits.sizes": (_SIZED),
 }

@@ -94,6 +94,9 @@ DEFINITIONS = {
         pytest.param({"$ref": "#/definitions/nothing"}, ANY_TEXT, id="ref-to-nothing"),
         pytest.param({"allOf": [{"type": "string"}]}, TEXT, id="allOf"),
         pytest.param({"allOf": [{"$ref": "#/$defs/at"}, {"description": "x"}]}, INSTANT, id="ref-in-allOf"),
+        pytest.param(
+            {"allOf": [{"type": "string"}, {"$ref": "#/$defs/in%20cents"}]}, TEXT, id="type-before-ref-in-allOf"
+        ),
         pytest.param({"enum": ["a", "b", None]}, TEXT, id="enum"),
         pytest.param({"const": 5}, INTEGER, id="const"),
         pytest.param({"enum": [1, "a"]}, ANY_TEXT, id="enum-of-several-types"),
@@ -137,6 +140,12 @@ UNLIMITED, DECIMALS, DOUBLES = (TableLimits(decimal_digits=digits) for digits in
         pytest.param({"type": "number", "multipleOf": 0.01}, UNLIMITED, NUMBER, id="multipleOf-unlimited"),
         pytest.param({"type": "number", "multipleOf": 0.01}, DOUBLES, NUMBER, id="multipleOf-without-decimals"),
         pytest.param({"type": "number", "multipleOf": 1e-20}, DECIMALS, NUMBER, id="too-many-places"),
+        pytest.param(
+            {"type": "number", "multipleOf": Decimal("1e-38"), "maximum": 0},
+            DECIMALS,
+            decimal_kind(38, 38),
+            id="38-places",
+        ),
         pytest.param(
             {"type": "number", "multipleOf": Decimal("1e-10"), "maximum": 10**28, "exclusiveMaximum": True},
             DECIMALS,
