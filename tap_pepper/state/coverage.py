@@ -52,8 +52,6 @@ class Coverage:
     ) -> None:
         self._types = sorted(set(types))
         self._backfill_from = _bound(state.get("backfill_from")) if bookmark else None
-        self._has_backfill_key = "backfill_from" in state
-        self._has_type_key = bool(types) or "action_types" in state
         start = subtract_seconds(start_date, 0) if start_date else None
         self._from = self._until = after
         self._skipped_start = start if bookmark else None
@@ -100,19 +98,18 @@ class Coverage:
             self._read.append(window)
 
     def to_state(self) -> dict[str, Any]:
-        """Return what the STATE contains."""
-        state: dict[str, Any] = {
+        """Return what the STATE contains.
+
+        Empty keys remain: Meltano may merge the STATE with an earlier one, and would bring the old values back.
+        """
+        return {
             "covered_from": self._from,
             "covered_until": self._until,
             "read": [[window.after, window.until] for window in self._read],
             "skipped_start_date": self._skipped_start,
+            "backfill_from": self._backfill_from if self.missing else None,
+            "action_types": self._types,
         }
-        # Keys that remain when they are empty: Meltano merges states, so a missing key would bring the old value back.
-        if self._has_backfill_key:
-            state["backfill_from"] = self._backfill_from if self.missing else None
-        if self._has_type_key:
-            state["action_types"] = self._types
-        return state
 
 
 KEYS = ("covered_from", "covered_until", "read", "backfill_from", "skipped_start_date", "action_types")

@@ -12,7 +12,9 @@ from tests.helpers.tap import Reply, Run, Script, config, listing, run_tap
 UNTIL = "2026-10-01T11:59:55.000Z"
 FROM, BOOKMARK = "2026-09-30T00:00:00.000Z", "2026-10-01T06:00:00.000Z"
 REREAD = "2026-10-01T05:55:00.000Z"
-KEYS = ("covered_from", "covered_until", "read", "action_types", "skipped_start_date", "backfill_from")
+# The keys of a STATE that are empty unless something asks for them.
+EMPTY: dict[str, Any] = {"action_types": [], "skipped_start_date": None, "backfill_from": None}
+KEYS = ("covered_from", "covered_until", "read", *EMPTY)
 
 
 def run(state: dict[str, Any] | None = None, *replies: Reply, **settings: Any) -> tuple[Run, list[tuple[str, str]]]:
@@ -44,10 +46,7 @@ def stored(**coverage: Any) -> dict[str, Any]:
 
 
 def coverage(state: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a STATE about coverage, without a start_date that is not skipped."""
-    bookmark = state["bookmarks"]["actions"]
-    kept = [name for name in bookmark if name in KEYS and (bookmark[name] is not None or name != "skipped_start_date")]
-    return {name: bookmark[name] for name in kept}
+    return {name: value for name, value in state["bookmarks"]["actions"].items() if name in KEYS}
 
 
 def test_coverage_begins_where_the_first_run_begins_to_read() -> None:
@@ -55,7 +54,7 @@ def test_coverage_begins_where_the_first_run_begins_to_read() -> None:
 
     assert windows[0][0] == "2026-10-01T00:00:00.000Z"
     assert [coverage(state) for state in ran.states[:2]] == [
-        {"covered_from": windows[0][0], "covered_until": until, "read": [[windows[0][0], until]]}
+        {"covered_from": windows[0][0], "covered_until": until, "read": [[windows[0][0], until]], **EMPTY}
         for until in ("2026-10-01T06:00:00.000Z", UNTIL)
     ]
 
@@ -64,7 +63,7 @@ def test_a_later_run_keeps_the_beginning_and_says_what_it_has_read_itself() -> N
     ran, windows = run(stored(covered_from=FROM, covered_until=BOOKMARK, read=[[FROM, BOOKMARK]]))
 
     assert windows[0][0] == REREAD
-    assert coverage(ran.state) == {"covered_from": FROM, "covered_until": UNTIL, "read": [[REREAD, UNTIL]]}
+    assert coverage(ran.state) == {"covered_from": FROM, "covered_until": UNTIL, "read": [[REREAD, UNTIL]], **EMPTY}
 
 
 @pytest.mark.parametrize(
@@ -151,12 +150,14 @@ def test_an_earlier_start_date_reads_the_missing_part_first() -> None:
         "covered_from": "2026-09-29T20:00:00.000Z",
         "covered_until": BOOKMARK,
         "read": [["2026-09-29T20:00:00.000Z", FROM]],
+        **EMPTY,
     }
     assert ran.bookmarks("actions")[:3] == [BOOKMARK] * 3
     assert coverage(ran.state) == {
         "covered_from": "2026-09-29T15:00:00.000Z",
         "covered_until": UNTIL,
         "read": [["2026-09-29T15:00:00.000Z", FROM], [REREAD, UNTIL]],
+        **EMPTY,
     }
 
 
@@ -214,8 +215,8 @@ def test_a_state_may_ask_for_what_lies_before_the_coverage() -> None:
         "covered_from": hole[0],
         "covered_until": UNTIL,
         "read": [list(hole), [REREAD, UNTIL]],
+        **EMPTY,
         "skipped_start_date": "2026-09-01T00:00:00.000Z",
-        "backfill_from": None,
     }
     assert later == [("2026-10-01T11:54:55.000Z", UNTIL)]
 

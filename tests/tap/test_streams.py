@@ -90,7 +90,16 @@ def test_a_first_run_without_a_start_date_reads_the_lookback() -> None:
     with Script(listing()) as script:
         run = run_script(script, "actions")
     assert windows_asked(script) == [("2026-10-01T11:54:55.000Z", SETTLED)]
-    assert bookmark_of(run, "actions")["replication_key_value"] == SETTLED
+    assert bookmark_of(run, "actions") == {
+        "replication_key": "when_timestamp",
+        "replication_key_value": SETTLED,
+        "read_until": None,
+        "border": "",
+        "audit": None,
+        "skipped_start_date": None,
+        "backfill_from": None,
+        "action_types": [],
+    }
 
 
 def test_a_state_replaces_all_that_an_earlier_one_with_which_it_is_merged_contains() -> None:
@@ -639,7 +648,12 @@ def test_the_first_run_reads_all_awards_whatever_the_start_date() -> None:
         run = run_script(script, "awards", start_date="2026-09-01")
     assert script.asked[1].query == {"limit": "100"}
     assert run.records("awards") == [old]
-    assert bookmark_of(run, "awards")["replication_key_value"] == SETTLED
+    assert bookmark_of(run, "awards") == {
+        "replication_key": "updatedAt",
+        "replication_key_value": SETTLED,
+        "read_until": None,
+        "border": "",
+    }
 
 
 def test_an_award_that_changes_back_is_emitted_each_time() -> None:
