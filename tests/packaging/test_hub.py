@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from hub import __main__ as hub
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
-from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, command, environment, pepper_settings
+from tests.helpers.commands import PROJECT, pepper_settings, run_script
 from tests.helpers.packages import build, install_arguments
 from tests.helpers.target import execute, query
 
@@ -116,14 +115,6 @@ def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(
 
 def meltano(folder: Path, settings: Mapping[str, Any], *arguments: str, exit_code: int = 0) -> str:
     """Run Meltano in a project; return its output and its log."""
-    ran = subprocess.run(
-        command("meltano", *arguments),
-        env=environment(**settings),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS_MAX,
-        check=False,
-    )
+    ran = run_script("meltano", *arguments, cwd=folder, **settings)
     assert ran.returncode == exit_code, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
-from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, command, environment, pepper_settings
+from tests.helpers.commands import PROJECT, pepper_settings, run_script
 from tests.helpers.target import query
 
 if TYPE_CHECKING:
@@ -24,16 +23,7 @@ def meltano(settings: Mapping[str, str], *arguments: str, stdin: str = "") -> st
 
 
 def run(program: str, settings: Mapping[str, str], *arguments: str, stdin: str = "") -> str:
-    ran = subprocess.run(
-        command(program, *arguments),
-        env=environment(**settings),
-        cwd=PROJECT,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS_MAX,
-        check=False,
-    )
+    ran = run_script(program, *arguments, cwd=PROJECT, stdin=stdin, **settings)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 

@@ -13,7 +13,7 @@ import pytest
 
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
-from tests.helpers.commands import RUN_SECONDS_MAX, command, environment, pepper_settings
+from tests.helpers.commands import command, environment, pepper_settings, run_script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,15 +30,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 def run(*arguments: str, stdin: str = "", **variables: str) -> tuple[int, str]:
     """Run a console script; return its exit code and stderr."""
-    ran = subprocess.run(
-        command(*arguments),
-        env=environment(**variables),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS_MAX,
-        check=False,
-    )
+    ran = run_script(*arguments, stdin=stdin, **variables)
     return ran.returncode, ran.stderr
 
 
