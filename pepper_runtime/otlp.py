@@ -76,7 +76,7 @@ class Run:
     def span(self, name: str, attributes: Attributes, *, is_client: bool, parents_threads: bool) -> Iterator[None]:
         """Record a span below this thread's innermost span, or else below the innermost one that `parents_threads`."""
         if next(self._span_numbers) >= SPANS_MAX and not parents_threads:
-            # Attributes that are set meanwhile do not belong to the enclosing span.
+            # Attributes that are set during the span do not belong to the enclosing one.
             with trace.use_span(trace.INVALID_SPAN):
                 yield
             return
@@ -113,7 +113,7 @@ class Run:
         span.set_attribute("error.type", type(error).__name__)
 
     def record_span(self, name: str, started_at: datetime, attributes: Attributes) -> None:
-        """Record a span that started then and ends now."""
+        """Record a span that started at this time and ends now."""
         if next(self._span_numbers) < SPANS_MAX:
             start_time = int(started_at.timestamp() * NANOSECONDS)
             self._tracer.start_span(

@@ -117,7 +117,7 @@ class PepperStream(Stream):
             self._rows.close()
 
     def has_time_to_start(self) -> bool:
-        """Return whether the time limit allows to start this stream; if not, note that it is postponed."""
+        """Return whether the time limit allows this stream to start; if not, note that it is postponed."""
         if self.run.time_limit.allows(0):
             return True
         self.run.postponed.append(f"{self.name} not started")
@@ -281,7 +281,7 @@ class PepperStream(Stream):
         if traffic.retries:
             summary += f", {counted(traffic.retries, 'retry', 'retries')}"
         if failure:
-            # Log it at once, because other streams may take long. The end of the run repeats the reason.
+            # Log it now, because other streams may take long. The end of the run repeats the reason.
             is_expected = isinstance(failure, PepperError | SingerSDKError)
             reason = str(failure) if is_expected else unexpected(self.tap_name, failure)
             self.logger.error("%s: failed after %s: %s", self.name, summary, reason)

@@ -137,7 +137,7 @@ class Settings:
         maximum=366,
     )
     max_deleted_fraction: float = setting(
-        "Largest fraction deleted at once",
+        "Largest fraction to delete",
         "If a complete read lacks more than this fraction of the known perks (or awards), the tap assumes an error in "
         "the API: it logs a warning and reports no deletions.",
         default=0.5,
@@ -206,7 +206,7 @@ SENT_IN_HEADERS = ("auth_token", "application_id", "user_agent")
 
 
 def find_problems(config: Mapping[str, Any], reported: Collection[str]) -> list[str]:
-    """Return what is wrong with a config besides what its JSON Schema says, one line per problem.
+    """Return the problems of a config that its JSON Schema does not find, one line each.
 
     Args:
         config: The config with defaults.

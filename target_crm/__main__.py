@@ -7,7 +7,7 @@ import sys
 
 from pepper_runtime.startup import import_script
 
-# The rows of a batch are no garbage, so a collection every 700 new objects, Python's default, would find nothing.
+# The rows of a batch are not garbage, so a collection every 700 new objects, Python's default, would find nothing.
 GC_THRESHOLD_OBJECTS = 50_000
 # The thread that commits needs the GIL after each reply of the warehouse. With Python's default of 5 ms it would wait
 # longer for the thread that reads than for the warehouse.

@@ -64,7 +64,7 @@ class Settings:
     )
     batch_wait_seconds: int = setting(
         "Batch wait in seconds",
-        "Commit at the latest this long after the first record of a batch.",
+        "Commit at most this long after the first record of a batch.",
         default=30,
         minimum=0,
         maximum=3600,
@@ -77,8 +77,8 @@ class Settings:
     )
     max_rejected_fraction: float = setting(
         "Maximum fraction of rejected records",
-        "End with exit code 1 if more than this fraction of a stream's records was quarantined, once 100 were read, "
-        "or if all of fewer records were; 1 means never. Valid records are loaded all the same.",
+        "End with exit code 1 if all records of a stream were quarantined or, of at least 100 records, more than this "
+        "fraction. 1: never. Valid records are loaded in any case.",
         default=0.1,
         minimum=0,
         maximum=1,
@@ -86,7 +86,7 @@ class Settings:
     max_deleted_fraction: float = setting(
         "Maximum fraction of rows deleted without a version",
         "Ignore an ACTIVATE_VERSION if more than this fraction of a table's rows has no version yet and would be "
-        "deleted, and end with exit code 1. Raise it for one run if the rows are really to be deleted.",
+        "deleted, and end with exit code 1. If the rows should be deleted, raise this setting for one run.",
         default=0.5,
         minimum=0,
         maximum=1,
@@ -98,8 +98,8 @@ class Settings:
     )
     allow_key_change: bool = setting(
         "Allow a change of key",
-        "Rebuild a stream's table if its key properties have changed. Of the rows with the same new key, the newest is "
-        "kept. Without it, the stream is not loaded.",
+        "Rebuild a stream's table if its key properties have changed. Of several rows with the same new key, the "
+        "newest is kept. Without this setting, the stream is not loaded.",
         default=False,
     )
     store_payload: bool = setting(

@@ -107,7 +107,7 @@ class Retrier:
 
         Raises:
             FatalAPIError: From `attempt`.
-            RetriableAPIError: The last attempt failed, or `REQUEST_SECONDS_MAX` is over.
+            RetriableAPIError: The last attempt failed, or `REQUEST_SECONDS_MAX` has passed.
             TimeLimitReached: `can_wait` returned False.
             Cancelled: `cancel` was set.
         """

@@ -159,7 +159,7 @@ def crm_balances(context: click.Context) -> None:
 
 
 def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Make a parser of values a callback that parses an argument."""
+    """Turn a parser of text into click's callback for an argument."""
 
     def callback(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Compare the stored balances with Pepper's points, as messages of `awards` on standard input have them."""
+"""Compare the stored balances with Pepper's points, which messages of `awards` on standard input contain."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, An
 
 
 def _position(found: MerchantCoverage) -> dict[str, Any]:
-    """The part of the bookmark that says what is read: the oldest hole first."""
+    """The part of the bookmark that makes the tap read the oldest hole first."""
     hole = found.holes[0]
     following = next((each for each in found.intervals if each.after >= hole.until), None)
     if following is None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
-# The tables that an erasure changes, and what one of their rows is.
+# The tables that an erasure changes, and the word for one of their rows.
 NOUNS = {"actions": "action", "awards": "award", "users": "user", "rejected_records": "quarantined record"}
 # Quarantined records in memory at a time; each may have some megabytes.
 ROWS_AT_A_TIME = 100

@@ -75,7 +75,7 @@ class LockWait:
         self._is_logged = False
 
     def go_on(self, lock: str, holder: str) -> None:
-        """Return if the caller shall try again.
+        """Return if the caller should try again.
 
         Raises:
             ConnectionLost: The wait has taken `LOCK_WAIT_SECONDS`.
@@ -111,7 +111,7 @@ class EngineAdapter:
     replaces_views: ClassVar[bool] = False
     """Whether `create_view` replaces an older view, which otherwise has to be dropped first."""
     mixes_ddl_and_dml: ClassVar[bool] = False
-    """Whether a transaction can use what it has created, or DDL commits at once."""
+    """Whether a transaction can use a table that it has created. Also true where DDL commits immediately."""
     limits: ClassVar[TableLimits] = TableLimits()
     """What a table can hold."""
     widens_columns_to: ClassVar[Collection[str]] = ()

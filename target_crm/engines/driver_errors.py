@@ -42,7 +42,7 @@ def is_about_value(error: Exception) -> bool:
 
 
 def is_about_constraint(error: Exception) -> bool:
-    """Whether a row violates a constraint. DuckDB reports one that a commit violates as a failed transaction."""
+    """Whether a row violates a constraint. DuckDB reports a violation at COMMIT as a failed transaction."""
     return (
         "IntegrityError" in pep_249_classes(error)
         or sqlstate(error).startswith("23")

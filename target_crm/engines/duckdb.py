@@ -62,7 +62,7 @@ ROW_GROUP_ROWS = 20_480
 BATCH_SETTINGS = {
     "threads": "1",
     "memory_limit": "96MB",
-    # Write a committed batch to its place at once. Otherwise it goes to a log first, and is moved on close.
+    # Write a committed batch to the database directly. Otherwise it goes to a log first, and is moved on close.
     "checkpoint_threshold": "0KB",
     "allocator_flush_threshold": "1MB",
     "allocator_bulk_deallocation_flush_threshold": "1MB",

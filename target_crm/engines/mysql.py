@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _LIKE = str.maketrans({"ß": "s", "ı": "i", "ϲ": "σ"})  # noqa: RUF001 - other alphabets
 # Key of a connection's `info`: the longest statement that the server takes, in bytes.
 _PACKET = "max_allowed_packet"
-# Space for the words of a statement, and for any value other than a text.
+# Space for the keywords of a statement, and for any value other than a text.
 _STATEMENT_BYTES = 1_024
 _VALUE_BYTES = 70
 _ESCAPED = "\0\n\r\x1a\"'\\"
@@ -88,10 +88,10 @@ def _base(letter: str) -> str:
 
 
 class MySQLAdapter(ExtendedSQLAdapter):
-    """Named locks that outlast a transaction, and DDL that commits at once."""
+    """Named locks that outlast a transaction, and DDL that commits immediately."""
 
     quotes_every_name = True
-    # InnoDB's own columns; its rows and keys.
+    # InnoDB reserves these names of columns, and limits rows and keys.
     limits = TableLimits(
         decimal_digits=DECIMAL_DIGITS,
         reserved_columns=frozenset({"db_row_id", "db_trx_id", "db_roll_ptr", "fts_doc_id"}),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class SnowflakeAdapter(ExtendedSQLAdapter):
-    """Table locks that end with a transaction, DDL that commits at once, and files loaded from a stage."""
+    """Table locks that end with a transaction, DDL that commits immediately, and files loaded from a stage."""
 
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS)
     # A cancelled statement (timeout, lock timeout, user); a failed connection.

@@ -105,7 +105,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
             driver_connection.execute(f"PRAGMA temp.cache_size = -{TEMPORARY_TABLES_KIB}")
             # Speeds up sorting the whole ledger, as `verify` does.
             driver_connection.execute(f"PRAGMA threads = {os.cpu_count() or 1}")
-            # Python handles a signal between two attempts only.
+            # Python handles signals only between two attempts.
             driver_connection.execute(f"PRAGMA busy_timeout = {int(LOCK_POLL_SECONDS * 1000)}")
 
         def on_begin(connection: Connection) -> None:

@@ -42,7 +42,7 @@ class Batch:
         return self.parts.setdefault(sink, Part())
 
     def cover(self, claims: Claims) -> None:
-        """Add which actions were read."""
+        """Add intervals for which actions were read."""
         for scope, intervals in claims.items():
             self.coverage[scope] = union([*self.coverage.get(scope, ()), *intervals])
 

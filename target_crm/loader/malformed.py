@@ -1,4 +1,4 @@
-"""Pure: what is known about a line that is not a Singer message."""
+"""Pure: why a line is not a Singer message, and which streams it names."""
 
 from __future__ import annotations
 

@@ -251,9 +251,9 @@ class TargetCrm(Plugin, Target):
         self._metrics.count_batch(batch, time.monotonic() - began_seconds)
 
     def _emit_state(self, state: str) -> None:
-        """Write a STATE line. If nothing reads it, the data is loaded all the same, and is read again next time.
+        """Write a STATE line. If nothing reads it, the data is still loaded, and the next run reads it again.
 
-        Write none once rows were refused: it would cover them.
+        Once rows were refused, write none: it would cover them.
         """
         if self.writer.stopped:
             return
@@ -266,7 +266,7 @@ class TargetCrm(Plugin, Target):
             discard_stdout()
 
     def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
-        """Exit at once: the open transaction rolls back, and every STATE that was emitted is true."""
+        """Exit immediately: the open transaction rolls back, and every STATE that was emitted is true."""
         # Not through the logger: the signal may have interrupted it.
         message = "stopped by a signal; what is not committed will be read again"
         display.clear_in_signal_handler()

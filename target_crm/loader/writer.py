@@ -80,7 +80,7 @@ class BatchWriter:
         """Column of the ledger → in how many records that were read again it had another value."""
 
     def add_stream(self, name: str, table: str) -> None:
-        """Report a stream even if none of its records comes. In `load_runs`, a stream has the name of its table."""
+        """Report a stream even if it has no records. In `load_runs`, a stream has the name of its table."""
         self.tallies.setdefault(name, Tally())
         self._tables[name] = table
 
@@ -224,7 +224,8 @@ class BatchWriter:
             return
         adapter, table = self._warehouse.adapter, self._warehouse.tables.coverage
         inserted, replaced = coverage.changes(connection.execute(select(table)).all(), claims)
-        # In this order: an engine without transactions may stop in between, and an interval twice does no harm.
+        # In this order: an engine without transactions may stop in between, and an interval that is there twice does no
+        # harm.
         adapter.load(connection, table, inserted)
         if replaced:
             adapter.execute(connection, coverage.delete(table, replaced))

@@ -115,7 +115,7 @@ class Incomplete(Invalid):
     """An action that would change a balance, but lacks its award, user or time: perhaps it is deselected.
 
     Attributes:
-        columns: The action's columns all the same, to compare it with the ledger.
+        columns: The columns that the action does have, to compare it with the ledger.
     """
 
     def __init__(self, reason: str, columns: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Pure: coverage of actions — which intervals of time were read, by what the bookmark of tap-pepper says.
+"""Pure: coverage of actions: which intervals of time were read, according to the bookmark of tap-pepper.
 
 The bookmark of `actions` in a STATE::
 
@@ -104,12 +104,12 @@ def claims_of(state: Mapping[str, Any]) -> Claims:
 
 
 def overlaps(start: Any, end: Any, interval: Interval) -> Any:
-    """Whether the time from start to end has a part of an interval in it. Also of SQL expressions."""
+    """Whether the time from start to end overlaps an interval. Also for SQL expressions."""
     return (start < interval.until) & (end > interval.after)
 
 
 def is_inside(start: Any, end: Any, interval: Interval) -> Any:
-    """Whether the time from start to end is in an interval as a whole. Also of SQL expressions."""
+    """Whether one interval contains all of the time from start to end. Also for SQL expressions."""
     return (start >= interval.after) & (end <= interval.until)
 
 

@@ -265,7 +265,7 @@ def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
 
 @cache
 def mark_present(table: Table, staged: Staged) -> RowUpdate:
-    """Give the rows with a staged key the newest version that it came with, and clear the mark of an ACTIVATE_VERSION.
+    """Raise the version of rows whose key is staged, and clear their deletion mark if an ACTIVATE_VERSION has set it.
 
     A mark that came with the row's own record was set in the source. Only a record that replaces the row clears it.
     """

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 # The waits between attempts after the connection was lost.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# How long the marks of committed batches are kept: far longer than all waits together.
-MARKS_KEPT = timedelta(days=1)
+# How long the markers of committed batches are kept: far longer than all waits together.
+MARKERS_KEPT = timedelta(days=1)
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -202,9 +202,9 @@ class Warehouse:
     def commit_once(self, work: Callable[[Connection], _T]) -> _T:
         """Do work in a transaction that is committed exactly once, even if the connection is lost.
 
-        If the reply to COMMIT is lost, the transaction may or may not be committed. So each transaction leaves a mark,
-        and the next attempt looks for it. By then the lost transaction has ended, because the next one waits for its
-        lock.
+        If the reply to COMMIT is lost, the transaction may or may not be committed. So each transaction leaves a
+        marker, and the next attempt looks for it. By then the lost transaction has ended, because the next one waits
+        for its lock.
 
         Returns:
             The result of the work in the transaction that was committed.
@@ -290,7 +290,7 @@ class Warehouse:
 
     def _mark_committed(self, connection: Connection, batch_id: str) -> None:
         commits, now = self.tables.commits, datetime.now(UTC)
-        self.adapter.execute(connection, commits.delete().where(commits.c.committed_at < now - MARKS_KEPT))
+        self.adapter.execute(connection, commits.delete().where(commits.c.committed_at < now - MARKERS_KEPT))
         self.adapter.load(connection, commits, [(batch_id, now)])
 
     def _execute(self, connection: Connection, statements: Sequence[Statement]) -> None:

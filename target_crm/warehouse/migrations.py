@@ -1,6 +1,7 @@
 """DDL: the statements that create the target's tables and bring older ones to this version.
 
-Columns are only ever added, widened and renamed.
+Columns are added, widened and renamed. The only column that is ever dropped is one that the ledger had once, on engines
+where it cannot become nullable.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def set_up(
             # MariaDB cannot return the SQL of a view whose column was renamed, but can replace the view.
             exists = not adapter.replaces_views and inspector.has_table(name, schema=schema)
             statements += view(adapter, connection.dialect, name, query, schema, exists=exists)
-        # `has_balances` looks for it: DDL that commits at once may be interrupted before.
+        # Last, because `has_balances` looks for this table, and DDL that commits immediately may be interrupted.
         statements += ensure(connection, last)
     if lacks_columns:
         rows = all_balances(tables, adapter.partials_from_ledger(tables.actions))
@@ -484,7 +485,7 @@ def _widens(
     """
     old, new = _stored(found[column.name]), _stored(_type_in_ddl(column.type, dialect))
     is_wider = old.kind != new.kind or new.places > old.places
-    # A decimal with another number of digits was made by a user.
+    # The target makes no decimals with another number of digits, so a user has changed the column.
     is_own_decimal = (old.kind, new.kind) == ("decimal", "number") and old.digits == adapter.limits.decimal_digits
     if not is_wider or ((old.kind, new.kind) in _KEPT and not is_own_decimal):
         return False

@@ -1,4 +1,4 @@
-"""MariaDB's limits: packets, rows and keys; and columns that are widened where DDL commits at once."""
+"""MariaDB's limits: packets, rows and keys; and columns that are widened where DDL commits immediately."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class RunningTarget:
 
 @contextmanager
 def running_target(url: str, folder: Path, **settings: Any) -> Iterator[RunningTarget]:
-    """Start the console script, with settings as environment variables; kill it in the end if it still runs."""
+    """Start the console script, with settings as environment variables; kill it at the end if it still runs."""
     log = folder / "target.log"
     with (
         log.open("w") as stderr,

@@ -332,7 +332,7 @@ def is_caught(name: str, test: str) -> bool:
 
 
 def main(names: list[str]) -> int:
-    """Print a table; return how many faults no test caught."""
+    """Print a table; return the number of faults that no test caught."""
     uncaught = 0
     print("| fault | promise | caught by |\n|---|---|---|", flush=True)
     for name in names or FAULTS:

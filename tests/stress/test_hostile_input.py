@@ -116,7 +116,7 @@ HOSTILE: dict[str, Callable[[], Iterator[bytes]]] = {
         record(INJECTION, {'a"; --': "'", "select": "''"}),
     ),
 }
-# The run fails: a stream is not loaded. The first of them stops the run at once.
+# The run fails: a stream is not loaded. The first of them stops the run immediately.
 STOPPING = {"deep-in-a-schema"}
 FAILING = {*STOPPING, "records-of-unknown-streams"}
 # Not quarantined: these are valid input.

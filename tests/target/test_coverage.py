@@ -191,7 +191,7 @@ def as_interval(edges: tuple[int, int]) -> Interval:
 
 
 def points(found: list[Interval]) -> set[int]:
-    """The hours in intervals; an interval has its end but not its beginning."""
+    """The hours in intervals, each of which includes its end but not its beginning."""
     return {
         number
         for each in found

@@ -100,7 +100,7 @@ def test_a_failed_batch_leaves_no_rows_and_emits_no_state(sqlite_url: str, tmp_p
 
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "Traceback" not in failed.stderr
-    # It fails at once, and quotes no value.
+    # It fails without a retry, and quotes no value.
     assert not re.search(r"trying again|\bu1\b", failed.stderr), failed.stderr
     assert rows == {"actions": [], "awards": [], "award_balances": [], "rejected_records": []}
     assert second.states == ['{"n":1}']

@@ -598,7 +598,7 @@ def _tables(report: Report) -> dict[str, Table]:
 
 
 def _change(report: Report, name: str) -> Decimal | None:
-    """Return by how many percent a movement differs from that of the period before; None if that was nothing."""
+    """Return by how many percent a movement differs from that of the period before; None if that one was 0."""
     before = (report.previous or {}).get(name)
     if not before:
         return None
@@ -615,7 +615,7 @@ def _labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
 
 
 def _perk_title(row: Mapping[str, Any]) -> str | None:
-    """Return a perk's title. A retired perk without one still is named as such."""
+    """Return a perk's title; for a retired perk, always a text that says so."""
     title: str | None = row["title"]
     return f"retired perk {title or row['perk_id']}" if row["retired"] else title
 
