@@ -94,6 +94,7 @@ class Options:
         warehouse = self.target.warehouse
         what = "balances" if needs_balances else "tables of target-crm"
         try:
+            warehouse.check_schema()
             if not warehouse.is_set_up():
                 raise WarehouseError(
                     f"no {what} in {warehouse.place}: target-crm has loaded nothing there; "

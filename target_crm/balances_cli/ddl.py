@@ -26,6 +26,7 @@ def missing_statements(target: TargetCrm, messages: Iterable[str]) -> list[str]:
     if lines and not schemas:
         raise InputError("--schemas: no SCHEMA message in it; tap-pepper --test=schema prints them")
     sinks = [route.sink for number, message in enumerate(schemas, 1) for route in target.router.add(message, number)]
+    target.warehouse.check_schema()
     return target.warehouse.lacks(
         *(sink for sink in sinks if isinstance(sink, TableSink)),
         balances=not sinks or any(sink.changes_balances for sink in sinks),

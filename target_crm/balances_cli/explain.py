@@ -167,7 +167,7 @@ def as_csv(found: Iterable[Explanation]) -> str:
 
 
 def as_text(found: Sequence[Explanation], zone: str, width: int | None) -> str:
-    """Format each balance as a heading and a table.
+    """Format each balance as a heading and a table, with an empty line between them.
 
     Args:
         found: The balances of one award or user.
@@ -175,15 +175,15 @@ def as_text(found: Sequence[Explanation], zone: str, width: int | None) -> str:
         width: The columns of the terminal; None for a file, whose lines may have any length.
     """
     width = width or _WIDTH_OF_FILES
-    lines = []
+    parts = []
     for each in found:
         table, width_min = _table(each.lines, zone)
-        lines += [*_heading(each), *_rendered(table, max(width, width_min))]
+        parts.append("\n".join([*_heading(each), *_rendered(table, max(width, width_min))]))
     if len(found) > 1:
         existing = [each for each in found if not each.deleted_at]
         total = sum((each.points for each in existing), start=Decimal(0))
-        lines.append(f"{_counted(total)} in {counted(len(existing), 'award')} not deleted")
-    return "\n".join(lines)
+        parts.append(f"{_counted(total)} in {counted(len(existing), 'award')} not deleted")
+    return "\n\n".join(parts)
 
 
 def _rendered(table: TextTable, width: int) -> list[str]:

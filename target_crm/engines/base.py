@@ -15,7 +15,7 @@ from sqlalchemy import Double, Integer, case, cast, create_engine, inspect, null
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import ExecutableDDLElement, SetColumnComment, SetTableComment
 
-from target_crm.engines.driver_errors import describe, is_about_row, pep_249_classes
+from target_crm.engines.driver_errors import describe, is_about_row, pep_249_classes, sqlstate
 from target_crm.errors import ConnectionLost
 from target_crm.records.schemas import TableLimits
 from target_crm.sql import balances
@@ -137,6 +137,10 @@ class EngineAdapter:
         """Whether the database exists, as far as that is known without creating it."""
         return True
 
+    def schema_problem(self, url: URL, schema: str) -> str:  # noqa: ARG002
+        """Why a schema of this name makes the names of its tables ambiguous; empty if it does not."""
+        return ""
+
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Make a SQLAlchemy engine of a URL."""
         engine = create_engine(url, **options, **self.engine_options)
@@ -158,6 +162,10 @@ class EngineAdapter:
     def is_about_row(self, error: Exception) -> bool:
         """Whether a driver's error is about a row, because it violates a constraint or has an invalid value."""
         return is_about_row(error)
+
+    def lacks_privilege(self, error: Exception) -> bool:
+        """Whether a driver's error says that the database user may not do that."""
+        return sqlstate(error) == "42501"
 
     def describe_error(self, error: Exception) -> str:
         """Describe a driver's error on one line, without values of records."""

@@ -75,6 +75,8 @@ STORAGE_VERSION = "v1.2.0"
 _UNCOMPRESSED = frozenset({"action_id", "award_id", "user_id", "last_action_id"})
 _ALIAS = "_crm"
 _STORED_AS = f"SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = '{_ALIAS}'"  # noqa: S608 - our own name
+# The databases of every connection: DuckDB's own, the one in memory, and the warehouse.
+_DATABASES = frozenset({"memory", "system", "temp", _ALIAS})
 # Attribute of the dialect: whether the file that its engine opens supports zstd.
 _HAS_ZSTD = "crm_has_zstd"
 _MEMORY = ":memory:"
@@ -107,10 +109,24 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         database = url.database or _MEMORY
         return database.startswith((_MEMORY, *_NO_FILE)) or Path(database).exists()
 
+    def schema_problem(self, url: URL, schema: str) -> str:
+        """A name such as `crm.actions` is ambiguous if `crm` is a schema and a database."""
+        file = Path(url.database or "").name
+        ambiguous = f"so a schema {schema} makes names such as {schema}.award_balances ambiguous"
+        if schema.lower() in _DATABASES:
+            return f"default_target_schema: DuckDB has a database {schema}, {ambiguous}: choose another schema"
+        # Other programs open the file as a database with this name.
+        if schema.lower() == next(filter(None, file.split(".")), "").lower():
+            return (
+                f"default_target_schema: DuckDB calls the file {file} the database {schema}, {ambiguous}: "
+                "choose another schema, or rename the file"
+            )
+        return ""
+
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Make a SQLAlchemy engine. An in-memory database is invalid: it would end with each transaction."""
         if (url.database or _MEMORY).startswith(_MEMORY):
-            raise SettingError("duckdb: expected the warehouse's file, as in duckdb:///crm.duckdb")
+            raise SettingError("duckdb: expected the warehouse's file, as in duckdb:///warehouse.duckdb")
         return super().create_engine(url, **options)
 
     def add_event_listeners(self, engine: Engine) -> None:

@@ -145,6 +145,7 @@ class TargetCrm(Plugin, Target):
 
     def set_up(self) -> None:
         """Bring the target's own tables to the current version, and warn of what an operator should know."""
+        self.warehouse.check_schema()
         self.warehouse.set_up()
         self.logger.info("loading into %s", self.warehouse.name)
         if self.warehouse.is_in_memory:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # How long the markers of committed batches are kept: far longer than all waits together.
 MARKERS_KEPT = timedelta(days=1)
+# Who can help a role that may not create or change tables.
+_ASK_ADMINISTRATOR = "an administrator can run the SQL that `crm-balances ddl` prints"
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -136,6 +138,19 @@ class Warehouse:
                             logger.warning(
                                 "recomputing all balances for layout %d, which also repairs drift", migrations.VERSION
                             )
+
+    def check_schema(self) -> None:
+        """Refuse a schema whose name makes the names of its tables ambiguous; only warn if it has tables already.
+
+        Raises:
+            SettingError: The schema has no tables of target-crm.
+        """
+        schema = self.tables.metadata.schema
+        problem = schema and self.adapter.schema_problem(self._engine.url, schema)
+        if problem and not self.is_set_up():
+            raise SettingError(problem)
+        if problem:
+            logger.warning("%s", problem)
 
     def is_set_up(self) -> bool:
         """Whether a loader has set up its tables. This creates nothing, not even an empty file."""
@@ -297,19 +312,20 @@ class Warehouse:
         """Execute DDL. Tables that it alters are locked first, a table that it replaces only after the copy."""
         altered = (each.element for each in statements if isinstance(each, migrations.AlterTable))
         emptied = (each.element for each in statements if isinstance(each, DropTable) and each.element.info == WORK)
-        self.adapter.lock_tables(connection, [*dict.fromkeys((*altered, *emptied))])
-        for statement in statements:
-            table = getattr(statement, "element", None)
-            if not isinstance(table, Table):
-                connection.execute(statement)
-                continue
-            with self.errors(f"table {table}"), self.adapter.altering(connection, table):
-                if isinstance(statement, DropTable):
-                    self.adapter.lock_tables(connection, [table])
-                connection.execute(statement)
+        with self.errors(is_ddl=True):
+            self.adapter.lock_tables(connection, [*dict.fromkeys((*altered, *emptied))])
+            for statement in statements:
+                table = getattr(statement, "element", None)
+                if not isinstance(table, Table):
+                    connection.execute(statement)
+                    continue
+                with self.errors(f"table {table}", is_ddl=True), self.adapter.altering(connection, table):
+                    if isinstance(statement, DropTable):
+                        self.adapter.lock_tables(connection, [table])
+                    connection.execute(statement)
 
     @contextmanager
-    def errors(self, place: str = "") -> Iterator[None]:
+    def errors(self, place: str = "", *, is_ddl: bool = False) -> Iterator[None]:
         """Raise errors of the driver as errors of the warehouse, with the place where they happened."""
         try:
             yield
@@ -318,6 +334,8 @@ class Warehouse:
             refused = RowRefused if self.adapter.is_about_row(original) else WarehouseError
             kind = ConnectionLost if self.adapter.is_retriable(original) else refused
             description = self.adapter.describe_error(original)
+            if is_ddl and self.adapter.lacks_privilege(original):
+                description += f"; {_ASK_ADMINISTRATOR}"
             raise kind(": ".join(filter(None, (self.name, place, description)))) from error
 
 

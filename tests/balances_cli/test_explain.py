@@ -135,14 +135,14 @@ def test_the_awards_of_a_user_are_explained_with_their_sum(sqlite_url: str, run:
 
     of_user, of_perk = (run("--user", "u1", *more) for more in ([], ["--perk", "p2"]))
 
-    lines = of_user.stdout.splitlines()
-    assert [line for line in lines if line.startswith("Award")] == [
+    *awards, total = of_user.stdout.split("\n\n")
+    assert [award.splitlines()[0] for award in awards] == [
         "Award w1 of user u1, perk p1",
         "Award w2 of user u1, perk p1, deleted",
         "Award w3 of user u1, perk p2",
     ]
-    assert "2026-10-04 00:00:00  deleted                     left out of user_balances" in lines
-    assert lines[-1] == "100.25 points in 2 awards not deleted"
+    assert "2026-10-04 00:00:00  deleted                     left out of user_balances" in awards[1].splitlines()
+    assert total == "100.25 points in 2 awards not deleted\n"
     assert of_perk.stdout.splitlines()[:2] == [
         "Award w3 of user u1, perk p2",
         "100 points = 100 opening + 0 earned - 0 redeemed + 0 refunded + 0 adjusted",

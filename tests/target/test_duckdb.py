@@ -19,7 +19,7 @@ from target_crm.engines.duckdb import BATCH_SETTINGS, ROW_GROUP_ROWS
 from target_crm.errors import SettingError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
-from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command
+from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command, run_script
 from tests.helpers.target import ACTIONS, action, load, query, record, schema, state
 
 if TYPE_CHECKING:
@@ -243,3 +243,51 @@ def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str, expe
     (fold, _) = verify(crm).checks
 
     assert fold.examples == [{"award_id": "w1", "points": "5.0000", "expected_points": expected}]
+
+
+def run_in(schema_name: str, url: str, name: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    settings = {"TARGET_CRM_SQLALCHEMY_URL": url, "TARGET_CRM_DEFAULT_TARGET_SCHEMA": schema_name}
+    return run_script(name, *arguments, stdin=stdin, **settings)
+
+
+@pytest.mark.parametrize("file", ["crm.duckdb", "CRM.v2.db", "crm", ".crm.db"])
+def test_a_schema_with_the_name_of_the_database_is_refused_before_anything_is_created(
+    tmp_path: Path, file: str
+) -> None:
+    other = tmp_path / "other" / file
+    other.parent.mkdir()
+    with duckdb.connect(str(other)) as connection:
+        assert connection.execute("SELECT lower(current_database())").fetchone() == ("crm",)
+    url = f"duckdb:///{tmp_path / file}"
+
+    loaded = run_in("crm", url, "target-crm", "--config", "ENV", stdin=f"{ACTIONS}\n{action('a1')}\n")
+    read = [run_in("crm", url, "crm-balances", command) for command in ("verify", "ddl")]
+
+    assert [loaded.returncode, *(each.returncode for each in read)] == [1, 2, 2]
+    for refused in (loaded, *read):
+        assert refused.stderr.splitlines()[-1].endswith(
+            f"default_target_schema: DuckDB calls the file {file} the database crm, so a schema crm makes names such "
+            "as crm.award_balances ambiguous: choose another schema, or rename the file"
+        )
+    assert not (tmp_path / file).exists()
+
+
+@pytest.mark.parametrize("name", ["temp", "system", "memory", "_crm"])
+def test_a_schema_with_the_name_of_a_database_of_every_connection_is_refused(url: str, name: str) -> None:
+    with pytest.raises(SettingError, match=f"DuckDB has a database {name}, .*: choose another schema"):
+        load(url, [ACTIONS], default_target_schema=name)
+
+
+def test_a_warehouse_whose_file_got_the_name_of_its_schema_is_still_loaded_and_read(tmp_path: Path) -> None:
+    load(f"duckdb:///{tmp_path / 'other.duckdb'}", [ACTIONS, action("a1")], default_target_schema="crm")
+    (tmp_path / "other.duckdb").rename(tmp_path / "crm.duckdb")
+    url = f"duckdb:///{tmp_path / 'crm.duckdb'}"
+
+    loaded = run_in("crm", url, "target-crm", "--config", "ENV", stdin=f"{ACTIONS}\n{action('a2')}\n")
+    verified = run_in("crm", url, "crm-balances", "verify")
+
+    assert "1 applied" in loaded.stderr
+    assert "Verified 1 balance against 2 actions: OK" in verified.stdout
+    for warned in (loaded, verified):
+        assert warned.returncode == 0
+        assert "ambiguous: choose another schema, or rename the file" in warned.stderr

@@ -12,6 +12,7 @@ from target_crm.engines.driver_errors import describe
 from target_crm.engines.registry import adapter_for
 from target_crm.errors import ConnectionLost, WarehouseError
 from target_crm.warehouse.connection import Warehouse
+from tests.helpers.commands import run_script
 from tests.helpers.postgres import new_database
 from tests.helpers.target import (
     ACTIONS,
@@ -300,6 +301,33 @@ def test_the_counts_add_up_if_a_user_s_column_rounds(url: str) -> None:
     loaded = load(url, [schema("t", {"id": INTEGER, "d": NUMBER}, "id"), *rows])
 
     assert loaded.tallies == {"t": "2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined"}
+
+
+# Privileges
+
+
+def test_a_role_that_may_not_create_tables_is_referred_to_the_ddl(url: str) -> None:
+    execute(url, "CREATE ROLE may_not_create LOGIN")
+    role_url = url.replace("//postgres@", "//may_not_create@")
+
+    ran = run_script("target-crm", "--config", "ENV", stdin=f"{ACTIONS}\n", TARGET_CRM_SQLALCHEMY_URL=role_url)
+
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].endswith(
+        "InsufficientPrivilege: permission denied for schema public; "
+        "an administrator can run the SQL that `crm-balances ddl` prints"
+    )
+
+
+def test_a_role_that_may_not_read_is_not_referred_to_the_ddl(url: str) -> None:
+    load(url, [ACTIONS, action("a1")])
+    execute(url, "CREATE ROLE may_not_read LOGIN; GRANT SELECT ON _crm_version TO may_not_read")
+    role_url = url.replace("//postgres@", "//may_not_read@")
+
+    ran = run_script("crm-balances", "verify", TARGET_CRM_SQLALCHEMY_URL=role_url)
+
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].endswith("InsufficientPrivilege: permission denied for table award_balances")
 
 
 # Retries
