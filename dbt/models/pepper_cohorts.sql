@@ -1,4 +1,4 @@
--- Users by the month (UTC) of their first action, and what they did in each month since.
+-- Users by the month (UTC) of their first action in the ledger, and what they did in each month since.
 with monthly as (
 
     select

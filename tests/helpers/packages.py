@@ -44,5 +44,5 @@ def borrowed(folder: Path) -> Path:
 
 
 def install_arguments(folder: Path, wheel: Path) -> list[str]:
-    """Return arguments for an installer that needs no registry."""
-    return ["--no-deps", str(wheel), str(borrowed(folder))]
+    """Return arguments for an installer that needs no registry. The wheel comes last, for extras to be appended."""
+    return ["--no-deps", str(borrowed(folder)), str(wheel)]

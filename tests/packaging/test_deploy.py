@@ -188,8 +188,8 @@ def test_the_kubernetes_cronjobs_load_one_at_a_time_and_verify(tmp_path: Path, n
 
 
 def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url: str) -> None:
-    migration, loader, reader = (
-        new_postgres_url.replace("//postgres@", f"//crm_{role}@") for role in ("migration", "loader", "reader")
+    migration, loader, reader, dbt = (
+        new_postgres_url.replace("//postgres@", f"//crm_{role}@") for role in ("migration", "loader", "reader", "dbt")
     )
     execute(new_postgres_url, (DEPLOY / "roles.sql").read_text())
     world = World(seed=5, users=4, days=1, now=NOW)
@@ -206,6 +206,7 @@ def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url
         ).stdout
         execute(migration, statements)
         execute(migration, (DEPLOY / "readers.sql").read_text())
+        execute(new_postgres_url, (DEPLOY / "dbt.sql").read_text())
         pipeline = Pipeline(sandbox, loader, tmp_path, {"TARGET_CRM_DEFAULT_TARGET_SCHEMA": "loyalty"})
         pipeline.run()
         world.advance(timedelta(hours=20))
@@ -214,6 +215,10 @@ def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url
     assert dict(query(reader, "SELECT award_id, points FROM loyalty.award_balances")) == world.balances()
     assert query(reader, "SELECT count(occurred_at) > 0, count(effect) > 0 FROM loyalty.actions") == [(True, True)]
     assert query(reader, "SELECT sum(points) FROM loyalty.user_balances") == [(sum(world.balances().values()),)]
+    (sources,) = yaml.safe_load((PROJECT / "dbt" / "models" / "pepper_sources.yml").read_text())["sources"]
+    for name in {each["name"] for each in sources["tables"]} - {"rejected_records"}:
+        execute(dbt, f"CREATE TABLE loyalty_models.{name} AS SELECT * FROM loyalty.{name}")
+    execute(dbt, "SELECT rejected_id, stream, reason, rejected_at FROM loyalty.rejected_records")
     for url, statement in [
         (loader, "CREATE TABLE loyalty.mine (id integer)"),
         (loader, "ALTER TABLE loyalty.actions ADD COLUMN mine integer"),
@@ -222,6 +227,9 @@ def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url
         (reader, "SELECT payload FROM loyalty.rejected_records"),
         (reader, "UPDATE loyalty.award_balances SET points = 0"),
         (reader, "DELETE FROM loyalty.actions"),
+        (dbt, "SELECT payload FROM loyalty.rejected_records"),
+        (dbt, "CREATE TABLE loyalty.mine (id integer)"),
+        (dbt, "DELETE FROM loyalty.actions"),
     ]:
         with pytest.raises(ProgrammingError, match=r"permission denied|must be owner"):
             execute(url, statement)

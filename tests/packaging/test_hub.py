@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
+import re
+import subprocess
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -75,7 +76,6 @@ def test_pip_url_has_the_extras_that_the_commands_need(kind: str) -> None:
 
 def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(tmp_path: Path) -> None:
     _, wheel = build(tmp_path)
-    pip_url = shlex.join(install_arguments(tmp_path, wheel))
     project = tmp_path / "project"
     world = World(seed=17, users=5, days=1, now=NOW)
     with Sandbox(world) as sandbox:
@@ -88,11 +88,9 @@ def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(
             "UV_OFFLINE": "1",
         }
         meltano(tmp_path, settings, "init", "project")
+        copy_definitions(project, " ".join(install_arguments(tmp_path, wheel)))
         for path in DEFINITIONS.values():
-            definition = {**yaml.safe_load(path.read_text()), "pip_url": pip_url}
-            local = tmp_path / path.name
-            local.write_text(yaml.safe_dump(definition))
-            meltano(project, settings, "add", "--from-ref", str(local), definition["name"])
+            meltano(project, settings, "add", "--from-ref", str(path.relative_to(PROJECT)), path.stem)
         assert (project / ".meltano" / "extractors" / "tap-pepper" / "venv").is_dir()
         # `add --from-ref` ignores the definition's selection, unlike `add` from the Hub.
         selection = yaml.safe_load(DEFINITIONS["extractors"].read_text())["select"]
@@ -111,6 +109,14 @@ def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(
     assert query(settings["TARGET_CRM_SQLALCHEMY_URL"], "SELECT count(*) FROM perks") == [(len(world.perks()),)]
     with pytest.raises(OperationalError, match="no such table"):
         query(settings["TARGET_CRM_SQLALCHEMY_URL"], "SELECT * FROM users")
+
+
+def copy_definitions(project: Path, pip_url: str) -> None:
+    """Copy the definitions into a project by the commands in the docs."""
+    page = (PROJECT / "docs" / "meltano.md").read_text()
+    (commands,) = re.findall(r"^cp .*\nsed .*\n", page, re.MULTILINE)
+    script = commands.replace("../pepper-crm", str(PROJECT)).replace("/path/to/pepper-crm", pip_url)
+    subprocess.run(script, shell=True, cwd=project, check=True)
 
 
 def meltano(folder: Path, settings: Mapping[str, Any], *arguments: str, exit_code: int = 0) -> str:

@@ -131,7 +131,7 @@ def test_page_compares_with_the_period_before(sqlite_url: str) -> None:
     page = page_of(sqlite_url, days=5)
     shorter = page_of(sqlite_url, since=date(2026, 10, 3), until=date(2026, 10, 5))
 
-    assert "Issued 14 in 5 days no 5 days before to compare" in page.text
+    assert "Issued 14 in 5 days no earlier period to compare" in page.text
     assert "Issued 4 in 3 days −60.0 % on the period before" in shorter.text  # noqa: RUF001
     assert ["plus issued", "4.0000", "10.0000", "-60.0"] in shorter.tables["movements.csv"]
 
