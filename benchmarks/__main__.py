@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Contender = Callable[[], Run]
 
 ENGINES = ("postgresql", "sqlite", "duckdb")
-PARTS = ("floors", "simple", "peers", "memory", "growth")
+PARTS = ("floors", "simple", "notations", "peers", "memory", "growth")
 BATCH_ROWS = 10_000
 FLOOR, PROJECT = "floor", "target-crm"
 # Typical of a programme whose users return.
@@ -50,8 +50,7 @@ class Bench:
         self.folder = folder
         self._postgres = postgres
         self._numbers = count()
-        # Only what users install: some drivers import optional packages if they find them, which costs time.
-        self._programs = environment("pepper-crm", "--editable", f"{harness.PROJECT}[duckdb,postgres]")
+        self._programs = harness.own_environment()
         self._python = self._programs / "python"
         self._target = [self._programs / "target-crm"]
 
@@ -180,6 +179,16 @@ def compare(bench: Bench, engines: Sequence[str], kind: str, rows: int, rounds: 
     return "\n\n".join(parts)
 
 
+def notations(bench: Bench, rows: int, rounds: int) -> str:
+    """Compare loads of actions that differ from the simple ones in one notation."""
+    messages = {
+        kind: data.write_messages(bench.folder / f"{place}.jsonl", kind, rows)
+        for place, kind in enumerate(("simple", data.SPACES, *data.NOTATIONS))
+    }
+    runs = in_turn({kind: partial(bench.project, "postgresql", each) for kind, each in messages.items()}, rounds)
+    return f"{rows:,} actions into postgresql, {rounds} rounds.\n\n" + harness.table(runs, rows=rows, against="simple")
+
+
 def memory(bench: Bench, engines: Sequence[str], sizes: Sequence[int]) -> str:
     """Measure peak memory by the number of actions."""
     curves: dict[str, list[tuple[float, float]]] = {engine: [] for engine in engines}
@@ -300,6 +309,7 @@ def main() -> None:
     measures: dict[str, Callable[[Bench], str]] = {
         "floors": lambda bench: compare(bench, engines, "mix", options.rows, rounds, with_peers=False),
         "simple": lambda bench: compare(bench, engines, "simple", options.rows, rounds, with_peers=False),
+        "notations": lambda bench: notations(bench, options.rows, rounds),
         "peers": lambda bench: compare(bench, engines, "mix", options.rows, rounds, with_peers=True),
         "memory": lambda bench: memory(bench, engines, options.sizes),
         "growth": lambda bench: growth(bench, engines, options.sizes, rounds),

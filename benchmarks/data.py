@@ -15,13 +15,14 @@ import random
 import sys
 from collections import defaultdict, deque
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SCHEMA = json.loads((files("tap_pepper") / "schemas" / "actions.json").read_text())
@@ -129,7 +130,72 @@ def simple_actions(count: int, first: int = 0, awards: int | None = None) -> Ite
         }
 
 
-ACTIONS = {"mix": mixed_actions, "simple": simple_actions}
+def _fractions(action: dict[str, Any]) -> None:
+    metadata = action["metadata"]
+    for name in (EFFECTS[action["type"]], "pointsAvailable"):
+        metadata[name] += 0.25
+
+
+def _numeric_text(action: dict[str, Any]) -> None:
+    metadata = action["metadata"]
+    for name in (EFFECTS[action["type"]], "pointsAvailable"):
+        metadata[name] = str(metadata[name])
+
+
+def _escapes(action: dict[str, Any]) -> None:
+    action["context"]["user"]["fullName"] = NAMES[4]
+
+
+def _not_ascii(action: dict[str, Any]) -> None:
+    action["context"]["user"]["fullName"] = NAMES[3]
+
+
+def _offset(action: dict[str, Any]) -> None:
+    when = action["when"]
+    when["timestamp"] = when["timestamp"].replace("Z", "+02:00")
+
+
+def _other_type(action: dict[str, Any]) -> None:
+    action["type"] = OTHER_TYPES[0]
+
+
+def _long_number(action: dict[str, Any]) -> None:
+    action["metadata"]["orderNumber"] = 10**23
+
+
+def _ids_of_digits(action: dict[str, Any]) -> None:
+    metadata = action["metadata"]
+    for holder, name in ((action, "_id"), (metadata, "awardId"), (metadata, "perkId")):
+        holder[name] = str(int(holder[name], 16))
+
+
+# Notation → how it changes a simple action. `spaces` changes the message instead.
+NOTATIONS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "fractions": _fractions,
+    "numbers as text": _numeric_text,
+    "escapes": _escapes,
+    "not ASCII": _not_ascii,
+    "an offset": _offset,
+    "another type": _other_type,
+    "a long number": _long_number,
+    "ids of digits": _ids_of_digits,
+}
+SPACES = "spaces"
+
+
+def _in_notation(notation: str, *arguments: Any) -> Iterator[dict[str, Any]]:
+    """Simple actions in one of `NOTATIONS`."""
+    for action in simple_actions(*arguments):
+        NOTATIONS[notation](action)
+        yield action
+
+
+ACTIONS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "mix": mixed_actions,
+    "simple": simple_actions,
+    SPACES: simple_actions,
+    **{name: partial(_in_notation, name) for name in NOTATIONS},
+}
 
 
 def write_messages(path: Path, kind: str, count: int, first: int = 0, awards: int | None = None) -> Path:
@@ -141,13 +207,14 @@ def write_messages(path: Path, kind: str, count: int, first: int = 0, awards: in
 
 def messages(kind: str, count: int, first: int = 0, awards: int | None = None) -> Iterator[bytes]:
     """Generate the lines of a SCHEMA message, actions as RECORDs, and a STATE every `STATE_ROWS`."""
+    line = _spaced_line if kind == SPACES else _line
     yield _line({"type": "SCHEMA", "stream": "actions", "schema": SCHEMA, "key_properties": ["_id"]})
     extracted_at = "2026-11-25T07:00:00+00:00"
     timestamp = ""
     for place, action in enumerate(ACTIONS[kind](count, first, awards), start=1):
         timestamp = max(timestamp, action["when"]["timestamp"])
         record = {**action, "when_timestamp": action["when"]["timestamp"]}
-        yield _line({"type": "RECORD", "stream": "actions", "record": record, "time_extracted": extracted_at})
+        yield line({"type": "RECORD", "stream": "actions", "record": record, "time_extracted": extracted_at})
         if place % STATE_ROWS == 0:
             yield _state(timestamp)
     yield _state(timestamp)
@@ -159,6 +226,11 @@ def _state(timestamp: str) -> bytes:
 
 def _line(message: dict[str, Any]) -> bytes:
     return msgspec.json.encode(message) + b"\n"
+
+
+def _spaced_line(message: dict[str, Any]) -> bytes:
+    """A line as `json.dumps` writes it, with spaces after commas and colons."""
+    return json.dumps(message).encode() + b"\n"
 
 
 def _id(kind: str, number: int) -> str:

@@ -159,6 +159,11 @@ def environment(name: str, *requirements: str) -> Path:
     return folder / "bin"
 
 
+def own_environment() -> Path:
+    """The `bin` folder of an environment as users have it: some packages import optional ones if they find them."""
+    return environment("pepper-crm", "--editable", f"{PROJECT}[duckdb,postgres]")
+
+
 def in_turn(contenders: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
     """Run the contenders alternately, each once per round. Prepare them before: all of a run is measured."""
     runs: dict[str, list[Run]] = {name: [] for name in contenders}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from benchmarks.harness import Run, bars, curves, in_turn, run, seconds_of, write_plot, write_section
+from benchmarks.harness import Run, bars, curves, in_turn, own_environment, run, seconds_of, write_plot, write_section
 from benchmarks.tap_pages import START
 from tests.helpers.postgres import PostgresServer, new_database
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PYTHON: Final = sys.executable
-TAP, TARGET, MELTANO = (Path(PYTHON).with_name(name) for name in ("tap-pepper", "target-crm", "meltano"))
+MELTANO: Final = Path(PYTHON).with_name("meltano")
 QUIET: Final = {"LOGLEVEL": "WARNING", "TAP_PEPPER_LOGLEVEL": "WARNING", "TARGET_CRM_LOGLEVEL": "WARNING"}
 SMALL, LARGE, FULL_LARGE = 100_000, 1_000_000, 5_000_000
 FULL_WHOLE = 1_000_000
@@ -54,9 +54,11 @@ class Setup:
         self.folder = folder
         self.url = url
         self.rows_per_page = rows_per_page
+        self.programs = own_environment()
         settings = {"auth_token": "a-benchmark", "application_id": "pages", "start_date": START.isoformat()}
         self.config = self.write("tap", {"api_url": url, "page_size": rows_per_page, **settings})
-        discovered = subprocess.run((TAP, "--discover", "--config", self.config), capture_output=True, check=True)  # noqa: S603
+        discover = [self.programs / "tap-pepper", "--discover", "--config", self.config]
+        discovered = subprocess.run(discover, capture_output=True, check=True)  # noqa: S603
         self.catalog = self.write("catalog", _only("actions", json.loads(discovered.stdout)))
 
     def write(self, name: str, content: object) -> Path:
@@ -68,7 +70,7 @@ class Setup:
     @property
     def tap(self) -> list[str | Path]:
         """The tap, with only actions selected."""
-        return [TAP, "--config", self.config, "--catalog", self.catalog]
+        return [self.programs / "tap-pepper", "--config", self.config, "--catalog", self.catalog]
 
     @property
     def floor(self) -> list[str | Path]:
@@ -83,7 +85,7 @@ class Setup:
 
     def target(self, url: str, name: str = "target") -> list[str | Path]:
         """The target, with a warehouse."""
-        return [TARGET, "--config", self.write(name, {"sqlalchemy_url": url})]
+        return [self.programs / "target-crm", "--config", self.write(name, {"sqlalchemy_url": url})]
 
 
 def _only(stream: str, catalog: dict[str, Any]) -> dict[str, Any]:
@@ -169,10 +171,14 @@ def idle(rounds: int) -> str:
         tap = [*setup.tap, "--state", state]
         run(tap, stdout=output, environment=QUIET)
         programs: dict[str, Callable[[], Run]] = {
-            "import singer_sdk": partial(run, [PYTHON, "-c", "import singer_sdk"]),
-            "import sqlalchemy": partial(run, [PYTHON, "-c", "import sqlalchemy"]),
-            "tap-pepper --version": partial(run, [TAP, "--version"]),
-            "target-crm --version": partial(run, [TARGET, "--version"]),
+            **{
+                f"import {module}": partial(run, [setup.programs / "python", "-c", f"import {module}"])
+                for module in ("singer_sdk", "sqlalchemy")
+            },
+            **{
+                f"{program} --version": partial(run, [setup.programs / program, "--version"])
+                for program in ("tap-pepper", "target-crm")
+            },
             "tap-pepper": partial(run, tap, environment=QUIET),
         }
         for engine, target in targets.items():
