@@ -184,10 +184,10 @@ class ReadTimes:
         are_several: They are of several merchants: it is not known which award is whose.
     """
 
-    covered: tuple[Interval, ...] = ()
-    filtered: tuple[Interval, ...] = ()
-    holes: tuple[Interval, ...] = ()
-    are_several: bool = False
+    covered: tuple[Interval, ...]
+    filtered: tuple[Interval, ...]
+    holes: tuple[Interval, ...]
+    are_several: bool
 
 
 def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:

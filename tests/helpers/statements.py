@@ -12,7 +12,7 @@ from sqlalchemy import Column, Double, MetaData, Table, make_url
 from target_crm.balances_cli.verify import rebuild
 from target_crm.engines.registry import adapter_for
 from target_crm.loader.target import TargetCrm
-from target_crm.records.coverage import ReadTimes
+from target_crm.records.coverage import read_times
 from target_crm.records.schemas import FORMER_NAMES
 from target_crm.sql import balances
 from target_crm.sql.tables import tables_in
@@ -143,7 +143,7 @@ def record_statements(engine: str) -> dict[str, list[str]]:
         for query in (
             balances.differences(tables, warehouse.adapter.partials_from_ledger(tables.actions)),
             balances.behind_snapshot(tables),
-            balances.gaps(tables, ReadTimes()),
+            balances.gaps(tables, read_times([])),
         ):
             warehouse.execute(query)
 

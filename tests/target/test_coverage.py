@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from target_crm.records.coverage import Interval, Scope, between, claims_of, is_inside, overlaps, summarize, union
+from target_crm.records.coverage import (
+    HOLES_MAX,
+    Interval,
+    Scope,
+    between,
+    claims_of,
+    is_inside,
+    overlaps,
+    read_times,
+    summarize,
+    union,
+)
 from tests.helpers.target import (
     ACTIONS,
     AWARDS,
@@ -273,6 +284,25 @@ def test_a_filter_counts_if_it_has_the_types_that_balances_need(
     assert found.intervals == [as_interval(each) for each in expected]
     assert found.holes == [as_interval(each) for each in holes]
     assert found.action_types == types
+
+
+def test_a_hole_is_divided_only_where_other_types_were_read() -> None:
+    redeemed_too = ("ORDER", *REDEEMED)
+    claims = {BOTH: [(0, 1), (6, 7)], REDEEMED: [(1, 3)], redeemed_too: [(3, 5)]}
+
+    (found,) = summarize({Scope("m", each): [as_interval(edges) for edges in read] for each, read in claims.items()})
+
+    assert found.parts_of(as_interval((1, 6))) == [(as_interval((1, 5)), EARNED), (as_interval((5, 6)), ())]
+
+
+def test_the_newest_of_very_many_holes_count_as_one() -> None:
+    instants = [as_interval((2 * number, 2 * number + 1)) for number in range(HOLES_MAX + 3)]
+    holes = [Interval(one.until, other.after) for one, other in pairwise(instants)]
+
+    found = read_times(summarize({Scope("m"): instants}))
+
+    assert found.holes == (*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until))
+    assert found.covered == tuple(between(found.holes, Interval(instants[0].after, instants[-1].until)))
 
 
 def test_no_coverage_is_summarized_as_none() -> None:
