@@ -25,6 +25,7 @@ from target_crm.records.schemas import (
     Kind,
     MissingProperty,
     Shape,
+    Stored,
     TableLimits,
     decimal_kind,
     kind_of,
@@ -167,6 +168,64 @@ def test_bounds_and_steps_of_a_number_give_a_column_that_is_exact(
     assert kind_of(definition, {}, limits) is kind
 
 
+INTEGERS, NUMBERS, CENTS = {"type": "integer"}, {"type": "number"}, {"type": "number", "multipleOf": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("definition", "stored", "limits", "kind"),
+    [
+        pytest.param(INTEGERS, Stored("integer"), DECIMALS, INTEGER, id="as-declared"),
+        pytest.param(INTEGERS, Stored("text"), DECIMALS, ANY_TEXT, id="integers-as-text"),
+        pytest.param({"type": "string"}, Stored("text"), DECIMALS, TEXT, id="text"),
+        pytest.param({"type": "string", "format": "date"}, Stored("time"), DECIMALS, INSTANT, id="dates-as-times"),
+        pytest.param({"type": "string", "format": "date"}, Stored("date"), DECIMALS, DATE, id="dates"),
+        pytest.param(INTEGERS, Stored("time"), DECIMALS, INTEGER, id="integers-instead-of-times"),
+        pytest.param(CENTS, Stored("number"), DECIMALS, NUMBER, id="cents-as-doubles"),
+        pytest.param(INTEGERS, Stored("number"), DECIMALS, INTEGER, id="integers-instead-of-doubles"),
+        pytest.param(INTEGERS, Stored("decimal", 18, 0), DECIMALS, decimal_kind(18, 0), id="18-digits-of-a-user"),
+        pytest.param(INTEGERS, Stored("decimal", 20, 2), DECIMALS, decimal_kind(20, 2), id="18-digits-and-cents"),
+        pytest.param(INTEGERS, Stored("decimal", 19, 0), DECIMALS, INTEGER, id="all-digits-of-an-integer"),
+        pytest.param(NUMBERS, Stored("decimal", 10, 2), DECIMALS, decimal_kind(10, 2), id="numbers-in-a-users-column"),
+        pytest.param(NUMBERS, Stored("decimal", 38, 2), DECIMALS, NUMBER, id="numbers-are-not-bounded-any-more"),
+        pytest.param(CENTS, Stored("decimal", 38, 2), DECIMALS, decimal_kind(38, 2), id="as-many-places"),
+        pytest.param(CENTS, Stored("decimal", 38, 4), DECIMALS, decimal_kind(38, 4), id="more-places"),
+        pytest.param(CENTS, Stored("decimal", 38, 1), DECIMALS, decimal_kind(38, 2), id="fewer-places"),
+        pytest.param(INTEGERS, Stored("decimal", 10, 0), DOUBLES, INTEGER, id="an-engine-without-decimals"),
+    ],
+)
+def test_an_existing_column_keeps_its_type_if_that_holds_every_value(
+    definition: Any, stored: Stored, limits: TableLimits, kind: Kind
+) -> None:
+    (field,) = Shape.of({"properties": {"n": definition}}, [], stored={"n": stored}, limits=limits).fields
+
+    assert field.kind is kind
+
+
+SIZES = TableLimits(decimal_digits=38, sizes=True)
+
+
+@pytest.mark.parametrize(
+    ("definition", "keys", "stored", "fits", "too_large"),
+    [
+        pytest.param({"type": "string"}, [], Stored("text", size=3), "grö", "größ", id="characters"),
+        pytest.param({"type": "string"}, [], Stored("text", size=3, is_in_bytes=True), "ab", "äöü", id="bytes"),
+        pytest.param(INTEGERS, [], Stored("integer", size=16), -(2**15), 2**15, id="bits"),
+        pytest.param(INTEGERS, [], Stored("integer", size=16, is_unsigned=True), 2**16 - 1, -1, id="no-sign"),
+        pytest.param(NUMBERS, [], Stored("number", size=32), Decimal("0.5"), Decimal("1e300"), id="single-precision"),
+        pytest.param({"type": "string"}, ["n"], Stored("text", size=3), "abc", "abcd", id="key"),
+        pytest.param({"type": "string"}, ["n"], Stored("text", size=255), "x" * 255, "x" * 256, id="key-of-the-target"),
+    ],
+)
+def test_a_value_that_exceeds_a_users_smaller_column_is_invalid(
+    definition: Any, keys: list[str], stored: Stored, fits: Any, too_large: Any
+) -> None:
+    shape = Shape.of({"properties": {"n": definition}}, keys, stored={"n": stored}, limits=SIZES)
+
+    assert row(shape, {"n": fits})[0] == fits
+    with pytest.raises(Invalid):
+        row(shape, {"n": too_large})
+
+
 @pytest.mark.parametrize(("texts", "chars"), [(3, 255), (4, 192), (16, 48)])
 def test_the_texts_of_a_key_share_its_length(texts: int, chars: int) -> None:
     keys = [f"k{number}" for number in range(texts)]
@@ -255,6 +314,15 @@ def test_a_property_named_like_a_metadata_column_gets_another_column(name: str) 
     assert row(shape, {name: "mine"}) == ("mine", None, READ_AT, LOADED_AT)
 
 
+def test_the_deletion_mark_of_a_record_is_no_column_of_its_own() -> None:
+    properties = {"id": {"type": "string"}, "_sdc_deleted_at": {"type": ["null", "string"], "format": "date-time"}}
+    shape = Shape.of({"properties": properties}, ["id"])
+
+    assert [field.column for field in shape.fields] == ["id"]
+    record = {"id": "1", "_sdc_deleted_at": "2026-10-05T00:00:00Z"}
+    assert shape.row(record, extracted_at=READ_AT, loaded_at=LOADED_AT)[-1] == READ_AT
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -296,6 +364,7 @@ def test_the_reason_names_the_property_and_not_the_value() -> None:
         pytest.param({}, KEY, id="anything"),
         pytest.param(None, KEY, id="not-in-the-schema"),
         pytest.param({"type": "integer"}, INTEGER, id="number"),
+        pytest.param({"type": "integer", "maximum": 2**64}, INTEGER, id="65-bits-without-decimals"),
         pytest.param({"type": "string", "format": "date"}, DATE, id="date"),
         pytest.param(
             {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string"}]}, KEY, id="time-or-text"

@@ -23,6 +23,7 @@ cents = partial(values.decimal, digits=11, places=2)
     [
         pytest.param(values.identifier, "Ünï-1 ", "Ünï-1 ", id="id-is-unchanged"),
         pytest.param(values.identifier, 10**20, "100000000000000000000", id="id-as-number"),
+        pytest.param(values.identifier, "x" * 255, "x" * 255, id="longest-id"),
         pytest.param(values.text, "", "", id="empty-text"),
         pytest.param(values.text, "🎁", "🎁", id="emoji"),
         pytest.param(values.integer, -(2**63) + 1, -(2**63) + 1, id="large-integer"),
