@@ -425,13 +425,13 @@ class PepperStream(Stream):
     def _warn_of_deselected_fields(self, metadata: MetadataMapping) -> None:
         if deselected := [name for name in self._key_fields if metadata["properties", name].selected is False]:
             self.logger.warning(
-                "%s: the catalog deselects %s: needed for the key or the bookmark, and emitted all the same",
+                "%s: the catalog deselects %s: still emitted, because the key or the bookmark needs it",
                 self.name,
                 ", ".join(deselected),
             )
         if deselected := _deselected(metadata, self.balance_fields):
             self.logger.warning(
-                "%s: the catalog deselects %s: target-crm cannot keep balances without",
+                "%s: the catalog deselects %s, without which target-crm cannot keep balances",
                 self.name,
                 ", ".join(deselected),
             )

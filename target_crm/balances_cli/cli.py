@@ -441,13 +441,13 @@ def explain(
     if (award_id is None) == (user_id is None) or (perk_id and not user_id):
         raise click.UsageError("expected AWARD_ID, or --user with or without --perk")
     if is_csv and options.json:
-        raise click.UsageError("--csv and --json exclude each other")
+        raise click.UsageError("--csv and --json are two formats; give one of them")
     zone = report_page.zone_of(timezone)
     with options.warehouse() as warehouse:
         found = explanation.explain(warehouse, award_id=award_id, user_id=user_id, perk_id=perk_id)
     if not found:
         asked = f"award {award_id}" if award_id else f"user {user_id}" + (f" and perk {perk_id}" if perk_id else "")
-        logger.error("no balance of %s here: check the id, and whether it was loaded", asked)
+        logger.error("no balance of %s in this warehouse: check the id, and whether it was loaded", asked)
         return EXIT_UNKNOWN
     found = explanation.in_zone(found, zone)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -105,7 +105,7 @@ class AwardsInput:
         if not self.read.is_finished:
             raise InputError(
                 f"awards: no STATE follows the last award in {counted(self._reader.line_number, 'line')}, so the tap "
-                "stopped before it had read all; see its log"
+                "stopped early; see its log"
             )
 
     def _refuse(self, _line: object, reason: str) -> NoReturn:
@@ -248,7 +248,7 @@ def _check_merchant(recorded: Sequence[MerchantCoverage], read: set[str]) -> Non
     known = {each.merchant for each in recorded}
     if read and len(known) == 1 and "" not in known and not read & known:
         raise InputError(
-            "awards: STATE is of another merchant than the stored balances; check --schema (default_target_schema), "
+            "awards: they belong to another merchant than the stored balances; check --schema (default_target_schema), "
             "and the tap's application_id and api_url"
         )
 

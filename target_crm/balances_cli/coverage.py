@@ -132,7 +132,7 @@ def _position(found: MerchantCoverage) -> dict[str, Any]:
 
 def _sentences(found: MerchantCoverage) -> list[str]:
     if not found.intervals:
-        return ["Actions are not complete at any time: no run has read all types.", *_not_verified(found)]
+        return ["There is no time for which all actions were read: no run has read all types.", *_not_verified(found)]
     if found.holes:
         return _not_verified(found)
     first, last = found.intervals[0], found.intervals[-1]

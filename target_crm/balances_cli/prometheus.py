@@ -46,7 +46,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
     yield "drifted", "1 if balances differ from the ledger, else 0.", None, {"": status.drifted}
     yield (
         "check_differences",
-        "What differs in a comparison of balances with ledger and snapshots.",
+        "The number of differences, per comparison of balances with ledger and snapshots.",
         "check",
         {check.name: check.differing for check in status.checks},
     )

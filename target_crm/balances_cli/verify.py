@@ -215,7 +215,7 @@ def _gap_lines(gaps: Gaps, coverage: Coverage) -> list[str]:
     of_whom = " of one of the merchants in this schema" if len(coverage.complete_until) > 1 else ""
     reasons = {
         "without an action, such as edits and expiries in Pepper: no drift": gaps.covered,
-        f"across a time of which actions{of_whom} were never read": gaps.unread,
+        f"across a time for which actions{of_whom} were never read": gaps.unread,
         "without an action: edits and expiries in Pepper, actions before coverage was recorded, or actions of a type "
         "that was not read": others,
     }

@@ -82,7 +82,7 @@ class LockWait:
         """
         waited_seconds = time.monotonic() - self._began_seconds
         if waited_seconds >= LOCK_WAIT_SECONDS:
-            raise ConnectionLost(f"{lock} is still held by {holder}: wait for that to end, or end it")
+            raise ConnectionLost(f"{lock} is still held by {holder}: wait until that ends, or end it")
         if waited_seconds >= LOCK_LOG_SECONDS and not self._is_logged:
             logger.warning("waiting for %s, held by %s", lock, holder)
             self._is_logged = True
@@ -205,7 +205,7 @@ class EngineAdapter:
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:  # noqa: ARG002
         """Return the statements that store in the catalog what a new table and its columns hold.
 
-        None for a dialect that puts the comments into CREATE TABLE, as MySQL and BigQuery do.
+        None for a dialect that puts the comments into CREATE TABLE, as MySQL's does, or that has no comments.
         """
         return []
 
@@ -314,6 +314,14 @@ class ExtendedSQLAdapter(EngineAdapter):
     mixes_ddl_and_dml = True
     rename_table: ClassVar[Sequence[str]] = ("ALTER TABLE {old} RENAME TO {name}",)
 
+    def comments_on(self, dialect: Dialect, table: Table) -> list[str]:
+        """Use `COMMENT ON` for the table and each of its columns."""
+        if table.comment is None or not dialect.supports_comments or dialect.inline_comments:
+            return []
+        comments: list[ExecutableDDLElement] = [SetTableComment(table)]
+        comments += [SetColumnComment(column) for column in table.columns if column.comment]
+        return [str(comment.compile(dialect=dialect)) for comment in comments]
+
     def _update(self, connection: Connection, change: RowUpdate) -> int:
         """Use UPDATE … FROM."""
         return connection.execute(change.update).rowcount
@@ -327,15 +335,6 @@ def lock_name(name: str) -> str:
 def quoted_name(connection: Connection, table: Table) -> str:
     """A table's name as SQL."""
     return connection.dialect.identifier_preparer.format_table(table)
-
-
-def comment_statements(dialect: Dialect, table: Table) -> list[str]:
-    """`COMMENT ON` for a table and each of its columns; none if the table has no comment."""
-    if table.comment is None:
-        return []
-    comments: list[ExecutableDDLElement] = [SetTableComment(table)]
-    comments += [SetColumnComment(column) for column in table.columns if column.comment]
-    return [str(comment.compile(dialect=dialect)) for comment in comments]
 
 
 def quoted_columns(connection: Connection, table: Table) -> str:

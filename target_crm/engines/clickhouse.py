@@ -57,7 +57,10 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         deadline_seconds = time.monotonic() + LOCK_WAIT_SECONDS
         while connection.scalar(unfinished, {"schema": schema}):
             if time.monotonic() > deadline_seconds:
-                raise WarehouseError(f"a mutation has been running for more than {LOCK_WAIT_SECONDS} s")
+                raise WarehouseError(
+                    f"a mutation of an earlier load has been running for more than {LOCK_WAIT_SECONDS} s: "
+                    "run again when system.mutations shows that it is done"
+                )
             time.sleep(LOCK_POLL_SECONDS)
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002

@@ -18,7 +18,6 @@ from target_crm.engines.base import (
     LockWait,
     alter_type_using_cast,
     bind_values,
-    comment_statements,
     quoted_columns,
     quoted_name,
     to_floats,
@@ -176,10 +175,6 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Whether two transactions of this process conflicted, or one ran out of memory."""
         is_conflict = "TransactionException" in pep_249_classes(error) and not is_about_constraint(error)
         return is_conflict or _mentions(error, _OUT_OF_MEMORY)
-
-    def comments_on(self, dialect: Dialect, table: Table) -> list[str]:
-        """Comment on the table and each column; a statement takes no round trip here."""
-        return comment_statements(dialect, table)
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
         """Cast the values."""

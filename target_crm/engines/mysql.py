@@ -173,7 +173,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
                 f"another session, perhaps by {oldest}, the oldest open transaction" if oldest else "another session"
             )
             raise ConnectionLost(
-                f"a lock on table {table} is still held by {holder}: wait for that to end, or end it"
+                f"a lock on table {table} is still held by {holder}: wait until that ends, or end it"
             ) from None
 
     def is_retriable(self, error: Exception) -> bool:

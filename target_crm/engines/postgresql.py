@@ -14,7 +14,6 @@ from target_crm.engines.base import (
     LOCK_WAIT_SECONDS,
     ExtendedSQLAdapter,
     alter_type_using_cast,
-    comment_statements,
     merge_on_conflict,
     quoted_columns,
     quoted_name,
@@ -183,7 +182,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
 
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:
         """Comment on all columns in one statement, which is one round trip."""
-        statements = comment_statements(dialect, table)
+        statements = super().comments_on(dialect, table)
         return [f"DO $$ BEGIN {'; '.join(statements)}; END $$"] if statements else []
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:

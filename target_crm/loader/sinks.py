@@ -410,7 +410,7 @@ class TableSink(StreamSink):
         self.adapter.recover(connection, self.table)
         rows, unversioned = connection.execute(staging.count_unversioned(self.table)).one()
         if unversioned > self.context.settings.max_deleted_fraction * rows:
-            reason = f"{unversioned:,} of {counted(rows, 'row')} would be deleted for lack of a version"
+            reason = f"{unversioned:,} of {counted(rows, 'row')} would be deleted because they have no version"
             return Activation(ignored=reason, needs_decision=True)
         hard = self.context.settings.hard_delete and not self.fixed
         return Activation(self.adapter.execute(connection, staging.activate(self.table, version, hard=hard)))

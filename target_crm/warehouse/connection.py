@@ -136,7 +136,8 @@ class Warehouse:
                         if migrations.recomputes_balances(statements, self.tables):
                             # A check after the upgrade cannot find the drift from before.
                             logger.warning(
-                                "recomputing all balances for layout %d, which also repairs drift", migrations.VERSION
+                                "recomputing all balances for version %d of the tables, which also repairs drift",
+                                migrations.VERSION,
                             )
 
     def check_schema(self) -> None:

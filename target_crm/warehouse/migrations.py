@@ -224,7 +224,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     if has_other_key and not (allow_key_change and adapter.rename_table):
         rebuild = "set allow_key_change to rebuild the table, or " if adapter.rename_table else ""
         raise WarehouseError(
-            f"table {table.name!r} has the key {sorted(keys)}, the new schema {wanted_keys}: "
+            f"table {table.name!r} has the key {sorted(keys)}, the new schema has {wanted_keys}: "
             f"{rebuild}rename the stream by a map"
         )
     try:
@@ -358,7 +358,7 @@ def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -
     if count := connection.scalar(select(func.count()).select_from(old).where(is_null)):
         raise WarehouseError(
             f"table {old.name!r}: the new key {list(keys)} has no value in {counted(count, 'row')}: set one, "
-            "delete what lacks it, or rename the stream by a map"
+            "delete the rows that lack it, or rename the stream by a map"
         )
     if keys:
         rows = connection.scalar(select(func.count()).select_from(old)) or 0

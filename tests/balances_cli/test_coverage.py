@@ -63,7 +63,7 @@ def test_verify_fails_for_a_hole_and_says_where(balances: Callable[..., tuple[in
     assert exit_code == 1
     assert output.splitlines()[-4:] == [
         "2 balance changes without an action, such as edits and expiries in Pepper: no drift",
-        "1 balance change across a time of which actions were never read",
+        "1 balance change across a time for which actions were never read",
         HOLE,
         "Verified 2 balances against 5 actions: INCOMPLETE, run crm-balances coverage",
     ]
@@ -213,7 +213,7 @@ def test_each_merchant_has_coverage_of_its_own(balances: Callable[..., tuple[int
     assert [each["merchant"] for each in found["intervals"]] == ["", "m2", ""]
     text = balances([], "verify", "--gaps")[1]
     of_one = "of one of the merchants in this schema"
-    assert f"1 balance change across a time of which actions {of_one} were never read" in text.splitlines()
+    assert f"1 balance change across a time for which actions {of_one} were never read" in text.splitlines()
     assert f"actions {of_one} not read until 2026-10-18 00:00:00" in balances([], "explain", "w2")[1]
     assert "Merchant m2: Actions are complete from 2026-10-12 00:00 to 2026-10-14 00:00 UTC." in found["summary"]
 

@@ -152,13 +152,13 @@ def test_the_awards_of_a_user_are_explained_with_their_sum(sqlite_url: str, run:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "complaint"),
     [
-        pytest.param(["w9"], 1, "no balance of award w9 here: check the id, and whether it was loaded", id="award"),
-        pytest.param(["--user", "u9"], 1, "no balance of user u9 here: check the id, and", id="user"),
-        pytest.param(["--user", "u1", "--perk", "p9"], 1, "no balance of user u1 and perk p9 here", id="perk"),
+        pytest.param(["w9"], 1, "no balance of award w9 in this warehouse: check the id, and whether", id="award"),
+        pytest.param(["--user", "u9"], 1, "no balance of user u9 in this warehouse: check the id, and", id="user"),
+        pytest.param(["--user", "u1", "--perk", "p9"], 1, "no balance of user u1 and perk p9 in this", id="perk"),
         pytest.param(["--user", ""], 2, "is empty, expected an id", id="empty"),
         pytest.param([], 2, "expected AWARD_ID, or --user with or without --perk", id="nothing"),
         pytest.param(["w1", "--user", "u1"], 2, "expected AWARD_ID, or --user", id="award-and-user"),
-        pytest.param(["w1", "--json", "--csv"], 2, "--csv and --json exclude each other", id="two-formats"),
+        pytest.param(["w1", "--json", "--csv"], 2, "--csv and --json are two formats; give one", id="two-formats"),
         pytest.param(["w1", "--timezone", "Mars"], 2, "--timezone Mars: unknown time zone", id="time-zone"),
     ],
 )

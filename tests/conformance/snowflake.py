@@ -19,6 +19,7 @@ def snowflake() -> Iterator[Callable[[], str]]:
     try:
         import fakesnow  # noqa: PLC0415 - an extra of the tests
         import snowflake.connector  # noqa: PLC0415
+        from fakesnow import info_schema  # noqa: PLC0415
         from fakesnow.cursor import FakeSnowflakeCursor  # noqa: PLC0415
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed") from None
@@ -31,7 +32,17 @@ def snowflake() -> Iterator[Callable[[], str]]:
             connection.cursor().execute('CREATE STAGE "~"')
         return f"snowflake://loader:secret@account/{name}/public"
 
-    with fakesnow.patch(), mock.patch.object(FakeSnowflakeCursor, "_transform", _once(FakeSnowflakeCursor._transform)):
+    comment_on = info_schema.insert_table_comment_sql
+
+    def escaped(*names_and_comment: str) -> str:
+        """fakesnow puts a table's comment into its own SQL without escaping quotes."""
+        return comment_on(*(each.replace("'", "''") for each in names_and_comment))
+
+    with (
+        fakesnow.patch(),
+        mock.patch.object(FakeSnowflakeCursor, "_transform", _once(FakeSnowflakeCursor._transform)),
+        mock.patch.object(info_schema, "insert_table_comment_sql", escaped),
+    ):
         yield new
 
 

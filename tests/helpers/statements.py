@@ -82,6 +82,8 @@ class RecordingWarehouse:
         for table in tables:
             for statement in migrations.creation(table):
                 self.execute(statement)
+            for comment in self.adapter.comments_on(self.dialect, table):
+                self.exec_driver_sql(comment)
 
     def commit_once(self, work: Callable[[Any], Any]) -> Any:
         with self.write() as connection:
@@ -130,6 +132,7 @@ def dialect_of(engine: str) -> Dialect:
     if engine == "mssql":
         dialect.server_version_info = (16,)
         dialect._setup_version_attributes()
+        dialect.default_schema_name = "dbo"
     return dialect
 
 

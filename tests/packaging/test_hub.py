@@ -82,9 +82,7 @@ def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(
         settings = {
             **pepper_settings(sandbox),
             "TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'crm.db'}",
-            "MELTANO_SEND_ANONYMOUS_USAGE_STATS": "false",
-            "MELTANO_CLI_DISABLE_VERSION_CHECK": "true",
-            "XDG_STATE_HOME": str(tmp_path),
+            **meltano_settings(tmp_path),
             "UV_OFFLINE": "1",
         }
         meltano(tmp_path, settings, "init", "project")
@@ -117,6 +115,36 @@ def copy_definitions(project: Path, pip_url: str) -> None:
     (commands,) = re.findall(r"^cp .*\nsed .*\n", page, re.MULTILINE)
     script = commands.replace("../pepper-crm", str(PROJECT)).replace("/path/to/pepper-crm", pip_url)
     subprocess.run(script, shell=True, cwd=project, check=True)
+
+
+def test_adding_a_plugin_again_renews_its_definition_and_keeps_config_and_selection(tmp_path: Path) -> None:
+    settings = meltano_settings(tmp_path)
+    file, project_file = tmp_path / "tap-pepper.yml", tmp_path / "project" / "meltano.yml"
+    definition = yaml.safe_load(DEFINITIONS["extractors"].read_text())
+    older = {**definition, "settings": definition["settings"][:2]}
+    chosen = {"config": {"page_size": 50}, "select": ["actions.*"]}
+    meltano(tmp_path, settings, "init", "project")
+
+    for each, added in ((older, {}), (definition, chosen)):
+        project = yaml.safe_load(project_file.read_text())
+        for plugin in project.get("plugins", {}).get("extractors", []):
+            plugin.update(added)
+        project_file.write_text(yaml.safe_dump(project))
+        file.write_text(yaml.safe_dump(each))
+        meltano(project_file.parent, settings, "add", "--no-install", "--from-ref", str(file), "tap-pepper")
+
+    (renewed,) = yaml.safe_load(project_file.read_text())["plugins"]["extractors"]
+    assert renewed["settings"] == definition["settings"]
+    assert {name: renewed[name] for name in chosen} == chosen
+
+
+def meltano_settings(folder: Path) -> dict[str, str]:
+    """Return variables that keep Meltano off the network, and its own files in a folder."""
+    return {
+        "MELTANO_SEND_ANONYMOUS_USAGE_STATS": "false",
+        "MELTANO_CLI_DISABLE_VERSION_CHECK": "true",
+        "XDG_STATE_HOME": str(folder),
+    }
 
 
 def meltano(folder: Path, settings: Mapping[str, Any], *arguments: str, exit_code: int = 0) -> str:

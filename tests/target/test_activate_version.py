@@ -148,7 +148,7 @@ def test_a_first_activation_that_would_delete_most_rows_needs_a_decision(
 
     assert (refused.returncode, refused.stdout) == (1, '{"at":1}\n')
     assert refused.stderr.splitlines()[-1] == (
-        "target-crm: ignored ACTIVATE_VERSION of perks: 2 of 3 rows would be deleted for lack of a version; "
+        "target-crm: ignored ACTIVATE_VERSION of perks: 2 of 3 rows would be deleted because they have no version; "
         "if they were really deleted, raise max_deleted_fraction for one run"
     )
     assert query(sqlite_url, kept) == [("1",), ("2",), ("3",)]

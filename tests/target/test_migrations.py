@@ -77,7 +77,9 @@ def test_an_upgrade_that_repairs_drift_says_so(
     assert run_balances(["verify"]) == run_balances(["verify"]) == 0
 
     said = [record.getMessage() for record in caplog.records if record.name == "target-crm.warehouse"]
-    assert said == [f"recomputing all balances for layout {migrations.VERSION}, which also repairs drift"]
+    assert said == [
+        f"recomputing all balances for version {migrations.VERSION} of the tables, which also repairs drift"
+    ]
 
 
 def test_ledgers_of_version_3_keep_their_readers_and_need_no_content_hash(

@@ -66,15 +66,31 @@ def test_each_engine_changes_rows_by_a_statement_that_it_has(engine: str, statem
     [
         pytest.param("bigquery", "PARTITION BY TIMESTAMP_TRUNC(occurred_at, MONTH) CLUSTER BY award_id", id="bigquery"),
         pytest.param("bigquery", "TRUNCATE TABLE `_crm_staging_actions`", id="bigquery-delete-all"),
+        pytest.param("bigquery", "description='The points of the newest observation.'", id="bigquery-comment"),
         pytest.param("databricks", "CLUSTER BY (award_id)", id="databricks"),
+        pytest.param("databricks", "COMMENT 'The points of the newest observation.'", id="databricks-comment"),
         pytest.param("mssql", "CREATE OR ALTER VIEW user_balances AS", id="mssql-view"),
         pytest.param("mssql", "EXEC sp_rename 'perks._extra', '_sdc_extra', 'COLUMN'", id="mssql-rename"),
         pytest.param("mssql", "action_id VARCHAR(1020) COLLATE Latin1_General_100_BIN2_UTF8 NOT NULL", id="mssql-id"),
+        pytest.param(
+            "mssql",
+            "execute sp_addextendedproperty 'MS_Description', N'The points of the newest observation.', "
+            "'schema', dbo, 'table', award_balances, 'column', points",
+            id="mssql-comment",
+        ),
         pytest.param("oracle", "reason VARCHAR2(4000 CHAR) NOT NULL", id="oracle-text"),
+        pytest.param(
+            "oracle",
+            "COMMENT ON COLUMN award_balances.points IS 'The points of the newest observation.'",
+            id="oracle-comment",
+        ),
         pytest.param("oracle", '"_sdc_extra" CLOB', id="oracle-json"),
         pytest.param("redshift", "reason VARCHAR(65535) NOT NULL", id="redshift-text"),
         pytest.param("redshift", "action_id VARCHAR(1020) NOT NULL", id="redshift-id"),
+        pytest.param("redshift", "COMMENT ON TABLE award_balances IS 'One row per award: ", id="redshift-comment"),
         pytest.param("snowflake", "CLUSTER BY (TO_DATE(occurred_at))", id="snowflake"),
+        pytest.param("snowflake", "COMMENT 'The points of the newest observation.'", id="snowflake-comment"),
+        pytest.param("snowflake", "COMMENT = 'One row per award: ", id="snowflake-table-comment"),
         pytest.param(
             "snowflake", "FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) PURGE = TRUE", id="copy-into"
         ),

@@ -436,7 +436,7 @@ def _days_with_data(report: Report) -> list[dict[str, Any]]:
 def _outstanding_by_day(report: Report) -> Chart:
     days, moved = _days_with_data(report), report.roll_forward
     return Chart(
-        f"{number(moved['after'])} points at the end of {day(report.last_day)}, {number(moved['before'])} before "
+        f"{_count(moved['after'], 'point')} at the end of {day(report.last_day)}, {number(moved['before'])} before "
         f"{day(report.first_day)}. Points that an award had before its first known movement count from the beginning.",
         Table("Outstanding points", ("day", "outstanding"), [(each["day"], each["outstanding"]) for each in days]),
         (lambda width: charts.outstanding(days, width)) if _has_movements(report) else None,
@@ -447,7 +447,7 @@ def _outstanding_by_day(report: Report) -> Chart:
 def _moved_by_day(report: Report) -> Chart:
     days, moved = _days_with_data(report), report.roll_forward
     return Chart(
-        f"{number(moved['issued'])} points issued and {number(moved['refunded'])} refunded, above the axis; "
+        f"{_count(moved['issued'], 'point')} issued and {number(moved['refunded'])} refunded, above the axis; "
         f"{number(moved['redeemed'])} redeemed, below it.",
         _numbers_table(
             "Issued, redeemed and refunded",
@@ -467,7 +467,7 @@ def _outstanding_by_perk(report: Report) -> Chart:
     points = [float(row["points"]) for row in report.perks]
     bars = _largest(list(zip(labels, points, strict=True)), "other perks")
     shown = report.perks[:ROWS_SHOWN]
-    most = f"{bars[0][0]} holds the most: {number(Decimal(str(bars[0][1])))} points." if bars else "No perk yet."
+    most = f"{bars[0][0]} holds the most: {_count(Decimal(str(bars[0][1])), 'point')}." if bars else "No perk yet."
     left_out = f" The table has the largest {ROWS_SHOWN} of {len(report.perks):,} perks."
     return Chart(
         most + (left_out if len(report.perks) > ROWS_SHOWN else ""),
@@ -496,7 +496,7 @@ def _outstanding_by_issue(report: Report) -> Chart:
     undated = next((row["points"] for row in report.issued if row["month"] == "undated"), Decimal(0))
     return Chart(
         "By the month in which they were issued, if each award spends its oldest points first (first in, first out). "
-        f"{number(undated)} points have no date of issue: no action has issued them.",
+        f"Without a date of issue, because no action has issued them: {_count(undated, 'point')}.",
         _numbers_table("Age by date of issue", report.issued, "issued", ("points",), labels),
         (lambda width: charts.months(columns, width)) if columns else None,
     )
@@ -647,7 +647,7 @@ def _shown(now: datetime, cell: Cell) -> str:
     return "-" if cell is None else number(cell) if isinstance(cell, Decimal | int) else str(cell)
 
 
-def _count(count: int, one: str, several: str | None = None) -> str:
+def _count(count: Decimal | int, one: str, several: str | None = None) -> str:
     """Format a number of things, such as `1 award`, `2 awards`."""
     return f"{number(count)} {one if count == 1 else several or f'{one}s'}"
 
