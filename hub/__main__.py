@@ -31,8 +31,8 @@ INTRODUCTION = {
 NOT_PUBLISHED = (
     "The package is not in a registry yet. Set `pip_url` to a wheel made by `./dev wheel`, "
     "`/path/to/pepper_crm-….whl[postgres,report]`, to a copy of the repository, "
-    "`/path/to/pepper-crm[postgres,report]`, or, within quotes, to your own git server, "
-    "`'pepper-crm[postgres,report] @ git+https://git.example.com/team/pepper-crm.git'`."
+    "`/path/to/pepper-crm[postgres,report]`, or, with both pairs of quotes, to your own git "
+    "server, `\"'pepper-crm[postgres,report] @ git+https://git.example.com/team/pepper-crm.git'\"`."
 )
 # What the commands of crm-balances need: a driver, and the packages of `report`.
 WITH_DRIVER_AND_REPORT = "pepper-crm[postgres,report]"
