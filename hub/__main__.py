@@ -51,7 +51,7 @@ TAP = {
     # Each award has a copy of its perk.
     "select": ["*.*", "!awards.perk", "!awards.tenantId", "!awards.other_fields"],
 }
-WAREHOUSE = "Set where the warehouse is by `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …"
+WAREHOUSE = "Set the address of the warehouse as `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …"
 TARGET = {
     **INTRODUCTION,
     "label": "CRM balances",

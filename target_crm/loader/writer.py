@@ -224,8 +224,8 @@ class BatchWriter:
             return
         adapter, table = self._warehouse.adapter, self._warehouse.tables.coverage
         inserted, replaced = coverage.changes(connection.execute(select(table)).all(), claims)
-        # In this order: an engine without transactions may stop in between, and an interval that is there twice does no
-        # harm.
+        # In this order: an engine without transactions may stop in between, and it does no harm to record an interval
+        # twice.
         adapter.load(connection, table, inserted)
         if replaced:
             adapter.execute(connection, coverage.delete(table, replaced))

@@ -69,7 +69,7 @@ def test_a_record_above_the_packet_limit_stops_the_run_and_names_the_limit(
     assert "trying again" not in caplog.text
 
 
-def test_a_stream_whose_rows_would_be_too_long_stops_alone(url: str) -> None:
+def test_a_stream_whose_rows_would_be_too_long_stops_without_the_others(url: str) -> None:
     wide = schema("w", {"id": INTEGER} | {f"c{number}": TEXT for number in range(500)}, "id")
 
     with pytest.raises(WarehouseError, match=r"stream 'w': .* table w: .*Row size too large.*506 columns"):

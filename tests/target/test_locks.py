@@ -86,7 +86,7 @@ def test_a_load_that_waits_for_another_loader_names_it(new_postgres_url: str) ->
 
 
 @pytest.mark.usefixtures("short_waits")
-def test_a_writer_on_sqlite_says_that_it_waits(sqlite_url: str) -> None:
+def test_a_writer_on_sqlite_logs_that_it_waits(sqlite_url: str) -> None:
     load(sqlite_url, NARROW)
     other = Warehouse(sqlite_url)
     with other.write() as connection:

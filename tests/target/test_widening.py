@@ -170,7 +170,7 @@ INCOMPATIBLE = [
 ]
 
 
-def test_a_stream_whose_column_cannot_be_widened_stops_alone_and_holds_back_the_state(
+def test_a_stream_whose_column_cannot_be_widened_stops_without_the_others_and_holds_back_the_state(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     run = run_target(sqlite_url, tmp_path, *INCOMPATIBLE)
