@@ -11,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 from typing import cast as cast_type
 
-from sqlalchemy import Double, Integer, case, cast, create_engine, inspect, null, type_coerce
+from sqlalchemy import Double, Integer, String, case, cast, create_engine, inspect, null, type_coerce
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import ExecutableDDLElement, SetColumnComment, SetTableComment
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         Select,
         Table,
     )
-    from sqlalchemy.schema import CreateTable
+    from sqlalchemy.schema import CreateColumn, CreateTable
     from sqlalchemy.types import TypeEngine
 
     from target_crm.sql.staging import Merge, Replacement
@@ -394,3 +394,9 @@ def create_table_with_layout(create: CreateTable, compiler: Any, layout: str, **
     statement: str = compiler.visit_create_table(create, **kw).rstrip()
     months_of = create.element.info.get(MONTHS_OF)
     return f"{statement}\n{layout.format(months_of=months_of)}" if months_of else statement
+
+
+def comment_clause(create: CreateTable | CreateColumn, compiler: Any, keyword: str) -> str:
+    """The comment on a table or column, for an engine that takes it in CREATE TABLE; empty if there is none."""
+    comment = create.element.comment
+    return f"{keyword}{compiler.sql_compiler.render_literal_value(comment, String())}" if comment else ""

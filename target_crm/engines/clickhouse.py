@@ -10,7 +10,14 @@ from sqlalchemy import Cast, Date, Delete, Update, func, inspect, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable, DropTable
 
-from target_crm.engines.base import LOCK_POLL_SECONDS, LOCK_WAIT_SECONDS, ExtendedSQLAdapter, bind_values, quoted_name
+from target_crm.engines.base import (
+    LOCK_POLL_SECONDS,
+    LOCK_WAIT_SECONDS,
+    ExtendedSQLAdapter,
+    bind_values,
+    comment_clause,
+    quoted_name,
+)
 from target_crm.engines.copy_swap import key_in, qualified_column, scratch_name, scratch_table, with_all_columns
 from target_crm.errors import WarehouseError
 from target_crm.records.column_types import ColumnTypes, register
@@ -162,7 +169,8 @@ def _create_table(create: CreateTable, compiler: DDLCompiler, **_: Any) -> str:
     keys = ", ".join(quote(column.name) for column in table.primary_key.columns)
     months_of = table.info.get(MONTHS_OF)
     parts = f" PARTITION BY toYYYYMM(coalesce({quote(months_of)}, toDateTime64(0, 6, 'UTC')))" if months_of else ""
-    return f"CREATE TABLE {name} ({columns}) ENGINE = MergeTree{parts} ORDER BY ({keys})"
+    statement = f"CREATE TABLE {name} ({columns}) ENGINE = MergeTree{parts} ORDER BY ({keys})"
+    return statement + comment_clause(create, compiler, " COMMENT ")
 
 
 @compiles(CreateColumn, "clickhousedb")
@@ -172,7 +180,8 @@ def _create_column(create: CreateColumn, compiler: DDLCompiler, **_: Any) -> str
     type_ = compiler.dialect.type_compiler_instance.process(column.type)
     default = compiler.get_column_default_string(column)
     nullable = f"Nullable({type_})" if column.nullable else type_
-    return f"{compiler.preparer.quote(column.name)} {nullable}{f' DEFAULT {default}' if default else ''}"
+    statement = f"{compiler.preparer.quote(column.name)} {nullable}{f' DEFAULT {default}' if default else ''}"
+    return statement + comment_clause(create, compiler, " COMMENT ")
 
 
 @compiles(Date, "clickhousedb")

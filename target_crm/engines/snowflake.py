@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import DateTime, String
+from sqlalchemy import DateTime
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable
@@ -16,6 +16,7 @@ from sqlalchemy.schema import CreateColumn, CreateTable
 from target_crm.engines.base import (
     LOCK_WAIT_SECONDS,
     ExtendedSQLAdapter,
+    comment_clause,
     create_table_with_layout,
     quoted_columns,
     quoted_name,
@@ -101,15 +102,11 @@ register("snowflake", ColumnTypes(instant=DateTime(timezone=True), keeps_time_zo
 @compiles(CreateTable, "snowflake")
 def _create_table(create: CreateTable, compiler: Any, **kw: Any) -> str:
     statement = create_table_with_layout(create, compiler, "CLUSTER BY (TO_DATE({months_of}))", **kw)
-    return statement + _comment(create.element.comment, compiler, "\nCOMMENT = ")
+    return statement + comment_clause(create, compiler, "\nCOMMENT = ")
 
 
 @compiles(CreateColumn, "snowflake")
 def _create_column(create: CreateColumn, compiler: Any, **kw: Any) -> str:
     """Put the comment into CREATE TABLE: each of a hundred statements would take a round trip, and commit."""
     statement: str = compiler.visit_create_column(create, **kw)
-    return statement + _comment(create.element.comment, compiler, " COMMENT ")
-
-
-def _comment(comment: str | None, compiler: Any, keyword: str) -> str:
-    return f"{keyword}{compiler.sql_compiler.render_literal_value(comment, String())}" if comment else ""
+    return statement + comment_clause(create, compiler, " COMMENT ")

@@ -20,13 +20,13 @@ def dialect() -> object:
 
 def test_the_ledger_is_sorted_by_id_and_partitioned_by_month(dialect: object) -> None:
     statement = str(CreateTable(TABLES.actions).compile(dialect=dialect))
-    assert statement.startswith("CREATE TABLE `actions` (`action_id` VARCHAR(255), `type` Nullable(TEXT), ")
-    assert "`occurred_at` Nullable(DateTime64(6, 'UTC'))" in statement
-    assert "`points_added` Nullable(NUMERIC(19, 4))" in statement
-    assert statement.endswith(
+    assert statement.startswith("CREATE TABLE `actions` (`action_id` VARCHAR(255) COMMENT 'The action''s key.', ")
+    assert "`occurred_at` Nullable(DateTime64(6, 'UTC')) COMMENT '" in statement
+    assert "`points_added` Nullable(NUMERIC(19, 4)) COMMENT '" in statement
+    assert (
         " ENGINE = MergeTree PARTITION BY toYYYYMM(coalesce(`occurred_at`, toDateTime64(0, 6, 'UTC'))) "
-        "ORDER BY (`action_id`)"
-    )
+        "ORDER BY (`action_id`) COMMENT 'The ledger"
+    ) in statement
 
 
 def test_dates_before_1970_are_kept(dialect: object) -> None:

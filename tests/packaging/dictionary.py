@@ -22,7 +22,7 @@ HEAD = """\
 
 Every table and column that target-crm creates, generated from their declarations in `target_crm/sql/tables.py`. Types
 are those of PostgreSQL; other engines have [their own](columns.md#types). Times are in UTC. The tables of balances
-exist once `actions` or `awards` has been loaded. All engines except SQLite, ClickHouse, Spark and those without an
+exist once `actions` or `awards` has been loaded. All engines except SQLite, Spark and those without an
 adapter store the descriptions as comments when a table is created: see them by `\\d+ award_balances` in psql, in
 `duckdb_columns()` of DuckDB, and by `SHOW FULL COLUMNS FROM award_balances` in MariaDB.
 
