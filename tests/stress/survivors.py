@@ -45,4 +45,8 @@ SURVIVORS: dict[str, str] = {
     'target_crm.records.schemas.sized_kind: if stored.kind == "text":: '
     "if stored.kind == 'text' → if not stored.kind == 'text'": _SIZED,
     "target_crm.records.schemas.Shape.of: if limits.sizes:: if limits.sizes → if not limits.sizes": (_SIZED),
+    'target_crm.records.schemas._fitted: if stored.kind != "decimal" or limits.decimal_digits == 0:: '
+    "0 → 1": "no engine has exact decimals of one digit",
+    "target_crm.records.schemas._precision: return _Precision(max(map(_digits_below, bounds), default=0), places): "
+    "0 → 1": "fewer than 20 digits before the point count as 20",
 }
