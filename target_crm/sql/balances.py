@@ -39,7 +39,7 @@ from sqlalchemy import (
 from target_crm.records.column_types import Identifier, Instant, Points
 from target_crm.records.coverage import Interval, is_inside, overlaps
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
-from target_crm.sql.functions import exact, exact_sum, packed, row_number, unpacked
+from target_crm.sql.functions import any_value, exact, exact_sum, packed, row_number, unpacked
 from target_crm.sql.staging import Merge, Replacement, RowUpdate
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _partials(
     return select(
         r["award_id"],
         # The newest action may lack them. They are the same in all actions of an award, so any other will do.
-        *(func.coalesce(newest[name], func.max(r[name])).label(name) for name in _OWNER),
+        *(func.coalesce(newest[name], any_value(r[name])).label(name) for name in _OWNER),
         newest["points_available"].label("points"),
         func.max(r["occurred_at"]).label("as_of"),
         cast(_ACTION, Identifier()).label("as_of_source"),

@@ -48,6 +48,22 @@ def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
     return f"({compiler.process(element.clauses, **kw)})"
 
 
+class any_value(FunctionElement[Any]):  # noqa: N801
+    """One of the values that are not null; null if all are. For values that are the same in all rows of a group."""
+
+    inherit_cache = True
+    name = "any_value"
+
+    def __init__(self, column: ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+@compiles(any_value)
+def _any_value(element: any_value, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(func.max(*element.clauses), **kw)
+
+
 class row_number(FunctionElement[int]):  # noqa: N801
     """The place of a row in its window, from 1."""
 
