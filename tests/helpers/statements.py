@@ -72,6 +72,9 @@ class RecordingWarehouse:
     def errors(self, _place: str) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def check_schema(self) -> None:
+        pass
+
     def is_atomic(self, connection: Any) -> bool:
         return self.adapter.is_atomic(connection, None)
 

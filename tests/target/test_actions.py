@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from target_crm.records import values
-from target_crm.records.actions import LedgerRow, decode_action, ledger_row
+from target_crm.records.actions import LedgerRow, decode_action, ledger_row, location_title
 from target_crm.records.values import Invalid
 from tests.helpers.guide import AWARD_POINTS_REFUNDED, REDEEM_PERK, REWARD_EARNED
 
@@ -424,3 +424,18 @@ def test_a_line_gives_the_row_of_its_decoded_record(changes: list[tuple[int, byt
             return
         assert decoded[:-1] == expected[:-2]
         assert values.from_json(decoded[-1]) == values.from_json(expected.payload)
+
+
+@pytest.mark.parametrize(
+    ("payload", "title"),
+    [
+        pytest.param('{"context": {"location": {"title": "Arches"}}}', "Arches", id="text"),
+        pytest.param({"context": {"location": {"title": "Arches"}}}, "Arches", id="decoded"),
+        pytest.param('{"context": {"location": {"title": ""}}}', None, id="empty"),
+        pytest.param('{"context": {"location": {"title": 5}}}', None, id="a-number"),
+        pytest.param('{"context": {"location": null}}', None, id="no-location"),
+        pytest.param("{", None, id="not-json"),
+    ],
+)
+def test_the_title_of_a_location_is_taken_from_the_payload(payload: object, title: str | None) -> None:
+    assert location_title(payload) == title
