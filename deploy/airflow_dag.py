@@ -6,7 +6,13 @@ from datetime import UTC, datetime, timedelta
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
 
-JOBS = {"loyalty": "*/5 * * * *", "loyalty-shop-b": "1-59/5 * * * *", "perks": "17 3 * * *"}
+# Delete those with `shop-b` if you have only one merchant.
+JOBS = {
+    "loyalty": "*/5 * * * *",
+    "loyalty-shop-b": "1-59/5 * * * *",
+    "perks": "17 3 * * *",
+    "perks-shop-b": "27 3 * * *",
+}
 
 for job, schedule in JOBS.items():
     with DAG(

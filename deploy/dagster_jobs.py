@@ -5,7 +5,13 @@ import subprocess
 
 import dagster as dg
 
-JOBS = {"loyalty": "*/5 * * * *", "loyalty-shop-b": "1-59/5 * * * *", "perks": "17 3 * * *"}
+# Delete those with `shop-b` if you have only one merchant.
+JOBS = {
+    "loyalty": "*/5 * * * *",
+    "loyalty-shop-b": "1-59/5 * * * *",
+    "perks": "17 3 * * *",
+    "perks-shop-b": "27 3 * * *",
+}
 
 
 def dagster_job(meltano_job: str) -> dg.JobDefinition:

@@ -125,7 +125,7 @@ def _change_page(name: str, change: Callable[[Listing, Request, Answer], object]
 
 
 def change_rows(name: str, change: Callable[[Json], Json | None], every: int = 1) -> Fault:
-    """Change about one row in `every`, always the same ones; omit a row if `change` returns None."""
+    """Change about one of `every` rows, always the same ones; drop a row if `change` returns None."""
 
     def rows(listing: Listing, _request: Request, _answer: Answer) -> object:
         changed = [change(row) if _hash(str(row.get("_id"))) % every == 0 else row for row in listing.rows]

@@ -144,7 +144,7 @@ class World:
         user_id: str | None = None,
         start_id: str | None = None,
     ) -> Iterator[Json]:
-        """Yield the visible actions in (after, until], oldest first, of one user or of all, from `start_id` on.
+        """Yield the visible actions of one user or of all in (after, until], oldest first, beginning with `start_id`.
 
         Raises:
             KeyError: the user or the start does not exist.

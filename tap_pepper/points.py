@@ -62,7 +62,7 @@ def convert_action_points(row: Row) -> None:
 
 
 def _convert(fields: Row, names: Iterable[str]) -> Row:
-    """Replace numeric text by the number with the same digits; remove and return values that are not a number."""
+    """Turn numeric text into the number with the same digits; remove and return values that are not a number."""
     invalid = {}
     for name in names:
         text = bytes(fields.get(name, b"null"))

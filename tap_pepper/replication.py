@@ -367,7 +367,7 @@ class WindowedStream(PepperStream):
 
 
 def normalize_updated_at(row: Row) -> str | None:
-    """Replace a row's `updatedAt` by its instant.
+    """Replace a row's `updatedAt` with its instant.
 
     Returns:
         The instant; None, and an unchanged row, if `updatedAt` is missing or invalid.

@@ -135,7 +135,7 @@ def parse_http_date(text: str | None) -> datetime | None:
 
 
 def _replace_surrogates(value: object) -> object:
-    """Replace lone surrogates by U+FFFD, because no encoder accepts them."""
+    """Replace lone surrogates with U+FFFD, because no encoder accepts them."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):

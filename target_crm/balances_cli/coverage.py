@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
 
 NOT_RECORDED = "Coverage is not recorded yet. It begins with the next run of tap-pepper."
-LEDGER_BEGINS = "The ledger begins there: totals count from then on, and balances include what was before."
+LEDGER_BEGINS = (
+    "The ledger begins with the first of these times: totals count from then on, balances include what was before."
+)
 
 
 @dataclass(frozen=True)

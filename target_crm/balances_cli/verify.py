@@ -63,7 +63,7 @@ class Verification:
 
     Attributes:
         awards: The number of balances.
-        actions: The number of actions that the balances count. Without drift: all actions with an effect.
+        actions: How many actions the balances count. Without drift, all that have an effect.
         checks: A difference in one of them is drift.
         coverage: Which actions were read.
         ledger_rows: The number of all actions, with an effect or without.

@@ -31,8 +31,8 @@ class BigQueryAdapter(ExtendedSQLAdapter):
     """No locks, no keys, no transactions of several statements, and load jobs, which are free."""
 
     widens_columns_to = ("number",)
-    # The reasons of jobs that never started. A job whose connection is lost may still run, and a second one must not
-    # run alongside it.
+    # The reasons of jobs that never started. A job whose connection was lost may still be running, so a second one
+    # must not be started.
     _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
 
     def create_engine(self, url: URL, **options: Any) -> Engine:

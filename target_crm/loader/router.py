@@ -140,7 +140,9 @@ class Router:
         if kind is TableSink:
             table = snake_case(stream, "stream")
             if table in self._context.warehouse.tables.reserved_names or table.startswith(WORK_PREFIX):
-                raise InputError(f"stream {stream!r}: table {table!r} is the target's own; rename the stream by a map")
+                raise InputError(
+                    f"stream {stream!r}: table {table!r} is the target's own; rename the stream with a stream map"
+                )
         return kind(self._context, stream, schema, keys)
 
     def _choose_actions_sink(self) -> None:

@@ -128,7 +128,9 @@ class StreamSink:
         self.adapter = context.warehouse.adapter
         self.tables = context.warehouse.tables
         if self.changes_balances and (properties := word(schema, "properties")) and "_id" not in properties:
-            raise InputError(f"stream {stream!r} is not Pepper's: its schema has no _id; rename the stream by a map")
+            raise InputError(
+                f"stream {stream!r} is not Pepper's: its schema has no _id; rename the stream with a stream map"
+            )
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
         """Convert a record to a row of the sink's table.
@@ -231,7 +233,7 @@ class LedgerSink(StreamSink):
         return () if self.context.settings.store_payload else ("payload",)
 
     def _complete(self, connection: Connection) -> int:
-        """Replace actions without an effect by staged ones that have it; return how many.
+        """Replace actions without an effect with staged ones that have it; return how many.
 
         The effect lacks where `metadata` or `type` was deselected when the action was read first. No balance counts it.
         """
@@ -352,7 +354,7 @@ class TableSink(StreamSink):
         return [(line, *key)] if key else []
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
-        """Replace older rows by the newest row of each key."""
+        """Replace older rows with the newest row of each key."""
         adapter, table, staged = self.adapter, self.table, self.staged
         adapter.recover(connection, table)
         adapter.recover(connection, staged.table)

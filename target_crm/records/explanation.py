@@ -147,7 +147,7 @@ def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) ->
         note = _compare(snapshot.points, snapshot.at, newest)
         change = None if note else Decimal(0)
         line = Line(Event.SNAPSHOT, snapshot.at, change=change, balance=snapshot.points, note=note)
-        keyed.append(((snapshot.at, 0, b""), line))
+        keyed.append(((snapshot.at, 1, b""), line))
     if snapshot.deleted_at is not None:
         note = "left out of user_balances"
         keyed.append(((snapshot.deleted_at, 2, b""), Line(Event.DELETION, snapshot.deleted_at, note=note)))
@@ -158,8 +158,8 @@ def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) ->
 
 
 def _order(action: Action) -> tuple[datetime, int, bytes]:
-    """The order of lines in time: at one instant, an action follows the snapshot."""
-    return action.occurred_at or _FIRST, 1, action.action_id.encode()
+    """The order of lines in time: at one instant, the snapshot follows the actions that it shows."""
+    return action.occurred_at or _FIRST, 0, action.action_id.encode()
 
 
 def _compare(points: Decimal, at: datetime, newest: Action | None) -> str | None:

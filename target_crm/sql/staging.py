@@ -188,7 +188,7 @@ def changed_rows(table: Table, staged: Staged) -> FromClause:
 
 @cache
 def replace(table: Table, staged: Staged) -> list[Insert | RowUpdate]:
-    """Replace the table's rows by the rows in `fresh` with the same key, and insert the others.
+    """Replace rows of the table with those in `fresh` that have the same key, and insert the others.
 
     Columns that the stream's schema does not name keep their values: an older schema or a user added them.
     """

@@ -310,7 +310,7 @@ class Warehouse:
         self.adapter.load(connection, commits, [(batch_id, now)])
 
     def _execute(self, connection: Connection, statements: Sequence[Statement]) -> None:
-        """Execute DDL. Tables that it alters are locked first, a table that it replaces only after the copy."""
+        """Execute DDL. Lock the tables that it alters first, but a table that it replaces only after the copy."""
         altered = (each.element for each in statements if isinstance(each, migrations.AlterTable))
         emptied = (each.element for each in statements if isinstance(each, DropTable) and each.element.info == WORK)
         with self.errors(is_ddl=True):

@@ -209,7 +209,9 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
         return [*creation(table), *(DDL(comment) for comment in comments)]  # type: ignore[no-untyped-call]
     # Only this program has tables with the names of work tables, so this saves a query for each.
     if table.info != WORK and table.name in adapter.view_names(connection, table.schema):
-        raise WarehouseError(f"table {table.name!r} is a view: drop or rename the view, or rename the stream by a map")
+        raise WarehouseError(
+            f"table {table.name!r} is a view: drop or rename the view, or rename the stream with a stream map"
+        )
     existing_columns = inspector.get_columns(table.name, schema=table.schema)
     _check_generated(table, existing_columns)
     found = {column["name"]: column["type"] for column in existing_columns}
@@ -225,7 +227,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
         rebuild = "set allow_key_change to rebuild the table, or " if adapter.rename_table else ""
         raise WarehouseError(
             f"table {table.name!r} has the key {sorted(keys)}, the new schema has {wanted_keys}: "
-            f"{rebuild}rename the stream by a map"
+            f"{rebuild}rename the stream with a stream map"
         )
     try:
         existing = [column for column in table.columns if column.name in found]
@@ -358,7 +360,7 @@ def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -
     if count := connection.scalar(select(func.count()).select_from(old).where(is_null)):
         raise WarehouseError(
             f"table {old.name!r}: the new key {list(keys)} has no value in {counted(count, 'row')}: set one, "
-            "delete the rows that lack it, or rename the stream by a map"
+            "delete the rows that lack it, or rename the stream with a stream map"
         )
     if keys:
         rows = connection.scalar(select(func.count()).select_from(old)) or 0
@@ -465,7 +467,7 @@ def _check_views(connection: Connection, tables: Tables) -> None:
 
 
 def version(connection: Connection, tables: Tables) -> int:
-    """The version of the tables; 0 if there are none or if they are older than the table of the version."""
+    """The version of the tables; 0 if there are none, or if they are from before the version was stored."""
     if not inspect(connection).has_table(tables.version.name, schema=tables.metadata.schema):
         return 0
     return connection.scalar(select(tables.version.c.version)) or 0

@@ -61,7 +61,7 @@ def compare(url: str, messages: Iterable[str], *arguments: str, **settings: str)
 
 
 def result(url: str, *messages: str, **settings: str) -> dict[str, Any]:
-    """What `--json` prints of awards that were read completely, with the exit code; only counts that are not zero."""
+    """The JSON that `compare` prints for these awards, read completely: without zero counts, with the exit code."""
     ran = compare(url, [AWARDS, *messages, bookmark()], "--json", **settings)
     assert ran.returncode in {0, 1}, ran.stderr
     found = json.loads(ran.stdout)

@@ -9,6 +9,8 @@ SURVIVORS: dict[str, str] = {
     "row[-1] is not None and ABSENT in row → row[-1] is not None or ABSENT in row": (
         "only saves time: a batch without partial deletions gives the same single step"
     ),
+    "target_crm.records.deletions.in_steps: if key in newest and newest[key] > (at, arrival):: "
+    "newest[key] > (at, arrival) → newest[key] >= (at, arrival)": "two rows never have the same arrival",
     "target_crm.records.deletions.in_steps: for at, arrival, row in sorted(partial, key=lambda each: each[:2]):: "
     "2 → 3": ("arrivals differ, so the third value is never compared"),
     "tap_pepper.state.audit.HourTally.add: count, fingerprint = self._hours.get(hour, (0, 0)): 0 → 1": (
@@ -32,8 +34,8 @@ SURVIVORS: dict[str, str] = {
     'target_crm.records.actions._columns: effect, place = EFFECTS.get(action.type or "", (None, 0)): 0 → 1': (
         "without an effect, the place is not used"
     ),
-    'target_crm.records.explanation._timeline: keyed.append(((snapshot.at, 0, b""), line)): 0 → 1': (
-        "an empty id sorts before those of actions as well"
+    'target_crm.records.explanation._timeline: keyed.append(((snapshot.at, 1, b""), line)): 1 → 2': (
+        "a deletion at the same instant is added later, so it still follows"
     ),
     'target_crm.records.names._is_kept: return character == "_" or (unicodedata.category(character)[0] in "LMN" and '
     "character <= \"\\uffff\"): character <= '\\uffff' → character < '\\uffff'": "U+FFFF is no letter, mark or number",

@@ -138,12 +138,12 @@ def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(sqlite
         ),
         pytest.param(
             schema("actions", {"verb": TEXT}),
-            "stream 'actions' is not Pepper's: its schema has no _id; rename the stream by a map",
+            "stream 'actions' is not Pepper's: its schema has no _id; rename the stream with a stream map",
             id="actions-of-another-source",
         ),
         pytest.param(
             schema("awards", {"title": TEXT}, "title"),
-            "stream 'awards' is not Pepper's: its schema has no _id; rename the stream by a map",
+            "stream 'awards' is not Pepper's: its schema has no _id; rename the stream with a stream map",
             id="awards-of-another-source",
         ),
         pytest.param(
@@ -173,12 +173,12 @@ def test_a_run_accounts_for_every_record_and_a_second_run_changes_nothing(sqlite
         ),
         pytest.param(
             schema("User Balances", {}),
-            "stream 'User Balances': table 'user_balances' is the target's own; rename the stream by a map",
+            "stream 'User Balances': table 'user_balances' is the target's own; rename the stream with a stream map",
             id="reserved-table-name",
         ),
         pytest.param(
-            schema("_crm_staging_tom", {}),
-            "stream '_crm_staging_tom': table '_crm_staging_tom' is the target's own; rename the stream by a map",
+            schema("_crm_staging_a", {}),
+            "stream '_crm_staging_a': table '_crm_staging_a' is the target's own; rename the stream with a stream map",
             id="reserved-table-prefix",
         ),
     ],

@@ -305,5 +305,12 @@ def test_the_newest_of_very_many_holes_count_as_one() -> None:
     assert found.covered == tuple(between(found.holes, Interval(instants[0].after, instants[-1].until)))
 
 
+def test_two_merchants_are_several() -> None:
+    read = [as_interval((0, 1))]
+
+    assert not read_times(summarize({Scope("m"): read})).are_several
+    assert read_times(summarize({Scope("m"): read, Scope("m2"): read})).are_several
+
+
 def test_no_coverage_is_summarized_as_none() -> None:
     assert summarize({}) == summarize({Scope(): []}) == []
