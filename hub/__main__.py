@@ -30,12 +30,12 @@ INTRODUCTION = {
 # Replace this text by an empty one at the release: see docs/release.md.
 NOT_PUBLISHED = (
     "The package is not in a registry yet. Set `pip_url` to a wheel made by `./dev wheel`, "
-    "`/path/to/pepper_crm-….whl[postgres,report]`, to a copy of the repository, "
-    "`/path/to/pepper-crm[postgres,report]`, or, with both pairs of quotes, to your own git "
-    "server, `\"'pepper-crm[postgres,report] @ git+https://git.example.com/team/pepper-crm.git'\"`."
+    "`/path/to/pepper_crm-….whl{extras}`, to a copy of the repository, `/path/to/pepper-crm{extras}`, or, with both "
+    "pairs of quotes, to your own git server, "
+    "`\"'pepper-crm{extras} @ git+https://git.example.com/team/pepper-crm.git'\"`."
 )
 # What the commands of crm-balances need: a driver, and the packages of `report`.
-WITH_DRIVER_AND_REPORT = "pepper-crm[postgres,report]"
+DRIVER_AND_REPORT = "[postgres,report]"
 
 TAP = {
     **INTRODUCTION,
@@ -43,7 +43,10 @@ TAP = {
     "pip_url": "pepper-crm",
     "logo_url": "/assets/logos/extractors/pepper.svg",
     "definition": "reads a merchant's loyalty programme (perks, awards, actions and users) from Pepper's API",
-    "prereq": f"A token and the merchant's code, both issued by Pepper, one pair per merchant. {NOT_PUBLISHED}",
+    "prereq": (
+        "A token and the merchant's code, both issued by Pepper, one pair per merchant. "
+        f"{NOT_PUBLISHED.format(extras='')}"
+    ),
     "next_steps": (
         "Load with `target-crm` for a balance per user and award, or with any other target. "
         "`users` is personal data: set `include_users` to read it."
@@ -55,10 +58,10 @@ WAREHOUSE = "Set the address of the warehouse as `sqlalchemy_url`, or in parts: 
 TARGET = {
     **INTRODUCTION,
     "label": "CRM balances",
-    "pip_url": WITH_DRIVER_AND_REPORT,
+    "pip_url": f"pepper-crm{DRIVER_AND_REPORT}",
     "logo_url": "/assets/logos/loaders/crm.svg",
     "definition": "keeps a ledger of loyalty actions in a SQL warehouse, and a verified balance per user and award",
-    "prereq": NOT_PUBLISHED,
+    "prereq": NOT_PUBLISHED.format(extras=DRIVER_AND_REPORT),
     "settings_preamble": WAREHOUSE,
     "next_steps": "Verify the balances after a load: `meltano invoke target-crm:verify`.",
 }
@@ -69,10 +72,10 @@ UTILITY = {
     "executable": "crm-balances",
     "label": "CRM balances",
     "description": "Verifies, reports on and repairs the balances that target-crm keeps in a warehouse.",
-    "pip_url": WITH_DRIVER_AND_REPORT,
+    "pip_url": f"pepper-crm{DRIVER_AND_REPORT}",
     "logo_url": TARGET["logo_url"],
     "definition": "verifies, reports on and repairs the balances that `target-crm` keeps in a SQL warehouse",
-    "prereq": f"A warehouse that `target-crm` has loaded. {NOT_PUBLISHED}",
+    "prereq": f"A warehouse that `target-crm` has loaded. {NOT_PUBLISHED.format(extras=DRIVER_AND_REPORT)}",
     "settings_preamble": f"{WAREHOUSE} The variables are those of target-crm, such as `TARGET_CRM_SQLALCHEMY_URL`.",
     "usage": 'Verify after each load: `meltano job add loyalty --tasks "[tap-pepper target-crm crm-balances:verify]"`.',
 }

@@ -92,13 +92,14 @@ def test_the_crontab_loads_two_merchants_and_verifies(tmp_path: Path) -> None:
         crontab = project.with_own_path((DEPLOY / "crontab").read_text())
         variables = dict(re.findall(r"^(\w+)=(.*)$", crontab, re.MULTILINE))
         lines = re.findall(r"^(?:[\d*/,-]+ +){5}(.*)$", crontab, re.MULTILINE)
-        assert len(lines) == 4
+        assert len(lines) == 6
         printed = [project.run(["/bin/sh", "-c", line], **variables) for line in lines]
     assert balances(f"sqlite:///{tmp_path / 'crm.db'}") == ours.balances()
     assert balances(f"sqlite:///{tmp_path / 'shop_b.db'}") == theirs.balances()
-    assert query(f"sqlite:///{tmp_path / 'crm.db'}", "SELECT count(*) FROM perks") == [(len(ours.perks()),)]
-    assert printed[:3] == ["", "", ""], "cron sends any output by mail"
-    assert "actions: OK" in printed[3]
+    for merchant, database in ((ours, "crm.db"), (theirs, "shop_b.db")):
+        assert query(f"sqlite:///{tmp_path / database}", "SELECT count(*) FROM perks") == [(len(merchant.perks()),)]
+    assert printed[:4] == [""] * 4, "cron sends any output by mail"
+    assert all("actions: OK" in each for each in printed[4:])
     states = subprocess.run(
         command("meltano", "--environment", "prod", "state", "list"),
         cwd=project.folder,
@@ -110,6 +111,7 @@ def test_the_crontab_loads_two_merchants_and_verifies(tmp_path: Path) -> None:
     )
     assert sorted(states.stdout.split()) == [
         "prod:tap-pepper--perks-to-target-crm",
+        "prod:tap-pepper--shop-b-perks-to-target-crm--shop-b",
         "prod:tap-pepper--shop-b-to-target-crm--shop-b",
         "prod:tap-pepper-to-target-crm",
     ]

@@ -351,7 +351,7 @@ def check_extra() -> None:
     """
     missing = [name for name in ("jinja2", "markupsafe", "vl_convert") if find_spec(name) is None]
     if missing:
-        raise SettingError(f"{', '.join(missing)} is missing; pip install 'pepper-crm[report]'")
+        raise SettingError(f"not installed: {', '.join(missing)}; pip install 'pepper-crm[report]'")
 
 
 def page(report: Report, title: str | None = None) -> str:
