@@ -130,16 +130,10 @@ def simple_actions(count: int, first: int = 0, awards: int | None = None) -> Ite
         }
 
 
-def _fractions(action: dict[str, Any]) -> None:
+def _change_points(action: dict[str, Any], change: Callable[[int], float | str]) -> None:
     metadata = action["metadata"]
     for name in (EFFECTS[action["type"]], "pointsAvailable"):
-        metadata[name] += 0.25
-
-
-def _numeric_text(action: dict[str, Any]) -> None:
-    metadata = action["metadata"]
-    for name in (EFFECTS[action["type"]], "pointsAvailable"):
-        metadata[name] = str(metadata[name])
+        metadata[name] = change(metadata[name])
 
 
 def _escapes(action: dict[str, Any]) -> None:
@@ -171,8 +165,8 @@ def _ids_of_digits(action: dict[str, Any]) -> None:
 
 # Notation → how it changes a simple action. `spaces` changes the message instead.
 NOTATIONS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "fractions": _fractions,
-    "numbers as text": _numeric_text,
+    "fractions": partial(_change_points, change=lambda points: points + 0.25),
+    "numbers as text": partial(_change_points, change=str),
     "escapes": _escapes,
     "not ASCII": _not_ascii,
     "an offset": _offset,

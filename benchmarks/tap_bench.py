@@ -171,14 +171,10 @@ def idle(rounds: int) -> str:
         tap = [*setup.tap, "--state", state]
         run(tap, stdout=output, environment=QUIET)
         programs: dict[str, Callable[[], Run]] = {
-            **{
-                f"import {module}": partial(run, [setup.programs / "python", "-c", f"import {module}"])
-                for module in ("singer_sdk", "sqlalchemy")
-            },
-            **{
-                f"{program} --version": partial(run, [setup.programs / program, "--version"])
-                for program in ("tap-pepper", "target-crm")
-            },
+            "import singer_sdk": partial(run, [setup.programs / "python", "-c", "import singer_sdk"]),
+            "import sqlalchemy": partial(run, [setup.programs / "python", "-c", "import sqlalchemy"]),
+            "tap-pepper --version": partial(run, [setup.programs / "tap-pepper", "--version"]),
+            "target-crm --version": partial(run, [setup.programs / "target-crm", "--version"]),
             "tap-pepper": partial(run, tap, environment=QUIET),
         }
         for engine, target in targets.items():
