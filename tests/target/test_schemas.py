@@ -213,6 +213,7 @@ SIZES = TableLimits(decimal_digits=38, sizes=True)
         pytest.param(INTEGERS, [], Stored("integer", size=16, is_unsigned=True), 2**16 - 1, -1, id="no-sign"),
         pytest.param(NUMBERS, [], Stored("number", size=32), Decimal("0.5"), Decimal("1e300"), id="single-precision"),
         pytest.param({"type": "string"}, ["n"], Stored("text", size=3), "abc", "abcd", id="key"),
+        pytest.param({"type": "string"}, ["n"], Stored("text"), "x" * 255, "x" * 256, id="key-without-a-size"),
         pytest.param({"type": "string"}, ["n"], Stored("text", size=255), "x" * 255, "x" * 256, id="key-of-the-target"),
     ],
 )
