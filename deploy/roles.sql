@@ -2,6 +2,7 @@
 CREATE ROLE crm_migration LOGIN;
 CREATE ROLE crm_loader LOGIN;
 CREATE ROLE crm_reader LOGIN;
+CREATE ROLE crm_monitor LOGIN;
 
 -- The migration role owns the tables, and creates and changes them. It is used at upgrades alone.
 CREATE SCHEMA loyalty AUTHORIZATION crm_migration;
@@ -13,3 +14,6 @@ ALTER DEFAULT PRIVILEGES FOR ROLE crm_migration IN SCHEMA loyalty
 
 -- The reader sees what deploy/readers.sql names.
 GRANT USAGE ON SCHEMA loyalty TO crm_reader;
+
+-- The monitor runs `crm-balances status` and `verify`. It sees what the reader sees, and the counts of the runs.
+GRANT crm_reader TO crm_monitor;

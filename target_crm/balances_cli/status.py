@@ -217,10 +217,10 @@ def _verdict(status: Status) -> str:
 
 
 def ago(now: datetime, time: datetime | None) -> str:
-    """Return how long ago a time was, such as `12 min`; `-` for None."""
+    """Return how long ago a time was, such as `12 min`; `in 12 min` for the future, `-` for None."""
     if time is None:
         return "-"
-    return duration(now - time)
+    return f"in {duration(time - now)}" if time > now else duration(now - time)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -109,6 +109,8 @@ class MySQLAdapter(ExtendedSQLAdapter):
     _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364, 3819, 4025})
     # `Incorrect string value: '…' for column …`, the same with `datetime`, and `Duplicate entry '…' for key …`
     _VALUE_BEFORE: ClassVar[Mapping[int, str]] = {1292: " for column ", 1366: " for column ", 1062: " for key "}
+    # Access to a database, a table or a column is denied.
+    _NO_PRIVILEGE = frozenset({1044, 1142, 1143})
     _LOCK_TIMEOUT = 1205
     _OPEN_TRANSACTIONS = (
         "SELECT CONCAT('connection ', id, ' (user ', user, ')') FROM information_schema.innodb_trx "
@@ -184,6 +186,10 @@ class MySQLAdapter(ExtendedSQLAdapter):
         """Decide by number, too: mysqlclient and PyMySQL have no class for a CHECK."""
         number = next(iter(error.args), None)
         return number in self._WITHOUT_VALUES or number in self._VALUE_BEFORE or super().is_about_row(error)
+
+    def lacks_privilege(self, error: Exception) -> bool:
+        """Decide by number, too: many of these errors have the general SQLSTATE 42000."""
+        return next(iter(error.args), None) in self._NO_PRIVILEGE
 
     def describe_error(self, error: Exception) -> str:
         """Add the server's message about a value, but not the value."""

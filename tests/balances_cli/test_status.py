@@ -127,6 +127,16 @@ def test_status_prints_tables_or_json(call: Any, crm: Warehouse, warehouse_url: 
     assert call("--verify")[1].splitlines()[-1] == "DRIFT, run crm-balances verify"
 
 
+def test_a_row_in_the_future_has_an_age_in_words(sqlite_url: str) -> None:
+    load(sqlite_url, [ACTIONS, action("a1", at="2026-10-05T12:30:00Z")])
+
+    crm = Warehouse(sqlite_url)
+    line = as_text(status(crm, now=NOW)).splitlines()[1]
+    crm.dispose()
+
+    assert re.split(r"\s{2,}", line)[3] == "in 30 min"
+
+
 def read(start: datetime, end: datetime, merchant: str = "m1") -> str:
     """A STATE of a run that has read all actions from one time to another."""
     interval = [each.isoformat() for each in (start, end)]

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 
 from target_crm.engines.mysql import MySQLAdapter
 from target_crm.errors import WarehouseError
@@ -261,3 +261,12 @@ def test_a_wait_for_a_reader_of_a_table_that_is_altered_names_table_and_reader(
         "the oldest open transaction: wait until that ends, or end it; trying again in 0.5 s"
     )
     assert query(url, "SELECT n FROM t WHERE id = 2") == [(3,)]
+
+
+def test_a_user_who_may_not_create_tables_is_referred_to_the_ddl(url: str) -> None:
+    database = make_url(url).database
+    execute(url, "CREATE OR REPLACE USER may_not_create@localhost")
+    execute(url, f"GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO may_not_create@localhost")
+
+    with pytest.raises(WarehouseError, match=r"an administrator can run the SQL that `crm-balances ddl` prints$"):
+        load(url.replace("//root@", "//may_not_create@"), [ACTIONS, action("a1")])

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ProgrammingError
 
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
-from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings
+from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings, run_script
 from tests.helpers.postgres import new_database
 from tests.helpers.target import execute, query
 
@@ -190,8 +190,9 @@ def test_the_kubernetes_cronjobs_load_one_at_a_time_and_verify(tmp_path: Path, n
 
 
 def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url: str) -> None:
-    migration, loader, reader, dbt = (
-        new_postgres_url.replace("//postgres@", f"//crm_{role}@") for role in ("migration", "loader", "reader", "dbt")
+    migration, loader, reader, monitor, dbt = (
+        new_postgres_url.replace("//postgres@", f"//crm_{role}@")
+        for role in ("migration", "loader", "reader", "monitor", "dbt")
     )
     execute(new_postgres_url, (DEPLOY / "roles.sql").read_text())
     world = World(seed=5, users=4, days=1, now=NOW)
@@ -217,6 +218,14 @@ def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url
     assert dict(query(reader, "SELECT award_id, points FROM loyalty.award_balances")) == world.balances()
     assert query(reader, "SELECT count(occurred_at) > 0, count(effect) > 0 FROM loyalty.actions") == [(True, True)]
     assert query(reader, "SELECT sum(points) FROM loyalty.user_balances") == [(sum(world.balances().values()),)]
+    for monitoring in ("status", "verify"):
+        ran = run_script(
+            "crm-balances",
+            monitoring,
+            TARGET_CRM_SQLALCHEMY_URL=monitor,
+            TARGET_CRM_DEFAULT_TARGET_SCHEMA="loyalty",
+        )
+        assert ran.returncode == 0, ran.stderr
     (sources,) = yaml.safe_load((PROJECT / "dbt" / "models" / "pepper_sources.yml").read_text())["sources"]
     for name in {each["name"] for each in sources["tables"]} - {"rejected_records"}:
         execute(dbt, f"CREATE TABLE loyalty_models.{name} AS SELECT * FROM loyalty.{name}")
@@ -229,6 +238,9 @@ def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url
         (reader, "SELECT payload FROM loyalty.rejected_records"),
         (reader, "UPDATE loyalty.award_balances SET points = 0"),
         (reader, "DELETE FROM loyalty.actions"),
+        (monitor, "SELECT payload FROM loyalty.actions"),
+        (monitor, "SELECT payload FROM loyalty.rejected_records"),
+        (monitor, "DELETE FROM loyalty.actions"),
         (dbt, "SELECT payload FROM loyalty.rejected_records"),
         (dbt, "CREATE TABLE loyalty.mine (id integer)"),
         (dbt, "DELETE FROM loyalty.actions"),
