@@ -226,9 +226,12 @@ class WindowedStream(PepperStream):
             read_until=read_until, start=settings.start_date, until=until, lookback_seconds=settings.lookback_seconds
         )
         if after >= until:
-            reason = f"start_date {after} is in the future"
-            if not settings.start_date:
-                reason = f"without a state, start_date and lookback_seconds, rows are read from {after} on"
+            if read_until is not None:
+                reason = f"already read up to {after}"
+            elif settings.start_date:
+                reason = f"start_date {after} is in the future"
+            else:
+                reason = f"reading starts at {after}, because there is no start_date and lookback_seconds is 0"
             self.logger.warning("%s: %s; there is nothing to read", self.name, reason)
         recent_rows = RecentRows(None if read_until is None else self.stream_state.get("border"))
         audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
@@ -360,7 +363,11 @@ class WindowedStream(PepperStream):
             if late is not None:
                 finding = f"{counted(late, 'action')} arrived" if late else "actions changed"
                 self.logger.warning(
-                    "%s: hour %s: %s later than lookback_seconds; emitting the hour again", self.name, hour, finding
+                    "%s: hour %s: %s later than lookback_seconds; emitting the hour again. If this happens often, "
+                    "raise lookback_seconds",
+                    self.name,
+                    hour,
+                    finding,
                 )
                 yield from self.emit(self.pages(self.window_query(window)), prepare, f"audit of {window}")
             self.write_bookmark(until, audit=audit.to_state(self.reread_from(until)))

@@ -202,6 +202,26 @@ def test_a_start_date_in_the_future_is_logged(caplog: pytest.LogCaptureFixture) 
     assert "actions: start_date 2026-10-02T00:00:00.000Z is in the future" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        pytest.param(state_of(actions=SETTLED), f"already read up to {SETTLED}", id="with-a-state"),
+        pytest.param(
+            None,
+            f"reading starts at {SETTLED}, because there is no start_date and lookback_seconds is 0",
+            id="without-a-state",
+        ),
+    ],
+)
+def test_a_run_with_nothing_to_read_logs_why(
+    state: dict[str, Any] | None, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Script(listing()) as script:
+        run = run_script(script, "actions", state=state, start_date=None, lookback_seconds=0)
+    assert run.records("actions") == []
+    assert f"actions: {reason}; there is nothing to read" in caplog.text
+
+
 def test_the_state_of_another_merchant_is_rejected() -> None:
     with Script(listing()) as script:
         state = run_script(script, "actions").state
