@@ -134,7 +134,8 @@ def unexpected(plugin: str, error: Exception) -> str:
 
 def _usage_message(error: click.ClickException) -> str:
     message = error.format_message()
-    if isinstance(error, click.UsageError) and error.ctx and not isinstance(error, click.BadParameter):
+    names_value = isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter)
+    if isinstance(error, click.UsageError) and error.ctx and not names_value:
         return f"{message.rstrip('.')}. See {error.ctx.command_path} --help."
     return message
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 NANOSECONDS = 1_000_000_000
 END_SECONDS_MAX = 2.0
-"""How long the end of a run waits until the rest is sent."""
+"""How long a run waits at its end for the rest to be sent."""
 SPANS_MAX = 10_000
 """Spans per run: a backfill has more requests than a collector accepts in one trace. Metrics count all of them."""
 BOUNDARIES_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -74,7 +74,7 @@ class Run:
 
     @contextmanager
     def span(self, name: str, attributes: Attributes, *, is_client: bool, parents_threads: bool) -> Iterator[None]:
-        """Record a span below this thread's innermost span, or else below the innermost one that `parents_threads`."""
+        """Record a span below this thread's innermost span, or else below the innermost one with `parents_threads`."""
         if next(self._span_numbers) >= SPANS_MAX and not parents_threads:
             # Attributes that are set during the span do not belong to the enclosing one.
             with trace.use_span(trace.INVALID_SPAN):

@@ -40,7 +40,7 @@ class Plugin(PluginBase):
     option_help: ClassVar[dict[str, str]] = {
         "about": "Print the name, the version, the capabilities and the settings.",
         "about_format": "The format of --about. Default: text.",
-        "config": "Read the settings from this JSON file, or from the environment: ENV.",
+        "config": "JSON file with the settings; ENV reads them from environment variables.",
     }
     """Help of the SDK's options, by parameter. The SDK's own text would be wrong or vague."""
 

@@ -131,7 +131,7 @@ def _describe(
     elif name in schema["properties"] and not deeper:
         yield f"{name} is {show(error.instance)}, expected {_expected(schema['properties'][name])}"
     else:
-        yield f"{path} is {show(error.instance)}, which is not allowed there"
+        yield f"{path} is {show(error.instance)}; check its type"
 
 
 def without_unset(schema: JsonSchema, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,5 +217,5 @@ def _expected(definition: JsonSchema) -> str:
     if "boolean" in types:
         return "true or false"
     if "array" in types:
-        return 'a list of texts, like ["A", "B"]'
+        return 'a list of strings, like ["A", "B"]'
     return "text" if "string" in types else "an object"

@@ -58,7 +58,12 @@ def start(name: str) -> None:
     for signal in list(signals):
         protocol = requested_protocol(signal, os.environ)
         if protocol != PROTOCOL:
-            logger.warning("OpenTelemetry: %s cannot be sent by %s, only by %s", signal.lower(), protocol, PROTOCOL)
+            logger.warning(
+                "OpenTelemetry: %s are not sent: the protocol %s is not supported; use %s",
+                signal.lower(),
+                protocol,
+                PROTOCOL,
+            )
             signals.remove(signal)
     if not signals:
         return

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def counted(number: float, noun: str, plural: str | None = None) -> str:
-    """`1 record`, `1,204 records`; a plural that does not end in `s` alone is given."""
+    """`1 record`, `1,204 records`. A plural that is not the noun and an `s` has to be given."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 

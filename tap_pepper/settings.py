@@ -73,8 +73,8 @@ class Settings:
     )
     settle_seconds: int = setting(
         "Settle time (seconds)",
-        "Each run reads up to Pepper's clock minus this, and leaves actions that are still being written to the next "
-        "run.",
+        "Each run reads up to Pepper's clock minus this. Actions that Pepper is still writing are read by the "
+        "next run.",
         default=5,
         minimum=0,
         maximum=3600,
@@ -165,7 +165,7 @@ class Settings:
     )
     max_retries: int = setting(
         "Retries",
-        "How often to repeat a request after a temporary failure, with growing waits in between.",
+        "How many times to repeat a request after a temporary failure, with growing waits in between.",
         default=8,
         minimum=0,
         maximum=20,

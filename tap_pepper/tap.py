@@ -182,8 +182,9 @@ class TapPepper(Plugin, Tap):
         bookmarks = read_bookmarks(state, required_keys)
         if any(bookmark.get("merchant", self.merchant) != self.merchant for bookmark in bookmarks.values()):
             msg = (
-                "state: it belongs to another merchant, because it was written with another host in api_url or another "
-                "application_id; use one state per merchant, or remove every 'merchant' if only the host has changed"
+                "state: it belongs to another merchant: it was written with another host in api_url or another "
+                "application_id; use one state per merchant, or, if only the host has changed, remove every 'merchant' "
+                "from the state"
             )
             raise ConfigError(msg)
         for bookmark in bookmarks.values():

@@ -28,7 +28,7 @@ CanWait = Callable[[float], bool]
 
 
 def always(seconds: float) -> bool:  # noqa: ARG001
-    """Wait however long it takes."""
+    """Allow any wait."""
     return True
 
 

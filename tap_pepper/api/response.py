@@ -34,6 +34,8 @@ CHUNK_BYTES: Final = 64 * 1024
 YEARS: Final = range(2000, 9999)
 """A clock that shows another year was never set."""
 
+_KINDS: Final = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+
 _body_decoder = msgspec.json.Decoder(Row | list[JsonText] | str | float | bool | None)
 _rows_decoder = msgspec.json.Decoder(list[Row])
 
@@ -157,8 +159,8 @@ def _find_rows(fields: Row, resource: str, where: str) -> list[Row]:
     try:
         return _rows_decoder.decode(rows)
     except msgspec.ValidationError as error:
-        kind = next(type(row).__name__ for row in from_json(rows) if not isinstance(row, dict))
-        msg = f"{where}: a row is {kind}, expected an object"
+        row = next(row for row in from_json(rows) if not isinstance(row, dict))
+        msg = f"{where}: a row is {_kind(row)}, expected an object"
         raise FatalAPIError(msg) from error
 
 
@@ -166,12 +168,17 @@ def _find_next_key(fields: Row, where: str) -> str | None:
     """Find the key of the next page, in `page` or at the top level."""
     page = from_json(fields.get("page")) or {}
     if not isinstance(page, dict):
-        msg = f"{where}: page is {type(page).__name__}, expected an object"
+        msg = f"{where}: page is {_kind(page)}, expected an object"
         raise FatalAPIError(msg)
     key = page.get("nextKey", from_json(fields.get("nextKey")))
     if key in (None, False, ""):
         return None
     if not isinstance(key, (str, int)) or key is True:
-        msg = f"{where}: page.nextKey is {type(key).__name__}, expected text"
+        msg = f"{where}: page.nextKey is {_kind(key)}, expected text"
         raise FatalAPIError(msg)
     return str(key)
+
+
+def _kind(value: object) -> str:
+    """Return what a JSON value is, for an error message."""
+    return _KINDS.get(type(value), "a number")

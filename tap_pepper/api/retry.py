@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3.exceptions
 
+from pepper_runtime.wording import counted
 from tap_pepper.api.rate_limit import always
 from tap_pepper.api.response import decode_fields, parse_http_date, read_body
 from tap_pepper.errors import FatalAPIError, FatalRunError, RetriableAPIError, TimeLimitReached
@@ -86,7 +87,7 @@ class Retrier:
         limiter: Shared by all requests of a run.
         clock: Measures the time of all attempts together.
         jitter: Draws a random number from [0, 1).
-        max_retries: How often to repeat a request.
+        max_retries: How many times to repeat a request.
     """
 
     def __init__(self, limiter: RateLimiter, clock: Clock, jitter: Callable[[], float], max_retries: int) -> None:
@@ -126,13 +127,13 @@ class Retrier:
                 if error.slow_down:
                     self._limiter.record_throttle(throttles_before)
                     self._limiter.pause(wait_seconds)
-            tried = None
+            attempts = None
             if number == self._attempts_max:
-                tried = f"{number}x"
+                attempts = counted(number, "attempt")
             elif self._clock.monotonic() + wait_seconds > deadline_seconds:
-                tried = f"{number}x in {self._clock.monotonic() - started_seconds:,.0f} s"
-            if tried:
-                msg = f"{where}: {error} (tried {tried}); {error.advice}"
+                attempts = f"{counted(number, 'attempt')} in {self._clock.monotonic() - started_seconds:,.0f} s"
+            if attempts:
+                msg = f"{where}: {error} ({attempts}); {error.advice}"
                 raise RetriableAPIError(msg, advice=error.advice) from error
             if not can_wait(wait_seconds):
                 msg = f"{where}: {error}, and max_run_seconds leaves no time for a retry"

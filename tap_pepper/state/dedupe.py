@@ -16,7 +16,7 @@ RECENT_ROWS_MAX: Final = 2000
 SAMPLE_KEYS_MAX: Final = 1024
 """Keys in a sample of a complete read."""
 SAMPLE_CHARS: Final = 6
-"""The characters of a key's digest in a sample: 36 bits, so that two of its keys hardly ever have the same."""
+"""The characters of a key's digest in a sample: 36 bits, so two keys of a sample hardly ever share a digest."""
 
 
 class RecentRows:

@@ -273,7 +273,7 @@ def test_unsupported_protocol_is_one_warning(tmp_path: Path, collector: Collecto
         tmp_path, *actions("a1"), OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="grpc"
     )
     assert ran.returncode == 0
-    assert "traces cannot be sent by grpc, only by http/protobuf" in ran.stderr
+    assert "traces are not sent: the protocol grpc is not supported; use http/protobuf" in ran.stderr
     assert (collector.spans, collector.values["pepper.records_read", "actions"]) == ([], 1)
 
 

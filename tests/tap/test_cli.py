@@ -143,7 +143,7 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
         ),
         pytest.param(
             GOOD | {"action_types": "REWARD_EARNED"},
-            'action_types is "REWARD_EARNED", expected a list of texts, like ["A", "B"]',
+            'action_types is "REWARD_EARNED", expected a list of strings, like ["A", "B"]',
             id="types-not-a-list",
         ),
         pytest.param(
@@ -180,7 +180,7 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
         ),
         pytest.param(
             GOOD | {"stream_maps": {"actions": 1}},
-            "stream_maps.actions is 1, which is not allowed there",
+            "stream_maps.actions is 1; check its type",
             id="stream-maps",
         ),
         pytest.param(

@@ -90,7 +90,7 @@ def test_requests_to_this_machine_bypass_the_proxy(monkeypatch: pytest.MonkeyPat
 def test_an_unreachable_proxy_is_reported_as_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://somebody:s3cret@127.0.0.1:9")
     assert str(failure_of("https://api.pepperhq.com", max_retries=0)) == (
-        "awards page 1: no connection to the proxy: Connection refused (tried 1x); "
+        "awards page 1: no connection to the proxy: Connection refused (1 attempt); "
         "check the proxy in https_proxy or all_proxy, or try later"
     )
 
@@ -189,12 +189,18 @@ def test_the_number_of_pages_is_limited(monkeypatch: pytest.MonkeyPatch) -> None
         pytest.param({"items": None}, "without a list", id="list-null"),
         pytest.param({"items": {"a": 1}}, "without a list", id="list-is-an-object"),
         pytest.param("OK", "without a list", id="a-text"),
-        pytest.param({"items": [A, None]}, "a row is NoneType", id="a-row-is-null"),
-        pytest.param({"items": ["a"]}, "a row is str", id="a-row-is-a-text"),
-        pytest.param({"items": [A], "page": {"nextKey": {"_id": "b"}}}, "nextKey is dict", id="nextKey-is-an-object"),
-        pytest.param({"items": [A], "page": {"nextKey": True}}, "nextKey is bool", id="nextKey-is-true"),
-        pytest.param({"items": [A], "page": [1]}, "page is list", id="page-is-a-list"),
-        pytest.param({"items": [A], "page": 1}, "page is int", id="page-is-a-number"),
+        pytest.param({"items": [A, None]}, "a row is null, expected an object", id="a-row-is-null"),
+        pytest.param({"items": ["a"]}, "a row is text, expected an object", id="a-row-is-a-text"),
+        pytest.param(
+            {"items": [A], "page": {"nextKey": {"_id": "b"}}},
+            "nextKey is an object, expected text",
+            id="nextKey-is-an-object",
+        ),
+        pytest.param(
+            {"items": [A], "page": {"nextKey": True}}, "nextKey is a boolean, expected text", id="nextKey-is-true"
+        ),
+        pytest.param({"items": [A], "page": [1]}, "page is a list, expected an object", id="page-is-a-list"),
+        pytest.param({"items": [A], "page": 1}, "page is a number, expected an object", id="page-is-a-number"),
     ],
 )
 def test_a_response_of_the_wrong_shape_is_an_error_instead_of_an_empty_page(body: object, message: str) -> None:
@@ -367,7 +373,7 @@ def test_a_persistent_failure_is_reported_after_the_last_retry() -> None:
     with Script(Reply(status=503)) as script:
         error = failure_of(script, max_retries=3)
     assert isinstance(error, RetriableAPIError)
-    assert str(error) == "awards page 1: Pepper answered 503 (tried 4x); try later"
+    assert str(error) == "awards page 1: Pepper answered 503 (4 attempts); try later"
     assert len(script.asked) == 4
 
 
@@ -421,7 +427,7 @@ def test_an_unreachable_host_is_named_with_the_reason() -> None:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
         error = failure_of(f"http://{address}", max_retries=1)
     assert str(error) == (
-        f"awards page 1: no connection to {address}: Connection refused (tried 2x); "
+        f"awards page 1: no connection to {address}: Connection refused (2 attempts); "
         "check api_url and the network, or try later"
     )
 
@@ -431,7 +437,7 @@ def test_a_host_that_does_not_answer_times_out() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         error = failure_of(f"http://127.0.0.1:{silent.getsockname()[1]}", max_retries=0, request_timeout_seconds=1)
-    assert "did not answer within 1 s (tried 1x); raise request_timeout_seconds" in str(error)
+    assert "did not answer within 1 s (1 attempt); raise request_timeout_seconds" in str(error)
 
 
 def test_logs_and_errors_contain_neither_token_nor_body(caplog: pytest.LogCaptureFixture) -> None:

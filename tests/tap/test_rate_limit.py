@@ -112,7 +112,7 @@ def test_a_request_has_a_deadline_over_all_its_attempts() -> None:
         Script(Reply(status=429, headers={"Retry-After": "280"})) as script,
         client_of(script.url, max_retries=20) as (client, waits),
         pytest.raises(
-            RetriableAPIError, match=r"awards page 1: Pepper answered 429 \(tried 4x in 840 s\); run less often"
+            RetriableAPIError, match=r"awards page 1: Pepper answered 429 \(4 attempts in 840 s\); run less often"
         ),
     ):
         list(client.pages("/awards"))
