@@ -71,7 +71,8 @@ class Settings:
     )
     on_invalid_record: str = setting(
         "On an invalid record",
-        "`quarantine` keeps it in `rejected_records` with the reason, and continues; `fail` stops the run.",
+        "`quarantine` keeps an invalid record in `rejected_records` with the reason, and continues; "
+        "`fail` stops the run.",
         default="quarantine",
         choices=["quarantine", "fail"],
     )
@@ -129,7 +130,7 @@ class Settings:
                 f"sqlalchemy_url and {', '.join(given)} both set the warehouse's address; use one of them"
             )
         if not self.dialect:
-            raise SettingError(f"dialect is missing next to {', '.join(given)}, e.g. postgresql")
+            raise SettingError(f"dialect is missing; set it, e.g. to postgresql, next to {', '.join(given)}")
         url = URL.create(
             self.dialect,
             username=self.user,

@@ -166,7 +166,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
         try:
             return text if text is None else parse(text)
         except values.Invalid as reason:
-            raise click.BadParameter(str(reason), context, parameter) from None
+            raise click.BadParameter(f"{text!r} {reason}", context, parameter) from None
 
     return callback
 
@@ -249,10 +249,10 @@ def coverage(options: Options, *, state: bool) -> int:
     "--max-age",
     metavar="DURATION",
     callback=_parsed(limits.parse_duration),
-    help="Exit with 1 if actions were last read longer ago: a number with s, m, h or d.",
+    help="Exit with 1 if actions were last read longer ago than this: a number with s, m, h or d.",
 )
-@click.option("--max-rejected", type=click.IntRange(0), help="Exit with 1 if more records are in quarantine.")
-@click.option("--max-holes", type=click.IntRange(0), help="Exit with 1 if the coverage has more holes.")
+@click.option("--max-rejected", type=click.IntRange(0), help="Exit with 1 if more records than this are in quarantine.")
+@click.option("--max-holes", type=click.IntRange(0), help="Exit with 1 if the coverage has more holes than this.")
 @click.option(
     "--format",
     "kind",
@@ -321,7 +321,7 @@ def _currency(context: click.Context, parameter: click.Parameter, text: str | No
 @click.option("--from", "since", type=_DATE, metavar="DATE", help="First day of the period, instead of --days.")
 @click.option("--until", type=_DATE, metavar="DATE", help="Last day of the period. Default: today.")
 @click.option("--perk", metavar="PERK", help="Only awards of this perk, by id or title.")
-@click.option("--title", metavar="NAME", help="Whose report it is, at the top of the page.")
+@click.option("--title", metavar="NAME", help="Name at the top of the page, such as the merchant's.")
 @click.option(
     "--point-value",
     metavar="NUMBER",

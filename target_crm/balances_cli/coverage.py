@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NOT_RECORDED = "Coverage is not recorded yet. It begins with the next run of tap-pepper."
 LEDGER_BEGINS = (
-    "The ledger begins with the first of these times: totals count from then on, balances include what was before."
+    "The ledger begins with the first of these times: totals count from then on; balances include earlier points."
 )
 
 

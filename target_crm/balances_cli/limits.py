@@ -42,7 +42,7 @@ def parse_duration(text: str) -> timedelta:
     """
     found = _DURATION.fullmatch(text.strip())
     if not found:
-        raise Invalid("expected a whole number with s, m, h or d, e.g. 15m")
+        raise Invalid("is not a duration, expected a whole number with s, m, h or d, e.g. 15m")
     number, unit = found.groups()
     return timedelta(**{_UNITS[unit]: int(number)})
 

@@ -42,7 +42,12 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
     ):
         times = {stream: getattr(each, name) for stream, each in streams.items()}
         yield f"stream_{name.removesuffix('_at')}_timestamp_seconds", text, "stream", times
-    yield "rejected_records", "Records in quarantine, of all streams and of none.", None, {"": status.rejected}
+    yield (
+        "rejected_records",
+        "Records in quarantine, including lines that belong to no stream.",
+        None,
+        {"": status.rejected},
+    )
     yield "drifted", "1 if balances differ from the ledger, else 0.", None, {"": status.drifted}
     yield (
         "check_differences",
@@ -51,9 +56,9 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         {check.name: check.differing for check in status.checks},
     )
     holes = status.coverage.holes
-    yield "coverage_holes", "Times for which actions were never read.", None, {"": len(holes)}
+    yield "coverage_holes", "Holes in the coverage: times for which actions were never read.", None, {"": len(holes)}
     seconds = sum((hole["until"] - hole["from"]).total_seconds() for hole in holes)
-    yield "coverage_holes_seconds", "Total length of these times.", None, {"": seconds}
+    yield "coverage_holes_seconds", "Total length of the holes in the coverage.", None, {"": seconds}
     yield (
         "complete_until_timestamp_seconds",
         "Until when all actions of a merchant were read; the only merchant has an empty name.",
@@ -61,9 +66,14 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         status.coverage.complete_until,
     )
     if ended := [run for run in status.runs if run["exit_state"]]:
-        text = "1 if the last run that ended was done, 0 if it failed."
+        text = "1 if the last run that ended succeeded, 0 if it failed."
         yield "last_run_done", text, None, {"": ended[0]["exit_state"] == DONE}
-        yield "last_run_finished_timestamp_seconds", "When it ended.", None, {"": ended[0]["finished_at"]}
+        yield (
+            "last_run_finished_timestamp_seconds",
+            "When the last run that ended did so.",
+            None,
+            {"": ended[0]["finished_at"]},
+        )
 
 
 def _lines(name: str, text: str, label: str | None, samples: Samples) -> Iterator[str]:

@@ -125,7 +125,9 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Make a SQLAlchemy engine. An in-memory database is invalid: it would end with each transaction."""
         if (url.database or _MEMORY).startswith(_MEMORY):
-            raise SettingError("duckdb: expected the warehouse's file, as in duckdb:///warehouse.duckdb")
+            raise SettingError(
+                "duckdb: an in-memory database is not supported; name a file, as in duckdb:///warehouse.duckdb"
+            )
         return super().create_engine(url, **options)
 
     def add_event_listeners(self, engine: Engine) -> None:

@@ -56,5 +56,8 @@ def missing_driver(backend_name: str, package: str | None) -> SettingError:
     """
     missing = f"the Python package {package} is missing" if package else "its SQLAlchemy dialect is missing"
     module = _MODULES.get(backend_name)
-    advice = f"pip install 'pepper-crm[{_EXTRAS.get(module, module)}]'" if module else "install it"
+    if module:
+        advice = f"pip install 'pepper-crm[{_EXTRAS.get(module, module)}]'"
+    else:
+        advice = "install it" if package else "check the name, or install it"
     return SettingError(f"{backend_name} (sqlalchemy_url or dialect): {missing}; {advice}")

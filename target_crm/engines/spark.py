@@ -116,7 +116,7 @@ class SparkAdapter(ExtendedSQLAdapter):
     def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:  # noqa: ARG002
         """Spark cannot: a Parquet file holds the names of its columns."""
         raise WarehouseError(
-            f"Spark can't rename column {table.name}.{old} to {new}: "
+            f"Spark cannot rename column {table.name}.{old} to {new}: "
             "load into a new schema, or copy the tables there under the new names"
         )
 

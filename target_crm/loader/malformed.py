@@ -32,7 +32,7 @@ def why_malformed(line: bytes) -> str:
         if constants:
             found = f": it has {constants[0]}, which is not a JSON number"
         elif re.search("[\ud800-\udfff]", json.dumps(message, ensure_ascii=False)):
-            found = ": a text of it has half of a surrogate pair"
+            found = ": a string in it has half of a surrogate pair"
     return f"the line is not a Singer message{found}"
 
 

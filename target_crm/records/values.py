@@ -246,7 +246,9 @@ def sized_integer(value: Any, convert: Callable[[Any], int], bits: int, *, is_un
     number = convert(value)
     limit = 2 ** (bits - 1)
     if not (0 <= number < 2 * limit if is_unsigned else -limit <= number < limit):
-        raise Invalid(f"is out of the range of its column's {bits} bits{' without a sign' if is_unsigned else ''}")
+        raise Invalid(
+            f"is out of the range of its column, {'an unsigned' if is_unsigned else 'a signed'} {bits}-bit integer"
+        )
     return number
 
 
@@ -255,7 +257,7 @@ def single(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
     number = convert(value)
     nearest = c_float(float(number)).value
     if not math.isfinite(nearest) or (number and not nearest):
-        raise Invalid("is out of the range of its column's 32 bits, expected a magnitude of 1.4e-45 to 3.4e38")
+        raise Invalid("is out of the range of its column, a 32-bit float: expected a magnitude of 1.4e-45 to 3.4e38")
     return number
 
 
@@ -273,7 +275,7 @@ def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> 
     moment = convert(value)
     last = datetime.fromtimestamp(2**bits - 1, UTC)
     if not 0 < moment.timestamp() <= 2**bits - 1:
-        raise Invalid(f"is out of range, its column takes times of 1970 to {last:%Y-%m-%d}")
+        raise Invalid(f"is out of range, its column takes times from 1970 to {last:%Y-%m-%d}")
     return moment
 
 
@@ -319,7 +321,7 @@ def key_number(value: Any, convert: Callable[[Any], _T]) -> _T:
     """A part of a key, which its column returns unchanged. Otherwise, two keys might become one."""
     result = convert(value)
     if result != value:
-        raise Invalid("has more digits than its column keeps, expected no more in a key")
+        raise Invalid("has more digits than its column keeps, so it cannot be part of a key")
     return result
 
 

@@ -369,7 +369,9 @@ def parse_url(sqlalchemy_url: str) -> URL:
 
 
 def _wrong_option(name: str) -> SettingError:
-    return SettingError(f"{name} can't take one of the options in sqlalchemy_url or options")
+    return SettingError(
+        f"{name} rejects one of the driver options in sqlalchemy_url or options; check their names and values"
+    )
 
 
 def _create_engine(url: URL, adapter: EngineAdapter) -> Engine:

@@ -495,7 +495,7 @@ def _widens(
     if not allowed or old.kind not in _WIDENED_FROM.get(new.kind, {old.kind}):
         raise WarehouseError(
             f"table {column.table.name!r}: column {column.name!r} holds {old.kind}, the new schema says {new.kind}, "
-            f"and {dialect.name} can't widen it: rename the property by a stream map"
+            f"and {dialect.name} cannot widen it: rename the property by a stream map"
         )
     return True
 

@@ -272,13 +272,13 @@ def test_console_script_takes_a_config_file_and_prints_only_json(tmp_path: Path)
         pytest.param(
             {"SQLALCHEMY_URL": "duckdb://u:pa55word@h//dev/null"},
             ["verify"],
-            "duckdb can't take one of the options in sqlalchemy_url or options",
+            "duckdb rejects one of the driver options in sqlalchemy_url or options; check their names and values",
             id="password-that-the-driver-repeats",
         ),
         pytest.param(
             {"SQLALCHEMY_URL": "mysql://u:pa55word@127.0.0.1:1/db?sslmode=verify-full"},
             ["verify"],
-            "mysql can't take one of the options in sqlalchemy_url or options",
+            "mysql rejects one of the driver options in sqlalchemy_url or options; check their names and values",
             id="an-option-of-another-engine",
         ),
         pytest.param(

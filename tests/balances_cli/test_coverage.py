@@ -87,7 +87,7 @@ def test_verify_succeeds_where_the_ledger_is_complete(balances: Callable[..., tu
     assert output.splitlines()[-4:] == [
         "1 balance change without an action, such as edits and expiries in Pepper: no drift",
         "Actions are complete from 2026-10-01 00:00 to 2026-10-12 00:00 UTC.",
-        "The ledger begins with the first of these times: totals count from then on, balances include what was before.",
+        "The ledger begins with the first of these times: totals count from then on; balances include earlier points.",
         "Verified 1 balance against 2 actions: OK",
     ]
 

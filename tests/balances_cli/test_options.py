@@ -142,7 +142,10 @@ def test_report_finds_errors_before_it_connects(arguments: list[str], complaint:
 def test_report_names_a_missing_extra_before_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)
 
-    with pytest.raises(SettingError, match=r"not installed: .*vl_convert; pip install 'pepper-crm\[report\]'"):
+    with pytest.raises(
+        SettingError,
+        match=r"--format html needs .*vl_convert: pip install 'pepper-crm\[report\]', or use --format json",
+    ):
         run_balances(["report", "--url", "postgresql://127.0.0.1:1/crm"])
 
 
@@ -156,21 +159,23 @@ def test_help_of_each_command_has_an_example_and_exit_codes(name: str, capsys: p
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        pytest.param([], id="no-command"),
-        pytest.param(["nope"], id="unknown-command"),
-        pytest.param(["verify", "--nope"], id="unknown-option"),
-        pytest.param(["report", "--days", "0"], id="out-of-range"),
-        pytest.param(["as-of", "yesterday"], id="not-a-time"),
-        pytest.param(["status", "--max-age", "soon"], id="not-a-duration"),
-        pytest.param(["ddl", "--schemas", "missing.jsonl"], id="missing-file"),
+        pytest.param([], "", id="no-command"),
+        pytest.param(["nope"], "", id="unknown-command"),
+        pytest.param(["verify", "--nope"], "See crm-balances verify --help.", id="unknown-option"),
+        pytest.param(["as-of"], "Missing argument 'TIMESTAMP'. See crm-balances as-of --help.", id="no-argument"),
+        pytest.param(["report", "--days", "0"], "0 is not in the range", id="out-of-range"),
+        pytest.param(["as-of", "yesterday"], "'yesterday' is not an ISO 8601 time", id="not-a-time"),
+        pytest.param(["status", "--max-age", "soon"], "'soon' is not a duration", id="not-a-duration"),
+        pytest.param(["ddl", "--schemas", "missing.jsonl"], "", id="missing-file"),
     ],
 )
-def test_usage_error_exits_with_2_and_one_line(arguments: list[str], tmp_path: Path) -> None:
+def test_usage_error_exits_with_2_and_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
     ran = run(*arguments, stdout=subprocess.PIPE, cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("crm-balances: ")
+    assert message in ran.stderr
     assert ran.stderr.count("\n") == 1
 
 

@@ -242,8 +242,12 @@ def test_figures_of_each_perk_add_up_to_those_of_all(warehouse_url: str) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        pytest.param({"until": date(2026, 10, 6)}, "--until 2026-10-06: expected no later day than today", id="future"),
-        pytest.param({"since": date(2026, 10, 6)}, "--from 2026-10-06: expected no later day", id="reversed"),
+        pytest.param(
+            {"until": date(2026, 10, 6)}, "--until 2026-10-06 is in the future; today is 2026-10-05", id="future"
+        ),
+        pytest.param(
+            {"since": date(2026, 10, 6)}, "--from 2026-10-06 is after the last day of the period", id="reversed"
+        ),
         pytest.param({"since": date(2025, 10, 4)}, "the period has 367 days, expected at most 366", id="too-long"),
         pytest.param({"until": date(1, 1, 9), "days": 3}, "the period begins on 0001-01-07", id="long-ago"),
     ],

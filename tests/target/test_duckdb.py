@@ -161,7 +161,7 @@ def test_a_file_that_could_not_be_created_does_not_stop_the_next_run(tmp_path: P
 
 @pytest.mark.parametrize("in_memory_url", ["duckdb://", "duckdb:///:memory:", "duckdb:///:memory:shared"])
 def test_a_warehouse_in_memory_is_refused(in_memory_url: str) -> None:
-    with pytest.raises(SettingError, match="duckdb: expected the warehouse's file"):
+    with pytest.raises(SettingError, match="duckdb: an in-memory database is not supported; name a file"):
         Warehouse(in_memory_url)
 
 

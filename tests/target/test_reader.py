@@ -138,7 +138,7 @@ def test_messages_are_passed_on_in_order_and_counted() -> None:
         ),
         pytest.param(
             '{"type":"RECORD","s":"\\ud800"}',
-            "the line is not a Singer message: a text of it has half of a surrogate pair",
+            "the line is not a Singer message: a string in it has half of a surrogate pair",
             id="unpaired-surrogate",
         ),
         pytest.param('{"kind":"RECORD","s":"\\ud83d\\ude00"}', "the line is not a Singer message", id="surrogates"),

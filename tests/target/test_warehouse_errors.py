@@ -245,7 +245,7 @@ def test_a_value_that_exceeds_a_column_is_quarantined_and_the_others_are_loaded(
 
     reasons = [row["reason"] for row in table(warehouse_url, "rejected_records", "reason", "input_line")]
     numbers = [
-        "n is out of the range of its column's 32 bits",
+        "n is out of the range of its column, a signed 32-bit integer",
         "d is out of range, expected at most 3 digits before the point",
         "d has more than 2 decimal places",
     ]
@@ -270,7 +270,7 @@ def test_a_key_that_exceeds_its_column_is_quarantined(url: str) -> None:
     assert query(url, "SELECT code, n FROM t") == [("abc", 1)]
     assert sorted(row["reason"] for row in table(url, "rejected_records", "reason")) == [
         "code has 4 characters, expected at most 3 in a key",
-        "n is out of the range of its column's 16 bits",
+        "n is out of the range of its column, a signed 16-bit integer",
     ]
 
 
@@ -284,7 +284,7 @@ def test_a_number_that_exceeds_a_column_of_32_bits_is_quarantined(warehouse_url:
         max_rejected_fraction=1.0,
     )
 
-    limit = "d is out of the range of its column's 32 bits, expected a magnitude of 1.4e-45 to 3.4e38"
+    limit = "d is out of the range of its column, a 32-bit float: expected a magnitude of 1.4e-45 to 3.4e38"
     # SQLite's REAL has 64 bits.
     exceeding = 0 if warehouse_url.startswith("sqlite") else 3
     assert [row["reason"] for row in table(warehouse_url, "rejected_records", "reason", "input_line")] == (

@@ -203,11 +203,11 @@ def _period(today: date, zone: tzinfo, days: int, since: date | None, until: dat
     last = until or today
     first = since or last - timedelta(days=days - 1)
     if last > today:
-        raise SettingError(f"--until {last}: expected no later day than today, {today}")
+        raise SettingError(f"--until {last} is in the future; today is {today}")
     if first > last:
-        raise SettingError(f"--from {first}: expected no later day than the last of the period, {last}")
+        raise SettingError(f"--from {first} is after the last day of the period, {last}")
     if first.year < FIRST_YEAR:
-        raise SettingError(f"the period begins on {first}; expected {FIRST_YEAR} or later")
+        raise SettingError(f"the period begins on {first}, expected {FIRST_YEAR} or later")
     period = Period(first, last, zone, is_open=until is None)
     if period.days > DAYS_MAX:
         raise SettingError(f"--from {first}: the period has {period.days:,} days, expected at most {DAYS_MAX}")
@@ -351,7 +351,9 @@ def check_extra() -> None:
     """
     missing = [name for name in ("jinja2", "markupsafe", "vl_convert") if find_spec(name) is None]
     if missing:
-        raise SettingError(f"not installed: {', '.join(missing)}; pip install 'pepper-crm[report]'")
+        raise SettingError(
+            f"--format html needs {', '.join(missing)}: pip install 'pepper-crm[report]', or use --format json or csv"
+        )
 
 
 def page(report: Report, title: str | None = None) -> str:
@@ -467,7 +469,7 @@ def _outstanding_by_perk(report: Report) -> Chart:
     points = [float(row["points"]) for row in report.perks]
     bars = _largest(list(zip(labels, points, strict=True)), "other perks")
     shown = report.perks[:ROWS_SHOWN]
-    most = f"{bars[0][0]} holds the most: {_count(Decimal(str(bars[0][1])), 'point')}." if bars else "No perk yet."
+    most = f"{bars[0][0]} holds the most: {_count(Decimal(str(bars[0][1])), 'point')}." if bars else "No perks yet."
     left_out = f" The table has the largest {ROWS_SHOWN} of {len(report.perks):,} perks."
     return Chart(
         most + (left_out if len(report.perks) > ROWS_SHOWN else ""),
@@ -480,7 +482,8 @@ def _outstanding_by_age(report: Report) -> Chart:
     labels = [_age(row) for row in report.ages]
     bars = [(label, float(row["points"])) for label, row in zip(labels, report.ages, strict=True)]
     return Chart(
-        "By the last movement of their award. Points idle for a long time may never be redeemed.",
+        "Outstanding points by the time since the last movement of their award. "
+        "Points idle for a long time may never be redeemed.",
         _numbers_table("Age by last movement", report.ages, "last moved", ("points", "awards"), labels),
         (lambda width: charts.bars(bars, "points outstanding", width)) if _has_movements(report) else None,
     )
@@ -495,8 +498,8 @@ def _outstanding_by_issue(report: Report) -> Chart:
     ]
     undated = next((row["points"] for row in report.issued if row["month"] == "undated"), Decimal(0))
     return Chart(
-        "By the month in which they were issued, if each award spends its oldest points first (first in, first out). "
-        f"Without a date of issue, because no action has issued them: {_count(undated, 'point')}.",
+        "Outstanding points by month of issue, if each award spends its oldest points first (first in, first out). "
+        f"Points without a date of issue, because no action issued them: {number(undated)}.",
         _numbers_table("Age by date of issue", report.issued, "issued", ("points",), labels),
         (lambda width: charts.months(columns, width)) if columns else None,
     )
@@ -512,7 +515,7 @@ def _activity_by_hour(report: Report) -> Chart:
         (f"{hour}:00", *(row["actions"] for row in hours if row["hour"] == hour)) for hour in range(24)
     ]
     return Chart(
-        summary if _has_actions(report) else "No loyalty action in this period.",
+        summary if _has_actions(report) else "No loyalty actions in this period.",
         Table("Activity by hour of the week", ("hour", *charts.WEEKDAYS), rows),
         (lambda width: charts.week(hours, width)) if _has_actions(report) else None,
     )
@@ -526,7 +529,7 @@ def _activity_by_location(report: Report) -> Chart:
     return Chart(
         f"{named[0][0]} has the most: {named[0][1]:,.0f} loyalty actions."
         if named
-        else "No loyalty action at a location in this period.",
+        else "No loyalty actions at a location in this period.",
         _numbers_table("Activity by location", report.locations, "location", columns, labels),
         (lambda width: charts.bars(bars, "loyalty actions", width)) if bars else None,
     )
