@@ -64,7 +64,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "target_crm.records.deletions": ("conformance/test_real_inputs.py", "target/test_real_inputs.py"),
     "target_crm.records.explanation": ("balances_cli/test_explain.py",),
     "target_crm.records.names": ("target/test_names.py", *_RECORDS),
-    "target_crm.records.schemas": ("target/test_schemas.py", *_RECORDS, "target/test_warehouse_errors.py"),
+    "target_crm.records.schemas": (
+        *("target/test_schemas.py", "target/test_widening.py", *_RECORDS, "target/test_warehouse_errors.py"),
+    ),
     "target_crm.records.tally": ("target/test_load_runs.py", *_RECORDS),
     "target_crm.records.values": ("target/test_values.py", "target/test_schemas.py", *_RECORDS),
     "target_crm.sql.balances": _BALANCES,
