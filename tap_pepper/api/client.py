@@ -185,7 +185,7 @@ class PepperClient:
                 raise FatalAPIError(msg)
             keys.add(page.next_key)
             query["startKey"] = page.next_key
-        msg = f"{resource}: more than {PAGES_MAX:,} pages; shorten window_hours or raise page_size"
+        msg = f"{resource}: more than {PAGES_MAX:,} pages; lower window_hours or raise page_size"
         raise FatalAPIError(msg)
 
     def _get_page(

@@ -425,7 +425,7 @@ def as_of(options: Options, moment: datetime) -> int:
     "perk_id",
     metavar="PERK_ID",
     callback=_parsed(_pasted_id),
-    help="With --user: only the awards of a perk.",
+    help="With --user: only the awards of this perk.",
 )
 @click.option("--timezone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of all times.")
 @click.option("--csv", "is_csv", is_flag=True, help="Print CSV.")
