@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 TEST_PAGES_MAX = 10
 """Pages that `--test` reads per stream, to find its rows."""
 UNKNOWN_FIELDS_MAX = 100
-"""The most unknown fields that the STATE remembers. Further ones are not logged."""
+"""The STATE remembers at most this many unknown fields. Others are not logged."""
 
 OTHER_FIELDS = "other_fields"
 """The property with the fields that the schema does not name."""

@@ -24,4 +24,4 @@ class ConnectionLost(WarehouseError):
 
 
 class InputError(CrmError):
-    """The messages on standard input can't be loaded as they are."""
+    """The messages on standard input cannot be loaded as they are."""

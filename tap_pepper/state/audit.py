@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tap_pepper.raw_json import Row
 
 AUDIT_HOURS_MAX: Final = 24
-"""Hours that one run audits; later runs audit the rest."""
+"""Hours that one run audits at most; later runs audit the rest."""
 
 _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
 

@@ -24,7 +24,7 @@ class Coverage:
 
     `read` is what this run alone has emitted, because a warehouse may have no rows of earlier runs. `action_types` is
     the filter, if there is one. `skipped_start_date` is the start_date that applied when a run with a bookmark began a
-    coverage later than it. Only an earlier start_date makes the tap read more. `backfill_from` makes the tap first read
+    coverage after it. Only an earlier start_date makes the tap read more. `backfill_from` makes the tap first read
     the actions between this time and the coverage. `crm-balances coverage --state` sets it. It is null once they are
     read.
 

@@ -164,7 +164,7 @@ class AwardsInput:
 
     @property
     def meanwhile(self) -> Interval:
-        """From then until now. A balance with a later time has a wrong time."""
+        """From `began_at` until now. A balance with a later time has a wrong time."""
         return Interval(self.began_at, datetime.now(UTC))
 
 

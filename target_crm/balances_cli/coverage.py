@@ -35,7 +35,7 @@ class Coverage:
     Attributes:
         intervals: `{"from": …, "until": …}`, oldest first, with `action_types` if the run had a filter, and with
             `merchant` if there are several.
-        holes: Times between them of which actions were never read, with `merchant` if there are several.
+        holes: Times between them for which actions were never read, with `merchant` if there are several.
         summary: The same in words, one sentence each.
         complete_until: Merchant → until when all its actions that count were read, None if they never were. The only
             merchant has an empty name.

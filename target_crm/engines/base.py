@@ -50,7 +50,7 @@ LOCK_POLL_SECONDS = 0.1
 # A wait for a lock is logged after this time.
 LOCK_LOG_SECONDS = 2
 LOADER_LOCK = "the loader's lock"
-# Held while rows are bound. The reader waits meanwhile, so that the two threads do not compete for the interpreter.
+# Held while rows are bound. The reader waits so that the two threads do not compete for the GIL.
 binding = Lock()
 
 
@@ -98,7 +98,7 @@ class EngineAdapter:
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a transaction that only reads and has to see one state throughout."""
     batch_size_rows: ClassVar[int] = 10_000
-    """How many records a batch has unless the setting says otherwise."""
+    """The default of the setting `batch_size_rows`."""
     has_schemas: ClassVar[bool] = True
     """Whether a database has schemas."""
     add_column: ClassVar[str] = "ADD"
@@ -195,7 +195,7 @@ class EngineAdapter:
 
     @contextmanager
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:  # noqa: ARG002
-        """Execute DDL of a table within this context, which may name the holder of a lock that it waited for."""
+        """Execute DDL of a table within this context. If a lock times out, its error may name the holder."""
         yield
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
@@ -302,7 +302,7 @@ class EngineAdapter:
         connection.execute(table.delete())
 
     def recover(self, connection: Connection, table: Table) -> None:
-        """Finish an interrupted change of a table, where a change takes several statements without a transaction."""
+        """Finish a change of a table that was interrupted between two statements, on engines without transactions."""
 
 
 class ExtendedSQLAdapter(EngineAdapter):

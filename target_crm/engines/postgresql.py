@@ -80,8 +80,8 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         """Make a SQLAlchemy engine that works behind a pooler, too.
 
         A pooler may execute each transaction in another session, which lacks the statements that the driver has
-        prepared. The option `prepare_threshold` of psycopg turns that on: after how many executions, 0 or `none` for
-        never.
+        prepared. So the driver prepares none, unless psycopg's option `prepare_threshold` says after how many
+        executions to prepare a statement (0 or `none`: never).
         """
         arguments: dict[str, Any] = {}
         driver = url.get_driver_name()

@@ -41,9 +41,9 @@ def wait_for_lock(
     Args:
         connection: A connection in a transaction.
         lock: Takes the lock.
-        held: The condition by which `pg_locks` has it, if it is held.
+        held: A condition on `pg_locks` that finds the session that holds the lock.
         parameters: The parameters of the condition.
-        pause_seconds: How long to let those pass who queue behind an attempt.
+        pause_seconds: The pause between attempts. Sessions that queued behind an attempt continue in it.
 
     Raises:
         ConnectionLost: It was held for too long.
@@ -57,7 +57,7 @@ def wait_for_lock(
 
 
 def _try(connection: Connection, lock: Callable[[], object]) -> bool:
-    """Wait for a lock for a short time; return whether that took it."""
+    """Try to take a lock for `LOCK_LOG_SECONDS`; return whether it was taken."""
     before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
     limit = text("SELECT set_config('lock_timeout', :limit, true)")
     try:

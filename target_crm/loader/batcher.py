@@ -31,7 +31,7 @@ class Batch:
     rejections: list[Rejection] = field(default_factory=list)
     state: str | None = None
     coverage: Claims = field(default_factory=dict)
-    """Which actions were read by then."""
+    """The intervals of actions that the STATE claims to be read."""
     records: int = 0
     """Records and malformed lines."""
     size_bytes: int = 0

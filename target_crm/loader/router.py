@@ -53,7 +53,7 @@ class StoppedStream:
 
     reason: str
     skipped: int = 0
-    """Its records that have come since."""
+    """Records of the stream that arrived after it was stopped."""
 
 
 class Router:
@@ -92,7 +92,7 @@ class Router:
         """Route the records of a SCHEMA message's stream; return the routes.
 
         Raises:
-            InputError: The message is not a usable SCHEMA, or the stream has the name of an own table of the target.
+            InputError: The message is not a usable SCHEMA, or the stream is named like one of the target's own tables.
         """
         stream, schema, keys = message.get("stream"), message.get("schema"), message.get("key_properties")
         if (

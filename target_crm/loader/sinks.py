@@ -41,7 +41,7 @@ Message = Mapping[str, Any]
 
 # The place of `occurred_at` in a row of a part, which begins with the number of the input line.
 _OCCURRED_AT = 1 + LedgerRow._fields.index("occurred_at")
-# Why an action is quarantined whose id the ledger has.
+# Why an action is quarantined although the ledger has its id.
 _CONTRADICTION = "the ledger has this _id with another award, effect, time or points"
 
 
@@ -61,13 +61,13 @@ class Part:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What became of the rows of a part, once its transaction is committed."""
+    """What became of the rows of a part. It is true once the transaction is committed."""
 
     tally: Tally
     conflicts: Sequence[Rejection] = ()
     """Records that contradict the ledger, or that it lacks and cannot take. They go to the quarantine."""
     differing: Mapping[str, int] = field(default_factory=dict)
-    """Column → in how many duplicates its value is not the ledger's."""
+    """Column → the number of duplicates whose value differs from the ledger's."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class LedgerSink(StreamSink):
         return completed
 
     def _merge(self, connection: Connection, inserted: FromClause) -> None:
-        """Merge inserted actions into the balances, where a transaction is done as a whole."""
+        """Merge inserted actions into the balances, on engines whose transactions are atomic."""
         if self.warehouse.is_atomic(connection):
             self.adapter.merge(connection, balances.merge(self.tables, balances.partials_from_actions(inserted)))
 
@@ -258,7 +258,7 @@ class TableSink(StreamSink):
     """Any other stream: upserted by key into its own table, or appended if it has no key."""
 
     keys: Sequence[str] = ()
-    """Overrules the key of the SCHEMA message."""
+    """Overrides the key of the SCHEMA message."""
     fixed: Mapping[str, Any] = {}
     """Properties whose column type does not depend on the SCHEMA message."""
     without_column: Sequence[str] = ()

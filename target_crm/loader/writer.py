@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from target_crm.records.tally import Rejection
     from target_crm.warehouse.connection import Warehouse
 
-# How often rows are written, and rolled back, to find those that the warehouse refuses.
+# How many times rows are written and rolled back to find those that the warehouse refuses.
 TRIALS_MAX = 500
 
 
@@ -77,7 +77,7 @@ class BatchWriter:
         """Stream → why its table may lack rows of this run, although they may be in it from an earlier one."""
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
-        """Column of the ledger → in how many records that were read again it had another value."""
+        """Column of the ledger → the number of re-read records with another value."""
 
     def add_stream(self, name: str, table: str) -> None:
         """Report a stream even if it has no records. In `load_runs`, a stream has the name of its table."""

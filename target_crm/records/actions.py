@@ -217,7 +217,7 @@ def _columns(action: _Action) -> tuple[Any, ...]:
 
 
 def _convert(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The columns of any action, also of one with ids that are numbers, times that are not RFC 3339 and the like.
+    """The columns of any action, including one with numeric ids or times that are not RFC 3339.
 
     A value that its column cannot hold is null, unless it counts: then `Invalid` is raised.
     """

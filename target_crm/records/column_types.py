@@ -97,7 +97,7 @@ class LongText(TypeDecorator[str]):
 
 @compiles(Double)
 def _double(type_: Double[Any], compiler: Any, **kw: Any) -> str:
-    """Core SQL's name of the type on an unknown engine. SQLAlchemy's default is the name that fewer engines have."""
+    """Use core SQL's name of the type on an unknown engine: more engines know it than SQLAlchemy's default."""
     compiled: str = compiler.visit_double(type_, **kw)
     return compiled if compiler.dialect.name in _registered else "DOUBLE PRECISION"
 

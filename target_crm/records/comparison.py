@@ -37,10 +37,10 @@ class Observation(NamedTuple):
     counts: bool
     """Whether it has points, or is deleted."""
     at: datetime
-    """When it last changed; if it does not say so, when it was read."""
+    """When it last changed; if that is unknown, when it was read."""
     extracted_at: datetime
     is_dated: bool
-    """Whether it says when it last changed."""
+    """Whether its time of change is known."""
     points: Decimal | None
     """None if it has none, or is deleted."""
     is_deleted: bool = False

@@ -123,7 +123,7 @@ class MerchantCoverage:
         complete: What was read of all types that change balances, whether or not all of them count.
         holes: What lies between the first and the last instant that was read of any type, and was not read.
         action_types: The types that count; empty for all.
-        needed: The types that count, also where runs without a filter have read them.
+        needed: The types that count, even if only runs without a filter have read them.
         read: The intervals of each filter.
     """
 

@@ -42,7 +42,7 @@ _FIRST = datetime.min.replace(tzinfo=UTC)
 
 
 class Action(NamedTuple):
-    """An action of an award. Without an effect it does not count: it changes no balance, or does not report one."""
+    """An action of an award. One without an effect does not count: it changes no balance, or reports none."""
 
     action_id: str
     type: str | None

@@ -58,7 +58,7 @@ def assign_columns(
             recorded, so it is used by the rules of that time.
         reserved: Names that no property gets.
         bytes_max: The engine's limit of names.
-        fold: Gives names that the engine may regard as equal the same form.
+        fold: Maps names that the engine may treat as equal to the same form.
     """
     names = set(properties)
     columns = {name: recorded[name] for name in names & recorded.keys()}
@@ -95,7 +95,7 @@ def assign_table(
         reserved: Names that no stream gets, such as those of views.
         bytes_max: The engine's limit of names.
         reserved_prefix: What no name may begin with.
-        fold: Gives names that the engine may regard as equal the same form.
+        fold: Maps names that the engine may treat as equal to the same form.
     """
     taken = set(map(fold, chain(reserved, others)))
     former = ascii_snake_case(stream)
@@ -127,7 +127,7 @@ def _is_kept(character: str) -> bool:
 
 
 def _exact_first(names: Iterable[str], convert: Callable[[str], str]) -> list[str]:
-    """Names in the order in which they choose: first those that are a column's name as they are."""
+    """Sort names in the order in which they get their columns: first those that are column names unchanged."""
     return sorted(names, key=lambda name: (name != convert(name), name))
 
 

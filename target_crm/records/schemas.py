@@ -56,7 +56,7 @@ _INTEGER_DIGITS = len(f"{values.INTEGER_MAX}")
 _WHOLE_DIGITS_MIN = 20
 # The most bytes of a character in UTF-8.
 _CHARACTER_BYTES = 4
-# Of a number or time in a key.
+# The bytes of a number or time in a key.
 _KEY_VALUE_BYTES = 20
 
 
@@ -69,17 +69,17 @@ class TableLimits:
     reserved_columns: frozenset[str] = frozenset()
     """Names in lower case that no column may have."""
     columns: int | None = None
-    """Columns of a table."""
+    """The most columns that a table can have."""
     key_bytes: int | None = None
-    """Bytes of a primary key."""
+    """The most bytes of a primary key."""
     sizes: bool = False
     """Whether a column rejects what exceeds the size of its type, as SQLAlchemy names it."""
     name_bytes: int = NAME_BYTES_MAX
-    """Bytes of the name of a table or column."""
+    """The most bytes of the name of a table or column."""
     reserved_prefix: str | None = None
     """What no name of a table may begin with."""
     fold: Callable[[str], str] = str.casefold
-    """Gives names that the engine may regard as equal the same form."""
+    """Maps names that the engine may treat as equal to the same form."""
 
 
 class Stored(NamedTuple):

@@ -33,7 +33,7 @@ class Run:
     """`DONE` or `FAILED`; None while it is running."""
 
     def rows(self, tallies: Mapping[str, Tally], ignored_activations: Mapping[str, int]) -> list[tuple[Any, ...]]:
-        """A row per stream, given the name of its table → what to report. Malformed lines have the empty name."""
+        """Return a row per stream. Both arguments are by the name of its table, which is empty for malformed lines."""
         finished_at = self.now if self.exit_state else None
         seconds = Decimal((self.now - self.started_at) // timedelta(milliseconds=1)) / 1000
         return [

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # How long the markers of committed batches are kept: far longer than all waits together.
 MARKERS_KEPT = timedelta(days=1)
-# Who can help a role that may not create or change tables.
+# What to do if the role may not create or change tables.
 _ASK_ADMINISTRATOR = "an administrator can run the SQL that `crm-balances ddl` prints"
 _DRIVERS = {
     "postgres": "postgresql+psycopg",

@@ -223,7 +223,7 @@ def bars(numbers: Sequence[tuple[str, float]], unit: str, width: int) -> Spec:
 
 
 def _text_px(text: str) -> int:
-    """Estimate the width of a text of 12 px. East Asian wide characters are as wide as high."""
+    """Estimate the width of a text of 12 px. East Asian wide characters are as wide as they are high."""
     return sum(12 if east_asian_width(character) in "WF" else 7 for character in text)
 
 

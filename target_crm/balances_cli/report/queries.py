@@ -331,7 +331,7 @@ def payloads(actions: Table) -> Select[Any]:
 
 @dataclass(frozen=True)
 class Period:
-    """Whole days of a time zone, both ends included. A period that ends today may have `is_open`: it goes on."""
+    """Whole days of a time zone, both ends included. `is_open` marks one that ends today, and so goes on."""
 
     first: date
     last: date
