@@ -15,7 +15,7 @@ def complete_selection(catalog: Json) -> Json:
     """Return a catalog in which the metadata of every stream contains its selection.
 
     The old form of a selection, `"selected": true` in a stream, its schema or a field, applies where the metadata has
-    none. A stream without both is selected, because the catalog lists it. Fields keep the stream's own defaults.
+    none. A stream with neither is selected, because the catalog lists it. Fields keep the stream's own defaults.
 
     Raises:
         ConfigError: A selection is neither true nor false.

@@ -96,7 +96,7 @@ class PepperClient:
         if session is None:
             session = self._thread.session = self._new_session()
             session.auth = _Token(self._settings.auth_token)
-            # Even with allow_redirects=False, requests resolves redirects and reads their bodies to the end.
+            # Even with `allow_redirects=False`, the library looks up where a redirect leads, and reads its whole body.
             session.get_redirect_target = lambda _: None  # type: ignore[assignment, method-assign]
             # A proxy from the environment would carry plain http, and with it the token, off this machine.
             session.trust_env = not is_loopback(urlsplit(self._settings.api_url).hostname or "")

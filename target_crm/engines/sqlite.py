@@ -220,7 +220,7 @@ def _exact_sum(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def _units(points: str) -> str:
-    """Points in SQL as a whole number of the smallest unit."""
+    """The SQL that turns points into a whole number of ten-thousandths."""
     return f"CAST(ROUND(({points}) * {10**POINTS_PLACES}) AS INTEGER)"
 
 

@@ -77,7 +77,7 @@ class _When(msgspec.Struct, frozen=True, gc=False):
 class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
     award_id: _Id | None = None
     perk_id: _Id | None = None
-    # `values.points` reads these: not every text that `Decimal` takes is a number of points.
+    # `values.points` converts them: `Decimal` also accepts texts that are not points, such as `NaN`.
     points_available: Any = None
     points_added: Any = None
     points_redeemed: Any = None

@@ -318,7 +318,7 @@ def whole_double(value: Any) -> int:
 
 
 def key_number(value: Any, convert: Callable[[Any], _T]) -> _T:
-    """A part of a key, which its column returns unchanged. Otherwise, two keys might become one."""
+    """A number in a key. Its column has to keep it exactly: otherwise, two keys might become one."""
     result = convert(value)
     if result != value:
         raise Invalid("has more digits than its column keeps, so it cannot be part of a key")

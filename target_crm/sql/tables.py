@@ -285,7 +285,7 @@ def rebuilt_of(table: Table) -> str:
 
 @cache
 def staging_of(table: Table, name_bytes: int = NAME_BYTES_MAX) -> Table:
-    """The work table of a table: `_seq`, the order of arrival, and its columns without constraints.
+    """The staging table of a table: the same columns without constraints, and `_seq`, the order of arrival.
 
     Its name has at most `name_bytes` bytes.
     """

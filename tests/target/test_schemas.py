@@ -131,6 +131,7 @@ UNLIMITED, DECIMALS, DOUBLES = (TableLimits(decimal_digits=digits) for digits in
         pytest.param({"type": "integer", "maximum": 2**64}, DOUBLES, WHOLE, id="65-bits-without-decimals"),
         pytest.param({"type": "integer", "maximum": 10**40}, DECIMALS, NUMBER, id="41-digits"),
         pytest.param({"type": "integer", "multipleOf": 1e18}, DECIMALS, INTEGER, id="step-of-64-bits"),
+        pytest.param({"type": "integer", "multipleOf": 2**63 - 1}, DECIMALS, INTEGER, id="largest-step-of-64-bits"),
         pytest.param({"type": "integer", "multipleOf": 1e21}, DECIMALS, decimal_kind(38, 0), id="larger-step"),
         pytest.param({"type": "integer", "multipleOf": 10**38}, DECIMALS, NUMBER, id="step-of-39-digits"),
         pytest.param(

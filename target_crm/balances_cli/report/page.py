@@ -609,7 +609,7 @@ def _change(report: Report, name: str) -> Decimal | None:
 
 
 def _labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Return titles, with the id where several have the same title; or the id if there is no title."""
+    """Return a label for each: its title, followed by the id if others have the same title; without a title, its id."""
     shared = Counter(title for _, title in named)
     return [
         identifier if not title else f"{title} ({identifier})" if shared[title] > 1 else title
