@@ -351,6 +351,18 @@ def test_a_required_property_may_be_null_unless_it_is_a_key() -> None:
     assert row(shape, {"id": "1", "name": None})[:2] == ("1", None)
 
 
+@pytest.mark.parametrize("is_reference", [False, True], ids=["in-place", "by-reference"])
+def test_an_empty_text_is_null_in_a_column_of_times_only_if_its_schema_allows_null(is_reference: bool) -> None:
+    time: dict[str, Any] = {"type": "string", "format": "date-time"}
+    definitions = {"set": time, "maybe": time | {"type": ["string", "null"]}}
+    properties = {name: {"$ref": f"#/definitions/{name}"} for name in definitions} if is_reference else definitions
+    shape = Shape.of({"properties": properties, "definitions": definitions}, [])
+
+    assert row(shape, {"maybe": ""})[:2] == (None, None)
+    with pytest.raises(Invalid):
+        row(shape, {"set": ""})
+
+
 def test_the_reason_names_the_property_and_not_the_value() -> None:
     shape = Shape.of({"properties": {"id": {"type": "string"}, "age": {"type": "integer"}}}, ["id"])
 
