@@ -79,6 +79,8 @@ def as_table(plugin: str) -> str:
     return "\n".join(rows)
 
 
+# One worker, because both write the same page when it is renewed.
+@pytest.mark.xdist_group("settings-page")
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_the_docs_list_the_settings_of_about(plugin: str) -> None:
     """To accept a change: `GOLDEN=renew ./dev test tests/packaging/test_docs.py`."""
