@@ -112,7 +112,7 @@ def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(
 def copy_definitions(project: Path, pip_url: str) -> None:
     """Copy the definitions into a project by the commands in the docs."""
     page = (PROJECT / "docs" / "meltano.md").read_text()
-    (commands,) = re.findall(r"^cp .*\nsed .*\n", page, re.MULTILINE)
+    (commands,) = re.findall(r"^mkdir .*\ncp .*\nsed .*\n", page, re.MULTILINE)
     script = commands.replace("../pepper-crm", str(PROJECT)).replace("/path/to/pepper-crm", pip_url)
     subprocess.run(script, shell=True, cwd=project, check=True)
 
