@@ -34,6 +34,9 @@ _BALANCES = (
     "target/test_streams.py",
     "stress/test_deliveries.py",
     "target/test_activate_version.py",
+    "balances_cli/test_as_of.py",
+    "balances_cli/test_cli.py",
+    "balances_cli/test_verify_columns.py",
 )
 _RECORDS = (
     "target/test_real_inputs.py",

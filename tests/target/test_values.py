@@ -34,6 +34,8 @@ cents = partial(values.decimal, digits=11, places=2)
         pytest.param(values.number, Decimal("0E-99999"), Decimal(0), id="zero-with-a-large-exponent"),
         pytest.param(values.whole, Decimal("1E+37"), 10**37, id="38-digits"),
         pytest.param(cents, Decimal("0.30000000000000004"), Decimal("0.30"), id="noise-of-a-double"),
+        pytest.param(values.double, Decimal("0.1"), Decimal("0.1"), id="double"),
+        pytest.param(values.double, 2**53 + 1, Decimal(2**53), id="whole-double"),
         pytest.param(cents, Decimal("-999999999.99"), Decimal("-999999999.99"), id="all-digits-of-a-decimal"),
         pytest.param(values.boolean, False, False, id="false"),
         pytest.param(values.day, "2024-02-29", date(2024, 2, 29), id="leap-day"),
