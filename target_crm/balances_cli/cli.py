@@ -485,21 +485,25 @@ def replay(options: Options) -> int:
     return EXIT_OK
 
 
-@_command("forget 5e0c0ffee0c0ffee0c0ffee0 --dry-run", "0 done, 1 unknown user, 2 error")
+@_command("forget 5e0c0ffee0c0ffee0c0ffee0 --dry-run", "0 done, 1 unknown user, nothing erased, 2 error")
 @click.argument("user_id", metavar="USER_ID", callback=_parsed(values.identifier))
 @click.option("--dry-run", is_flag=True, help="Only count the rows that would be changed.")
+@click.option(
+    "--anywhere",
+    is_flag=True,
+    help="Erase the payloads that contain USER_ID even if no action, award or balance is of this user.",
+)
 @click.pass_obj
-def forget(options: Options, user_id: str, *, dry_run: bool) -> int:
+def forget(options: Options, user_id: str, *, dry_run: bool, anywhere: bool) -> int:
     """Erase a user's personal data.
 
     Erases it from payloads, columns and quarantine. Ids, points and balances stay. USER_ID is the user's id in Pepper.
     """
     with options.warehouse() as warehouse:
-        erased = erasure.forget(warehouse, user_id, dry_run=dry_run)
-    rows = ", ".join(counted(count, erasure.NOUNS[table]) for table, count in erased.rows.items())
-    text = f"{'Would erase' if dry_run else 'Erased'} personal data in {rows}"
-    options.print(erased.rows, text if erased.is_known else "No row has this user id; nothing to erase")
-    return EXIT_OK if erased.is_known else EXIT_UNKNOWN
+        found = erasure.forget(warehouse, user_id, anywhere=anywhere, dry_run=dry_run)
+    result = {"is_user": found.is_user, "erased": found.done and not dry_run, **found.rows}
+    options.print(result, erasure.as_text(found, dry_run=dry_run))
+    return EXIT_OK if found.done else EXIT_UNKNOWN
 
 
 @_command("ddl --schemas schemas.jsonl", "0 printed, 2 error")

@@ -10,10 +10,11 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, cast, column, false, func, inspect, literal, null, or_, select
+from sqlalchemy import and_, case, cast, column, false, func, inspect, literal, literal_column, null, or_, select
 from sqlalchemy import table as any_table
 
 from pepper_runtime.progress import display
+from pepper_runtime.wording import counted
 from target_crm.balances_cli.verify import begin
 from target_crm.records import values
 from target_crm.records.column_types import Identifier, LongText
@@ -26,13 +27,20 @@ from target_crm.warehouse.stream_names import tables_of_streams
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import ColumnElement, Connection, FromClause, Select, TableClause
+    from sqlalchemy import ColumnElement, Connection, Select, TableClause
 
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
-# The tables that an erasure changes, and the word for one of their rows.
-NOUNS = {"actions": "action", "awards": "award", "users": "user", "rejected_records": "quarantined record"}
+OWN, OTHERS = "actions", "other_actions"
+# What an erasure changes: one of these rows, and several.
+NOUNS = {
+    OWN: ("action of the user", "actions of the user"),
+    OTHERS: ("other action that contains the id", "other actions that contain the id"),
+    "awards": ("award", None),
+    "users": ("user", None),
+    "rejected_records": ("quarantined record", None),
+}
 # Quarantined records in memory at a time; each may have some megabytes.
 ROWS_AT_A_TIME = 100
 
@@ -42,78 +50,94 @@ class Erased:
     """What was erased of a user, or would be.
 
     Attributes:
-        is_known: Whether any row has the user's id.
-        rows: The number of changed rows per table.
+        is_user: Whether the id is a user's: that of an action, an award, a balance or a row in `users`.
+        done: Whether the rows were erased or, in a dry run, would be. If not, they only contain the id.
+        rows: The number of rows of each kind in `NOUNS`.
     """
 
-    is_known: bool
+    is_user: bool
+    done: bool
     rows: dict[str, int]
 
 
-def forget(warehouse: Warehouse, user_id: str, *, dry_run: bool = False) -> Erased:
+def forget(warehouse: Warehouse, user_id: str, *, anywhere: bool = False, dry_run: bool = False) -> Erased:
     """Erase a user's personal data, in one transaction.
 
-    - Payloads of the user's actions, and of other actions that contain the user's id.
+    - Payloads of the user's actions, and of other users' actions that contain the user's id.
     - All columns of the user's rows in `users` and `awards`, except ids, points and times.
     - Quarantined records that contain the id of the user or of one of the user's awards.
+
+    The id of an award, a perk or a location is in the payloads of many users. So an id that is no user's changes
+    nothing.
 
     Args:
         warehouse: A warehouse that is set up and has balances.
         user_id: The user's id in Pepper.
+        anywhere: Erase the payloads that contain the id even if it is no user's.
         dry_run: Only count the rows that would change.
     """
     begin("Looking for the user's rows" if dry_run else "Erasing the user's personal data")
+
+    def erase(connection: Connection) -> Erased:
+        return _Erasure(connection, warehouse.tables, user_id, anywhere=anywhere, dry_run=dry_run).run()
+
     if dry_run:
         with warehouse.read() as connection:
-            return _Erasure(connection, warehouse.tables, user_id, dry_run=True).run()
-    return warehouse.commit_once(lambda connection: _Erasure(connection, warehouse.tables, user_id).run())
+            return erase(connection)
+    return warehouse.commit_once(erase)
 
 
 class _Erasure:
     """The erasure of a user's personal data in a transaction."""
 
-    def __init__(self, connection: Connection, tables: Tables, user_id: str, *, dry_run: bool = False) -> None:
+    def __init__(self, connection: Connection, tables: Tables, user_id: str, *, anywhere: bool, dry_run: bool) -> None:
         self._connection = connection
         self._tables = tables
         self._user_id = user_id
+        self._anywhere = anywhere
         self._dry_run = dry_run
-        self._is_known = False
 
     def run(self) -> Erased:
-        tables = self._tables
-        self._look_for(tables.actions, "user_id")
-        self._look_for(tables.award_balances, "user_id")
-        users = tables_of_streams(self._connection, tables).get("users", "users")
+        users = tables_of_streams(self._connection, self._tables).get("users", "users")
+        is_user = self._is_user(users)
+        self._dry_run |= not (is_user or self._anywhere)
         rows = {
-            "actions": self._erase_payloads(),
+            **self._erase_payloads(),
             "awards": self._erase_columns("awards", "user_id", kept=set(map(snake_case, AWARD_FIELDS))),
             "users": self._erase_columns(users, "_id", kept={"_id"}),
             "rejected_records": self._erase_rejected(),
         }
-        return Erased(self._is_known or any(rows.values()), rows)
+        return Erased(is_user, is_user or (self._anywhere and any(rows.values())), rows)
 
-    def _look_for(self, rows: FromClause, key: str) -> None:
-        found = select(literal(1)).select_from(rows).where(rows.c[key] == self._user_id).limit(1)
-        self._is_known = self._is_known or self._connection.scalar(found) is not None
+    def _is_user(self, users: str) -> bool:
+        """Whether the id is a user's. A user who is only in payloads cannot be told from an award or a perk there."""
+        tables, schema = self._tables, self._tables.metadata.schema
+        keys = [tables.actions.c.user_id, tables.award_balances.c.user_id, tables.awards.c.user_id]
+        if inspect(self._connection).has_table(users, schema=schema):
+            keys.append(any_table(users, column("_id", Identifier()), schema=schema).c["_id"])
+        found = (select(literal(1)).select_from(key.table).where(key == self._user_id).limit(1) for key in keys)
+        return any(self._connection.scalar(each) is not None for each in found)
 
     @property
     def _awards(self) -> Select[Any]:
         balances = self._tables.award_balances.c
         return select(balances.award_id).where(balances.user_id == self._user_id)
 
-    def _erase_payloads(self) -> int:
+    def _erase_payloads(self) -> dict[str, int]:
         actions = self._tables.actions
         payload = cast(actions.c.payload, LongText())
         # A payload is stored unchanged: characters outside ASCII and slashes may be escaped.
         spellings = {values.json_text(self._user_id), json.dumps(self._user_id)}
         spellings |= {each.replace("/", "\\/") for each in spellings}
-        is_users = or_(
-            actions.c.user_id == self._user_id,
-            actions.c.award_id.in_(self._awards),
-            # Unlike LIKE, this is case-sensitive on every engine.
-            *(func.replace(payload, each, "") != payload for each in sorted(spellings)),
-        )
-        return self._erase(actions, is_users, "payload")
+        is_own = or_(actions.c.user_id == self._user_id, actions.c.award_id.in_(self._awards))
+        # `NOT is_own` would be null for an action without a user or an award.
+        is_other = case((is_own, literal_column("0")), else_=literal_column("1")) == literal_column("1")
+        # Unlike LIKE, this is case-sensitive on every engine.
+        contains_id = or_(*(func.replace(payload, each, "") != payload for each in sorted(spellings)))
+        return {
+            OWN: self._erase(actions, is_own, "payload"),
+            OTHERS: self._erase(actions, and_(is_other, contains_id), "payload"),
+        }
 
     def _erase_columns(self, name: str, key: str, *, kept: set[str]) -> int:
         schema = self._tables.metadata.schema
@@ -124,7 +148,6 @@ class _Erasure:
         personal = sorted(names - kept - METADATA_COLUMNS - {DELETED_AT})
         columns = [column(key, Identifier()), *map(column, personal)]
         rows = any_table(name, *columns, schema=schema)
-        self._look_for(rows, key)
         return self._erase(rows, rows.c[key] == self._user_id, *personal)
 
     def _erase(self, rows: TableClause, where: ColumnElement[bool], *names: str) -> int:
@@ -150,6 +173,20 @@ class _Erasure:
             count += len(affected)
             display.advance(len(rows))
         return count
+
+
+def as_text(erased: Erased, *, dry_run: bool) -> str:
+    """Format what was erased on one line, or why nothing was."""
+    counts = {name: counted(count, *NOUNS[name]) for name, count in erased.rows.items()}
+    if erased.done:
+        return f"{'Would erase' if dry_run else 'Erased'} personal data in {', '.join(counts.values())}"
+    if not any(erased.rows.values()):
+        return "No row has this id; nothing to erase"
+    payloads = counted(sum(erased.rows.values()), "payload")
+    return (
+        f"No user has this id; nothing was erased. It appears in {payloads}, perhaps as the id of an award, a perk or a "
+        "location. If it is a user's, --anywhere erases these payloads"
+    )
 
 
 def _contains(payload: str, ids: set[str]) -> bool:

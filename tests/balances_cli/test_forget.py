@@ -87,7 +87,7 @@ def test_an_id_is_found_in_payloads_in_any_common_spelling(
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
     load(sqlite_url, [ACTIONS, action("a1", friends=["@"]).replace('"@"', spelling), action("a2")])
 
-    assert run_balances(["forget", "grün/1"]) == 0
+    assert run_balances(["forget", "grün/1", "--anywhere"]) == 0
 
     assert [row["payload"] is None for row in table(sqlite_url, "actions")] == [True, False]
 
@@ -101,7 +101,15 @@ def test_forget_erases_personal_data_and_keeps_balances(crm: Warehouse, capsys: 
 
     assert run_balances(["forget", "u1", "--json"]) == 0
 
-    assert json.loads(capsys.readouterr().out) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
+    assert json.loads(capsys.readouterr().out) == {
+        "is_user": True,
+        "erased": True,
+        "actions": 4,
+        "other_actions": 1,
+        "awards": 1,
+        "users": 1,
+        "rejected_records": 4,
+    }
     assert naming(crm, NAME) == {}
     assert naming(crm, OTHER_NAME) == others
     assert table(crm, "award_balances") == balances
@@ -129,8 +137,10 @@ def test_dry_run_counts_what_would_be_erased_and_changes_nothing(
 
     assert run_balances(["forget", "u1", "--dry-run"]) == 0
 
-    expected = "Would erase personal data in 5 actions, 1 award, 1 user, 4 quarantined records\n"
-    assert capsys.readouterr().out == expected
+    assert capsys.readouterr().out == (
+        "Would erase personal data in 4 actions of the user, 1 other action that contains the id, 1 award, 1 user, "
+        "4 quarantined records\n"
+    )
     assert naming(crm, NAME) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
 
 
@@ -140,7 +150,10 @@ def test_forgetting_twice_changes_nothing(crm: Warehouse, capsys: pytest.Capture
 
     assert run_balances(["forget", "u1"]) == 0
 
-    assert capsys.readouterr().out == "Erased personal data in 0 actions, 0 awards, 0 users, 0 quarantined records\n"
+    assert capsys.readouterr().out == (
+        "Erased personal data in 0 actions of the user, 0 other actions that contain the id, 0 awards, 0 users, "
+        "0 quarantined records\n"
+    )
     assert naming(crm, OTHER_NAME) != {}
 
 
@@ -151,11 +164,79 @@ def test_unknown_user_exits_with_1_and_changes_nothing(
     before = naming(crm, NAME)
     capsys.readouterr()
 
-    for options in ([], ["--dry-run"]):
+    for options in ([], ["--dry-run"], ["--anywhere"]):
         assert run_balances(["forget", user_id, *options]) == 1
-        assert capsys.readouterr().out == "No row has this user id; nothing to erase\n"
+        assert capsys.readouterr().out == "No row has this id; nothing to erase\n"
 
     assert naming(crm, NAME) == before
+
+
+@pytest.mark.parametrize(
+    ("pasted", "payloads"),
+    [
+        pytest.param("w1", "6 payloads", id="an-award"),
+        pytest.param("p1", "8 payloads", id="a-perk"),
+        pytest.param("REWARD_EARNED", "7 payloads", id="a-type"),
+        pytest.param("u11", "1 payload", id="a-user-of-the-quarantine-alone"),
+    ],
+)
+def test_an_id_that_is_no_users_erases_nothing_unless_asked_for(
+    crm: Warehouse, capsys: pytest.CaptureFixture[str], pasted: str, payloads: str
+) -> None:
+    before = naming(crm, NAME), naming(crm, OTHER_NAME)
+    capsys.readouterr()
+
+    for options in ([], ["--dry-run"]):
+        assert run_balances(["forget", pasted, *options]) == 1
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line == (
+            f"No user has this id; nothing was erased. It appears in {payloads}, perhaps as the id of an award, a perk "
+            "or a location. If it is a user's, --anywhere erases these payloads"
+        )
+    assert (naming(crm, NAME), naming(crm, OTHER_NAME)) == before
+
+    assert run_balances(["forget", pasted, "--anywhere", "--json"]) == 0
+    erased = json.loads(capsys.readouterr().out)
+    assert (erased["is_user"], erased["erased"], erased["actions"], erased["awards"]) == (False, True, 0, 0)
+    assert f"{erased['other_actions'] + erased['rejected_records']} payload" in payloads
+    assert run_balances(["forget", pasted, "--anywhere"]) == 1
+
+
+def test_a_friend_who_is_only_in_other_users_payloads_can_be_erased(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
+    load(sqlite_url, [ACTIONS, action("a1", **user("u2", "Zoe", friends=[{"_id": "u1", "fullName": NAME}]))])
+    capsys.readouterr()
+
+    assert run_balances(["forget", "u1", "--anywhere"]) == 0
+
+    assert capsys.readouterr().out == (
+        "Erased personal data in 0 actions of the user, 1 other action that contains the id, 0 awards, 0 users, "
+        "0 quarantined records\n"
+    )
+    assert query(sqlite_url, "SELECT payload FROM actions") == [(None,)]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        pytest.param(
+            [ACTIONS, record("actions", {"_id": "a1", "type": "USER_UPDATED", **user("u1", NAME)})], id="action"
+        ),
+        pytest.param([NAMED_AWARDS, award("w1", "u1", NAME).replace('"points": 5', '"points": null')], id="award"),
+        pytest.param([ACTIONS, USERS, record("users", {"_id": "u1", "fullName": NAME})], id="users"),
+    ],
+)
+def test_a_user_of_one_table_is_known(sqlite_url: str, monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> None:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
+    load(sqlite_url, messages)
+
+    assert run_balances(["forget", "u1"]) == 0
+
+    opened = Warehouse(sqlite_url)
+    assert naming(opened, NAME) == {}
+    opened.dispose()
 
 
 def test_empty_user_id_is_a_usage_error() -> None:

@@ -591,7 +591,7 @@ def test_erasing_a_user_keeps_every_balance_as_of_any_time(crm: Warehouse) -> No
         [("w1", 5), ("w2", 7), ("w3", 5)],
     ]
 
-    assert forget(crm, "u1").rows == {"actions": 2, "awards": 0, "users": 0, "rejected_records": 1}
+    assert forget(crm, "u1").rows == {"actions": 2, "other_actions": 0, "awards": 0, "users": 0, "rejected_records": 1}
 
     load(crm, messages)
     payloads = [row["payload"] for name in ("actions", "rejected_records") for row in table(crm, name, "payload")]
