@@ -31,6 +31,7 @@ SQLITE_ONLY = "not postgresql and not duckdb"
 
 _BALANCES = (
     "target/test_balances.py",
+    "conformance/test_conformance.py",
     "target/test_streams.py",
     "stress/test_deliveries.py",
     "target/test_activate_version.py",
