@@ -51,6 +51,6 @@ SURVIVORS: dict[str, str] = {
     "0 → 1": "no engine has exact decimals of one digit",
     "target_crm.records.schemas._precision: return _Precision(max(map(_digits_below, bounds), default=0), places): "
     "0 → 1": "fewer than 20 digits before the point count as 20",
-    "target_crm.records.values.decimal: rounded = exact.quantize(Decimal(1).scaleb(-places), context=Context(digits + 1)): "
-    "1 → 2": "the check before has limited the digits, so no value needs more",
+    "target_crm.records.values.decimal: rounded = exact.quantize(Decimal(1).scaleb(-places), "
+    "context=Context(digits + 1)): 1 → 2": "the check before has limited the digits, so no value needs more",
 }
