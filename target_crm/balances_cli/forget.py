@@ -184,8 +184,8 @@ def as_text(erased: Erased, *, dry_run: bool) -> str:
         return "No row has this id; nothing to erase"
     payloads = counted(sum(erased.rows.values()), "payload")
     return (
-        f"No user has this id; nothing was erased. It appears in {payloads}, perhaps as the id of an award, a perk or a "
-        "location. If it is a user's, --anywhere erases these payloads"
+        f"No user has this id; nothing was erased. It appears in {payloads}, perhaps as the id of an award, a perk or "
+        "a location. If it is a user's, --anywhere erases these payloads"
     )
 
 
