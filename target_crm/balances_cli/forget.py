@@ -27,7 +27,7 @@ from target_crm.warehouse.stream_names import tables_of_streams
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import ColumnElement, Connection, Select, TableClause
+    from sqlalchemy import ColumnClause, ColumnElement, Connection, Select, TableClause
 
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
@@ -110,12 +110,16 @@ class _Erasure:
         return Erased(is_user, is_user or (self._anywhere and any(rows.values())), rows)
 
     def _is_user(self, users: str) -> bool:
-        """Whether the id is a user's. A user who is only in payloads cannot be told from an award or a perk there."""
+        """Whether the id is a user's. In a payload, it may be the id of anything."""
         tables, schema = self._tables, self._tables.metadata.schema
-        keys = [tables.actions.c.user_id, tables.award_balances.c.user_id, tables.awards.c.user_id]
+        keys: list[ColumnClause[Any]] = [
+            tables.actions.c.user_id,
+            tables.award_balances.c.user_id,
+            tables.awards.c.user_id,
+        ]
         if inspect(self._connection).has_table(users, schema=schema):
             keys.append(any_table(users, column("_id", Identifier()), schema=schema).c["_id"])
-        found = (select(literal(1)).select_from(key.table).where(key == self._user_id).limit(1) for key in keys)
+        found = (select(literal(1)).where(key == self._user_id).limit(1) for key in keys)
         return any(self._connection.scalar(each) is not None for each in found)
 
     @property
@@ -184,8 +188,8 @@ def as_text(erased: Erased, *, dry_run: bool) -> str:
         return "No row has this id; nothing to erase"
     payloads = counted(sum(erased.rows.values()), "payload")
     return (
-        f"No user has this id; nothing was erased. It appears in {payloads}, perhaps as the id of an award, a perk or "
-        "a location. If it is a user's, --anywhere erases these payloads"
+        f"No user has this id; nothing was erased. It appears in {payloads}, perhaps as the id of an award, a perk "
+        "or a location. If it is a user's, --anywhere erases these payloads"
     )
 
 
