@@ -8,7 +8,7 @@ environment sets up Python itself in another way (`PYTHONWARNINGS` …), it star
 from __future__ import annotations
 
 import gc
-import importlib
+import importlib.util
 import os
 import random
 import selectors
@@ -26,10 +26,8 @@ from tests.helpers.fork_client import LENGTH_BYTES, NUMBER_BYTES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What the scripts import, also late. Not DuckDB: its threads do not exist in a fork, which would never end. It imports
-# pandas where that is installed.
+# What the scripts import, also late. Not DuckDB: its threads do not exist in a fork, which would never end.
 IMPORTS = (
-    "pandas",
     "psycopg",
     "pyarrow",
     "pendulum",
@@ -44,6 +42,8 @@ IMPORTS = (
     "target_crm.balances_cli.verify",
     "target_crm.loader.target",
 )
+# DuckDB imports it where it is installed.
+IMPORTS_IF_INSTALLED = ("pandas",)
 FORKED_SCRIPTS = ("tap-pepper", "target-crm", "crm-balances")
 READY = b"ready"
 
@@ -151,7 +151,7 @@ def main(address: str) -> None:
         for script in distribution("pepper-crm").entry_points
         if script.name in FORKED_SCRIPTS
     }
-    for name in IMPORTS:
+    for name in (*IMPORTS, *filter(importlib.util.find_spec, IMPORTS_IF_INSTALLED)):
         importlib.import_module(name)
     # A collection would copy the memory that forks share.
     gc.collect()
