@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pepper_runtime.wording import counted, duration
+from target_crm.records.coverage import STREAM
 from target_crm.records.values import Invalid
 
 if TYPE_CHECKING:
@@ -69,7 +70,12 @@ def _too_old(status: Status, limit: timedelta) -> Iterator[str]:
 def _read_until(status: Status) -> dict[str, datetime | None]:
     """Return until when the actions of each merchant were read or, without coverage, each stream."""
     if merchants := status.coverage.complete_until:
-        return {f"actions of merchant {name}" if name else "actions": until for name, until in merchants.items()}
+        read_at = next((each.read_at for each in status.streams if each.stream == STREAM), None)
+        return {
+            # With a clock that is ahead, coverage ends in the future, and would look new long after the last run.
+            f"actions of merchant {name}" if name else "actions": read_at if until and until > status.now else until
+            for name, until in merchants.items()
+        }
     # The tables of actions and awards exist, even if only one of them is loaded.
     read = {f"records of {each.stream}": each.read_at for each in status.streams if each.rows or each.read_at}
     return read or {"records": None}

@@ -21,12 +21,15 @@ PREFIX = "pepper_crm_"
 
 
 def as_metrics(status: Status) -> str:
-    """Format a status. A value that is unknown has no sample."""
-    return "\n".join(line for metric in _metrics(status) for line in _lines(*metric))
+    """Format a status. A value that is unknown has no sample.
+
+    All samples have the label `schema`, so that the files of several schemas may be in one folder.
+    """
+    return "\n".join(line for metric in _metrics(status) for line in _lines(status.schema, *metric))
 
 
 def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
-    """Yield name, help, label and samples of each metric; a metric without a label has one sample."""
+    """Yield name, help, label and samples of each metric; a metric without a label of its own has one sample."""
     streams = {each.stream: each for each in status.streams}
     yield "stream_rows", "Rows that are not deleted.", "stream", {name: each.rows for name, each in streams.items()}
     yield (
@@ -76,17 +79,16 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         )
 
 
-def _lines(name: str, text: str, label: str | None, samples: Samples) -> Iterator[str]:
+def _lines(schema: str, name: str, text: str, label: str | None, samples: Samples) -> Iterator[str]:
     yield f"# HELP {PREFIX}{name} {text}"
     yield f"# TYPE {PREFIX}{name} gauge"
     for key, value in samples.items():
         if value is not None:
             number = float(value) if isinstance(value, int | float) else value.timestamp()
-            yield f"{PREFIX}{name}{_labels(label, key)} {number:.15g}"
+            labels = {"schema": schema, **({label: key} if label else {})}
+            yield f"{PREFIX}{name}{{{','.join(_label(*each) for each in labels.items())}}} {number:.15g}"
 
 
-def _labels(label: str | None, value: str) -> str:
-    if label is None:
-        return ""
+def _label(name: str, value: str) -> str:
     escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    return f'{{{label}="{escaped}"}}'
+    return f'{name}="{escaped}"'

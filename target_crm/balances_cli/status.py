@@ -59,12 +59,14 @@ class Status:
     """The state of a warehouse.
 
     Attributes:
+        schema: The schema of the tables: that of the setting, or the default one of the connection.
         rejected: Records in quarantine, including lines that belong to no stream.
         checks: Empty if there are no balances, because neither actions nor awards have been loaded.
         coverage: Which actions were read.
     """
 
     now: datetime
+    schema: str
     streams: list[Stream]
     rejected: int
     checks: list[Check]
@@ -99,6 +101,7 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
         checks = (compare_balances if full else compare_totals)(connection, tables)
     return Status(
         now=now,
+        schema=tables.metadata.schema or connection.dialect.default_schema_name or "",
         streams=[
             Stream(
                 stream=name,

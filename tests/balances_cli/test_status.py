@@ -176,6 +176,30 @@ def test_max_age_refers_to_the_end_of_the_coverage_of_each_merchant(
     assert output[-1:] == [f"LIMIT BROKEN: {each}, limit 15 min" for each in broken] or output[-1] == "No drift"
 
 
+@pytest.mark.parametrize(
+    ("finished_minutes_ago", "broken"),
+    [
+        pytest.param(10, [], id="within"),
+        pytest.param(20, ["actions were read up to 20 min ago"], id="too-old"),
+        pytest.param(None, ["actions were never read by a finished run"], id="no-finished-run"),
+    ],
+)
+def test_coverage_that_ends_in_the_future_does_not_hide_that_the_last_run_is_too_old(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], finished_minutes_ago: int | None, broken: list[str]
+) -> None:
+    now = datetime.now(UTC)
+    load(sqlite_url, [ACTIONS, action("a1"), read(now - timedelta(hours=9), now + timedelta(days=3))])
+    finished_at = finished_minutes_ago and now - timedelta(minutes=finished_minutes_ago)
+    ended = f"'{finished_at:%Y-%m-%d %H:%M:%S}'" if finished_at else "NULL, exit_state = NULL"
+    execute(sqlite_url, f"UPDATE load_runs SET finished_at = {ended}")
+
+    exit_code = run_balances(["status", "--url", sqlite_url, "--max-age", "15m", "--json"])
+
+    assert exit_code == bool(broken)
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["broken_limits"] == [f"{each}, limit 15 min" for each in broken]
+
+
 def test_max_age_without_coverage_refers_to_finished_runs(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_status(sqlite_url, MESSAGES, capsys, "--max-age", "1h")[0] == 0
     execute(sqlite_url, "UPDATE load_runs SET finished_at = '2026-10-05 00:00:00' WHERE stream = 'perks'")
@@ -211,7 +235,7 @@ def test_each_broken_limit_has_a_line_and_the_exit_code_is_1(
     assert (within[0], within[1][-1]) == (0, "No drift")
 
 
-SAMPLE = re.compile(r'pepper_crm_([a-z_]+)(?:\{([a-z]+)="([^"]*)"\})? ([0-9.e+]+)')
+SAMPLE = re.compile(r'pepper_crm_([a-z_]+)\{schema="main"(?:,([a-z]+)="([^"]*)")?\} ([0-9.e+]+)')
 
 
 def test_prometheus_format_has_help_type_and_samples_of_each_metric(
@@ -246,3 +270,21 @@ def test_prometheus_format_has_help_type_and_samples_of_each_metric(
     assert samples["coverage_holes", ""] == 0
     assert samples["complete_until_timestamp_seconds", ""] == end.timestamp()
     assert samples["last_run_done", ""] == 1
+
+
+def test_prometheus_samples_of_two_schemas_differ_in_a_label(
+    new_postgres_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = []
+    for schema_name in ("", "shop_b"):
+        load(new_postgres_url, MESSAGES, default_target_schema=schema_name or None)
+        capsys.readouterr()
+        run_balances(["status", "--url", new_postgres_url, "--schema", schema_name, "--format", "prometheus"])
+        printed = capsys.readouterr().out.splitlines()
+        samples.append({line.rpartition(" ")[0] for line in printed if not line.startswith("#")})
+
+    default, shop_b = samples
+    assert 'pepper_crm_drifted{schema="public"}' in default
+    assert 'pepper_crm_stream_rows{schema="shop_b",stream="actions"}' in shop_b
+    assert not default & shop_b
+    assert {each.replace('"shop_b"', '"public"') for each in shop_b} == default
