@@ -1,19 +1,19 @@
--- Once, by someone who may create roles, in the warehouse's database. Each role gets its password by ALTER ROLE … PASSWORD.
+-- Once per server, by someone who may create roles: psql --file deploy/roles.sql
+-- Each role gets its password by ALTER ROLE … PASSWORD.
+\set ON_ERROR_STOP on
+
+-- Owns the tables, and creates and changes them. It is used at upgrades alone.
 CREATE ROLE crm_migration LOGIN;
+
+-- Reads and writes rows. It can neither create nor change nor drop a table.
 CREATE ROLE crm_loader LOGIN;
+
+-- Sees what deploy/readers.sql names.
 CREATE ROLE crm_reader LOGIN;
+
+-- Runs `crm-balances status` and `verify`. It sees what the reader sees, and the counts of the runs.
 CREATE ROLE crm_monitor LOGIN;
-
--- The migration role owns the tables, and creates and changes them. It is used at upgrades alone.
-CREATE SCHEMA loyalty AUTHORIZATION crm_migration;
-
--- The loader reads and writes rows. It can neither create nor change nor drop a table.
-GRANT USAGE ON SCHEMA loyalty TO crm_loader;
-ALTER DEFAULT PRIVILEGES FOR ROLE crm_migration IN SCHEMA loyalty
-    GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO crm_loader;
-
--- The reader sees what deploy/readers.sql names.
-GRANT USAGE ON SCHEMA loyalty TO crm_reader;
-
--- The monitor runs `crm-balances status` and `verify`. It sees what the reader sees, and the counts of the runs.
 GRANT crm_reader TO crm_monitor;
+
+-- Runs the dbt package: deploy/dbt.sql. Delete this line if you do not use it.
+CREATE ROLE crm_dbt LOGIN;

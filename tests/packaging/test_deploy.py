@@ -20,7 +20,7 @@ from sqlalchemy.exc import ProgrammingError
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, Pipeline, command, environment, pepper_settings, run_script
-from tests.helpers.postgres import new_database
+from tests.helpers.postgres import PROGRAMS, new_database
 from tests.helpers.target import execute, query
 
 if TYPE_CHECKING:
@@ -94,12 +94,18 @@ def test_the_crontab_loads_two_merchants_and_verifies(tmp_path: Path) -> None:
         lines = re.findall(r"^(?:[\d*/,-]+ +){5}(.*)$", crontab, re.MULTILINE)
         assert len(lines) == 6
         printed = [project.run(["/bin/sh", "-c", line], **variables) for line in lines]
+        (audit,) = re.findall(r"`(meltano [^`]*:compare)`", (PROJECT / "docs" / "many-merchants.md").read_text())
+        earlier_requests = len(other.requests)
+        audited = project.run(["/bin/sh", "-c", audit], **variables)
+        audit_requests = other.requests[earlier_requests:]
     assert balances(f"sqlite:///{tmp_path / 'crm.db'}") == ours.balances()
     assert balances(f"sqlite:///{tmp_path / 'shop_b.db'}") == theirs.balances()
     for merchant, database in ((ours, "crm.db"), (theirs, "shop_b.db")):
         assert query(f"sqlite:///{tmp_path / database}", "SELECT count(*) FROM perks") == [(len(merchant.perks()),)]
     assert printed[:4] == [""] * 4, "cron sends any output by mail"
     assert all("actions: OK" in each for each in printed[4:])
+    assert f"Compared {len(theirs.balances())} awards with Pepper: OK" in audited
+    assert {request.path for request in audit_requests} == {"/awards"}
     states = subprocess.run(
         command("meltano", "--environment", "prod", "state", "list"),
         cwd=project.folder,
@@ -189,61 +195,83 @@ def test_the_kubernetes_cronjobs_load_one_at_a_time_and_verify(tmp_path: Path, n
             project.run(commands["pepper-crm-daily"], **settings)
 
 
+def psql(url: str, file: Path, **variables: str) -> None:
+    """Execute a file by psql; fail at its first error."""
+    options = [f"--set={name}={value}" for name, value in variables.items()]
+    ran = subprocess.run(
+        [PROGRAMS / "psql", url, "--quiet", *options, "--file", file],
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url: str) -> None:
     migration, loader, reader, monitor, dbt = (
         new_postgres_url.replace("//postgres@", f"//crm_{role}@")
         for role in ("migration", "loader", "reader", "monitor", "dbt")
     )
-    execute(new_postgres_url, (DEPLOY / "roles.sql").read_text())
-    world = World(seed=5, users=4, days=1, now=NOW)
-    with Sandbox(world) as sandbox:
-        settings = {**pepper_settings(sandbox), "TARGET_CRM_DEFAULT_TARGET_SCHEMA": "loyalty"}
-        statements = subprocess.run(
-            "tap-pepper --config ENV --test=schema | crm-balances ddl --schemas -",
-            shell=True,
-            env=environment(**settings, TARGET_CRM_SQLALCHEMY_URL=migration),
-            capture_output=True,
-            text=True,
-            timeout=RUN_SECONDS_MAX,
-            check=True,
-        ).stdout
-        execute(migration, statements)
-        execute(migration, (DEPLOY / "readers.sql").read_text())
-        execute(new_postgres_url, (DEPLOY / "dbt.sql").read_text())
-        pipeline = Pipeline(sandbox, loader, tmp_path, {"TARGET_CRM_DEFAULT_TARGET_SCHEMA": "loyalty"})
-        pipeline.run()
-        world.advance(timedelta(hours=20))
-        pipeline.run()
+    psql(new_postgres_url, DEPLOY / "roles.sql")
+    # Of two merchants: each has a schema, and the roles are the same.
+    for number, schema in enumerate(("loyalty", "shop_b")):
+        psql(new_postgres_url, DEPLOY / "schema.sql", schema=schema)
+        world = World(seed=5 + number, users=4, days=1, now=NOW)
+        folder = tmp_path / schema
+        folder.mkdir()
+        with Sandbox(world) as sandbox:
+            settings = {**pepper_settings(sandbox), "TARGET_CRM_DEFAULT_TARGET_SCHEMA": schema}
+            statements = subprocess.run(
+                "tap-pepper --config ENV --test=schema | crm-balances ddl --schemas -",
+                shell=True,
+                env=environment(**settings, TARGET_CRM_SQLALCHEMY_URL=migration),
+                capture_output=True,
+                text=True,
+                timeout=RUN_SECONDS_MAX,
+                check=True,
+            ).stdout
+            execute(migration, statements)
+            psql(migration, DEPLOY / "readers.sql", schema=schema)
+            psql(new_postgres_url, DEPLOY / "dbt.sql", schema=schema)
+            pipeline = Pipeline(sandbox, loader, folder, {"TARGET_CRM_DEFAULT_TARGET_SCHEMA": schema})
+            pipeline.run()
+            world.advance(timedelta(hours=20))
+            pipeline.run()
+        check_rights(schema, world, loader=loader, reader=reader, monitor=monitor, dbt=dbt)
 
-    assert dict(query(reader, "SELECT award_id, points FROM loyalty.award_balances")) == world.balances()
-    assert query(reader, "SELECT count(occurred_at) > 0, count(effect) > 0 FROM loyalty.actions") == [(True, True)]
-    assert query(reader, "SELECT sum(points) FROM loyalty.user_balances") == [(sum(world.balances().values()),)]
+
+def check_rights(schema: str, world: World, *, loader: str, reader: str, monitor: str, dbt: str) -> None:
+    """Check what each role, given as its URL, may do in a merchant's schema, and what not."""
+    assert dict(query(reader, f"SELECT award_id, points FROM {schema}.award_balances")) == world.balances()
+    assert query(reader, f"SELECT count(occurred_at) > 0, count(effect) > 0 FROM {schema}.actions") == [(True, True)]
+    assert query(reader, f"SELECT sum(points) FROM {schema}.user_balances") == [(sum(world.balances().values()),)]
     for monitoring in ("status", "verify"):
         ran = run_script(
             "crm-balances",
             monitoring,
             TARGET_CRM_SQLALCHEMY_URL=monitor,
-            TARGET_CRM_DEFAULT_TARGET_SCHEMA="loyalty",
+            TARGET_CRM_DEFAULT_TARGET_SCHEMA=schema,
         )
         assert ran.returncode == 0, ran.stderr
     (sources,) = yaml.safe_load((PROJECT / "dbt" / "models" / "pepper_sources.yml").read_text())["sources"]
     for name in {each["name"] for each in sources["tables"]} - {"rejected_records"}:
-        execute(dbt, f"CREATE TABLE loyalty_models.{name} AS SELECT * FROM loyalty.{name}")
-    execute(dbt, "SELECT rejected_id, stream, reason, rejected_at FROM loyalty.rejected_records")
+        execute(dbt, f"CREATE TABLE {schema}_models.{name} AS SELECT * FROM {schema}.{name}")
+    execute(dbt, f"SELECT rejected_id, stream, reason, rejected_at FROM {schema}.rejected_records")
     for url, statement in [
-        (loader, "CREATE TABLE loyalty.mine (id integer)"),
-        (loader, "ALTER TABLE loyalty.actions ADD COLUMN mine integer"),
-        (loader, "DROP TABLE loyalty.actions"),
-        (reader, "SELECT payload FROM loyalty.actions"),
-        (reader, "SELECT payload FROM loyalty.rejected_records"),
-        (reader, "UPDATE loyalty.award_balances SET points = 0"),
-        (reader, "DELETE FROM loyalty.actions"),
-        (monitor, "SELECT payload FROM loyalty.actions"),
-        (monitor, "SELECT payload FROM loyalty.rejected_records"),
-        (monitor, "DELETE FROM loyalty.actions"),
-        (dbt, "SELECT payload FROM loyalty.rejected_records"),
-        (dbt, "CREATE TABLE loyalty.mine (id integer)"),
-        (dbt, "DELETE FROM loyalty.actions"),
+        (loader, f"CREATE TABLE {schema}.mine (id integer)"),
+        (loader, f"ALTER TABLE {schema}.actions ADD COLUMN mine integer"),
+        (loader, f"DROP TABLE {schema}.actions"),
+        (reader, f"SELECT payload FROM {schema}.actions"),
+        (reader, f"SELECT payload FROM {schema}.rejected_records"),
+        (reader, f"UPDATE {schema}.award_balances SET points = 0"),
+        (reader, f"DELETE FROM {schema}.actions"),
+        (monitor, f"SELECT payload FROM {schema}.actions"),
+        (monitor, f"SELECT payload FROM {schema}.rejected_records"),
+        (monitor, f"DELETE FROM {schema}.actions"),
+        (dbt, f"SELECT payload FROM {schema}.rejected_records"),
+        (dbt, f"CREATE TABLE {schema}.mine (id integer)"),
+        (dbt, f"DELETE FROM {schema}.actions"),
     ]:
         with pytest.raises(ProgrammingError, match=r"permission denied|must be owner"):
             execute(url, statement)

