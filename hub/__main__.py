@@ -49,10 +49,9 @@ TAP = {
     ),
     "next_steps": (
         "Load with `target-crm` for a balance per user and award, or with any other target. "
-        "`users` is personal data: set `include_users` to read it."
+        "`users` is personal data: to read it, set `include_users`, and add the fields that you need to `select`, such "
+        "as `users.state`."
     ),
-    # Each award has a copy of its perk.
-    "select": ["*.*", "!awards.perk", "!awards.tenantId", "!awards.other_fields"],
 }
 WAREHOUSE = "Set the address of the warehouse as `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …"
 TARGET = {
@@ -87,6 +86,8 @@ def definitions() -> dict[Path, str]:
     """The text of each definition, by its path."""
     project = yaml.safe_load((HUB.parent / "meltano.yml").read_text())
     (utility,) = project["plugins"]["utilities"]
+    # The project has a separate extractor for perks. Not `*.*`, which would also select the names of users.
+    tap = {**TAP, "select": ["perks.*", *project["plugins"]["extractors"][0]["select"]]}
     target = {**_definition("target-crm", TARGET), "commands": utility["commands"]}
     settings = [
         {**setting, "env": f"{ENVIRONMENT_PREFIX}{setting['name'].upper()}"}
@@ -95,7 +96,7 @@ def definitions() -> dict[Path, str]:
     ]
     python_versions = target["supported_python_versions"]
     return {
-        HUB / "extractors" / "tap-pepper.yml": _text(_definition("tap-pepper", TAP)),
+        HUB / "extractors" / "tap-pepper.yml": _text(_definition("tap-pepper", tap)),
         HUB / "loaders" / "target-crm.yml": _text(target),
         HUB / "utilities" / "crm-balances.yml": _text(
             {

@@ -147,7 +147,8 @@ class Settings:
     include_users: bool = setting(
         "Include users",
         "Add the stream users to the catalog. Its records are personal data. Names, contacts and credentials are "
-        "emitted only if the catalog also selects their fields.",
+        "emitted only if the catalog also selects their fields. With Meltano, add the fields that you need to select, "
+        "such as users.state.",
         default=False,
     )
     include_credentials: bool = setting(

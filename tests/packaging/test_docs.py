@@ -133,6 +133,19 @@ def test_meltano_yml_declares_every_setting_with_its_default(plugin: str) -> Non
     }
 
 
+@pytest.mark.parametrize("page", ["meltano.md", "many-merchants.md"])
+def test_the_entries_in_a_page_are_those_of_meltano_yml(page: str) -> None:
+    """The files in deploy/ need them."""
+    text = (PROJECT / "docs" / page).read_text()
+    (documented,) = map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    project = yaml.safe_load((PROJECT / "meltano.yml").read_text())
+    for entries, own in ((documented.pop("plugins"), project["plugins"]), (documented, project)):
+        for kind, listed in entries.items():
+            assert [entry for entry in listed if entry not in own[kind]] == []
+    for selection in re.findall(r"config set tap-pepper _select '(.*)'", text):
+        assert json.loads(selection) == project["plugins"]["extractors"][0]["select"]
+
+
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
 # Number of shell blocks marked `not run`, because they need the network. All others are run.
 NOT_RUN = {

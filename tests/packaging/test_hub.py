@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from sqlalchemy.exc import OperationalError
 from hub import __main__ as hub
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
-from tests.helpers.commands import PROJECT, pepper_settings, run_script
+from target_crm.balances_cli.cli import crm_balances
+from tests.helpers.commands import PROJECT, environment, pepper_settings, run_script
 from tests.helpers.packages import build, install_arguments
 from tests.helpers.target import execute, query
 
@@ -66,6 +68,19 @@ def test_a_logo_is_a_square_drawing_without_links_or_scripts(logo: Path) -> None
     assert logo.name in logos
 
 
+def test_the_selection_names_no_personal_data() -> None:
+    selection = yaml.safe_load(DEFINITIONS["extractors"].read_text())["select"]
+    assert {"actions.*", "awards.*", "perks.*"} <= set(selection)
+    assert not any(fnmatch("users.fullName", pattern) for pattern in selection)
+
+
+@pytest.mark.parametrize("kind", ["loaders", "utilities"])
+def test_meltano_runs_every_command_of_crm_balances(kind: str) -> None:
+    commands = yaml.safe_load(DEFINITIONS[kind].read_text())["commands"]
+    assert commands.keys() == crm_balances.commands.keys()
+    assert all((each["executable"], each["args"]) == ("crm-balances", name) for name, each in commands.items())
+
+
 @pytest.mark.parametrize("kind", ["loaders", "utilities"])
 def test_pip_url_has_the_extras_that_the_commands_need(kind: str) -> None:
     definition = yaml.safe_load(DEFINITIONS[kind].read_text())
@@ -84,22 +99,20 @@ def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(
             "TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'crm.db'}",
             **meltano_settings(tmp_path),
             "UV_OFFLINE": "1",
+            # Not enough to read personal data: the selection of the docs and the definition must not name them.
+            "TAP_PEPPER_INCLUDE_USERS": "true",
         }
         meltano(tmp_path, settings, "init", "project")
-        copy_definitions(project, " ".join(install_arguments(tmp_path, wheel)))
-        for path in DEFINITIONS.values():
-            meltano(project, settings, "add", "--from-ref", str(path.relative_to(PROJECT)), path.stem)
+        commands = add_plugins(project, settings, " ".join(install_arguments(tmp_path, wheel)))
         assert (project / ".meltano" / "extractors" / "tap-pepper" / "venv").is_dir()
-        # `add --from-ref` ignores the definition's selection, unlike `add` from the Hub.
-        selection = yaml.safe_load(DEFINITIONS["extractors"].read_text())["select"]
-        meltano(project, settings, "config", "set", "tap-pepper", "_select", json.dumps(selection))
+        verified = shell(project, settings, commands)
+        invoke = "meltano --environment prod invoke"
+        compared = shell(project, settings, f"{invoke} tap-pepper--audit | {invoke} target-crm:compare")
         meltano(project, settings, "job", "add", "daily", "--tasks", "[tap-pepper target-crm crm-balances:verify]")
-        meltano(project, settings, "run", "daily")
-        verified = meltano(project, settings, "invoke", "target-crm:verify")
-        meltano(project, settings, "invoke", "crm-balances:report")
         execute(settings["TARGET_CRM_SQLALCHEMY_URL"], "UPDATE award_balances SET points = points + 1")
         failed = meltano(project, settings, "run", "daily", exit_code=1)
     assert "actions: OK" in verified
+    assert f"Compared {len(world.balances())} awards with Pepper: OK" in compared
     assert (project / "loyalty-report.html").read_text().startswith("<!doctype html>")
     assert "DRIFT, run crm-balances rebuild" in failed
     execute(settings["TARGET_CRM_SQLALCHEMY_URL"], "UPDATE award_balances SET points = points - 1")
@@ -109,12 +122,27 @@ def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(
         query(settings["TARGET_CRM_SQLALCHEMY_URL"], "SELECT * FROM users")
 
 
-def copy_definitions(project: Path, pip_url: str) -> None:
-    """Copy the definitions into a project by the commands in the docs."""
+def add_plugins(project: Path, settings: Mapping[str, Any], pip_url: str) -> str:
+    """Add the plugins to a project as the docs say; return the commands with which the docs run them."""
     page = (PROJECT / "docs" / "meltano.md").read_text()
-    (commands,) = re.findall(r"^mkdir .*\ncp .*\nsed .*\n", page, re.MULTILINE)
-    script = commands.replace("../pepper-crm", str(PROJECT)).replace("/path/to/pepper-crm", pip_url)
-    subprocess.run(script, shell=True, cwd=project, check=True)
+    section = page.partition("## Add the plugins to an existing project\n")[2].partition("\n## ")[0]
+    copying, adding, entries, running = re.findall(r"^```\w+\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    copying = copying.replace("../pepper-crm", str(PROJECT)).replace("/path/to/pepper-crm", pip_url)
+    shell(project, settings, copying + adding)
+    project_file = project / "meltano.yml"
+    added, whole = yaml.safe_load(entries), yaml.safe_load(project_file.read_text())
+    whole["plugins"]["extractors"] += added["plugins"]["extractors"]
+    project_file.write_text(yaml.safe_dump({**whole, "jobs": added["jobs"]}))
+    return running
+
+
+def shell(folder: Path, settings: Mapping[str, str], script: str) -> str:
+    """Run a script in a folder; return its output."""
+    ran = subprocess.run(
+        ["sh", "-ec", script], cwd=folder, env=environment(**settings), capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 def test_adding_a_plugin_again_renews_its_definition_and_keeps_config_and_selection(tmp_path: Path) -> None:
