@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from pepper_runtime.progress import display
 from pepper_runtime.wording import counted
 from target_crm.balances_cli.coverage import LEDGER_BEGINS, Coverage, describe, first_action_at, read_coverage, utc
-from target_crm.balances_cli.verify import EXAMPLES_MAX, begin, example_line
+from target_crm.balances_cli.verify import EXAMPLES_MAX, begin, example_lines
 from target_crm.errors import InputError
 from target_crm.loader.reader import MessageReader
 from target_crm.loader.sinks import AwardSink, BatchContext
@@ -315,7 +315,8 @@ def as_text(comparison: Comparison) -> str:
         is_compared = verdict is not Verdict.MISSING_IN_PEPPER or not comparison.not_compared
         if count or verdict in _ALWAYS_SHOWN:
             lines.append(f"{_HEADINGS[verdict]:<42}{f'{count:,}' if count or is_compared else '-':>8}")
-        lines += [_example_line(each) for each in comparison.examples if each["verdict"] is verdict]
+        if examples := [_shown(each) for each in comparison.examples if each["verdict"] is verdict]:
+            lines += example_lines(examples, count)
     if comparison.not_compared:
         lines.append(f"Did not look for awards that are missing in Pepper: {comparison.not_compared}")
     # Where the ledger begins matters to totals, not to points.
@@ -325,10 +326,9 @@ def as_text(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _example_line(example: Mapping[str, Any]) -> str:
-    shown = {
+def _shown(example: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         name.replace("_", " "): utc(value) if isinstance(value, datetime) else value
         for name, value in example.items()
         if name != "verdict" and value is not None
     }
-    return example_line(shown)

@@ -16,7 +16,7 @@ from target_crm.sql import balances
 from target_crm.warehouse.migrations import adapter_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection, RowMapping, Select, Table
 
@@ -46,12 +46,14 @@ class Gaps:
 
     Attributes:
         number: How many there are.
+        awards: How many awards have one.
         covered: How many of them happened while everything was read: no action is missing there.
         unread: How many of them lie across a hole in the coverage: their actions were not read.
         examples: The first awards with gaps, with the number of their gaps and the time of the newest.
     """
 
     number: int
+    awards: int
     covered: int
     unread: int
     examples: list[dict[str, Any]]
@@ -63,18 +65,18 @@ class Verification:
 
     Attributes:
         awards: The number of balances.
-        actions: How many actions the balances count. Without drift, all that have an effect.
+        actions: The number of actions in the ledger.
+        counted_actions: How many of them the balances count. Without drift, all that have an effect.
         checks: A difference in one of them is drift.
         coverage: Which actions were read.
-        ledger_rows: The number of all actions, with an effect or without.
         gaps: None if they were not looked for.
     """
 
     awards: int
     actions: int
+    counted_actions: int
     checks: list[Check]
     coverage: Coverage
-    ledger_rows: int
     gaps: Gaps | None
 
     @property
@@ -108,10 +110,10 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
         read = read_coverage(connection, tables)
         return Verification(
             awards=stored.award_count,
-            actions=stored.action_count,
+            actions=count_rows(connection, tables.actions),
+            counted_actions=stored.action_count,
             checks=compare_balances(connection, tables),
             coverage=describe(read, first_action_at(connection, tables)),
-            ledger_rows=count_rows(connection, tables.actions),
             gaps=_find_gaps(connection, tables, read_times(read)) if gaps else None,
         )
 
@@ -126,10 +128,12 @@ def compare_balances(connection: Connection, tables: Tables) -> list[Check]:
 
 def _find_gaps(connection: Connection, tables: Tables, read: ReadTimes) -> Gaps:
     begin("Looking for balance changes without an action")
-    found = connection.execute(balances.gaps(tables, read).limit(EXAMPLES_MAX)).mappings().all()
-    totals = found[0] if found else {"all_gaps": 0, "all_covered": 0, "all_unread": 0}
+    first = balances.gaps(tables, read).add_columns(func.count().over().label("awards")).limit(EXAMPLES_MAX)
+    found = connection.execute(first).mappings().all()
+    totals = found[0] if found else {"all_gaps": 0, "all_covered": 0, "all_unread": 0, "awards": 0}
     return Gaps(
         number=int(totals["all_gaps"]),
+        awards=int(totals["awards"]),
         covered=int(totals["all_covered"]),
         unread=int(totals["all_unread"]),
         examples=[_example(row, "award_id", "gaps", "gap_at") for row in found],
@@ -187,7 +191,7 @@ def as_text(verification: Verification) -> str:
     lines = [f"{'check':<42}{'differ':>8}"]
     for check in verification.checks:
         lines.append(f"{check.question:<42}{check.differing:>8,}")
-        lines += [example_line(row) for row in check.examples]
+        lines += example_lines(check.examples, check.differing)
     if verification.gaps:
         lines += _gap_lines(verification.gaps, verification.coverage)
     lines += verification.coverage.summary
@@ -196,18 +200,22 @@ def as_text(verification: Verification) -> str:
         verdict = "DRIFT, run crm-balances rebuild"
     elif verification.failed:
         verdict = "INCOMPLETE, run crm-balances coverage"
-    elif not verification.awards and verification.ledger_rows:
+    elif not verification.awards and verification.actions:
         verdict = "none of them changes a balance"
     elif not verification.awards:
         verdict = "nothing loaded yet"
-    against = counted(verification.ledger_rows, "action")
+    against = counted(verification.actions, "action")
     lines.append(f"Verified {counted(verification.awards, 'balance')} against {against}: {verdict}")
     return "\n".join(lines)
 
 
-def example_line(example: Mapping[str, Any]) -> str:
-    """Format what differs of an award, below the line of its check."""
-    return "    " + ", ".join(f"{name} {value}" for name, value in example.items())
+def example_lines(examples: Sequence[Mapping[str, Any]], awards: int) -> list[str]:
+    """Format what differs of some of the awards, below the line of their check, and how many awards are left out."""
+    left_out = awards - len(examples)
+    return [
+        *("    " + ", ".join(f"{name} {value}" for name, value in each.items()) for each in examples),
+        *([f"    … and {counted(left_out, 'more award')}"] if left_out else []),
+    ]
 
 
 def _gap_lines(gaps: Gaps, coverage: Coverage) -> list[str]:
@@ -221,6 +229,6 @@ def _gap_lines(gaps: Gaps, coverage: Coverage) -> list[str]:
     }
     return [
         f"{'balance before + delta = balance after':<42}{gaps.number:>8,}",
-        *(example_line(row) for row in gaps.examples),
+        *example_lines(gaps.examples, gaps.awards),
         *(f"{counted(count, 'balance change')} {reason}" for reason, count in reasons.items() if count),
     ]

@@ -58,7 +58,7 @@ def test_verify_counts_an_edit_in_pepper_as_a_gap_not_as_drift(balances: Any) ->
         ("ledger", 0, []),
         ("snapshot", 0, []),
     ]
-    assert report["gaps"]["number"] == 1
+    assert (report["gaps"]["number"], report["gaps"]["awards"]) == (1, 1)
     assert gap.pop("gap_at").startswith("2026-10-01 02:00:00")
     assert gap == {"award_id": "w3", "gaps": "1"}
 
@@ -215,6 +215,47 @@ def test_verify_names_the_first_awards_and_counts_all(
 
     fold = json.loads(capsys.readouterr().out)["checks"][0]
     assert (fold["differing"], [row["award_id"] for row in fold["examples"]]) == (25, [f"w{n:02}" for n in range(20)])
+    run_balances(["verify"])
+    assert capsys.readouterr().out.splitlines()[21:23] == [
+        "    award_id w19, points -1.0000, expected_points 2.0000",
+        "    … and 5 more awards",
+    ]
+
+
+def test_verify_counts_the_awards_with_gaps_that_it_does_not_name(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edits = [
+        action(f"a{award:02}-{number}", award=f"w{award:02}", available=10 * number, at=f"2026-10-0{number}T00:00:00Z")
+        for award in range(21)
+        for number in (1, 2, 3)
+    ]
+    load(sqlite_url, [ACTIONS, *edits])
+    capsys.readouterr()
+
+    assert run_balances(["verify", "--gaps", "--url", sqlite_url]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3:5] == [
+        "balance before + delta = balance after          42",
+        "    award_id w00, gaps 2, gap_at 2026-10-03 00:00:00+00:00",
+    ]
+    assert lines[24] == "    … and 1 more award"
+
+
+def test_verify_as_json_counts_all_actions_and_those_in_balances(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notice = record("actions", {"_id": "n1", "type": "USER_UPDATED", "context": {"user": {"_id": "u1"}}})
+    load(sqlite_url, [ACTIONS, action("a1"), notice])
+    capsys.readouterr()
+
+    run_balances(["verify", "--url", sqlite_url, "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    run_balances(["verify", "--url", sqlite_url])
+
+    assert (printed["awards"], printed["actions"], printed["counted_actions"]) == (1, 2, 1)
+    assert capsys.readouterr().out.splitlines()[-1] == "Verified 1 balance against 2 actions: OK"
 
 
 def test_console_script_takes_a_config_file_and_prints_only_json(tmp_path: Path) -> None:

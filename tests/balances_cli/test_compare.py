@@ -202,6 +202,18 @@ def test_text_names_the_awards_that_differ(url: str) -> None:
     ]
 
 
+def test_text_counts_the_differing_awards_that_it_does_not_name(url: str) -> None:
+    unknown = [snapshot(f"v{number:02}", 5, at="2026-10-01T12:00:00Z") for number in range(23)]
+
+    lines = compare(url, [AWARDS, W1, W2, *unknown, bookmark()]).stdout.splitlines()
+
+    assert lines[3] == "missing in the warehouse                        23"
+    assert lines[23:25] == [
+        "    award id v19, pepper 5, updated at 2026-10-01 12:00",
+        "    … and 3 more awards",
+    ]
+
+
 def test_balances_that_were_loaded_while_pepper_was_read_are_no_difference(url: str) -> None:
     load(
         url,
