@@ -171,11 +171,15 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     return callback
 
 
-def _pasted_id(text: str) -> str:
-    """Parse an id, which may have been pasted with spaces."""
+def _pasted(text: str) -> str:
+    """Parse an id or a title, which may have been pasted with spaces."""
     if not text.strip():
         raise values.Invalid("is empty, expected an id")
-    return values.identifier(text.strip())
+    return text.strip()
+
+
+def _pasted_id(text: str) -> str:
+    return values.identifier(_pasted(text))
 
 
 def _writable(_context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
@@ -320,7 +324,7 @@ def _currency(context: click.Context, parameter: click.Parameter, text: str | No
 )
 @click.option("--from", "since", type=_DATE, metavar="DATE", help="First day of the period, instead of --days.")
 @click.option("--until", type=_DATE, metavar="DATE", help="Last day of the period. Default: today.")
-@click.option("--perk", metavar="PERK", help="Only awards of this perk, by id or title.")
+@click.option("--perk", metavar="PERK", callback=_parsed(_pasted), help="Only awards of this perk, by id or title.")
 @click.option("--title", metavar="NAME", help="Name at the top of the page, such as the merchant's.")
 @click.option(
     "--point-value",
@@ -422,31 +426,30 @@ def as_of(options: Options, moment: datetime) -> int:
 )
 @click.option(
     "--perk",
-    "perk_id",
-    metavar="PERK_ID",
-    callback=_parsed(_pasted_id),
-    help="With --user: only the awards of this perk.",
+    metavar="PERK",
+    callback=_parsed(_pasted),
+    help="With --user: only the awards of this perk, by id or title.",
 )
 @click.option("--timezone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of all times.")
 @click.option("--csv", "is_csv", is_flag=True, help="Print CSV.")
 @click.pass_obj
 def explain(
-    options: Options, award_id: str | None, user_id: str | None, perk_id: str | None, timezone: str, *, is_csv: bool
+    options: Options, award_id: str | None, user_id: str | None, perk: str | None, timezone: str, *, is_csv: bool
 ) -> int:
     """Explain why an award has its points.
 
     Prints what the award began with, each action with its change and the balance after it, Pepper's snapshot, changes
     without an action, and the times for which actions were never read.
     """
-    if (award_id is None) == (user_id is None) or (perk_id and not user_id):
+    if (award_id is None) == (user_id is None) or (perk and not user_id):
         raise click.UsageError("expected AWARD_ID, or --user with or without --perk")
     if is_csv and options.json:
         raise click.UsageError("--csv and --json are two formats; give one of them")
     zone = report_page.zone_of(timezone)
     with options.warehouse() as warehouse:
-        found = explanation.explain(warehouse, award_id=award_id, user_id=user_id, perk_id=perk_id)
+        found = explanation.explain(warehouse, award_id=award_id, user_id=user_id, perk=perk)
     if not found:
-        asked = f"award {award_id}" if award_id else f"user {user_id}" + (f" and perk {perk_id}" if perk_id else "")
+        asked = f"award {award_id}" if award_id else f"user {user_id}" + (f" and perk {perk}" if perk else "")
         logger.error("no balance of %s in this warehouse: check the id, and whether it was loaded", asked)
         return EXIT_UNKNOWN
     found = explanation.in_zone(found, zone)

@@ -13,6 +13,7 @@ from sqlalchemy import case, cast, func, select
 
 from pepper_runtime.wording import counted, duration
 from target_crm.balances_cli.coverage import read_coverage
+from target_crm.balances_cli.perks import perk_ids
 from target_crm.records import explanation
 from target_crm.records.actions import location_title
 from target_crm.records.column_types import LongText
@@ -68,7 +69,7 @@ class Explanation:
 
 
 def explain(
-    warehouse: Warehouse, *, award_id: str | None, user_id: str | None = None, perk_id: str | None = None
+    warehouse: Warehouse, *, award_id: str | None, user_id: str | None = None, perk: str | None = None
 ) -> list[Explanation]:
     """Explain the balance of an award, or of each award of a user, from one read transaction.
 
@@ -76,16 +77,19 @@ def explain(
         warehouse: A warehouse that is set up.
         award_id: The award; None for those of the user.
         user_id: The user.
-        perk_id: Only awards of this perk; None for all.
+        perk: Only awards of the perk with this id or title; None for all.
     """
     tables = warehouse.tables
     c, actions = tables.award_balances.c, tables.actions
-    wanted = {c.award_id: award_id, c.user_id: user_id, c.perk_id: perk_id}
-    which = [column == value for column, value in wanted.items() if value is not None]
-    # An engine finds one award faster if it is named.
-    named = [award_id] if award_id else select(c.award_id).where(*which)
+    which = [
+        column == value for column, value in {c.award_id: award_id, c.user_id: user_id}.items() if value is not None
+    ]
     found: dict[str, list[Action]] = {}
     with warehouse.read() as connection:
+        if perk is not None:
+            which.append(c.perk_id.in_(perk_ids(connection, tables, perk)))
+        # An engine finds one award faster if it is named.
+        named = [award_id] if award_id else select(c.award_id).where(*which)
         stored = connection.execute(_stored(tables, which)).all()
         for row in connection.execute(_ledger(tables).where(actions.c.award_id.in_(named))) if stored else ():
             found.setdefault(row.award_id, []).append(_action(row))

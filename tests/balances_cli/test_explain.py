@@ -17,6 +17,7 @@ from target_crm.balances_cli.verify import verify
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import run_script
 from tests.helpers.deliveries import START, USER_OF, deliver, deliveries
+from tests.helpers.report import PERKS, perk
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, record, snapshot, state, table
 from tests.stress import size
 
@@ -147,6 +148,23 @@ def test_the_awards_of_a_user_are_explained_with_their_sum(sqlite_url: str, run:
         "Award w3 of user u1, perk p2",
         "100 points = 100 opening + 0 earned - 0 redeemed + 0 refunded + 0 adjusted",
     ]
+
+
+def test_a_perk_is_given_by_id_or_title(sqlite_url: str, run: Run) -> None:
+    in_perk = [snapshot(f"w{number}", 5).replace('"p1"', f'"p{number}"') for number in (1, 2, 3)]
+    titles = {"p1": "Cashback", "p2": " Cashback ", "p3": "Tea"}
+    load(sqlite_url, [AWARDS, *in_perk])
+
+    # The stream perks is not loaded.
+    assert run("--user", "u1", "--perk", "Tea").returncode == 1
+    assert run("--user", "u1", "--perk", "p3").stdout.startswith("Award w3 ")
+
+    load(sqlite_url, [PERKS, *(perk(perk_id, title) for perk_id, title in titles.items())])
+
+    assert run("--user", "u1", "--perk", "Tea ").stdout == run("--user", "u1", "--perk", "p3").stdout
+    both = run("--user", "u1", "--perk", "Cashback").stdout.split("\n\n")
+    assert [each.split(" of ")[0] for each in both[:-1]] == ["Award w1", "Award w2"]
+    assert both[-1] == "10 points in 2 awards not deleted\n"
 
 
 @pytest.mark.parametrize(

@@ -18,24 +18,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import column, inspect
-from sqlalchemy import table as any_table
-
+from target_crm.balances_cli.perks import perk_ids, perks_table
 from target_crm.balances_cli.report import charts, queries
 from target_crm.balances_cli.report.queries import Period
 from target_crm.balances_cli.status import Status, ago, status_in
 from target_crm.errors import SettingError
 from target_crm.records import values
 from target_crm.records.actions import location_title
-from target_crm.records.column_types import Identifier, Instant, LongText
-from target_crm.records.schemas import DELETED_AT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import tzinfo
 
-    from sqlalchemy import Connection, FromClause
-    from sqlalchemy.types import TypeEngine
+    from sqlalchemy import Connection
 
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
@@ -148,10 +143,11 @@ def gather(
         def rows(query: Any, **parameters: Any) -> list[dict[str, Any]]:
             return [dict(row) for row in connection.execute(query, parameters).mappings()]
 
-        perks = rows(queries.by_perk(tables, _perks(connection, tables.metadata.schema)))
+        perks = rows(queries.by_perk(tables, perks_table(connection, tables)))
         only: dict[str, Any] = {}
         if perk is not None:
-            perks = [row for row in perks if perk in {row["perk_id"], row["title"]}]
+            named = perk_ids(connection, tables, perk)
+            perks = [row for row in perks if row["perk_id"] in named]
             if not perks:
                 raise SettingError(f"--perk {perk}: no award has a perk with this id or title")
             only = {"perks": [row["perk_id"] for row in perks]}
@@ -212,17 +208,6 @@ def _period(today: date, zone: tzinfo, days: int, since: date | None, until: dat
     if period.days > DAYS_MAX:
         raise SettingError(f"--from {first}: the period has {period.days:,} days, expected at most {DAYS_MAX}")
     return period
-
-
-def _perks(connection: Connection, schema: str | None) -> FromClause | None:
-    """Return the table of perks with those of its columns that exist, or None."""
-    inspector = inspect(connection)
-    if not inspector.has_table("perks", schema=schema):
-        return None
-    found = {each["name"] for each in inspector.get_columns("perks", schema=schema)}
-    types: dict[str, TypeEngine[Any]] = {"title": LongText(), "type": LongText(), DELETED_AT: Instant()}
-    known = [column(name, type_) for name, type_ in types.items() if name in found]
-    return any_table("perks", column("_id", Identifier()), *known, schema=schema)
 
 
 def _with_titles(connection: Connection, tables: Tables, locations: list[dict[str, Any]]) -> list[dict[str, Any]]:

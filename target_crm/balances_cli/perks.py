@@ -1,0 +1,38 @@
+"""The perk that a command's `--perk` names, by id or title."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import column, inspect, select
+from sqlalchemy import table as any_table
+
+from target_crm.records.column_types import Identifier, Instant, LongText
+from target_crm.records.schemas import DELETED_AT
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, FromClause
+    from sqlalchemy.types import TypeEngine
+
+    from target_crm.sql.tables import Tables
+
+
+def perks_table(connection: Connection, tables: Tables) -> FromClause | None:
+    """Return the table of perks with those of its columns that exist, or None."""
+    inspector, schema = inspect(connection), tables.metadata.schema
+    if not inspector.has_table("perks", schema=schema):
+        return None
+    found = {each["name"] for each in inspector.get_columns("perks", schema=schema)}
+    types: dict[str, TypeEngine[Any]] = {"title": LongText(), "type": LongText(), DELETED_AT: Instant()}
+    known = [column(name, type_) for name, type_ in types.items() if name in found]
+    return any_table("perks", column("_id", Identifier()), *known, schema=schema)
+
+
+def perk_ids(connection: Connection, tables: Tables, perk: str) -> set[str]:
+    """Return the ids of the perks with this id or title, without spaces at its ends. Perks may share a title."""
+    perks = perks_table(connection, tables)
+    if perks is None or "title" not in perks.c:
+        return {perk}
+    # Not every engine compares long text.
+    titled = connection.execute(select(perks.c["_id"], perks.c.title)).all()
+    return {perk, *(perk_id for perk_id, title in titled if (title or "").strip() == perk)}
