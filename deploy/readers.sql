@@ -11,3 +11,5 @@ GRANT SELECT (action_id, type, tenant_id, user_id, award_id, perk_id, location_i
 -- What `crm-balances status` and `verify` need besides.
 GRANT SELECT ON load_runs, _crm_version, _crm_streams TO crm_monitor;
 GRANT SELECT (stream) ON rejected_records TO crm_monitor;
+-- If you load `users`: `status` shows how many there are, and when they were loaded.
+-- GRANT SELECT (_sdc_extracted_at, _sdc_batched_at, _sdc_deleted_at) ON users TO crm_monitor;

@@ -484,7 +484,8 @@ def replay(options: Options) -> int:
     with options.warehouse(needs_balances=False) as warehouse:
         counts = replay_quarantine(options.target.config, warehouse)
     tried = counted(counts["tried"], "record")
-    options.print(counts, f"Retried {tried}: {counts['loaded']:,} loaded, {counts['rejected']:,} left in quarantine")
+    text = f"Retried {tried}: {counts['loaded']:,} loaded, {counts['rejected']:,} left in quarantine"
+    options.print(counts, f"{text}; see the column reason of rejected_records" if counts["rejected"] else text)
     return EXIT_OK
 
 

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # How long the markers of committed batches are kept: far longer than all waits together.
 MARKERS_KEPT = timedelta(days=1)
-# What to do if the role may not create or change tables.
-_ASK_ADMINISTRATOR = "an administrator can run the SQL that `crm-balances ddl` prints"
+# What helps a role that may not create or change tables, and one that may not read or write them.
+_ASK_FOR_DDL = "an administrator can run the SQL that `crm-balances ddl` prints"
+_ASK_FOR_GRANT = "an administrator can grant this privilege: see Roles in docs/deploy.md"
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -335,8 +336,8 @@ class Warehouse:
             refused = RowRefused if self.adapter.is_about_row(original) else WarehouseError
             kind = ConnectionLost if self.adapter.is_retriable(original) else refused
             description = self.adapter.describe_error(original)
-            if is_ddl and self.adapter.lacks_privilege(original):
-                description += f"; {_ASK_ADMINISTRATOR}"
+            if self.adapter.lacks_privilege(original):
+                description += f"; {_ASK_FOR_DDL if is_ddl else _ASK_FOR_GRANT}"
             raise kind(": ".join(filter(None, (self.name, place, description)))) from error
 
 

@@ -399,14 +399,20 @@ def test_replayed_records_that_load_leave_the_quarantine(balances: Any, warehous
     )
 
     assert balances("replay", "--json") == (0, '{"tried":2,"loaded":2,"rejected":1}\n')
-    assert balances("replay") == (0, "Retried 0 records: 0 loaded, 1 left in quarantine\n")
+    assert balances("replay") == (
+        0,
+        "Retried 0 records: 0 loaded, 1 left in quarantine; see the column reason of rejected_records\n",
+    )
 
     (row,) = [row for row in table(warehouse_url, "award_balances") if row["award_id"] == "w9"]
     assert (row["points"], row["earned_total"], row["action_count"]) == (2, 2, 2)
     assert table(warehouse_url, "rejected_records", "payload") == [{"payload": "no message"}]
 
     load_rejected(warehouse_url, [action("r3", delta=1, available=1, award="w8", context={})])
-    assert balances("replay") == (0, "Retried 1 record: 0 loaded, 2 left in quarantine\n")
+    assert balances("replay") == (
+        0,
+        "Retried 1 record: 0 loaded, 2 left in quarantine; see the column reason of rejected_records\n",
+    )
 
 
 def test_replayed_records_that_fail_again_stay_in_quarantine_once(balances: Any, warehouse_url: str) -> None:

@@ -214,31 +214,39 @@ def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url
         for role in ("migration", "loader", "reader", "monitor", "dbt")
     )
     psql(new_postgres_url, DEPLOY / "roles.sql")
-    # Of two merchants: each has a schema, and the roles are the same.
+    # Of two merchants: each has a schema, and the roles are the same. The second one's users are loaded, too.
     for number, schema in enumerate(("loyalty", "shop_b")):
         psql(new_postgres_url, DEPLOY / "schema.sql", schema=schema)
         world = World(seed=5 + number, users=4, days=1, now=NOW)
         folder = tmp_path / schema
         folder.mkdir()
         with Sandbox(world) as sandbox:
-            settings = {**pepper_settings(sandbox), "TARGET_CRM_DEFAULT_TARGET_SCHEMA": schema}
+            settings = {"TARGET_CRM_DEFAULT_TARGET_SCHEMA": schema}
+            readers = DEPLOY / "readers.sql"
+            if schema == "shop_b":
+                settings["TAP_PEPPER_INCLUDE_USERS"] = "true"
+                with_users = readers.read_text().replace("-- GRANT", "GRANT")
+                readers = folder / readers.name
+                readers.write_text(with_users)
             statements = subprocess.run(
                 "tap-pepper --config ENV --test=schema | crm-balances ddl --schemas -",
                 shell=True,
-                env=environment(**settings, TARGET_CRM_SQLALCHEMY_URL=migration),
+                env=environment(**pepper_settings(sandbox), **settings, TARGET_CRM_SQLALCHEMY_URL=migration),
                 capture_output=True,
                 text=True,
                 timeout=RUN_SECONDS_MAX,
                 check=True,
             ).stdout
             execute(migration, statements)
-            psql(migration, DEPLOY / "readers.sql", schema=schema)
+            psql(migration, readers, schema=schema)
             psql(new_postgres_url, DEPLOY / "dbt.sql", schema=schema)
-            pipeline = Pipeline(sandbox, loader, folder, {"TARGET_CRM_DEFAULT_TARGET_SCHEMA": schema})
+            pipeline = Pipeline(sandbox, loader, folder, settings)
             pipeline.run()
             world.advance(timedelta(hours=20))
             pipeline.run()
         check_rights(schema, world, loader=loader, reader=reader, monitor=monitor, dbt=dbt)
+    with pytest.raises(ProgrammingError, match="permission denied"):
+        execute(monitor, "SELECT _id FROM shop_b.users")
 
 
 def check_rights(schema: str, world: World, *, loader: str, reader: str, monitor: str, dbt: str) -> None:

@@ -232,7 +232,9 @@ def test_page_marks_a_sum_of_incomplete_actions(sqlite_url: str) -> None:
             "0.5 points outstanding",
             id="very-many",
         ),
-        pytest.param([ACTIONS, action("a1", at="2026-10-09T00:00:00Z")], "Newest action just now", id="future-action"),
+        pytest.param(
+            [ACTIONS, action("a1", at="2026-10-09T00:00:00Z")], "Newest action in 4 days read", id="future-action"
+        ),
         pytest.param([ACTIONS, action("a1", at="1969-10-09T00:00:00Z")], "2 points outstanding", id="long-ago"),
     ],
 )
@@ -244,6 +246,16 @@ def test_page_of_little_or_unusual_data(sqlite_url: str, messages: list[str], sa
     assert said in page.text
     assert {"NaN", "Infinity", "undefined", "null", "None"}.isdisjoint(re.findall(r"\w+", page.text))
     assert "NaN" not in page.drawn + page.scripts[0]
+
+
+def test_a_period_with_future_days_has_the_length_of_its_charts(sqlite_url: str) -> None:
+    load(sqlite_url, [*HISTORY, action("z1", delta=5, available=5, award="w9", at="2026-10-07T11:00:00Z")])
+
+    page = page_of(sqlite_url, days=5)
+
+    assert "Issued 15 in 7 days" in page.text
+    assert "1 Oct 2026 to 7 Oct 2026. Added or removed" in page.text
+    assert "Newest action in 47 h read" in page.text
 
 
 PAGE_BYTES_MAX = 3_000_000

@@ -319,7 +319,7 @@ def test_a_role_that_may_not_create_tables_is_referred_to_the_ddl(url: str) -> N
     )
 
 
-def test_a_role_that_may_not_read_is_not_referred_to_the_ddl(url: str) -> None:
+def test_a_role_that_may_not_read_is_referred_to_the_roles_not_to_the_ddl(url: str) -> None:
     load(url, [ACTIONS, action("a1")])
     execute(url, "CREATE ROLE may_not_read LOGIN; GRANT SELECT ON _crm_version TO may_not_read")
     role_url = url.replace("//postgres@", "//may_not_read@")
@@ -327,7 +327,10 @@ def test_a_role_that_may_not_read_is_not_referred_to_the_ddl(url: str) -> None:
     ran = run_script("crm-balances", "verify", TARGET_CRM_SQLALCHEMY_URL=role_url)
 
     assert ran.returncode == 2
-    assert ran.stderr.splitlines()[-1].endswith("InsufficientPrivilege: permission denied for table award_balances")
+    assert ran.stderr.splitlines()[-1].endswith(
+        "InsufficientPrivilege: permission denied for table award_balances; "
+        "an administrator can grant this privilege: see Roles in docs/deploy.md"
+    )
 
 
 # Retries

@@ -61,7 +61,7 @@ class Report:
     """All figures: outstanding points now, movements in the period, and the state of the warehouse.
 
     Attributes:
-        period_days: Length of the period, without future days.
+        period_days: Length of the period without future days, and of the period before.
         perk: The only perk that the figures cover, by id or title as requested; None for all perks.
         price: What a point costs, if known.
         begins: The day of the period on which movements begin; its first day if there are older ones.
@@ -656,8 +656,10 @@ def percent(value: Decimal | None) -> str:
 
 
 def since(now: datetime, time: datetime | None) -> str:
-    """Format a time as its age, such as `12 min ago`. A time in the future is `just now`."""
-    return "never" if time is None else f"{ago(now, time)} ago" if time < now else "just now"
+    """Format a time as its age, such as `12 min ago`; `in 12 min` for the future."""
+    if time is None:
+        return "never"
+    return ago(now, time) if time > now else f"{ago(now, time)} ago"
 
 
 def day(value: date) -> str:
