@@ -109,10 +109,11 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
         stored = connection.execute(counts).one()
         read = read_coverage(connection, tables)
         return Verification(
+            # First, because it says on the terminal what takes so long.
+            checks=compare_balances(connection, tables),
             awards=stored.award_count,
             actions=count_rows(connection, tables.actions),
             counted_actions=stored.action_count,
-            checks=compare_balances(connection, tables),
             coverage=describe(read, first_action_at(connection, tables)),
             gaps=_find_gaps(connection, tables, read_times(read)) if gaps else None,
         )

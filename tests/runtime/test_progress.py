@@ -177,21 +177,21 @@ def test_balances_draw_their_step_while_the_warehouse_works(postgres_url: str) -
     url = new_database(postgres_url)
     load(url, [ACTIONS, action("a1")])
     terminal = Terminal()
-    with psycopg.connect(url) as blocking:
-        blocking.execute("LOCK TABLE actions")
-        with subprocess.Popen(
+    blocking = psycopg.connect(url)
+    blocking.execute("LOCK TABLE actions")
+    with (
+        subprocess.Popen(
             command("crm-balances", "verify", "--url", url),
             env=environment(TERM="xterm"),
             stdout=subprocess.DEVNULL,
             stderr=terminal.theirs,
-        ) as running:
-            shown = terminal.read_until(
-                lambda text: (
-                    re.search(r"0:0\d Comparing every balance with the ledger", CONTROL.sub("", text)) is not None
-                )
-            )
-            blocking.rollback()
-            running.wait(RUN_SECONDS_MAX)
+        ) as running,
+        # It releases the lock first, so that a failure of this test ends the command, too.
+        blocking,
+    ):
+        shown = terminal.read_until(
+            lambda text: re.search(r"0:\d\d Comparing every balance with the ledger", CONTROL.sub("", text)) is not None
+        )
     after = terminal.read_all()[len(shown) :]
     assert running.returncode == 0
     assert " rows" not in shown
