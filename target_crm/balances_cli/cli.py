@@ -171,15 +171,16 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     return callback
 
 
-def _pasted(text: str) -> str:
-    """Parse an id or a title, which may have been pasted with spaces."""
-    if not text.strip():
-        raise values.Invalid("is empty, expected an id")
-    return text.strip()
-
-
 def _pasted_id(text: str) -> str:
-    return values.identifier(_pasted(text))
+    """Parse an id, which may have been pasted with spaces."""
+    return values.identifier(text.strip())
+
+
+def _pasted_perk(text: str) -> str:
+    """Parse a perk's id or title, which may have been pasted with spaces."""
+    if not text.strip():
+        raise values.Invalid("is empty, expected an id or a title")
+    return text.strip()
 
 
 def _writable(_context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
@@ -324,7 +325,9 @@ def _currency(context: click.Context, parameter: click.Parameter, text: str | No
 )
 @click.option("--from", "since", type=_DATE, metavar="DATE", help="First day of the period, instead of --days.")
 @click.option("--until", type=_DATE, metavar="DATE", help="Last day of the period. Default: today.")
-@click.option("--perk", metavar="PERK", callback=_parsed(_pasted), help="Only awards of this perk, by id or title.")
+@click.option(
+    "--perk", metavar="PERK", callback=_parsed(_pasted_perk), help="Only awards of this perk, by id or title."
+)
 @click.option("--title", metavar="NAME", help="Name at the top of the page, such as the merchant's.")
 @click.option(
     "--point-value",
@@ -427,7 +430,7 @@ def as_of(options: Options, moment: datetime) -> int:
 @click.option(
     "--perk",
     metavar="PERK",
-    callback=_parsed(_pasted),
+    callback=_parsed(_pasted_perk),
     help="With --user: only the awards of this perk, by id or title.",
 )
 @click.option("--timezone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of all times.")
@@ -450,7 +453,8 @@ def explain(
         found = explanation.explain(warehouse, award_id=award_id, user_id=user_id, perk=perk)
     if not found:
         asked = f"award {award_id}" if award_id else f"user {user_id}" + (f" and perk {perk}" if perk else "")
-        logger.error("no balance of %s in this warehouse: check the id, and whether it was loaded", asked)
+        hint = "; for a user's id, use --user" if award_id else ""
+        logger.error("no balance of %s in this warehouse: check the id, and whether it was loaded%s", asked, hint)
         return EXIT_UNKNOWN
     found = explanation.in_zone(found, zone)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

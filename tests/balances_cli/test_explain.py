@@ -170,7 +170,13 @@ def test_a_perk_is_given_by_id_or_title(sqlite_url: str, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "complaint"),
     [
-        pytest.param(["w9"], 1, "no balance of award w9 in this warehouse: check the id, and whether", id="award"),
+        pytest.param(
+            ["w9"],
+            1,
+            "no balance of award w9 in this warehouse: check the id, and whether it "
+            "was loaded; for a user's id, use --user",
+            id="award",
+        ),
         pytest.param(["--user", "u9"], 1, "no balance of user u9 in this warehouse: check the id, and", id="user"),
         pytest.param(["--user", "u1", "--perk", "p9"], 1, "no balance of user u1 and perk p9 in this", id="perk"),
         pytest.param(["--user", ""], 2, "is empty, expected an id", id="empty"),
