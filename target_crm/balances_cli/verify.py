@@ -121,7 +121,7 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
 
 def compare_balances(connection: Connection, tables: Tables) -> list[Check]:
     """Compare every balance with the ledger and the snapshots."""
-    differing = balances.differences(tables, adapter_of(connection).partials_from_ledger(tables.actions))
+    differing = balances.differences(tables.award_balances, adapter_of(connection).all_balances(tables))
     begin("Comparing every balance with the ledger")
     ledger = _check("ledger", "balance = total of ledger and snapshots", connection, differing)
     return [ledger, _compare_snapshots(connection, tables)]
@@ -168,8 +168,7 @@ def rebuild(warehouse: Warehouse) -> int:
     tables = warehouse.tables
     with warehouse.write() as connection:
         begin("Recomputing all balances from the ledger")
-        partials = warehouse.adapter.partials_from_ledger(tables.actions)
-        warehouse.adapter.replace_all(connection, tables.award_balances, balances.all_balances(tables, partials))
+        warehouse.adapter.replace_all(connection, tables.award_balances, warehouse.adapter.all_balances(tables))
         return count_rows(connection, tables.award_balances)
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from target_crm.sql.staging import Merge, Replacement
+    from target_crm.sql.tables import Tables
 
     Rows = Sequence[tuple[Any, ...]]
     Statement = Insert | Delete | RowUpdate
@@ -293,9 +294,9 @@ class EngineAdapter:
         self.execute(connection, table.delete())
         connection.execute(table.insert().from_select(rows.selected_columns.keys(), rows))
 
-    def partials_from_ledger(self, actions: Table) -> Select[Any]:
-        """One partial balance per award, of all actions."""
-        return balances.partials_from_actions(actions)
+    def all_balances(self, tables: Tables) -> Select[Any]:
+        """Recompute every balance from the ledger and the snapshots."""
+        return balances.all_balances(tables, balances.partials_from_actions(tables.actions))
 
     def empty(self, connection: Connection, table: Table) -> None:
         """Delete all rows."""

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 
     from target_crm.engines.base import Rows
+    from target_crm.sql.tables import Tables
 
 
 # Decimals of more digits do not fit into 64 bits, and DuckDB takes over sixty times as long to read them.
@@ -182,9 +183,9 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Cast the values."""
         return alter_type_using_cast(dialect, column)
 
-    def partials_from_ledger(self, actions: Table) -> Select[Any]:
-        """Group the actions, without sorting those of each award."""
-        return balances.partials_by_packing(actions)
+    def all_balances(self, tables: Tables) -> Select[Any]:
+        """Group the actions, without sorting those of each award, and join the snapshots."""
+        return balances.all_balances(tables, balances.partials_by_packing(tables.actions), balances.by_full_join)
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Load columns through Arrow. Row by row takes thirty times as long."""

@@ -24,7 +24,7 @@ from target_crm.engines.postgresql_locks import wait_for_lock
 from target_crm.errors import SettingError
 from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 from target_crm.records.schemas import TableLimits
-from target_crm.sql import staging
+from target_crm.sql import balances, staging
 from target_crm.sql.tables import WORK, WORK_PREFIX
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from target_crm.engines.base import Rows
     from target_crm.sql.staging import Merge
+    from target_crm.sql.tables import Tables
 
 
 class PostgreSQLAdapter(ExtendedSQLAdapter):
@@ -196,6 +197,10 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             f"DO $$ BEGIN LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE {name}; "  # noqa: S608 - quoted names only
             f"EXCEPTION WHEN lock_not_available THEN DELETE FROM {name}; END $$"
         )
+
+    def all_balances(self, tables: Tables) -> Select[Any]:
+        """Join actions and snapshots: to group them takes as long as half of a simple aggregate of the ledger."""
+        return balances.all_balances(tables, balances.partials_from_actions(tables.actions), balances.by_full_join)
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
         """Compute the rows into a temporary table, in parallel, and write only those that differ.

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from target_crm.engines.base import Rows
     from target_crm.sql.staging import Merge
+    from target_crm.sql.tables import Tables
 
 # Most batches fit into this cache. SQLite writes what does not fit to a temporary file.
 TEMPORARY_TABLES_KIB = 40 * 1024
@@ -159,9 +160,12 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         """Merge by ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
 
-    def partials_from_ledger(self, actions: Table) -> Select[Any]:
-        """Group the actions, without sorting those of each award."""
-        return balances.partials_by_packing(actions)
+    def all_balances(self, tables: Tables) -> Select[Any]:
+        """Group the actions, without sorting those of each award.
+
+        Versions before 3.39 have no full join, and later ones use no index for one of two subqueries.
+        """
+        return balances.all_balances(tables, balances.partials_by_packing(tables.actions))
 
     def empty(self, connection: Connection, table: Table) -> None:
         """Delete all rows, and drop the temporary table that hides a work table."""

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
 
     Columns = Mapping[str, ColumnElement[Any]] | ReadOnlyColumnCollection[str, Any]
+    Combine = Callable[[Select[Any], Select[Any]], Select[Any]]
 
 # Columns that never change during the life of an award.
 _OWNER = ("user_id", "perk_id")
@@ -243,11 +244,17 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
     }
 
 
-def aggregate(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
-    """One balance per award, from the partials of its actions and of its snapshot.
+def by_full_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
+    """One balance per award, from the partials of its actions and of its snapshot."""
+    action, snapshot = actions.subquery("action"), awards.subquery("snapshot")
+    both = action.join(snapshot, action.c.award_id == snapshot.c.award_id, full=True)
+    award_id = func.coalesce(action.c.award_id, snapshot.c.award_id).label("award_id")
+    combined = union(snapshot.c, action.c).items()
+    return select(award_id, *(column.label(name) for name, column in combined)).select_from(both)
 
-    There is no full join in it, because some engines have none.
-    """
+
+def by_grouping(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
+    """Return the same rows as `by_full_join`, for engines that lack full joins or do them by nested loops."""
     both = union_all(actions, awards).subquery("partials")
 
     def of(source: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -274,9 +281,15 @@ def aggregate(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
 
 
 @cache
-def all_balances(tables: Tables, partials: Select[Any]) -> Select[Any]:
-    """Recompute every balance from the partials of the whole ledger and from all snapshots."""
-    return aggregate(partials, partials_from_snapshots(tables.awards))
+def all_balances(tables: Tables, partials: Select[Any], combine: Combine = by_grouping) -> Select[Any]:
+    """Recompute every balance.
+
+    Args:
+        tables: The target's tables.
+        partials: One partial balance per award, of all actions.
+        combine: Combines these with the snapshots.
+    """
+    return combine(partials, partials_from_snapshots(tables.awards))
 
 
 @cache
@@ -290,7 +303,7 @@ def as_of(tables: Tables) -> Select[Any]:
     actions, awards = tables.actions, tables.awards
     snapshot_at = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
     acted = partials_from_actions(actions, actions.c.occurred_at <= moment)
-    then = aggregate(acted, partials_from_snapshots(awards).where(snapshot_at <= moment)).subquery("then")
+    then = by_grouping(acted, partials_from_snapshots(awards).where(snapshot_at <= moment)).subquery("then")
     return (
         select(*(column for column in then.c if column.name != "updated_at"))
         .outerjoin_from(then, awards, awards.c["_id"] == then.c.award_id)
@@ -318,7 +331,7 @@ def recompute_awards(tables: Tables, named: Select[Any]) -> Replacement:
     """
     actions = partials_from_actions(tables.actions, tables.actions.c.award_id.in_(named))
     snapshots = partials_from_snapshots(tables.awards).where(tables.awards.c["_id"].in_(named))
-    return Replacement(tables.award_balances, aggregate(actions, snapshots), tables.merged)
+    return Replacement(tables.award_balances, by_grouping(actions, snapshots), tables.merged)
 
 
 @cache
@@ -339,10 +352,9 @@ def fill_owner(table: Table, key: str, owner: FromClause) -> RowUpdate:
 
 
 @cache
-def differences(tables: Tables, partials: Select[Any]) -> Select[Any]:
+def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
     """Awards whose stored balance differs from the recomputed one: their stored and expected points."""
-    stored = tables.award_balances
-    expected = all_balances(tables, partials).subquery("expected")
+    expected = recomputed.subquery("expected")
     compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118
     sides = union_all(
         *(

@@ -44,7 +44,6 @@ from target_crm.engines.registry import adapter_for
 from target_crm.errors import WarehouseError
 from target_crm.records.column_types import Identifier
 from target_crm.records.schemas import BATCHED_AT, EXTRA, EXTRACTED_AT, FORMER_NAMES, RANK, Stored
-from target_crm.sql.balances import all_balances
 from target_crm.sql.functions import row_number
 from target_crm.sql.tables import FORMER_COLUMN, STAGING_PREFIX, WORK, rebuilt_of
 
@@ -162,7 +161,7 @@ def set_up(
         # Last, because `has_balances` looks for this table, and DDL that commits immediately may be interrupted.
         statements += ensure(connection, last)
     if lacks_columns:
-        rows = all_balances(tables, adapter.partials_from_ledger(tables.actions))
+        rows = adapter.all_balances(tables)
         stored = tables.award_balances
         statements += [stored.delete(), stored.insert().from_select(rows.selected_columns.keys(), rows)]
     if is_older:

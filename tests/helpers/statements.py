@@ -147,7 +147,7 @@ def record_statements(engine: str) -> dict[str, list[str]]:
     def verify() -> None:
         tables = warehouse.tables
         for query in (
-            balances.differences(tables, warehouse.adapter.partials_from_ledger(tables.actions)),
+            balances.differences(tables.award_balances, warehouse.adapter.all_balances(tables)),
             balances.behind_snapshot(tables),
             balances.gaps(tables, read_times([])),
         ):

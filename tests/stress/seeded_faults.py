@@ -183,7 +183,7 @@ def repeat_value(points: Any) -> Any:
 def rebuild_without_snapshots(rebuild: Any) -> Any:
     def _rebuild(warehouse: Any) -> Any:
         balances = import_module("target_crm.sql.balances")
-        only_actions = lambda _, partials: partials  # noqa: E731
+        only_actions = lambda _, partials, *__: partials  # noqa: E731
         with mock.patch.object(balances, "all_balances", only_actions):
             return rebuild(warehouse)
 
