@@ -58,10 +58,13 @@ def coverage_in(connection: Connection, tables: Tables) -> Coverage:
 
 
 def first_action_at(connection: Connection, tables: Tables) -> datetime | None:
-    """Return the time of the oldest action in the ledger, within an open transaction."""
+    """Return the time of the oldest action that a balance counts, within an open transaction.
+
+    From the balances, because they are far fewer than the actions.
+    """
     if not migrations.has_balances(connection, tables):
         return None
-    found: datetime | None = connection.scalar(select(func.min(tables.actions.c.occurred_at)))
+    found: datetime | None = connection.scalar(select(func.min(tables.award_balances.c.first_action_at)))
     return found
 
 
@@ -70,7 +73,7 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
 
     Args:
         merchants: What was read.
-        oldest_at: The time of the oldest action in the ledger.
+        oldest_at: The time of the oldest action that a balance counts.
     """
     are_several = len(merchants) > 1
     intervals, holes, summary = [], [], []

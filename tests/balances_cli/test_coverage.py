@@ -108,6 +108,14 @@ def test_a_ledger_of_an_older_version_does_not_fail(balances: Callable[..., tupl
     ]
 
 
+def test_an_action_that_changes_no_balance_is_no_older_action(balances: Callable[..., tuple[int, str]]) -> None:
+    before = [ACTIONS, action("o1", at="2026-09-01T00:00:00Z", metadata={})]
+    exit_code, output = balances([*before, FIRST], "verify")
+
+    assert exit_code == 0
+    assert "older actions" not in output
+
+
 def test_coverage_lists_intervals_and_holes(balances: Callable[..., tuple[int, str]]) -> None:
     exit_code, output = balances(HISTORY, "coverage", "--json")
 
