@@ -1,4 +1,4 @@
-"""Pure: words that several messages share."""
+"""Words that several messages share."""
 
 from __future__ import annotations
 

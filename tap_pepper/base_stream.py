@@ -249,10 +249,10 @@ class PepperStream(Stream):
         return subtract_seconds(self.next_read_until(emitted_until), self.run.settings.lookback_seconds)
 
     def write_bookmark(self, emitted_until: str, **extra: object) -> None:
-        """Write a STATE: everything up to a bound was emitted. The bookmark never goes back.
+        """Write a STATE that says up to when everything was emitted. The bookmark never goes back.
 
         Args:
-            emitted_until: The bound.
+            emitted_until: That time.
             extra: What else the next run needs. Empty values stay in the STATE, because Meltano may merge it with an
                 earlier one, and would bring the old values back.
         """

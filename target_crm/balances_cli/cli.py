@@ -487,9 +487,11 @@ def replay(options: Options) -> int:
     """
     with options.warehouse(needs_balances=False) as warehouse:
         counts = replay_quarantine(options.target.config, warehouse)
-    tried = counted(counts["tried"], "record")
-    text = f"Retried {tried}: {counts['loaded']:,} loaded, {counts['rejected']:,} left in quarantine"
-    options.print(counts, f"{text}; see the column reason of rejected_records" if counts["rejected"] else text)
+    tried = f"{counted(counts['tried'], 'record')} of actions and awards"
+    outcome = f"{counts['loaded']:,} loaded, {counts['tried'] - counts['loaded']:,} still invalid"
+    left = f"{counted(counts['rejected'], 'record')} in quarantine"
+    reason = "; see the column reason of rejected_records" if counts["rejected"] else ""
+    options.print(counts, f"Retried {tried}: {outcome}; {left}{reason}")
     return EXIT_OK
 
 

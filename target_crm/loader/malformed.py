@@ -1,4 +1,4 @@
-"""Pure: why a line is not a Singer message, and which streams it names."""
+"""Why a line is not a Singer message, and which streams it names."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class TargetCrm(Plugin, Target):
         if self._undecided_activations:
             problems.append(
                 f"ignored ACTIVATE_VERSION of {' and '.join(self._undecided_activations)}; "
-                "if they were really deleted, raise max_deleted_fraction for one run"
+                "if these rows were really deleted, raise max_deleted_fraction for one run"
             )
         if problems:
             raise (WarehouseError if self._stopped else InputError)("; ".join(problems))

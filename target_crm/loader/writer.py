@@ -173,7 +173,7 @@ class BatchWriter:
         return self._warehouse.commit_once(lambda connection: sink.activate(connection, version))
 
     def count_ignored_activation(self, stream: str) -> None:
-        """Report an ACTIVATE_VERSION that deleted nothing, in `load_runs` from the next commit on."""
+        """Count an ACTIVATE_VERSION that was ignored. The next commit writes the count to `load_runs`."""
         self.ignored_activations[stream] += 1
 
     def finish(self) -> None:

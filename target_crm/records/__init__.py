@@ -1,1 +1,1 @@
-"""Pure: a JSON record to a row, or the reason why it is invalid."""
+"""Convert a JSON record to a row, or say why it is invalid. This package does no I/O."""

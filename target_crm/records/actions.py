@@ -1,4 +1,4 @@
-"""Pure: a Pepper action → a row of the ledger, or `Invalid` with the reason.
+"""Convert a Pepper action to a row of the ledger, or raise `Invalid` with the reason.
 
 The three loyalty actions report the change of an award and the balance after it::
 

@@ -1,4 +1,4 @@
-"""Pure: an award in Pepper against its balance in the warehouse, and whether a tap has sent all awards."""
+"""Compare awards in Pepper with their balances in the warehouse, and tell whether a tap has sent all awards."""
 
 from __future__ import annotations
 

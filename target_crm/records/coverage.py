@@ -1,4 +1,4 @@
-"""Pure: coverage of actions: which intervals of time were read, according to the bookmark of tap-pepper.
+"""Coverage of actions: which intervals of time were read, according to the bookmark of tap-pepper.
 
 The bookmark of `actions` in a STATE::
 

@@ -1,4 +1,4 @@
-"""Pure: deletions that carry only a part of their record, such as its key."""
+"""Deletions that carry only a part of their record, such as its key."""
 
 from __future__ import annotations
 

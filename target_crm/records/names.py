@@ -1,4 +1,4 @@
-"""Pure: the names of tables and columns. Recorded names stay; new ones are derived from the names in the source."""
+"""The names of tables and columns. Recorded names stay; new ones are derived from the names in the source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pure: a stream's JSON Schema → its table's columns, and a record → a row of them."""
+"""Derive a table's columns from a stream's JSON Schema, and convert a record to a row of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pure: a JSON value → a column's value, or `Invalid` with the reason.
+"""Convert a JSON value to a column's value, or raise `Invalid` with the reason.
 
 JSON numbers arrive as `int` or `Decimal`, never as a binary float. No function here takes null, except `optional`.
 """

@@ -1,1 +1,1 @@
-"""Pure: the tables and statements, as SQLAlchemy Core."""
+"""The tables and statements, as SQLAlchemy Core. This package does no I/O."""

@@ -1,4 +1,4 @@
-"""Pure: the reduction of actions and snapshots to one balance per award, as SQLAlchemy Core statements.
+"""The reduction of actions and snapshots to one balance per award, as SQLAlchemy Core statements.
 
 Each source of a balance is first written as a *partial* balance of one award: its actions, its snapshot, and the stored
 balance. `union` combines two partials:

@@ -1,4 +1,4 @@
-"""Pure: the rows of `_crm_coverage`, one per interval of actions that was read and committed.
+"""The rows of `_crm_coverage`, one per interval of actions that was read and committed.
 
 A row is written in the transaction that commits the actions of its interval, so that the two always agree.
 """

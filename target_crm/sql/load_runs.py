@@ -1,4 +1,4 @@
-"""Pure: the rows of `load_runs`, one per run and stream.
+"""The rows of `load_runs`, one per run and stream.
 
 A row counts what is committed of a stream. It is written in the transaction that commits it, so that the two always
 agree. The rows of a run that is killed keep `finished_at` and `exit_state` null.

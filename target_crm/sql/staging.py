@@ -1,4 +1,4 @@
-"""Pure: statements that move staged rows into their table.
+"""Statements that move staged rows into their table.
 
 Rows are first staged in the order of arrival. Then the work table `fresh` takes the sequence numbers of the rows that
 will be inserted or replace others. The statements are the same on every engine: no MERGE, no ON CONFLICT. They are

@@ -131,7 +131,12 @@ class Tables:
             self.metadata,
             # A key of both fits into a page of eight kilobytes, even on engines that count four bytes per character.
             Column("run_id", Identifier(RUN_ID_CHARS), primary_key=True, doc="The run of target-crm."),
-            Column("stream", Identifier(NAME_BYTES_MAX), primary_key=True, doc="The name of the stream's table."),
+            Column(
+                "stream",
+                Identifier(NAME_BYTES_MAX),
+                primary_key=True,
+                doc="The name of the stream's table; empty in the row that counts lines which name no stream.",
+            ),
             Column("started_at", Instant, nullable=False, doc="When the run started."),
             Column("finished_at", Instant, doc="When the run ended; null if it still runs or was killed."),
             Column("exit_state", Identifier(), doc="done or failed; null if the run is running or was killed."),
