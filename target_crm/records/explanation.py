@@ -1,4 +1,4 @@
-"""Arrange an award's actions, its snapshot and what was read as the lines that lead to its balance, in order of time."""
+"""Arrange an award's actions, its snapshot and what was read as lines that lead to its balance, in order of time."""
 
 from __future__ import annotations
 

@@ -401,8 +401,10 @@ def test_replayed_records_that_load_leave_the_quarantine(balances: Any, warehous
     assert balances("replay", "--json") == (0, '{"tried":2,"loaded":2,"rejected":1}\n')
     assert balances("replay") == (
         0,
-        "Retried 0 records of actions and awards: 0 loaded, 0 still invalid; 1 record in quarantine"
-        "; see the column reason of rejected_records\n",
+        (
+            "Retried 0 records of actions and awards: 0 loaded, 0 still invalid; 1 record in quarantine"
+            "; see the column reason of rejected_records\n"
+        ),
     )
 
     (row,) = [row for row in table(warehouse_url, "award_balances") if row["award_id"] == "w9"]
@@ -412,8 +414,10 @@ def test_replayed_records_that_load_leave_the_quarantine(balances: Any, warehous
     load_rejected(warehouse_url, [action("r3", delta=1, available=1, award="w8", context={})])
     assert balances("replay") == (
         0,
-        "Retried 1 record of actions and awards: 0 loaded, 1 still invalid; 2 records in quarantine"
-        "; see the column reason of rejected_records\n",
+        (
+            "Retried 1 record of actions and awards: 0 loaded, 1 still invalid; 2 records in quarantine"
+            "; see the column reason of rejected_records\n"
+        ),
     )
 
 
