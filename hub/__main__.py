@@ -62,7 +62,7 @@ TARGET = {
     "definition": "keeps a ledger of loyalty actions in a SQL warehouse, and a verified balance per user and award",
     "prereq": NOT_PUBLISHED.format(extras=DRIVER_AND_REPORT),
     "settings_preamble": WAREHOUSE,
-    "next_steps": "Verify the balances after a load: `meltano invoke target-crm:verify`.",
+    "next_steps": "Verify the balances after a load: `meltano --environment prod invoke target-crm:verify`.",
 }
 UTILITY = {
     **INTRODUCTION,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PERKS = schema("perks", {"_id": {"type": "string"}}, "_id")
 NOW = datetime(2026, 10, 5, 12, tzinfo=UTC)
+NO_DRIFT = "No drift in the sums; --verify compares every balance"
 MESSAGES = [
     *(ACTIONS, action("a1", at="2026-10-05T11:58:30Z"), action("a2", at="2026-10-04T00:00:00Z", award="w2")),
     *(action("a3", available=True), AWARDS, snapshot("w1", 5, at="2026-10-03T12:00:00Z")),
@@ -117,7 +118,8 @@ def test_status_prints_tables_or_json(call: Any, crm: Warehouse, warehouse_url: 
         ["perks", "1", "2026-10-05 00:00:00", "12 h"],
     ]
     assert re.split(r"\s{2,}", lines[7])[3:] == ["6", "4", "0", "0", "2"]
-    assert [lines[-3], lines[-1]] == ["2 records in quarantine", "No drift"]
+    assert [lines[-3], lines[-1]] == ["2 records in quarantine", NO_DRIFT]
+    assert call("--verify")[1].splitlines()[-1] == "No drift"
 
     execute(warehouse_url, "UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'")
     exit_code, output = call("--json")
@@ -173,7 +175,7 @@ def test_max_age_refers_to_the_end_of_the_coverage_of_each_merchant(
     exit_code, output = run_status(sqlite_url, [ACTIONS, action("a1"), *states], capsys, "--max-age", "15m")
 
     assert exit_code == bool(broken)
-    assert output[-1:] == [f"LIMIT BROKEN: {each}, limit 15 min" for each in broken] or output[-1] == "No drift"
+    assert output[-1:] == [f"LIMIT BROKEN: {each}, limit 15 min" for each in broken] or output[-1] == NO_DRIFT
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_each_broken_limit_has_a_line_and_the_exit_code_is_1(
     broken = ["2 records in quarantine, limit 1", "1 hole in the coverage, limit 0"]
     assert output[-2:] == [f"LIMIT BROKEN: {each}" for each in broken]
     assert (as_json[0], json.loads(as_json[1][0])["broken_limits"]) == (1, broken)
-    assert (within[0], within[1][-1]) == (0, "No drift")
+    assert (within[0], within[1][-1]) == (0, NO_DRIFT)
 
 
 SAMPLE = re.compile(r'pepper_crm_([a-z_]+)\{schema="main"(?:,([a-z]+)="([^"]*)")?\} ([0-9.e+]+)')
