@@ -63,7 +63,7 @@ class TapPepper(Plugin, Tap):
         **Plugin.option_help,
         "discover": "Print the catalog: streams, fields and which are selected.",
         "test": "Read the first rows of each stream, and print whether it is readable. Exit with 1 if a stream is not. "
-        "--test=schema prints the SCHEMA messages only.",
+        "--test=schema prints the SCHEMA messages of the selected streams only.",
         "catalog": "Read the streams and fields that this catalog selects.",
         "state": "Continue from this state, which target-crm printed after the last commit.",
     }
@@ -156,6 +156,12 @@ class TapPepper(Plugin, Tap):
                 print(f"{name}: readable, {counted(rows, 'row')} seen", flush=True)
         return are_readable
 
+    def write_selected_schemas(self) -> None:
+        """Write the SCHEMA message of each selected stream. The SDK's `write_schemas` writes those of all streams."""
+        for stream in cast("dict[str, PepperStream]", self.streams).values():
+            if stream.selected:
+                stream._write_schema_message()  # noqa: SLF001
+
     def discover_streams(self) -> list[PepperStream]:
         """Return one stream per endpoint; users only if configured."""
         # Discovery works with an incomplete config, from which `settings` cannot be made.
@@ -223,7 +229,7 @@ class TapPepper(Plugin, Tap):
         catalog = _checked_catalog(ctx.params.get("catalog"))
         tap = cls(config=given.config, parse_env_config=given.parse_env, catalog=catalog and json.load(catalog))
         if value == CliTestOptionValue.Schema.value:
-            tap.write_schemas()
+            tap.write_selected_schemas()
             ctx.exit()
         ctx.exit(0 if tap.run_connection_test() else 1)
 

@@ -186,15 +186,14 @@ class Warehouse:
                     statements.extend(migrations.ensure(connection, table, allow_key_change=stream.allow_key_change))
 
     def lacks(self, *streams: StreamTables, balances: bool) -> list[str]:
-        """The SQL that `set_up`, and `ensure` for these streams, would execute now."""
+        """The SQL that `set_up`, and `ensure` for these streams one after the other, would execute now."""
         with self._or_empty() as warehouse, warehouse.read() as connection:
             names = StreamNames(connection, self.tables)
             for stream in streams:
                 names.place(stream)
-            own_tables = (table for stream in streams for table in stream.own_tables)
             allow_key_change = any(stream.allow_key_change for stream in streams)
             statements = migrations.set_up(
-                connection, self.tables, *own_tables, balances=balances, allow_key_change=allow_key_change
+                connection, self.tables, *names.needed.values(), balances=balances, allow_key_change=allow_key_change
             )
             return [
                 *(_sql(connection, each) for each in statements),

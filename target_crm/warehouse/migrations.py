@@ -217,17 +217,11 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     renames = _renames(found)
     found = {renames.get(name, name): type_ for name, type_ in found.items()}
     _check_width(connection, table, found)
-    keys = set(adapter.keys(connection, table))
-    wanted_keys = table.primary_key.columns.keys()
     # Whether work tables have keys depends on the engine, and may have changed since an older version.
     is_work = table.info == WORK
-    has_other_key = keys != set(wanted_keys) and not is_work
-    if has_other_key and not (allow_key_change and adapter.rename_table):
-        rebuild = "set allow_key_change to rebuild the table, or " if adapter.rename_table else ""
-        raise WarehouseError(
-            f"table {table.name!r} has the key {sorted(keys)}, the new schema has {wanted_keys}: "
-            f"{rebuild}rename the stream with a stream map"
-        )
+    has_other_key = not is_work and _changes_key(
+        adapter, table, adapter.keys(connection, table), allow_key_change=allow_key_change
+    )
     try:
         existing = [column for column in table.columns if column.name in found]
         widened = [column for column in existing if _widens(adapter, dialect, column, found)]
@@ -254,6 +248,49 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
             statements.append(AlterTable(table, f"ALTER TABLE {name} {clause}"))
     statements += [AlterTable(table, f"ALTER TABLE {name} {change}") for change in altered.values()]
     return statements
+
+
+def joined(connection: Connection, former: Table, table: Table, *, allow_key_change: bool = False) -> Table:
+    """The table that `ensure` would leave, if it were called first for the one table and then for the other.
+
+    Args:
+        connection: To the warehouse.
+        former: A table that may not exist yet.
+        table: The same table as another schema needs it, placed where the columns of the former exist.
+        allow_key_change: Let the key change.
+
+    Raises:
+        WarehouseError: The former table cannot be changed to the new schema.
+    """
+    adapter, dialect = adapter_of(connection), connection.dialect
+    if table.info != WORK:
+        _changes_key(adapter, table, former.primary_key.columns.keys(), allow_key_change=allow_key_change)
+        found = {column.name: _type_in_ddl(column.type, dialect) for column in former.columns}
+        for column in table.columns:
+            if column.name in found:
+                _widens(adapter, dialect, column, found)
+    result = table.to_metadata(MetaData(schema=table.schema))
+    for column in former.columns:
+        if column.name not in table.c:
+            result.append_column(Column(column.name, column.type, doc=column.doc))
+    return result
+
+
+def _changes_key(adapter: EngineAdapter, table: Table, keys: Collection[str], *, allow_key_change: bool) -> bool:
+    """Whether an existing table has another key.
+
+    Raises:
+        WarehouseError: It has, and may not be rebuilt.
+    """
+    wanted_keys = table.primary_key.columns.keys()
+    has_other_key = set(keys) != set(wanted_keys)
+    if has_other_key and not (allow_key_change and adapter.rename_table):
+        rebuild = "set allow_key_change to rebuild the table, or " if adapter.rename_table else ""
+        raise WarehouseError(
+            f"table {table.name!r} has the key {sorted(keys)}, the new schema has {wanted_keys}: "
+            f"{rebuild}rename the stream with a stream map"
+        )
+    return has_other_key
 
 
 def _check_generated(table: Table, existing: Sequence[ReflectedColumn]) -> None:
@@ -393,6 +430,11 @@ def stored_columns(connection: Connection, table: str, schema: str | None) -> di
     if not inspector.has_table(table, schema=schema):
         return {}
     return {column["name"]: _stored(column["type"]) for column in inspector.get_columns(table, schema=schema)}
+
+
+def columns_in_ddl(table: Table, dialect: Dialect) -> dict[str, Stored]:
+    """Column → what it holds, of a table that is to be created."""
+    return {column.name: _stored(_type_in_ddl(column.type, dialect)) for column in table.columns}
 
 
 def _renames_of_others(connection: Connection, tables: Tables, wanted: Collection[str]) -> list[Statement]:

@@ -9,7 +9,7 @@ from sqlalchemy import inspect, select
 
 from target_crm.records.names import NAME_BYTES_MAX, assign_table, from_text, to_text
 from target_crm.sql.tables import WORK_PREFIX
-from target_crm.warehouse.migrations import adapter_of, stored_columns
+from target_crm.warehouse.migrations import adapter_of, columns_in_ddl, joined, stored_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +52,7 @@ class StreamNames:
 
     Attributes:
         added: What has to be recorded: table → its rows.
+        needed: The tables that all placed streams need, by their names.
     """
 
     def __init__(self, connection: Connection, tables: Tables) -> None:
@@ -60,6 +61,7 @@ class StreamNames:
         self._exist = inspect(connection).has_table(tables.streams.name, schema=tables.metadata.schema)
         self._table_of = tables_of_streams(connection, tables) if self._exist else {}
         self.added: dict[Table, list[tuple[Any, ...]]] = {tables.streams: [], tables.columns: []}
+        self.needed: dict[str, Table] = {}
 
     def place(self, stream: StreamTables) -> None:
         """Set the table and the columns of a stream: the recorded ones, else new ones."""
@@ -70,7 +72,18 @@ class StreamNames:
             self.added[self._tables.streams].append((stream_id, to_text(name), self._table_of[name]))
         recorded = self._columns(stream_id)
         table = self._table_of[name]
-        stream.place(table, recorded, stored_columns(self._connection, table, self._tables.metadata.schema))
+        stored = stored_columns(self._connection, table, self._tables.metadata.schema)
+        if table in self.needed:
+            # An earlier SCHEMA message goes to the same table.
+            stored |= columns_in_ddl(self.needed[table], self._connection.dialect)
+        stream.place(table, recorded, stored)
+        for own in stream.own_tables:
+            former = self.needed.get(own.name)
+            self.needed[own.name] = (
+                own
+                if former is None
+                else joined(self._connection, former, own, allow_key_change=stream.allow_key_change)
+            )
         self.added[self._tables.columns] += [
             (_digest(name, each), stream_id, to_text(each), column)
             for each, column in stream.columns.items()

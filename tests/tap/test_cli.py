@@ -428,6 +428,7 @@ def test_test_schema_prints_the_fields_that_a_catalog_selects(console: Console, 
     assert (outcome.code, outcome.errors) == (0, [])
     schemas = {message["stream"]: message["schema"] for message in map(json.loads, outcome.stdout.splitlines())}
     assert "perk" in schemas["awards"]["properties"]
+    assert list(schemas) == ["awards"]
 
 
 @pytest.mark.parametrize("arguments", [pytest.param([], id="sync"), pytest.param(["--test"], id="test")])

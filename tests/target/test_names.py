@@ -383,23 +383,12 @@ def test_ddl_prints_recorded_and_new_names_and_changes_nothing(
     load_runs_of(warehouse_url, "people", [["Lead Status"]])
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
     properties = dict.fromkeys(("id", "lead_status", "Lead Status", "it's 100% %s имя"), TEXT)
-    schemas = tmp_path / "schemas.jsonl"
-    schemas.write_text("\n".join(schema(stream, properties, "id") for stream in ("People", "people", "PEOPLE")))
+    schemas = [schema(stream, properties, "id") for stream in ("People", "people", "PEOPLE")]
 
-    def printed() -> str:
-        capsys.readouterr()
-        assert run_balances(["ddl", "--schemas", str(schemas)]) == 0
-        return capsys.readouterr().out
+    assert printed_ddl(tmp_path, capsys, *schemas) == printed_ddl(tmp_path, capsys)
+    execute_ddl(warehouse_url, tmp_path, capsys, *schemas)
 
-    statements = printed()
-    assert printed() == statements
-    engine = create_engine(parse_url(warehouse_url))
-    with engine.begin() as connection:
-        for statement in filter(str.strip, statements.split(";\n")):
-            connection.execute(text(statement))
-    engine.dispose()
-
-    assert printed() == "-- nothing is missing\n"
+    assert printed_ddl(tmp_path, capsys) == "-- nothing is missing\n"
     tables = dict(query(warehouse_url, "SELECT stream, table_name FROM _crm_streams"))
     assert tables == {"people": "people", "People": "people_2", "PEOPLE": "people_3"}
     load_runs_of(warehouse_url, "people", [["lead_status", "Lead Status", "it's 100% %s имя"]])
@@ -408,3 +397,108 @@ def test_ddl_prints_recorded_and_new_names_and_changes_nothing(
         "lead_status_2": {"lead_status"},
         "it_s_100_s_имя": {"it's 100% %s имя"},
     }
+
+
+ONE = {"id": TEXT, "points": {"type": "integer"}, "onlyInOne": TEXT}
+OTHER = {"id": TEXT, "points": {"type": "number"}, "onlyInOther": TEXT}
+
+
+@pytest.mark.parametrize(
+    "schemas",
+    [
+        pytest.param([ONE, OTHER], id="each-has-a-field-of-its-own"),
+        pytest.param([OTHER, ONE], id="the-wider-type-first"),
+        pytest.param([ONE | OTHER, {}], id="the-last-is-empty"),
+        pytest.param([{}, ONE, OTHER, {}], id="empty-ones-around-them"),
+    ],
+)
+def test_ddl_creates_the_columns_of_all_schemas_of_a_stream(
+    warehouse_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    schemas: list[dict[str, Any]],
+) -> None:
+    """Each of several taps prints its schema of the same stream, an empty one if it does not select the stream."""
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    execute_ddl(warehouse_url, tmp_path, capsys, *(schema("people", each, "id") for each in schemas))
+
+    assert printed_ddl(tmp_path, capsys) == "-- nothing is missing\n"
+    monkeypatch.setattr("target_crm.warehouse.connection.Warehouse._execute", refuse_ddl)
+    values = {"id": "1", "points": 0.5, "onlyInOne": "a", "onlyInOther": "b"}
+    load(warehouse_url, [schema("people", ONE | OTHER, "id"), record("people", values)])
+    rows = query(warehouse_url, "SELECT id, points, only_in_one, only_in_other FROM people")
+    assert [(key, float(points), *others) for key, points, *others in rows] == [("1", 0.5, "a", "b")]
+
+
+def test_ddl_adds_a_column_to_a_table_in_which_no_earlier_schema_had_it(
+    warehouse_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(warehouse_url, [schema("people", {"id": TEXT}, "id"), record("people", {"id": "1"})])
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    execute_ddl(
+        warehouse_url, tmp_path, capsys, schema("people", ONE, "id"), schema("people", {"id": TEXT, "v": TEXT}, "id")
+    )
+
+    assert query(warehouse_url, "SELECT id, points, only_in_one, v FROM people") == [("1", None, None, None)]
+
+
+def test_ddl_refuses_schemas_that_the_loader_would_refuse(
+    warehouse_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    schemas = tmp_path / "schemas.jsonl"
+    one = schema("people", {"id": TEXT, "v": {"type": "boolean"}}, "id")
+
+    for other, reason in (
+        (schema("people", {"id": TEXT, "v": {"type": "string", "format": "date-time"}}, "id"), "column 'v' holds"),
+        (schema("people", {"id": TEXT, "v": {"type": "boolean"}}, "v"), "has the key"),
+    ):
+        schemas.write_text(f"{one}\n{other}\n")
+        with pytest.raises(WarehouseError, match=reason):
+            run_balances(["ddl", "--schemas", str(schemas)])
+
+
+@pytest.mark.parametrize("is_by_loader", [True, False], ids=["loader", "ddl"])
+def test_a_column_that_is_recorded_but_does_not_exist_is_added(
+    warehouse_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_by_loader: bool,
+) -> None:
+    properties = {"id": TEXT, "updatedAt": TEXT}
+    load(warehouse_url, [schema("people", properties, "id")])
+    execute(warehouse_url, "ALTER TABLE people DROP COLUMN updated_at")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    if not is_by_loader:
+        execute_ddl(warehouse_url, tmp_path, capsys, schema("people", properties, "id"), schema("people", {}, "id"))
+        monkeypatch.setattr("target_crm.warehouse.connection.Warehouse._execute", refuse_ddl)
+    load(warehouse_url, [schema("people", properties, "id"), record("people", {"id": "1", "updatedAt": "now"})])
+
+    assert query(warehouse_url, "SELECT id, updated_at FROM people") == [("1", "now")]
+
+
+def refuse_ddl(_warehouse: Warehouse, _connection: object, statements: list[object]) -> None:
+    assert not statements
+
+
+def printed_ddl(tmp_path: Path, capsys: pytest.CaptureFixture[str], *schemas: str) -> str:
+    """What `ddl` prints for some SCHEMA messages; for those of the last call if there are none."""
+    file = tmp_path / "schemas.jsonl"
+    if schemas:
+        file.write_text("\n".join(schemas))
+    capsys.readouterr()
+    assert run_balances(["ddl", "--schemas", str(file)]) == 0
+    return capsys.readouterr().out
+
+
+def execute_ddl(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *schemas: str) -> None:
+    engine = create_engine(parse_url(url))
+    with engine.begin() as connection:
+        for statement in filter(str.strip, printed_ddl(tmp_path, capsys, *schemas).split(";\n")):
+            connection.execute(text(statement))
+    engine.dispose()
