@@ -178,6 +178,11 @@ class RunningTarget:
         """Wait until the process ends; return its exit code."""
         return self.process.wait(RUN_SECONDS_MAX)
 
+    def kill(self) -> None:
+        """Kill the process, and wait until it has ended: if it is a fork, its server kills it a little later."""
+        self.process.kill()
+        self._stdout.read()
+
     @property
     def log(self) -> str:
         """What it has logged so far."""
@@ -200,10 +205,11 @@ def running_target(url: str, folder: Path, **settings: Any) -> Iterator[RunningT
             text=True,
         ) as process,
     ):
+        running = RunningTarget(process, log)
         try:
-            yield RunningTarget(process, log)
+            yield running
         finally:
-            process.kill()
+            running.kill()
 
 
 def _settings(url: str, settings: Mapping[str, Any]) -> dict[str, str]:

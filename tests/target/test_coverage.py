@@ -186,7 +186,7 @@ def test_coverage_is_not_ahead_of_the_rows_before_a_state(sqlite_url: str, tmp_p
     with running_target(sqlite_url, tmp_path, batch_size_rows=2) as target_crm:
         target_crm.send(ACTIONS, action("a1"), read(0, 1), action("a2"), action("a3"), read(0, 2))
         target_crm.next_state()
-        target_crm.process.kill()
+        target_crm.kill()
         target_crm.wait()
 
     assert covered(sqlite_url) == [(0, 1)]

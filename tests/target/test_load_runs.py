@@ -77,7 +77,7 @@ def test_a_killed_run_is_recorded_as_unfinished_with_what_it_committed(sqlite_ur
     with running_target(sqlite_url, tmp_path, batch_size_rows=2) as target_crm:
         target_crm.send(ACTIONS, *actions[:3], state({"n": 1}), *actions[3:])
         assert target_crm.next_state() == '{"n":1}'
-        target_crm.process.kill()
+        target_crm.kill()
 
     assert runs_by_stream(sqlite_url) == {"": (*UNFINISHED, 0, 0, 0, 0, 0), "actions": (*UNFINISHED, 4, 4, 0, 0, 0)}
     assert len(table(sqlite_url, "actions", "action_id")) == 4
