@@ -533,7 +533,10 @@ def ddl(options: Options, schemas: TextIO | None) -> int:
         statements = missing_statements(options.target, schemas or [])
     finally:
         options.target.warehouse.dispose()
-    options.print(statements, "\n\n".join(f"{statement};" for statement in statements) or "-- nothing is missing")
+    nothing = "-- nothing is missing"
+    if schemas is None:
+        nothing += " in the target's own tables; --schemas FILE also checks the tables of streams"
+    options.print(statements, "\n\n".join(f"{statement};" for statement in statements) or nothing)
     return EXIT_OK
 
 

@@ -39,8 +39,10 @@ RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # How long the markers of committed batches are kept: far longer than all waits together.
 MARKERS_KEPT = timedelta(days=1)
 # What helps a role that may not create or change tables, and one that may not read or write them.
-_ASK_FOR_DDL = "an administrator can run the SQL that `crm-balances ddl` prints"
-_ASK_FOR_GRANT = "an administrator can grant this privilege: see Roles in docs/deploy.md"
+_ASK_FOR_DDL = (
+    "as the owner of the tables, run the SQL that `crm-balances ddl --schemas` prints: see Roles in docs/deploy.md"
+)
+_ASK_FOR_ROLE = "use a role with this privilege: see Roles in docs/deploy.md"
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -336,7 +338,7 @@ class Warehouse:
             kind = ConnectionLost if self.adapter.is_retriable(original) else refused
             description = self.adapter.describe_error(original)
             if self.adapter.lacks_privilege(original):
-                description += f"; {_ASK_FOR_DDL if is_ddl else _ASK_FOR_GRANT}"
+                description += f"; {_ASK_FOR_DDL if is_ddl else _ASK_FOR_ROLE}"
             raise kind(": ".join(filter(None, (self.name, place, description)))) from error
 
 

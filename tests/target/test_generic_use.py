@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, inspect
 from target_crm.balances_cli.verify import verify
 from target_crm.errors import WarehouseError
 from target_crm.warehouse.connection import Warehouse, parse_url
-from tests.helpers.balances import run_balances
+from tests.helpers.balances import NOTHING_IS_MISSING, run_balances
 from tests.helpers.target import (
     ACTIONS,
     AWARDS,
@@ -131,7 +131,7 @@ def test_ddl_for_other_streams_creates_no_balances(
     execute_all(sqlite_url, capsys.readouterr().out)
     assert visible_names(sqlite_url) == {"people", "load_runs", "rejected_records", *OF_BALANCES}
     assert run_balances(["ddl"]) == 0
-    assert capsys.readouterr().out == "-- nothing is missing\n"
+    assert capsys.readouterr().out == NOTHING_IS_MISSING
 
 
 def execute_all(url: str, statements: str) -> None:

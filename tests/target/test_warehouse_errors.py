@@ -315,7 +315,7 @@ def test_a_role_that_may_not_create_tables_is_referred_to_the_ddl(url: str) -> N
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-1].endswith(
         "InsufficientPrivilege: permission denied for schema public; "
-        "an administrator can run the SQL that `crm-balances ddl` prints"
+        "as the owner of the tables, run the SQL that `crm-balances ddl --schemas` prints: see Roles in docs/deploy.md"
     )
 
 
@@ -329,7 +329,7 @@ def test_a_role_that_may_not_read_is_referred_to_the_roles_not_to_the_ddl(url: s
     assert ran.returncode == 2
     assert ran.stderr.splitlines()[-1].endswith(
         "InsufficientPrivilege: permission denied for table award_balances; "
-        "an administrator can grant this privilege: see Roles in docs/deploy.md"
+        "use a role with this privilege: see Roles in docs/deploy.md"
     )
 
 
