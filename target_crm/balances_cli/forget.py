@@ -104,7 +104,7 @@ class _Erasure:
         rows = {
             **self._erase_payloads(),
             "awards": self._erase_columns("awards", "user_id", kept=set(map(snake_case, AWARD_FIELDS))),
-            "users": self._erase_columns(users, "_id", kept={"_id"}),
+            "users": self._erase_columns(users, "_id", kept={"_id", "updated_at"}),
             "rejected_records": self._erase_rejected(),
         }
         return Erased(is_user, is_user or (self._anywhere and any(rows.values())), rows)

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NAME, OTHER_NAME = "Tom Jones", "Ann Smith"
+TOM = {"_id": "u1", "fullName": NAME, "updatedAt": "2026-09-03T00:00:00Z"}
 TEXT = {"type": ["string", "null"]}
+TIME = {"type": ["string", "null"], "format": "date-time"}
 USERS = schema(
-    "users", {"_id": TEXT, "fullName": TEXT, "contacts": {"type": "array"}, "score": {"type": "integer"}}, "_id"
+    "users",
+    {"_id": TEXT, "fullName": TEXT, "contacts": {"type": "array"}, "score": {"type": "integer"}, "updatedAt": TIME},
+    "_id",
 )
 NAMED_AWARDS = schema("awards", {**json.loads(AWARDS)["schema"]["properties"], "holder": TEXT}, "_id")
 
@@ -54,7 +58,7 @@ OTHERS = [
 ]
 SNAPSHOTS = [
     *(NAMED_AWARDS, award("w1", "u1", NAME), award("w9", "U1", OTHER_NAME)),
-    *(USERS, record("users", {"_id": "u1", "fullName": NAME, "contacts": [NAME], "score": 3, "nick": NAME})),
+    *(USERS, record("users", {**TOM, "contacts": [NAME], "score": 3, "nick": NAME})),
     record("users", {"_id": "U1", "fullName": OTHER_NAME}),
 ]
 
@@ -92,9 +96,12 @@ def test_an_id_is_found_in_payloads_in_any_common_spelling(
     assert [row["payload"] is None for row in table(sqlite_url, "actions")] == [True, False]
 
 
-def test_forget_erases_personal_data_and_keeps_balances(crm: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
+def test_forget_erases_personal_data_and_keeps_balances(
+    crm: Warehouse, warehouse_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert naming(crm, NAME) == {"actions": 5, "awards": 1, "users": 1, "rejected_records": 4}
     others = naming(crm, OTHER_NAME)
+    times = query(warehouse_url, "SELECT _id, updated_at FROM users ORDER BY _id")
     balances, ledger = table(crm, "award_balances"), table(crm, "actions", "action_id", "user_id", "points_available")
     assert others == {"actions": 1, "awards": 1, "users": 1, "rejected_records": 1}
     capsys.readouterr()
@@ -112,6 +119,7 @@ def test_forget_erases_personal_data_and_keeps_balances(crm: Warehouse, capsys: 
     }
     assert naming(crm, NAME) == {}
     assert naming(crm, OTHER_NAME) == others
+    assert query(warehouse_url, "SELECT _id, updated_at FROM users ORDER BY _id") == times
     assert table(crm, "award_balances") == balances
     assert table(crm, "actions", "action_id", "user_id", "points_available") == ledger
     assert not verify(crm).drifted
