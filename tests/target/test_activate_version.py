@@ -149,7 +149,7 @@ def test_a_first_activation_that_would_delete_most_rows_needs_a_decision(
     assert (refused.returncode, refused.stdout) == (1, '{"at":1}\n')
     assert refused.stderr.splitlines()[-1] == (
         "target-crm: ignored ACTIVATE_VERSION of perks: 2 of 3 rows would be deleted because they have no version; "
-        "if they were really deleted, raise max_deleted_fraction for one run"
+        "if these rows were really deleted, raise max_deleted_fraction for one run"
     )
     assert query(sqlite_url, kept) == [("1",), ("2",), ("3",)]
     ignored = "SELECT exit_state, ignored_activations FROM load_runs WHERE stream = 'perks' AND ignored_activations > 0"
