@@ -8,7 +8,7 @@ GRANT SELECT ON award_balances, user_balances, award_balance_drift, awards, perk
 GRANT SELECT (action_id, type, tenant_id, user_id, award_id, perk_id, location_id, occurred_at, effect, points_available,
     points_added, points_redeemed, points_refunded, source, environment, loaded_at) ON actions TO crm_reader;
 
--- What `crm-balances status` and `verify` need besides.
+-- What `crm-balances status` and `verify` also need.
 GRANT SELECT ON load_runs, _crm_version, _crm_streams TO crm_monitor;
 GRANT SELECT (stream) ON rejected_records TO crm_monitor;
 -- If you load `users`: `status` shows how many there are, and when they were loaded.

@@ -496,7 +496,7 @@ def replay(options: Options) -> int:
 
 
 @_command("forget 5e0c0ffee0c0ffee0c0ffee0 --dry-run", "0 done, 1 unknown user, nothing erased, 2 error")
-@click.argument("user_id", metavar="USER_ID", callback=_parsed(values.identifier))
+@click.argument("user_id", metavar="USER_ID", callback=_parsed(_pasted_id))
 @click.option("--dry-run", is_flag=True, help="Only count the rows that would be changed.")
 @click.option(
     "--anywhere",

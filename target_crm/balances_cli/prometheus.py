@@ -23,7 +23,7 @@ PREFIX = "pepper_crm_"
 def as_metrics(status: Status) -> str:
     """Format a status. A value that is unknown has no sample.
 
-    All samples have the label `schema`, so that the files of several schemas may be in one folder.
+    All samples have the label `schema`, so that the files of several schemas of one database may be in one folder.
     """
     return "\n".join(line for metric in _metrics(status) for line in _lines(status.schema, *metric))
 
@@ -73,7 +73,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         yield "last_run_done", text, None, {"": ended[0]["exit_state"] == DONE}
         yield (
             "last_run_finished_timestamp_seconds",
-            "When the last run that ended did so.",
+            "When the last finished run ended.",
             None,
             {"": ended[0]["finished_at"]},
         )

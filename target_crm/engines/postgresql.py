@@ -199,7 +199,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         )
 
     def all_balances(self, tables: Tables) -> Select[Any]:
-        """Join actions and snapshots: to group them takes as long as half of a simple aggregate of the ledger."""
+        """Join actions and snapshots. Grouping them takes half the time of a simple aggregate of the ledger."""
         return balances.all_balances(tables, balances.partials_from_actions(tables.actions), balances.by_full_join)
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:

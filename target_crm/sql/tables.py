@@ -135,7 +135,7 @@ class Tables:
                 "stream",
                 Identifier(NAME_BYTES_MAX),
                 primary_key=True,
-                doc="The name of the stream's table; empty in the row that counts lines which name no stream.",
+                doc="The name of the stream's table; empty in the row that counts lines that name no stream.",
             ),
             Column("started_at", Instant, nullable=False, doc="When the run started."),
             Column("finished_at", Instant, doc="When the run ended; null if it still runs or was killed."),

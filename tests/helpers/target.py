@@ -181,7 +181,8 @@ class RunningTarget:
     def kill(self) -> None:
         """Kill the process, and wait until it has ended: if it is a fork, its server kills it a little later."""
         self.process.kill()
-        self._stdout.read()
+        while self.next_state():
+            pass
 
     @property
     def log(self) -> str:

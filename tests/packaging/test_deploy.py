@@ -254,7 +254,7 @@ def check_rights(schema: str, world: World, *, loader: str, reader: str, monitor
     assert dict(query(reader, f"SELECT award_id, points FROM {schema}.award_balances")) == world.balances()
     assert query(reader, f"SELECT count(occurred_at) > 0, count(effect) > 0 FROM {schema}.actions") == [(True, True)]
     assert query(reader, f"SELECT sum(points) FROM {schema}.user_balances") == [(sum(world.balances().values()),)]
-    for monitoring in ("status", "verify"):
+    for monitoring in ("status", "verify", "coverage"):
         ran = run_script(
             "crm-balances",
             monitoring,

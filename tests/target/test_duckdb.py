@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pytest
 
-from target_crm.balances_cli.verify import verify
+from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.engines.duckdb import BATCH_SETTINGS, ROW_GROUP_ROWS
 from target_crm.errors import SettingError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command, run_script
-from tests.helpers.target import ACTIONS, action, load, query, record, schema, state
+from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -243,6 +243,17 @@ def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str, expe
     (fold, _) = verify(crm).checks
 
     assert fold.examples == [{"award_id": "w1", "points": "5.0000", "expected_points": expected}]
+
+
+def test_a_snapshot_that_is_stored_twice_gives_one_balance(url: str) -> None:
+    load(url, [ACTIONS, action("a1"), AWARDS, snapshot("w1", 5), snapshot("w2", 3)])
+    execute(url, "INSERT INTO awards SELECT * FROM awards")
+    crm = Warehouse(url)
+
+    drifted, balances = verify(crm).drifted, rebuild(crm)
+
+    crm.dispose()
+    assert (drifted, balances) == (False, 2)
 
 
 def run_in(schema_name: str, url: str, name: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
