@@ -265,14 +265,17 @@ def joined(connection: Connection, former: Table, table: Table, *, allow_key_cha
     adapter, dialect = adapter_of(connection), connection.dialect
     if table.info != WORK:
         _changes_key(adapter, table, former.primary_key.columns.keys(), allow_key_change=allow_key_change)
-        found = {column.name: _type_in_ddl(column.type, dialect) for column in former.columns}
-        for column in table.columns:
-            if column.name in found:
-                _widens(adapter, dialect, column, found)
+    found = {column.name: _type_in_ddl(column.type, dialect) for column in former.columns}
     result = table.to_metadata(MetaData(schema=table.schema))
     for column in former.columns:
         if column.name not in table.c:
             result.append_column(Column(column.name, column.type, doc=column.doc))
+            continue
+        is_wider = _widens(adapter, dialect, table.c[column.name], found)
+        becomes_key = table.c[column.name].primary_key and not column.primary_key
+        if not is_wider and not becomes_key:
+            # The former column may hold more.
+            result.c[column.name].type = column.type
     return result
 
 

@@ -497,8 +497,9 @@ def printed_ddl(tmp_path: Path, capsys: pytest.CaptureFixture[str], *schemas: st
 
 
 def execute_ddl(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *schemas: str) -> None:
+    statements = printed_ddl(tmp_path, capsys, *schemas).split(";\n")
     engine = create_engine(parse_url(url))
     with engine.begin() as connection:
-        for statement in filter(str.strip, printed_ddl(tmp_path, capsys, *schemas).split(";\n")):
+        for statement in filter(str.strip, statements):
             connection.execute(text(statement))
     engine.dispose()
