@@ -29,7 +29,7 @@ def perks_table(connection: Connection, tables: Tables) -> FromClause | None:
 
 
 def perk_ids(connection: Connection, tables: Tables, perk: str) -> set[str]:
-    """Return the ids of the perks with this id or title, which several may share. Spaces around a title do not matter."""
+    """Return the ids of the perks with this id or title. Several may share a title; spaces around it do not matter."""
     perks = perks_table(connection, tables)
     if perks is None or "title" not in perks.c:
         return {perk}
