@@ -121,7 +121,7 @@ class ChangesStream(FullTableStream):
     """An endpoint with a filter on `updatedAt`: the first run reads all rows, later runs read changes."""
 
     replication_key = "updatedAt"
-    # A run that is killed after a full refresh leaves only the version.
+    # Either makes a bookmark: a run that was killed after a full refresh has only the version in its state.
     bookmark_keys: ClassVar[tuple[str, ...]] = ("replication_key_value", "version")
     since_parameter: ClassVar[str]
     """The query parameter for the time since which rows changed."""

@@ -257,7 +257,7 @@ def _time(at: datetime | None) -> str:
     if at is None:
         return ""
     fraction = f".{at:%f}".rstrip("0") if at.microsecond else ""
-    # When a clock is set back, the local time of an hour happens twice.
+    # When the clocks are set back, one hour of local time occurs twice.
     is_ambiguous = at.replace(fold=0).utcoffset() != at.replace(fold=1).utcoffset()
     return f"{at:%Y-%m-%d %H:%M:%S}{fraction}{at.isoformat()[-len('+00:00') :] if is_ambiguous else ''}"
 

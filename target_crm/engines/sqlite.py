@@ -72,7 +72,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         reserved_columns=frozenset({"rowid", "_rowid_", "true", "false"}), columns=990, reserved_prefix="sqlite_"
     )
     widens_columns_to = ("number", "decimal", "time", "text")
-    # By default, a view that reads the table would have to be valid meanwhile.
+    # Without this pragma, SQLite renames no table while a view is invalid, and those of this table are, until then.
     rename_table = (
         "PRAGMA legacy_alter_table = ON",
         "ALTER TABLE {old} RENAME TO {name}",
@@ -98,7 +98,10 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         return super().create_engine(url, connect_args=arguments, **options)
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Begin transactions here: the driver begins them late, and a writer that reads first could not wait."""
+        """Begin transactions here: the driver begins one only before the first write.
+
+        A transaction that has already read cannot wait for another writer: SQLite refuses its write immediately.
+        """
 
         def on_connect(driver_connection: Any, _record: object) -> None:
             driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
