@@ -239,7 +239,8 @@ def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: i
     image = harness.write_plot("growth", plot, "Cost of a batch by the ledger's size")
     explanation = (
         f"{max(sizes):,} actions of {awards:,} awards. In brackets: how many times as long it takes as a simple "
-        "aggregate, which computes the sums of each award, its number of actions, and when the first and the last happened."
+        "aggregate, which computes the sums of each award, its number of actions, and when the first "
+        "and the last happened."
     )
     return "\n\n".join(
         [_by_size("actions in the ledger", engines, cells), image, explanation, "\n".join(verifications)]
