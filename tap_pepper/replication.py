@@ -227,7 +227,7 @@ class WindowedStream(PepperStream):
         )
         if after >= until:
             if read_until is not None:
-                reason = f"already read up to {after}"
+                reason = f"already read up to {read_until}"
             elif settings.start_date:
                 reason = f"start_date {after} is in the future"
             else:

@@ -511,9 +511,9 @@ def forget(options: Options, user_id: str, *, dry_run: bool, anywhere: bool) -> 
     """
     with options.warehouse() as warehouse:
         found = erasure.forget(warehouse, user_id, anywhere=anywhere, dry_run=dry_run)
-    result = {"is_user": found.is_user, "erased": found.done and not dry_run, **found.rows}
+    result = {"is_user": found.is_user, "erased": found.applies and not dry_run, **found.rows}
     options.print(result, erasure.as_text(found, dry_run=dry_run))
-    return EXIT_OK if found.done else EXIT_UNKNOWN
+    return EXIT_OK if found.applies else EXIT_UNKNOWN
 
 
 @_command("ddl --schemas schemas.jsonl", "0 printed, 2 error")

@@ -81,9 +81,7 @@ def explain(
     """
     tables = warehouse.tables
     c, actions = tables.award_balances.c, tables.actions
-    which = [
-        column == value for column, value in {c.award_id: award_id, c.user_id: user_id}.items() if value is not None
-    ]
+    which = [c.user_id == user_id if award_id is None else c.award_id == award_id]
     found: dict[str, list[Action]] = {}
     with warehouse.read() as connection:
         if perk is not None:

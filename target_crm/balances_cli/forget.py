@@ -51,12 +51,12 @@ class Erased:
 
     Attributes:
         is_user: Whether the id is a user's: that of an action, an award, a balance or a row in `users`.
-        done: Whether the rows were erased or, in a dry run, would be. If not, they only contain the id.
+        applies: Whether the rows are to be erased. If not, they only contain the id.
         rows: The number of rows of each kind in `NOUNS`.
     """
 
     is_user: bool
-    done: bool
+    applies: bool
     rows: dict[str, int]
 
 
@@ -95,12 +95,12 @@ class _Erasure:
         self._tables = tables
         self._user_id = user_id
         self._anywhere = anywhere
-        self._dry_run = dry_run
+        self._only_counts = dry_run
 
     def run(self) -> Erased:
         users = tables_of_streams(self._connection, self._tables).get("users", "users")
         is_user = self._is_user(users)
-        self._dry_run |= not (is_user or self._anywhere)
+        self._only_counts |= not (is_user or self._anywhere)
         rows = {
             **self._erase_payloads(),
             "awards": self._erase_columns("awards", "user_id", kept=set(map(snake_case, AWARD_FIELDS))),
@@ -158,7 +158,7 @@ class _Erasure:
         """Set columns of some rows to null; return how many rows had a value in one of them."""
         filled = and_(where, or_(false(), *(rows.c[name].is_not(None) for name in names)))
         count = self._connection.scalar(select(func.count()).select_from(rows).where(filled)) or 0
-        if count and not self._dry_run:
+        if count and not self._only_counts:
             self._connection.execute(rows.update().where(filled).values(dict.fromkeys(names, null())))
         return count
 
@@ -171,7 +171,7 @@ class _Erasure:
         while rows := self._connection.execute(page.where(rejected.c.rejected_id > last_id)).all():
             last_id = rows[-1].rejected_id
             affected = [row.rejected_id for row in rows if _contains(row.payload, ids)]
-            if affected and not self._dry_run:
+            if affected and not self._only_counts:
                 update = rejected.update().where(rejected.c.rejected_id.in_(affected)).values(payload="")
                 self._connection.execute(update)
             count += len(affected)
@@ -182,7 +182,7 @@ class _Erasure:
 def as_text(erased: Erased, *, dry_run: bool) -> str:
     """Format what was erased on one line, or why nothing was."""
     counts = {name: counted(count, *NOUNS[name]) for name, count in erased.rows.items()}
-    if erased.done:
+    if erased.applies:
         return f"{'Would erase' if dry_run else 'Erased'} personal data in {', '.join(counts.values())}"
     if not any(erased.rows.values()):
         return "No row has this id; nothing to erase"

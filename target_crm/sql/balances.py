@@ -248,9 +248,9 @@ def by_full_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
     """One balance per award, from the partials of its actions and of its snapshot."""
     rows = awards.subquery("snapshots").c
     # Without a key, as on DuckDB, a user may have copied a snapshot.
-    newest = (func.max(column).label(column.name) for column in rows if column.name != "award_id")
+    others = (func.max(column).label(column.name) for column in rows if column.name != "award_id")
     action = actions.subquery("action")
-    snapshot = select(rows.award_id, *newest).group_by(rows.award_id).subquery("snapshot")
+    snapshot = select(rows.award_id, *others).group_by(rows.award_id).subquery("snapshot")
     both = action.join(snapshot, action.c.award_id == snapshot.c.award_id, full=True)
     award_id = func.coalesce(action.c.award_id, snapshot.c.award_id).label("award_id")
     combined = union(snapshot.c, action.c).items()
