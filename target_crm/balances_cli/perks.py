@@ -29,10 +29,17 @@ def perks_table(connection: Connection, tables: Tables) -> FromClause | None:
 
 
 def perk_ids(connection: Connection, tables: Tables, perk: str) -> set[str]:
-    """Return the ids of the perks with this id or title. Several may share a title; spaces around it do not matter."""
+    """Return the ids of the perks with this id or title. Several may share a title.
+
+    Upper and lower case of a title, and spaces around it, do not matter.
+    """
     perks = perks_table(connection, tables)
     if perks is None or "title" not in perks.c:
         return {perk}
     # Not every engine compares long text.
     titled = connection.execute(select(perks.c["_id"], perks.c.title)).all()
-    return {perk, *(perk_id for perk_id, title in titled if (title or "").strip() == perk)}
+    return {perk, *(perk_id for perk_id, title in titled if _normalized(title or "") == _normalized(perk))}
+
+
+def _normalized(title: str) -> str:
+    return title.strip().casefold()

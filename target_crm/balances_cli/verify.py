@@ -145,8 +145,16 @@ def _check(name: str, question: str, connection: Connection, differing: Select[A
     """Count the awards that a query finds, and name the first."""
     first = differing.add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
     found = connection.execute(first).mappings().all()
-    examples = [_example(row, "award_id", "points", "expected_points") for row in found]
+    examples = [_example(row, "award_id", *_differing_columns(row)) for row in found]
     return Check(name, question, found[0]["differing"] if found else 0, examples)
+
+
+def _differing_columns(row: RowMapping) -> list[str]:
+    """Return what to name of a balance: its points or, if those are right, the other columns that differ."""
+    differing = [name for name in row if f"expected_{name}" in row and row[name] != row[f"expected_{name}"]]
+    # Nothing differs if a balance is stored twice.
+    shown = differing if differing and "points" not in differing else ["points"]
+    return [each for name in shown for each in (name, f"expected_{name}")]
 
 
 def compare_totals(connection: Connection, tables: Tables) -> list[Check]:

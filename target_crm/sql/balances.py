@@ -357,7 +357,10 @@ def fill_owner(table: Table, key: str, owner: FromClause) -> RowUpdate:
 
 @cache
 def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
-    """Awards whose stored balance differs from the recomputed one: their stored and expected points."""
+    """Awards whose stored balance differs from the recomputed one: each column, and as `expected_…` its right value.
+
+    `updated_at` is not compared. All columns of a missing balance are null.
+    """
     expected = recomputed.subquery("expected")
     compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118
     sides = union_all(
@@ -369,18 +372,18 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
     # Equal rows of both sides become one row; a row that only one side has stays alone.
     s = sides.c
     alone = (
-        select(s.award_id, s.points, func.min(s.side).label("first_side"), func.max(s.side).label("last_side"))
+        select(*(s[name] for name in compared))
+        .add_columns(func.min(s.side).label("first_side"), func.max(s.side).label("last_side"))
         .group_by(*(s[name] for name in compared))
         .having(or_(func.count() != 2, func.min(s.side) == func.max(s.side)))
         .subquery("alone")
     )
     d = alone.c
+    values = [name for name in compared if name != "award_id"]
     return (
-        select(
-            d.award_id,
-            func.max(case((d.first_side == 0, d.points))).label("points"),
-            func.max(case((d.last_side == 1, d.points))).label("expected_points"),
-        )
+        select(d.award_id)
+        .add_columns(*(func.max(case((d.first_side == 0, d[name]))).label(name) for name in values))
+        .add_columns(*(func.max(case((d.last_side == 1, d[name]))).label(f"expected_{name}") for name in values))
         .group_by(d.award_id)
         .order_by(d.award_id)
     )

@@ -92,12 +92,12 @@ def test_verify_prints_a_table(balances: Any) -> None:
         ),
         pytest.param(
             "UPDATE award_balances SET earned_total = 7 WHERE award_id = 'w1'",
-            {"ledger": [{"award_id": "w1", "points": "12.0000", "expected_points": "12.0000"}]},
+            {"ledger": [{"award_id": "w1", "earned_total": "7.0000", "expected_earned_total": "2.0000"}]},
             id="a-total",
         ),
         pytest.param(
             "UPDATE award_balances SET perk_id = NULL WHERE award_id = 'w2'",
-            {"ledger": [{"award_id": "w2", "points": "3.0000", "expected_points": "3.0000"}]},
+            {"ledger": [{"award_id": "w2", "perk_id": None, "expected_perk_id": "p1"}]},
             id="a-perk",
         ),
         pytest.param(

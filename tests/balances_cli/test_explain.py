@@ -161,7 +161,7 @@ def test_a_perk_is_given_by_id_or_title(sqlite_url: str, run: Run) -> None:
 
     load(sqlite_url, [PERKS, *(perk(perk_id, title) for perk_id, title in titles.items())])
 
-    assert run("--user", "u1", "--perk", "Tea ").stdout == run("--user", "u1", "--perk", "p3").stdout
+    assert run("--user", "u1", "--perk", "tEA ").stdout == run("--user", "u1", "--perk", "p3").stdout
     both = run("--user", "u1", "--perk", "Cashback").stdout.split("\n\n")
     assert [each.split(" of ")[0] for each in both[:-1]] == ["Award w1", "Award w2"]
     assert both[-1] == "10 points in 2 awards not deleted\n"
