@@ -1,4 +1,4 @@
-"""Write the plugins' definitions for Meltano Hub: from `--about`, and from notes that only a person can write."""
+"""Write the plugins' definitions for Meltano Hub, from the output of `--about` and from the texts in this module."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ INTRODUCTION = {
     "log_parser": "singer-sdk",
 }
 
-# Replace this text by an empty one at the release: see docs/release.md.
+# At the release, replace this text with an empty one: see docs/release.md.
 NOT_PUBLISHED = (
     "The package is not in a registry yet. Set `pip_url` to a wheel made by `./dev wheel`, "
     "`/path/to/pepper_crm-….whl{extras}`, to a copy of the repository, `/path/to/pepper-crm{extras}`, or, with both "
     "pairs of quotes, to your own git server, "
     "`\"'pepper-crm{extras} @ git+https://git.example.com/team/pepper-crm.git'\"`."
 )
-# What the commands of crm-balances need: a driver, and the packages of `report`.
+# The extras that the commands of crm-balances need: a driver, and the packages of `report`.
 DRIVER_AND_REPORT = "[postgres,report]"
 
 TAP = {
@@ -78,15 +78,15 @@ UTILITY = {
     "settings_preamble": f"{WAREHOUSE} The variables are those of target-crm, such as `TARGET_CRM_SQLALCHEMY_URL`.",
     "usage": 'Verify after each load: `meltano job add loyalty --tasks "[tap-pepper target-crm crm-balances:verify]"`.',
 }
-# The target's settings that the utility takes: where the warehouse is.
+# The utility takes only these settings of the target, which say where the warehouse is.
 ADDRESS = ("sqlalchemy_url", *URL_PARTS, "default_target_schema")
 
 
 def definitions() -> dict[Path, str]:
-    """The text of each definition, by its path."""
+    """Return the text of each definition, by its path."""
     project = yaml.safe_load((HUB.parent / "meltano.yml").read_text())
     (utility,) = project["plugins"]["utilities"]
-    # The project has a separate extractor for perks. Not `*.*`, which would also select the names of users.
+    # The project has a separate extractor for perks. Do not select `*.*`, which would include the names of users.
     tap = {**TAP, "select": ["perks.*", *project["plugins"]["extractors"][0]["select"]]}
     target = {**_definition("target-crm", TARGET), "commands": utility["commands"]}
     settings = [
@@ -158,7 +158,7 @@ def _text(definition: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write them."""
+    """Write the definitions, and print their paths."""
     for path, text in definitions().items():
         path.write_text(text)
         print(path.relative_to(HUB.parent))

@@ -1,1 +1,1 @@
-"""What both plugins share at run time: console scripts, config files, logs, progress, telemetry."""
+"""Code that both plugins share at run time: console scripts, config files, logs, progress and telemetry."""

@@ -1,4 +1,4 @@
-"""Run a console script: logs, telemetry, progress, standard output, and an exit code with one line for each error."""
+"""Run a console script with logs, telemetry and progress. Each error becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIGNAL_EXIT_CODE = 128
-"""A process that a signal stops exits with this plus the signal's number."""
+"""If a signal stops a process, the exit code is this number plus the signal's number."""
 
 
 def run_cli(
@@ -37,19 +37,21 @@ def run_cli(
 ) -> NoReturn:
     """Run a console script to its end and exit.
 
-    An error with an attribute `failures`, pairs of a part's name and its error, is reported as one line per part.
+    An error may have an attribute `failures`, a list of pairs: the name of a part and its error. It is reported as one
+    line per part.
 
     Args:
         name: The script's name.
-        get_command: Makes the command; sets up console logging first.
-        expected: Errors whose text is safe and clear enough to show. Other errors show only their type and place.
-        plugin: The plugin whose `…_LOG_FORMAT` and `…_LOGLEVEL` variables apply; default: `name`.
+        get_command: Returns the command, after setting up console logging.
+        expected: Errors whose text is safe and clear enough to show. Of other errors, the user sees only the type and
+            the place.
+        plugin: The plugin whose variables `…_LOG_FORMAT` and `…_LOGLEVEL` apply; by default `name`.
         error_exit_code: Exit code of errors other than usage errors.
         usage_exit_code: Exit code of usage errors, such as an unknown option.
-        broken_pipe_message: Error message when the reader of stdout exits; default: exit without a message.
-        draws_with_stdout_on_terminal: Whether to draw progress even if stdout is a terminal, too.
+        broken_pipe_message: The error message if the reader of stdout exits; by default there is none.
+        draws_with_stdout_on_terminal: Whether to draw progress even if stdout is also a terminal.
         logs_are_redacted: Whether log records never show secrets. If so, errors are reported as log lines, and DEBUG
-            shows the traceback of expected errors, too.
+            also shows the traceback of expected errors.
     """
     plugin = plugin or name
     logger = logging.getLogger(name)
@@ -103,7 +105,7 @@ def run_cli(
 
 
 def _invoke(command: click.Command, name: str) -> object:
-    """Run the command and flush stdout; return the exit code. `command.main` would hide a broken pipe."""
+    """Run the command, flush stdout, and return the exit code. `command.main` would hide a broken pipe."""
     try:
         with command.make_context(name, sys.argv[1:]) as context:
             status = command.invoke(context)
@@ -114,7 +116,7 @@ def _invoke(command: click.Command, name: str) -> object:
 
 
 def fatal(name: str, message: str) -> None:
-    """Print why a program ends, on one line: `target-crm: …`, or as a JSON object if all log lines are."""
+    """Print why a program ends, on one line: `target-crm: …`. If log lines are JSON, this line is JSON as well."""
     if logs.is_structured():
         logging.getLogger(name).critical(message)
     else:
@@ -122,7 +124,7 @@ def fatal(name: str, message: str) -> None:
 
 
 def unexpected(plugin: str, error: Exception) -> str:
-    """Describe an unexpected error on one line. Its text and its traceback may quote a record or a secret."""
+    """Describe an unexpected error on one line, without its text, which may quote a record or a secret."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -141,7 +143,7 @@ def _usage_message(error: click.ClickException) -> str:
 
 
 def discard_stdout() -> None:
-    """Flush stdout, or point it at /dev/null if that fails: the interpreter would flush again at exit and complain."""
+    """Flush stdout. If that fails, point stdout at /dev/null, because the interpreter flushes it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -149,7 +151,7 @@ def discard_stdout() -> None:
 
 
 def _set_up_stdout() -> None:
-    """Make stdout take any text, whatever the locale. A closed stdout becomes /dev/null."""
+    """Let stdout accept any text in any locale. If stdout is closed, replace it with /dev/null."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
     elif isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,6 +1,6 @@
 """Format log lines: short text for people, or one JSON object per line for machines.
 
-The SDK's `StructuredFormatter` writes the JSON, the same that Meltano requests by `SINGER_SDK_LOG_CONFIG`.
+The SDK's `StructuredFormatter` writes the JSON. Meltano requests the same formatter by `SINGER_SDK_LOG_CONFIG`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PARSER: Final = click.Command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 
-# The SDK logs these at each start. They do not help users.
+# The SDK logs messages with these beginnings in each run. They do not help users.
 _NOISE: Final = (
     "Parsing env var",
     "Parsing '%s' config from env",
@@ -46,17 +46,17 @@ def log_format_setting() -> Any:
     return setting(
         "Log format",
         "Write the log as short text, or as one JSON object per line, with the metrics. The option `--log-format` "
-        "wins over this setting.",
+        "overrides this setting.",
         default=TEXT,
         choices=FORMATS,
     )
 
 
 def requested_format(plugin: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Return the format that the command line asks for, or else the environment, or else a config file.
+    """Return the log format, from the command line if it is there, otherwise from the environment or a config file.
 
-    This runs before the command parses its arguments, because errors of parsing follow the format, too. An invalid
-    format or file counts as text here: the command reports it later.
+    This runs before the command parses its arguments, because parsing errors also need the format. An invalid format or
+    file counts as text here, and the command reports it later.
     """
     with _PARSER.make_context(plugin, list(arguments), resilient_parsing=True) as context:
         wanted: list[Any] = [context.params["log_format"], environment.get(f"{variable_prefix(plugin)}LOG_FORMAT")]
@@ -65,15 +65,15 @@ def requested_format(plugin: str, arguments: Sequence[str], environment: Mapping
 
 
 def variable_prefix(plugin: str) -> str:
-    """Return how a plugin's environment variables begin: `TAP_PEPPER_`."""
+    """Return the prefix of a plugin's environment variables: `TAP_PEPPER_`."""
     return f"{plugin.upper().replace('-', '_')}_"
 
 
 def set_up(name: str, log_format: str) -> None:
-    """Make the root logger's console handlers write a format. Call it after the SDK has set them up.
+    """Set the format of the root logger's console handlers. Call this after the SDK has set up the handlers.
 
-    Text leaves out metrics and the SDK's own messages, except at DEBUG. It keeps formatters that were set up by
-    `SINGER_SDK_LOG_CONFIG`, as Meltano does.
+    The text format leaves out metrics and the SDK's own messages, except at DEBUG. It keeps the formatters that
+    `SINGER_SDK_LOG_CONFIG` has set up, for example in a run of Meltano.
     """
     level = logging.getLogger().level
     for handler in console_handlers():
@@ -85,7 +85,7 @@ def set_up(name: str, log_format: str) -> None:
 
 
 def is_structured() -> bool:
-    """Whether each line is a JSON object."""
+    """Return whether each log line is a JSON object."""
     return any(isinstance(handler.formatter, StructuredFormatter) for handler in console_handlers())
 
 
@@ -95,7 +95,7 @@ def console_handlers() -> list[logging.StreamHandler[Any]]:
 
 
 def format_line(name: str, level: int, message: str) -> bytes:
-    """Format a log line for a signal handler, which must not use a logger: the signal may have interrupted one."""
+    """Format a log line for a signal handler. It must not use a logger, because the signal may have interrupted one."""
     if not is_structured():
         return f"{name}: {message}\n".encode()
     record = logging.LogRecord(name, level, __file__, 0, message, None, None)
@@ -103,7 +103,7 @@ def format_line(name: str, level: int, message: str) -> bytes:
 
 
 def format_option(text: str = HELP) -> click.Option:
-    """Return the option `--log-format`. It only checks the value: `requested_format` has read it by then."""
+    """Return the option `--log-format`. It only checks the value, which `requested_format` has already read."""
     return click.Option([OPTION], type=click.Choice(FORMATS, case_sensitive=False), expose_value=False, help=text)
 
 
@@ -114,7 +114,7 @@ def _format_in_file(path: str) -> object:
 
 
 def metric_point(record: logging.LogRecord) -> metrics.Point[Any] | None:
-    """Return the measurement in a record of the SDK's metrics log, if it is one."""
+    """Return the measurement in a log record; None if the record is not from the SDK's metrics log."""
     args = record.args
     return args[0] if isinstance(args, tuple) and args and isinstance(args[0], metrics.Point) else None
 

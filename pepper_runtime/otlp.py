@@ -1,4 +1,4 @@
-"""Send a run as a trace and as metrics, by OTLP over HTTP. The only module that imports OpenTelemetry."""
+"""Send a trace and metrics of a run, by OTLP over HTTP. Only this module imports OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ if TYPE_CHECKING:
 
 NANOSECONDS = 1_000_000_000
 END_SECONDS_MAX = 2.0
-"""How long a run waits at its end for the rest to be sent."""
+"""How long a run waits at its end until the remaining data is sent."""
 SPANS_MAX = 10_000
-"""Spans per run: a backfill has more requests than a collector accepts in one trace. Metrics count all of them."""
+"""A run sends at most this many spans, because a collector may reject larger traces. Metrics count all requests."""
 BOUNDARIES_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 TAGS = ("stream", "status")
-"""The tags of a metric that are sent."""
+"""The only tags of a metric that are sent."""
 
 
 class Run:
-    """A trace whose root span is the run, and the metrics of the log.
+    """A trace whose root span is the run, and the metrics from the log.
 
-    If `TRACEPARENT` is set, as some orchestrators do, the run is a part of that trace.
+    If `TRACEPARENT` is set, as some orchestrators do, the run becomes a part of that trace.
     """
 
     def __init__(self, name: str, signals: Sequence[str], environment: Mapping[str, str]) -> None:
         self._problems = _ExportProblems()
         logs = logging.getLogger("opentelemetry")
         logs.addHandler(self._problems)
-        # It logs many messages if the collector is down, and they may show the collector's full URL.
+        # If the collector is down, OpenTelemetry logs many messages, which may show the collector's full URL.
         logs.propagate = False
         resource = _resource(name)
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -74,9 +74,12 @@ class Run:
 
     @contextmanager
     def span(self, name: str, attributes: Attributes, *, is_client: bool, parents_threads: bool) -> Iterator[None]:
-        """Record a span below this thread's innermost span, or else below the innermost one with `parents_threads`."""
+        """Record a span below this thread's innermost span.
+
+        If this thread has none, the parent is the innermost span with `parents_threads`.
+        """
         if next(self._span_numbers) >= SPANS_MAX and not parents_threads:
-            # Attributes that are set during the span do not belong to the enclosing one.
+            # Otherwise attributes that are set meanwhile would go to the enclosing span.
             with trace.use_span(trace.INVALID_SPAN):
                 yield
             return
@@ -87,7 +90,7 @@ class Run:
             context=None if is_inner else parent,
             kind=trace.SpanKind.CLIENT if is_client else trace.SpanKind.INTERNAL,
             attributes=dict(attributes),
-            # Both would send the error's text.
+            # Both options would send the error's text.
             record_exception=False,
             set_status_on_exception=False,
         ):
@@ -121,10 +124,10 @@ class Run:
             ).end()
 
     def stop(self, exit_code: object) -> bool:
-        """Send the rest, for at most `END_SECONDS_MAX`, and stop at the first failure.
+        """Send the remaining data, for at most `END_SECONDS_MAX`, and stop at the first failure.
 
         Returns:
-            Whether the collector accepted everything, earlier exports included.
+            Whether the collector accepted everything, including earlier exports.
         """
         self._root.set_attribute("process.exit.code", exit_code if isinstance(exit_code, int) else int(bool(exit_code)))
         if exit_code:
@@ -144,7 +147,7 @@ class Run:
 
 
 def _resource(name: str) -> Resource:
-    """Describe the service. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override name and version."""
+    """Describe the service. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override its name and version."""
     configured = Resource.create()
     is_named = not str(configured.attributes[SERVICE_NAME]).startswith("unknown_service")
     named = {} if is_named else {SERVICE_NAME: name}
@@ -155,7 +158,7 @@ class _ExportProblems(logging.Handler):
     """Swallows OpenTelemetry's own log records, and notes that exports fail."""
 
     data_lost = False
-    """Whether OpenTelemetry gave up on some data. It retries after a warning, and gives up with an error."""
+    """Whether OpenTelemetry gave up on some data. It logs a warning before a retry, and an error when it gives up."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -168,7 +171,7 @@ class _ExportProblems(logging.Handler):
 
 
 class _MetricsHandler(logging.Handler):
-    """Sends the measurements of the SDK's metrics log."""
+    """Sends the measurements in the SDK's metrics log."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What both plugins do with their settings and options, on top of the Singer SDK."""
+"""The handling of settings and options that both plugins add to the Singer SDK."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ if TYPE_CHECKING:
 
 
 class Plugin(PluginBase):
-    """A plugin with clear messages about its settings. None of them shows the value of a secret."""
+    """A plugin with clear messages about its settings. No message shows the value of a secret."""
 
     secrets: ClassVar[frozenset[str]] = frozenset()
     """The settings that no message may quote."""
     show_value: Callable[[object], str] = staticmethod(quote)
-    """How a message shows a wrong value of the other settings."""
+    """How a message shows a wrong value of a setting that is not a secret."""
     setting_error: ClassVar[type[Exception]]
-    """Raised with one line that has all problems."""
+    """The error to raise; its message lists all problems on one line."""
     option_help: ClassVar[dict[str, str]] = {
         "about": "Print the name, the version, the capabilities and the settings.",
         "about_format": "The format of --about. Default: text.",
         "config": "JSON file with the settings; ENV reads them from environment variables.",
     }
-    """Help of the SDK's options, by parameter. The SDK's own text would be wrong or vague."""
+    """Help texts for the SDK's options, by parameter. The SDK's own texts would be wrong or vague."""
 
     def __init__(self, *, config: Any = None, parse_env_config: bool = False, **options: Any) -> None:
         """Read and check the settings.
 
         Args:
-            config: The settings; null means not set, and so does empty text, unless the setting is a text.
-            parse_env_config: Also read the environment variables, which win, and a `.env` of the working directory or
-                a folder above it, for those that are not set.
+            config: The settings. A setting that is null is not set. Empty text also means not set, unless the setting's
+                type is text.
+            parse_env_config: Also read the settings from environment variables, which override `config`. A `.env` file
+                in the working directory or above it sets variables that are not set.
             options: The SDK's other arguments.
         """
         self.append_builtin_config(self.config_jsonschema)
@@ -70,7 +71,7 @@ class Plugin(PluginBase):
 
     @classmethod
     def get_singer_command(cls) -> click.Command:
-        """The command, with `--log-format` and the help texts of this project."""
+        """Return the command, with `--log-format` and the help texts of this project."""
         command = super().get_singer_command()
         command.help = cls.__doc__
         for option in command.params:
@@ -81,19 +82,19 @@ class Plugin(PluginBase):
 
     @classproperty
     def _env_var_config(cls) -> dict[str, Any]:  # noqa: N805
-        """The environment's settings. The SDK's own version lets a `.env` above the installed package replace them."""
+        """The settings in the environment. With the SDK, a `.env` above the installed package would override them."""
         return parse_environment_config(cls.config_jsonschema, cls._env_var_prefix, dotenv_path=os.devnull)
 
     @classmethod
     def cb_config(cls, ctx: Any, param: Any, value: tuple[str, ...]) -> Any:
-        """Check the files of `--config`, each of which may also be the word ENV, then let the SDK read them."""
+        """Check the files of `--config`, then let the SDK read them. `ENV` instead of a file means the environment."""
         for path in value:
             if path != "ENV":
                 read_config(path)
         return super().cb_config(ctx, param, value)
 
     def find_problems(self) -> list[str]:
-        """What is wrong with the settings, one line per problem."""
+        """Return what is wrong with the settings, one line per problem."""
         try:
             errors = JSONSchemaValidator(self.config_jsonschema).iter_errors(self._config)
             return describe_errors(
@@ -104,11 +105,11 @@ class Plugin(PluginBase):
                 show=type(self).show_value,
             )
         except AttributeError:
-            # The SDK's JSON Schema of stream maps is invalid; it fails on this value only.
+            # The SDK's JSON Schema of stream maps is invalid, but it fails only on this value.
             return ["stream_maps contains an __else__ that is neither null nor __NULL__"]
 
     def drops_records(self, stream: str) -> bool:
-        """Whether a stream map may drop records of a stream, so that less arrives than was read."""
+        """Return whether a stream map may drop records of a stream, so that the target gets fewer than the tap read."""
         maps = self.config.get("stream_maps") or {}
         return any(
             fnmatch(stream, name)
@@ -125,14 +126,14 @@ class Plugin(PluginBase):
         return problems
 
     def _unknown_settings(self) -> Iterator[str]:
-        """Yield a warning per unknown setting, and per environment variable that looks like a misspelled one."""
+        """Yield a warning per unknown setting, and per environment variable that looks like a misspelled setting."""
         known = self.config_jsonschema["properties"]
         for name in sorted(self._config.keys() - known.keys()):
             yield f"{quote(name)} is not a setting and is ignored{_suggestion(name, known)}"
         prefix = self._env_var_prefix
         for variable in sorted(os.environ) if self._reads_environment else ():
             name = variable.removeprefix(prefix).lower()
-            # Other variables with the prefix may belong to Meltano, as those with two underscores do.
+            # Other variables with the prefix may belong to Meltano, such as the variables with two underscores.
             is_own = variable.startswith(prefix) and not name.startswith("_")
             if is_own and name not in known and (near := _suggestion(name, known)):
                 yield f"{variable} is not a setting and is ignored{near}"

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 SWITCH: Final = "PEPPER_PROGRESS"
 QUIET_SECONDS: Final = 1.0
-"""Shorter runs show nothing and do not import rich."""
+"""A run that is shorter than this shows no progress and does not import rich."""
 DRAWN_PER_SECOND: Final = 4
 ERASE: Final = b"\r\x1b[2K\x1b[?25h"
 """Empty the line and show the cursor again."""
 
 
 def is_wanted(environment: Mapping[str, str], *, with_stdout_on_terminal: bool) -> bool:
-    """Whether to draw: stderr is a capable terminal, and neither `PEPPER_PROGRESS=off` nor JSON logs are set.
+    """Return whether to draw: stderr is a capable terminal, and neither `PEPPER_PROGRESS=off` nor JSON logs are set.
 
     In a pipeline only the last program draws: the one whose stdout is not a pipe.
 
     Args:
-        environment: Holds `PEPPER_PROGRESS` and `TERM`.
-        with_stdout_on_terminal: Whether to draw even if stdout is a terminal, too.
+        environment: The variables; `PEPPER_PROGRESS` and `TERM` are used.
+        with_stdout_on_terminal: Whether to draw even if stdout is also a terminal.
     """
     if environment.get(SWITCH, "").lower() in {"0", "off", "no", "false"} or logs.is_structured():
         return False
@@ -46,7 +46,7 @@ def is_wanted(environment: Mapping[str, str], *, with_stdout_on_terminal: bool) 
 
 
 class Display:
-    """The progress of this process. Until `start`, and where no line is wanted, updates have no effect."""
+    """The progress of this process. Updates have no effect before `start`, or if no line is wanted."""
 
     def __init__(self) -> None:
         self._rows = 0
@@ -66,7 +66,7 @@ class Display:
         self._rows += rows
 
     def update(self, where: str, fraction: float | None = None) -> None:
-        """Set where the run is, and the fraction of the run that is done, if known."""
+        """Set the position that the line shows, and the fraction of the run that is done, if it is known."""
         self._where, self._fraction = where, fraction
 
     @contextmanager
@@ -114,4 +114,4 @@ class Display:
 
 
 display: Final = Display()
-"""This process's progress: there is one terminal."""
+"""The only display of this process, because there is only one terminal."""

@@ -1,4 +1,4 @@
-"""Draw the progress line. Imported only when a line is drawn: rich takes a tenth of a second to import."""
+"""Draw the progress line. Import this module only to draw, because the import of rich takes a tenth of a second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BAR_CHARS = 12
 RATE_SECONDS = 10.0
-"""The rate is an average over this time."""
+"""The rate is the average over this time."""
 
 
 class ProgressLine:
@@ -27,7 +27,7 @@ class ProgressLine:
     def __init__(self, title: str, stderr: TextIO) -> None:
         self._stderr = stderr
         counts = _Counts()
-        # The last column takes what is left of a narrow terminal.
+        # The last column takes the remaining width, so it is cut off on a narrow terminal.
         where = TextColumn(
             "{task.fields[where]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
         )
@@ -83,7 +83,7 @@ class _Counts(ProgressColumn):
 
 
 class _Bar(BarColumn):
-    """The fraction that is done; rich's own column would derive it from the rows, whose total is unknown."""
+    """The fraction that is done. rich's own column would need the total number of rows, which is unknown."""
 
     def render(self, task: Task) -> ProgressBar:
         return ProgressBar(total=1, completed=task.fields["fraction"], width=self.bar_width)

@@ -1,4 +1,4 @@
-"""Settings, declared once as the fields of a dataclass, which gives their JSON Schema, checks and documentation."""
+"""Settings as fields of a dataclass: one declaration gives the JSON Schema, the checks and the documentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     JsonSchema = Mapping[str, Any]
 
 VALUE_CHARS_MAX = 60
-"""An error message quotes at most this much of a wrong value."""
+"""An error message quotes at most this many characters of a wrong value."""
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 _BOOLEANS = {"true", "1", "yes", "on", "false", "0", "no", "off"}
@@ -50,7 +50,7 @@ def setting(
     examples: Sequence[Any] | None = None,
     secret: bool = False,
 ) -> Any:
-    """Declare a setting. It is required if it has no default; its type annotation gives its JSON type."""
+    """Declare a setting. It is required if it has no default. The type annotation determines the JSON type."""
     metadata = {
         "title": title,
         "description": description,
@@ -64,12 +64,12 @@ def setting(
 
 
 def config_schema(settings: Any) -> dict[str, Any]:
-    """The JSON Schema of a dataclass of settings."""
+    """Return the JSON Schema of a dataclass of settings."""
     return th.PropertiesList(*map(_property, fields(settings))).to_dict()
 
 
 def secret_names(settings: Any) -> frozenset[str]:
-    """The settings that no message may quote."""
+    """Return the settings that no message may quote."""
     return frozenset(each.name for each in fields(settings) if each.metadata["secret"])
 
 
@@ -86,7 +86,7 @@ def _property(declared: Field[Any]) -> th.Property[Any]:
 
 
 def hide(_: object) -> str:
-    """Show no value: a password may have been given to the wrong setting."""
+    """Show no value, because someone may have put a password into the wrong setting."""
     return "invalid"
 
 
@@ -104,13 +104,13 @@ def describe_errors(
     prefix: str,
     show: Callable[[object], str],
 ) -> list[str]:
-    """Describe the errors of a config against its JSON Schema, one line per problem.
+    """Describe how a config violates its JSON Schema, one line per problem.
 
     Args:
-        errors: What a JSON Schema validator found.
+        errors: The errors that a JSON Schema validator found.
         schema: The JSON Schema.
         secrets: The settings whose value is never shown.
-        prefix: That of the environment variables, e.g. `TAP_PEPPER_`.
+        prefix: The prefix of the environment variables, e.g. `TAP_PEPPER_`.
         show: How to show a wrong value: `quote` or `hide`.
     """
     return list(dict.fromkeys(line for error in errors for line in _describe(error, schema, secrets, prefix, show)))
@@ -135,7 +135,7 @@ def _describe(
 
 
 def without_unset(schema: JsonSchema, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without settings that are null, or that are empty text although their type is not text."""
+    """Return the config without settings that are null, or that are empty text although their type is not text."""
     return {
         name: value
         for name, value in config.items()
@@ -148,12 +148,12 @@ def _is_blank(value: object) -> bool:
 
 
 def _types(definition: JsonSchema | None) -> Sequence[str]:
-    """The types of a setting; those of an unknown one are text."""
+    """Return the types of a setting. An unknown setting is text."""
     return ["string"] if definition is None else definition.get("type", [])
 
 
 def clean_variables(schema: JsonSchema, prefix: str, environment: MutableMapping[str, str]) -> None:
-    """Remove settings that are empty, and spaces around those that are not text.
+    """Remove variables of settings that are empty, and spaces around values that are not text.
 
     Meltano, Compose and Kubernetes pass a missing optional value as empty text.
     """
@@ -169,7 +169,7 @@ def clean_variables(schema: JsonSchema, prefix: str, environment: MutableMapping
 def find_environment_problems(
     schema: JsonSchema, prefix: str, environment: Mapping[str, str], show: Callable[[object], str]
 ) -> list[str]:
-    """Return what is wrong with settings in environment variables, one line per problem.
+    """Return what is wrong with the settings in environment variables, one line per problem.
 
     The SDK would accept an invalid number as text, and "maybe" as false.
     """

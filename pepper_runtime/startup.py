@@ -1,4 +1,4 @@
-"""Import a console script quickly. This module must stay light: it runs before the garbage collector is off."""
+"""Import a console script quickly. This module must stay small, because the garbage collector is still on here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def import_script(module: str) -> ModuleType:
     """Import a console script's module with the garbage collector off.
 
-    Imports create many thousands of objects and no garbage. They take most of the time of a run that finds nothing new,
-    as most scheduled runs do. `gc.freeze` keeps later collections from scanning these objects.
+    Imports create many thousands of objects and no garbage. Most scheduled runs find nothing new, and imports take most
+    of their time. `gc.freeze` keeps later collections from scanning the imported objects.
     """
     gc.disable()
     script = import_module(module)

@@ -1,11 +1,11 @@
-"""Traces and metrics of a run by OpenTelemetry, if the environment asks for them.
+"""Send traces and metrics of a run with OpenTelemetry, if the environment asks for them.
 
-Spans hold names, counts and statuses; metrics are those of the log. No rows, ids, secrets or error texts are sent: an
-error text may quote a record. A failure to send never fails the run.
+Spans contain names, counts and statuses. The metrics are the same as in the log. No rows, ids, secrets or error texts
+are sent, because an error text may quote a record. If sending fails, the run still succeeds.
 
-The functions here do nothing unless `start` has set up an exporter. They are used instead of the no-op tracer of
-opentelemetry-api because importing that package costs 25 to 40 ms of CPU in each process, and a run that finds nothing
-new takes about 500 ms.
+The functions here do nothing unless `start` has set up an exporter. opentelemetry-api has a no-op tracer for this
+purpose, but importing that package costs 25 to 40 ms of CPU in each process. A run that finds nothing new takes about
+500 ms in all.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 SIGNALS: Final = ("TRACES", "METRICS")
 PROTOCOL: Final = "http/protobuf"
-"""The only protocol whose exporter the extra installs."""
+"""The only protocol for which the extra `otel` installs an exporter."""
 _NO_SPAN: Final = nullcontext()
 _runs: Final[list[Run]] = []
-"""The run that is being exported, if any."""
+"""The run that is being exported, if there is one."""
 
 
 def requested_signals(environment: Mapping[str, str]) -> list[str]:
-    """Return those of `SIGNALS` that the environment asks for.
+    """Return the `SIGNALS` that the environment asks for.
 
-    `OTEL_TRACES_EXPORTER` is `otlp` or `none`. If it is unset or empty, an OTLP endpoint asks for the signal. Source:
-    OpenTelemetry's "Environment Variable Specification".
+    `OTEL_TRACES_EXPORTER` may be `otlp` or `none`. If it is unset or empty, the signal is sent if an OTLP endpoint is
+    set. Source: OpenTelemetry's "Environment Variable Specification".
     """
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return []
@@ -52,7 +52,7 @@ def requested_protocol(signal: str, environment: Mapping[str, str]) -> str:
 
 
 def start(name: str) -> None:
-    """Start to export the run, if the environment asks for it. Log one warning if that is impossible."""
+    """Start to export the run, if the environment asks for it. Log a warning if the export cannot start."""
     logger = logging.getLogger(name)
     signals = requested_signals(os.environ)
     for signal in list(signals):
@@ -80,13 +80,13 @@ def start(name: str) -> None:
 def span(
     name: str, attributes: Attributes | None = None, *, is_client: bool = False, parents_threads: bool = False
 ) -> AbstractContextManager[None]:
-    """Record a part of the run: its duration, and the type of the error that ends it, if any.
+    """Record a part of the run: its duration, and the type of the error that ends it, if there is one.
 
     Args:
         name: Spans are grouped by name, so use few names.
-        attributes: What is known at the start.
+        attributes: The attributes that are known at the start.
         is_client: Whether the part is a call to another service.
-        parents_threads: Whether spans of other threads meanwhile are children of this one.
+        parents_threads: Whether the spans that other threads record meanwhile become children of this span.
     """
     if not _runs:
         return _NO_SPAN
@@ -100,7 +100,7 @@ def set_attributes(attributes: Attributes) -> None:
 
 
 def record_error(error: BaseException) -> None:
-    """Mark the innermost span of this thread as failed, for an error that is handled inside of it."""
+    """Mark the innermost span of this thread as failed, although the error does not leave the span."""
     if _runs:
         _runs[-1].record_error(error)
 
@@ -112,7 +112,7 @@ def record_span(name: str, started_at: datetime, attributes: Attributes) -> None
 
 
 def stop(name: str, exit_code: object) -> None:
-    """Send what is left, with the run's exit code."""
+    """Send the remaining data, with the run's exit code."""
     while _runs:
         if not _runs.pop().stop(exit_code):
             logging.getLogger(name).warning("OpenTelemetry: some telemetry was not delivered; the run is unaffected")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def counted(number: float, noun: str, plural: str | None = None) -> str:
-    """`1 record`, `1,204 records`. A plural that is not the noun and an `s` has to be given."""
+    """Return a number with its noun: `1 record`, `1,204 records`. Pass `plural` if it is not the noun with an `s`."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 

@@ -1,1 +1,1 @@
-"""A simulated Pepper: a loyalty programme, its HTTP API and faults on demand."""
+"""A simulated Pepper: a loyalty programme, its HTTP API, and faults that tests can inject."""

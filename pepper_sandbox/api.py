@@ -30,7 +30,7 @@ TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?(Z|[+-]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request: `query` holds decoded (name, value) pairs; header names are case-insensitive."""
+    """A request. `query` contains decoded (name, value) pairs. Header names are case-insensitive."""
 
     method: str
     path: str
@@ -49,7 +49,7 @@ class Request:
         return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
 
     def parameter(self, name: str) -> str | None:
-        """Return the value of a query parameter; if it is repeated, the last one."""
+        """Return the value of a query parameter. If the parameter is repeated, return its last value."""
         return dict(self.query).get(name)
 
     def header(self, name: str) -> str | None:
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response. `hangs_up`: reset the connection before the response, or close it midway through the body."""
+    """A response. `hangs_up` resets the connection before the response, or closes it midway through the body."""
 
     status: int
     headers: Mapping[str, str]
@@ -82,7 +82,7 @@ class Response:
         return json.loads(gzip.decompress(self.body) if self.headers.get("Content-Encoding") == "gzip" else self.body)
 
     def with_payload(self, payload: object) -> Response:
-        """Return the response with another payload, gzipped if this one is."""
+        """Return the response with another payload. It is gzipped if the response was."""
         plain = Response.of(payload).body
         body = gzip.compress(plain, 1, mtime=0) if self.headers.get("Content-Encoding") == "gzip" else plain
         return replace(self, body=body)
@@ -119,7 +119,7 @@ def key_of(record_id: str) -> str:
 
 
 def id_of(key: str) -> str:
-    """Return the id of the record that a key refers to; raise a ValueError for an invalid key."""
+    """Return the id of the record that a key refers to. Raise a ValueError for an invalid key."""
     try:
         return str(json.loads(base64.b64decode(key + "=" * (-len(key) % 4), altchars=b"-_", validate=True))["_id"])
     except (KeyError, TypeError) as error:
@@ -127,7 +127,7 @@ def id_of(key: str) -> str:
 
 
 def to_moment(text: str) -> datetime:
-    """Parse a timestamp such as `2021-02-01T10:00:00.000Z`; raise a ValueError if it has no time zone."""
+    """Parse a timestamp such as `2021-02-01T10:00:00.000Z`. Raise a ValueError if it has no time zone."""
     if not TIMESTAMP.fullmatch(text):
         raise ValueError(f"{text} is not a timestamp such as 2021-02-01T10:00:00.000Z")
     return datetime.fromisoformat(text)
@@ -191,7 +191,7 @@ def _users(world: World, request: Request) -> Iterator[Json]:
 
 
 def _awards(world: World, request: Request) -> Iterator[Json]:
-    """Yield awards changed at or after `updatedAt`, or after `updatedAt.gt`."""
+    """Yield the awards that changed at or after `updatedAt`, or after `updatedAt.gt`."""
     moments = _moments(request, "updatedAt", ("", ".gt"))
     since = moments.get("")
     if after := moments.get(".gt"):
@@ -232,7 +232,7 @@ def _start_id(request: Request) -> str | None:
 
 
 def _filters(request: Request, name: str, operators: tuple[str, ...]) -> dict[str, str]:
-    """Return the values of a filter by operator: `.gt`, or an empty text for the bare name."""
+    """Return the values of a filter by operator, such as `.gt`. The operator of the bare name is an empty text."""
     given = {key[len(name) :]: value for key, value in request.query if f"{key}.".startswith(f"{name}.")}
     for operator in given.keys() - set(operators):
         raise _invalid(name + operator, f"one of {', '.join(name + known for known in operators)}")

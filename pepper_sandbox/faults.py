@@ -1,4 +1,4 @@
-"""Failures of the real Pepper, and deviations from its documentation, for tests to switch on.
+"""Failures that the real Pepper may have, and deviations from its documentation. Tests can switch them on.
 
 A fault sits between the client and the API and changes requests or responses. Faults can be combined:
 
@@ -36,10 +36,10 @@ class Fault:
     """A fault.
 
     Attributes:
-        name: for messages.
-        apply: gets the request and the function that answers it correctly; returns the faulty response.
-        path: the requests that it affects, a pattern such as `/users/*/actions`. None: all.
-        turns: which of these requests it affects, counted from 1. None: all.
+        name: the name in messages.
+        apply: takes the request and the function that answers it correctly, and returns the faulty response.
+        path: a pattern for the paths of the affected requests, such as `/users/*/actions`. None means all.
+        turns: which of these requests are affected, counted from 1. None means all.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Fault:
         return replace(self, turns=range(1, count + 1))
 
     def affects(self, request: Request, seen: Counter[str]) -> bool:
-        """Whether it affects this request; `seen` counts the requests per path, including this one."""
+        """Return whether the fault affects a request. `seen` counts the requests per path, including this one."""
         if not self._matches(request.path):
             return False
         return self.turns is None or sum(n for path, n in seen.items() if self._matches(path)) in self.turns
@@ -70,7 +70,7 @@ class Fault:
 
 
 def with_faults(answer: Answer, faults: Sequence[Fault], seen: Counter[str]) -> Answer:
-    """Wrap a function that answers requests in faults, the first of them outermost."""
+    """Wrap a function that answers requests in faults. The first fault is the outermost."""
 
     def wrap(inner: Answer, fault: Fault) -> Answer:
         return lambda request: fault.apply(request, inner) if fault.affects(request, seen) else inner(request)
@@ -100,7 +100,7 @@ class Listing(NamedTuple):
 
     @classmethod
     def of(cls, response: Response) -> Listing | None:
-        """Parse a response; None if it contains no list."""
+        """Parse a response. Return None if it contains no list."""
         payload = response.payload() if "json" in response.headers.get("Content-Type", "") else None
         if isinstance(payload, dict):
             for key, value in payload.items():
@@ -125,7 +125,7 @@ def _change_page(name: str, change: Callable[[Listing, Request, Answer], object]
 
 
 def change_rows(name: str, change: Callable[[Json], Json | None], every: int = 1) -> Fault:
-    """Change about one of `every` rows, always the same ones; drop a row if `change` returns None."""
+    """Change about one in `every` rows, always the same rows. Drop a row if `change` returns None."""
 
     def rows(listing: Listing, _request: Request, _answer: Answer) -> object:
         changed = [change(row) if _hash(str(row.get("_id"))) % every == 0 else row for row in listing.rows]
@@ -163,12 +163,12 @@ def not_found() -> Fault:
 
 
 def invalid() -> Fault:
-    """Return 422, as for an invalid value."""
+    """Return 422, as for an invalid value of a parameter."""
     return error(422, "Validation")
 
 
 def server_error(status: int = 503) -> Fault:
-    """Return a gateway's 5xx with an HTML body."""
+    """Return a 5xx with an HTML body, as a gateway does."""
     return _change_response(f"server error {status}", lambda true: _html(true, status))
 
 
@@ -219,7 +219,7 @@ def connection_cut() -> Fault:
 
 
 def gzip_cut() -> Fault:
-    """Truncate the gzip stream; its Content-Length is correct."""
+    """Truncate the gzip stream, with the Content-Length of the truncated body."""
     return _change_response("gzip cut", lambda true: replace(true, body=true.body[: len(true.body) // 2]))
 
 
@@ -256,7 +256,7 @@ def _later(http_date: str, seconds: float) -> str:
 
 
 def filters_ignored(*names: str) -> Fault:
-    """Ignore filters: names such as `when.timestamp`, `type` or `updatedAt`, with any operator."""
+    """Ignore the filters with these names, such as `when.timestamp`, `type` or `updatedAt`, with any operator."""
 
     def change(request: Request) -> Request:
         ignored = tuple(f"{name}." for name in names)
@@ -267,12 +267,12 @@ def filters_ignored(*names: str) -> Fault:
 
 
 def updated_at_exclusive() -> Fault:
-    """Exclude rows changed exactly at `updatedAt`."""
+    """Exclude rows that changed exactly at `updatedAt`."""
     return _renamed("updatedAt", "updatedAt.gt")
 
 
 def updated_at_inclusive() -> Fault:
-    """Include rows changed exactly at `updatedAt.gt`."""
+    """Include rows that changed exactly at `updatedAt.gt`."""
     return _renamed("updatedAt.gt", "updatedAt")
 
 
@@ -334,7 +334,7 @@ def last_next_key(value: str | None) -> Fault:
 
 
 def last_row_repeated() -> Fault:
-    """Repeat the last row of a page as the first of the next. Pages must have at least two rows."""
+    """Repeat the last row of a page as the first row of the next page. Pages must have at least two rows."""
 
     def next_key(listing: Listing, _request: Request, _answer: Answer) -> str | None:
         return key_of(listing.rows[-1]["_id"]) if "nextKey" in listing.page else None
@@ -343,7 +343,7 @@ def last_row_repeated() -> Fault:
 
 
 def next_key_repeated() -> Fault:
-    """From the second page on, set `nextKey` to the page itself."""
+    """From the second page on, let `nextKey` of each page refer to the page itself."""
 
     def next_key(listing: Listing, request: Request, _answer: Answer) -> str | None:
         return request.parameter("startKey") or listing.page.get("nextKey")
@@ -352,7 +352,7 @@ def next_key_repeated() -> Fault:
 
 
 def pages_in_a_circle() -> Fault:
-    """Set `nextKey` of the last page to the first page."""
+    """Let `nextKey` of the last page refer to the first page."""
 
     def next_key(listing: Listing, request: Request, answer: Answer) -> str | None:
         if "nextKey" in listing.page:
@@ -374,7 +374,7 @@ def _paged(name: str, next_key: Callable[[Listing, Request, Answer], str | None]
 
 
 def pages_by_position() -> Fault:
-    """Page by row number instead of row id: rows inserted or deleted while pages are read shift the others."""
+    """Page by row number instead of row id. A row that is inserted or deleted during a read shifts all later rows."""
 
     def apply(request: Request, answer: Answer) -> Response:
         key = request.parameter("startKey")
@@ -395,7 +395,7 @@ def pages_by_position() -> Fault:
 
 
 def empty_page_between() -> Fault:
-    """Insert an empty page, with a `nextKey`, before each page but the first."""
+    """Insert an empty page with a `nextKey` before each page except the first."""
     mark = "after an empty page: "
 
     def apply(request: Request, answer: Answer) -> Response:
@@ -455,7 +455,7 @@ def _all_rows(request: Request, answer: Answer) -> Iterator[Json]:
 
 
 def field_missing(name: str, *, every: int = 1) -> Fault:
-    """Remove a field: a dotted name such as `context.user`."""
+    """Remove a field. Its name may have dots: `context.user`."""
     return _field(f"{name} missing", name, lambda holder, leaf: holder.pop(leaf, None), every)
 
 

@@ -1,4 +1,4 @@
-"""Pepper's records in memory, and their JSON in the API.
+"""Pepper's records in memory, and their JSON as in the API.
 
 Times are integers, in milliseconds since 1970 (UTC), named `…_ms`. Points are exact decimals.
 """
@@ -26,7 +26,7 @@ DELTA_FIELDS = {
 
 
 def to_ms(moment: datetime) -> int:
-    """Return milliseconds since 1970, rounded down; raise a ValueError for a time without a time zone."""
+    """Return the milliseconds since 1970, rounded down. Raise a ValueError for a time without a time zone."""
     if moment.tzinfo is None:
         raise ValueError(f"{moment.isoformat()} has no time zone")
     return (moment - EPOCH) // MILLISECOND
@@ -43,7 +43,7 @@ def to_iso(at_ms: int) -> str:
 
 
 def to_number(points: Decimal) -> int | float:
-    """Return points as a JSON number. Multiples of 0.25 are exact in binary too."""
+    """Return points as a JSON number. Multiples of 0.25 are exact as floating-point numbers."""
     return int(points) if points == int(points) else float(points)
 
 
@@ -136,7 +136,7 @@ class User:
 
 @dataclass(slots=True)
 class Award:
-    """A perk granted to a user. `history` holds (time, points from then on), oldest first."""
+    """A perk granted to a user. `history` contains pairs of a time and the points from then on, oldest first."""
 
     id: str
     user: User
@@ -173,8 +173,8 @@ class Award:
 class Event(NamedTuple):
     """An action, which `GET /actions` returns from `visible_ms` on.
 
-    `award`, `delta` and `available` (the change of points and the points after it) are set if the action changed an
-    award's points; `details` is the metadata of any other action.
+    `award`, `delta` (the change of points) and `available` (the points after the change) are set if the action changed
+    an award's points. `details` is the metadata of any other action.
     """
 
     id: str
@@ -225,7 +225,7 @@ class Event(NamedTuple):
 
 
 def when(at_ms: int) -> Json:
-    """Return an action's `when`: months count from 0, weeks start on Sunday, and week 1 contains 1 January."""
+    """Return an action's `when`. Months count from 0, weeks start on Sunday, and week 1 contains 1 January."""
     moment = to_datetime(at_ms)
     day_of_year = moment.timetuple().tm_yday
     first_weekday = moment.replace(month=1, day=1).isoweekday() % 7

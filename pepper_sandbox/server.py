@@ -34,11 +34,11 @@ class Sandbox:
 
     Args:
         world: the data to serve.
-        port: the port to listen on; 0 selects a free one.
+        port: the port to listen on; 0 selects a free port.
         faults: faults to inject into responses.
         token: the only token that the API accepts; a control request can replace it.
         application_id: the only merchant that the API knows.
-        clock: returns monotonic seconds; the world's time advances with it. None: only `advance` moves the time.
+        clock: returns monotonic seconds, with which the world's time advances. None: only `advance` moves the time.
 
     `requests` lists all requests received, except control requests.
     """
@@ -70,7 +70,7 @@ class Sandbox:
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """The active faults, the outermost first. Setting them restarts the count of requests."""
+        """The active faults, the outermost first. Setting new faults restarts the count of requests."""
         return self._faults
 
     @faults.setter
@@ -100,7 +100,7 @@ class Sandbox:
             self.world.advance(period)
 
     def answer(self, request: Request) -> Response:
-        """Answer a request; requests from several threads are answered one at a time."""
+        """Answer a request. Requests from several threads are answered one at a time."""
         with self._lock:
             self._sync_time()
             if request.path.startswith(CONTROL_PATH):
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def handle(self) -> None:
-        """Handle requests until the client disconnects, which it may do at any time."""
+        """Handle requests until the client disconnects, which may happen at any time."""
         try:
             super().handle()
         except ConnectionError:
@@ -217,10 +217,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(response.body)
 
     def _reset(self) -> None:
-        """Close the connection with RST: no lingering data, and no flush of the buffered files."""
+        """Close the connection with RST: drop unsent data, and do not flush the buffered files."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socket.close(self.connection.detach())
 
     def log_message(self, *_: object) -> None:
-        """Log nothing."""
+        """Log nothing, unlike the base class."""

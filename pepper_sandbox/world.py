@@ -1,7 +1,7 @@
 """A simulation of a merchant's loyalty programme: users visit, earn and redeem; each award has true points.
 
-Everything follows from the seed and a queue of planned steps, executed in order of time. So the state at a given time
-does not depend on how many calls of `advance` led to it.
+The seed determines everything. Planned steps wait in a queue and are executed in order of time, so the state at a given
+time does not depend on how many calls of `advance` led to it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOCATIONS = tuple(
 
 
 class Totals(NamedTuple):
-    """Sums over an award's loyalty actions, and their number."""
+    """The sums over an award's loyalty actions, and the number of these actions."""
 
     earned: Decimal = Decimal(0)
     redeemed: Decimal = Decimal(0)
@@ -56,9 +56,9 @@ class World:
         seed: the same seed gives the same history.
         users: the number of users.
         days: the length of the history, which ends at `now`.
-        now: the world's current time; `advance` moves it.
+        now: the world's current time, which `advance` moves.
         late_fraction: the fraction of actions that become visible late. Their points change at once.
-        late_seconds_max: how late they become visible at most.
+        late_seconds_max: the longest time until such an action becomes visible.
     """
 
     def __init__(
@@ -97,18 +97,18 @@ class World:
         return to_datetime(self._now_ms)
 
     def advance(self, period: timedelta) -> None:
-        """Advance time, in whole milliseconds; raise a ValueError for a negative period."""
+        """Advance time by whole milliseconds. Raise a ValueError for a negative period."""
         if period < 0 * MILLISECOND:
             raise ValueError(f"cannot advance time by {period}")
         self._advance_to(self._now_ms + period // MILLISECOND)
 
     def change_points(self, award_id: str, points: Decimal) -> None:
-        """Edit an award's points a millisecond from now, without an action."""
+        """Advance time by a millisecond, then edit an award's points without an action."""
         self.advance(MILLISECOND)
         self._set_points(self._awards[award_id], points)
 
     def open_perk(self, title: str) -> str:
-        """Add a perk that visits do not earn; return its id."""
+        """Add a perk that users do not earn by visits, and return its id."""
         return self._open_perk("VOUCHER", title, earn_steps_max=1, redeem_from=1).id
 
     def delete_perk(self, perk_id: str) -> None:
@@ -122,7 +122,7 @@ class World:
         return [self._perks[perk_id].as_json() for perk_id in sorted(self._perks)]
 
     def awards(self, *, since: datetime | None = None, start_id: str = "") -> Iterator[Json]:
-        """Yield the awards that changed at or after `since` (None: all), ordered by id, from `start_id` on."""
+        """Yield the awards that changed at or after `since` (all if None), ordered by id, from `start_id` on."""
         since_ms = None if since is None else to_ms(since)
         for award_id in islice(self._award_ids, bisect_left(self._award_ids, start_id), None):
             award = self._awards[award_id]
@@ -130,7 +130,7 @@ class World:
                 yield award.as_json()
 
     def users(self, *, after: datetime | None = None, with_credentials: bool = False) -> Iterator[Json]:
-        """Yield the users that changed after a time (None: all), ordered by id."""
+        """Yield the users that changed after a time (all if None), ordered by id."""
         after_ms = None if after is None else to_ms(after)
         for user in self._users.values():
             if after_ms is None or user.updated_ms > after_ms:
@@ -144,7 +144,7 @@ class World:
         user_id: str | None = None,
         start_id: str | None = None,
     ) -> Iterator[Json]:
-        """Yield the visible actions of one user or of all in (after, until], oldest first, beginning with `start_id`.
+        """Yield the visible actions in (after, until], of one user or all users, oldest first, from `start_id` on.
 
         Raises:
             KeyError: the user or the start does not exist.
@@ -160,7 +160,7 @@ class World:
     # Truth for tests.
 
     def balances(self, at: datetime | None = None) -> dict[str, Decimal]:
-        """Return the true points by award id at a time (None: now), of the awards that existed then."""
+        """Return the true points by award id at a time (now if None), for the awards that existed at that time."""
         at_ms = self._now_ms if at is None else to_ms(at)
         points = ((award_id, self._awards[award_id].points_at(at_ms)) for award_id in self._award_ids)
         return {award_id: balance for award_id, balance in points if balance is not None}
@@ -197,7 +197,7 @@ class World:
         shown = (events[position] for position in range(first, end))
         return (event for event in shown if event.visible_ms <= self._now_ms)
 
-    # Simulation: the queue holds steps and their times; `_now_ms` is a step's time while it is executed.
+    # Simulation. The queue contains steps and their times. While a step is executed, `_now_ms` is its time.
 
     def _advance_to(self, until_ms: int) -> None:
         while self._queue[0][0] <= until_ms:
@@ -233,7 +233,7 @@ class World:
         return self._open_perk("STAMP_CARD", "Seasonal card", earn_steps_max=2, redeem_from=6)
 
     def _change_season(self) -> None:
-        """Replace the seasonal perk. Awards of the old one keep their points."""
+        """Replace the seasonal perk. Awards of the old perk keep their points."""
         del self._perks[self._season.id]
         self._season = self._open_season()
 
@@ -245,7 +245,7 @@ class World:
         self._plan(CAMPAIGN_DAYS * DAY_MS, self._run_campaign)
 
     def _join(self, number: int) -> User:
-        """Create a user before the history begins. Half of them have a coffee card whose points no action explains."""
+        """Create a user before the history begins. Half of the users have a coffee card with points from before it."""
         created_ms = self._now_ms - DAY_MS - self._below(300 * DAY_MS)
         user = User(
             id=self._new_id(),
@@ -288,7 +288,7 @@ class World:
         self._plan_visit(user)
 
     def _use(self, user: User, perk: Perk, location: Location | None) -> None:
-        """Redeem if the award has enough points; else earn, unless the perk is deleted or not earned by visits."""
+        """Sometimes redeem, if the award has enough points. Otherwise earn, if the perk exists and visits earn it."""
         award = user.awards.get(perk.id)
         if award and award.points >= perk.redeem_from and self._random.random() < 0.6:
             self._redeem(award, location)
@@ -336,7 +336,7 @@ class World:
         award.history.append((self._now_ms, points))
 
     def _earn_by_legacy(self, user: User) -> None:
-        """Record an action of a legacy format: a current type without points."""
+        """Record an action in a legacy format: its type is current, but it has no points."""
         details = (None, {"trigger": "GLOBAL"}, {"perkId": self._stamps.id, "loyaltyEarned": 1})[self._below(3)]
         self._record(user, "REWARD_EARNED", None, details=details)
 

@@ -1,4 +1,4 @@
-"""The base of all streams: field selection, bookmarks, logs, and what the Singer SDK calls."""
+"""The base class of all streams: field selection, bookmarks, logs, and the methods that the Singer SDK calls."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ if TYPE_CHECKING:
     from tap_pepper.run_context import RunContext
 
 TEST_PAGES_MAX = 10
-"""Pages that `--test` reads per stream, to find its rows."""
+"""How many pages `--test` reads per stream, at most, until it finds a row."""
 UNKNOWN_FIELDS_MAX = 100
-"""The STATE remembers at most this many unknown fields. Others are not logged."""
+"""The STATE remembers at most this many unknown fields. The tap does not log any more than these."""
 
 OTHER_FIELDS = "other_fields"
 """The property with the fields that the schema does not name."""
 
 UNKNOWN_FIELDS = "unknown_fields"
-"""The key of the bookmark with the unknown fields that were logged."""
+"""The bookmark's key for the names of the unknown fields that the tap has logged."""
 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -69,7 +69,8 @@ class PepperStream(Stream):
 
     Args:
         tap: The tap.
-        get_run_context: Returns what the streams of a run share. Discovery needs no settings, and never calls it.
+        get_run_context: Returns the context that the streams of a run share. Discovery never calls this, because it
+            must work without settings.
     """
 
     name: str
@@ -81,14 +82,17 @@ class PepperStream(Stream):
     automatic_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that are emitted even if the catalog does not select them."""
     balance_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields without which target-crm cannot keep balances, with dots. They can be deselected for another target."""
+    """Fields without which target-crm cannot keep balances. Dots separate the parts of a nested name.
+
+    A catalog for another target may deselect them.
+    """
     bookmark_keys: ClassVar[tuple[str, ...]]
-    """A bookmark that is not empty has one of these keys."""
+    """A bookmark that is not empty has at least one of these keys."""
 
     primary_keys: Sequence[str] = ("_id",)
     replication_key: str | None = None
     schema: ClassVar[StreamSchema] = StreamSchema(SchemaDirectory(files("tap_pepper") / "schemas"))
-    # Rows are JSON already.
+    # Rows are JSON already, so the SDK has nothing to convert.
     TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
 
     def __init__(self, tap: Tap, get_run_context: Callable[[], RunContext]) -> None:
@@ -99,15 +103,15 @@ class PepperStream(Stream):
 
     @cached_property
     def run(self) -> RunContext:
-        """What the streams of this run share."""
+        """The context that the streams of this run share."""
         return self._get_run_context()
 
     @abstractmethod
     def rows(self) -> Generator[list[Row], None, None]:
-        """Yield the rows of this run in lists, and write each bookmark once everything before it was emitted."""
+        """Yield the rows of this run in lists, and write each bookmark once all rows before it were emitted."""
 
     def count_first_rows(self) -> int:
-        """Return the number of rows of the first page that has any, as `--test` reads them."""
+        """Return the number of rows on the first page that has any; `--test` calls this."""
         self.ABORT_AT_RECORD_COUNT = 1
         self.selected = True
         self._rows = self.rows()
@@ -128,7 +132,7 @@ class PepperStream(Stream):
     def pages(
         self, query: Mapping[str, str], cancel: Event | None = None, can_wait: CanWait = always
     ) -> Iterator[Page]:
-        """Read the pages of a query; with `--test`, the first few."""
+        """Read the pages of a query; with `--test`, only the first few."""
         pages = self.run.client.pages(self.path, query, cancel, can_wait)
         return islice(pages, TEST_PAGES_MAX) if self.is_test else pages
 
@@ -145,7 +149,7 @@ class PepperStream(Stream):
             note: Appended to the log line.
 
         Returns:
-            How many pages the emitted rows fill. This is less than the number of pages if rows were skipped.
+            How many pages the emitted rows fill. This is less than the number of pages read if rows were skipped.
         """
         records = pages_read = skipped = 0
         for page in pages:
@@ -176,7 +180,7 @@ class PepperStream(Stream):
 
     @cached_property
     def _declared_fields(self) -> frozenset[str]:
-        # Pepper may send a field with the name of the tap's own property.
+        # Pepper may itself send a field with the name `other_fields`.
         return frozenset(self.effective_schema["properties"]) - {OTHER_FIELDS}
 
     @cached_property
@@ -223,8 +227,9 @@ class PepperStream(Stream):
     def read_until(self) -> str | None:
         """The bound up to which earlier runs have certainly read everything; None if there were none.
 
-        Earlier than the bookmark if either clock had not yet reached it. Also earlier than the bookmark if Pepper's
-        clock has still not reached it: then a clock was wrong, since an unknown time.
+        It is earlier than the bookmark if the local clock or Pepper's had not reached the bookmark when it was written.
+        It is also earlier if Pepper's clock has still not reached the bookmark: in that case a clock has been wrong for
+        an unknown time.
         """
         bookmark = self.bookmark
         if bookmark is None:
@@ -249,12 +254,12 @@ class PepperStream(Stream):
         return subtract_seconds(self.next_read_until(emitted_until), self.run.settings.lookback_seconds)
 
     def write_bookmark(self, emitted_until: str, **extra: object) -> None:
-        """Write a STATE that says up to when everything was emitted. The bookmark never goes back.
+        """Write a STATE with the time up to which everything was emitted. The bookmark never goes back.
 
         Args:
-            emitted_until: That time.
-            extra: What else the next run needs. Empty values stay in the STATE, because Meltano may merge it with an
-                earlier one, and would bring the old values back.
+            emitted_until: The time up to which everything was emitted.
+            extra: Other values that the next run needs. Empty values stay in the STATE: Meltano may merge it with an
+                earlier STATE, and the earlier values would come back.
         """
         if self.is_test or self.replication_method != REPLICATION_INCREMENTAL:
             return
@@ -271,7 +276,7 @@ class PepperStream(Stream):
         self._write_state_message()
 
     def log_summary(self, failure: Exception | None) -> None:
-        """Log how the stream ended and its metrics, and warn of unknown fields."""
+        """Log the stream's result and metrics, and warn of unknown fields."""
         client = self.run.client
         traffic = client.traffic(self.path)
         log_metric(Metric.PAGES, traffic.pages, self.name)
@@ -281,7 +286,8 @@ class PepperStream(Stream):
         if traffic.retries:
             summary += f", {counted(traffic.retries, 'retry', 'retries')}"
         if failure:
-            # Log it now, because other streams may take long. The end of the run repeats the reason.
+            # Log the failure now, because other streams may take long. The tap repeats the reason at the end of the
+            # run.
             is_expected = isinstance(failure, PepperError | SingerSDKError)
             reason = str(failure) if is_expected else unexpected(self.tap_name, failure)
             self.logger.error("%s: failed after %s: %s", self.name, summary, reason)
@@ -315,10 +321,10 @@ class PepperStream(Stream):
                 ", ".join(new),
             )
 
-    # What the SDK calls.
+    # Methods that the SDK calls.
 
     def sync(self, context: Context | None = None) -> None:  # type: ignore[misc]
-        """Sync the stream, as a span of the run."""
+        """Sync the stream, and record it as a span of the run's trace."""
         with telemetry.span(f"stream {self.name}", parents_threads=True):
             super().sync(context)
 
@@ -330,7 +336,7 @@ class PepperStream(Stream):
     def _sync_records(
         self, context: Context | None = None, *, write_messages: bool = True
     ) -> Generator[dict[str, Any], Any, Any]:
-        """Sync the stream. An error ends only this stream; the tap raises it after the other streams."""
+        """Sync the stream. An error ends only this stream; the tap raises the error once the other streams are done."""
         display.update(self.name)
         failure: Exception | None = None
         try:
@@ -354,7 +360,7 @@ class PepperStream(Stream):
 
     @property
     def _emits_rows_undecoded(self) -> bool:
-        """Whether neither a stream map nor a nested deselection has to look inside the fields."""
+        """Whether rows can be emitted as JSON text, because no stream map or nested deselection decodes them."""
         has_no_maps = all(
             isinstance(stream_map, SameRecordTransform) and not stream_map.flattening_enabled
             for stream_map in self.stream_maps
@@ -362,7 +368,7 @@ class PepperStream(Stream):
         return has_no_maps and not self._has_nested_deselection and not self.is_test
 
     def _sync_undecoded(self) -> None:
-        """Do what the SDK does for each row, for a list of rows at a time."""
+        """Do for whole lists of rows what the SDK does row by row."""
         self._rows = self.rows()
         with self.get_record_counter() as counter, self.get_sync_timer():
             for rows in self._rows:
@@ -377,7 +383,7 @@ class PepperStream(Stream):
         """Do nothing: there are no child streams and no partitions."""
 
     def _generate_record_messages(self, record: dict[str, Any]) -> Generator[RecordMessage, None, None]:
-        """Yield messages as the SDK does, but visit the fields of a record only if one of them is deselected."""
+        """Yield messages as the SDK does, but visit a record's fields only if a nested field is deselected."""
         if self._has_nested_deselection:
             pop_deselected_record_properties(record, self.schema, self.mask)
         extracted_at = self.run.client.clock.now()
@@ -396,7 +402,7 @@ class PepperStream(Stream):
         if entry := catalog.get_stream(self.name):
             if entry.key_properties and tuple(entry.key_properties) != tuple(type(self).primary_keys):
                 self.logger.warning(
-                    "%s: ignored the catalog's key_properties, the key is %s",
+                    "%s: ignored the catalog's key_properties; the key is %s",
                     self.name,
                     ", ".join(type(self).primary_keys),
                 )
@@ -443,7 +449,10 @@ class PepperStream(Stream):
 
     @property
     def metadata(self) -> MetadataMapping:
-        """The catalog's metadata. A hidden field without metadata is not selected; a key or automatic one always is."""
+        """The catalog's metadata.
+
+        Hidden fields are deselected by default. Key fields and automatic fields are always selected.
+        """
         metadata = super().metadata
         for name in (*self._key_fields, *self.automatic_fields):
             metadata["properties", name].inclusion = Metadata.InclusionType.AUTOMATIC
@@ -454,9 +463,10 @@ class PepperStream(Stream):
         return metadata
 
     def get_batch_config(self, config: Mapping[str, Any]) -> None:
-        """Return None: a BATCH message would follow the STATE that covers its rows."""
+        """Return None to turn off BATCH messages, which would follow the STATE that covers their rows."""
 
-    # Bookmarks come from windows instead of rows, because rows come in any order and an empty window counts too.
+    # The SDK would take bookmarks from rows. Here they come from windows, because rows arrive in any order, and because
+    # a window without rows must also move the bookmark.
 
     def _increment_stream_state(self, latest_record: dict[str, Any], *, context: Context | None = None) -> None:
         pass
@@ -469,7 +479,7 @@ class PepperStream(Stream):
 
 
 def _deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:
-    """Return those of these fields that are deselected, alone or with a field around them."""
+    """Return the deselected ones among these fields. If a parent field is deselected, return the parent."""
     found = []
     for field in fields:
         names = field.split(".")

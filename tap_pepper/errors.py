@@ -1,7 +1,7 @@
 """Errors of the tap, named by what to do next.
 
 Each message is one line for an operator: where it happened, what happened, and what was expected or what to do.
-It never contains a token, a record or a response body.
+A message never contains a token, a record or a response body.
 """
 
 from __future__ import annotations
@@ -54,4 +54,4 @@ class RetriableAPIError(PepperError):
 
 
 class TimeLimitReached(PepperError):
-    """Pepper asks for a wait that would exceed `max_run_seconds`."""
+    """A wait for Pepper, or before a retry, would exceed `max_run_seconds`."""

@@ -22,8 +22,8 @@ _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 class MessageWriter(GenericSingerWriter[bytes, Message]):
     """Writes one line per message.
 
-    RECORD messages stay in stdout's buffer. Every other message flushes it, so a visible STATE always follows all of
-    its records.
+    RECORD messages stay in stdout's buffer. Every other message flushes the buffer, so the target never gets a STATE
+    before the records that it covers.
     """
 
     def serialize_message(self, message: Message) -> bytes:
@@ -48,5 +48,5 @@ class MessageWriter(GenericSingerWriter[bytes, Message]):
         """Write a RECORD message for each row; all share one extraction time."""
         message = RecordMessage(stream=stream, record={}, version=version, time_extracted=extracted_at).to_dict()
         lines = _encoder.encode_lines([{**message, "record": row} for row in rows])
-        # One write per line: a signal during a longer write would leave half a line.
+        # Write line by line, because a signal during a longer write would leave half a line.
         sys.stdout.buffer.writelines(lines.splitlines(keepends=True))

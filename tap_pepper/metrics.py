@@ -1,4 +1,4 @@
-"""Metrics that the Singer SDK does not have; logged once per stream in the SDK's metrics log."""
+"""Metrics that the Singer SDK lacks. The tap logs them once per stream, in the SDK's metrics log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Make points numbers, because a property that is a number or text becomes a text column in other targets."""
+"""Convert points to numbers.
+
+Other targets would create a text column for a property that may be a number or text.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 INVALID_POINTS: Final = "invalid_points"
-"""The property with points that are neither a number nor numeric text, by field."""
+"""The property that contains points that are neither a number nor numeric text, by field name."""
 METADATA_FIELDS: Final = ("pointsAvailable", "pointsAdded", "pointsRedeemed", "pointsRefunded", "loyaltyEarned")
 
 _NUMERIC_TEXT: Final = re.compile(r"(?P<sign>[+-]?)0*(?P<digits>[0-9]{1,40}(?:\.[0-9]{1,40})?)", re.ASCII)
@@ -54,7 +57,7 @@ def convert_action_points(row: Row) -> None:
     try:
         fields = _decode_fields(metadata)
     except msgspec.DecodeError:
-        # Not an object.
+        # Metadata that is not an object has no points.
         return
     if invalid := _convert(fields, METADATA_FIELDS):
         row[INVALID_POINTS] = to_json(invalid)

@@ -1,7 +1,7 @@
-"""Rows whose fields stay JSON text, so that most of them are never decoded.
+"""Rows whose fields stay JSON text, so that most fields are never decoded.
 
-Most rows only pass through the tap. Decoding and encoding them again would cost more than everything else the tap does
-with them, and would have to preserve every digit.
+Most rows only pass through the tap. Decoding and encoding them again would take longer than everything else that the
+tap does with them, and it would have to preserve every digit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def from_json(text: bytes | JsonText | None) -> Any:
 
 
 def decode_row(row: Row) -> dict[str, Any]:
-    """Decode all fields of a row; raises as `from_json` does."""
+    """Decode all fields of a row. Raises the same errors as `from_json`."""
     decoded: dict[str, Any] = from_json(_encoder.encode(row))
     return decoded
 

@@ -12,7 +12,7 @@ _formatter: Final = logging.Formatter()
 
 
 class Redactor(logging.Filter):
-    """Replaces secrets in a log record: message, arguments, traceback and extra fields. It drops no record."""
+    """Replaces secrets in the message, arguments, traceback and extra fields of a log record. It drops no record."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,5 +64,5 @@ def _make_redacted(*args: Any, **kwargs: Any) -> logging.LogRecord:
 def redact_in_logs(secret: str) -> None:
     """Redact a secret in every log record of this process, before any handler sees it."""
     _redactor.add(secret)
-    # A filter only sees the records of one logger or handler, and a record factory runs before `extra` is added.
+    # A filter would see only the records of one logger or handler. A record factory would run before `extra` is added.
     logging.Logger.makeRecord = _make_redacted  # type: ignore[method-assign]

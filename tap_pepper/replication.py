@@ -1,4 +1,4 @@
-"""The three ways to read an endpoint: in full, what changed since a bookmark, and in windows of time."""
+"""The three ways to read an endpoint: all rows, the rows that changed since a bookmark, and windows of time."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ if TYPE_CHECKING:
     from tap_pepper.raw_json import Row
 
 TEST_WINDOW_SECONDS = 100 * 366 * 24 * HOUR_SECONDS
-"""The only window of a `--test` run: everything."""
+"""The length of the only window of a `--test` run, which contains everything."""
 PREFETCHED_ROWS_MAX = 10_000
-"""Rows in memory that are fetched but not emitted; at least one page per window in progress."""
+"""How many fetched rows may wait in memory to be emitted. Each window in progress may always hold one page."""
 DAY_SECONDS = 24 * HOUR_SECONDS
 MINUTE_CHARS = len("2026-10-01T11:55")
 
 
 class FullTableStream(PepperStream):
-    """An endpoint that every run reads completely, to find deletions too."""
+    """An endpoint that every run reads completely, which also finds deleted rows."""
 
     bookmark_keys: ClassVar[tuple[str, ...]] = ("version",)
 
@@ -69,22 +69,22 @@ class FullTableStream(PepperStream):
     def read_all(self, prepare: Callable[[Row], Row | None]) -> Iterator[list[Row]]:
         """Yield all rows as a version of the table; a row that is missing from two reads in a row counts as deleted.
 
-        ACTIVATE_VERSION follows the last row. Targets delete the rows of older versions, and some show only the rows of
-        the activated one. So it names the version of this read if no row of an older version can be in this read or
-        the previous one:
+        An ACTIVATE_VERSION message follows the last row. Targets then delete the rows of older versions, and some show
+        only the rows of the version that the message names. The message names the version of this read if all rows of
+        this read and of the previous one have that version by now. This is so in two cases:
 
-        - The previous read had the same version. A version is kept until a read lacks rows of the read before it.
+        - The previous read had the same version. The version stays until a read lacks rows of the read before it.
         - This read has all rows of the previous read.
 
-        Otherwise it names the version of the previous read, so that rows of either read stay: pages that shift during a
-        read can hide a row from it. A read that lacks more than `max_deleted_fraction` of the known rows does not
-        count. A new version is Pepper's time in milliseconds.
+        Otherwise the message names the version of the previous read, so that the rows of both reads stay: pages that
+        shift during a read can hide a row from the tap. A read that lacks more than `max_deleted_fraction` of the known
+        rows does not count. A new version is Pepper's time in milliseconds.
         """
         state = self.stream_state
         sample = KeySample(state.get("known"))
         pages = self.pages(self.query())
         first = next(pages)
-        # None if rows may have been emitted since the last complete read: a run was killed, or has read changes.
+        # None if rows may have been emitted since the last complete read, because a run was killed or has read changes.
         lacked_rows = None if self.is_test else state.pop("lacked_rows", None)
         if lacked_rows is not None:
             self.write_state()
@@ -92,7 +92,7 @@ class FullTableStream(PepperStream):
         if lacked_rows is not False or not isinstance(self._stream_version, int):
             date = first.date or self.run.client.clock.now()
             self._stream_version = _new_version(date, self._stream_version)
-        # Sample all rows that Pepper returns, also those that are not emitted.
+        # Sample the keys of all rows that Pepper returns, including the rows that are not emitted.
         yield from self.emit(_add_keys(chain([first], pages), sample), prepare, "all rows")
         if self.is_test:
             return
@@ -121,10 +121,10 @@ class ChangesStream(FullTableStream):
     """An endpoint with a filter on `updatedAt`: the first run reads all rows, later runs read changes."""
 
     replication_key = "updatedAt"
-    # Either makes a bookmark: a run that was killed after a full refresh has only the version in its state.
+    # Either key is enough: after a full refresh that was killed, the state has only the version.
     bookmark_keys: ClassVar[tuple[str, ...]] = ("replication_key_value", "version")
     since_parameter: ClassVar[str]
-    """The query parameter for the time since which rows changed."""
+    """The query parameter that asks for the rows that changed since a time."""
 
     @property
     def full_refresh_days(self) -> int:
@@ -135,7 +135,7 @@ class ChangesStream(FullTableStream):
         """Yield the rows that changed since the bookmark minus the lookback; without a bookmark, all rows.
 
         The new bookmark is the upper bound of the run, not the newest change: a row may change after its page was read,
-        and the next run has to find it. Rows that an earlier run emitted unchanged are skipped.
+        and the next run has to find that change. Rows that an earlier run emitted unchanged are skipped.
         """
         if not self.has_time_to_start():
             return
@@ -164,9 +164,9 @@ class ChangesStream(FullTableStream):
             state.pop("lacked_rows", None)
         query = self.query()
         if since is not None:
-            # One millisecond earlier, because the filter may or may not include the time itself.
+            # Ask from one millisecond earlier, because Pepper's filter may or may not include the time itself.
             query[self.since_parameter] = subtract_seconds(since, MILLISECOND.total_seconds())
-        # Restarting a full load is expensive; restarting a poll is cheap.
+        # Only a poll may stop at the time limit: restarting a poll is cheap, and restarting a full load is expensive.
         pages = self.pages(query, can_wait=self.run.time_limit.allows if since else always)
         try:
             yield from self.emit(pages, prepare, f"since {since}" if since else "from the start")
@@ -181,7 +181,7 @@ class ChangesStream(FullTableStream):
         """Change a row in place to the form in which it is emitted.
 
         Returns:
-            Its instant; None if it has no valid time.
+            The row's instant; None if the row has no valid time.
         """
         return normalize_updated_at(row)
 
@@ -208,10 +208,10 @@ class WindowedStream(PepperStream):
 
     @abstractmethod
     def check_row(self, row: Row, window: Window) -> tuple[bool, str | None]:
-        """Complete a row in place.
+        """Complete a row in place, and check whether it belongs to a window.
 
         Returns:
-            Whether the row belongs to the window, and its instant; None if it has no valid time.
+            Whether the row belongs to the window; and the row's instant, or None if the row has no valid time.
         """
 
     def rows(self) -> Generator[list[Row], None, None]:
@@ -293,9 +293,9 @@ class WindowedStream(PepperStream):
     def _backfill(self, coverage: Coverage, missing: Window) -> Generator[list[Row], None, None]:
         """Yield the rows that the coverage lacks.
 
-        The newest window comes first, so that after each one the STATE has a single interval.
+        The newest window comes first, so that the coverage in the STATE is a single interval after each window.
         """
-        self.logger.info("%s: reading %s first, which no run has read", self.name, missing)
+        self.logger.info("%s: first reading %s, which no run has read yet", self.name, missing)
         length_seconds = self._first_window_seconds
         with closing(self._prefetch(split_backwards(missing, lambda: length_seconds))) as prefetched:
             for window, pages in prefetched:
@@ -327,13 +327,19 @@ class WindowedStream(PepperStream):
             self.stream_state.update(coverage.to_state())
 
     def _can_wait(self, seconds: float) -> bool:
-        """Return whether the run may continue after `seconds`; always, until it has read further than the last run."""
+        """Return whether there is time for more after a wait of `seconds`.
+
+        Until the run has read further than all runs before it, the answer is always True.
+        """
         return not self._reached_new_rows or self.run.time_limit.allows_actions(seconds)
 
     def _row_filter(
         self, window: Window, recent_rows: RecentRows, reread_from: str, audit: Audit
     ) -> Callable[[Row], Row | None]:
-        """Return a function that skips rows outside the window, as Pepper may ignore the filter, and emitted rows."""
+        """Return a function that skips rows that an earlier run emitted, and rows outside the window.
+
+        Pepper returns rows outside the window if it ignores the filter.
+        """
 
         def prepare(row: Row) -> Row | None:
             belongs, instant = self.check_row(row, window)
@@ -346,7 +352,7 @@ class WindowedStream(PepperStream):
         return prepare
 
     def _run_audit(self, audit: Audit, until: str) -> Generator[list[Row], None, None]:
-        """Read the due hours again, and emit the hours that differ from what was read before."""
+        """Read the due hours again, and emit each hour that differs from its first read."""
         for hour in audit.due_hours():
             if not self._can_wait(0):
                 self.run.postponed.append(f"{self.name} audited up to {hour}")
@@ -374,10 +380,10 @@ class WindowedStream(PepperStream):
 
 
 def normalize_updated_at(row: Row) -> str | None:
-    """Replace a row's `updatedAt` with its instant.
+    """Replace a row's `updatedAt` with the same time as an instant.
 
     Returns:
-        The instant; None, and an unchanged row, if `updatedAt` is missing or invalid.
+        The instant. None if `updatedAt` is missing or invalid; the row stays unchanged then.
     """
     instant = to_instant(from_json(row.get("updatedAt")))
     if instant is not None:
@@ -405,5 +411,5 @@ def _time_left(window: Window, until: str) -> str:
 
 
 def _last_second(now: datetime) -> Window:
-    """Return a window that contains few actions, if any, for a request that only asks for the time."""
+    """Return a window that contains few actions or none, for a request that only asks Pepper for the time."""
     return Window(to_bound(now - timedelta(seconds=1)), to_bound(now))

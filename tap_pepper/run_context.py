@@ -1,4 +1,4 @@
-"""What the streams of a run share: the connection, the settings, the time limit, and the upper bound of all reads."""
+"""The context of a run, which all streams share: connection, settings, time limit, and the upper bound of all reads."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class UpperBound:
         self._settle_seconds = settle_seconds
         self._value: str | None = None
         self.agreed: str
-        """The upper bound by the slower of Pepper's clock and the local clock, because either may be wrong.
+        """The upper bound by whichever clock is behind, Pepper's or the local one, because either may be wrong.
 
-        It is set by the first call of `get`.
+        The first call of `get` sets it.
         """
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> str:
@@ -77,18 +77,18 @@ class UpperBound:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the tap hands to its streams.
+    """What the tap passes to its streams.
 
     Attributes:
         client: The connection to Pepper.
         settings: The settings of the run.
         writer: Writes the Singer messages.
         merchant: A hash of Pepper's host and the merchant's code; a STATE contains it.
-        time_limit: Whether there is time for more.
-        upper_bound: Up to which time to read.
+        time_limit: Says whether there is time to read more.
+        upper_bound: The time up to which to read.
         drops_records: Whether a stream map may drop records of a stream.
         failures: Streams that failed, and their errors.
-        postponed: What this run leaves to the next run for lack of time.
+        postponed: What this run has no time to read, and leaves to the next run.
     """
 
     client: PepperClient

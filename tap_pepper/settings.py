@@ -29,7 +29,7 @@ def default_user_agent() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run. `CONFIG_JSONSCHEMA` and the documentation are made from these declarations."""
+    """The settings of a run. `CONFIG_JSONSCHEMA` and the documentation are generated from these declarations."""
 
     auth_token: str = setting(
         "Auth token",
@@ -57,10 +57,10 @@ class Settings:
     )
     start_date: str | None = setting(
         "Start date",
-        "The first run reads the actions after this time (ISO 8601, UTC unless it has an offset). Without it, the "
-        "first run reads the last lookback_seconds, and balances start from the current awards. If you set an earlier "
-        "time later, the next run first reads the actions that are missing. Awards, perks and users are always read "
-        "from the beginning.",
+        "The first run reads the actions after this time (ISO 8601, UTC unless it has an offset). Without a "
+        "start_date, the first run reads the last lookback_seconds, and balances start from the current awards. If "
+        "you later set an earlier start_date, the next run first reads the missing actions. The tap always reads "
+        "awards, perks and users from the beginning.",
         default=None,
         examples=["2026-01-01", "2026-01-01T06:00:00Z"],
     )
@@ -73,24 +73,25 @@ class Settings:
     )
     settle_seconds: int = setting(
         "Settle time (seconds)",
-        "Each run reads up to Pepper's clock minus this. Actions that Pepper is still writing are read by the "
-        "next run.",
+        "Each run reads up to Pepper's current time minus settle_seconds. The next run reads the actions that "
+        "Pepper is still writing.",
         default=5,
         minimum=0,
         maximum=3600,
     )
     lookback_seconds: int = setting(
         "Lookback (seconds)",
-        "Each run re-reads the last lookback_seconds of the previous run, for actions that became visible late. At "
-        "most 30 days.",
+        "Each run re-reads the last lookback_seconds of the previous run, to find actions that became visible late. "
+        "The maximum is 30 days.",
         default=300,
         minimum=0,
         maximum=2_592_000,
     )
     window_hours: int = setting(
         "Window (hours)",
-        "The longest window of actions that is read before the bookmark moves. The tap uses shorter windows when there "
-        "are many actions. A killed run resumes at the last complete window.",
+        "The tap reads actions in windows of at most this length, and moves the bookmark after each window. When there "
+        "are many actions, the windows are shorter. After a killed run, the next run continues after the last "
+        "complete window.",
         default=24,
         minimum=1,
         maximum=8784,
@@ -98,17 +99,17 @@ class Settings:
     concurrency: int = setting(
         "Concurrency",
         "Maximum number of concurrent requests, when there is more than one window of actions to read. On HTTP 429 the "
-        "tap halves concurrency, then recovers gradually.",
+        "tap halves the number of requests, and then raises it again gradually.",
         default=4,
         minimum=1,
         maximum=16,
     )
     max_run_seconds: int | None = setting(
         "Maximum run time (seconds)",
-        "Soft time limit: after it, the tap starts no new window or stream, does not wait for Pepper, and exits 0; the "
-        "next run continues there. A complete read of perks, awards or users always finishes. A quarter of the time is "
-        "reserved for streams other than actions. Every run makes progress, even if it takes longer. By default there "
-        "is no limit.",
+        "Soft time limit: after it, the tap starts no new window or stream, does not wait for Pepper, and exits 0. The "
+        "next run continues where this one stopped. A complete read of perks, awards or users always finishes. "
+        "A quarter of the time is reserved for streams other than actions. Every run makes progress, even if it takes "
+        "longer. By default there is no limit.",
         default=None,
         minimum=1,
         maximum=604_800,
@@ -122,8 +123,8 @@ class Settings:
     )
     reconcile_hours: int = setting(
         "Self-audit after (hours)",
-        "Read every hour of actions a second time once it is this old. If the hour differs from what was emitted, the "
-        "tap emits it again and logs how many actions arrived later than lookback_seconds. 0: never.",
+        "Read every hour of actions a second time, this many hours after its end. If the hour has changed since the "
+        "first read, the tap emits it again and logs how many actions arrived later than lookback_seconds. 0: never.",
         default=0,
         minimum=0,
         maximum=168,
@@ -181,9 +182,9 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
-        """Read a config in which `find_problems` found nothing; null means the default.
+        """Read a config in which `find_problems` found nothing; a null value means the default.
 
-        `start_date` becomes a bound (see `windows`). Text is stripped of surrounding blanks.
+        `start_date` becomes a bound (see `windows`). Blanks around text are removed.
         """
         values: dict[str, Any] = {}
         for each in fields(cls):
@@ -207,7 +208,7 @@ SENT_IN_HEADERS = ("auth_token", "application_id", "user_agent")
 
 
 def find_problems(config: Mapping[str, Any], reported: Collection[str]) -> list[str]:
-    """Return the problems of a config that its JSON Schema does not find, one line each.
+    """Return the problems of a config that the JSON Schema does not find, one line each.
 
     Args:
         config: The config with defaults.

@@ -37,11 +37,11 @@ class Awards(ChangesStream):
 
     @property
     def full_refresh_days(self) -> int:
-        """As configured."""
+        """Return the setting `awards_full_refresh_days`."""
         return self.run.settings.awards_full_refresh_days
 
     def complete_row(self, row: Row) -> str | None:
-        """Also make the points a number."""
+        """Complete a row as other streams do, and convert its points to a number."""
         convert_award_points(row)
         return super().complete_row(row)
 
@@ -56,12 +56,12 @@ class Users(ChangesStream):
     hidden_fields = ("firstName", "lastName", "fullName", "contacts", "credentials", OTHER_FIELDS)
 
     def query(self) -> dict[str, str]:
-        """Request credentials only if configured."""
+        """Request credentials only if the setting `include_credentials` is true."""
         return {"include": "credentials"} if self.run.settings.include_credentials else {}
 
 
 class Actions(WindowedStream):
-    """Everything that happened."""
+    """Events of all types: a user earned points, redeemed them, checked in or ordered."""
 
     name = "actions"
     path = "/actions"
@@ -78,7 +78,7 @@ class Actions(WindowedStream):
     )
 
     def window_query(self, window: Window) -> dict[str, str]:
-        """Filter by time and type."""
+        """Return a filter on time, and on the types in `action_types`."""
         query = {"when.timestamp.gt": window.after, "when.timestamp.lte": window.until}
         if types := self.run.settings.action_types:
             query["type.in"] = ",".join(types)
@@ -90,7 +90,8 @@ class Actions(WindowedStream):
         if types and from_json(row.get("type")) not in types:
             return False, None
         instant = complete_action(row)
-        # Afterwards, so that an `_id` made from the content is the one that older versions made.
+        # Convert the points only now, so that an `_id` made from the content is the same as in older versions of the
+        # tap.
         convert_action_points(row)
         return instant is None or window.contains(instant), instant
 

@@ -87,7 +87,7 @@ class TapPepper(Plugin, Tap):
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings, typed and complete."""
+        """The settings with their types and defaults."""
         return Settings.from_config(self.config)
 
     @cached_property
@@ -97,12 +97,12 @@ class TapPepper(Plugin, Tap):
 
     @cached_property
     def merchant(self) -> str:
-        """A hash of Pepper's host and the merchant's code; a STATE names its merchant by it."""
+        """A hash of Pepper's host and the merchant's code, which each STATE contains."""
         return digest([urlsplit(self.settings.api_url).hostname, self.settings.application_id])
 
     @cached_property
     def run_context(self) -> RunContext:
-        """What the streams of this run share."""
+        """The context that the streams of this run share."""
         is_only_stream = sum(stream.selected for stream in self.streams.values()) == 1
         return RunContext(
             client=self.client,
@@ -138,7 +138,7 @@ class TapPepper(Plugin, Tap):
             raise StreamsFailed(failures)
 
     def run_connection_test(self) -> bool:  # type: ignore[misc]
-        """Read the first rows of each stream, and print a verdict for each that is readable. Log an error for others.
+        """Read the first rows of each stream. Print a line if the stream is readable, and log an error if it is not.
 
         Returns:
             Whether all streams are readable.
@@ -157,13 +157,13 @@ class TapPepper(Plugin, Tap):
         return are_readable
 
     def write_selected_schemas(self) -> None:
-        """Write the SCHEMA message of each selected stream. The SDK's `write_schemas` writes those of all streams."""
+        """Write the SCHEMA message of each selected stream, unlike the SDK's `write_schemas`, which writes all."""
         for stream in cast("dict[str, PepperStream]", self.streams).values():
             if stream.selected:
                 stream._write_schema_message()  # noqa: SLF001
 
     def discover_streams(self) -> list[PepperStream]:
-        """Return one stream per endpoint; users only if configured."""
+        """Return one stream per endpoint. The stream `users` is only included with the setting `include_users`."""
         # Discovery works with an incomplete config, from which `settings` cannot be made.
         included = [stream for stream in STREAMS if not stream.is_personal or self.config.get("include_users")]
         for name in [stream.name for stream in STREAMS if stream not in included]:
@@ -173,7 +173,7 @@ class TapPepper(Plugin, Tap):
         return [stream(self, lambda: self.run_context) for stream in included]
 
     def setup_mapper(self) -> None:
-        """Set up stream maps, after every stream has completed its part of the catalog that they are made from."""
+        """Set up stream maps once every stream has completed its part of the catalog, which they are made from."""
         _ = self.streams
         super().setup_mapper()
 
@@ -181,15 +181,15 @@ class TapPepper(Plugin, Tap):
         """Load the state of an earlier run.
 
         Raises:
-            ConfigError: It is not a state of this tap, or it belongs to another merchant.
+            ConfigError: The state is not from this tap, or it belongs to another merchant.
         """
         in_full = {name for name, stream in self.streams.items() if stream.replication_method == REPLICATION_FULL_TABLE}
         required_keys = {stream.name: () if stream.name in in_full else stream.bookmark_keys for stream in STREAMS}
         bookmarks = read_bookmarks(state, required_keys)
         if any(bookmark.get("merchant", self.merchant) != self.merchant for bookmark in bookmarks.values()):
             msg = (
-                "state: it belongs to another merchant: it was written with another host in api_url or another "
-                "application_id; use one state per merchant, or, if only the host has changed, remove every 'merchant' "
+                "state: it belongs to another merchant, because it was written with another host in api_url or another "
+                "application_id; use one state per merchant. If only the host has changed, remove every 'merchant' "
                 "from the state"
             )
             raise ConfigError(msg)
@@ -198,7 +198,7 @@ class TapPepper(Plugin, Tap):
         super().load_state({"bookmarks": bookmarks})
 
     def find_problems(self) -> list[str]:
-        """What is wrong with the settings; no message shows the token, even if another setting has it, too."""
+        """Return what is wrong with the settings. No message shows the token, even if it is also in another setting."""
         token = self._config.get("auth_token")
         if isinstance(token, str) and token.strip():
             redact_in_logs(token.strip())
@@ -213,7 +213,7 @@ class TapPepper(Plugin, Tap):
 
     @classmethod
     def get_singer_command(cls) -> click.Command:
-        """The command. It parses `--catalog` before `--test`, wherever they are."""
+        """Return the command. It parses `--catalog` before `--test`, whatever their order."""
         command = super().get_singer_command()
         for option in command.params:
             if option.name == "catalog":
@@ -243,7 +243,7 @@ class TapPepper(Plugin, Tap):
         state: IO[str] | None = None,
         catalog: IO[str] | None = None,
     ) -> None:
-        """Run the tap as the options say."""
+        """Run the tap with the options of the command line."""
         super().invoke(
             about=about,
             about_format=about_format,
@@ -274,7 +274,7 @@ def main() -> NoReturn:
 
 
 def _is_not_repeated_error(record: logging.LogRecord) -> bool:
-    """Drop the SDK's record of a stream's error: `run_cli` reports the error in full."""
+    """Return False for the SDK's record of a stream's error, because `run_cli` reports the error in full."""
     return not (record.levelno == logging.ERROR and str(record.msg).startswith("An unhandled error occurred"))
 
 
@@ -292,7 +292,7 @@ def _checked_state(file: IO[str] | None) -> IO[str] | None:
     what = f"state file {file.name}"
     text = _text_of(file, what).removeprefix("\ufeff")
     if not text.strip():
-        # Before the first run, `touch state.json` is common.
+        # Many people run `touch state.json` before the first run.
         return None
     parse_object(text, what)
     return io.StringIO(text)

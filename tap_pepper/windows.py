@@ -1,8 +1,8 @@
 """Instants, time windows and bookmarks: the arithmetic that decides whether an action is ever read.
 
-An *instant* is text in UTC, `2026-10-01T08:30:00.250Z`, with three decimal places, or more where the source has more.
-Without their `Z`, two instants compare as text exactly as they do in time. A *bound* (a bookmark, an edge of a window,
-the upper bound of a run) is an instant with exactly three decimal places.
+An *instant* is a UTC time as text, `2026-10-01T08:30:00.250Z`, with three decimal places, or more where the source has
+more. Without their `Z`, instants have the same order as text as they have in time. A *bound* (a bookmark, an edge of a
+window, the upper bound of a run) is an instant with exactly three decimal places.
 
 This module does no I/O and reads no clock.
 """
@@ -26,9 +26,12 @@ MILLISECOND = timedelta(milliseconds=1)
 
 WINDOW_SECONDS_MIN = 60.0
 WINDOW_SECONDS_FIRST = 6 * 3600.0
-"""The longest first window of a run, because its number of actions is not known yet."""
+"""The first window of a run is at most this long, because the number of its actions is not known yet."""
 PAGES_WANTED = 8
-"""Pages per window: enough that writing STATE costs little, few enough that a killed run repeats little."""
+"""The number of pages per window to aim for.
+
+With fewer pages, writing STATE takes more time. With more pages, a killed run has to read more again.
+"""
 GROWTH_MAX = 4.0
 SHRINK_MAX = 8.0
 
@@ -156,7 +159,7 @@ def advance_bookmark(bookmark: str | None, read_until: str) -> str:
 
 
 def hours_due(first_hour: str, until: str, age_hours: float, hours_max: int) -> list[str]:
-    """Return the hours from `first_hour` on that ended `age_hours` before `until`, at most `hours_max`."""
+    """Return up to `hours_max` hours, from `first_hour` on, that ended at least `age_hours` before `until`."""
     hour = _to_datetime(f"{first_hour}:00:00.000Z")
     last_end = _to_datetime(until) - timedelta(hours=age_hours)
     due: list[str] = []
@@ -206,7 +209,7 @@ class Window:
         return seconds_between(self.after, self.until)
 
     def __str__(self) -> str:
-        """The window in UTC, to the second: `2026-10-01 10:00:00 to 10:05:00`; another day is repeated."""
+        """The window in UTC, to the second: `2026-10-01 10:00:00 to 10:05:00`. The end has a date if it differs."""
         start, end = (bound[:_SECONDS_CHARS].replace("T", " ") for bound in (self.after, self.until))
         return f"{start} to {end.removeprefix(start[:_DAY_CHARS])}"
 
@@ -243,8 +246,8 @@ def split_backwards(span: Window, length_seconds: Callable[[], float]) -> Iterat
 def next_window_seconds(length_seconds: float, pages: float, longest_seconds: float) -> float:
     """Return the length of the next window, after a window of `length_seconds` had `pages` pages.
 
-    Aims at `PAGES_WANTED` pages. A window is at most `GROWTH_MAX` times as long as the one before and at least
-    1 / `SHRINK_MAX` as long, and between `WINDOW_SECONDS_MIN` and `longest_seconds`.
+    The next window should have `PAGES_WANTED` pages. It is at most `GROWTH_MAX` times as long as the one before, and at
+    least 1 / `SHRINK_MAX` as long. Its length is also between `WINDOW_SECONDS_MIN` and `longest_seconds`.
     """
     change = max(PAGES_WANTED / max(pages, PAGES_WANTED / GROWTH_MAX), 1 / SHRINK_MAX)
     return min(max(length_seconds * change, WINDOW_SECONDS_MIN), longest_seconds)

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tap-pepper.client")
 
 PAGES_MAX: Final = 1_000_000
-"""Pages of one query. The client remembers each page's key, to detect a cycle."""
+"""The most pages that one query may have. The client remembers the key of each page, to detect a cycle."""
 SKEW_QUIET: Final = timedelta(seconds=60)
-"""The largest difference between the clocks that is not logged."""
+"""The tap logs a difference between its clock and Pepper's only if the difference is larger than this."""
 
 
 class _Token(AuthBase):
-    """Sends the token. As `auth` it also keeps requests from sending a password from ~/.netrc instead."""
+    """Adds the token to a request. A session with an `auth` does not send a password from ~/.netrc instead."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -54,14 +54,16 @@ class _Token(AuthBase):
 
 @dataclass
 class Traffic:
-    """Counts of one endpoint's requests."""
+    """How many pages and retries the requests to one endpoint took."""
 
     pages: int = 0
     retries: int = 0
 
 
 class PepperClient:
-    """Reads Pepper's list endpoints. It is thread-safe: each thread has its own session, all share a rate limiter.
+    """Reads Pepper's list endpoints.
+
+    It is thread-safe: each thread has its own session, and all threads share a rate limiter.
 
     Args:
         settings: Address, credentials and limits.
@@ -96,9 +98,11 @@ class PepperClient:
         if session is None:
             session = self._thread.session = self._new_session()
             session.auth = _Token(self._settings.auth_token)
-            # Even with `allow_redirects=False`, the library looks up where a redirect leads, and reads its whole body.
+            # Even with `allow_redirects=False`, requests looks up the target of a redirect and reads the redirect's
+            # whole body.
             session.get_redirect_target = lambda _: None  # type: ignore[assignment, method-assign]
-            # A proxy from the environment would carry plain http, and with it the token, off this machine.
+            # If Pepper's API runs on this machine, a proxy from the environment would carry the unencrypted token off
+            # it.
             session.trust_env = not is_loopback(urlsplit(self._settings.api_url).hostname or "")
             session.headers.update(
                 {
@@ -120,15 +124,15 @@ class PepperClient:
                 session.close()
 
     def traffic(self, path: str) -> Traffic:
-        """Return the counts of an endpoint's requests so far."""
+        """Return the pages and retries of an endpoint's requests so far."""
         with self._lock:
             return self._traffic.setdefault(_resource_of(path), Traffic())
 
     def server_time(self, path: str, params: Mapping[str, str] | None = None) -> datetime:
-        """Request one row, and return the response's `Date`; without a `Date`, the local time.
+        """Request one row, and return the response's `Date`, or the local time if there is no `Date`.
 
         Raises:
-            PepperError: As `pages`.
+            PepperError: For the same reasons as in `pages`.
         """
         where = f"{_resource_of(path)} first request"
         date = self._get_page(path, {**(params or {}), "limit": "1"}, where=where, cancel=self._never).date
@@ -153,16 +157,16 @@ class PepperClient:
 
         Args:
             path: `/actions`.
-            params: Query parameters, without those of paging.
-            cancel: Once set, ends the read before the next request, and every wait.
-            can_wait: Asked before each wait that Pepper requests, and before each retry.
+            params: Query parameters, except those for paging.
+            cancel: Once this is set, the read ends before the next request, and waits end at once.
+            can_wait: Called before each wait that Pepper requests and before each retry; False ends the read.
 
         Yields:
             Each page as it arrives, without rows that repeat the last row of the page before.
 
         Raises:
             FatalAPIError: The response is unusable, and a retry cannot help.
-            RetriableAPIError: The failure persisted for `max_retries`, or for `REQUEST_SECONDS_MAX`.
+            RetriableAPIError: The request still failed after `max_retries` retries, or after `REQUEST_SECONDS_MAX`.
             Cancelled: `cancel` was set.
             TimeLimitReached: `can_wait` returned False.
         """

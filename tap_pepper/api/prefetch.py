@@ -1,7 +1,7 @@
 """Fetch several windows at once in threads, and return their pages strictly in order.
 
-The threads are daemons, unlike those of `concurrent.futures`: a run that is terminated must not wait for requests in
-flight.
+The threads are daemon threads, unlike the threads of `concurrent.futures`, because a run that is terminated must not
+wait for requests in flight.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 P = TypeVar("P")
 
 WINDOWS_PER_WORKER: Final = 2
-"""Windows in progress or waiting to be consumed, per worker."""
+"""How many windows per worker may be in progress or wait to be consumed."""
 JOIN_SECONDS_MAX: Final = 1.0
 """How long to wait for the workers at the end. A worker in the middle of a request ends later, on its own."""
 
@@ -39,17 +39,20 @@ def prefetch(
 ) -> Generator[tuple[T, Iterator[P]], None, None]:
     """Fetch windows concurrently, and yield each with its pages, in order.
 
-    Memory is bounded: each window buffers its share of `size_max`, or one page if that is larger, and its worker waits
-    for space. The oldest window is always being consumed, so the workers cannot deadlock. One worker or one window
-    needs no thread.
+    Memory is bounded: each window buffers at most its share of `size_max`, or a single page that is larger than this
+    share. When the buffer is full, the worker waits for space. The oldest window is always being consumed, so the
+    workers cannot deadlock. If there is only one worker or one window, no thread is started.
 
     Args:
-        windows: What to fetch. Only the caller's thread advances it, one window at a time, when there is space.
-        fetch: Yields the pages of a window until its event is set. An error is raised after the pages before it.
+        windows: The windows to fetch. Only the caller's thread takes windows from here, one at a time, when there is
+            space.
+        fetch: Yields the pages of a window until its event is set. The caller gets an error after the pages before the
+            error.
         workers: Maximum number of threads.
         size: Returns the size of a page.
         size_max: Maximum total size of all buffered pages.
-        on_cancel: Called after the event was set, to wake workers that wait elsewhere.
+        on_cancel: Called after the event was set, to wake workers that wait for something else, such as the rate
+            limiter.
 
     Yields:
         Each window and its pages. Closing the generator ends all threads.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from threading import Event
 
 RECOVERY_RESPONSES: Final = 20
-"""Successful responses in a row after which concurrency grows by one request, up to the `concurrency` setting."""
+"""After this many successful responses in a row, one more request may be in flight, up to the setting `concurrency`."""
 
 
 class Cancelled(Exception):
@@ -36,10 +36,10 @@ class Clock(Protocol):
     """A source of time that can also wait."""
 
     def now(self) -> datetime:
-        """Return the time of day, with a time zone."""
+        """Return the current time, with a time zone."""
 
     def monotonic(self) -> float:
-        """Return seconds that only grow, from an arbitrary start."""
+        """Return the seconds since an arbitrary start; this clock never goes back."""
 
     def sleep(self, seconds: float, cancel: Event) -> None:
         """Wait `seconds`, or until `cancel` is set."""
@@ -49,11 +49,11 @@ class SystemClock:
     """The clock of this machine."""
 
     def now(self) -> datetime:
-        """Return the time of day in UTC."""
+        """Return the current time in UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return seconds that are independent of changes to the time of day."""
+        """Return the seconds since an arbitrary start; setting the system time does not change them."""
         return time.monotonic()
 
     def sleep(self, seconds: float, cancel: Event) -> None:
@@ -64,9 +64,9 @@ class SystemClock:
 class RateLimiter:
     """Decides when the next request may be sent.
 
-    At most `concurrency` requests are in flight. An HTTP 429 halves that number, once for all requests that were in
-    flight together. Every `RECOVERY_RESPONSES` successful responses in a row add one back. A pause holds back all
-    requests.
+    At most `concurrency` requests are in flight. An HTTP 429 halves this limit. If several requests in flight get a
+    429, the limit is halved only once. Every `RECOVERY_RESPONSES` successful responses in a row raise the limit by one.
+    A pause holds back all requests.
     """
 
     def __init__(self, concurrency: int, clock: Clock) -> None:
@@ -90,7 +90,7 @@ class RateLimiter:
         """Wait for a slot, and hold it during a request.
 
         Yields:
-            The number of throttles so far, for `record_throttle`.
+            How often concurrency was halved so far. Pass this number to `record_throttle`.
 
         Raises:
             Cancelled: `cancel` was set before a slot was free.
@@ -114,7 +114,7 @@ class RateLimiter:
                 self._changed.notify_all()
 
     def record_throttle(self, throttles_before: int) -> None:
-        """Halve concurrency, unless another request in flight at the same time already has.
+        """Halve concurrency, unless another request in flight at the same time has already halved it.
 
         Args:
             throttles_before: What `slot` yielded to the throttled request.

@@ -4,8 +4,8 @@ A list endpoint answers with a page:
 
     {"items": [{"_id": "5f…", …}, …], "page": {"count": 100, "limit": 100, "nextKey": "eyJfaWQi…"}}
 
-The rows are under `items` or under the name of the resource, or they are the whole body. Only a `nextKey` says that
-more pages follow. It is opaque. A page may be empty although more follow.
+The rows are under `items` or under the name of the resource, or they are the whole body. More pages follow only if
+there is a `nextKey`, which is opaque. Even an empty page may have a `nextKey`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMPRESSED_BYTES_MAX: Final = 64 * 1024 * 1024
 BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 YEARS: Final = range(2000, 9999)
-"""A clock that shows another year was never set."""
+"""A clock that shows a year outside this range was never set."""
 
 _KINDS: Final = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
 
@@ -59,7 +59,7 @@ def read_body(response: requests.Response, bytes_max: int, where: str, timed_out
     """Read and decompress a response body.
 
     Raises:
-        FatalAPIError: The body exceeds `bytes_max`, or `COMPRESSED_BYTES_MAX` on the wire.
+        FatalAPIError: The body is larger than `bytes_max`, or than `COMPRESSED_BYTES_MAX` before decompression.
         RetriableAPIError: `timed_out` returned True before the body was complete.
     """
     # read1 returns what has arrived without waiting for a full chunk, so a slow body cannot outlast the deadline.
@@ -84,11 +84,11 @@ def parse_page(body: bytes, date: datetime | None, *, resource: str, where: str)
     Args:
         body: The decompressed body.
         date: The response's `Date`.
-        resource: The name under which the rows may be, such as `actions`.
+        resource: The name of the field that may contain the rows, such as `actions`.
         where: The request, for error messages: `actions page 7`.
 
     Raises:
-        RetriableAPIError: The body is not JSON, or not all of it.
+        RetriableAPIError: The body is incomplete, or it is not JSON.
         FatalAPIError: The body has no list of rows, or is otherwise not a page.
     """
     try:
@@ -106,7 +106,7 @@ def decode_fields(body: bytes) -> Row:
         The fields of an object. A list becomes the field `items`; any other value has no fields.
 
     Raises:
-        ValueError: The body is not JSON, or not all of it.
+        ValueError: The body is incomplete, or it is not JSON.
         RecursionError: The body is nested too deeply.
     """
     try:
@@ -180,5 +180,5 @@ def _find_next_key(fields: Row, where: str) -> str | None:
 
 
 def _kind(value: object) -> str:
-    """Return what a JSON value is, for an error message."""
+    """Return the type of a JSON value in words, for an error message."""
     return _KINDS.get(type(value), "a number")

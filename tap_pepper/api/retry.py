@@ -1,4 +1,4 @@
-"""Decide what a failed request means, and repeat it if that can help."""
+"""Decide what a failed request means, and repeat the request if a retry can help."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ BACKOFF_SECONDS_FIRST: Final = 1.0
 BACKOFF_SECONDS_MAX: Final = 60.0
 RETRY_AFTER_SECONDS_MAX: Final = 300.0
 REQUEST_SECONDS_MAX: Final = 900.0
-"""Total time of one request, with all attempts and waits."""
+"""The longest time that one request may take, with all attempts and waits."""
 ERROR_BODY_BYTES_MAX: Final = 64 * 1024
 CHECK_ADDRESS: Final = "check api_url and the network, or try later"
 
 
 @dataclass(frozen=True)
 class StatusRule:
-    """What a status means: the error to raise, and what a person can do about it."""
+    """What an HTTP status means: the error to raise, and what a person can do about it."""
 
     error: type[RetriableAPIError | FatalAPIError]
     advice: str
@@ -54,9 +54,7 @@ STATUS_RULES: Final[dict[int, StatusRule]] = {
     **dict.fromkeys((301, 302, 303, 307, 308), StatusRule(FatalRunError, _REDIRECT)),
     400: StatusRule(FatalAPIError, "check api_version, page_size and action_types"),
     401: StatusRule(FatalRunError, "check auth_token, and that it belongs to application_id"),
-    403: StatusRule(
-        FatalAPIError, "check that the role of auth_token may read this, and that it belongs to application_id"
-    ),
+    403: StatusRule(FatalAPIError, "check that auth_token belongs to application_id, and that its role may read this"),
     404: StatusRule(FatalAPIError, "check api_url, and that application_id is the merchant's code"),
     422: StatusRule(FatalAPIError, "check application_id, api_version, page_size and action_types"),
     **dict.fromkeys((408, 425, *range(500, 600)), StatusRule(RetriableAPIError, "try later")),
@@ -103,12 +101,12 @@ class Retrier:
             attempt: Sends the request once. Takes the number of the attempt, from 1, and the time on the monotonic
                 clock at which to give up.
             where: The request, for messages: `actions page 7`.
-            cancel: Ends every wait once it is set.
-            can_wait: Asked before each wait.
+            cancel: Once this is set, waits end at once.
+            can_wait: Called before each wait; False ends the request.
 
         Raises:
             FatalAPIError: From `attempt`.
-            RetriableAPIError: The last attempt failed, or `REQUEST_SECONDS_MAX` has passed.
+            RetriableAPIError: The last attempt failed, or the next one would begin after `REQUEST_SECONDS_MAX`.
             TimeLimitReached: `can_wait` returned False.
             Cancelled: `cancel` was set.
         """
@@ -146,10 +144,10 @@ class Retrier:
         raise AssertionError  # pragma: no cover - the loop has no end
 
     def _wait_seconds(self, failures: int, requested_seconds: float | None) -> float:
-        """Wait before the next attempt, in seconds.
+        """Return the wait before the next attempt, in seconds.
 
-        What Pepper requests, at most `RETRY_AFTER_SECONDS_MAX`; otherwise a random part of a time that doubles with
-        each failure, at most `BACKOFF_SECONDS_MAX`.
+        If Pepper requests a wait, return that, but at most `RETRY_AFTER_SECONDS_MAX`. Otherwise return a random part of
+        a time that doubles with each failure, up to `BACKOFF_SECONDS_MAX`.
         """
         if requested_seconds is not None:
             return min(requested_seconds, RETRY_AFTER_SECONDS_MAX)
@@ -165,7 +163,7 @@ def error_for_status(
         response: Its body is read only for a 422.
         where: The request, for error messages.
         now: The time by the local clock.
-        timed_out: Whether to stop reading the body.
+        timed_out: Returns whether to stop reading the body.
     """
     status = response.status_code
     problem = f"Pepper answered {status}"
@@ -188,7 +186,7 @@ def error_for_status(
 def error_for_exception(
     error: Exception, where: str, api_url: str, timeout_seconds: int
 ) -> FatalAPIError | RetriableAPIError:
-    """Return the error that an exception of the HTTP library means: there was no complete response."""
+    """Return the error for an exception of the HTTP library, which means that there was no complete response."""
     host = urlsplit(api_url).netloc
     if isinstance(error, requests.exceptions.SSLError) and "certificate" in str(error).lower():
         return FatalRunError(
@@ -198,7 +196,7 @@ def error_for_exception(
     if isinstance(error, requests.exceptions.InvalidURL):
         return FatalRunError(f"{where}: {host} is not a valid host; check api_url")
     if type(error) is OSError and error.strerror is None:
-        # How requests reports a missing file of CA certificates.
+        # requests reports a missing file of CA certificates as such an error.
         return FatalRunError(f"{where}: no CA certificates found; check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE")
     causes = _causes(error)
     if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)) for cause in causes):
@@ -258,7 +256,7 @@ def _host_of(address: str) -> str | None:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and all its causes; requests and urllib3 also keep causes in an error's arguments."""
+    """Return an error and all its causes. An error of requests or urllib3 may have its cause among its arguments."""
     chain = [error]
     for link in chain:
         linked = (link.__cause__, link.__context__, getattr(link, "reason", None), *link.args)

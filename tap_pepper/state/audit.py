@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tap_pepper.raw_json import Row
 
 AUDIT_HOURS_MAX: Final = 24
-"""Hours that one run audits at most; later runs audit the rest."""
+"""One run audits at most this many hours. Later runs audit the rest."""
 
 _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
 
@@ -61,7 +61,7 @@ class HourTally:
 
 
 class Audit:
-    """Tallies the actions of each hour, and compares an hour with a second read of it.
+    """Tallies the actions of each hour, and compares the tally with a second read of the hour.
 
     In the STATE: `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…}}`. `next` is the first
     hour not audited yet. `hours` tallies the actions from that hour up to `until`, where the next run starts to
@@ -82,11 +82,12 @@ class Audit:
         self._next = parse_hour(kept.get("next")) or first
         self._tally = HourTally(kept.get("hours"))
         self._tallied_until = to_instant(kept.get("until")) or ""
-        # By key: a row that is read twice, or changes before it is tallied, counts once, in its last form.
+        # Keyed by the row's key, so that a row that is read twice or changes before it is tallied counts once, in its
+        # last form.
         self._pending: dict[bytes, tuple[str, str]] = {}
 
     def record(self, row: Row, instant: str | None) -> None:
-        """Note a row that Pepper returned, whether this run emits it or an earlier one did."""
+        """Note a row that Pepper returned, whether this run emits it or an earlier run emitted it."""
         if self._age_hours and instant and instant >= self._next and instant[:-1] > self._tallied_until[:-1]:
             self._pending[bytes(row["_id"])] = instant, digest(row)
 
@@ -122,7 +123,7 @@ class Audit:
         return {"next": self._next, "until": self._tallied_until, "hours": self._tally.to_state(self._next)}
 
     def _tally_pending(self, is_final: Callable[[str], bool]) -> None:
-        """Move rows that cannot change any more from pending to the tally."""
+        """Move the pending rows that cannot change any more into the tally."""
         for key in [key for key, (instant, _) in self._pending.items() if is_final(instant)]:
             instant, row_digest = self._pending.pop(key)
             self._tally.add(row_digest, instant[:HOUR_CHARS])

@@ -1,4 +1,4 @@
-"""Coverage of actions: which part of the past a lineage of states has read without a gap.
+"""Coverage of actions: the interval that this run and the runs before it have read without a gap.
 
 This module does no I/O and reads no clock.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Coverage:
-    """What this run and its predecessors have read: every action in (`covered_from`, `covered_until`].
+    """What this run and the runs before it have read: every action in (`covered_from`, `covered_until`].
 
     In the STATE, as part of the bookmark::
 
@@ -22,22 +22,22 @@ class Coverage:
          "read": [["2026-11-28T05:55:00.000Z", "2026-11-28T06:00:00.000Z"]],
          "action_types": ["REDEEM_PERK", "REWARD_EARNED"]}
 
-    `read` is what this run alone has emitted, because a warehouse may have no rows of earlier runs. `action_types` is
-    the filter, if there is one. `skipped_start_date` is the start_date that applied when a run with a bookmark began a
-    coverage after it. Only an earlier start_date makes the tap read more. `backfill_from` makes the tap first read
-    the actions between this time and the coverage. `crm-balances coverage --state` sets it. It is null once they are
-    read.
+    `read` lists the intervals that this run alone has emitted, because the warehouse may lack the rows of earlier runs.
+    `action_types` is the setting of that name, if there is one. A run with a bookmark may begin a coverage later than
+    its start_date. It then stores this start_date as `skipped_start_date`, and the tap reads older actions only after
+    start_date was set to an earlier time. `crm-balances coverage --state` sets `backfill_from`. It makes the tap first
+    read the actions between that time and the coverage. It is null once the tap has read them.
 
-    A new coverage begins if this run starts to read after the end of the earlier coverage (the bookmark was edited) or
-    before its beginning, or if it reads other types.
+    A new coverage begins in three cases: this run starts to read after the end of the earlier coverage (someone edited
+    the bookmark), it starts to read before the beginning of that coverage, or it reads other types of action.
 
     Args:
         state: The bookmark that the run starts from.
-        bookmark: Its time; None on a first run.
+        bookmark: The time of the bookmark; None on a first run.
         after: Where this run starts to read.
         until: Where this run stops.
         start_date: The setting, as a bound.
-        types: The types of action that this run reads; none means all.
+        types: The types of action that this run reads; an empty list means all types.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Coverage:
         self._read: list[Window] = []
         covered_from = _bound(state.get("covered_from"))
         if bookmark and covered_from and (state.get("action_types") or []) == self._types:
-            # If the bookmark was set back, the warehouse may have been restored to that time, too.
+            # If someone set the bookmark back, they may also have restored the warehouse to that time.
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
             if covered_from <= after <= covered_until:
                 self._from, self._until = covered_from, covered_until
-            # Also if the run begins to re-read before the coverage, because the clocks do not agree.
+            # This also applies if the run starts to re-read before the coverage, because the clocks did not agree.
             if after <= covered_until and not self._backfill_from:
                 self._skipped_start = _bound(state.get("skipped_start_date"))
         known_from = min(self._from, self._skipped_start or self._from)
@@ -70,17 +70,19 @@ class Coverage:
 
     @property
     def missing(self) -> Window | None:
-        """The time after start_date that no run has read."""
+        """The interval after start_date or `backfill_from` that no run has read; None if there is none."""
         if self._missing_from is None or self._missing_from >= self._from:
             return None
         return Window(self._missing_from, self._from)
 
     def add(self, window: Window, skipped_until: str | None = None) -> None:
-        """Note that all rows of a window were emitted. It follows the last one, or ends where the coverage begins.
+        """Note that all rows of a window were emitted.
+
+        The window follows the last one, or ends where the coverage begins.
 
         Args:
             window: The window.
-            skipped_until: The time of the newest row that an earlier run had emitted, and this run has not.
+            skipped_until: The time of the newest row that this run skipped, because an earlier run had emitted it.
         """
         if window.until == self._from:
             self._from = window.after
@@ -98,9 +100,9 @@ class Coverage:
             self._read.append(window)
 
     def to_state(self) -> dict[str, Any]:
-        """Return what the STATE contains.
+        """Return the coverage as keys of the STATE.
 
-        Empty keys remain: Meltano may merge the STATE with an earlier one, and would bring the old values back.
+        Empty keys remain: Meltano may merge the STATE with an earlier one, and the earlier values would come back.
         """
         return {
             "covered_from": self._from,
@@ -116,7 +118,7 @@ KEYS = ("covered_from", "covered_until", "read", "backfill_from", "skipped_start
 
 
 def start_run(state: dict[str, Any]) -> None:
-    """Change a bookmark from an earlier run: this run has not read anything yet."""
+    """Empty `read` in a bookmark from an earlier run, because this run has not read anything yet."""
     if "covered_from" in state:
         state["read"] = []
 

@@ -12,9 +12,9 @@ from tap_pepper.raw_json import DIGEST_CHARS, digest
 from tap_pepper.windows import is_at_or_after
 
 RECENT_ROWS_MAX: Final = 2000
-"""Rows remembered between runs: the newest. Older ones are emitted again, which is harmless."""
+"""The STATE remembers this many of the newest rows. Older rows are emitted again, which is harmless."""
 SAMPLE_KEYS_MAX: Final = 1024
-"""Keys in a sample of a complete read."""
+"""A sample of a complete read contains at most this many keys."""
 SAMPLE_CHARS: Final = 6
 """The characters of a key's digest in a sample: 36 bits, so two keys of a sample hardly ever share a digest."""
 
@@ -38,7 +38,7 @@ class RecentRows:
 
         Args:
             row: The row in the form in which it would be emitted.
-            instant: The row's time. A row without one counts as recent forever.
+            instant: The row's time. A row without a time always counts as recent.
             since: Where the next run starts to re-read; older rows need not be remembered.
         """
         recent = instant is None or is_at_or_after(instant, since)
@@ -73,7 +73,7 @@ class KeySample:
     The sample consists of the keys with the smallest hashes. It does not depend on the order of rows, and two reads of
     the same rows give the same sample.
 
-    In the STATE this is one string of concatenated digests; it used to be a list of longer ones.
+    In the STATE this is one string of concatenated digests. Earlier versions wrote a list of longer digests.
     """
 
     def __init__(self, earlier: object = None) -> None:
@@ -107,7 +107,7 @@ class KeySample:
 
     @property
     def has_all_known(self) -> bool:
-        """Whether this read has certainly all rows of the previous one; False if there were too many to know."""
+        """Whether this read certainly has all rows of the previous one. False if they are too many to be sure."""
         return not self._missing and len(self._earlier) < SAMPLE_KEYS_MAX
 
     def to_state(self) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Bookmarks = dict[str, dict[str, Any]]
 
-# Oldest first: Meltano stores what an interrupted run reached next to the state of the last complete run.
+# Oldest first: Meltano stores the state of an interrupted run next to the state of the last complete run.
 _WRAPPERS: Final = ("completed", "completed_state", "singer_state", "partial", "partial_state")
 _EXPECTED: Final = 'expected {"bookmarks": {"actions": {…}}}, as in the last STATE of the previous run'
 
@@ -22,17 +22,22 @@ _EXPECTED: Final = 'expected {"bookmarks": {"actions": {…}}}, as in the last S
 def read_bookmarks(state: object, required_keys: Mapping[str, tuple[str, ...]]) -> Bookmarks:
     """Return the bookmarks in a state, by stream.
 
-    The state may be the value of a STATE message, `{"bookmarks": {"actions": {…}}}`, or the whole message, or
-    `{"singer_state": …}`, or what `meltano state get` prints, `{"completed": {"singer_state": …}, "partial": …}`, or
-    only bookmarks, `{"actions": {…}}`. A state without content has no bookmarks.
+    The state may have any of these forms:
+
+    - the value of a STATE message, `{"bookmarks": {"actions": {…}}}`, or the whole message;
+    - `{"singer_state": …}`;
+    - the output of `meltano state get`, `{"completed": {"singer_state": …}, "partial": …}`;
+    - only the bookmarks, `{"actions": {…}}`.
+
+    An empty state has no bookmarks.
 
     Args:
         state: The decoded JSON.
-        required_keys: For each stream of the tap: a bookmark that is not empty has one of these keys. A stream without
-            keys needs no bookmark.
+        required_keys: The keys of each stream of the tap. A bookmark that is not empty has at least one of its stream's
+            keys. A stream without keys needs no bookmark.
 
     Raises:
-        ConfigError: A bookmark cannot be used, or there is content but no bookmark that can be used.
+        ConfigError: A bookmark is unusable, or the state has content but no usable bookmark.
     """
     bookmarks = _unwrap(state, required_keys)
     for stream, bookmark in bookmarks.items():

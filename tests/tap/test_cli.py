@@ -415,7 +415,7 @@ def test_test_prints_a_verdict_per_readable_stream_and_no_records(console: Conso
     assert outcome.stdout == "actions: readable, 3 rows seen\nperks: readable, 1 row seen\n"
     assert len(outcome.verdicts) == 1
     assert outcome.verdicts[0].startswith("awards: not readable: ")
-    assert "check that the role of auth_token may read this, and that it belongs to application_id" in outcome.stderr
+    assert "check that auth_token belongs to application_id, and that its role may read this" in outcome.stderr
 
 
 @pytest.mark.parametrize("is_catalog_first", [True, False], ids=["catalog-first", "catalog-last"])
@@ -436,7 +436,9 @@ def test_test_schema_prints_the_fields_that_a_catalog_selects(console: Console, 
     ("settings", "message"),
     [
         pytest.param({"auth_token": "wr0ng-t0ken"}, "Pepper answered 401; check auth_token", id="wrong-token"),
-        pytest.param({"application_id": "another"}, "and that it belongs to application_id", id="wrong-merchant"),
+        pytest.param(
+            {"application_id": "another"}, "check that auth_token belongs to application_id", id="wrong-merchant"
+        ),
         pytest.param({"api_version": 1}, "Pepper answered 422 Validation; check api_version", id="old-version"),
         pytest.param({"api_url": "{}/v9"}, "Pepper answered 404; check api_url", id="wrong-path"),
         pytest.param(

@@ -302,7 +302,7 @@ def test_a_temporary_failure_is_retried(reply: Reply) -> None:
     [
         pytest.param(400, "check api_version, page_size and action_types", id="400"),
         pytest.param(401, "check auth_token", id="401"),
-        pytest.param(403, "role of auth_token", id="403"),
+        pytest.param(403, "its role may read this", id="403"),
         pytest.param(404, "check api_url, and that application_id is the merchant's code", id="404"),
         pytest.param(422, "check application_id, api_version", id="422"),
         pytest.param(204, "Pepper's API does not use this status", id="204"),

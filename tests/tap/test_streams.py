@@ -466,7 +466,7 @@ def test_a_catalog_can_neither_deselect_nor_replace_a_key(caplog: pytest.LogCapt
     assert run.schema("actions")["key_properties"] == ["_id"]
     assert [(record["_id"], record["when_timestamp"]) for record in run.records("actions")] == [("a", at)]
     assert "actions: the catalog deselects _id, when_timestamp: still emitted, because the key or the" in caplog.text
-    assert "actions: ignored the catalog's key_properties, the key is _id" in caplog.text
+    assert "actions: ignored the catalog's key_properties; the key is _id" in caplog.text
 
 
 def test_deselecting_what_balances_need_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
