@@ -238,9 +238,9 @@ def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: i
     plot = harness.curves(f"{BATCH_ROWS:,} more actions", "thousand actions in the ledger", "seconds", curves)
     image = harness.write_plot("growth", plot, "Cost of a batch by the ledger's size")
     explanation = (
-        f"{max(sizes):,} actions of {awards:,} awards. In brackets: how many times as long it takes as a simple "
-        "aggregate, which computes the sums of each award, its number of actions, and when the first "
-        "and the last happened."
+        f"{max(sizes):,} actions of {awards:,} awards. The numbers in brackets are multiples of the time of a simple "
+        "aggregate. The aggregate computes each award's sums, its number of actions, and the times of the first and "
+        "the last action."
     )
     return "\n\n".join(
         [_by_size("actions in the ledger", engines, cells), image, explanation, "\n".join(verifications)]
