@@ -202,7 +202,7 @@ def test_page_marks_an_unverified_sum(sqlite_url: str, wrong: int, said: str) ->
     page = page_of(sqlite_url)
 
     assert f"{35.5 + wrong:g} not verified points outstanding on" in page.text
-    assert f"Drift: {said} from ledger or snapshots" in page.text
+    assert f"Drift: {said} from the ledger or the snapshots" in page.text
     assert "Verified" not in page.text
     assert "In quarantine 1 records" in page.text
 
@@ -254,7 +254,7 @@ def test_a_period_with_future_days_has_the_length_of_its_charts(sqlite_url: str)
     page = page_of(sqlite_url, days=5)
 
     assert "Issued 15 in 7 days" in page.text
-    assert "1 Oct 2026 to 7 Oct 2026. Added or removed" in page.text
+    assert "1 Oct 2026 to 7 Oct 2026. Points are added or removed" in page.text
     assert "Newest action in 47 h read" in page.text
 
 
