@@ -33,7 +33,7 @@ ENGINES = ("postgresql", "sqlite", "duckdb")
 PARTS = ("floors", "simple", "notations", "peers", "memory", "growth")
 BATCH_ROWS = 10_000
 FLOOR, PROJECT = "floor", "target-crm"
-# Typical of a programme whose users return.
+# A typical number for a programme whose users come back.
 ACTIONS_PER_AWARD = 10
 
 
@@ -45,7 +45,7 @@ SIZES = """
 
 
 class Bench:
-    """Runs loaders; keeps their files in one folder and their PostgreSQL databases on one server."""
+    """Run loaders, with their files in one folder and their PostgreSQL databases on one server."""
 
     def __init__(self, folder: Path, postgres: PostgresServer) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class Bench:
         return new_database(self._postgres.url)
 
     def floor(self, engine: str, messages: Path) -> Run:
-        """Load into an empty warehouse with the minimal loader."""
+        """Load into an empty warehouse with the floor, the minimal loader."""
         url = self.new_url(engine)
         command: list[str | Path] = [self._python, "-m", "benchmarks.floor", url]
         return self._with_server(url, lambda: harness.run(command, stdin=messages))
@@ -98,7 +98,7 @@ class Bench:
         return self._with_server(url, lambda: self._run(command, messages, settings))
 
     def dlt(self, disposition: str, messages: Path) -> Run:
-        """Load with dlt, which reads the lines itself, without Singer."""
+        """Load with dlt. It is no Singer target, so a script decodes the messages for it."""
         script = Path(__file__).with_name("peer_dlt.py")
         python = environment("dlt", "dlt[postgres]==1.31.0") / "python"
         url = self.new_url("postgresql")
@@ -108,13 +108,13 @@ class Bench:
         return self._with_server(url, lambda: harness.run(command, stdin=messages, environment=quiet))
 
     def _with_server(self, url: str, run: Callable[[], Run]) -> Run:
-        """Measure what a run takes on the server, or in the file of an embedded engine."""
+        """Run a loader, and also measure the server's resources, or the file size of an embedded engine."""
         if not url.startswith("postgresql"):
             measured = run()
             path = Path(url.split("///", 1)[1])
             return replace(measured, server=ServerUsage(table_bytes=path.stat().st_size))
         with psycopg.connect(url, autocommit=True) as connection:
-            # Begin like every other run, and leave no work of the former run to this one.
+            # Start each run with a checkpoint. Otherwise the server would still write the previous run's pages.
             connection.execute("CHECKPOINT")
             before = harness.tree_cpu_seconds(self._postgres.pid), _wal_bytes(connection)
             measured = run()
@@ -133,13 +133,13 @@ class Bench:
 
 
 def _wal_bytes(connection: Connection) -> int:
-    """Length of the write-ahead log that the server has written so far."""
+    """The number of bytes that the server has written to its write-ahead log so far."""
     row = connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint").fetchone()
     return row[0] if row else 0
 
 
 def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
-    """Other loaders for an engine. They load the actions only; none keeps balances."""
+    """Other loaders for an engine. They only load actions, and compute no balances."""
     if engine == "duckdb":
         target = environment("target-duckdb", "target-duckdb==0.8.0") / "target-duckdb"
         schema = {"default_target_schema": "main", "add_metadata_columns": True}
@@ -187,7 +187,7 @@ def notations(bench: Bench, rows: int, rounds: int) -> str:
         for place, kind in enumerate(("simple", data.SPACES, *data.NOTATIONS))
     }
     runs = in_turn({kind: partial(bench.project, "postgresql", each) for kind, each in messages.items()}, rounds)
-    # The server does the same for all of them.
+    # Leave out the server's processor time, because the server does the same work for all notations.
     seconds = {kind: median(each.cpu_seconds for each in of_kind) for kind, of_kind in runs.items()}
     lines = [f"| {kind} | {each:.2f} | {each / seconds['simple']:.2f} |" for kind, each in seconds.items()]
     return "\n".join([f"{rows:,} actions, {rounds} rounds.\n", "| | CPU s | ÷ simple |", "|---|---:|---:|", *lines])
@@ -208,7 +208,7 @@ def memory(bench: Bench, engines: Sequence[str], sizes: Sequence[int]) -> str:
 
 
 def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: int) -> str:
-    """Measure the time of one more batch by the size of the ledger, and of `verify` and `rebuild` on the largest."""
+    """Measure the time for one more batch on ledgers of these sizes, and for `verify` and `rebuild` on the largest."""
     curves: dict[str, list[tuple[float, float]]] = {}
     verifications = [
         "| | simple aggregate | `verify` | `rebuild` |",
@@ -248,8 +248,8 @@ def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: i
 
 
 def _time_verification(bench: Bench, url: str) -> str:
-    """Seconds of a simple aggregate over the ledger, of `verify` and of `rebuild`."""
-    # The outer query uses every column: engines do not compute unused ones.
+    """Measure a simple aggregate over the ledger, `verify` and `rebuild`; return the cells of a table row."""
+    # The outer query uses every column, because engines do not compute unused columns.
     aggregate = """
         SELECT count(*), sum(actions), sum(added), sum(redeemed), sum(refunded), min(first_at), max(last_at) FROM (
             SELECT award_id, count(*) AS actions, sum(points_added) AS added, sum(points_redeemed) AS redeemed,
@@ -275,7 +275,10 @@ def _by_size(title: str, engines: Sequence[str], cells: Mapping[int, Sequence[st
 
 @contextmanager
 def new_bench(folder: str) -> Iterator[Bench]:
-    """A bench with its data below `folder`; deletes the data at the end. A commit waits for the disk."""
+    """Yield a bench with its data in a new folder below `folder`, and delete the data at the end.
+
+    PostgreSQL runs with fsync, so each commit waits for the disk.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="pepper-crm-bench-", dir=folder) as own,
         PostgresServer(folder=Path(folder), durable=True) as server,
@@ -307,7 +310,7 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         default=tempfile.gettempdir(),
-        help="where the data of all engines is stored; a folder in memory measures no disk (default: %(default)s)",
+        help="where to store the data of all engines; choose a folder on disk, not in memory (default: %(default)s)",
     )
     options = parser.parse_args()
     engines, rounds = options.engines, options.rounds

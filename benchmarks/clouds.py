@@ -1,9 +1,9 @@
-"""The cost of five-minute polls on BigQuery and Snowflake, and the number of workers: arithmetic, with its assumptions.
+"""Calculate the cost of five-minute polls on BigQuery and Snowflake, and simulate the workers that many merchants need.
 
     python -m benchmarks.clouds [--merchants 1000] [--ledger 10000000] [--awards 200000] [--poll-minutes 5]
 
-The statements of a poll are recorded from a run against a warehouse that executes none of them.
-Prices are public list prices in US regions; they change, and discounts differ.
+The program records the statements of a poll without executing them. Prices are public list prices in US regions. They
+change, and your discount may differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.helpers.statements import record_statements
 
 MIB, TIB = 1 << 20, 1 << 40
 DAY_MINUTES = 24 * 60
-# BigQuery's sizes of values; a text is its bytes and two. Ids are 24 hexadecimal digits, as Pepper's are.
+# BigQuery's sizes of values. A text takes two bytes more than its length. Pepper's ids are 24 hexadecimal digits.
 TYPE_BYTES = {"STRING": 26, "TIMESTAMP": 8, "NUMERIC": 16, "INT64": 8, "FLOAT64": 8, "BOOL": 1, "DATE": 8}
 COLUMN_BYTES = {
     "payload": 900,
@@ -30,9 +30,9 @@ COLUMN_BYTES = {
     "environment": 12,
     "_sdc_extra": 100,
 }
-# A query is billed for at least so much of each table that it names.
+# BigQuery bills a query for at least this many bytes of each table that it names.
 BILLED_BYTES_MIN = 10 * MIB
-# A batch of each of these streams; the last statements of each write the run's row in `load_runs`.
+# A poll loads a batch of each of these streams. The last statements of a batch write the run's row in `load_runs`.
 SECTIONS = ("a batch of actions", "a batch of awards")
 
 
@@ -41,9 +41,9 @@ class Prices:
     """List prices in US dollars.
 
     Attributes:
-        scanned_tib: BigQuery on demand, a TiB.
-        slot_hour: BigQuery Standard edition, a slot and hour.
-        credit: Snowflake Standard edition; an X-Small warehouse takes one an hour.
+        scanned_tib: BigQuery on demand, per TiB that a query reads.
+        slot_hour: BigQuery Standard edition, per slot and hour.
+        credit: Snowflake Standard edition, per credit. An X-Small warehouse takes one credit an hour.
     """
 
     scanned_tib: float = 6.25
@@ -52,14 +52,14 @@ class Prices:
 
 
 def statements(engine: str) -> list[str]:
-    """The statements of a poll that finds new rows."""
+    """The statements that the target executes for a poll with new rows."""
     recorded = record_statements(engine)
     return [each for section in SECTIONS for each in recorded[section] if not each.startswith("CREATE")]
 
 
 @cache
 def columns() -> dict[str, dict[str, int]]:
-    """Table → column → bytes of a value."""
+    """The size of a value in bytes, by table and column."""
     return {
         table: {
             name: COLUMN_BYTES.get(name, TYPE_BYTES[kind])
@@ -72,7 +72,10 @@ def columns() -> dict[str, dict[str, int]]:
 
 
 def billed_bytes(statement: str, rows: dict[str, int]) -> dict[str, int]:
-    """What a statement is billed for, by table: the columns that it names, or all of a table that it changes."""
+    """The bytes that BigQuery bills for a statement, by table.
+
+    These are the columns that the statement names, or all columns of a table that it changes.
+    """
     if statement.startswith(("TRUNCATE", "LOAD ")):
         return {}
     known, billed = columns(), {}
@@ -87,7 +90,7 @@ def billed_bytes(statement: str, rows: dict[str, int]) -> dict[str, int]:
 
 
 def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, slot_seconds: float) -> None:
-    """Print what BigQuery costs."""
+    """Print the daily cost of BigQuery, on demand and with slots."""
     executed = statements("bigquery")
     billed = [billed_bytes(each, rows) for each in executed]
     loads = sum(each.startswith("LOAD ") for each in executed)
@@ -107,7 +110,7 @@ def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, s
 
 
 def snowflake(polls: int, merchants: int, prices: Prices, statement_seconds: float, at_once: int) -> None:
-    """Print what Snowflake costs."""
+    """Print the daily cost of Snowflake, for a shared warehouse and for a single merchant."""
     count = len(statements("snowflake"))
     busy_seconds = count * statement_seconds
     clusters = polls * busy_seconds / (24 * 3600 * at_once)
@@ -125,9 +128,10 @@ def snowflake(polls: int, merchants: int, prices: Prices, statement_seconds: flo
 def workers(
     merchants: int, poll_minutes: int, run_seconds: float, count: int, seed: int = 1
 ) -> tuple[float, list[float]]:
-    """Simulate an hour of polls: the workers' load, and by how many seconds runs began late (median, 99 of 100).
+    """Simulate an hour of polls; return the workers' load, and the delay of runs in seconds (median, 99th percentile).
 
-    Merchants begin at any second of the interval; a run takes `run_seconds` in the median, some ten times as long.
+    Each merchant begins at a random second of the interval. The median run takes `run_seconds`, and some runs take ten
+    times as long.
     """
     random, period = Random(seed), poll_minutes * 60
     due = sorted(
@@ -145,29 +149,29 @@ def workers(
 
 
 def main() -> None:
-    """Print it all."""
+    """Print the costs on both engines and the simulation of the workers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--merchants", type=int, default=1000)
-    parser.add_argument("--ledger", type=int, default=10_000_000, help="actions of a merchant")
-    parser.add_argument("--awards", type=int, default=200_000, help="awards of a merchant")
+    parser.add_argument("--ledger", type=int, default=10_000_000, help="number of actions of each merchant")
+    parser.add_argument("--awards", type=int, default=200_000, help="number of awards of each merchant")
     parser.add_argument("--poll-minutes", type=int, default=5)
-    parser.add_argument("--share-with-new-rows", type=float, default=1.0, help="of the polls")
-    parser.add_argument("--slot-seconds", type=float, default=2.0, help="of a statement of BigQuery")
-    parser.add_argument("--statement-seconds", type=float, default=0.4, help="of a statement of Snowflake")
-    parser.add_argument("--sessions", type=int, default=8, help="at once on a cluster of Snowflake")
-    parser.add_argument("--run-seconds", type=float, default=20.0, help="of a run of tap and target, in the median")
+    parser.add_argument("--share-with-new-rows", type=float, default=1.0, help="fraction of polls that find new rows")
+    parser.add_argument("--slot-seconds", type=float, default=2.0, help="slot seconds of a statement on BigQuery")
+    parser.add_argument("--statement-seconds", type=float, default=0.4, help="seconds of a statement on Snowflake")
+    parser.add_argument("--sessions", type=int, default=8, help="concurrent sessions on a Snowflake cluster")
+    parser.add_argument("--run-seconds", type=float, default=20.0, help="median seconds of a run of tap and target")
     given = parser.parse_args()
     polls = round(given.merchants * DAY_MINUTES / given.poll_minutes * given.share_with_new_rows)
     rows = {"actions": given.ledger, "awards": given.awards, "award_balances": given.awards}
     print(f"{given.merchants:,} merchants of {given.ledger:,} actions each, {polls:,} polls with new rows a day\n")
     bigquery(polls, given.merchants, rows, Prices(), given.slot_seconds)
     snowflake(polls, given.merchants, Prices(), given.statement_seconds, given.sessions)
-    print("Workers: runs at once, their load, and how late runs begin")
+    print("Workers: their number, how busy they are, and the delay of runs")
     least = given.merchants * given.run_seconds * 1.38 / (given.poll_minutes * 60)
     for factor in (1.05, 1.25, 1.5, 2.0):
         count = max(1, round(least * factor))
         load, (median, tail) = workers(given.merchants, given.poll_minutes, given.run_seconds, count)
-        print(f"  {count:5,} workers, {load:4.0%} busy: {median:5.1f} s in the median, {tail:5.1f} s for 1 of 100")
+        print(f"  {count:5,} workers, {load:4.0%} busy: median delay {median:5.1f} s, 1 run in 100 over {tail:5.1f} s")
 
 
 if __name__ == "__main__":

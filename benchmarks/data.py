@@ -1,10 +1,11 @@
-"""Generates actions like those of a merchant, as messages of tap-pepper. Each run generates the same ones.
+"""Generate actions like those of a merchant, as messages of tap-pepper. Each run generates the same actions.
 
     python -m benchmarks.data mix 1000000 | target-crm …
 
-The *mix* is what a merchant's programme looks like: a third of the points has fractions, a fifth of the actions are of
-other types and carry long numbers, some of them an order of up to 50 KB; names have accents and quotes, 2 % are legacy
-notices, and 4 % are repeated. The *simple* actions are those of Pepper's guide: whole points and plain names.
+The *mix* resembles a merchant's programme. A third of the points have fractions. A fifth of the actions have other
+types and contain long numbers, and some of these contain an order of up to 50 KB. Names have accents and quotes. 2 % of
+the actions are legacy events without points, and 4 % are repeated. The *simple* actions look like those in Pepper's
+guide: whole points and plain names.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = json.loads((files("tap_pepper") / "schemas" / "actions.json").read_text())
 STATE_ROWS = 4_000
-# Each action has a random award of this many per action: 100,000 actions belong to about 95,000 awards.
+# The random award of an action is one of this many awards per action: 100,000 actions belong to about 95,000 awards.
 AWARDS_PER_ACTION = 10
 EFFECTS = {"REWARD_EARNED": "pointsAdded", "REDEEM_PERK": "pointsRedeemed", "AWARD_POINTS_REFUNDED": "pointsRefunded"}
 EFFECT_WEIGHTS = 70, 25, 5
@@ -37,15 +38,15 @@ TITLES = "Arches", "The “Grill”", 'Bar "Centrale"\nDeli', "Café Zürich"
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_SECOND = int(FIRST.timestamp())
 OTHER_SHARE, LEGACY_SHARE, FRACTIONS_SHARE, REPEATED_SHARE = 0.2, 0.02, 1 / 3, 0.04
-# Of the other types: orders with 10 to 500 items, of some 100 bytes each.
+# This share of the actions of other types are orders. They have 10 to 500 items of some 100 bytes each.
 ORDER_SHARE = 0.05
 ORDER_ITEMS = 10, 500
-# A repeated action is one of this many before it, as when a poll reads the last minutes again.
+# A repeated action is one of the last 1,000 actions, as if a poll read the last minutes again.
 REPEATED_AMONG = 1_000
 
 
 def mixed_actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
-    """Generate `count` different actions of the mix, and repeat some. Arguments as of `simple_actions`."""
+    """Generate `count` different actions of the mix, and repeat some. Takes the arguments of `simple_actions`."""
     recent: deque[dict[str, Any]] = deque(maxlen=REPEATED_AMONG)
     for number, action in enumerate(simple_actions(count, first, awards), start=first):
         dice = random.Random(-1 - number)
@@ -73,9 +74,9 @@ def mixed_actions(count: int, first: int = 0, awards: int | None = None) -> Iter
 
 
 def simple_actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
-    """Generate `count` actions, beginning with number `first`, of so many awards.
+    """Generate `count` actions of `awards` different awards, beginning with action number `first`.
 
-    Except for its balance, an action depends on its number and on `awards` only.
+    An action depends only on its number and on `awards`, except for its balance.
     """
     awards = awards or count * AWARDS_PER_ACTION
     balances: dict[int, int] = defaultdict(int)
@@ -86,7 +87,7 @@ def simple_actions(count: int, first: int = 0, awards: int | None = None) -> Ite
         balances[award] += -delta if name == "REDEEM_PERK" else delta
         timestamp = (FIRST + timedelta(milliseconds=250 * number)).isoformat(timespec="milliseconds")
         yield {
-            # Like Pepper's ids, it begins with the time in seconds.
+            # Pepper's ids also begin with the time in seconds.
             "_id": f"{FIRST_SECOND + number // 4:08x}{_id('action', number)[8:]}",
             "context": {
                 "tenant": {"_id": _id("tenant", 1), "title": "The Grill"},
@@ -163,7 +164,7 @@ def _ids_of_digits(action: dict[str, Any]) -> None:
         holder[name] = str(int(holder[name], 16))
 
 
-# Notation → how it changes a simple action. `spaces` changes the message instead.
+# The functions that change a simple action into each notation. The notation `spaces` changes the whole message instead.
 NOTATIONS: dict[str, Callable[[dict[str, Any]], None]] = {
     "fractions": partial(_change_points, change=lambda points: points + 0.25),
     "numbers as text": partial(_change_points, change=str),
@@ -178,7 +179,7 @@ SPACES = "spaces"
 
 
 def _in_notation(notation: str, *arguments: Any) -> Iterator[dict[str, Any]]:
-    """Simple actions in one of `NOTATIONS`."""
+    """Generate simple actions, and change each into one of `NOTATIONS`."""
     for action in simple_actions(*arguments):
         NOTATIONS[notation](action)
         yield action
@@ -200,7 +201,7 @@ def write_messages(path: Path, kind: str, count: int, first: int = 0, awards: in
 
 
 def messages(kind: str, count: int, first: int = 0, awards: int | None = None) -> Iterator[bytes]:
-    """Generate the lines of a SCHEMA message, actions as RECORDs, and a STATE every `STATE_ROWS`."""
+    """Generate the lines of a SCHEMA message, a RECORD per action, and a STATE after every `STATE_ROWS` records."""
     line = _spaced_line if kind == SPACES else _line
     yield _line({"type": "SCHEMA", "stream": "actions", "schema": SCHEMA, "key_properties": ["_id"]})
     extracted_at = "2026-11-25T07:00:00+00:00"
@@ -223,7 +224,7 @@ def _line(message: dict[str, Any]) -> bytes:
 
 
 def _spaced_line(message: dict[str, Any]) -> bytes:
-    """A line as `json.dumps` writes it, with spaces after commas and colons."""
+    """A line with spaces after commas and colons, as `json.dumps` writes it."""
     return json.dumps(message).encode() + b"\n"
 
 

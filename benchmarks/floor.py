@@ -1,9 +1,10 @@
-"""A minimal loader per engine, a lower bound for target-crm: no checks, no quarantine, no retries.
+"""The floor: a minimal loader for each engine, with no checks, no quarantine and no retries.
 
     python -m benchmarks.floor postgresql://… < messages
 
-It decodes lines with msgspec, stages them in the fastest way that the engine offers, inserts new actions into the
-ledger and adds them to the balances. It commits every 20,000 rows. The tables have the columns of target-crm's.
+The benchmarks compare target-crm with this loader. It decodes lines with msgspec, and stages them in the fastest way
+that the engine offers. Then it inserts new actions into the ledger and adds them to the balances. It commits every
+20,000 rows. The tables have the same columns as those of target-crm.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ TYPES = {
     "sqlite": dict.fromkeys(("id", "text", "time", "json"), "TEXT") | {"points": "NUMERIC(19, 4)"},
     "duckdb": dict.fromkeys(("id", "text", "json"), "VARCHAR") | {"time": "TIMESTAMP", "points": "DECIMAL(18, 4)"},
 }
-# Insert the rows that the ledger lacks; then add them to the balances of their awards.
+# First insert the rows that the ledger lacks, then add these rows to the balances of their awards.
 INSERT = "INSERT INTO actions SELECT * FROM {staged} WHERE true ON CONFLICT DO NOTHING"
 MERGE_BALANCES = """
     INSERT INTO award_balances AS b
@@ -145,7 +146,7 @@ MERGE_BALANCES = """
             THEN excluded.first_action_at ELSE b.first_action_at END,
         updated_at = excluded.updated_at"""
 
-# The first staged row of each id that the ledger lacks. DuckDB's tables have no keys here.
+# Select the first staged row of each id that the ledger lacks. On DuckDB the tables have no keys that would do this.
 FRESH = """
     CREATE OR REPLACE TEMP TABLE fresh AS SELECT * FROM staged WHERE rowid IN (
         SELECT min(rowid) FROM staged WHERE action_id NOT IN (SELECT action_id FROM actions) GROUP BY action_id)"""
@@ -204,7 +205,7 @@ def into_duckdb(url: str, batches: Iterable[list[Row]]) -> None:
 
     points = pyarrow.decimal128(18, 4)
     types = [*[pyarrow.string()] * 7, pyarrow.timestamp("us"), pyarrow.string(), *[points] * 4, *[pyarrow.string()] * 3]
-    # One thread, small row groups and no indexes make it twice as fast.
+    # With one thread, small row groups and no indexes, the load is twice as fast.
     connection = duckdb.connect(config={"threads": 1})
     connection.execute(f"ATTACH '{url.removeprefix('duckdb:///')}' AS warehouse (ROW_GROUP_SIZE 20480)")
     connection.execute("USE warehouse")

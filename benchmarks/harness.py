@@ -1,7 +1,7 @@
-"""Runs programs in separate environments, measures them, and makes tables and plots.
+"""Run programs in separate environments, measure them, and make tables and plots.
 
-Absolute times depend on what else the machine does. So the programs run alternately, for several rounds, and the result
-is the ratio of their median times.
+Absolute times depend on the other work of the machine. So the programs run alternately for several rounds, and the
+tables show the ratios of their median times.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ COLORS = ("#2a78b8", "#d9822b", "#4c9f70", "#a05195", "#8a8a8a", "#c0504d", "#6b
 
 @dataclass(frozen=True)
 class ServerUsage:
-    """The resources that a run took on the database server, or in the database's file.
+    """The resources of the database server that a run took, or the size of the database's file.
 
     Attributes:
         cpu_seconds: Processor time of all processes of the server.
         wal_bytes: Length of the write-ahead log that the run wrote.
-        table_bytes: Size of all tables after the run, without indexes; of the whole file, if the engine is embedded.
+        table_bytes: Size of all tables after the run, without indexes. For an embedded engine, the size of the file.
         index_bytes: Size of all indexes.
     """
 
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def peak_mb(self) -> float:
-        """The largest peak memory of a program."""
+        """The peak memory of the program in the pipe that needs the most."""
         return max(self.peaks_mb)
 
 
@@ -77,7 +77,7 @@ def run(
     """Run a command or a pipe of commands, and measure it.
 
     Args:
-        commands: Each reads the output of the one before it.
+        commands: Each command reads the output of the command before it.
         stdin: The input of the first command; empty by default.
         stdout: The file for the output of the last command; discarded by default.
         environment: Additional environment variables.
@@ -98,7 +98,7 @@ def run(
                 stdin=before,
                 stdout=sink if place == len(commands) - 1 else subprocess.PIPE,
                 stderr=errors,
-                # Let Python keep bytecode, as an installed program does: compiling takes half of the start-up time.
+                # Let Python store bytecode, as for an installed program. Compiling would double the start-up time.
                 env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **(environment or {})},
                 cwd=PROJECT,
             )
@@ -122,7 +122,7 @@ def run(
 
 
 def tree_cpu_seconds(pid: int) -> float:
-    """Processor time of a process and its children, living or not, in seconds. Reads `/proc`."""
+    """Read the processor time of a process, its children, and its ended children from `/proc`, in seconds."""
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -130,7 +130,7 @@ def tree_cpu_seconds(pid: int) -> float:
         except FileNotFoundError:
             continue
         if int(path.parent.name) == pid or int(fields[1]) == pid:
-            # utime, stime, and those of the children that have ended.
+            # utime and stime of the process, then cutime and cstime: the same for its ended children.
             ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -160,12 +160,15 @@ def environment(name: str, *requirements: str) -> Path:
 
 
 def own_environment() -> Path:
-    """The `bin` folder of an environment as users have it: some packages import optional ones if they find them."""
+    """Return the `bin` folder of an environment with only the packages that users install.
+
+    In the environment of the tests, some packages find and import optional packages, so the measurements would differ.
+    """
     return environment("pepper-crm", "--editable", f"{PROJECT}[duckdb,postgres]")
 
 
 def in_turn(contenders: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
-    """Run the contenders alternately, each once per round. Prepare them before: all of a run is measured."""
+    """Run the contenders alternately, each once per round. Prepare them first, so that a run contains nothing else."""
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     for number in range(1, rounds + 1):
         for name, contender in contenders.items():
@@ -176,7 +179,7 @@ def in_turn(contenders: Mapping[str, Callable[[], Run]], rounds: int) -> dict[st
 
 
 def seconds_of(runs: Iterable[Run]) -> float:
-    """The median of the elapsed times."""
+    """The median elapsed time of the runs."""
     return median(each.seconds for each in runs)
 
 
@@ -203,7 +206,7 @@ def table(results: Mapping[str, Sequence[Run]], *, rows: int, against: str) -> s
                 f"{median(each.index_bytes for each in servers) / rows:,.0f}",
             ]
         )
-    # Leave out what the engine does not have.
+    # Leave out the columns that only have zeros, because the engine does not have such a value.
     used = [place for place in range(len(titles)) if any(line[place] not in {"0", "0.00"} for line in lines)]
     table = [titles, ["---"] + ["---:"] * (len(titles) - 1), *lines]
     return "\n".join(f"| {' | '.join(line[place] for place in used)} |" for line in table)
@@ -225,7 +228,7 @@ def write_plot(name: str, svg: str, description: str) -> str:
 
 
 def bars(title: str, values: Mapping[str, float], unit: str) -> str:
-    """An SVG of horizontal bars, in the order given."""
+    """Draw an SVG of horizontal bars, in the order of `values`."""
     label_px, bar_px, line_px, top_px = 260, 380, 26, 40
     largest = max(values.values())
     parts = []
@@ -240,7 +243,7 @@ def bars(title: str, values: Mapping[str, float], unit: str) -> str:
 
 
 def curves(title: str, x_label: str, y_label: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """An SVG of lines through points. Both axes begin at zero."""
+    """Draw an SVG with one line per series. Both axes begin at zero."""
     left_px, top_px, width_px, height_px = 60, 40, 480, 240
     x_largest = max(x for points in series.values() for x, _ in points)
     y_largest = max(y for points in series.values() for _, y in points) * 1.05

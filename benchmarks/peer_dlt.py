@@ -21,7 +21,7 @@ def records() -> Iterator[dict[str, Any]]:
 
 
 def main(url: str, folder: str, disposition: Any) -> None:
-    """Load the records into one table. Child tables for lists, dlt's default, would take longer."""
+    """Load the records into one table. By default dlt would create child tables for lists, which takes longer."""
     destination = dlt.destinations.postgres(url)
     pipeline = dlt.pipeline("bench", pipelines_dir=folder, destination=destination, dataset_name="bench")
     resource = dlt.resource(

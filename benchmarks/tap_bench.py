@@ -1,8 +1,8 @@
-"""Measure tap-pepper: speed against a lower bound and a stock tap, memory, an idle poll, and a load into PostgreSQL.
+"""Measure tap-pepper: its speed compared with a minimal program and a stock tap, its memory, an idle poll, and a load.
 
     ./dev bench tap [--actions 200000] [--rounds 3] [--full] [speed memory idle whole]
 
-writes the results into `docs/performance.md`.
+The program writes the results into `docs/performance.md`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FULL_WHOLE = 1_000_000
 
 @contextmanager
 def pepper(actions: int, rows_per_page: int) -> Iterator[str]:
-    """Serve pages from a separate process; yields its address."""
+    """Serve pages from a separate process, and yield the server's address."""
     command = (PYTHON, "-m", "benchmarks.tap_pages", f"--actions={actions}", f"--rows-per-page={rows_per_page}")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 - a module of this package
         assert server.stdout is not None  # noqa: S101 - stdout is a pipe
@@ -48,7 +48,7 @@ def pepper(actions: int, rows_per_page: int) -> Iterator[str]:
 
 
 class Setup:
-    """Commands and files for one server, in a separate folder."""
+    """The commands of the programs that read from one server, and their files in a separate folder."""
 
     def __init__(self, folder: Path, url: str, rows_per_page: int) -> None:
         self.folder = folder
@@ -69,22 +69,22 @@ class Setup:
 
     @property
     def tap(self) -> list[str | Path]:
-        """The tap, with only actions selected."""
+        """The command of tap-pepper, with only actions selected."""
         return [self.programs / "tap-pepper", "--config", self.config, "--catalog", self.catalog]
 
     @property
     def floor(self) -> list[str | Path]:
-        """The lower bound."""
+        """The command of the floor, the minimal program."""
         return [PYTHON, "-m", "benchmarks.tap_floor", self.url, str(self.rows_per_page)]
 
     @property
     def stock(self) -> list[str | Path]:
-        """The stock tap."""
+        """The command of the stock tap."""
         config = self.write("stock", {"api_url": self.url, "page_size": self.rows_per_page})
         return [PYTHON, "-m", "benchmarks.tap_stock", "--config", config]
 
     def target(self, url: str, name: str = "target") -> list[str | Path]:
-        """The target, with a warehouse."""
+        """The command of target-crm, which loads into the warehouse at `url`."""
         return [self.programs / "target-crm", "--config", self.write(name, {"sqlalchemy_url": url})]
 
 
@@ -104,7 +104,7 @@ def set_up(actions: int, rows_per_page: int) -> Iterator[Setup]:
 
 
 def speed(actions: int, rounds: int) -> str:
-    """Measure the tap, the lower bound and the stock tap, with small and with large pages."""
+    """Measure the speed of tap-pepper, the floor and the stock tap, with small and with large pages."""
     parts: list[str] = []
     rates: dict[str, float] = {}
     for rows_per_page in (100, 1000):
@@ -121,7 +121,7 @@ def speed(actions: int, rounds: int) -> str:
 
 
 def _against_floor(results: Mapping[str, Sequence[Run]], actions: int) -> str:
-    """As `harness.table`, with processor time, which is more reliable on a busy machine."""
+    """A table like `harness.table`, but also with ratios of processor time, which vary less on a busy machine."""
     floor = results["floor"]
     lines = [
         "| | seconds | actions/s | time ÷ floor | processor time ÷ floor | peak MB |",
@@ -157,7 +157,7 @@ def memory(large: int) -> str:
 
 
 def idle(rounds: int) -> str:
-    """Measure a poll without new rows, and its imports."""
+    """Measure the time of a poll without new rows, and the time of the imports alone."""
     with set_up(3000, 100) as setup, PostgresServer() as server:
         engines = {
             "SQLite": f"sqlite:///{setup.folder / 'warehouse.db'}",
@@ -229,9 +229,9 @@ def _load_with_meltano(setup: Setup, url: str) -> Run:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the requested measurements."""
+    """Run the requested measurements, and write each result into `docs/performance.md`."""
     parser = argparse.ArgumentParser(prog="./dev bench tap", description=__doc__)
-    parser.add_argument("what", nargs="*", help="speed, memory, idle, whole; all by default")
+    parser.add_argument("what", nargs="*", help="speed, memory, idle, whole; default: all of them")
     parser.add_argument("--actions", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(

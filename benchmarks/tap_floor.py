@@ -1,4 +1,4 @@
-"""The lower bound: the least code that writes the same lines as tap-pepper, without its guarantees.
+"""The floor for tap-pepper: a minimal program that writes the same lines, without the tap's guarantees.
 
 python -m benchmarks.tap_floor http://127.0.0.1:…  rows-per-page
 """
@@ -14,7 +14,7 @@ import requests
 
 
 def main() -> None:
-    """Read all actions, one page after the other, and write them."""
+    """Read the pages of actions one after the other, and write each action as a message."""
     url, rows_per_page = sys.argv[1:]
     decode = msgspec.json.Decoder(float_hook=Decimal).decode
     encode = msgspec.json.Encoder(decimal_format="number").encode

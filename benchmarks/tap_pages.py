@@ -1,9 +1,9 @@
-"""A server that is never the bottleneck: prepared pages of actions, in a process of its own.
+"""A server that is never the bottleneck, because it prepares its pages of actions before the first request.
 
     python -m benchmarks.tap_pages --actions 1000000 --rows-per-page 100
 
-prints its address, and serves until it is stopped. Page n contains the actions of the n-th minute after `START`. The
-content of `DIFFERENT_ROWS` actions repeats, each time with new ids, times and awards.
+The server prints its address, and serves until it is stopped. Page n contains the actions of the n-th minute after
+`START`. After `DIFFERENT_ROWS` actions, their content repeats with new ids, times and awards.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pepper_sandbox.world import World
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 SETTLE_SECONDS: Final = 5
 DIFFERENT_ROWS: Final = 10_000
-"""Actions with different content; after them the content repeats."""
+"""The number of actions with different content. After them, the content repeats."""
 NOTHING: Final = b'{"items":[],"page":{}}'
 
 _PLACEHOLDERS: Final = re.compile(rb"(@page@|@round@|@minute@)")
 
 
 class Pages:
-    """Pages of one size: JSON templates, filled in with the number of the page.
+    """Pages with the same number of actions. The server fills the number of the page into a JSON template.
 
     Args:
-        actions: Total number, rounded up to a full page.
-        rows_per_page: Actions per page.
+        actions: The total number of actions, rounded up to a full page.
+        rows_per_page: The number of actions per page.
     """
 
     def __init__(self, actions: int, rows_per_page: int) -> None:
@@ -65,7 +65,7 @@ class Pages:
         return b'{"items":%s,"page":%s}' % (rows, page)
 
     def answer(self, target: str) -> bytes:
-        """Return the body for a request's target."""
+        """Return the body of the response to a request for this path and query."""
         parts = urlsplit(target)
         asked = dict(parse_qsl(parts.query))
         if parts.path != "/actions" or asked.get("limit") == "1":
@@ -90,14 +90,14 @@ def _template(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _minute(bound: str | None, otherwise: int) -> int:
-    """Return the number of the minute that starts at a bound."""
+    """Return the number of the minute that starts at a bound, or `otherwise` if the request has no such bound."""
     if bound is None:
         return otherwise
     return int((datetime.fromisoformat(bound) - START).total_seconds() // 60)
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Serves HTTP/1.1 on a free loopback port, with one thread per connection."""
+    """An HTTP/1.1 server on a free loopback port, with one thread per connection."""
 
     daemon_threads = True
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class StockActions(RESTStream[str]):
-    """Follows `page.nextKey`, and copies the replication key to the top level, as the SDK requires."""
+    """The stream of actions. It copies the replication key to the top level, because the SDK requires that."""
 
     name = "actions"
     path = "/actions"
@@ -33,7 +33,7 @@ class StockActions(RESTStream[str]):
         return str(self.config["api_url"])
 
     def get_url_params(self, context: Mapping[str, Any] | None, next_page_token: str | None) -> dict[str, Any]:  # noqa: ARG002
-        """Request pages of the configured size."""
+        """Return the query: the configured page size, and where the next page starts."""
         start = {} if next_page_token is None else {"startKey": next_page_token}
         return {"limit": self.config["page_size"], **start}
 
@@ -43,7 +43,7 @@ class StockActions(RESTStream[str]):
 
 
 class StockTap(Tap):
-    """A tap with the SDK's defaults."""
+    """A tap that keeps the SDK's default behaviour."""
 
     name = "tap-stock"
     config_jsonschema = th.PropertiesList(
@@ -51,7 +51,7 @@ class StockTap(Tap):
     ).to_dict()
 
     def discover_streams(self) -> list[StockActions]:
-        """Only actions."""
+        """Return the only stream, the actions."""
         return [StockActions(self)]
 
 

@@ -1,4 +1,7 @@
-"""Meltano's jobs as DAGs of Airflow 3. CRM_PROJECT says where meltano.yml is; `meltano` is on the worker's PATH."""
+"""Run Meltano's jobs as Airflow 3 DAGs.
+
+Set CRM_PROJECT to the folder of meltano.yml, and put `meltano` on the worker's PATH.
+"""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -6,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
 
-# Delete those with `shop-b` if you have only one merchant.
+# Delete the jobs with `shop-b` if you have only one merchant.
 JOBS = {
     "loyalty": "*/5 * * * *",
     "loyalty-shop-b": "1-59/5 * * * *",

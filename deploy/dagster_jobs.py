@@ -1,11 +1,14 @@
-"""Meltano's jobs as Dagster jobs, scheduled. CRM_PROJECT says where meltano.yml is; `meltano` is on the PATH."""
+"""Run Meltano's jobs as scheduled Dagster jobs.
+
+Set CRM_PROJECT to the folder of meltano.yml, and put `meltano` on the PATH.
+"""
 
 import os
 import subprocess
 
 import dagster as dg
 
-# Delete those with `shop-b` if you have only one merchant.
+# Delete the jobs with `shop-b` if you have only one merchant.
 JOBS = {
     "loyalty": "*/5 * * * *",
     "loyalty-shop-b": "1-59/5 * * * *",
@@ -15,7 +18,7 @@ JOBS = {
 
 
 def dagster_job(meltano_job: str) -> dg.JobDefinition:
-    """A job with one op, which runs Meltano and passes on what it says."""
+    """A job with one op, which runs Meltano and copies its output into Dagster's log."""
     name = meltano_job.replace("-", "_")
 
     @dg.op(name=f"run_{name}")

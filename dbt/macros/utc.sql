@@ -1,4 +1,4 @@
-{# A time of target-crm's as a timestamp without a zone, in UTC: PostgreSQL has it with a zone, others without. #}
+{# Convert a time column of target-crm to a timestamp without time zone, in UTC. Only PostgreSQL stores a time zone. #}
 {% macro utc(column) %}{{ return(adapter.dispatch('utc', 'pepper_crm')(column)) }}{% endmacro %}
 
 {% macro default__utc(column) %}{{ column }}{% endmacro %}

@@ -1,5 +1,5 @@
--- Each award's points over time: from one observation until the next. Before the first action an award has its opening
--- points; nobody knows since when, so they count from the beginning.
+-- Each award's points over time: a row lasts from one observation until the next. Before its first action, an award has its
+-- opening points. The date on which the user got them is unknown, so they count from the beginning.
 with actions as (
 
     select
@@ -42,7 +42,7 @@ observations as (
 
     select award_id, cast(null as timestamp) as seen_at, 0 as number, points from openings
     union all
-    -- A balance is of a snapshot where that is newer than every action.
+    -- A balance comes from a snapshot if the snapshot is newer than all actions.
     select award_id, seen_at, 0 as number, points from snapshots
     union all
     select award_id, seen_at, number, points from actions

@@ -1,4 +1,4 @@
--- Users by the month (UTC) of their first action in the ledger, and what they did in each month since.
+-- Cohorts of users by the month (UTC) of their first action in the ledger, with their points in each month since then.
 with monthly as (
 
     select

@@ -1,5 +1,5 @@
--- Of which times all actions were read: a row per interval (kind 'read'), and per hole between two of them (kind 'hole').
--- A filter that has all types of action that balances need counts as much as no filter; any other is listed separately.
+-- The times for which all actions were read: a row per interval (kind 'read'), and a row per hole between two intervals
+-- (kind 'hole'). A filter that includes all types that balances need counts as no filter. Other filters have separate rows.
 with recorded as (
 
     select

@@ -1,5 +1,5 @@
--- Every location of an action. Its title is that of its newest action that has one; the payload has it, unless
--- target-crm runs with store_payload: false.
+-- Every location with at least one action. The title comes from the payload of the newest action that contains one. If
+-- target-crm runs with store_payload: false, there are no titles.
 with located as (
 
     select

@@ -1,4 +1,4 @@
--- Every perk that Pepper shows or an award belongs to. Perks that Pepper has deleted, or never showed, stay.
+-- Every perk that Pepper shows or that an award belongs to, including perks that Pepper has deleted or never showed.
 with known as (
 
     select _id as perk_id, title, type, _sdc_deleted_at is null as is_active

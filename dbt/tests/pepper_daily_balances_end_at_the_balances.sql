@@ -1,4 +1,4 @@
--- Perks whose last day does not say what their standing awards add up to.
+-- Perks whose points on the last day differ from the sum of their awards that are not deleted.
 with last_day as (
     select perk_id, points from {{ ref('pepper_daily_balances') }}
     where day = (select max(day) from {{ ref('pepper_daily_balances') }})

@@ -1,4 +1,4 @@
--- Awards that stand today without exactly one open row of history, which says their balance.
+-- Awards that are not deleted, but do not have exactly one open row in the history, or whose row differs from the balance.
 select balances.award_id
 from {{ source('crm', 'award_balances') }} as balances
 left join {{ source('crm', 'awards') }} as awards on awards._id = balances.award_id

@@ -1,4 +1,4 @@
--- Rows of an award that do not end where the next begins.
+-- Rows that do not end where the next row of the same award begins.
 select award_id
 from (
     select award_id, valid_to, lead(valid_from) over (partition by award_id order by valid_from nulls first) as next_from

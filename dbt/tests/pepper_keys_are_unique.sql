@@ -1,4 +1,4 @@
--- Keys of several columns that occur twice.
+-- Models with a key of several columns in which a key occurs twice.
 select 'pepper_award_history' as model
 from {{ ref('pepper_award_history') }}
 group by award_id, valid_from
