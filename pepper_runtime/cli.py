@@ -37,8 +37,7 @@ def run_cli(
 ) -> NoReturn:
     """Run a console script to its end and exit.
 
-    An error may have an attribute `failures`, a list of pairs: the name of a part and its error. It is reported as one
-    line per part.
+    If an error has a list `failures` of pairs, the name of a part and its error, each part gets a line of its own.
 
     Args:
         name: The script's name.

@@ -53,7 +53,7 @@ def log_format_setting() -> Any:
 
 
 def requested_format(plugin: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Return the log format, from the command line if it is there, otherwise from the environment or a config file.
+    """Return the log format. The command line overrides the environment, which overrides the config files.
 
     This runs before the command parses its arguments, because parsing errors also need the format. An invalid format or
     file counts as text here, and the command reports it later.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 NANOSECONDS = 1_000_000_000
 END_SECONDS_MAX = 2.0
-"""How long a run waits at its end until the remaining data is sent."""
+"""At its end, a run waits at most this long until the remaining data is sent."""
 SPANS_MAX = 10_000
 """A run sends at most this many spans, because a collector may reject larger traces. Metrics count all requests."""
 BOUNDARIES_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)

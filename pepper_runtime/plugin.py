@@ -51,7 +51,7 @@ class Plugin(PluginBase):
             config: The settings. A setting that is null is not set. Empty text also means not set, unless the setting's
                 type is text.
             parse_env_config: Also read the settings from environment variables, which override `config`. A `.env` file
-                in the working directory or above it sets variables that are not set.
+                in the working directory or above it supplies variables that the environment lacks.
             options: The SDK's other arguments.
         """
         self.append_builtin_config(self.config_jsonschema)

@@ -398,7 +398,7 @@ class PepperStream(Stream):
                 )
 
     def apply_catalog(self, catalog: Catalog) -> None:
-        """Take selection and schema from a catalog; the keys are always the stream's own."""
+        """Take the selection and the schema from a catalog. The keys always come from the stream's class."""
         if entry := catalog.get_stream(self.name):
             if entry.key_properties and tuple(entry.key_properties) != tuple(type(self).primary_keys):
                 self.logger.warning(
@@ -431,7 +431,7 @@ class PepperStream(Stream):
     def _warn_of_deselected_fields(self, metadata: MetadataMapping) -> None:
         if deselected := [name for name in self._key_fields if metadata["properties", name].selected is False]:
             self.logger.warning(
-                "%s: the catalog deselects %s: still emitted, because the key or the bookmark needs it",
+                "%s: the catalog deselects %s; ignored, because the key or the bookmark needs it",
                 self.name,
                 ", ".join(deselected),
             )
@@ -479,7 +479,7 @@ class PepperStream(Stream):
 
 
 def _deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:
-    """Return the deselected ones among these fields. If a parent field is deselected, return the parent."""
+    """Return which of these fields are deselected. If a parent field is deselected, return the parent."""
     found = []
     for field in fields:
         names = field.split(".")

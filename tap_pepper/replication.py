@@ -84,7 +84,8 @@ class FullTableStream(PepperStream):
         sample = KeySample(state.get("known"))
         pages = self.pages(self.query())
         first = next(pages)
-        # None if rows may have been emitted since the last complete read, because a run was killed or has read changes.
+        # `lacked_rows` is None if rows may have been emitted since the last complete read: a run was killed, or has
+        # read changes.
         lacked_rows = None if self.is_test else state.pop("lacked_rows", None)
         if lacked_rows is not None:
             self.write_state()
@@ -121,7 +122,7 @@ class ChangesStream(FullTableStream):
     """An endpoint with a filter on `updatedAt`: the first run reads all rows, later runs read changes."""
 
     replication_key = "updatedAt"
-    # Either key is enough: after a full refresh that was killed, the state has only the version.
+    # Either key is enough: if a run is killed right after a full refresh, its state has only the version.
     bookmark_keys: ClassVar[tuple[str, ...]] = ("replication_key_value", "version")
     since_parameter: ClassVar[str]
     """The query parameter that asks for the rows that changed since a time."""
@@ -211,7 +212,8 @@ class WindowedStream(PepperStream):
         """Complete a row in place, and check whether it belongs to a window.
 
         Returns:
-            Whether the row belongs to the window; and the row's instant, or None if the row has no valid time.
+            Whether the row belongs to the window, and the row's instant. The instant is None if the row has no valid
+            time.
         """
 
     def rows(self) -> Generator[list[Row], None, None]:

@@ -24,7 +24,7 @@ class TimeLimit:
     """The soft limit `max_run_seconds`: after it, no window or stream starts, and the run exits 0.
 
     Args:
-        clock: Measures the time since this object was made.
+        clock: Measures the time since this object was created.
         limit_seconds: None means no limit.
         actions_share: The part of the limit that actions may use.
     """

@@ -115,8 +115,8 @@ def complete_action(row: Row) -> str | None:
     The generated `_id` is a hash of the content, so it is the same in every run.
 
     Returns:
-        The time as an instant; None if `when.timestamp` is missing or invalid. Such an action is emitted too, and the
-        target decides what to do with it.
+        The time as an instant; None if `when.timestamp` is missing or invalid. The tap also emits such an action, and
+        the target decides what to do with it.
     """
     if row.get("_id") in _NO_ID:
         content = {name: text for name, text in row.items() if name != "_id"}

@@ -61,9 +61,9 @@ class TapPepper(Plugin, Tap):
     setting_error = ConfigError
     option_help: ClassVar[dict[str, str]] = {
         **Plugin.option_help,
-        "discover": "Print the catalog: streams, fields and which are selected.",
-        "test": "Read the first rows of each stream, and print whether it is readable. Exit with 1 if a stream is not. "
-        "--test=schema prints the SCHEMA messages of the selected streams only.",
+        "discover": "Print the catalog: the streams, the fields, and which of them are selected.",
+        "test": "Read the first rows of each stream, and print whether the stream is readable. Exit with 1 if a stream "
+        "is not readable. --test=schema prints only the SCHEMA messages of the selected streams.",
         "catalog": "Read the streams and fields that this catalog selects.",
         "state": "Continue from this state, which target-crm printed after the last commit.",
     }
@@ -117,7 +117,7 @@ class TapPepper(Plugin, Tap):
         )
 
     def sync_all(self) -> None:  # type: ignore[misc]
-        """Sync all streams. If one fails, the others continue, and its error is raised at the end.
+        """Sync all streams. If a stream fails, the others continue, and the error is raised at the end.
 
         Raises:
             StreamsFailed: Several streams failed.
@@ -292,7 +292,7 @@ def _checked_state(file: IO[str] | None) -> IO[str] | None:
     what = f"state file {file.name}"
     text = _text_of(file, what).removeprefix("\ufeff")
     if not text.strip():
-        # Many people run `touch state.json` before the first run.
+        # An empty file counts as no state: many people run `touch state.json` before the first run.
         return None
     parse_object(text, what)
     return io.StringIO(text)

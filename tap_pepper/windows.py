@@ -1,8 +1,8 @@
 """Instants, time windows and bookmarks: the arithmetic that decides whether an action is ever read.
 
 An *instant* is a UTC time as text, `2026-10-01T08:30:00.250Z`, with three decimal places, or more where the source has
-more. Without their `Z`, instants have the same order as text as they have in time. A *bound* (a bookmark, an edge of a
-window, the upper bound of a run) is an instant with exactly three decimal places.
+more. Without their `Z`, instants sort as text in order of time. A *bound* (a bookmark, an edge of a window, the upper
+bound of a run) is an instant with exactly three decimal places.
 
 This module does no I/O and reads no clock.
 """
@@ -30,7 +30,8 @@ WINDOW_SECONDS_FIRST = 6 * 3600.0
 PAGES_WANTED = 8
 """The number of pages per window to aim for.
 
-With fewer pages, writing STATE takes more time. With more pages, a killed run has to read more again.
+With fewer pages, writing STATE takes more time. With more pages, the run after a killed run has to read more of them
+again.
 """
 GROWTH_MAX = 4.0
 SHRINK_MAX = 8.0
@@ -209,7 +210,10 @@ class Window:
         return seconds_between(self.after, self.until)
 
     def __str__(self) -> str:
-        """The window in UTC, to the second: `2026-10-01 10:00:00 to 10:05:00`. The end has a date if it differs."""
+        """The window in UTC, to the second: `2026-10-01 10:00:00 to 10:05:00`.
+
+        If the end is on another day, its date is also shown.
+        """
         start, end = (bound[:_SECONDS_CHARS].replace("T", " ") for bound in (self.after, self.until))
         return f"{start} to {end.removeprefix(start[:_DAY_CHARS])}"
 

@@ -54,7 +54,7 @@ class _Token(AuthBase):
 
 @dataclass
 class Traffic:
-    """How many pages and retries the requests to one endpoint took."""
+    """The number of pages and retries of the requests to one endpoint."""
 
     pages: int = 0
     retries: int = 0

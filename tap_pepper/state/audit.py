@@ -51,7 +51,7 @@ class HourTally:
         self._hours[hour] = count + 1, fingerprint ^ int.from_bytes(row_digest.encode(), "big")
 
     def get(self, hour: str) -> tuple[int, int]:
-        """Return an hour's number of rows and their fingerprint."""
+        """Return the number of rows in an hour, and their fingerprint."""
         return self._hours.get(hour, (0, 0))
 
     def to_state(self, first_hour: str) -> dict[str, str]:

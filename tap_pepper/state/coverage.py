@@ -36,7 +36,7 @@ class Coverage:
         bookmark: The time of the bookmark; None on a first run.
         after: Where this run starts to read.
         until: Where this run stops.
-        start_date: The setting, as a bound.
+        start_date: The setting `start_date`, as a bound.
         types: The types of action that this run reads; an empty list means all types.
     """
 

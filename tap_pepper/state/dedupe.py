@@ -31,7 +31,7 @@ class RecentRows:
         self._earlier = {text[end - DIGEST_CHARS : end] for end in ends}
         self._current: dict[str, str | None] = {}
         self.skipped_until: str | None = None
-        """The time of the newest row that this run has not emitted because an earlier run had."""
+        """The time of the newest row that this run skipped, because an earlier run had emitted it."""
 
     def add(self, row: dict[str, Any], instant: str | None, since: str) -> bool:
         """Remember a row, and return whether it is new or changed and so must be emitted.

@@ -1,4 +1,4 @@
-"""Lost days, from Pepper to verify, through the console scripts: a hole is found, named and closed."""
+"""Days that were never read, through the console scripts: verify reports the hole, and a run closes it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_days_that_a_mangled_state_skips_are_found_and_closed(tmp_path: Path) ->
         pipeline.run()
         found = coverage(pipeline)
 
-        # Only the hole, and what every run reads again.
+        # The tap reads only the hole, and the lookback as in every run.
         _, *asked = (
             moment(request.parameter("when.timestamp.gt") or "")
             for request in sandbox.requests[before:]
@@ -93,7 +93,7 @@ def test_days_that_a_mangled_state_skips_are_found_and_closed(tmp_path: Path) ->
         assert loaded(pipeline) == existing(world, START, world.now - timedelta(seconds=5))
         assert balances(pipeline, "verify").returncode == 0
 
-        # The state that this run left goes on.
+        # The next run continues from the state of this run.
         world.advance(timedelta(hours=1))
         pipeline.run()
         assert moment(coverage(pipeline)["intervals"][0]["until"]) == world.now - timedelta(seconds=5)

@@ -1,4 +1,4 @@
-"""The console scripts start quickly: start-up is most of the time of a run without new data."""
+"""The console scripts start quickly, because a run without new data spends most of its time on the start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNUSED = {"jinja2", "opentelemetry", "pandas", "pendulum", "psycopg", "pyarrow",
 
 
 def run(folder: Path, name: str, *arguments: str, messages: str = "", **settings: str) -> tuple[str, set[str]]:
-    """Run a console script; return its output and the modules it imports."""
+    """Run a console script. Return its output and the modules that it imports."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *real_command(name, *arguments)],
         input=messages,

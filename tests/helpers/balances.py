@@ -9,13 +9,13 @@ from target_crm.balances_cli.cli import crm_balances
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What `ddl` prints without --schemas.
+# `ddl` prints this without --schemas if no table is missing.
 NOTHING_IS_MISSING = (
     "-- nothing is missing in the target's own tables; --schemas FILE also checks the tables of streams\n"
 )
 
 
 def run_balances(arguments: Sequence[str]) -> int:
-    """Run a command and return its exit code. Errors, usage errors included, come as exceptions."""
+    """Run a command and return its exit code. All errors, including usage errors, are raised as exceptions."""
     exit_code: int = crm_balances.main(list(arguments), standalone_mode=False)
     return exit_code

@@ -1,4 +1,4 @@
-"""Headless Chromium, if installed, to test a page as users see it."""
+"""Headless Chromium, if it is installed, to test a page as users see it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 RUN_SECONDS_MAX = 60
-# Without a sandbox, which needs rights that a container lacks; and without Chromium's own requests to the network.
+# Turn off the sandbox, which needs rights that a container lacks, and Chromium's own requests to the network.
 _OPTIONS = (
     "--headless",
     "--no-sandbox",
@@ -29,7 +29,7 @@ _OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# A window is at least 500 pixels wide, so the page is shown in a frame. The page itself forbids foreign scripts.
+# Show the page in a frame, because a window is at least 500 pixels wide. The page itself forbids foreign scripts.
 _FRAME = """
 <body><iframe src="page.html" {sandbox} style="border:0;width:{width}px;height:2000px"></iframe><pre></pre><script>
 document.querySelector("iframe").onload = async event => {{
@@ -47,7 +47,7 @@ class _QuietHandler(SimpleHTTPRequestHandler):
 
 
 def ask(html: str, question: str, width: int, folder: Path, *, scripts: bool = True, dark: bool = False) -> Any:
-    """Show a page in a frame of this width in pixels; return the result of a JavaScript function of its document.
+    """Show a page in a frame of this width in pixels. Return the result of a JavaScript function of its document.
 
     Args:
         html: The page.

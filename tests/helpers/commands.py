@@ -26,7 +26,7 @@ RUN_SECONDS_MAX = 120
 
 
 def command(name: str, *arguments: str) -> list[str]:
-    """Return the command line of a console script. This project's start without imports: see `fork_server`."""
+    """Return the command line of a console script. This project's scripts run in a fork: see `fork_server`."""
     if name not in FORKED_SCRIPTS:
         return real_command(name, *arguments)
     return [sys.executable, "-ISE", str(Path(fork_client.__file__)), _fork_server(), name, *arguments]
@@ -39,7 +39,7 @@ def real_command(name: str, *arguments: str) -> list[str]:
 
 @cache
 def _fork_server() -> str:
-    """Start the fork server of this process; return the path of its socket."""
+    """Start the fork server of this process, and return the path of its socket."""
     folder = tempfile.TemporaryDirectory(prefix="crm-fork-")
     address = f"{folder.name}/socket"
     server = subprocess.Popen(
@@ -62,7 +62,7 @@ def _fork_server() -> str:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return this process's environment without settings of the plugins and Meltano, plus these variables."""
+    """Return these variables and this process's environment, without settings of the plugins and Meltano."""
     foreign = ("TAP_", "TARGET_", "MELTANO_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**inherited, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1", **variables}
@@ -108,7 +108,7 @@ class Pipeline:
         return self.folder / "state.json"
 
     def run(self) -> None:
-        """Run once; fail unless both processes exit with 0."""
+        """Run once. Fail unless both processes exit with 0."""
         settings = environment(
             **pepper_settings(self.sandbox), **self.tap_settings, TARGET_CRM_SQLALCHEMY_URL=self.warehouse_url
         )

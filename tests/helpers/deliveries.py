@@ -1,4 +1,4 @@
-"""Random histories of awards, and random ways to deliver them: any order, repetitions, several runs, any batch size."""
+"""Random histories of awards, and random deliveries: in any order, repeated, in several runs, in any batch size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from target_crm.warehouse.connection import Warehouse
 
 START = datetime(2026, 10, 1, 12, 0, tzinfo=UTC)
-# Ids that a collation may consider equal or sort in another order than by bytes.
+# A collation may consider some of these ids equal, or sort them in another order than their bytes.
 AWARD_IDS = ["w1", "W1", "é"]
 ACTION_IDS = ["a", "B", "b", "10", "9", "é", "Z", "z"]
 USER_OF = {"w1": "u1", "W1": "u1", "é": "u2"}
@@ -28,7 +28,7 @@ TYPES = {
     "refunded": ("AWARD_POINTS_REFUNDED", "pointsRefunded"),
 }
 
-# Few instants, so that many events are simultaneous.
+# There are few instants, so that many events are simultaneous.
 instants = st.integers(0, 4).map(lambda seconds: START + timedelta(seconds=seconds, milliseconds=seconds % 2))
 points = st.one_of(
     st.integers(-5, 20).map(Decimal),
@@ -42,7 +42,7 @@ deltas = st.one_of(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Action | Snapshot]:
-    """Actions and snapshots of a few awards. No two are of the same action, or of the same award and time."""
+    """Actions and snapshots of a few awards. Each action occurs once, and each award has one snapshot per time."""
     actions = [
         Action(
             action_id=action_id,
@@ -74,7 +74,7 @@ def histories(draw: st.DrawFn) -> list[Action | Snapshot]:
 
 @st.composite
 def deliveries(draw: st.DrawFn) -> tuple[list[Action | Snapshot], list[list[Action | Snapshot]], int]:
-    """A history; two runs that deliver it in any order, with repetitions; and the batch size in rows."""
+    """A history, two runs that deliver its events in any order with repetitions, and the batch size in rows."""
     history = draw(histories())
     repeated = draw(st.lists(st.sampled_from(history), max_size=6)) if history else []
     delivered = draw(st.permutations([*history, *repeated]))
@@ -84,7 +84,7 @@ def deliveries(draw: st.DrawFn) -> tuple[list[Action | Snapshot], list[list[Acti
 
 
 def message(event: Action | Snapshot, user_of: dict[str, str]) -> str:
-    """The event as a RECORD of the tap. Numbers are written as numbers or text, times with various offsets."""
+    """The event as a RECORD of the tap. Points are numbers or text, and times have various offsets."""
     if isinstance(event, Snapshot):
         fields = {
             "_id": event.award_id,
@@ -124,7 +124,7 @@ def deliver(
     batch_size_rows: int,
     user_of: dict[str, str] = USER_OF,
 ) -> dict[str, Any]:
-    """Empty the tables and load the runs; return all rows, without the times of loading."""
+    """Empty the tables and load the runs. Return all rows, without the times of loading."""
     with warehouse.write() as connection:
         for name in ("actions", "awards", "award_balances", "rejected_records"):
             connection.execute(delete(getattr(warehouse.tables, name)))

@@ -1,8 +1,9 @@
-"""Runs console scripts in forks of one process, which has already imported what they import.
+"""Run console scripts in forks of one process that has already imported the modules of the scripts.
 
-Starting a console script takes most of a second, nearly all of it for imports, and the tests start hundreds. A fork
-has its own arguments, environment, working directory and standard streams, and ends like any Python process. If its
-environment sets up Python itself in another way (`PYTHONWARNINGS` …), it starts again as the real script.
+A console script takes most of a second to start, nearly all of it for imports, and the tests start hundreds of scripts.
+A fork has its own arguments, environment, working directory and standard streams, and ends like any Python process. If
+the environment of a fork sets up Python itself in another way (`PYTHONWARNINGS` …), the fork starts again as the real
+script.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from tests.helpers.fork_client import LENGTH_BYTES, NUMBER_BYTES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What the scripts import, also late. Not DuckDB: its threads do not exist in a fork, which would never end.
+# The modules that the scripts import, even late. DuckDB is not among them: its threads do not exist in a fork, so the
+# fork would never end.
 IMPORTS = (
     "psycopg",
     "pyarrow",
@@ -42,7 +44,7 @@ IMPORTS = (
     "target_crm.balances_cli.verify",
     "target_crm.loader.target",
 )
-# DuckDB imports it where it is installed.
+# DuckDB imports these modules if they are installed.
 IMPORTS_IF_INSTALLED = ("pandas",)
 FORKED_SCRIPTS = ("tap-pepper", "target-crm", "crm-balances")
 READY = b"ready"
@@ -58,7 +60,7 @@ class Order(NamedTuple):
 
 
 def serve(listener: socket.socket) -> Order:
-    """Fork for each client, and report how its fork ended. Returns in each fork, with its order."""
+    """Fork for each client, and report how the fork ended. In each fork, return the order of the client."""
     clients: dict[int, socket.socket] = {}
 
     def report_ended(*_: object) -> None:
@@ -95,7 +97,7 @@ def serve(listener: socket.socket) -> Order:
                 clients[process] = client
                 selector.register(client, selectors.EVENT_READ, process)
             elif key.data in clients:
-                # A client sends nothing more: it was killed.
+                # A client sends nothing after its order, so this means that the client was killed.
                 os.kill(key.data, signal.SIGKILL)
                 selector.unregister(key.fileobj)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
@@ -115,7 +117,7 @@ def _receive(client: socket.socket) -> Order:
 
 
 def become(order: Order) -> None:
-    """Take over what a new process gets from its parent."""
+    """Take over the streams, folder, arguments and variables that a new process gets from its parent."""
     take_streams(order.descriptors)
     os.chdir(order.folder)
     set_up_of_python = _set_up_of_python(os.environb)
@@ -140,12 +142,12 @@ def take_streams(descriptors: Sequence[int]) -> None:
 
 
 def _set_up_of_python(variables: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The variables that Python reads at its start; empty ones count as unset."""
+    """Return the variables that Python reads at its start. Empty variables count as unset."""
     return {name: value for name, value in variables.items() if name.startswith(b"PYTHON") and value}
 
 
 def main(address: str) -> None:
-    """Serve at a socket until killed; in a fork, run the script."""
+    """Serve at a socket until the process is killed. In a fork, run the script."""
     scripts = {
         script.name: script.load()
         for script in distribution("pepper-crm").entry_points
@@ -153,7 +155,7 @@ def main(address: str) -> None:
     }
     for name in (*IMPORTS, *filter(importlib.util.find_spec, IMPORTS_IF_INSTALLED)):
         importlib.import_module(name)
-    # A collection would copy the memory that forks share.
+    # A garbage collection in a fork would copy the memory that the forks share.
     gc.collect()
     gc.freeze()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

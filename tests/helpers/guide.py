@@ -1,4 +1,4 @@
-"""The three examples of Pepper's guide, verbatim. The last two contain only the differences from the first."""
+"""The three examples of Pepper's guide, verbatim. The last two contain only what differs from the first."""
 
 from __future__ import annotations
 

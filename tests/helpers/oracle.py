@@ -1,4 +1,4 @@
-"""Compute the expected balances in plain Python from the rules alone, without code of the target."""
+"""Compute the expected balances in plain Python, from the rules alone and without code of the target."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Snapshot:
 
 
 def balances(events: Iterable[Action | Snapshot], user_of: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the rows of `award_balances`, ordered by award; a repeated action counts once."""
+    """Return the rows of `award_balances`, ordered by award. A repeated action counts once."""
     actions: dict[str, Action] = {}
     snapshots: dict[str, list[Snapshot]] = {}
     for event in events:
@@ -74,7 +74,7 @@ def _balance(award: str, user: str, actions: list[Action], snapshots: list[Snaps
     for action in actions:
         assert action.effect is not None
         totals[action.effect] += action.delta
-    # Before the oldest action, the award had what that action left, less what it changed.
+    # Before its oldest action, the award had the points after that action, minus the points that the action added.
     first = min(actions, key=lambda action: (action.occurred_at, action.action_id.encode()), default=None)
     opening = points if first is None else first.available - _sign(first) * first.delta
     # An award never changes its perk, but an event may lack it.

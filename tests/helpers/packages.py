@@ -21,7 +21,7 @@ BORROWED = {
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """Build sdist and wheel without the network; return their paths."""
+    """Build sdist and wheel without the network, and return their paths."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-d", folder],
         cwd=PROJECT,
@@ -44,5 +44,5 @@ def borrowed(folder: Path) -> Path:
 
 
 def install_arguments(folder: Path, wheel: Path) -> list[str]:
-    """Return arguments for an installer that needs no registry. The wheel comes last, for extras to be appended."""
+    """Return arguments for an installer, without a registry. The wheel comes last, so callers can append extras."""
     return ["--no-deps", str(borrowed(folder)), str(wheel)]

@@ -1,4 +1,4 @@
-"""PgBouncer for tests: the one of Debian, installed or unpacked by `./dev test`."""
+"""PgBouncer for tests, from Debian's package. The machine has it installed, or `./dev test` unpacks it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ UNPACKED = Path(__file__).parents[2] / ".dev" / "pgbouncer"
 
 
 def find_pgbouncer() -> str | None:
-    """The path of the program; None if there is none."""
+    """Return the path of the program; None if it is not installed."""
     unpacked = UNPACKED / "usr/sbin/pgbouncer"
     return str(unpacked) if unpacked.exists() else shutil.which("pgbouncer", path=f"{os.defpath}:/usr/sbin")
 
 
 @contextmanager
 def pgbouncer(binary: str, database_url: str) -> Iterator[str]:
-    """Pool the connections to a database in transaction mode; yield the URL of the pooler.
+    """Pool the connections to a database in transaction mode, and yield the URL of the pooler.
 
-    Each transaction gets the session that has been idle for the longest time, so usually another one than the last.
+    Each transaction gets the session that has been idle for the longest time, which is usually not the last one.
     """
     server, _, database = database_url.rpartition("/")
     host, _, server_port = server.rpartition("@")[2].partition(":")
     port = free_port()
-    # Root starts it as `nobody`, because it refuses to run as root.
+    # Root starts PgBouncer as `nobody`, because PgBouncer refuses to run as root.
     user = "user = nobody" if os.geteuid() == 0 else ""
     config = f"""\
 [databases]

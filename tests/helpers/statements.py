@@ -1,4 +1,4 @@
-"""The statements that the target executes on an engine which no test can run: compiled, recorded, not executed."""
+"""Record the SQL that the target would execute on an engine that no test can run. It is compiled, but not executed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PERKS = schema(
 
 
 class RecordingWarehouse:
-    """A warehouse and its connection. It records every statement, and every query finds nothing."""
+    """A warehouse and its connection. It records every statement, and every query returns no rows."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
@@ -108,7 +108,7 @@ class RecordingWarehouse:
 
     @property
     def connection(self) -> Any:
-        """The client inside BigQuery's driver, which takes load jobs."""
+        """The client inside BigQuery's driver, which accepts load jobs."""
         return SimpleNamespace(driver_connection=SimpleNamespace(_client=self))
 
     def get_table(self, _: Any) -> Any:
@@ -127,7 +127,7 @@ def dialect_of(engine: str) -> Dialect:
         ImportError, NoSuchModuleError: it is not installed.
     """
     adapter_for(engine)
-    # BigQuery's compiler adds types to parameters, in a form that is SQL only where these are named.
+    # BigQuery's compiler adds types to parameters. The result is valid SQL only if the parameters are named.
     paramstyle = "named" if engine == "bigquery" else "qmark"
     dialect: Any = make_url(URLS[engine]).get_dialect()(paramstyle=paramstyle)
     if engine == "bigquery":
@@ -140,7 +140,7 @@ def dialect_of(engine: str) -> Dialect:
 
 
 def record_statements(engine: str) -> dict[str, list[str]]:
-    """What is done → its statements, from creating the tables to verifying the balances."""
+    """Return the statements of each step, from creating the tables to verifying the balances."""
     warehouse = RecordingWarehouse(dialect_of(engine))
     target = TargetCrm(config={"sqlalchemy_url": "sqlite://"}, warehouse=cast("Any", warehouse))
 

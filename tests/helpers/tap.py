@@ -28,7 +28,7 @@ TOKEN = "s3cret-t0ken"
 
 @dataclass
 class Reply:
-    """A scripted reply. Bytes are sent unchanged, any other body as JSON; a header of None is omitted."""
+    """A scripted reply. Bytes are sent unchanged, and any other body as JSON. A header of None is omitted."""
 
     body: object = field(default_factory=lambda: {"items": []})
     status: int = 200
@@ -37,7 +37,7 @@ class Reply:
 
 @dataclass
 class Asked:
-    """A received request: query parameters decoded, header names in lower case."""
+    """A received request, with decoded query parameters and header names in lower case."""
 
     path: str
     query: dict[str, str]
@@ -100,7 +100,7 @@ def config(url: str, **settings: object) -> dict[str, Any]:
 
 
 class Waits(list[float]):
-    """A clock whose time of day stands still. Waits take no time, and are recorded."""
+    """A clock whose time of day stands still. It records waits, which take no time."""
 
     def __init__(self, now: datetime = NOW) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Waits(list[float]):
 
 @contextmanager
 def client_of(url: str, *, jitter: float = 1.0, **settings: object) -> Iterator[tuple[PepperClient, Waits]]:
-    """A client that records its waits instead of waiting; `jitter` is the part of the longest wait."""
+    """A client that records its waits instead of waiting. `jitter` is the fraction of the longest wait."""
     waits = Waits()
     client = PepperClient(Settings.from_config(config(url, **settings)), clock=waits, jitter=lambda: jitter)
     try:
@@ -161,7 +161,7 @@ class Run:
         return self.states[-1]
 
     def bookmarks(self, stream: str) -> list[str]:
-        """The stream's bookmark in each STATE that holds one."""
+        """The stream's bookmark in each STATE that contains one."""
         found = (state["bookmarks"].get(stream, {}).get("replication_key_value") for state in self.states)
         return [value for value in found if value is not None]
 
@@ -170,7 +170,7 @@ class Run:
 
 
 def selection(*streams: str, change: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """The catalog with only these streams selected; `change` may edit the entry of each."""
+    """Return the catalog with only these streams selected. `change` may edit the entry of each stream."""
     catalog = TapPepper(config={"include_users": True}, validate_config=False).catalog_dict
     for entry in catalog["streams"]:
         root = next(item["metadata"] for item in entry["metadata"] if not item["breadcrumb"])

@@ -1,4 +1,4 @@
-"""Singer messages as literals, and target-crm: in this process or as a console script."""
+"""Functions that return Singer messages, and runs of target-crm in this process or as a console script."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def snapshot(
 
 
 def table_sink(warehouse: Warehouse, stream: str, *properties: str) -> TableSink:
-    """The sink of a stream of texts. Its first property is the key."""
+    """The sink of a stream whose properties are all text. The first property is the key."""
     context = BatchContext(warehouse, Settings())
     return TableSink(context, stream, {"properties": dict.fromkeys(properties, TEXT)}, properties[:1])
 
@@ -125,7 +125,7 @@ class Loaded:
 
 
 def load(warehouse: str | Warehouse, messages: Iterable[str], **settings: Any) -> Loaded:
-    """Load messages in this process. A `Warehouse` that is already open saves the set-up."""
+    """Load messages in this process. Pass a `Warehouse` that is already open to save its set-up."""
     url = warehouse if isinstance(warehouse, str) else "sqlite://"
     opened = warehouse if isinstance(warehouse, Warehouse) else None
     target = TargetCrm(config={"sqlalchemy_url": url, **settings}, warehouse=opened)
@@ -170,29 +170,29 @@ class RunningTarget:
         self._stdin.flush()
 
     def next_state(self) -> str:
-        """Wait for the next line of standard output; empty at its end."""
+        """Wait for the next line of standard output. At the end of the output, the line is empty."""
         assert select_readable([self._stdout], [], [], RUN_SECONDS_MAX)[0], f"no output; the log: {self.log}"
         return self._stdout.readline().rstrip("\n")
 
     def wait(self) -> int:
-        """Wait until the process ends; return its exit code."""
+        """Wait until the process ends, and return its exit code."""
         return self.process.wait(RUN_SECONDS_MAX)
 
     def kill(self) -> None:
-        """Kill the process, and wait until it has ended: if it is a fork, its server kills it a little later."""
+        """Kill the process, and wait until it has ended. If it is a fork, the fork server kills it a little later."""
         self.process.kill()
         while self.next_state():
             pass
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """The text that the process has logged so far."""
         return self._log.read_text()
 
 
 @contextmanager
 def running_target(url: str, folder: Path, **settings: Any) -> Iterator[RunningTarget]:
-    """Start the console script, with settings as environment variables; kill it at the end if it still runs."""
+    """Start the console script, with settings as environment variables. At the end, kill it if it still runs."""
     log = folder / "target.log"
     with (
         log.open("w") as stderr,
@@ -219,13 +219,13 @@ def _settings(url: str, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def load_rejected(url: str, messages: Iterable[str], **settings: Any) -> None:
-    """Load messages of which so many are quarantined that the run fails in the end."""
+    """Load messages. So many of them are quarantined that the run fails at its end."""
     with pytest.raises(InputError, match="see rejected_records"):
         load(url, messages, **settings)
 
 
 def table(warehouse: str | Warehouse, name: str, *columns: str) -> list[dict[str, Any]]:
-    """The rows of one of the target's own tables, with the given columns; by default, all but the times of loading."""
+    """The rows of one of the target's own tables, with the given columns. Default: all but the times of loading."""
     opened = Warehouse(warehouse) if isinstance(warehouse, str) else warehouse
     source: Table = getattr(opened.tables, name)
     times_of_loading = {"loaded_at", "_sdc_batched_at", "updated_at" if name == "award_balances" else None}

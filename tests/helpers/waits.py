@@ -1,4 +1,4 @@
-"""What the loader logs while it waits for a lock."""
+"""The log lines of the loader while it waits for a lock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _OnWait(logging.Handler):
 
 
 def logged_waits(react: Callable[[], object], load_it: Callable[[], object]) -> list[str]:
-    """The lines that are logged about waits during a load; `react` is called at each, and may end the wait."""
+    """The lines that the loader logs about its waits. Each line calls `react`, which may end the wait."""
     handler = _OnWait(react)
     logger = logging.getLogger("target-crm.warehouse")
     logger.addHandler(handler)

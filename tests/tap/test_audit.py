@@ -1,4 +1,4 @@
-"""Tallies of the hours of actions, which the self-audit compares."""
+"""The tallies of actions per hour, which the self-audit compares."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_invalid_tally_in_the_state_counts_as_empty(state: object) -> None:
         pytest.param(3, 1, 0, id="fewer"),
     ],
 )
-def test_a_second_read_tells_how_many_rows_the_first_did_not_have(
+def test_a_second_read_counts_the_rows_that_the_first_lacked(
     rows: int, second_read: int, more_rows: int | None
 ) -> None:
     found = [{"_id": to_json(number)} for number in range(3)]

@@ -1,4 +1,4 @@
-"""Which selection a catalog has, in the forms that other programs write."""
+"""The selection in a catalog, in the forms that other programs write."""
 
 from __future__ import annotations
 

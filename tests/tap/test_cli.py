@@ -201,7 +201,7 @@ def test_an_invalid_setting_is_reported_in_one_line(
     assert "12345678" not in outcome.stderr
 
 
-def test_the_token_is_not_shown_even_if_also_given_for_another_setting(console: Console) -> None:
+def test_the_token_is_not_shown_even_if_another_setting_contains_it(console: Console) -> None:
     outcome = console(settings=GOOD | {"start_date": TOKEN})
     assert outcome.errors == ['start_date is "***", expected ISO 8601, like 2026-01-01 or 2026-01-01T06:00:00Z']
     assert TOKEN not in outcome.stderr
@@ -299,7 +299,7 @@ def test_an_empty_environment_variable_counts_as_unset(console: Console, monkeyp
     assert script.asked[1].query["limit"] == "100"
 
 
-def test_empty_text_in_a_config_file_counts_as_unset_where_the_setting_is_no_text(console: Console) -> None:
+def test_empty_text_in_a_config_file_counts_as_unset_if_the_setting_is_not_text(console: Console) -> None:
     names = ("page_size", "max_deleted_fraction", "action_types", "stream_maps", "include_users", "max_run_seconds")
     with Script(listing()) as script:
         outcome = console(settings=config(script.url) | dict.fromkeys(names, ""))
@@ -407,7 +407,7 @@ def test_an_unknown_option_is_reported_in_one_line(console: Console) -> None:
 # Failures during a run.
 
 
-def test_test_prints_a_verdict_per_readable_stream_and_no_records(console: Console) -> None:
+def test_test_prints_a_line_per_readable_stream_and_no_records(console: Console) -> None:
     rows = [{"_id": str(number), "userId": "u1"} for number in range(3)]
     with Script(listing(), listing(*rows), Reply(status=403), listing(rows[0])) as script:
         outcome = console("--test", settings=config(script.url, start_date="2026-09-30T00:00:00Z"))
@@ -420,7 +420,7 @@ def test_test_prints_a_verdict_per_readable_stream_and_no_records(console: Conso
 
 @pytest.mark.parametrize("is_catalog_first", [True, False], ids=["catalog-first", "catalog-last"])
 def test_test_schema_prints_the_fields_that_a_catalog_selects(console: Console, *, is_catalog_first: bool) -> None:
-    """`crm-balances ddl` creates their columns."""
+    """`crm-balances ddl` creates the columns of these fields."""
     catalog = selection("awards", change=lambda entry: select_fields(entry, "perk"))
     options = [["--catalog", console.file("catalog.json", catalog)], ["--test=schema"]]
     first, last = options if is_catalog_first else reversed(options)
@@ -492,12 +492,12 @@ def test_debug_shows_the_traceback_of_an_error(console: Console, monkeypatch: py
     assert TOKEN not in outcome.stderr
 
 
-def test_a_closed_stdout_is_no_error(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_stdout_is_not_an_error(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     assert console("--version").code == 0
 
 
-# What it prints.
+# Output.
 
 
 def test_about_describes_each_setting_and_marks_secrets(console: Console) -> None:

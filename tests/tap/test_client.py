@@ -87,7 +87,7 @@ def test_requests_to_this_machine_bypass_the_proxy(monkeypatch: pytest.MonkeyPat
         assert rows_of(script) == [A]
 
 
-def test_an_unreachable_proxy_is_reported_as_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unreachable_proxy_names_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://somebody:s3cret@127.0.0.1:9")
     assert str(failure_of("https://api.pepperhq.com", max_retries=0)) == (
         "awards page 1: no connection to the proxy: Connection refused (1 attempt); "
@@ -106,7 +106,7 @@ def test_a_missing_file_of_ca_certificates_is_reported_in_one_line(monkeypatch: 
 # Pages.
 
 
-def test_paging_follows_next_key_only() -> None:
+def test_paging_follows_only_the_next_key() -> None:
     key = "eyJfaWQiOiJiIn0+/=&"
     pages = [
         Reply({"items": [A], "page": {"count": 1, "limit": 1, "startKey": "own", "nextKey": key}}),
@@ -140,7 +140,7 @@ def test_rows_may_be_listed_under_the_last_part_of_the_path() -> None:
         assert rows_of(script, "/users/5f/actions") == [A]
 
 
-def test_a_top_level_next_key_is_followed_too() -> None:
+def test_a_next_key_at_the_top_level_is_followed() -> None:
     with Script(Reply({"items": [A], "nextKey": "1"}), Reply({"items": [B], "nextKey": None})) as script:
         assert rows_of(script) == [A, B]
 
@@ -309,7 +309,7 @@ def test_a_temporary_failure_is_retried(reply: Reply) -> None:
         pytest.param(418, "Pepper's API does not use this status", id="418"),
     ],
 )
-def test_a_permanent_failure_is_not_retried_and_says_what_to_do(status: int, message: str) -> None:
+def test_a_permanent_failure_is_not_retried_and_the_error_says_what_to_do(status: int, message: str) -> None:
     with Script(Reply(HTML if status != 204 else b"", status=status)) as script:
         error = failure_of(script)
     assert isinstance(error, FatalAPIError)
@@ -363,7 +363,7 @@ def test_the_body_of_a_redirect_is_not_read() -> None:
     assert "a redirect to elsewhere.example" in str(error)
 
 
-def test_a_redirect_to_an_invalid_address_is_reported_like_any_other() -> None:
+def test_a_redirect_to_an_invalid_address_is_reported_like_any_redirect() -> None:
     with Script(Reply(status=302, headers={"Location": "http://[::no-address"})) as script:
         error = failure_of(script)
     assert "Pepper answered 302, a redirect; redirects are not followed" in str(error)
@@ -421,7 +421,7 @@ def test_retry_after_is_respected(headers: dict[str, str | None], wait: float) -
     assert waits == [wait]
 
 
-def test_an_unreachable_host_is_named_with_the_reason() -> None:
+def test_the_error_for_an_unreachable_host_names_the_host_and_the_reason() -> None:
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{deaf.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Coverage in the bookmark of actions: what a lineage of states has read, and how an earlier start_date extends it."""
+"""Coverage in the bookmark of actions: what a chain of runs has read, and how an earlier start_date extends it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.helpers.tap import Reply, Run, Script, config, listing, run_tap
 UNTIL = "2026-10-01T11:59:55.000Z"
 FROM, BOOKMARK = "2026-09-30T00:00:00.000Z", "2026-10-01T06:00:00.000Z"
 REREAD = "2026-10-01T05:55:00.000Z"
-# The keys of a STATE that are empty unless something asks for them.
+# These keys of a STATE are empty unless a test asks for them.
 EMPTY: dict[str, Any] = {"action_types": [], "skipped_start_date": None, "backfill_from": None}
 KEYS = ("covered_from", "covered_until", "read", *EMPTY)
 
 
 def run(state: dict[str, Any] | None = None, *replies: Reply, **settings: Any) -> tuple[Run, list[tuple[str, str]]]:
-    """Run the tap; return its messages, and the windows that it has read, in order."""
+    """Run the tap. Return its messages, and the windows that it has read, in order."""
     may_fail = settings.pop("may_fail", False)
     with Script(*(replies or (listing(),))) as script:
         ran = run_tap(
@@ -32,7 +32,7 @@ def run(state: dict[str, Any] | None = None, *replies: Reply, **settings: Any) -
 
 
 def without_merchant(state: dict[str, Any] | None) -> dict[str, Any]:
-    """A state for another server, whose port is another."""
+    """Return a state without its merchant, because the next server has another port."""
     changed = deepcopy(state or {})
     for bookmark in changed.get("bookmarks", {}).values():
         bookmark.pop("merchant", None)
@@ -40,7 +40,7 @@ def without_merchant(state: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def stored(**coverage: Any) -> dict[str, Any]:
-    """A state with the bookmark BOOKMARK."""
+    """Return a state with the bookmark BOOKMARK."""
     bookmark = {"replication_key": "when_timestamp", "replication_key_value": BOOKMARK, **coverage}
     return {"bookmarks": {"actions": bookmark}}
 
@@ -59,7 +59,7 @@ def test_coverage_begins_where_the_first_run_begins_to_read() -> None:
     ]
 
 
-def test_a_later_run_keeps_the_beginning_and_says_what_it_has_read_itself() -> None:
+def test_a_later_run_keeps_the_beginning_and_records_its_own_reads() -> None:
     ran, windows = run(stored(covered_from=FROM, covered_until=BOOKMARK, read=[[FROM, BOOKMARK]]))
 
     assert windows[0][0] == REREAD
@@ -76,7 +76,7 @@ def test_a_later_run_keeps_the_beginning_and_says_what_it_has_read_itself() -> N
         pytest.param({"covered_from": FROM, "action_types": ["ORDER"]}, id="of-other-types"),
     ],
 )
-def test_coverage_begins_anew_where_the_earlier_one_does_not_reach(earlier: dict[str, Any]) -> None:
+def test_a_new_coverage_begins_if_the_run_starts_outside_the_earlier_one(earlier: dict[str, Any]) -> None:
     ran, _ = run(stored(**earlier))
 
     assert {name: coverage(ran.state)[name] for name in KEYS[:3]} == {
@@ -94,20 +94,20 @@ def test_coverage_begins_anew_where_the_earlier_one_does_not_reach(earlier: dict
         pytest.param({"covered_until": UNTIL}, id="bookmark-set-back"),
     ],
 )
-def test_coverage_goes_on_where_the_earlier_one_reaches(earlier: dict[str, Any]) -> None:
+def test_the_coverage_continues_if_the_run_starts_inside_it(earlier: dict[str, Any]) -> None:
     ran, _ = run(stored(covered_from=FROM, **earlier))
 
     assert coverage(ran.state)["covered_from"] == FROM
 
 
-def test_a_bookmark_that_was_set_back_takes_the_end_of_the_coverage_with_it() -> None:
+def test_setting_back_the_bookmark_also_sets_back_the_end_of_the_coverage() -> None:
     ran, windows = run(stored(covered_from=FROM, covered_until="2026-10-01T11:00:00.000Z"), window_hours=1)
 
-    # The first STATE repeats that of the earlier run.
+    # The first STATE repeats the coverage of the earlier run.
     assert coverage(ran.states[1])["covered_until"] == windows[0][1] == "2026-10-01T06:55:00.000Z"
 
 
-def test_coverage_names_the_types_that_were_read() -> None:
+def test_the_coverage_contains_the_types_that_were_read() -> None:
     filtered, _ = run(action_types=["REWARD_EARNED", "ORDER", "ORDER"], lookback_seconds=0, start_date=FROM)
     assert coverage(filtered.state)["action_types"] == ["ORDER", "REWARD_EARNED"]
 
@@ -115,7 +115,7 @@ def test_coverage_names_the_types_that_were_read() -> None:
     assert coverage(same.state)["covered_from"] == FROM
 
 
-def test_another_filter_begins_a_coverage_also_if_meltano_merges_the_states() -> None:
+def test_another_filter_begins_a_new_coverage_even_if_meltano_merges_the_states() -> None:
     filtered, _ = run(start_date=FROM, action_types=["ORDER"])
     state = without_merchant(filtered.state)
     state["bookmarks"]["actions"].update(replication_key_value=BOOKMARK)
@@ -174,7 +174,7 @@ def test_a_backfill_emits_its_rows() -> None:
     assert ran.ids("actions") == ["a1"]
 
 
-def test_an_interrupted_backfill_goes_on_where_it_stopped() -> None:
+def test_an_interrupted_backfill_continues_where_it_stopped() -> None:
     failing = Reply({"message": "no"}, status=403)
     settings = {"start_date": "2026-09-29T15:00:00Z", "window_hours": 4}
     killed, _ = run(stored(covered_from=FROM), listing(), listing(), failing, **settings, may_fail=True)
@@ -202,10 +202,10 @@ def test_a_backfill_stops_at_the_time_limit_after_one_window() -> None:
     assert len(set(windows)) == 1
 
 
-def test_a_state_may_ask_for_what_lies_before_the_coverage() -> None:
+def test_a_state_may_request_actions_before_the_coverage() -> None:
     hole = ("2026-09-29T22:00:00.000Z", FROM)
     asking = stored(covered_from=FROM, covered_until=BOOKMARK, backfill_from=hole[0])
-    # A start_date that was in force before does not add to it, in this run or the next.
+    # The old start_date adds nothing to the requested interval, neither in this run nor in the next.
     ran, windows = run(asking, start_date="2026-09-01")
     _, later = run(ran.state, start_date="2026-09-01")
 
@@ -221,7 +221,7 @@ def test_a_state_may_ask_for_what_lies_before_the_coverage() -> None:
     assert later == [("2026-10-01T11:54:55.000Z", UNTIL)]
 
 
-def test_what_a_state_asks_for_is_read_also_after_an_interruption_or_with_another_filter() -> None:
+def test_requested_actions_are_read_even_after_an_interruption_or_with_another_filter() -> None:
     asking = stored(covered_from=FROM, covered_until=BOOKMARK, backfill_from="2026-09-29T15:00:00.000Z")
     failing = Reply({"message": "no"}, status=403)
     killed, _ = run(asking, listing(), listing(), failing, window_hours=4, may_fail=True)
@@ -243,7 +243,7 @@ def test_what_a_state_asks_for_is_read_also_after_an_interruption_or_with_anothe
         pytest.param({"covered_from": "2026-09-01T00:00:00Z", "covered_until": FROM}, id="bookmark-set-forward"),
     ],
 )
-def test_a_start_date_that_older_states_have_passed_rereads_nothing(earlier: dict[str, Any]) -> None:
+def test_a_start_date_that_an_older_state_skipped_rereads_nothing(earlier: dict[str, Any]) -> None:
     state = stored(**earlier)
     for _ in range(3):
         ran, windows = run(state, start_date="2026-09-01")
@@ -254,7 +254,7 @@ def test_a_start_date_that_older_states_have_passed_rereads_nothing(earlier: dic
     assert windows[0][1] == REREAD
 
 
-def test_an_earlier_start_date_counts_although_the_run_begins_to_reread_before_the_coverage() -> None:
+def test_an_earlier_start_date_counts_even_if_the_lookback_begins_before_the_coverage() -> None:
     seeded = stored(covered_from="2026-10-01T05:55:20.000Z", covered_until=BOOKMARK, read=[])
 
     ran, windows = run(seeded, start_date=FROM)
@@ -263,26 +263,26 @@ def test_an_earlier_start_date_counts_although_the_run_begins_to_reread_before_t
     assert coverage(ran.state)["covered_from"] == FROM
 
 
-def test_a_start_date_that_is_covered_rereads_nothing() -> None:
+def test_a_start_date_inside_the_coverage_rereads_nothing() -> None:
     first, _ = run(start_date="2026-09-30")
     _, windows = run(first.state, start_date="2026-09-30")
 
     assert windows == [("2026-10-01T11:54:55.000Z", UNTIL)]
 
 
-def test_a_stream_map_with_a_filter_covers_nothing() -> None:
+def test_a_run_with_a_filter_in_a_stream_map_records_no_coverage() -> None:
     ran, _ = run(stored(covered_from=FROM), stream_maps={"act*": {"__filter__": "type == 'ORDER'"}})
 
     assert coverage(ran.state) == {}
 
 
-def test_a_stream_map_without_a_filter_covers() -> None:
+def test_a_run_with_a_stream_map_without_a_filter_records_its_coverage() -> None:
     ran, _ = run(stored(covered_from=FROM), stream_maps={"actions": {"note": "'x'"}, "sers": {"__filter__": "0"}})
 
     assert coverage(ran.state)["covered_from"] == FROM
 
 
-def test_a_run_without_actions_claims_to_have_read_none() -> None:
+def test_a_run_without_the_stream_actions_records_no_reads() -> None:
     earlier = stored(covered_from=FROM, covered_until=BOOKMARK, read=[[FROM, BOOKMARK]])
     with Script(listing()) as script:
         ran = run_tap(config(script.url), "perks", state=earlier)

@@ -1,4 +1,4 @@
-"""What one run remembers for the next: enough to emit nothing twice, and only hashes."""
+"""What a run remembers for the next one: only hashes, but enough to emit no row twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which bookmarks a run takes from its state, in the forms that other programs store."""
+"""The bookmarks that a run takes from a state, in the forms that other programs store."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ WITHOUT_VALUE = (
         ),
     ],
 )
-def test_any_other_state_is_refused_in_one_line(state: object, problem: str) -> None:
+def test_any_other_state_is_rejected_in_one_line(state: object, problem: str) -> None:
     with pytest.raises(ConfigError) as refused:
         read_bookmarks(state, KEYS)
     assert str(refused.value) == f"state: {problem}"

@@ -1,4 +1,4 @@
-"""How points become numbers."""
+"""The conversion of points to numbers."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_the_number_of_buffered_pages_is_bounded() -> None:
     assert threads.all_ended()
 
 
-def test_windows_are_planned_only_as_there_is_room_for_them() -> None:
+def test_windows_are_planned_only_when_there_is_room_for_them() -> None:
     planned = iter(range(100))
     prefetched = prefetch_windows(lambda *_: iter(()), planned, workers=3)
     next(prefetched)

@@ -64,7 +64,7 @@ def bookmark_of(run: Run, stream: str) -> dict[str, Any]:
 
 
 def windows_asked(script: Script) -> list[tuple[str, str]]:
-    """The (gt, lte] of each request for actions except the first, which asks for the time."""
+    """The window (gt, lte] of each request for actions, except the first request, which asks for the time."""
     actions = [asked.query for asked in script.asked if asked.path == "/actions"]
     return [(query["when.timestamp.gt"], query["when.timestamp.lte"]) for query in actions[1:]]
 
@@ -102,7 +102,7 @@ def test_a_first_run_without_a_start_date_reads_the_lookback() -> None:
     }
 
 
-def test_a_state_replaces_all_that_an_earlier_one_with_which_it_is_merged_contains() -> None:
+def test_merging_a_state_into_an_earlier_one_replaces_all_its_values() -> None:
     row = action("a1", "2026-10-01T11:59:00.000Z")
     with Script(listing(), listing(row)) as script:
         earlier = run_script(script, "actions", start_date="2026-09-01", reconcile_hours=1)
@@ -146,7 +146,7 @@ def test_the_bookmark_never_goes_back() -> None:
 
 
 def at(clock: str) -> Reply:
-    """An empty page, at a time of Pepper's clock on 1 October."""
+    """An empty page that Pepper sends at this time on 1 October."""
     return Reply(headers={"Date": f"Thu, 01 Oct 2026 {clock} GMT"})
 
 
@@ -340,7 +340,7 @@ def test_unknown_fields_of_actions_are_emitted_at_every_level() -> None:
     assert run.records("actions") == [{**row, "when_timestamp": at, "other_fields": {"new": new}}]
 
 
-def test_a_field_with_the_name_of_the_taps_own_property_is_kept() -> None:
+def test_a_field_with_the_name_other_fields_is_kept() -> None:
     at = "2026-10-01T11:59:00.000Z"
     row = action("a", at, other_fields=[2.50], new=1)
     with Script(listing(), listing(row)) as script:
@@ -465,7 +465,7 @@ def test_a_catalog_can_neither_deselect_nor_replace_a_key(caplog: pytest.LogCapt
 
     assert run.schema("actions")["key_properties"] == ["_id"]
     assert [(record["_id"], record["when_timestamp"]) for record in run.records("actions")] == [("a", at)]
-    assert "actions: the catalog deselects _id, when_timestamp: still emitted, because the key or the" in caplog.text
+    assert "actions: the catalog deselects _id, when_timestamp; ignored, because the key or the" in caplog.text
     assert "actions: ignored the catalog's key_properties; the key is _id" in caplog.text
 
 
@@ -483,7 +483,7 @@ def test_fields_of_a_stream_that_is_not_selected_cause_no_warning(caplog: pytest
     catalog = selection("actions")
     for entry in catalog["streams"]:
         if entry["tap_stream_id"] != "actions":
-            # As Meltano writes them for `select: [actions.*]`.
+            # Meltano writes other streams like this for `select: [actions.*]`.
             select_fields(entry, *entry["schema"]["properties"], selected=False)
     with Script(listing()) as script:
         run_script(script, catalog=catalog)
@@ -647,7 +647,7 @@ def test_points_keep_every_digit(points: str) -> None:
     ]
 
 
-def test_points_that_are_no_number_are_emitted_in_a_property_of_their_own() -> None:
+def test_points_that_are_not_a_number_are_emitted_in_their_own_property() -> None:
     award = {"_id": "a", "points": "many", "updatedAt": "2026-09-01T00:00:00.000Z"}
     metadata = {"awardId": "a", "pointsAvailable": "2.50", "pointsAdded": "some"}
     row = action("b", "2026-10-01T11:59:00.000Z", type="REWARD_EARNED", metadata=metadata)
@@ -885,7 +885,7 @@ def test_perks_missing_from_two_reads_in_a_row_are_deleted() -> None:
     walks = [dated(P, Q, at="12:00:00"), dated(P, at="12:00:05"), dated(P, at="12:00:10"), dated(P, R, at="12:00:15")]
     first, second, third, fourth = read_perks(*walks)
     assert versions(first, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
-    # A target deletes rows with an older version: none yet, because one of the two reads had them.
+    # A target deletes rows with an older version. There are none yet, because one of the two reads had q.
     assert versions(second, "perks") == [("p", NOON_MS), ("ACTIVATE_VERSION", NOON_MS)]
     assert versions(third, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 10_000)]
     assert versions(fourth, "perks") == [
@@ -895,7 +895,7 @@ def test_perks_missing_from_two_reads_in_a_row_are_deleted() -> None:
     ]
 
 
-def test_the_activated_version_has_the_rows_of_the_run_while_no_read_lacks_any() -> None:
+def test_a_read_activates_its_own_version_unless_an_earlier_read_lacked_rows() -> None:
     walks = [
         dated(P, at="12:00:00"),
         dated(P, Q, at="12:00:05"),
@@ -918,17 +918,17 @@ def test_of_two_perks_that_vanish_one_after_the_other_each_is_deleted_after_two_
     ]
     _, second, third, fourth = read_perks(*walks)
     assert versions(second, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS)
-    # The version of this read would delete q, too.
+    # If the version of this read were activated, q would be deleted as well.
     assert versions(third, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS)]
     assert versions(fourth, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 10_000)]
 
 
-def test_a_read_that_was_killed_after_some_rows_leaves_none_that_is_never_deleted() -> None:
+def test_rows_that_only_a_killed_read_emitted_are_deleted_later() -> None:
     _, second = read_perks(dated(P, at="12:00:00"), dated(P, at="12:00:05"))
     with Script(listing(P, Q, next_key="1"), Reply(status=403)) as script:
         killed = run_script(script, "perks", state=second.state, may_fail=True)
     assert versions(killed, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
-    # The last STATE before the rows.
+    # The last STATE that was written before the rows.
     first_row = next(n for n, message in enumerate(killed.messages) if message["type"] == "RECORD")
     state = [message["value"] for message in killed.messages[:first_row] if message["type"] == "STATE"][-1]
     fourth, fifth = read_perks(dated(P, at="12:00:10"), dated(P, at="12:00:15"), state=state)
@@ -936,9 +936,9 @@ def test_a_read_that_was_killed_after_some_rows_leaves_none_that_is_never_delete
     assert versions(fifth, "perks")[-1] == ("ACTIVATE_VERSION", NOON_MS + 10_000)
 
 
-def test_a_list_too_long_for_its_sample_activates_a_version_that_two_reads_had() -> None:
+def test_a_list_longer_than_its_sample_activates_the_version_of_the_previous_read() -> None:
     perks = sorted(({"_id": f"perk-{number}"} for number in range(1100)), key=lambda perk: digest(to_json(perk["_id"])))
-    # The last one is not in the sample.
+    # The last perk is not in the sample.
     walks = [
         dated(*perks[:count], at=f"12:00:{second}") for second, count in enumerate([1100, 1100, 1099, 1099], start=10)
     ]
@@ -1020,7 +1020,7 @@ def test_a_due_full_refresh_of_awards_deletes_missing_awards() -> None:
         state = run.state
 
 
-def test_an_award_that_came_between_full_refreshes_is_not_deleted_by_the_first() -> None:
+def test_an_award_that_appears_between_full_refreshes_is_not_deleted_by_the_next_one() -> None:
     state = None
     walks = [
         ("01", [P]),
@@ -1136,7 +1136,7 @@ def test_a_backfill_leaves_time_for_awards() -> None:
 
 
 def polls_with_audit(world: World, polls: int, **settings: object) -> list[Run]:
-    """Polls every half hour, each with the state of the one before."""
+    """Poll every half hour, each time with the state of the poll before."""
     runs: list[Run] = []
     with Sandbox(world) as sandbox:
         for _ in range(polls):
@@ -1343,7 +1343,7 @@ def test_pages_retries_waits_and_lag_are_logged_as_metrics(caplog: pytest.LogCap
     assert [measured[name] for name in names] == [2, 1, 7.0, 5.0]
 
 
-def test_metrics_are_logged_for_a_failed_stream_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_metrics_are_also_logged_for_a_failed_stream(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     busy = Reply(status=429, headers={"Retry-After": "7"})
     row = action("a", "2026-10-01T11:59:00.000Z", sparkle=1)
@@ -1468,7 +1468,7 @@ def test_a_wrong_local_clock_does_not_change_what_is_read(world: World, skew_sec
 
 
 @pytest.mark.parametrize("request_number", [2, 3, 5, 8])
-def test_the_next_run_completes_a_run_that_died(world: World, request_number: int) -> None:
+def test_the_next_run_completes_a_failed_run(world: World, request_number: int) -> None:
     with Sandbox(world, faults=[faults.unauthorized().nth(request_number)]) as sandbox:
         died = run_tap(settings_of(sandbox, page_size=10), may_fail=True)
         assert isinstance(died.error, PepperError)

@@ -134,7 +134,7 @@ def test_an_invalid_date_is_not_a_bound(text: object) -> None:
 
 
 @given(bounds, bounds, st.integers(1, 24 * 400))
-def test_windows_are_adjacent_cover_everything_and_are_never_too_long(after: str, until: str, hours: int) -> None:
+def test_windows_are_adjacent_and_complete_and_never_too_long(after: str, until: str, hours: int) -> None:
     cut = list(islice(split_into_windows(after, until, lambda: hours * 3600), 2000))
     if after >= until:
         assert cut == []
@@ -235,7 +235,7 @@ def test_a_window_contains_an_instant_by_its_exact_and_by_its_truncated_time(
         pytest.param(None, "1815-12-10T00:00:00.000Z", "1970-01-01T00:00:00.000Z", id="start-before-everything"),
     ],
 )
-def test_a_run_resumes_where_it_misses_nothing(read_until: str | None, start: str | None, after: str) -> None:
+def test_a_run_resumes_where_it_cannot_miss_an_action(read_until: str | None, start: str | None, after: str) -> None:
     until = "2026-10-01T12:00:00.000Z"
     assert resume_after(read_until=read_until, start=start, until=until, lookback_seconds=300) == after
 
