@@ -1,6 +1,6 @@
-"""Stress tests: many seeded attempts to break the promises. Long in `./dev campaign`, short with CAMPAIGN=short.
+"""Stress tests: many seeded attempts to break the promises. `./dev campaign` runs them; CAMPAIGN=short shortens them.
 
-All random choices of a case follow from `CAMPAIGN_SEED` and the number of the case; a failure prints both.
+`CAMPAIGN_SEED` and the number of a case determine all random choices of the case. A failure prints both.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 FULL = os.environ.get("CAMPAIGN") == "full"
 SEED = int(os.environ.get("CAMPAIGN_SEED", "20261001"))
 ONLY = os.environ.get("CAMPAIGN_CASE")
-# Shrinking a failure takes minutes; skip it where only the fact of a failure counts.
+# Shrinking a failure takes minutes. Skip it if only the fact of a failure counts.
 PHASES = [Phase.generate] if os.environ.get("CAMPAIGN_SHRINK") == "no" else [Phase.generate, Phase.shrink]
 
-# Parts into which a long test is divided, for several processes.
+# A long test is divided into these parts, for several processes.
 SHARDS = range(4 if FULL else 1)
 
-# Cases of the current test; the summary at the end adds them up.
+# The cases of the current test. The summary at the end adds them up.
 counts: Counter[str] = Counter()
 seconds: Counter[str] = Counter()
 
@@ -39,7 +39,7 @@ def size(short: int, full: int) -> int:
 
 
 def run_cases(name: str, items: Sequence[Item], case: Callable[[Random, Item], None], shard: int | None = None) -> None:
-    """Run a case for each item (of a shard), each with its own random choices; `CAMPAIGN_CASE` selects one."""
+    """Run a case for each item (of a shard), each with its own random choices. `CAMPAIGN_CASE` selects one case."""
     mine = range(len(items)) if shard is None else range(shard, len(items), len(SHARDS))
     for index in mine if ONLY is None else [int(ONLY)]:
         began = time.perf_counter()

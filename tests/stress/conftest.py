@@ -32,7 +32,7 @@ def forks() -> Iterator[Forks]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """An empty warehouse that can be emptied again; a test that requests it runs once per engine."""
+    """An empty warehouse that can be emptied again. A test that requests it runs once per engine."""
     if request.param == "sqlite":
         place: Place = SqlitePlace(tmp_path)
     else:
@@ -59,7 +59,7 @@ def counts(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_canary_in_the_log(counts: None) -> Iterator[None]:
-    """Fail a test that logs a canary in this process; `Run.wait` searches the output of other processes."""
+    """Fail a test that logs a canary in this process. `Run.wait` searches the output of other processes."""
     handler = CanaryHandler()
     logging.getLogger().addHandler(handler)
     yield
@@ -75,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     seconds: Counter[str] = Counter()
     for report in chain.from_iterable(terminalreporter.stats.values()):
         for kind, value in getattr(report, "user_properties", ()):
-            # Only the last report of a test has what its fixtures add at teardown.
+            # Only the last report of a test has the counts, because a fixture adds them at teardown.
             if kind == COUNTS and report.when == "teardown":
                 name, more_cases, more_seconds = value
                 cases[name] += more_cases

@@ -1,4 +1,4 @@
-"""Observe database calls where SQLAlchemy passes them to a driver: before and after each call."""
+"""Observe the database calls that SQLAlchemy passes to a driver, before and after each call."""
 
 from __future__ import annotations
 

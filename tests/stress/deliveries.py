@@ -1,4 +1,4 @@
-"""Random deliveries of random histories, and the check that they give the oracle's tables."""
+"""Random deliveries of random histories, and the check that each gives the same tables as the oracle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ delivery_settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
-# Histories per load, each with awards of its own: one load of ten histories takes little longer than a load of one.
+# One load contains several histories, each with awards of its own, because this takes little longer than one history.
 HISTORIES = 10
 USERS = USER_OF | {f"{award}-{number}": user for award, user in USER_OF.items() for number in range(HISTORIES)}
 
@@ -43,7 +43,7 @@ def combined_deliveries(draw: st.DrawFn) -> Any:
         for run, events in zip(runs, delivered, strict=True):
             run += [_renamed(event, number) for event in events]
         batch_size_rows += rows
-    # From batches of one or two rows to batches that hold several histories.
+    # The sizes range from batches of one or two rows to batches that contain several histories.
     return histories, [draw(st.permutations(run)) for run in runs], draw(st.integers(1, batch_size_rows))
 
 

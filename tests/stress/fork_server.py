@@ -1,4 +1,4 @@
-"""A server that forks target-crm and crm-balances: each child starts without the second that the imports take.
+"""A server that forks target-crm and crm-balances, so that a child does not spend a second on imports.
 
 The parent sends an order and four descriptors (the child's stdin, stdout, stderr and a control socket) and receives the
 child's process id. Later it asks for the exit code. Both are JSON packets on a Unix socket.
@@ -32,9 +32,9 @@ from tests.helpers.target import ACTIONS, AWARDS, action, load, snapshot
 from tests.stress.database_calls import AFTER, Call, observed
 
 ORDER_BYTES_MAX = 1 << 16
-# What a fault does to a database call: wait for the parent, or lose the connection (on SQLite: raise an error).
+# A fault makes a database call wait for the parent, or lose the connection (on SQLite: raise an error).
 PAUSE, DROP = "pause", "drop"
-# Exit code of a child that ends with a traceback. The real command exits with 1.
+# A child that ends with a traceback exits with this code. The real command exits with 1.
 CRASHED = 70
 
 

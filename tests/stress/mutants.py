@@ -1,7 +1,7 @@
-"""Mutation testing: change one expression of the pure modules and of the batcher at a time; the tests have to notice.
+"""Mutation testing: change one expression of a pure module or the batcher, and check that a test notices the change.
 
 `./dev mutate` tries a random sample, `./dev mutate MODULE …` every mutant of some modules. It lists the mutants that
-survived, and fails if more than a tenth did, or if one has no explanation in `SURVIVORS`.
+survived. It fails if more than a tenth survived, or if a survivor has no explanation in `SURVIVORS`.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _RECORDS = (
     "target/test_quarantine.py",
 )
 _WINDOWS = ("tap/test_windows.py", "tap/test_streams.py", "stress/test_tap_campaign.py")
-# Modules of which parts serve other engines: if a mutant survives on SQLite, their tests on these have to notice it.
+# Parts of these modules are for other engines. If a mutant survives on SQLite, tests on these engines must catch it.
 OTHER_ENGINES = "postgresql or duckdb"
 OF_OTHER_ENGINES = frozenset({"target_crm.records.schemas"})
-# Module → the tests of its promises; the nearest first, because the first failure ends a run.
+# The tests for each module, the closest first, because the first failure ends a run.
 TESTS: dict[str, tuple[str, ...]] = {
     "tap_pepper.windows": _WINDOWS,
     "tap_pepper.points": ("tap/test_points.py", "tap/test_streams.py"),
@@ -134,7 +134,7 @@ class _Mutator(ast.NodeTransformer):
         return result
 
     def _visit_parts(self, node: ast.AST) -> ast.AST:
-        # Annotations are never evaluated, and neither decorators nor the options of a class are code of it.
+        # Annotations are never evaluated. Decorators and the options of a class are not part of its code.
         names = ["annotation", "returns", "decorator_list", *(["keywords"] if isinstance(node, ast.ClassDef) else [])]
         hidden = {name: getattr(node, name) for name in names if hasattr(node, name)}
         for name in hidden:
@@ -146,7 +146,7 @@ class _Mutator(ast.NodeTransformer):
 
 
 def _has_no_effect(node: ast.AST) -> bool:
-    """Docstrings, and imports for type checking."""
+    """Return whether a node is a docstring, or an import for type checking."""
     return (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) or (
         isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
@@ -177,13 +177,13 @@ def _replacements(node: Any) -> Iterator[ast.AST]:
 
 
 def _code(node: ast.AST) -> str:
-    """A node in one line; of a statement with a body, the condition."""
+    """Return the code of a node in one line. For a statement with a body, return only its condition."""
     text = f"if {ast.unparse(node.test)}" if isinstance(node, ast.If) else ast.unparse(ast.fix_missing_locations(node))
     return " ".join(text.split())
 
 
 def mutate(source: str, chosen: int | None = None) -> tuple[ast.Module, list[str]]:
-    """Parse a module, and apply the chosen change, if any. Also return the descriptions of all changes."""
+    """Parse a module, and apply the chosen change, if there is one. Also return the descriptions of all changes."""
     mutator = _Mutator(source, chosen)
     tree: ast.Module = mutator.visit(ast.parse(source))
     return ast.fix_missing_locations(tree), mutator.changes
@@ -197,7 +197,7 @@ class _Loader(SourceFileLoader):
         self._number = number
 
     def get_code(self, fullname: str) -> Any:
-        """Compile the changed source; a cached bytecode file is neither read nor written."""
+        """Compile the changed source without reading or writing a cached bytecode file."""
         path = self.get_filename(fullname)
         tree, _ = mutate(self.get_data(path).decode(), self._number)
         return compile(tree, path, "exec", dont_inherit=True)
@@ -211,7 +211,7 @@ class MutantFinder(MetaPathFinder):
         self._number = int(number)
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
-        """Find the module to change; leave the others to the next finder."""
+        """Find the module to change. Leave other modules to the next finder."""
         if fullname != self._module:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
@@ -221,13 +221,13 @@ class MutantFinder(MetaPathFinder):
 
 
 def mutants_of(module: str) -> list[Mutant]:
-    """All mutants of a module."""
+    """Return all mutants of a module."""
     source = PROJECT.joinpath(*module.split(".")).with_suffix(".py").read_text()
     return [Mutant(module, number, change) for number, change in enumerate(mutate(source)[1])]
 
 
 def is_caught(mutant: Mutant) -> bool:
-    """Run the module's tests until the first failure; a run that does not end in time has failed, too."""
+    """Run the module's tests until the first failure. A run that does not end in time also counts as a failure."""
     tests = [f"tests/{test}" for test in TESTS[mutant.module]]
     # SQLite is the fastest, and most of the pure modules know no engine.
     selections = [SQLITE_ONLY, *([OTHER_ENGINES] if mutant.module in OF_OTHER_ENGINES else [])]
@@ -239,14 +239,14 @@ def is_caught(mutant: Mutant) -> bool:
 
 
 def sample() -> list[Mutant]:
-    """A random selection of all mutants, the same in every run."""
+    """Return a random selection of all mutants, which is the same in every run."""
     every = [mutant for module in TESTS for mutant in mutants_of(module)]
     print(f"{len(every):,} mutants in {len(TESTS)} modules, a sample of {SAMPLE}:", flush=True)
     return sorted(Random(SEED).sample(every, SAMPLE))
 
 
 def main(modules: Sequence[str]) -> int:
-    """Try the mutants, list the survivors, and return 1 if too many or an unexplained one survived."""
+    """Try the mutants, and list the survivors. Return 1 if there are too many, or if one has no explanation."""
     tests = dict.fromkeys(f"tests/{test}" for module in modules or TESTS for test in TESTS[module])
     if tests_fail([*tests, "-k", SQLITE_ONLY], RUN_SECONDS_MAX * len(tests)):
         sys.exit("the tests fail without a change")

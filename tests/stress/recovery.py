@@ -1,4 +1,4 @@
-"""What tests of failing and killed runs share: a rehearsal, a check after each run, and an undisturbed last run."""
+"""Helpers for tests of failing and killed runs: a rehearsal, a check after each run, and an undisturbed last run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = {"batch_size_rows": 6, "max_rejected_fraction": 1}
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A scenario, and the tables, time and database calls of an undisturbed run of it."""
+    """A scenario, and the tables, the time and the database calls of an undisturbed run that loads it."""
 
     scenario: Scenario
     expected: Mapping[str, Any]
@@ -36,9 +36,9 @@ class Rehearsal:
 
 
 def rehearse(forks: Forks, place: Place, rows: int = 30, **options: Any) -> Rehearsal:
-    """Load a scenario in one undisturbed run and compare it with the oracle; leaves the warehouse empty."""
+    """Load a scenario in one undisturbed run, compare the tables with the oracle, and empty the warehouse."""
     scenario = make_scenario(Random(f"rehearsal {rows}"), rows, **options)
-    # A STATE that comes with no rows cannot be wrong.
+    # A STATE that acknowledges no rows cannot be wrong.
     assert sum('"STATE"' in line for line in scenario.lines) >= rows / 6
     place.clear()
     forks.warm_up(place.url, scenario.input())
@@ -66,20 +66,20 @@ def count_calls(forks: Forks, place: Place, stdin: bytes) -> tuple[int, float]:
 
 
 def check(place: Place, scenario: Scenario, ended: Ended, resumed_from: int = 0) -> int:
-    """Fail unless acknowledged and covered rows exist and tables are consistent; return the line to resume from."""
+    """Fail unless acknowledged and covered rows exist and tables are consistent. Return the line to resume from."""
     acknowledged = covered_lines(ended.states[-1]) if ended.states else resumed_from
     place.assert_contains(scenario, acknowledged)
-    # Coverage is recorded with the rows: before the STATE is emitted, and not before they are committed.
+    # Coverage is recorded in the transaction of the rows, so before the STATE is emitted, but not before the commit.
     assert place.covered_lines() >= acknowledged
     place.assert_contains(scenario, place.covered_lines())
     place.assert_consistent()
-    # A run exits 0, or is recorded as done, only if it has loaded everything.
+    # A run that exits 0 or is recorded as done must have loaded everything.
     assert (ended.exit_code and not place.is_recorded_as_done()) or acknowledged == len(scenario.lines) - 1, ended
     return acknowledged
 
 
 def finish(forks: Forks, place: Place, rehearsal: Rehearsal, resumed_from: int) -> None:
-    """Load the rest in an undisturbed run; fail unless the tables then equal the rehearsal's."""
+    """Load the rest in an undisturbed run. Fail unless the tables then equal the tables of the rehearsal."""
     ended = forks.run(place.url, rehearsal.scenario.input(resumed_from), **SETTINGS)
     assert ended.exit_code == 0, ended.log
     found = place.contents()

@@ -64,7 +64,7 @@ class Run:
         self._folder = folder
 
     def next_report(self) -> dict[str, Any]:
-        """Wait for a child with a fault to report where it pauses, or at its end its number of calls; {} if dead."""
+        """Wait for a child with a fault to report its pause or, at its end, its number of calls; {} if it is dead."""
         return json.loads(self.control.recv(1 << 12) or b"{}")
 
     def resume(self) -> None:
@@ -73,7 +73,7 @@ class Run:
             self.control.send(b"!")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal. The process still exists if the run is over: its exit code has not been collected yet."""
+        """Send a signal. Even after the run the process still exists, because its exit code was not collected yet."""
         os.kill(self.pid, number)
 
     def output(self) -> str:
@@ -86,7 +86,7 @@ class Run:
         self.control.close()
         output, log = self.output(), (self._folder / "stderr").read_text(errors="replace")
         shutil.rmtree(self._folder)
-        # A kill may cut the last line: that is not a STATE.
+        # A kill may cut off the last line, which is not a STATE then.
         states = [line for line in output.splitlines(keepends=True) if line.endswith("\n")]
         for canary in CANARIES:
             assert canary not in output + log, f"{canary!r} in the output of a run:\n{output}{log}"
@@ -121,7 +121,7 @@ class Forks:
         memory_bytes: int = 0,
         **settings: Any,
     ) -> Run:
-        """Start target-crm or the script named by the arguments; `stdin` is bytes or a descriptor."""
+        """Start target-crm, or the script that the arguments name. `stdin` is bytes or a descriptor."""
         settings = {"sqlalchemy_url": url, **settings}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -150,7 +150,7 @@ class Forks:
         return self.start(url, stdin, *arguments, **options).wait()
 
     def warm_up(self, url: str, stdin: bytes) -> None:
-        """Load a warehouse in the server itself, so that its children need not compile the same statements again."""
+        """Load a warehouse in the server itself, so that the children need not compile the statements again."""
         path = self._folder / "messages"
         path.write_bytes(stdin)
         self._ask({"warm_up": url, "messages": str(path)}, [])
@@ -174,7 +174,7 @@ class Forks:
 
 
 class Place:
-    """A warehouse that can be emptied, inspected from outside the runs that load it."""
+    """A warehouse that tests can empty, and inspect from outside the runs that load it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -191,7 +191,7 @@ class Place:
             return set(inspect(connection).get_table_names())
 
     def assert_contains(self, scenario: Scenario, lines: int) -> None:
-        """Fail unless the warehouse contains every row that a STATE of so many lines acknowledges."""
+        """Fail unless the warehouse contains every row that a STATE acknowledges if it covers this many lines."""
         required = scenario.required_rows(lines)
         if not required:
             return
@@ -216,14 +216,14 @@ class Place:
             assert not report.drifted, report
 
     def covered_lines(self) -> int:
-        """Return how many lines the recorded coverage stands for; fail if there is a hole."""
+        """Return how many lines the recorded coverage represents. Fail if there is a hole."""
         columns = ("covered_from", "covered_until")
         rows = table(self.warehouse, "coverage", *columns) if "_crm_coverage" in self.tables() else []
         assert [row["covered_from"] for row in rows] in ([], [START]), rows
         return int((rows[0]["covered_until"] - START).total_seconds()) if rows else 0
 
     def is_recorded_as_done(self) -> bool:
-        """Whether `load_runs` records a run as done."""
+        """Return whether `load_runs` records a run as done."""
         return "load_runs" in self.tables() and "done" in {
             row["exit_state"] for row in table(self.warehouse, "load_runs", "exit_state")
         }
@@ -264,7 +264,7 @@ class SqlitePlace(Place):
 
 
 class PostgresPlace(Place):
-    """A database on the tests' server. The server checks no password; the one in the URL is a canary."""
+    """A database on the tests' server. The password in the URL is a canary, which the server does not check."""
 
     def __init__(self, server_url: str) -> None:
         super().__init__(new_database(server_url).replace("postgres@", f"postgres:{TOKEN}@"))
@@ -298,7 +298,7 @@ def digest(contents: Mapping[str, Any]) -> str:
 
 @contextmanager
 def pipe() -> Iterator[tuple[FileIO, FileIO]]:
-    """Open a pipe: its reading and its writing end, which the caller may close early."""
+    """Open a pipe, and return its reading and writing ends. The caller may close them early."""
     reader, writer = os.pipe()
     with FileIO(reader) as reading, FileIO(writer, "w") as writing:
         yield reading, writing

@@ -1,4 +1,4 @@
-"""A random message stream, the balances the oracle expects, and the rows that must exist after each STATE."""
+"""A random stream of messages, the balances that the oracle expects, and the rows that must exist after each STATE."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.target import ACTIONS, AWARDS, action, record, schema, state
 if TYPE_CHECKING:
     from random import Random
 
-# Canaries: must never appear in a log, an error or a STATE. The person is in every record, the token in the URL.
+# Canaries, which must never appear in a log, an error or a STATE. The person is in every record, the token in the URL.
 PERSON = "Zelda Canaryperson"
 TOKEN = "tok3n-canary-5f1c"
 CANARIES = (PERSON, "Canaryperson", TOKEN)
@@ -23,7 +23,7 @@ CANARIES = (PERSON, "Canaryperson", TOKEN)
 MERCHANT = "M0cuR5heCoXtxvDf"
 START = datetime(2026, 10, 1, 12, 0, tzinfo=UTC)
 PERK = {"_id": {"type": "string"}, "title": {"type": ["string", "null"]}}
-# The schema of perks changes on the way: first no price, then an integer price, then a fractional one.
+# The schema of perks changes during a scenario: first no price, then an integer price, then a fractional price.
 PERKS, PERKS_INTEGER_PRICE, PERKS_NUMBER_PRICE = (
     schema("perks", {**PERK, **price}, "_id")
     for price in ({}, {"price": {"type": "integer"}}, {"price": {"type": "number"}})
@@ -31,7 +31,7 @@ PERKS, PERKS_INTEGER_PRICE, PERKS_NUMBER_PRICE = (
 FINAL_PERKS = [("p0", "Water", None, True), ("p1", "Coffee", 2.5, False), ("p2", "Tea", 3.0, False)]
 VISITS = schema("visits", {"number": {"type": "integer"}})
 SCHEMAS = [PERKS, AWARDS, ACTIONS]
-# Ids that a wrong collation merges or sorts differently.
+# A wrong collation would merge these ids, or sort them differently.
 AWARD_IDS = ["w1", "W1", "é", "w2", "w3", "w4"]
 USER_OF = {award: f"u{number // 2}" for number, award in enumerate(AWARD_IDS)}
 TYPES = {"earned": "REWARD_EARNED", "redeemed": "REDEEM_PERK", "refunded": "AWARD_POINTS_REFUNDED"}
@@ -39,7 +39,7 @@ TYPES = {"earned": "REWARD_EARNED", "redeemed": "REDEEM_PERK", "refunded": "AWAR
 
 @dataclass
 class Scenario:
-    """Messages in the order in which a tap sends them; each STATE contains the number of lines before it."""
+    """Messages in the order in which a tap sends them. Each STATE contains the number of lines before it."""
 
     schemas: list[str]
     lines: list[str]
@@ -60,9 +60,9 @@ class Scenario:
         self.lines.append(_state(len(self.lines)))
 
     def input(self, resumed_from: int = 0) -> bytes:
-        """Return what a tap sends when it resumes from the STATE that covers so many lines.
+        """Return the messages that a tap sends when it resumes from the STATE that covers this many lines.
 
-        Its STATE claims coverage only of what this run has read.
+        Its STATE contains only the coverage of what this run has read.
         """
         if not resumed_from:
             return as_input(self.lines)
@@ -73,7 +73,7 @@ class Scenario:
         return as_input([*self.schemas, *lines])
 
     def last_state(self, before: int) -> int:
-        """Return how many lines the last STATE before a line covers; 0 if there is none."""
+        """Return how many lines the last STATE before a line covers; 0 if there is no such STATE."""
         return max((number for number, line in enumerate(self.lines[:before]) if '"STATE"' in line), default=0)
 
     def coverage(self) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ class Scenario:
         return [{"merchant": MERCHANT, "action_types": types, "covered_from": START, "covered_until": end}]
 
     def required_rows(self, lines: int) -> set[tuple[str, str]]:
-        """Return the (table, key) pairs that must exist once a STATE that covers so many lines is visible."""
+        """Return the (table, key) pairs that must exist once a STATE that covers this many lines was emitted."""
         return {(table, key) for line, table, key in self.required if line <= lines}
 
     def balances(self) -> list[dict[str, Any]]:
@@ -121,8 +121,8 @@ def make_scenario(random: Random, rows: int, *, ordered: bool = True, keyless: b
         random: the source of all choices.
         rows: how many rows to generate.
         ordered: include contradictions and deleted perks. Their outcome depends on the order of delivery, so leave
-            them out where several runs deliver one scenario.
-        keyless: include a stream without a key. Its rows are appended, so leave it out where lines are sent twice.
+            them out if several runs deliver one scenario.
+        keyless: include a stream without a key. Its rows are appended, so leave it out if lines are sent twice.
     """
     more = [VISITS] if keyless else []
     scenario = Scenario([PERKS_NUMBER_PRICE, *SCHEMAS[1:], *more], [*SCHEMAS, *more])
@@ -155,7 +155,7 @@ def make_scenario(random: Random, rows: int, *, ordered: bool = True, keyless: b
             line = action(f"bad-{number}", delta="many", context=_person("u1"))
             scenario.add(line, "rejected_records", f"bad-{number}")
         elif kind == "noise":
-            # It names its stream: a line of an unknown stream would keep the deleted perks.
+            # This line names its stream, because a line of an unknown stream would prevent the deletion of perks.
             line = f'{{"type": "RECORD", "stream": "actions", "noise-{number} of {PERSON}"'
             scenario.add(line, "rejected_records", f"noise-{number}")
         else:

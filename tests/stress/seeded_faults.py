@@ -1,4 +1,4 @@
-"""Check that the stress tests can fail: break target-crm on purpose, and see which tests notice.
+"""Check that the stress tests can fail: break target-crm on purpose, and see which tests notice it.
 
 `python -m tests.stress.seeded_faults [NAME …]` runs some stress tests in short form with each fault, and prints which
 of them failed. A fault replaces one function or constant in every process that the tests start (see `fault_site`).
@@ -32,8 +32,8 @@ class Fault:
     """A fault that breaks a promise.
 
     Attributes:
-        promise: its number in docs/reliability.md.
-        caught_by: the tests to run, without `test_`. Others may notice the fault as well.
+        promise: the number of the promise in docs/reliability.md.
+        caught_by: the test modules to run, without `test_`. Other tests may notice the fault as well.
         target: what to replace, as `module:attribute`.
         replace: returns the faulty replacement of the original.
     """
@@ -309,7 +309,7 @@ FAULTS = {
 
 
 def tests_fail(arguments: Sequence[str], timeout_seconds: float, **variables: str) -> bool:
-    """Run pytest until the first failure, with `fault_site` in all its processes; return whether a test failed."""
+    """Run pytest until the first failure, with `fault_site` in all its processes. Return whether a test failed."""
     paths = [str(Path(__file__).parent / "fault_site"), str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *arguments],
@@ -320,7 +320,7 @@ def tests_fail(arguments: Sequence[str], timeout_seconds: float, **variables: st
         timeout=timeout_seconds,
         check=False,
     )
-    # 2: a module cannot be imported.
+    # Exit code 2 means that a module cannot be imported.
     if result.returncode not in {0, 1, 2}:
         sys.exit(result.stdout + result.stderr)
     return result.returncode != 0
@@ -332,7 +332,7 @@ def is_caught(name: str, test: str) -> bool:
 
 
 def main(names: list[str]) -> int:
-    """Print a table; return the number of faults that no test caught."""
+    """Print a table, and return the number of faults that no test caught."""
     uncaught = 0
     print("| fault | promise | caught by |\n|---|---|---|", flush=True)
     for name in names or FAULTS:

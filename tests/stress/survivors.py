@@ -1,10 +1,10 @@
-"""Why a mutant survives: what no test of behaviour can notice."""
+"""Mutants that may survive, because no test of behaviour can notice the change."""
 
 _SIZED = "no column of these engines has a size; conformance/test_mariadb.py notices"
-# Module and change, as `tests.stress.mutants` prints them → the reason.
+# The reason for each module and change. `tests.stress.mutants` prints both in this form.
 SURVIVORS: dict[str, str] = {
     "target_crm.sql.coverage._interval_id: return hashlib.blake2b(text.encode(), digest_size=16).hexdigest(): "
-    "16 → 17": ("an id of another length identifies as well"),
+    "16 → 17": ("an id of another length is unique as well"),
     "target_crm.records.deletions.in_steps: if not any(row[-1] is not None and ABSENT in row for row in rows):: "
     "row[-1] is not None and ABSENT in row → row[-1] is not None or ABSENT in row": (
         "only saves time: a batch without partial deletions gives the same single step"
@@ -22,14 +22,14 @@ SURVIVORS: dict[str, str] = {
     ),
     'tap_pepper.windows.parse_bound: instant = to_instant(text) or to_instant(f"{text}T00:00"): '
     "to_instant(text) or to_instant(f'{text}T00:00') → to_instant(text) and to_instant(f'{text}T00:00')": (
-        "pendulum reads these forms as well, only slower; `end_to_end/test_start.py` notices that"
+        "pendulum also reads these forms, but slower; `end_to_end/test_start.py` notices that"
     ),
     "target_crm.loader.batcher.Batcher.__init__: "
     'self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit"): 1 → 2': (
         "a batch is submitted only when the one before is committed, so a second thread would never have work"
     ),
     "target_crm.records.actions.: _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]: 1 → 2": (
-        "an id of one character takes the slow way to the same row"
+        "an id of one character is decoded in full, into the same row"
     ),
     'target_crm.records.actions._columns: effect, place = EFFECTS.get(action.type or "", (None, 0)): 0 → 1': (
         "without an effect, the place is not used"

@@ -32,11 +32,11 @@ SETTLE = timedelta(seconds=5)
 
 
 class Killed(BaseException):
-    """Ends the tap, as SIGKILL would."""
+    """Raised to end the tap, as SIGKILL would."""
 
 
 class _Adapter(HTTPAdapter):
-    """Sends requests to the simulated Pepper by a function call; responses go through the HTTP library's decoding."""
+    """Sends requests to the simulated Pepper by a function call. The HTTP library still decodes the responses."""
 
     def __init__(self, pepper: Pepper) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _Adapter(HTTPAdapter):
 
 @dataclass
 class Pepper:
-    """A world with faults. Each request advances the time by `tick`; the request number `kill_at` kills the tap."""
+    """A world with faults. Each request advances the time by `tick`. The request number `kill_at` kills the tap."""
 
     world: World
     faults: tuple[Fault, ...] = ()
@@ -86,7 +86,7 @@ class Pepper:
 
 @dataclass
 class SimulatedClock:
-    """A local clock that is wrong by `skew`; waiting takes no time."""
+    """A local clock that is wrong by `skew`. Waits take no time."""
 
     world: World
     skew: timedelta = timedelta(0)
@@ -125,7 +125,7 @@ def run_simulated(
     output: io.BytesIO | None = None,
     **settings: object,
 ) -> Run:
-    """Run the tap once. Errors and kills are in the result, with the messages written until then, and in `output`."""
+    """Run the tap once. Return its messages, and the error or kill that ended it. `output` also gets the messages."""
     pepper.begin_run(kill_at=kill_at)
     config = {"auth_token": TOKEN, "application_id": APPLICATION_ID, **settings}
     tap = SimulatedTap(config=config, catalog=CATALOG[streams], state=json.loads(json.dumps(state)))
@@ -146,8 +146,8 @@ def run_simulated(
 class Ledger:
     """What a target has committed: the records before the last STATE that it saw.
 
-    A record counts as repeated if it comes again unchanged after a STATE of its stream has covered it. The rows of an
-    incomplete window are not covered: another stream's STATE does not apply to them.
+    A record counts as repeated if it comes again unchanged after a STATE of its stream has covered it. A STATE of
+    another stream does not cover the rows of an incomplete window.
     """
 
     def __init__(self) -> None:
@@ -192,5 +192,5 @@ class Ledger:
 
 
 def due(world: World) -> set[str]:
-    """The actions that a run which starts now must have emitted at its end."""
+    """Return the actions that must be emitted at the end of a run that starts now."""
     return {row["_id"] for row in world.actions(until=world.now - SETTLE)}

@@ -1,4 +1,4 @@
-"""Random histories of runs: the recorded coverage equals the requests to the sandbox whose rows were committed."""
+"""Random histories of runs. The recorded coverage must equal the windows whose rows were requested and committed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CrashError(Exception):
 
 
 class RequestLog(Pepper):
-    """A Pepper that logs the windows of actions of the current run; the first request only asks for the time."""
+    """A Pepper that logs the windows of actions in the current run. The first request only asks for the time."""
 
     def begin_run(self, *, kill_at: int | None = None) -> None:
         super().begin_run(kill_at=kill_at)
@@ -62,7 +62,7 @@ class RequestLog(Pepper):
 
 
 class StateObserver(io.BytesIO):
-    """The output of the tap, which notes how many windows had been read when each STATE was written."""
+    """The output of the tap. It notes how many windows the tap had read when it wrote each STATE."""
 
     def __init__(self, log: RequestLog) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class StateObserver(io.BytesIO):
 
 
 def merged(spans: list[Span]) -> list[Span]:
-    """The same instants without overlaps."""
+    """Return intervals that contain the same instants, without overlaps."""
     found: list[Span] = []
     for after, until in sorted(spans):
         if found and after <= found[-1][1]:
@@ -92,7 +92,7 @@ def merged(spans: list[Span]) -> list[Span]:
 
 @dataclass
 class History:
-    """A warehouse, what its coverage must be, and the states of its runs."""
+    """A warehouse, the coverage that it must have, and the states of its runs."""
 
     random: Random
     world: World
@@ -105,7 +105,7 @@ class History:
         self.pepper = RequestLog(self.world)
 
     def step(self) -> None:
-        """Let time pass, then let one run follow, or a foreign one."""
+        """Let time pass. Then run once, or load the messages of a foreign tap."""
         self.world.advance(timedelta(minutes=self.random.choice([5, 5, 30, 300])))
         if self.random.random() < 0.1:
             foreign = {"bookmarks": {"actions": {"replication_key_value": "2026-10-12T00:00:00Z"}}}
@@ -116,7 +116,7 @@ class History:
         self.check()
 
     def chosen_state(self) -> dict[str, Any]:
-        """A state to begin with; two loaders are two lineages of states."""
+        """Return a state to begin with: one of the last two, as if there were two loaders, or an unusual state."""
         chosen = deepcopy(self.random.choice(self.states[-2:]))
         kind = self.random.choice(STATES)
         bookmark = chosen.get("bookmarks", {}).get("actions")
@@ -148,12 +148,12 @@ class History:
         return chosen
 
     def state_of_hole(self) -> dict[str, Any]:
-        """The state with which the oldest hole is read."""
+        """Return the state with which a run reads the oldest hole."""
         with self.warehouse.read() as connection:
             return state_of_oldest_hole(connection, self.warehouse.tables)
 
     def poll(self, first: dict[str, Any], types: list[str], **settings: object) -> None:
-        """Run tap and target; either may be killed."""
+        """Run tap and target. Either of them may be killed."""
         observer = StateObserver(self.pepper)
         run = run_simulated(
             self.pepper,
@@ -176,7 +176,7 @@ class History:
         lines = observer.written.decode().splitlines()
         states = [message["value"] for message in map(json.loads, lines) if message["type"] == "STATE"]
         committed, emitted = self.load(lines, 0 if settings else self.random.choice([0, 0, 1, 2, 3]))
-        # The last STATE that a committed batch had.
+        # This is the last STATE of a committed batch.
         last = max((number for number, each in enumerate(states) if each in committed), default=None)
         if last is not None:
             windows = self.pepper.windows[: observer.windows_at_state[last]]
@@ -185,10 +185,10 @@ class History:
             self.states.append(emitted[-1])
 
     def load(self, lines: list[str], crash_at: int = 0) -> tuple[list[Any], list[Any]]:
-        """Load messages. The run crashes at the batch of a number, at the end of its transaction or after its commit.
+        """Load messages. The run crashes at the batch with the number `crash_at`, right before or after the commit.
 
         Returns:
-            The STATE of each committed batch, and those that were emitted.
+            The STATE of each committed batch, and the STATEs that were emitted.
         """
         settings = {"sqlalchemy_url": "sqlite://", "batch_size_rows": self.random.choice([3, 40, 1000])}
         target = TargetCrm(config=settings, warehouse=self.warehouse)
@@ -225,7 +225,7 @@ class History:
         return {types: sorted(spans) for types, spans in found.items()}
 
     def check(self) -> None:
-        """Fail unless the coverage is what was read and committed, and the ledger has all of it."""
+        """Fail unless the coverage equals what was read and committed, and the ledger has all these actions."""
         recorded = self.recorded()
         assert recorded == {types: merged(spans) for types, spans in self.expected.items() if spans}
         if not recorded or not self.all_come_in_time:
@@ -244,7 +244,7 @@ def run_history(random: Random, seed: int) -> None:
     )
     for _ in range(STEPS):
         history.step()
-    # At rest: closing hole after hole leaves none.
+    # Close one hole after the other. None must be left at the end.
     for _ in range(4 * STEPS):
         if not verify(history.warehouse).coverage.holes:
             break

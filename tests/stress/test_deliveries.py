@@ -1,4 +1,4 @@
-"""Permuted, repeated, overlapping and re-batched deliveries give the same tables, and they match the oracle's."""
+"""Permuted, repeated, overlapping and re-batched deliveries give the same tables, which match the oracle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.stress.deliveries import check_delivery, combined_deliveries, deliver
 if TYPE_CHECKING:
     from target_crm.warehouse.connection import Warehouse
 
-# At one instant, the greater action id wins (compared byte by byte), and an action wins over a snapshot.
+# At the same instant, the greater action id wins (compared byte by byte), and an action wins over a snapshot.
 ACTION, GREATER = (Action(name, "w1", START, "earned", Decimal(1), Decimal(n), "p1") for n, name in enumerate("Ba"))
 SNAPSHOT = Snapshot("w1", Decimal(5), START, START, "p1")
 TIES = [
@@ -25,7 +25,7 @@ TIES = [
 
 
 def check_random_deliveries(warehouse: Warehouse, examples: int, shard: int) -> None:
-    """Check deliveries that follow from the campaign's seed and the shard."""
+    """Check the deliveries that the campaign's seed and the shard determine."""
 
     @seed(f"{SEED} {shard}")
     @settings(delivery_settings, max_examples=examples // len(SHARDS))

@@ -1,4 +1,4 @@
-"""Whichever database call fails, once or permanently, no STATE is wrong and the next run loads the rest."""
+"""Any database call may fail, once or permanently. No STATE is wrong, and the next run loads the rest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_after_any_failing_database_call_no_state_is_wrong_and_the_next_run_load
     faults: list[dict[str, Any]] = [
         {"how": DROP, "at": at, "moment": moment, "permanent": permanent}
         for at in range(1, rehearsal.calls + 1)
-        # A permanent failure after a call is the same as one before the next call.
+        # A permanent failure after a call is the same as a permanent failure before the next call.
         for moment, permanent in (("before", False), ("after", False), ("before", True))
     ]
 

@@ -1,4 +1,4 @@
-"""Hostile input lines, with little spare memory: they are quarantined, and the lines around them are loaded."""
+"""The target quarantines hostile input lines and loads the lines around them, even with little spare memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.stress.runs import Forks, Place
 
-# Memory on top of what the process has at its start. A huge line is several times as long in the full form.
+# The memory that a run may use beyond what it has at its start. In the full form, a huge line is longer than that.
 MEMORY_BYTES = 192 << 20
 HUGE_BYTES = size(96 << 20, 512 << 20)
 CHUNK = b"x" * (1 << 16)
@@ -38,7 +38,7 @@ def huge(head: bytes, chunk: bytes = CHUNK, tail: bytes = b"\n") -> Callable[[],
 
 
 def lines(*parts: bytes | str) -> Callable[[], Iterator[bytes]]:
-    """Return lines as they are."""
+    """Return lines unchanged."""
 
     def chunks() -> Iterator[bytes]:
         for part in parts:
@@ -116,15 +116,15 @@ HOSTILE: dict[str, Callable[[], Iterator[bytes]]] = {
         record(INJECTION, {'a"; --': "'", "select": "''"}),
     ),
 }
-# The run fails: a stream is not loaded. The first of them stops the run immediately.
+# The run fails, because a stream is not loaded. The first of these lines stops the run immediately.
 STOPPING = {"deep-in-a-schema"}
 FAILING = {*STOPPING, "records-of-unknown-streams"}
-# Not quarantined: these are valid input.
+# These lines are valid input, so they are not quarantined.
 HARMLESS = {"a-huge-line-of-spaces", "a-generic-table-of-hostile-names", "carriage-returns-and-blank-lines"}
 
 
 def test_hostile_lines_are_quarantined_and_the_lines_around_them_are_loaded(forks: Forks, place: Place) -> None:
-    # The short form takes every fourth line, and different ones on each engine.
+    # The short form takes every fourth line, and different lines on each engine.
     names = list(HOSTILE) if FULL else list(HOSTILE)[len(place.engine) % 4 :: 4]
 
     def case(random: Random, name: str) -> None:
@@ -133,7 +133,7 @@ def test_hostile_lines_are_quarantined_and_the_lines_around_them_are_loaded(fork
         with pipe() as (reader, writer):
             run = forks.start(place.url, reader.fileno(), memory_bytes=MEMORY_BYTES, batch_size_rows=4)
             reader.close()
-            # A run that dies early closes the pipe; its exit code is checked below.
+            # A run that dies early closes the pipe. Its exit code is checked below.
             with suppress(BrokenPipeError):
                 for chunk in chain(
                     lines(AWARDS, snapshot(), ACTIONS, *map(action, before))(),

@@ -1,4 +1,4 @@
-"""Killed at any byte, moment or database call, a run resumed from the last STATE ends like an undisturbed run."""
+"""A run is killed at any byte, moment or database call. The run that resumes it ends like an undisturbed run."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_run_stopped_by_a_signal_during_a_batch_acknowledges_only_committed_ro
 def killed_after(forks: Forks, place: Place, stdin: bytes, seconds: float) -> Ended:
     """Kill a run after some seconds."""
     run = forks.start(place.url, stdin, **SETTINGS)
-    # The control socket closes when the run ends: then there is nothing to wait for.
+    # The control socket closes when the run ends, so there is nothing left to wait for.
     select.select([run.control], [], [], seconds)
     run.kill()
     return run.wait()

@@ -44,7 +44,7 @@ points = st.integers(-50, 500).map(lambda units: Decimal(units) / 4)
 moments = st.sampled_from([BEFORE, AFTER])
 
 TEXT = {"type": ["string", "null"]}
-# The type of a perk's price changes: first none, then integer, then number.
+# The type of a perk's price changes: first there is none, then an integer, then a number.
 PRICE_TYPES = ["", "integer", "number"]
 
 
@@ -113,7 +113,7 @@ class Lifecycle(RuleBasedStateMachine):
         award=awards, effect=st.sampled_from([*TYPES, None]), delta=points.map(abs), after=seconds, late=st.booleans()
     )
     def act(self, award: str, effect: str | None, delta: Decimal, after: int, late: bool) -> None:
-        """An action happens; it may become visible only later."""
+        """An action happens. It may become visible only later."""
         self.now += timedelta(seconds=after)
         if effect:
             self.points[award] += -delta if effect == "redeemed" else delta
@@ -129,7 +129,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(award=awards, value=points, after=seconds)
     def edit(self, award: str, value: Decimal, after: int) -> None:
-        """Someone edits the points in Pepper: only a snapshot shows it."""
+        """Someone edits the points in Pepper. Only a snapshot shows the edit."""
         self.now += timedelta(seconds=after)
         self.points[award] = value
         self.take_snapshot(award)
@@ -152,12 +152,12 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule()
     def extend_schema(self) -> None:
-        """Add an integer price to the schema of perks; the second time, widen it to a number."""
+        """Add an integer price to the schema of perks. The second time, widen the price to a number."""
         self.schema_version = min(self.schema_version + 1, len(PRICE_TYPES) - 1)
 
     @rule(delivery=deliveries)
     def poll(self, delivery: Delivery) -> None:
-        """A run resumes from the last STATE and sends some events again; the balances match the oracle's."""
+        """A run resumes from the last STATE and sends some events again. The balances match the oracle."""
         self.run(delivery)
         assert self.acknowledged == len(self.events)
         self.check()
@@ -180,7 +180,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(delivery=deliveries, call=st.integers(1, CRASH_CALL_MAX), moment=moments)
     def replay(self, delivery: Delivery, call: int, moment: str) -> None:
-        """Records without a SCHEMA are quarantined; a replay loads them, even after a replay that died halfway."""
+        """Records without a SCHEMA are quarantined. A replay loads them, even after a replay that died halfway."""
         self.run(delivery, with_schemas=False)
         with self.killed_at(call, moment):
             self.replay_all()
@@ -198,7 +198,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert table(self.place.warehouse, "award_balances") == before
 
     def check(self) -> None:
-        """Fail unless the balances match the oracle's and `verify` finds no drift."""
+        """Fail unless the balances match the oracle and `verify` finds no drift."""
         assert table(self.place.warehouse, "award_balances") == oracle.balances(self.events, USER_OF)
         self.place.assert_consistent()
 
@@ -235,7 +235,7 @@ class Lifecycle(RuleBasedStateMachine):
         return [self.perk_schema(), *versioned, json.dumps(active)]
 
     def run(self, delivery: Delivery, *, with_schemas: bool = True, output: io.StringIO | None = None) -> None:
-        """Deliver unacknowledged events, and some acknowledged ones, shuffled between STATEs; then all perks."""
+        """Deliver unacknowledged and some acknowledged events, shuffled between STATEs. Then deliver all perks."""
         start = max(self.acknowledged - delivery.lookback, 0)
         random = Random(delivery.shuffle)
         lines = [AWARDS, ACTIONS] if with_schemas else []
@@ -273,7 +273,7 @@ class Lifecycle(RuleBasedStateMachine):
         def kill(observed_call: Call) -> None:
             if (observed_call.number, observed_call.moment) == (call, moment):
                 if isinstance(observed_call.connection, sqlite3.Connection):
-                    # Else a cursor that is not yet garbage-collected would keep the lock.
+                    # Otherwise a cursor that is not garbage-collected yet would keep the lock.
                     observed_call.connection.rollback()
                 raise Killed
 

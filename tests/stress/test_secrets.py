@@ -1,6 +1,7 @@
 """Secrets and personal data reach no log, error, STATE or `--about`.
 
-Every run of the stress tests is searched for a token and a person (`Run.wait`), and so is the log of this process.
+`Run.wait` searches the output of every run of the stress tests for a token and a person. A fixture searches the log of
+this process.
 These tests add runs that fail or only print. Records, ledger payloads and the quarantine may contain personal data.
 """
 
@@ -35,7 +36,7 @@ def crm(postgres_url: str) -> Iterator[Place]:
 
 
 def assert_exit_code(ended: Ended, exit_code: int) -> None:
-    """Fail unless the run ended as expected; `Run.wait` has already searched its output."""
+    """Fail unless the run ended as expected. `Run.wait` has already searched its output."""
     assert ended.exit_code == exit_code, ended.log
     count("runs that fail or only print, searched for secrets")
 

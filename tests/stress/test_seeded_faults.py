@@ -1,4 +1,4 @@
-"""Each seeded fault still has something to break."""
+"""The code that each seeded fault breaks still exists."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_nothing_is_lost_when_the_server_crashes_and_restarts(forks: Forks) -> N
             if not restarts_at_once:
                 assert ended.exit_code != 0
                 server.start()
-            # The crash has closed this process's connections too.
+            # The crash has also closed the connections of this process.
             place.close()
             finish(forks, place, rehearsal, check(place, rehearsal.scenario, ended))
 
@@ -113,7 +113,7 @@ def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_ma
 
     def case(random: Random, _: int) -> None:
         place.clear()
-        # The second loader begins at a STATE of the first, so that their coverage has no hole.
+        # The second loader begins at a STATE of the first loader, so that the coverage has no hole.
         cut = scenario.last_state(random.randrange(len(scenario.lines)))
         first = as_input(scenario.lines[: cut + 1 + random.randrange(len(scenario.lines))])
         runs = [forks.start(place.url, first, **SETTINGS), forks.start(place.url, scenario.input(cut), **SETTINGS)]
@@ -130,7 +130,7 @@ def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_ma
 
 
 def read_while(place: Place, runs: list[Run]) -> int:
-    """Compare balances with the ledger until all runs have ended; return how often."""
+    """Compare balances with the ledger until all runs have ended. Return the number of comparisons."""
     running = [run.control for run in runs]
     readings = 0
     while running:

@@ -108,7 +108,7 @@ def test_hostile_responses_cause_clear_errors_and_lose_nothing(seed: int) -> Non
         passing = random.choice(TEMPORARY).nth(*turns)
         fatal = random.choice(FATAL).on(random.choice(["/actions", "/awards", "*"]))
         chosen = (passing, fatal, *always) if random.random() < 0.5 else (passing, *always)
-        # The fault that removes the Date goes last, because other faults read it.
+        # The fault that removes the Date comes last, because other faults read the Date.
         pepper.faults = tuple(sorted(chosen, key=lambda fault: fault.name != "clock missing"))
         error = follow(pepper, ledger, **start)
         assert error is None or isinstance(error, PepperError)
@@ -140,7 +140,7 @@ def london(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def local_times(change_at: datetime, before_minutes: int, after_minutes: int) -> Fault:
-    """Pepper writes the times of actions in local time, whose offset changes at `change_at`."""
+    """Pepper writes the times of actions as local times. Their offset changes at `change_at`."""
 
     def rewrite(row: Json) -> Json:
         moment = to_moment(row["when"]["timestamp"])
@@ -160,7 +160,7 @@ def test_a_day_of_polls_misses_nothing_and_repeats_nothing(day: int) -> None:
     world = World(seed=day, users=150, days=1, now=begin, late_fraction=0.3, late_seconds_max=240)
     odd = random.sample(VARIATIONS, 2)
     skew_seconds = random.randrange(-30, 31)
-    # These would turn each poll into a full day of downloads, or undo the clock of this test.
+    # These faults would make each poll download a full day, or undo the clock of this test.
     odd = [fault for fault in odd if not fault.name.startswith(("limit capped", "clock"))]
     rewritten = local_times(begin + timedelta(hours=3), before_minutes, after_minutes)
     pepper = Pepper(world, (faults.clock_skewed(skew_seconds), *odd, rewritten), tick=timedelta(milliseconds=200))
@@ -184,7 +184,7 @@ def test_a_day_of_polls_misses_nothing_and_repeats_nothing(day: int) -> None:
 
 
 class ShiftingPepper(Pepper):
-    """Perks are added and deleted while their pages are read."""
+    """A Pepper that adds and deletes perks while the tap reads their pages."""
 
     restless: Random | None = None
 
@@ -221,7 +221,7 @@ def test_no_existing_perk_is_deleted_when_pages_shift(seed: int) -> None:
     page_size = random.randrange(1, 5)
     for turn in range(20):
         lived = set(perk_ids(world))
-        # A row that two reads in a row miss is deleted; here rows only shift in every second read.
+        # A row that two reads in a row miss counts as deleted, so rows shift only in every second read here.
         pepper.restless = random if turn % 2 else None
         world.advance(timedelta(minutes=5))
         run = run_simulated(pepper, SimulatedClock(world), "perks", state=state, page_size=page_size)
@@ -237,7 +237,7 @@ def test_no_existing_perk_is_deleted_when_pages_shift(seed: int) -> None:
 
 
 class KilledRuns(RuleBasedStateMachine):
-    """Runs that are killed at any request, while the world changes."""
+    """Runs that may be killed at any request, while the world changes."""
 
     @initialize(
         seed=st.integers(0, 10_000),
