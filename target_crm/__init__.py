@@ -1,1 +1,1 @@
-"""target-crm: Singer streams into a SQL warehouse, loyalty actions reduced to balances per award."""
+"""target-crm loads Singer streams into a SQL warehouse, and computes a balance per award from loyalty actions."""

@@ -1,4 +1,4 @@
-"""The console scripts."""
+"""The entry points of the commands `target-crm` and `crm-balances`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 from pepper_runtime.startup import import_script
 
-# The rows of a batch are not garbage, so a collection every 700 new objects, Python's default, would find nothing.
+# By default, Python looks for garbage after 2,000 new objects or fewer. It would find none: a batch keeps its rows.
 GC_THRESHOLD_OBJECTS = 50_000
-# The thread that commits needs the GIL after each reply of the warehouse. With Python's default of 5 ms it would wait
-# longer for the thread that reads than for the warehouse.
+# The committing thread needs the GIL after each reply from the warehouse. With Python's default interval of 5 ms,
+# it would wait longer for the reading thread than for the warehouse.
 SWITCH_INTERVAL_SECONDS = 0.0001
 
 

@@ -1,10 +1,10 @@
-"""What can go wrong, named by what the reader of the message can do about it."""
+"""The errors of target-crm and crm-balances. Each class calls for a different reaction."""
 
 from __future__ import annotations
 
 
 class CrmError(Exception):
-    """The run cannot continue. The message is one line: where, what happened, what to do. It holds no values."""
+    """The run cannot continue. One line says where and what happened, and what to do. It shows no values of records."""
 
 
 class SettingError(CrmError):
@@ -16,12 +16,12 @@ class WarehouseError(CrmError):
 
 
 class RowRefused(WarehouseError):
-    """The warehouse refused a row, because of a constraint or of a value in it."""
+    """The warehouse rejected a row, because it violates a constraint or contains an unsupported value."""
 
 
 class ConnectionLost(WarehouseError):
-    """The warehouse or the connection to it failed; the same transaction may succeed later."""
+    """The warehouse failed, or the connection to it. The same transaction may succeed later."""
 
 
 class InputError(CrmError):
-    """The messages on standard input cannot be loaded as they are."""
+    """The target cannot load the messages that it reads from standard input."""

@@ -21,12 +21,12 @@ URL_PARTS = ("dialect", "host", "port", "user", "password", "database", "options
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run. `CONFIG_JSONSCHEMA` and the documentation are made from these declarations."""
+    """The settings of a run. `CONFIG_JSONSCHEMA` and the documentation are generated from these declarations."""
 
     sqlalchemy_url: str | None = setting(
         "SQLAlchemy URL",
-        "The warehouse, as a SQLAlchemy URL. `postgresql://` uses psycopg (extra `postgres`). Without this setting and "
-        "`dialect`, it is `sqlite:///crm.db`.",
+        "The warehouse, as a SQLAlchemy URL. `postgresql://` uses psycopg (extra `postgres`). If neither this setting "
+        "nor `dialect` is set, the warehouse is `sqlite:///crm.db`.",
         default=None,
         examples=["sqlite:///crm.db", "postgresql://loader:secret@localhost:5432/crm"],
         secret=True,
@@ -43,7 +43,7 @@ class Settings:
     )
     user: str | None = setting("User", "Database user.", default=None)
     password: str | None = setting("Password", "Database password (do not URL-encode it).", default=None, secret=True)
-    database: str | None = setting("Database", "The name of the database, or the file of SQLite.", default=None)
+    database: str | None = setting("Database", "The name of the database. On SQLite, the file.", default=None)
     options: Mapping[str, str] | None = setting(
         "Options",
         "Additional driver options, such as the key and certificates for TLS.",
@@ -57,7 +57,7 @@ class Settings:
     )
     batch_size_rows: int | None = setting(
         "Batch size in rows",
-        "Commit after this many records of all streams together. Empty: 10,000, on DuckDB 20,000.",
+        "Commit after this many records, counted over all streams. Empty: 10,000, or 20,000 on DuckDB.",
         default=None,
         minimum=1,
         maximum=1_000_000,
@@ -78,16 +78,16 @@ class Settings:
     )
     max_rejected_fraction: float = setting(
         "Maximum fraction of rejected records",
-        "End with exit code 1 if all records of a stream were quarantined or, of at least 100 records, more than this "
-        "fraction. 1: never. Valid records are loaded in any case.",
+        "End with exit code 1 if more than this fraction of a stream's records were quarantined. A stream with fewer "
+        "than 100 records counts only if all of them were quarantined. 1: never. Valid records are loaded in any case.",
         default=0.1,
         minimum=0,
         maximum=1,
     )
     max_deleted_fraction: float = setting(
         "Maximum fraction of rows deleted without a version",
-        "Ignore an ACTIVATE_VERSION if more than this fraction of a table's rows has no version yet and would be "
-        "deleted, and end with exit code 1. If the rows should be deleted, raise this setting for one run.",
+        "Ignore an ACTIVATE_VERSION, and end with exit code 1, if it would delete more than this fraction of a table's "
+        "rows because they have no version yet. To delete the rows, raise this setting for one run.",
         default=0.5,
         minimum=0,
         maximum=1,
@@ -99,8 +99,8 @@ class Settings:
     )
     allow_key_change: bool = setting(
         "Allow a change of key",
-        "Rebuild a stream's table if its key properties have changed. Of several rows with the same new key, the "
-        "newest is kept. Without this setting, the stream is not loaded.",
+        "Rebuild a stream's table if its key properties have changed. If several rows have the same new key, only the "
+        "newest one is kept. Without this setting, a stream with a changed key is not loaded.",
         default=False,
     )
     store_payload: bool = setting(
@@ -110,7 +110,7 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
-        """Read a validated config; null means the default, and so does empty text."""
+        """Read a validated config. A setting that is null or an empty string gets its default."""
         given = {each.name: config.get(each.name) for each in fields(cls)}
         return cls(**{name: value for name, value in given.items() if value not in (None, "")})
 
@@ -119,7 +119,7 @@ class Settings:
         """The SQLAlchemy URL of the warehouse, with its password.
 
         Raises:
-            SettingError: The address is given twice, or in parts without a dialect.
+            SettingError: The settings give the address twice, or in parts without a dialect.
         """
         parts = {name: getattr(self, name) for name in URL_PARTS}
         given = [name for name, value in parts.items() if value]
@@ -144,5 +144,5 @@ class Settings:
 
 
 CONFIG_JSONSCHEMA: dict[str, Any] = config_schema(Settings)
-# Driver options may hold secrets, too.
+# Driver options may also hold secrets.
 SECRETS = secret_names(Settings) | {"options"}

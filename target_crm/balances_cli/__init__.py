@@ -1,1 +1,1 @@
-"""The crm-balances command."""
+"""The command `crm-balances`."""

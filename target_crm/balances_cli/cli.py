@@ -1,4 +1,4 @@
-"""The `crm-balances` command: verify, report on and repair the balances in a warehouse. Uses target-crm's settings."""
+"""The command `crm-balances`: verify, report on and repair the balances in a warehouse, with target-crm's settings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 PROGRAM = "crm-balances"
 logger = logging.getLogger(PROGRAM)
 EXIT_OK, EXIT_DRIFT, EXIT_UNKNOWN, EXIT_ERROR = 0, 1, 1, 2
-# Balances held in memory at a time while they are printed.
+# Fetch and print this many balances at a time, to limit memory.
 ROWS_AT_A_TIME = 1000
 REPORT_FILE = "loyalty-report.html"
 STDOUT = "-"
@@ -60,7 +60,7 @@ STDOUT = "-"
 
 @dataclass
 class Options:
-    """The options that every command takes, before or after the command's name."""
+    """The options that all commands accept, before or after the command's name."""
 
     config: str | None = None
     url: str | None = None
@@ -69,17 +69,17 @@ class Options:
 
     @cached_property
     def target(self) -> TargetCrm:
-        """A target with the settings. `--url` and `--schema` win over the config file and the environment."""
+        """A target with the settings. `--url` and `--schema` take precedence over config file and environment."""
         reads_environment = self.config in {None, "ENV"}
         config = {} if reads_environment else read_config(str(self.config))
         given: dict[str, str | None] = {"default_target_schema": self.schema} if self.schema else {}
         if self.url:
             given |= {**dict.fromkeys(URL_PARTS), "sqlalchemy_url": self.url}
         if reads_environment:
-            # Otherwise these variables would win. Empty, because those of a `.env` fill in for missing ones.
+            # These variables would take precedence over `config`. Make them empty: `.env` would replace missing ones.
             os.environ.update({f"{ENVIRONMENT_PREFIX}{name.upper()}": "" for name in given})
         target = TargetCrm(config={**config, **given}, parse_env_config=reads_environment)
-        # A signal ends a command as usual. The message of the target's own handler mentions its input.
+        # Let SIGTERM end the command as usual. The target's own handler would print a message about reading input.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return target
@@ -89,7 +89,7 @@ class Options:
         """Open the warehouse and bring its tables up to date.
 
         Raises:
-            WarehouseError: It has no tables of target-crm, or no balances although the command needs them.
+            WarehouseError: The warehouse has no tables of target-crm, or lacks the balances that the command needs.
         """
         warehouse = self.target.warehouse
         what = "balances" if needs_balances else "tables of target-crm"
@@ -110,13 +110,13 @@ class Options:
             warehouse.dispose()
 
     def print(self, result: object, text: str) -> None:
-        """Print a result: as JSON, or its text."""
+        """Print `result` as JSON if the user asked for it, and otherwise print `text`."""
         display.stop()
         print(values.json_text(result) if self.json else text, flush=True)
 
 
 def _store(context: click.Context, parameter: click.Parameter, value: object) -> None:
-    """Keep an option's value in the `Options` that the group and its command share."""
+    """Store an option's value in the `Options` object that the group and its command share."""
     if value:
         setattr(context.ensure_object(Options), str(parameter.name), value)
 
@@ -134,8 +134,8 @@ def _common_options() -> list[click.Parameter]:
             ["--url"],
             expose_value=False,
             callback=_store,
-            help="The warehouse, as a SQLAlchemy URL. Other users of this machine can read a password in it: put that "
-            "into TARGET_CRM_SQLALCHEMY_URL instead.",
+            help="The warehouse, as a SQLAlchemy URL. Other users of this machine can see command lines, so put a URL "
+            "with a password into TARGET_CRM_SQLALCHEMY_URL instead.",
         ),
         click.Option(["--schema"], expose_value=False, callback=_store, help="The schema of target-crm's tables."),
         click.Option(["--json"], is_flag=True, expose_value=False, callback=_store, help="Print JSON."),
@@ -144,7 +144,7 @@ def _common_options() -> list[click.Parameter]:
 
 
 def _command(example: str, exit_codes: str) -> Callable[[Callable[..., int]], click.Command]:
-    """Add a command, with the common options, and an example and the exit codes at the end of its help."""
+    """Add a command with the common options. Its help ends with an example and the exit codes."""
     epilog = f"\b\nExample:\n  crm-balances {example}\n\n\b\nExit codes:\n  {exit_codes}"
     return crm_balances.command(params=_common_options(), epilog=epilog)
 
@@ -160,7 +160,7 @@ def crm_balances(context: click.Context) -> None:
 
 
 def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Turn a parser of text into click's callback for an argument."""
+    """Convert a parser function to a click callback."""
 
     def callback(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
         try:
@@ -172,19 +172,19 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
 
 
 def _pasted_id(text: str) -> str:
-    """Parse an id, which may have been pasted with spaces."""
+    """Parse an id. Ignore spaces around it, which users often paste with an id."""
     return values.identifier(text.strip())
 
 
 def _pasted_perk(text: str) -> str:
-    """Parse a perk's id or title, which may have been pasted with spaces."""
+    """Parse a perk's id or title. Ignore spaces around it."""
     if not text.strip():
         raise values.Invalid("is empty, expected an id or a title")
     return text.strip()
 
 
 def _writable(_context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
-    """Refuse a file that cannot be written, before any work is done."""
+    """Reject a file that cannot be written, before any work is done."""
     if path in {None, STDOUT}:
         return path
     file = Path(path)
@@ -203,7 +203,7 @@ def _writable(_context: click.Context, _parameter: click.Parameter, path: str | 
 def verify(options: Options, *, gaps: bool) -> int:
     """Compare every balance with the ledger.
 
-    Also compares the balances with Pepper's newer snapshots, and lists the times for which actions were never read.
+    Also compares the balances with newer snapshots from Pepper, and lists times for which actions were never read.
     """
     with options.warehouse() as warehouse:
         found = verification.verify(warehouse, gaps=gaps)
@@ -216,9 +216,9 @@ def verify(options: Options, *, gaps: bool) -> int:
 def compare(options: Options) -> int:
     """Compare the balances with Pepper's points.
 
-    Reads messages of awards from standard input, and loads nothing: tap-pepper --config ENV | crm-balances compare.
-    Run the tap without a state, to read all awards. An award that changed in Pepper after the last load does not count
-    as different.
+    Reads award messages from standard input, and loads nothing: tap-pepper --config ENV | crm-balances compare.
+    Run the tap without a state, so that it reads all awards. An award that changed in Pepper after the last load does
+    not count as different.
     """
     with options.warehouse() as warehouse:
         awards = comparison.AwardsInput(options.target)
@@ -254,7 +254,7 @@ def coverage(options: Options, *, state: bool) -> int:
     "--max-age",
     metavar="DURATION",
     callback=_parsed(limits.parse_duration),
-    help="Exit with 1 if actions were last read longer ago than this: a number with s, m, h or d.",
+    help="Exit with 1 if actions were last read longer ago than this, such as 15m. Units: s, m, h, d.",
 )
 @click.option("--max-rejected", type=click.IntRange(0), help="Exit with 1 if more records than this are in quarantine.")
 @click.option("--max-holes", type=click.IntRange(0), help="Exit with 1 if the coverage has more holes than this.")
@@ -278,7 +278,7 @@ def status(
 ) -> int:
     """Show freshness, quarantine, drift and runs.
 
-    With limits, for monitors: prints a line per limit that is broken. --json means --format json.
+    For monitors, set limits: the command prints a line for each broken limit. --json means --format json.
     """
     with options.warehouse(needs_balances=False) as warehouse:
         found = warehouse_status.status(warehouse, full=verify)
@@ -362,7 +362,7 @@ def report(
         raise click.UsageError("--point-value and --currency need each other, as in --point-value 0.01 --currency GBP")
     kind = "json" if options.json else kind
     path = output or (REPORT_FILE if kind == "html" else STDOUT)
-    # Report these errors before the queries, which may take long.
+    # Check these options before the queries, which may take a long time.
     report_page.zone_of(timezone)
     if kind == "html":
         report_page.check_extra()
@@ -400,8 +400,8 @@ def report(
 def as_of(options: Options, moment: datetime) -> int:
     """Print every balance as of a time, as CSV.
 
-    A balance is the newest observation of its award at or before TIMESTAMP. TIMESTAMP is ISO 8601, in UTC unless it has
-    an offset.
+    A balance is the newest observation of its award at or before TIMESTAMP. TIMESTAMP is in ISO 8601. Without an offset
+    it is in UTC.
     """
     with options.warehouse() as warehouse, warehouse.read() as connection:
         streamed = connection.execution_options(yield_per=ROWS_AT_A_TIME)
@@ -441,8 +441,8 @@ def explain(
 ) -> int:
     """Explain why an award has its points.
 
-    Prints what the award began with, each action with its change and the balance after it, Pepper's snapshot, changes
-    without an action, and the times for which actions were never read.
+    Prints the opening balance, each action with its change and the balance after it, Pepper's snapshot, changes without
+    an action, and the times for which actions were never read.
     """
     if (award_id is None) == (user_id is None) or (perk and not user_id):
         raise click.UsageError("expected AWARD_ID, or --user with or without --perk")
@@ -470,7 +470,7 @@ def explain(
 def rebuild(options: Options) -> int:
     """Recompute every balance from the ledger.
 
-    Pepper's snapshots count, too. Readers see the old balances until the transaction is done.
+    Uses Pepper's snapshots as well. Readers see the old balances until the transaction is committed.
     """
     with options.warehouse() as warehouse:
         count = verification.rebuild(warehouse)
@@ -483,7 +483,7 @@ def rebuild(options: Options) -> int:
 def replay(options: Options) -> int:
     """Retry quarantined records.
 
-    Records of actions and awards that now load leave the quarantine.
+    Tries records of actions and awards. A record leaves the quarantine once it is loaded.
     """
     with options.warehouse(needs_balances=False) as warehouse:
         counts = replay_quarantine(options.target.config, warehouse)
@@ -501,13 +501,14 @@ def replay(options: Options) -> int:
 @click.option(
     "--anywhere",
     is_flag=True,
-    help="Erase the payloads that contain USER_ID even if no action, award or balance is of this user.",
+    help="Erase payloads that contain USER_ID even if no action, award or balance belongs to this user.",
 )
 @click.pass_obj
 def forget(options: Options, user_id: str, *, dry_run: bool, anywhere: bool) -> int:
     """Erase a user's personal data.
 
-    Erases it from payloads, columns and quarantine. Ids, points and balances stay. USER_ID is the user's id in Pepper.
+    Erases the data from payloads, columns and quarantine, and keeps ids, points and balances. USER_ID is the user's id
+    in Pepper.
     """
     with options.warehouse() as warehouse:
         found = erasure.forget(warehouse, user_id, anywhere=anywhere, dry_run=dry_run)
@@ -527,7 +528,7 @@ def forget(options: Options, user_id: str, *, dry_run: bool, anywhere: bool) -> 
 def ddl(options: Options, schemas: TextIO | None) -> int:
     """Print the DDL that target-crm still needs.
 
-    A role that may create tables can run it, and target-crm then loads with a role that may not.
+    Run the DDL with a role that may create tables. target-crm can then load with a role that may not.
     """
     try:
         statements = missing_statements(options.target, schemas or [])
@@ -541,7 +542,7 @@ def ddl(options: Options, schemas: TextIO | None) -> int:
 
 
 def _with_logging() -> click.Command:
-    """Set up the log lines of this program, then return its command."""
+    """Set up logging, then return the command."""
     logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
     is_debug = os.environ.get("TARGET_CRM_LOGLEVEL", "").upper() == "DEBUG"
     logging.getLogger(PROGRAM).setLevel(logging.DEBUG if is_debug else logging.INFO)
@@ -549,7 +550,7 @@ def _with_logging() -> click.Command:
 
 
 def main() -> NoReturn:
-    """Run the console script."""
+    """Run the command `crm-balances`."""
     run_cli(
         PROGRAM,
         _with_logging,

@@ -1,4 +1,4 @@
-"""Compare the stored balances with Pepper's points, which messages of `awards` on standard input contain."""
+"""Compare the stored balances with Pepper's points, which arrive as award messages on standard input."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
 
 STREAM = "awards"
-# Stored balances fetched at a time. More than `cli.ROWS_AT_A_TIME`, because most of them are not printed.
+# Fetch this many balances at a time. This is more than `cli.ROWS_AT_A_TIME`, because most balances are not printed.
 FETCHED_AT_A_TIME = 10_000
-# Placeholder for the time of loading.
+# Placeholder for `loaded_at`, because nothing is loaded.
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _HEADINGS = {
     Verdict.EQUAL: "equal",
@@ -58,14 +58,14 @@ _ALWAYS_SHOWN = (Verdict.EQUAL, Verdict.DIFFERENT, Verdict.MISSING_HERE, Verdict
 
 
 class AwardsInput:
-    """The awards on standard input, decoded as target-crm decodes them with the same settings.
+    """The awards on standard input, decoded exactly as target-crm would decode them with the same settings.
 
     Attributes:
-        awards: Award → its newest observation; None if no record of it can be read.
-        unreadable: Records that target-crm would quarantine: the award, if it is known, and the reason.
-        lacks_awards: Whether Pepper may have awards that are not in `awards`.
+        awards: Award → its newest observation; None if none of its records can be decoded.
+        unreadable: The award (if known) and the reason, for each record that target-crm would quarantine.
+        lacks_awards: Whether awards may exist in Pepper that are not in `awards`.
         other_records: The number of records of other streams.
-        read: Which awards the tap has sent.
+        read: What the messages show about which awards the tap has sent.
     """
 
     def __init__(self, target: TargetCrm) -> None:
@@ -76,7 +76,7 @@ class AwardsInput:
         self._first_extracted_at = datetime.max.replace(tzinfo=UTC)
         self.read = AwardsRead()
         self._router = target.router
-        # Only what is compared has to be valid.
+        # Only the compared properties must be valid.
         context = BatchContext(target.warehouse, target.settings)
         self._sink = AwardSink(context, STREAM, {"additionalProperties": False}, AwardSink.keys)
         self._columns = [column.name for column in self._sink.table.columns]
@@ -159,12 +159,12 @@ class AwardsInput:
 
     @property
     def began_at(self) -> datetime:
-        """When the first award was read. The bookmark is by Pepper's clock, `time_extracted` by the tap's."""
+        """When the tap read the first award: the bookmark by Pepper's clock, or `time_extracted` by the tap's clock."""
         return self.read.until or self._first_extracted_at
 
     @property
     def meanwhile(self) -> Interval:
-        """From `began_at` until now. A balance with a later time has a wrong time."""
+        """From `began_at` until now. A balance with a later time must have a wrong time."""
         return Interval(self.began_at, datetime.now(UTC))
 
 
@@ -174,12 +174,11 @@ class Comparison:
 
     Attributes:
         counts: Verdict → number of awards.
-        examples: Some of the awards of each kind of difference.
-        loaded_until: Pepper's later changes may not be loaded yet; None if nothing is loaded.
-        not_compared: Why balances whose award is not in the input are not counted as missing in Pepper; None if they
-            are.
+        examples: Some awards for each kind of difference.
+        loaded_until: Changes in Pepper after this time may not be loaded yet. None if nothing is loaded.
+        not_compared: The reason why awards that the input lacks do not count as missing in Pepper; None if they count.
         other_records: The number of records of other streams, which were ignored.
-        coverage: Which actions were read.
+        coverage: The times for which actions were read.
     """
 
     counts: dict[Verdict, int]
@@ -201,10 +200,10 @@ class Comparison:
 
 
 def compare(connection: Connection, tables: Tables, found: AwardsInput) -> Comparison:
-    """Compare the awards of an input with the stored balances, within an open transaction. Consumes the awards.
+    """Compare the awards in the input with the stored balances, within an open transaction. Empties `found.awards`.
 
     Raises:
-        InputError: The awards are of another merchant than the balances.
+        InputError: The awards and the balances belong to different merchants.
     """
     merchants = read_coverage(connection, tables)
     _check_merchant(merchants, found.read.merchants)
@@ -254,7 +253,7 @@ def _check_merchant(recorded: Sequence[MerchantCoverage], read: set[str]) -> Non
 
 
 def _stored_balances(connection: Connection, tables: Tables) -> Iterable[Any]:
-    """Every balance: award, points, time, and whether the award is marked as deleted."""
+    """Yield the award, points and time of every balance, and whether the award is marked as deleted."""
     balances, awards = tables.award_balances.c, tables.awards.c
     query = select(balances.award_id, balances.points, balances.as_of, awards[DELETED_AT]).outerjoin_from(
         tables.award_balances, tables.awards, awards["_id"] == balances.award_id
@@ -266,7 +265,7 @@ def _stored_balances(connection: Connection, tables: Tables) -> Iterable[Any]:
 def _loaded_until(
     connection: Connection, tables: Tables, recorded: Sequence[MerchantCoverage], read: set[str]
 ) -> datetime | None:
-    """How far actions were read. Without recorded coverage, the time of the newest balance."""
+    """The time up to which actions were read. Without recorded coverage, the time of the newest balance."""
     covered = [each for each in recorded if each.intervals]
     own = [each for each in covered if each.merchant in read] or covered
     if own:
@@ -319,7 +318,7 @@ def as_text(comparison: Comparison) -> str:
             lines += example_lines(examples, count)
     if comparison.not_compared:
         lines.append(f"Did not look for awards that are missing in Pepper: {comparison.not_compared}")
-    # Where the ledger begins matters to totals, not to points.
+    # Leave out the beginning of the ledger, which matters for totals, but not for points.
     lines += [each for each in comparison.coverage.summary if each != LEDGER_BEGINS]
     verdict_ = f"{comparison.differing:,} DIFFER" if comparison.differing else "OK"
     lines.append(f"Compared {counted(comparison.awards, 'award')} with Pepper: {verdict_}")

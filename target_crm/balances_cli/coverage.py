@@ -1,4 +1,4 @@
-"""Show which actions were read, and what lies between them."""
+"""Show the times for which actions were read, and the holes between them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ LEDGER_BEGINS = (
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which actions were read and committed.
+    """The times for which actions were read and committed.
 
     Attributes:
-        intervals: `{"from": …, "until": …}`, oldest first, with `action_types` if the run had a filter, and with
+        intervals: `{"from": …, "until": …}`, oldest first. With `action_types` if the run had a filter, and with
             `merchant` if there are several.
-        holes: Times between them for which actions were never read, with `merchant` if there are several.
-        summary: The same in words, one sentence each.
-        complete_until: Merchant → until when all its actions that count were read, None if they never were. The only
-            merchant has an empty name.
+        holes: The times between the intervals for which actions were never read. With `merchant` if there are several.
+        summary: Sentences that describe the intervals and the holes.
+        complete_until: Merchant → the time up to which all actions that count were read, or None. A single merchant has
+            an empty name.
     """
 
     intervals: list[dict[str, Any]]
@@ -48,19 +48,19 @@ class Coverage:
 
 
 def read_coverage(connection: Connection, tables: Tables) -> list[MerchantCoverage]:
-    """Return what was read of each merchant, within an open transaction."""
+    """Query the times for which each merchant's actions were read, within an open transaction."""
     return summarize(recorded(connection.execute(select(tables.coverage))))
 
 
 def coverage_in(connection: Connection, tables: Tables) -> Coverage:
-    """Describe what was read, within an open transaction."""
+    """Describe the recorded coverage, within an open transaction."""
     return describe(read_coverage(connection, tables), first_action_at(connection, tables))
 
 
 def first_action_at(connection: Connection, tables: Tables) -> datetime | None:
     """Return the time of the oldest action that a balance counts, within an open transaction.
 
-    From the balances, because they are far fewer than the actions.
+    This reads the balances, because there are far fewer balances than actions.
     """
     if not migrations.has_balances(connection, tables):
         return None
@@ -69,10 +69,10 @@ def first_action_at(connection: Connection, tables: Tables) -> datetime | None:
 
 
 def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) -> Coverage:
-    """Describe what was read of each merchant.
+    """Describe the times for which each merchant's actions were read.
 
     Args:
-        merchants: What was read.
+        merchants: The coverage of each merchant.
         oldest_at: The time of the oldest action that a balance counts.
     """
     are_several = len(merchants) > 1
@@ -91,7 +91,7 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
         holes += [{**_edges(hole), **merchant} for hole in each.holes]
         sentences = _sentences(each)
         if each.intervals and not are_several:
-            # The merchant of an older action is unknown.
+            # With several merchants, it is unknown whose actions are older.
             sentences += _beginning(each, oldest_at)
         summary += [f"Merchant {each.merchant}: {sentence}" if are_several else sentence for sentence in sentences]
     if not merchants and oldest_at:
@@ -103,7 +103,7 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
 
 
 def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, Any]:
-    """Return a state with which tap-pepper reads the oldest hole, then on from where the interval after it ends.
+    """Return a state with which tap-pepper first reads the oldest hole, and then continues after the next interval.
 
     Raises:
         WarehouseError: There is no hole.
@@ -116,7 +116,7 @@ def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, An
     if oldest.merchant:
         bookmark["merchant"] = oldest.merchant
     bookmarks = {STREAM: bookmark}
-    # Meltano needs `singer_state`; other runners pass the state unchanged. The tap accepts both.
+    # Meltano needs the state under `singer_state`. Other runners pass the whole file to the tap, which accepts both.
     return {"bookmarks": bookmarks, "singer_state": {"bookmarks": bookmarks}}
 
 
@@ -169,7 +169,7 @@ def _of_types(types: Sequence[str]) -> str:
 
 
 def as_text(coverage: Coverage) -> str:
-    """Format intervals and holes as a table, with the sentences below it."""
+    """Format intervals and holes as a table, with the summary below it."""
     rows = [("read", each) for each in coverage.intervals] + [("HOLE", each) for each in coverage.holes]
     lines = [f"{'':<6}{'after (UTC)':<21}{'until (UTC)':<21}{'length':>8}"] if rows else []
     for kind, each in sorted(rows, key=lambda row: _from(row[1])):
@@ -183,7 +183,7 @@ def as_text(coverage: Coverage) -> str:
 
 
 def utc(moment: datetime) -> str:
-    """Format a time, with seconds if there are any."""
+    """Format a time. Leave out the seconds if they are zero."""
     return f"{moment:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
 
 

@@ -1,4 +1,4 @@
-"""The statements that create what a loader lacks."""
+"""List the SQL statements that a loader would need to create or change its tables."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def missing_statements(target: TargetCrm, messages: Iterable[str]) -> list[str]:
-    """What to execute so that a target has nothing to create or change; nothing is executed here.
+    """The statements after which a target has nothing left to create or change. This function does not execute them.
 
     Args:
-        target: A target that has loaded nothing.
-        messages: Singer messages. Their SCHEMA messages say which streams it will load; without any, assume Pepper's.
+        target: A target that has not loaded anything.
+        messages: Singer messages with the SCHEMA of each stream to load. Without messages, assume Pepper's streams.
     """
     lines = list(messages)
     schemas = [schema for line in lines if (schema := _schema_message(line))]

@@ -1,4 +1,4 @@
-"""Explain balances: what an award began with, each action, what has no action, and what was not read."""
+"""Explain a balance: the opening balance, each action, changes without an action, and times that were not read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T", "Explanation", Line)
 
-# Columns of text wrap, but not to less than this: a narrower terminal wraps whole lines instead.
+# Text columns wrap, but stay at least this wide. A narrower terminal wraps whole lines instead.
 _TEXT_WIDTH_MIN = 12
 _GAP = "  "
 _WIDTH_OF_FILES = 10_000
@@ -51,7 +51,7 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why an award has its points: the columns of its balance, and the lines that lead to it."""
+    """The explanation of one balance: its columns, and the lines that lead to its points."""
 
     award_id: str
     user_id: str | None
@@ -75,7 +75,7 @@ def explain(
 
     Args:
         warehouse: A warehouse that is set up.
-        award_id: The award; None for those of the user.
+        award_id: The award; None for all awards of the user.
         user_id: The user.
         perk: Only awards of the perk with this id or title; None for all.
     """
@@ -86,7 +86,7 @@ def explain(
     with warehouse.read() as connection:
         if perk is not None:
             which.append(c.perk_id.in_(perk_ids(connection, tables, perk)))
-        # An engine finds one award faster if it is named.
+        # Given a literal id, engines find a single award faster.
         named = [award_id] if award_id else select(c.award_id).where(*which)
         stored = connection.execute(_stored(tables, which)).all()
         for row in connection.execute(_ledger(tables).where(actions.c.award_id.in_(named))) if stored else ():
@@ -126,7 +126,7 @@ def _stored(tables: Tables, which: Sequence[ColumnElement[bool]]) -> Select[Any]
 def _ledger(tables: Tables) -> Select[Any]:
     c = tables.actions.c
     own = (c.award_id, c.action_id, c.type, c.occurred_at, c.effect, c.points_available, c.location_id, c.source)
-    # An action that does not count may give its change nevertheless.
+    # Even an action that does not count may contain its change.
     given = func.coalesce(c.points_added, -c.points_redeemed, c.points_refunded)
     change = case((c.effect.is_(None), given), else_=change_of(c))
     return select(*own, change.label("change"), cast(c.payload, LongText()).label("payload"))
@@ -152,7 +152,7 @@ def _local(at: datetime, zone: tzinfo) -> datetime:
     try:
         return at.astimezone(zone)
     except OverflowError:
-        # The time is on the first or last day that Python can represent.
+        # The conversion fails on the first and the last day that Python can represent.
         return at
 
 
@@ -174,7 +174,7 @@ def as_text(found: Sequence[Explanation], zone: str, width: int | None) -> str:
     Args:
         found: The balances of one award or user.
         zone: The name of the time zone.
-        width: The columns of the terminal; None for a file, whose lines may have any length.
+        width: The width of the terminal in characters. None for a file, whose lines may have any length.
     """
     width = width or _WIDTH_OF_FILES
     parts = []
@@ -208,7 +208,7 @@ def _heading(found: Explanation) -> list[str]:
 
 
 def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
-    """The table of the lines, without empty columns, and the width that shows all of it."""
+    """The lines as a table without empty columns, and the width that it needs."""
     from rich.table import Table as TextTable  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415
 
@@ -238,7 +238,7 @@ def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
 
 
 def _shown_at(line: Line) -> datetime | None:
-    """The time of a line; for a hole, its beginning. The time of an adjustment is unknown."""
+    """The time to show for a line. For a hole, its beginning. None for an adjustment, whose time is unknown."""
     if line.event is Event.ADJUSTMENT:
         return None
     return line.after if line.event is Event.HOLE else line.at
@@ -251,7 +251,7 @@ def _details(line: Line) -> str:
 
 
 def _time(at: datetime | None) -> str:
-    """A time to the second, with a fraction if there is one."""
+    """Format a time to the second. If it has a fraction of a second, add that."""
     if at is None:
         return ""
     fraction = f".{at:%f}".rstrip("0") if at.microsecond else ""
@@ -261,7 +261,7 @@ def _time(at: datetime | None) -> str:
 
 
 def _term(points: Decimal, sign: str = "+") -> str:
-    """A term of a sum."""
+    """Format a term of a sum, with its sign."""
     if points < 0:
         sign = {"+": "-", "-": "+"}[sign]
     return f"{sign} {_points(abs(points))}"
@@ -276,5 +276,5 @@ def _points(points: Decimal, sign: str = "") -> str:
 
 
 def _printable(text: str) -> str:
-    """Text without the control characters that would change what a terminal shows."""
+    """Replace control characters, which could change what the terminal shows."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

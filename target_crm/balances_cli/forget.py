@@ -1,7 +1,7 @@
-"""Erase a user's personal data; balances stay unchanged.
+"""Erase a user's personal data. Balances stay unchanged.
 
-Balances need only ids, times and points. The ledger keeps those and loses the payload. The same action loaded again is
-a duplicate, and does not restore the payload.
+Balances need only ids, times and points. The ledger keeps these, and only the payload is erased. If the same action is
+loaded again, it is a duplicate, and does not restore the payload.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from target_crm.warehouse.connection import Warehouse
 
 OWN, OTHERS = "actions", "other_actions"
-# What an erasure changes: one of these rows, and several.
+# The kinds of rows that an erasure changes, in the singular and the plural.
 NOUNS = {
     OWN: ("action of the user", "actions of the user"),
     OTHERS: ("other action that contains the id", "other actions that contain the id"),
@@ -41,17 +41,17 @@ NOUNS = {
     "users": ("user", None),
     "rejected_records": ("quarantined record", None),
 }
-# Quarantined records in memory at a time; each may have some megabytes.
+# Keep only this many quarantined records in memory at a time, because each may have some megabytes.
 ROWS_AT_A_TIME = 100
 
 
 @dataclass(frozen=True)
 class Erased:
-    """What was erased of a user, or would be.
+    """The result of an erasure, or of a dry run.
 
     Attributes:
-        is_user: Whether the id is a user's: that of an action, an award, a balance or a row in `users`.
-        applies: Whether the rows are to be erased. If not, they only contain the id.
+        is_user: Whether the id is a user's, according to the actions, awards, balances and `users`.
+        applies: Whether the rows are erased. If not, they only contain the id.
         rows: The number of rows of each kind in `NOUNS`.
     """
 
@@ -61,19 +61,19 @@ class Erased:
 
 
 def forget(warehouse: Warehouse, user_id: str, *, anywhere: bool = False, dry_run: bool = False) -> Erased:
-    """Erase a user's personal data, in one transaction.
+    """Erase a user's personal data, in one transaction. This erases:
 
     - Payloads of the user's actions, and of other users' actions that contain the user's id.
     - All columns of the user's rows in `users` and `awards`, except ids, points and times.
     - Quarantined records that contain the id of the user or of one of the user's awards.
 
-    The id of an award, a perk or a location is in the payloads of many users. So an id that is no user's changes
-    nothing.
+    If the id does not belong to a user, nothing is erased, unless `anywhere` is set. The id of a perk or a location,
+    for example, is in the payloads of many users.
 
     Args:
         warehouse: A warehouse that is set up and has balances.
         user_id: The user's id in Pepper.
-        anywhere: Erase the payloads that contain the id even if it is no user's.
+        anywhere: Erase payloads that contain the id even if it does not belong to a user.
         dry_run: Only count the rows that would change.
     """
     begin("Looking for the user's rows" if dry_run else "Erasing the user's personal data")
@@ -110,7 +110,7 @@ class _Erasure:
         return Erased(is_user, is_user or (self._anywhere and any(rows.values())), rows)
 
     def _is_user(self, users: str) -> bool:
-        """Whether the id is a user's. In a payload, it may be the id of anything."""
+        """Whether the id belongs to a user. Do not look in payloads, where it may be any kind of id."""
         tables, schema = self._tables, self._tables.metadata.schema
         keys: list[ColumnClause[Any]] = [
             tables.actions.c.user_id,
@@ -130,13 +130,13 @@ class _Erasure:
     def _erase_payloads(self) -> dict[str, int]:
         actions = self._tables.actions
         payload = cast(actions.c.payload, LongText())
-        # A payload is stored unchanged: characters outside ASCII and slashes may be escaped.
+        # A payload is stored unchanged, so slashes and non-ASCII characters may be escaped in it.
         spellings = {values.json_text(self._user_id), json.dumps(self._user_id)}
         spellings |= {each.replace("/", "\\/") for each in spellings}
         is_own = or_(actions.c.user_id == self._user_id, actions.c.award_id.in_(self._awards))
-        # `NOT is_own` would be null for an action without a user or an award.
+        # Do not use `NOT is_own`, which would be null for an action without a user or an award.
         is_other = case((is_own, literal_column("0")), else_=literal_column("1")) == literal_column("1")
-        # Unlike LIKE, this is case-sensitive on every engine.
+        # Use REPLACE, because LIKE ignores case on some engines.
         contains_id = or_(*(func.replace(payload, each, "") != payload for each in sorted(spellings)))
         return {
             OWN: self._erase(actions, is_own, "payload"),
@@ -155,7 +155,7 @@ class _Erasure:
         return self._erase(rows, rows.c[key] == self._user_id, *personal)
 
     def _erase(self, rows: TableClause, where: ColumnElement[bool], *names: str) -> int:
-        """Set columns of some rows to null; return how many rows had a value in one of them."""
+        """Set columns of some rows to null. Return the number of rows that had a value in one of these columns."""
         filled = and_(where, or_(false(), *(rows.c[name].is_not(None) for name in names)))
         count = self._connection.scalar(select(func.count()).select_from(rows).where(filled)) or 0
         if count and not self._only_counts:
@@ -163,7 +163,7 @@ class _Erasure:
         return count
 
     def _erase_rejected(self) -> int:
-        """Empty the payloads that contain an id. The rows stay, with the reason why the record was quarantined."""
+        """Empty quarantined payloads that contain one of the ids. The rows stay, with the reason for the quarantine."""
         rejected = self._tables.rejected_records
         ids = {self._user_id, *self._connection.scalars(self._awards)}
         count, last_id = 0, ""
@@ -180,7 +180,7 @@ class _Erasure:
 
 
 def as_text(erased: Erased, *, dry_run: bool) -> str:
-    """Format what was erased on one line, or why nothing was."""
+    """Format the result of an erasure on one line. If nothing was erased, give the reason."""
     counts = {name: counted(count, *NOUNS[name]) for name, count in erased.rows.items()}
     if erased.applies:
         return f"{'Would erase' if dry_run else 'Erased'} personal data in {', '.join(counts.values())}"
@@ -194,7 +194,7 @@ def as_text(erased: Erased, *, dry_run: bool) -> str:
 
 
 def _contains(payload: str, ids: set[str]) -> bool:
-    """Whether a record has one of the ids as a value, or, if it is not JSON, in its text."""
+    """Whether a record has one of the ids as a value. If the record is not JSON, search its text."""
     try:
         document = values.from_json(payload)
     except ValueError:

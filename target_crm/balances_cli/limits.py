@@ -1,4 +1,4 @@
-"""Limits for monitors, and which of them a status breaks."""
+"""Limits for monitors, and a check of a status against them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What a monitor tolerates; None means anything.
+    """The limits that a monitor sets. None means no limit.
 
     Attributes:
-        age: Time since the end of what was read.
-        rejected: Records in quarantine.
-        holes: Holes in the coverage.
+        age: The maximum age of the time up to which actions were read.
+        rejected: The number of records in quarantine.
+        holes: The number of holes in the coverage.
     """
 
     age: timedelta | None = None
@@ -39,7 +39,7 @@ def parse_duration(text: str) -> timedelta:
     """Parse a duration such as `90s`, `15m`, `2h` or `1d`.
 
     Raises:
-        Invalid: The text is something else.
+        Invalid: The text is not a duration.
     """
     found = _DURATION.fullmatch(text.strip())
     if not found:
@@ -49,7 +49,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def broken(status: Status, limits: Limits) -> list[str]:
-    """Return a line per limit that a status breaks."""
+    """Return a line for each limit that a status breaks."""
     lines = list(_too_old(status, limits.age)) if limits.age is not None else []
     if limits.rejected is not None and status.rejected > limits.rejected:
         lines.append(f"{counted(status.rejected, 'record')} in quarantine, limit {limits.rejected:,}")
@@ -68,14 +68,14 @@ def _too_old(status: Status, limit: timedelta) -> Iterator[str]:
 
 
 def _read_until(status: Status) -> dict[str, datetime | None]:
-    """Return until when the actions of each merchant were read or, without coverage, each stream."""
+    """Name → the time up to which each merchant's actions were read. Without coverage, the same for each stream."""
     if merchants := status.coverage.complete_until:
         read_at = next((each.read_at for each in status.streams if each.stream == STREAM), None)
         return {
-            # With a clock that is ahead, coverage ends in the future, and would look new long after the last run.
+            # If a clock is ahead, coverage may end in the future. It would then look fresh long after the last run.
             f"actions of merchant {name}" if name else "actions": read_at if until and until > status.now else until
             for name, until in merchants.items()
         }
-    # The tables of actions and awards exist, even if only one of them is loaded.
+    # Skip streams that are not loaded: the tables of actions and awards exist even if only one stream is loaded.
     read = {f"records of {each.stream}": each.read_at for each in status.streams if each.rows or each.read_at}
     return read or {"records": None}

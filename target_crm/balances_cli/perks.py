@@ -1,4 +1,4 @@
-"""The perk that a command's `--perk` names, by id or title."""
+"""Find the perk that the option `--perk` names, by id or title."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def perks_table(connection: Connection, tables: Tables) -> FromClause | None:
-    """Return the table of perks with those of its columns that exist, or None."""
+    """Return the table of perks with its existing columns. None if the table does not exist."""
     inspector, schema = inspect(connection), tables.metadata.schema
     if not inspector.has_table("perks", schema=schema):
         return None
@@ -36,7 +36,7 @@ def perk_ids(connection: Connection, tables: Tables, perk: str) -> set[str]:
     perks = perks_table(connection, tables)
     if perks is None or "title" not in perks.c:
         return {perk}
-    # Not every engine compares long text.
+    # Compare the titles here, because not every engine can compare long text.
     titled = connection.execute(select(perks.c["_id"], perks.c.title)).all()
     return {perk, *(perk_id for perk_id, title in titled if _normalized(title or "") == _normalized(perk))}
 

@@ -21,15 +21,15 @@ PREFIX = "pepper_crm_"
 
 
 def as_metrics(status: Status) -> str:
-    """Format a status. A value that is unknown has no sample.
+    """Format a status. Unknown values have no sample.
 
-    All samples have the label `schema`, so that the files of several schemas of one database may be in one folder.
+    All samples have the label `schema`, so that one folder may have files for several schemas of a database.
     """
     return "\n".join(line for metric in _metrics(status) for line in _lines(status.schema, *metric))
 
 
 def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
-    """Yield name, help, label and samples of each metric; a metric without a label of its own has one sample."""
+    """Yield the name, help, label and samples of each metric. A metric without a label has only one sample."""
     streams = {each.stream: each for each in status.streams}
     yield "stream_rows", "Rows that are not deleted.", "stream", {name: each.rows for name, each in streams.items()}
     yield (

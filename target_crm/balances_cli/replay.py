@@ -1,4 +1,4 @@
-"""Load quarantined records again. A record that loads leaves the quarantine."""
+"""Load quarantined records again. A record leaves the quarantine once it is loaded."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from target_crm.records.tally import Rejection
     from target_crm.warehouse.connection import Warehouse
 
-# Records that are in memory at a time; each may be a line of some megabytes.
+# Keep only this many records in memory at a time, because each may be a line of some megabytes.
 REPLAY_ROWS = 100
 
 
 def replay(config: Mapping[str, Any], warehouse: Warehouse) -> dict[str, int]:
     """Replay the quarantined records of `actions` and `awards`, with target-crm's settings.
 
-    Records of other streams stay: their columns are not known without their SCHEMA.
+    Records of other streams stay in the quarantine, because their columns are unknown without a SCHEMA message.
 
     Returns:
-        How many records were tried and loaded, and how many are left in the quarantine, of any stream.
+        How many records were tried and loaded, and how many records of all streams are left in the quarantine.
     """
     mapped = {**config, "on_invalid_record": "quarantine"}
-    # A record that was quarantined under its stream has been through the stream maps; a whole message has not.
+    # Stream maps were already applied to a record that was quarantined under its stream, but not to a whole message.
     unmapped = {name: value for name, value in mapped.items() if not name.startswith("stream_map")}
     replayed = _Replay(unmapped, warehouse).run(*_STREAMS), _Replay(mapped, warehouse).run("")
     with warehouse.read() as connection:
@@ -50,12 +50,12 @@ class _Replay:
         self._rejected_ids: dict[int, str] = {}
 
     def run(self, *streams: str) -> tuple[int, int]:
-        """Replay the records of some streams; `""` stands for messages that were quarantined as a whole.
+        """Replay the records of some streams. `""` stands for messages that were quarantined as a whole.
 
-        A record leaves the quarantine after it is committed, so a replay that is killed can simply be repeated.
+        A record leaves the quarantine after it is committed. So if a replay is killed, just start it again.
 
         Returns:
-            How many were tried, and how many of them loaded.
+            How many records were tried, and how many of them were loaded.
         """
         tried = loaded = 0
         last_id = ""
@@ -67,7 +67,7 @@ class _Replay:
             self._rejected_ids.clear()
             first_line = self._target.input_line + len(_SCHEMAS) + 1
             self._target.load([*_SCHEMAS, *messages.values()])
-            # A record that is invalid for another reason than before is in the quarantine a second time.
+            # Delete the old row of a record that was quarantined again for another reason.
             self._delete(messages.keys() - self._rejected_ids.values())
             lines = range(first_line, self._target.input_line + 1)
             tried += len(messages)
@@ -78,7 +78,7 @@ class _Replay:
         self._rejected_ids.update((rejection.input_line, rejection.rejected_id) for rejection in rejections)
 
     def _rows_after(self, rejected_id: str, streams: Sequence[str]) -> Sequence[Row[Any]]:
-        """The next rows of the quarantine, without those that this replay has added."""
+        """The next rows of the quarantine, without the rows that this replay has added."""
         rejected = self._warehouse.tables.rejected_records
         query = (
             select(rejected)
@@ -108,7 +108,7 @@ _SCHEMAS = [
 
 
 def _as_message(row: Row[Any]) -> str | None:
-    """A quarantined record as the RECORD message that it came in; None if it cannot be replayed."""
+    """Convert a quarantined record back to its RECORD message. None if it cannot be replayed."""
     try:
         payload = values.from_json(row.payload)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Show how fresh each stream is, the quarantine, drift, and how the last runs ended."""
+"""Show the freshness of each stream, the quarantine, drift, and how the last runs ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
-# How many of the last runs are shown.
+# Show this many of the last runs.
 RUNS_SHOWN = 10
 
 
@@ -38,11 +38,12 @@ class Stream:
     """The freshness of a stream's table.
 
     Attributes:
-        newest_at: When the newest row happened or, without such a time, was extracted. None without rows.
-        lag_seconds: Time since `newest_at`. It grows while nothing happens in Pepper, unlike the time since `read_at`.
+        newest_at: The time of the newest event. If the stream has no such times, when its newest row was extracted.
+            None without rows.
+        lag_seconds: Seconds since `newest_at`. While nothing happens in Pepper, they grow even if runs continue.
         loaded_at: When the newest row was loaded. None without rows.
-        read_at: When the last finished run had read the stream, even if it found no new rows. None before such a run.
-        rejected: Records in quarantine.
+        read_at: When a finished run last read the stream, even without new rows. None if there was no such run.
+        rejected: The number of records in quarantine.
     """
 
     stream: str
@@ -59,10 +60,10 @@ class Status:
     """The state of a warehouse.
 
     Attributes:
-        schema: The schema of the tables: that of the setting, or the default one of the connection.
-        rejected: Records in quarantine, including lines that belong to no stream.
-        checks: Empty if there are no balances, because neither actions nor awards have been loaded.
-        coverage: Which actions were read.
+        schema: The schema of the tables. Without the setting, it is the connection's default schema.
+        rejected: The number of records in quarantine, including lines that belong to no stream.
+        checks: The comparisons of the balances. Empty if neither actions nor awards have been loaded.
+        coverage: The times for which actions were read.
     """
 
     now: datetime
@@ -84,8 +85,8 @@ def status(warehouse: Warehouse, *, full: bool = False, now: datetime | None = N
 
     Args:
         warehouse: A warehouse that is set up.
-        full: Verify every balance instead of comparing sums.
-        now: The time that ages refer to; default: the local clock.
+        full: Whether to verify every balance instead of comparing sums.
+        now: The current time, from which ages are calculated. The default is the local clock.
     """
     with warehouse.read() as connection:
         return status_in(connection, warehouse.tables, now or datetime.now(UTC), full=full)
@@ -120,18 +121,18 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
 
 
 def _rejected(connection: Connection, tables: Tables) -> Counter[str]:
-    """Return how many records of each table's stream are in quarantine; lines of no stream have an empty name."""
+    """Table → the number of its stream's records in quarantine. Lines that name no stream count under an empty name."""
     rejected = tables.rejected_records
     table_of = tables_of_streams(connection, tables)
     by_stream: Counter[str] = Counter()
     for stream, count in connection.execute(select(rejected.c.stream, func.count()).group_by(rejected.c.stream)):
-        # A stream without a record was last loaded before streams were recorded.
+        # A stream whose table is not recorded was last loaded by an older version, which recorded no tables.
         by_stream[table_of.get(stream) or (ascii_snake_case(stream) if stream else "")] += count
     return by_stream
 
 
 def _read_at(connection: Connection, tables: Tables) -> dict[str, datetime]:
-    """Return when a finished run last read each stream."""
+    """Stream → the time when a finished run last read it."""
     runs = tables.load_runs.c
     query = select(runs.stream, func.max(runs.finished_at)).where(runs.exit_state == DONE).group_by(runs.stream)
     return {stream: finished_at for stream, finished_at in connection.execute(query) if stream}
@@ -223,14 +224,14 @@ def _verdict(status: Status) -> str:
 
 
 def ago(now: datetime, time: datetime | None) -> str:
-    """Return how long ago a time was, such as `12 min`; `in 12 min` for the future, `-` for None."""
+    """Format how long ago a time was, such as `12 min`. A future time gives `in 12 min`, and None gives `-`."""
     if time is None:
         return "-"
     return f"in {duration(time - now)}" if time > now else duration(now - time)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align columns: the first to the left, the others to the right."""
+    """Align the columns of a table: the first one to the left, all others to the right."""
     widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
     return [
         "  ".join(

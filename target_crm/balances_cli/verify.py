@@ -1,4 +1,4 @@
-"""Compare the stored balances with ledger and snapshots, or recompute them from there."""
+"""Compare the stored balances with the ledger and the snapshots, or recompute the balances from them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crm-balances")
 
-# How many awards a check names; it counts them all.
+# A check counts all awards that differ, but names at most this many.
 EXAMPLES_MAX = 20
 
 
 @dataclass(frozen=True)
 class Check:
-    """What should be equal, how many awards or totals differ, and the first of them."""
+    """The result of a check: what should be equal, how many awards or totals differ, and the first ones that do."""
 
     name: str
     question: str
@@ -42,14 +42,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Gaps:
-    """Balance changes without an action. An edit or an expiry in Pepper makes one, so a gap is not drift.
+    """Balance changes without an action. An edit or an expiry in Pepper causes such a gap, so a gap is not drift.
 
     Attributes:
-        number: How many there are.
-        awards: How many awards have one.
-        covered: How many of them happened while everything was read: no action is missing there.
-        unread: How many of them lie across a hole in the coverage: their actions were not read.
-        examples: The first awards with gaps, with the number of their gaps and the time of the newest.
+        number: The number of gaps.
+        awards: The number of awards with gaps.
+        covered: The number of gaps inside covered intervals. There, no action is missing.
+        unread: The number of gaps that overlap a hole in the coverage, where actions were not read.
+        examples: The first awards with gaps, with the number of their gaps and the time of the newest one.
     """
 
     number: int
@@ -66,10 +66,10 @@ class Verification:
     Attributes:
         awards: The number of balances.
         actions: The number of actions in the ledger.
-        counted_actions: How many of them the balances count. Without drift, all that have an effect.
-        checks: A difference in one of them is drift.
-        coverage: Which actions were read.
-        gaps: None if they were not looked for.
+        counted_actions: The number of actions that the balances count. Without drift, these are all with an effect.
+        checks: The comparisons of the balances. A difference in one of them is drift.
+        coverage: The times for which actions were read.
+        gaps: Balance changes without an action. None if the check for gaps was not requested.
     """
 
     awards: int
@@ -81,17 +81,17 @@ class Verification:
 
     @property
     def drifted(self) -> bool:
-        """Whether a balance differs from ledger and snapshots."""
+        """Whether a balance differs from the ledger and the snapshots."""
         return any(check.differing for check in self.checks)
 
     @property
     def failed(self) -> bool:
-        """Whether a balance differs, or actions were never read."""
+        """Whether a balance differs, or there are times for which actions were never read."""
         return self.drifted or bool(self.coverage.holes)
 
 
 def begin(step: str) -> None:
-    """Log a step that may take long, and show it on the terminal while it lasts."""
+    """Log the start of a step that may take long. Show the step on the terminal until it is done."""
     logger.info("%s …", step)
     display.update(step)
 
@@ -101,7 +101,7 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
 
     Args:
         warehouse: The warehouse.
-        gaps: Also look for balance changes without an action, which reads the ledger once more.
+        gaps: Whether to also look for balance changes without an action. This reads the whole ledger once more.
     """
     with warehouse.read() as connection:
         tables = warehouse.tables
@@ -109,7 +109,7 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
         stored = connection.execute(counts).one()
         read = read_coverage(connection, tables)
         return Verification(
-            # First, because it says on the terminal what takes so long.
+            # Start with this step, because it shows on the terminal what takes so long.
             checks=compare_balances(connection, tables),
             awards=stored.award_count,
             actions=count_rows(connection, tables.actions),
@@ -142,7 +142,7 @@ def _find_gaps(connection: Connection, tables: Tables, read: ReadTimes) -> Gaps:
 
 
 def _check(name: str, question: str, connection: Connection, differing: Select[Any]) -> Check:
-    """Count the awards that a query finds, and name the first."""
+    """Count the awards that a query finds, and name the first ones."""
     first = differing.add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
     found = connection.execute(first).mappings().all()
     examples = [_example(row, "award_id", *_differing_columns(row)) for row in found]
@@ -150,16 +150,16 @@ def _check(name: str, question: str, connection: Connection, differing: Select[A
 
 
 def _differing_columns(row: RowMapping) -> list[str]:
-    """Return what to name of a balance: its points or, if those are right, the other columns that differ."""
+    """Return the columns to show for a balance: its points, or if they are equal, the other columns that differ."""
     differing = [name for name in row if f"expected_{name}" in row and row[name] != row[f"expected_{name}"]]
-    # Nothing differs if a balance is stored twice.
+    # If a balance is stored twice, no column differs. Then show the points.
     shown = differing if differing and "points" not in differing else ["points"]
     return [each for name in shown for each in (name, f"expected_{name}")]
 
 
 def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
-    """Compare the sums of all balances with those of the ledger: cheaper than `compare_balances`, and finds less."""
-    begin("Comparing the sums of the balances with those of the ledger")
+    """Compare the sums of all balances with the ledger's sums. Faster than `compare_balances`, but less thorough."""
+    begin("Comparing the sums of the balances with the sums of the ledger")
     queries = balances.totals_of_balances(tables.award_balances), balances.totals_of_actions(tables.actions)
     stored, expected = (dict(connection.execute(query).mappings().one()) for query in queries)
     examples = [
@@ -172,7 +172,7 @@ def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
 
 
 def rebuild(warehouse: Warehouse) -> int:
-    """Recompute all balances from ledger and snapshots, in one transaction; return their number."""
+    """Recompute all balances from the ledger and the snapshots, in one transaction. Return the number of balances."""
     tables = warehouse.tables
     with warehouse.write() as connection:
         begin("Recomputing all balances from the ledger")
@@ -218,7 +218,7 @@ def as_text(verification: Verification) -> str:
 
 
 def example_lines(examples: Sequence[Mapping[str, Any]], awards: int) -> list[str]:
-    """Format what differs of some of the awards, below the line of their check, and how many awards are left out."""
+    """Format the differences of some awards, to print below their check, and how many more awards there are."""
     left_out = awards - len(examples)
     return [
         *("    " + ", ".join(f"{name} {value}" for name, value in each.items()) for each in examples),

@@ -1,1 +1,1 @@
-"""One adapter per SQL engine: what it does differently. `base.EngineAdapter` serves an unknown engine."""
+"""One adapter per SQL engine, with everything that this engine needs differently. Unknown engines use the defaults."""

@@ -1,4 +1,4 @@
-"""The default adapter of an engine, for any SQLAlchemy dialect, and what several adapters share."""
+"""The default adapter, which works with any SQLAlchemy dialect, and code that several adapters share."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 LOCK_WAIT_SECONDS = 60
 LOCK_POLL_SECONDS = 0.1
-# A wait for a lock is logged after this time.
+# Log a wait for a lock after this many seconds.
 LOCK_LOG_SECONDS = 2
 LOADER_LOCK = "the loader's lock"
 # Held while rows are bound. The reader waits so that the two threads do not compete for the GIL.
@@ -59,7 +59,7 @@ logger = logging.getLogger("target-crm.warehouse")
 
 
 class _EveryWord(frozenset[str]):
-    """A set that contains every word."""
+    """A set that claims to contain every word."""
 
     def __contains__(self, _word: object) -> bool:
         return True
@@ -76,28 +76,28 @@ class LockWait:
         self._is_logged = False
 
     def go_on(self, lock: str, holder: str) -> None:
-        """Return if the caller should try again.
+        """Call this after a failed attempt. If it returns, try again.
 
         Raises:
-            ConnectionLost: The wait has taken `LOCK_WAIT_SECONDS`.
+            ConnectionLost: The caller has waited for `LOCK_WAIT_SECONDS`.
         """
         waited_seconds = time.monotonic() - self._began_seconds
         if waited_seconds >= LOCK_WAIT_SECONDS:
-            raise ConnectionLost(f"{lock} is still held by {holder}: wait until that ends, or end it")
+            raise ConnectionLost(f"{lock} is still held by {holder}: wait for it to end, or end it")
         if waited_seconds >= LOCK_LOG_SECONDS and not self._is_logged:
             logger.warning("waiting for %s, held by %s", lock, holder)
             self._is_logged = True
 
 
 class EngineAdapter:
-    """What differs between engines. These defaults serve an unknown engine, so they need only core SQL."""
+    """The differences between engines. The defaults are for an unknown engine, so they need only core SQL."""
 
     tested: ClassVar[bool] = False
     """Whether the conformance tests run on the real engine: see docs/warehouses.md."""
     engine_options: ClassVar[Mapping[str, Any]] = {}
     """Arguments of `create_engine`."""
     read_options: ClassVar[Mapping[str, Any]] = {}
-    """Execution options of a transaction that only reads and has to see one state throughout."""
+    """Execution options of a read-only transaction with one consistent view of the warehouse."""
     batch_size_rows: ClassVar[int] = 10_000
     """The default of the setting `batch_size_rows`."""
     has_schemas: ClassVar[bool] = True
@@ -105,28 +105,28 @@ class EngineAdapter:
     add_column: ClassVar[str] = "ADD"
     """The keywords that add a column in ALTER TABLE."""
     leave_out_column: ClassVar[str] = "ALTER COLUMN {name} DROP NOT NULL"
-    """The clause of ALTER TABLE after which inserts may leave out a column that is NOT NULL; empty if they may anyway.
-    On most engines the column stays, because views that read it would break."""
+    """The clause of ALTER TABLE that lets inserts leave out a NOT NULL column. Empty if no change is needed. Most
+    engines keep the column, because dropping it would break views that read it."""
     create_view: ClassVar[str] = "CREATE VIEW {name} AS {query}"
     """The statement that creates a view."""
     replaces_views: ClassVar[bool] = False
-    """Whether `create_view` replaces an older view, which otherwise has to be dropped first."""
+    """Whether `create_view` replaces an existing view. If not, the view must be dropped first."""
     mixes_ddl_and_dml: ClassVar[bool] = False
-    """Whether a transaction can use a table that it has created. Also true where DDL commits immediately."""
+    """Whether a transaction can use a table that it has created. Also true if DDL commits immediately."""
     limits: ClassVar[TableLimits] = TableLimits()
-    """What a table can hold."""
+    """The limits of a table."""
     widens_columns_to: ClassVar[Collection[str]] = ()
-    """The kinds (see `migrations`) that a column can be widened to: `number` and `decimal` from `integer`, `time` from
-    `date`, `text` from any."""
+    """The kinds (see `migrations`) to which a column can be widened: from `integer` to `number` and `decimal`, from
+    `date` to `time`, from any kind to `text`."""
     rename_table: ClassVar[Sequence[str]] = ()
-    """The statements that rename a table; `{new}` is the new name with its schema. Core SQL has none, and without them
-    no table can be rebuilt."""
+    """The statements that rename a table. `{new}` is the new name with its schema. Core SQL has no such statement, so
+    unknown engines cannot rebuild tables."""
     views_follow_renames: ClassVar[bool] = False
     """Whether a view stays valid when a column that it reads is renamed."""
 
     quotes_every_name: ClassVar[bool] = False
-    """Whether to quote names that SQLAlchemy considers unreserved, because its lists of reserved words have gaps. Only
-    for engines on which quoting does not change the meaning of a name."""
+    """Whether to quote all names, because SQLAlchemy's lists of reserved words are incomplete. Only for engines where
+    quotes do not change the meaning of a name."""
 
     # Connections.
 
@@ -135,15 +135,15 @@ class EngineAdapter:
         return False
 
     def database_exists(self, url: URL) -> bool:  # noqa: ARG002
-        """Whether the database exists, as far as that is known without creating it."""
+        """Whether the database exists, as far as this can be known without creating it."""
         return True
 
     def schema_problem(self, url: URL, schema: str) -> str:  # noqa: ARG002
-        """Why a schema of this name makes the names of its tables ambiguous; empty if it does not."""
+        """Why a schema with this name makes the names of its tables ambiguous. Empty if they are not ambiguous."""
         return ""
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Make a SQLAlchemy engine of a URL."""
+        """Create a SQLAlchemy engine for a URL."""
         engine = create_engine(url, **options, **self.engine_options)
         if self.quotes_every_name:
             engine.dialect.identifier_preparer.reserved_words = cast_type("set[str]", _EVERY_WORD)
@@ -153,19 +153,19 @@ class EngineAdapter:
         """Add listeners that run when the engine connects or begins a transaction."""
 
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
-        """The errors of the warehouse and of the connection to it. Bulk loads raise the driver's own."""
+        """The types of errors from the warehouse or the connection. Bulk loads raise the driver's own errors."""
         return SQLAlchemyError, dialect.loaded_dbapi.Error
 
     def is_retriable(self, error: Exception) -> bool:
-        """Whether a driver's error is worth another attempt: the server or the connection failed."""
+        """Whether to try again after a driver's error, because the server or the connection failed."""
         return bool(pep_249_classes(error) & {"OperationalError", "InterfaceError"})
 
     def is_about_row(self, error: Exception) -> bool:
-        """Whether a driver's error is about a row, because it violates a constraint or has an invalid value."""
+        """Whether a driver's error is about a row that violates a constraint or has an invalid value."""
         return is_about_row(error)
 
     def lacks_privilege(self, error: Exception) -> bool:
-        """Whether a driver's error says that the database user may not do that."""
+        """Whether a driver's error says that the database user lacks a privilege."""
         return sqlstate(error) == "42501"
 
     def describe_error(self, error: Exception) -> str:
@@ -176,14 +176,14 @@ class EngineAdapter:
 
     @contextmanager
     def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:  # noqa: ARG002
-        """Keep other loaders out of a schema, from before a transaction until after it."""
+        """Keep other loaders out of a schema. The lock begins before a transaction, and ends after it."""
         yield
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Keep other loaders out of a schema until the transaction that has just begun ends."""
 
     def limit_resources(self, connection: Connection) -> None:
-        """Limit the memory and threads of the coming batch."""
+        """Limit the memory and threads that the next batch may use."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
         """Whether a transaction on the ledger and the balances is atomic."""
@@ -192,11 +192,11 @@ class EngineAdapter:
     # DDL.
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
-        """Lock the tables that are about to be altered, where a wait for the lock would block readers."""
+        """Lock tables before altering them, on engines where an ALTER TABLE that waits would block readers."""
 
     @contextmanager
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:  # noqa: ARG002
-        """Execute DDL of a table within this context. If a lock times out, its error may name the holder."""
+        """A context in which DDL for a table is executed. If a lock times out, the error may name its holder."""
         yield
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
@@ -204,9 +204,9 @@ class EngineAdapter:
         return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
 
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:  # noqa: ARG002
-        """Return the statements that store in the catalog what a new table and its columns hold.
+        """Return the statements that store the descriptions of a new table and its columns as comments.
 
-        None for a dialect that puts the comments into CREATE TABLE, as MySQL's does, or that has no comments.
+        Empty for a dialect that has no comments, or puts them into CREATE TABLE, as MySQL's does.
         """
         return []
 
@@ -221,29 +221,29 @@ class EngineAdapter:
         return f"ALTER TABLE {name} RENAME COLUMN {preparer.quote(old)} TO {preparer.quote(new)}"
 
     def system_tables(self, connection: Connection) -> Collection[str]:  # noqa: ARG002
-        """The engine's own tables and views that hide others of the same name, or forbid them."""
+        """The engine's own tables and views that hide or forbid other tables with the same name."""
         return ()
 
     def view_names(self, connection: Connection, schema: str | None) -> Collection[str]:
-        """The views of a schema; none if the dialect does not support it."""
+        """The views of a schema. Empty if the dialect cannot list them."""
         try:
             return inspect(connection).get_view_names(schema)
         except NotImplementedError:
             return ()
 
     def view_definition(self, connection: Connection, name: str, schema: str | None) -> str:
-        """The SQL of a view; empty if the dialect does not support it."""
+        """The SQL of a view. Empty if the dialect cannot return it."""
         try:
             return str(inspect(connection).get_view_definition(name, schema))
         except NotImplementedError:
             return ""
 
     def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        """The values of a column in a wider type."""
+        """The expression that converts a column's values to a wider type."""
         return cast(column, type_)
 
     def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:  # noqa: ARG002
-        """Whether the table has to be copied into a new one to give a column its wider type."""
+        """Whether the table must be copied into a new one to give a column a wider type."""
         return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
@@ -253,24 +253,24 @@ class EngineAdapter:
     # Rows.
 
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Insert rows that have a value for every column, in the table's order."""
+        """Insert rows. Each row has a value for every column, in the table's order."""
         if rows:
             with binding:
                 self._bulk_load(connection, table, rows)
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Insert at least one row in the engine's fastest way."""
+        """Insert rows (at least one) as fast as the engine can."""
         names = [column.name for column in table.columns]
         connection.execute(table.insert(), [dict(zip(names, row, strict=True)) for row in rows])
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Change the rows of a table; return how many were updated or deleted."""
+        """Execute a change of a table's rows. Return how many rows were updated or deleted."""
         if isinstance(statement, RowUpdate):
             return self._update(connection, statement)
         return connection.execute(statement).rowcount
 
     def _update(self, connection: Connection, change: RowUpdate) -> int:
-        """Read the new values, and write them by key: in core SQL, an UPDATE takes no values from other tables."""
+        """Read the new values, then write them by key, because UPDATE in core SQL cannot use values of other tables."""
         if not change.reads_other_tables:
             return connection.execute(change.update).rowcount
         rows = [row._asdict() for row in connection.execute(change.new_values)]
@@ -279,11 +279,11 @@ class EngineAdapter:
         return len(rows)
 
     def merge(self, connection: Connection, merge: Merge) -> None:
-        """Merge rows into those of a table."""
+        """Merge rows into a table."""
         self.replace(connection, merge.replacement)
 
     def replace(self, connection: Connection, replacement: Replacement) -> None:
-        """Replace the rows that have the same keys."""
+        """Replace the table's rows that have the same keys as the new rows."""
         self.empty(connection, replacement.work)
         for statement in replacement.statements:
             self.execute(connection, statement)
@@ -295,7 +295,7 @@ class EngineAdapter:
         connection.execute(table.insert().from_select(rows.selected_columns.keys(), rows))
 
     def all_balances(self, tables: Tables) -> Select[Any]:
-        """Recompute every balance from the ledger and the snapshots."""
+        """A query that recomputes every balance from the ledger and the snapshots."""
         return balances.all_balances(tables, balances.partials_from_actions(tables.actions))
 
     def empty(self, connection: Connection, table: Table) -> None:
@@ -307,7 +307,7 @@ class EngineAdapter:
 
 
 class ExtendedSQLAdapter(EngineAdapter):
-    """SQL beyond the core, which most engines with an adapter support. An adapter may turn some of it off."""
+    """Extends core SQL with features that most engines support. An adapter may turn some of them off."""
 
     add_column = "ADD COLUMN"
     create_view = "CREATE OR REPLACE VIEW {name} AS {query}"
@@ -329,7 +329,7 @@ class ExtendedSQLAdapter(EngineAdapter):
 
 
 def lock_name(name: str) -> str:
-    """Turn a name of any length and alphabet into one that every engine accepts for a lock."""
+    """Convert a name to a name for a lock that every engine accepts, whatever its length and alphabet."""
     return f"crm_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
@@ -347,19 +347,19 @@ def quoted_columns(connection: Connection, table: Table) -> str:
 def bind_values(dialect: Dialect, column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
     """Convert a column's values for the driver. Each distinct value is converted once."""
     if isinstance(column.type, Double):
-        # As a decimal, PyMySQL would write all digits of 1e300, and MySQL takes only 65 of them.
+        # PyMySQL would write a decimal such as 1e300 with all its digits, and MySQL accepts at most 65.
         return to_floats(values)
     processor = column.type.dialect_impl(dialect).bind_processor(dialect)
     return values if processor is None else list(map(cache(processor), values))
 
 
 def to_floats(values: Sequence[Any]) -> Sequence[float | None]:
-    """Convert decimals to floats, for drivers that would store decimals of a fixed width."""
+    """Convert decimals to floats, for drivers that would store decimals with a fixed number of digits."""
     return [None if value is None else float(value) for value in values]
 
 
 def insert_by_driver(connection: Connection, table: Table, rows: Rows, placeholder: str) -> None:
-    """Insert rows by the driver's `executemany`. SQLAlchemy's would make a dict of every row."""
+    """Insert rows with the driver's `executemany`. SQLAlchemy's own would convert every row to a dict."""
     placeholders = ", ".join([placeholder] * len(table.columns))
     statement = (
         f"INSERT INTO {quoted_name(connection, table)} ({quoted_columns(connection, table)}) VALUES ({placeholders})"  # noqa: S608 - quoted names only
@@ -371,7 +371,7 @@ def insert_by_driver(connection: Connection, table: Table, rows: Rows, placehold
 
 @cache
 def merge_on_conflict(insert: Callable[[Table], Any], merge: Merge) -> Insert:
-    """A merge as INSERT … ON CONFLICT; `insert` is the function of the dialect."""
+    """A merge as INSERT … ON CONFLICT. `insert` is the dialect's function for INSERT statements."""
     rows = insert(merge.table).from_select(list(merge.rows.selected_columns.keys()), merge.rows)
     keys, values = merge.table.primary_key.columns.keys(), merge.union(rows.excluded, merge.table.c)
     upsert: Insert = rows.on_conflict_do_update(index_elements=keys, set_=dict(values))
@@ -379,25 +379,25 @@ def merge_on_conflict(insert: Callable[[Table], Any], merge: Merge) -> Insert:
 
 
 def boolean_as_text(column: ColumnElement[Any]) -> ColumnElement[str]:
-    """`true` or `false`, of a column in which booleans are numbers."""
+    """The text `true` or `false`, from a column that stores booleans as numbers."""
     return case((column.is_(None), null()), (type_coerce(column, Integer) == 0, "false"), else_="true")
 
 
 def alter_type_using_cast(dialect: Dialect, column: Column[Any]) -> str:
-    """The clause of ALTER TABLE that changes a column's type by a cast of its values."""
+    """The clause of ALTER TABLE that changes a column's type, and casts its values."""
     name = dialect.identifier_preparer.quote(column.name)
     converted = cast(column, column.type).compile(dialect=dialect)
     return f"ALTER COLUMN {name} TYPE {column.type.compile(dialect)} USING {converted}"
 
 
 def create_table_with_layout(create: CreateTable, compiler: Any, layout: str, **kw: Any) -> str:
-    """CREATE TABLE for a column store, with a clause that partitions or clusters a table that grows with time."""
+    """CREATE TABLE for a column store. Append a clause that partitions or clusters tables that grow with time."""
     statement: str = compiler.visit_create_table(create, **kw).rstrip()
     months_of = create.element.info.get(MONTHS_OF)
     return f"{statement}\n{layout.format(months_of=months_of)}" if months_of else statement
 
 
 def comment_clause(create: CreateTable | CreateColumn, compiler: Any, keyword: str) -> str:
-    """The comment on a table or column, for an engine that takes it in CREATE TABLE; empty if there is none."""
+    """The comment on a table or column, for engines with comments in CREATE TABLE. Empty if there is no comment."""
     comment = create.element.comment
     return f"{keyword}{compiler.sql_compiler.render_literal_value(comment, String())}" if comment else ""

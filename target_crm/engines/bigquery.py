@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 class BigQueryAdapter(ExtendedSQLAdapter):
-    """No locks, no keys, no transactions of several statements, and load jobs, which are free."""
+    """BigQuery has no locks and no keys, and each statement is a transaction. Load jobs are free."""
 
     widens_columns_to = ("number",)
-    # The reasons of jobs that never started. A job whose connection was lost may still be running, so a second one
-    # must not be started.
+    # These reasons mean that the job has never started, so it can be tried again. A job whose connection was lost may
+    # still be running.
     _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Make a SQLAlchemy engine, which also finds the credentials."""
+        """Create a SQLAlchemy engine. This also looks for the credentials."""
         from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415 - installed only with the extra of this engine
 
         try:
@@ -45,7 +45,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
             raise SettingError(f"no credentials for BigQuery: {error}") from None
 
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
-        """Add the errors of the driver's client, which reflects tables and loads files, and of the connection."""
+        """Add the errors of the connection, and of the driver's client, which reflects tables and loads files."""
         from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415
         from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
 
@@ -62,7 +62,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
         return bool(reasons & self._REFUSALS) or "due to concurrent update" in str(error)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
-        """BigQuery has no keys; assume those of the schema."""
+        """BigQuery has no keys, so return the key from the stream's schema."""
         return table.primary_key.columns.keys()
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
@@ -93,13 +93,13 @@ class BigQueryAdapter(ExtendedSQLAdapter):
 
 ADAPTERS = {"bigquery": BigQueryAdapter()}
 
-# SQLAlchemy's type for instants with a time zone would be one without.
+# SQLAlchemy's own type would become a type without a time zone.
 register("bigquery", ColumnTypes(identifier=String(), instant=TIMESTAMP(), keeps_time_zone=True))
 
 
 @compiles(Delete, "bigquery")
 def _delete(delete: Delete, compiler: Any, **kw: Any) -> str:
-    """Truncate where there is no condition: BigQuery requires one in DELETE."""
+    """Use TRUNCATE if there is no condition, because BigQuery requires a condition in DELETE."""
     truncate = f"TRUNCATE TABLE {compiler.preparer.format_table(delete.table)}"
     return truncate if delete.whereclause is None else str(compiler.visit_delete(delete, **kw))
 

@@ -49,7 +49,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
             "lightweight_deletes_sync": 2,
             "async_insert": 0,
             "select_sequential_consistency": 1,
-            # Work tables may get the same rows again.
+            # Do not drop repeated inserts, because a work table may receive the same rows again.
             "insert_deduplicate": 0,
             # A first load may span many months.
             "max_partitions_per_insert_block": 0,
@@ -57,7 +57,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
     }
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Wait for the mutations of a loader that was lost. There are no locks against a second loader."""
+        """Wait for mutations that a lost loader has started. ClickHouse has no lock that keeps out a second loader."""
         unfinished = text(
             "SELECT count() FROM system.mutations WHERE database = coalesce(:schema, currentDatabase()) AND NOT is_done"
         )
@@ -91,7 +91,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return str(connection.scalar(definition, {"schema": schema, "name": name}))
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Change rows by way of a copy; delete only if a row meets the condition."""
+        """Update rows by copying them. Execute a DELETE only if a row meets its condition."""
         if isinstance(statement, RowUpdate):
             return self._rewrite(connection, statement)
         if isinstance(statement, Delete) and statement.whereclause is not None:
@@ -112,9 +112,9 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
             connection.execute(DropTable(changed))
 
     def _rewrite(self, connection: Connection, change: RowUpdate) -> int:
-        """Copy the rows with their new values, delete the rows of the same keys, insert the copies.
+        """Copy the rows with their new values, delete the rows with the same keys, and insert the copies.
 
-        Once the copy is complete, `recover` can do the rest. Columns that the change does not name keep their values.
+        Once the copy is complete, `recover` can do the rest. Columns without a new value keep their old one.
         """
         table = change.table
         found = connection.scalar(select(func.count()).select_from(table).where(change.where)) or 0
@@ -141,7 +141,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return f"MODIFY COLUMN {CreateColumn(column).compile(dialect=dialect)}"
 
     def empty(self, connection: Connection, table: Table) -> None:
-        """Truncate: DELETE would work row by row."""
+        """Use TRUNCATE, because DELETE would work row by row."""
         connection.execute(text(f"TRUNCATE TABLE {quoted_name(connection, table)}"))
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
@@ -162,7 +162,7 @@ register("clickhousedb", ColumnTypes(instant=DateTime64(6, "UTC"), keeps_time_zo
 
 @compiles(CreateTable, "clickhousedb")
 def _create_table(create: CreateTable, compiler: DDLCompiler, **_: Any) -> str:
-    """Sort a table by its key; partition one that grows with time by month."""
+    """Sort a table by its key. If the table grows with time, partition it by month."""
     table, quote = create.element, compiler.preparer.quote
     name = compiler.preparer.format_table(table)
     columns = ", ".join(str(CreateColumn(column).compile(dialect=compiler.dialect)) for column in table.columns)
@@ -175,7 +175,7 @@ def _create_table(create: CreateTable, compiler: DDLCompiler, **_: Any) -> str:
 
 @compiles(CreateColumn, "clickhousedb")
 def _create_column(create: CreateColumn, compiler: DDLCompiler, **_: Any) -> str:
-    """Put nullability into the type."""
+    """Declare nullability as part of the column's type."""
     column = create.element
     type_ = compiler.dialect.type_compiler_instance.process(column.type)
     default = compiler.get_column_default_string(column)
@@ -186,13 +186,13 @@ def _create_column(create: CreateColumn, compiler: DDLCompiler, **_: Any) -> str
 
 @compiles(Date, "clickhousedb")
 def _date(_type: Date, _compiler: TypeCompiler, **_: Any) -> str:
-    """Use Date32: Date begins in 1970, and changes an earlier day to another."""
+    """Use Date32, because Date begins in 1970, and would change an earlier day to another one."""
     return "Date32"
 
 
 @compiles(Cast, "clickhousedb")
 def _cast(cast: Cast[Any], compiler: SQLCompiler, **kw: Any) -> str:
-    """Let a cast keep nulls, as on every other engine."""
+    """Make a cast keep nulls, as on every other engine."""
     return f"CAST({compiler.process(cast.clause, **kw)} AS Nullable({compiler.process(cast.typeclause, **kw)}))"
 
 
@@ -205,7 +205,7 @@ def _update(update: Update, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(Delete, "clickhousedb")
 def _delete(delete: Delete, compiler: SQLCompiler, **kw: Any) -> str:
-    """Truncate where there is no condition."""
+    """Use TRUNCATE if there is no condition."""
     if delete.whereclause is None:
         return f"TRUNCATE TABLE {compiler.preparer.format_table(delete.table)}"
     return str(compiler.visit_delete(delete, **kw))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Copies of a table's rows, for engines that change rows by deleting and inserting them, or rewrite the table."""
+"""Scratch tables for engines without UPDATE. They delete rows and insert changed copies, or rewrite the whole table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def with_all_columns(connection: Connection, table: Table) -> Table:
-    """The table with all columns that it has in the warehouse, including those that no schema names."""
+    """The table with all columns that it has in the warehouse, including columns that no schema names."""
     names = connection.execute(select(literal_column("*")).select_from(table).limit(0)).keys()
     columns = (Column(name, table.c[name].type if name in table.c else None) for name in names)
     return Table(table.name, MetaData(schema=table.schema), *columns)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DatabricksAdapter(ExtendedSQLAdapter):
-    """A warehouse where each statement is a separate transaction."""
+    """On Databricks, each statement is a separate transaction."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
         """No: each statement is a separate transaction."""
@@ -28,7 +28,7 @@ class DatabricksAdapter(ExtendedSQLAdapter):
 
 ADAPTERS = {"databricks": DatabricksAdapter()}
 
-# SQLAlchemy's type for instants with a time zone would be one without.
+# SQLAlchemy's own type would become a type without a time zone.
 register("databricks", ColumnTypes(instant=TIMESTAMP(), keeps_time_zone=True))
 
 

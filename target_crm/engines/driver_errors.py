@@ -1,4 +1,4 @@
-"""What a driver's error says: its class, its SQLSTATE, and its text without values of records."""
+"""Read a driver's error: its class, its SQLSTATE, and its message without values of records."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from itertools import takewhile
 
 MESSAGE_CHARS_MAX = 500
 _QUOTE = re.compile("[\"'`«»„“”]")
-# SQLite and DuckDB quote what the table declares: the names of columns, or the condition of a CHECK.
+# In these messages, SQLite and DuckDB quote only the names of columns or the condition of a CHECK, and no values.
 _NAMES_CONSTRAINT = re.compile("(Constraint Error: )?(CHECK|NOT NULL|UNIQUE) constraint failed")
 _SQLSTATE = re.compile("[0-9A-Z]{5}")
 
 
 def pep_249_classes(error: Exception) -> set[str]:
-    """The names of an error's classes, among them the ones that PEP 249 gives to all drivers."""
+    """The names of an error's classes. They include the classes that PEP 249 requires of all drivers."""
     return {each.__name__ for each in type(error).__mro__}
 
 
 def sqlstate(error: Exception) -> str:
     """The SQLSTATE of an error; empty if the driver gives none."""
-    # psycopg2 has its own name for it, pyodbc's is the first argument, and pg8000's is a field.
+    # psycopg2 uses another attribute, pyodbc the first argument, and pg8000 a field of the response.
     first = next(iter(error.args), None)
     given = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or response_fields(error).get("C", first)
     return given if isinstance(given, str) and _SQLSTATE.fullmatch(given) else ""
 
 
 def response_fields(error: Exception) -> dict[str, str]:
-    """The fields of PostgreSQL's response, by their letters, from an error of pg8000; empty for other drivers."""
+    """Letter → field of PostgreSQL's response, from an error of pg8000. Empty for other drivers."""
     fields = next(iter(error.args), None)
     return fields if isinstance(fields, dict) else {}
 
 
 def is_about_row(error: Exception) -> bool:
-    """Whether a row violates a constraint, or has a value that the warehouse refuses."""
+    """Whether the error is about a row that violates a constraint or has an invalid value."""
     return is_about_constraint(error) or is_about_value(error)
 
 
 def is_about_value(error: Exception) -> bool:
-    """Whether a value is refused."""
+    """Whether the warehouse rejected a value."""
     return "DataError" in pep_249_classes(error) or sqlstate(error).startswith("22")
 
 
@@ -51,10 +51,11 @@ def is_about_constraint(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """Describe an error of any driver on one line, without values.
+    """Describe an error of any driver on one line, without values of records.
 
-    An error about a value may quote it, and so may every line except the first of an error about a constraint. In other
-    errors, the first line may be useless: Firebird's is `Dynamic SQL Error`.
+    An error about a value may quote the value, so its message is left out. In an error about a constraint, only the
+    first line is free of values. In other errors, the first line alone may be useless, such as Firebird's `Dynamic SQL
+    Error`.
     """
     name, state = type(error).__name__, sqlstate(error)
     lines = [line.strip(" -\t") for line in str(error).strip().splitlines()] or [""]
@@ -63,6 +64,6 @@ def describe(error: Exception) -> str:
     elif is_about_constraint(error):
         said = lines[0] if _NAMES_CONSTRAINT.match(lines[0]) else _QUOTE.split(lines[0])[0].strip()
     else:
-        # After an empty line or `LINE 1:`, some drivers repeat the statement.
+        # Some drivers repeat the statement after an empty line or `LINE 1:`.
         said = "; ".join(takewhile(lambda line: line and not line.startswith("LINE "), lines))
     return ": ".join(filter(None, (name, said[:MESSAGE_CHARS_MAX] or state)))

@@ -51,33 +51,33 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
 
 
-# Decimals of more digits do not fit into 64 bits, and DuckDB takes over sixty times as long to read them.
+# Decimals with more digits do not fit into 64 bits. DuckDB takes more than sixty times as long to read them.
 POINTS_DIGITS = 18
 # Rows converted to Arrow at a time. This bounds the size of Arrow's buffers.
 CHUNK_ROWS = 2_000
-# A row group that is not full is rewritten with nearly every batch. DuckDB's default is six times as large: a poll
-# of ten actions would write tens of megabytes.
+# Nearly every batch rewrites a row group that is not full. DuckDB's default is six times as large, so a poll with ten
+# actions would write tens of megabytes.
 ROW_GROUP_ROWS = 20_480
 # Settings while a batch is written, unless the URL sets them.
 BATCH_SETTINGS = {
     "threads": "1",
     "memory_limit": "96MB",
-    # Write a committed batch to the database directly. Otherwise it goes to a log first, and is moved on close.
+    # Write a committed batch directly to the database. Otherwise DuckDB writes it to a log first, and moves it later.
     "checkpoint_threshold": "0KB",
     "allocator_flush_threshold": "1MB",
     "allocator_bulk_deallocation_flush_threshold": "1MB",
 }
 # Other names of these settings.
 _ALIASES = {"max_memory": "memory_limit", "worker_threads": "threads", "wal_autocheckpoint": "checkpoint_threshold"}
-# The version of new files. Versions of DuckDB before 1.2 cannot read them, and have no zstd.
+# The storage version of new files. DuckDB before 1.2 cannot read such files, and has no zstd.
 STORAGE_VERSION = "v1.2.0"
-# Columns whose texts hardly repeat: looking for a compression takes long and saves little.
+# The values in these columns hardly repeat, so choosing a compression would take long and save little.
 _UNCOMPRESSED = frozenset({"action_id", "award_id", "user_id", "last_action_id"})
 _ALIAS = "_crm"
 _STORED_AS = f"SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = '{_ALIAS}'"  # noqa: S608 - our own name
 # The databases of every connection: DuckDB's own, the one in memory, and the warehouse.
 _DATABASES = frozenset({"memory", "system", "temp", _ALIAS})
-# Attribute of the dialect: whether the file that its engine opens supports zstd.
+# An attribute that we set on the dialect: whether the engine's database file supports zstd.
 _HAS_ZSTD = "crm_has_zstd"
 _MEMORY = ":memory:"
 _NO_FILE = ("md:", "motherduck:")
@@ -87,15 +87,16 @@ _FILE_IN_USE = ("Could not set lock", "Unique file handle conflict")
 
 
 class DuckDBAdapter(ExtendedSQLAdapter):
-    """A file of columns that one process has open at a time.
+    """DuckDB stores columns in a file, which only one process can open at a time.
 
-    Tables declare no keys. An index of random ids would be rewritten with nearly every batch, stay in memory, and
-    keep the space of deleted rows. DuckDB needs none to find rows: it joins by hash, and skips row groups whose ids are
-    outside the batch's range. Keys stay unique because one loader writes at a time and inserts only absent rows.
+    Tables declare no keys. Nearly every batch would rewrite an index of random ids. The index would also stay in
+    memory, and keep the space of deleted rows. DuckDB needs no index to find rows: it uses hash joins, and skips row
+    groups whose ids are outside the batch's range. Keys stay unique because only one loader writes at a time, and it
+    inserts only rows whose key does not exist.
     """
 
     tested = True
-    # Most costs are per batch: each rewrites row groups.
+    # Batches are larger here, because the cost of rewriting row groups hardly depends on the size of the batch.
     batch_size_rows = 20_000
     leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True
@@ -124,7 +125,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return ""
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Make a SQLAlchemy engine. An in-memory database is invalid: it would end with each transaction."""
+        """Create a SQLAlchemy engine. An in-memory database is an error, because it would end with each transaction."""
         if (url.database or _MEMORY).startswith(_MEMORY):
             raise SettingError(
                 "duckdb: an in-memory database is not supported; name a file, as in duckdb:///warehouse.duckdb"
@@ -132,7 +133,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return super().create_engine(url, **options)
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Wait while another process or connection has the file open, and find out whether it supports zstd."""
+        """Wait while another process or connection has the file open. Then find out whether the file supports zstd."""
 
         def on_connect(dialect: Dialect, _record: object, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
             wait = LockWait()
@@ -154,9 +155,9 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         event.listen(engine, "first_connect", on_first_connect)
 
     def limit_resources(self, connection: Connection) -> None:
-        """Use one thread and little memory: a batch is small."""
+        """Use one thread and little memory, because a batch is small."""
         driver_connection: Any = connection.connection.driver_connection
-        # An index, which an older version of this target has declared, has to fit into memory.
+        # Older versions of this target declared keys. Their indexes must fit into memory.
         (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
         in_url = {_ALIASES.get(name, name) for name in connection.engine.url.query}
         if indexes:
@@ -165,7 +166,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         driver_connection.execute("; ".join(settings))
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """The key that an older version has declared, else the columns that are NOT NULL only because of the key."""
+        """The key that an older version declared. Without one, the columns that are NOT NULL because of their key."""
         declared = super().keys(connection, table)
         if declared:
             return declared
@@ -175,7 +176,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return [column["name"] for column in columns if not column["nullable"] and column["name"] not in others]
 
     def is_retriable(self, error: Exception) -> bool:
-        """Whether two transactions of this process conflicted, or one ran out of memory."""
+        """Whether two transactions of this process conflicted, or a transaction ran out of memory."""
         is_conflict = "TransactionException" in pep_249_classes(error) and not is_about_constraint(error)
         return is_conflict or _mentions(error, _OUT_OF_MEMORY)
 
@@ -191,7 +192,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Load columns through Arrow. Row by row takes thirty times as long."""
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
-        # Arrow infers the other types from the values, which would take long for these.
+        # Set the types of these columns. Arrow infers all other types from the values, which would take long here.
         kinds = {
             Instant: pyarrow.timestamp("us"),
             Points: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),
@@ -204,7 +205,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             if type(column.type) is Numeric
         }
         names = [str(place) for place in range(len(table.columns))]
-        # Arrow's default pool does not return memory to the system.
+        # Use the system's memory pool, because Arrow's default pool does not return memory to the system.
         pool = pyarrow.system_memory_pool()
         chunks = [
             pyarrow.table(
@@ -225,12 +226,12 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         connection.exec_driver_sql(
             f"INSERT INTO {quoted_name(connection, table)} ({quoted_columns(connection, table)}) SELECT * FROM _rows"  # noqa: S608 - quoted names only
         )
-        # After an error the connection is closed, which also unregisters.
+        # After an error this is not needed, because the connection is closed.
         driver_connection.unregister("_rows")
 
 
 def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
-    """Connect to the warehouse. Attach its file, because only ATTACH can set the storage version and row group size."""
+    """Connect to the warehouse. Use ATTACH, because only ATTACH can set the storage version and row group size."""
     path, settings = options["database"], options["url_config"]
     file = Path(path)
     if path.startswith(_NO_FILE) or settings.get("access_mode") == "read_only":
@@ -247,7 +248,7 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
         connection.execute(f"USE {_ALIAS}")
     except BaseException as error:
         connection.close()
-        # A full disk leaves an empty file, which is no database. Leave another process's file alone.
+        # On a full disk, DuckDB leaves an empty file, which is not a database. Delete it, but not another process's file.
         if is_new and not _mentions(error, _FILE_IN_USE) and file.exists() and not file.stat().st_size:
             file.unlink()
         raise
@@ -259,7 +260,7 @@ def _mentions(error: BaseException, phrases: Collection[str]) -> bool:
 
 
 def _holder(error: Exception) -> str:
-    """The process that has the file open, as the error names it."""
+    """The process that has the file open, according to the error."""
     process = re.search(r"PID (\d+)", str(error))
     return f"process {process[1]}" if process else "another connection"
 
@@ -276,7 +277,7 @@ def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> Non
 
 @compiles(CreateColumn, "duckdb")
 def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str:
-    """Set the compression of columns for which DuckDB takes long to choose one, and chooses badly."""
+    """Set the compression of columns for which DuckDB would take long to choose one, and would choose badly."""
     column = element.element
     specification: str = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]
     # In a file of an older version, DuckDB would not compress a zstd column at all.
@@ -289,7 +290,7 @@ def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> s
 
 @compiles(any_value, "duckdb")
 def _any_value(element: any_value, compiler: SQLCompiler, **kw: Any) -> str:
-    # The greatest of texts takes longer than all else that an aggregate of the ledger does.
+    # MAX of a text column would take longer than the rest of an aggregate over the ledger.
     return f"ANY_VALUE({compiler.process(element.clauses, **kw)})"
 
 

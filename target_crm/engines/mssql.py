@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SQLServerAdapter(ExtendedSQLAdapter):
-    """Application locks, and a driver that sends many rows at once."""
+    """SQL Server has application locks, and a driver that sends many rows at once."""
 
     engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
     add_column = "ADD"
@@ -31,7 +31,7 @@ class SQLServerAdapter(ExtendedSQLAdapter):
     widens_columns_to = ("number", "decimal")
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Take an application lock, which ends with the transaction. It reports a timeout by a return code."""
+        """Take an application lock, which ends with the transaction. SQL Server reports a timeout in a return code."""
         connection.execute(
             text(
                 "DECLARE @got int; EXEC @got = sp_getapplock @Resource = :name, @LockMode = 'Exclusive', "
@@ -42,7 +42,7 @@ class SQLServerAdapter(ExtendedSQLAdapter):
         )
 
     def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:
-        """Use a procedure that takes the new name unquoted."""
+        """Use the procedure `sp_rename`, which expects the new name without quotes."""
         preparer = dialect.identifier_preparer
         name = f"{preparer.format_table(table)}.{preparer.quote(old)}"
         return f"EXEC sp_rename '{name}', '{new}', 'COLUMN'"
@@ -58,7 +58,7 @@ _COLLATION = "Latin1_General_100_BIN2_UTF8"
 register(
     "mssql",
     ColumnTypes(
-        # Lengths count bytes: a character may take four.
+        # A length is a number of bytes here, and a character may take four.
         identifier=String(ID_CHARS_MAX * 4, collation=_COLLATION),
         text=Text(collation=_COLLATION),
         instant=DATETIME2(6),  # type: ignore[no-untyped-call]

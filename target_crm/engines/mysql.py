@@ -46,19 +46,19 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
-# Letters that the collation of names treats as equal to others, although Unicode does not decompose them.
+# The collation of names treats these letters as equal to others, although Unicode does not decompose them.
 _LIKE = str.maketrans({"ß": "s", "ı": "i", "ϲ": "σ"})  # noqa: RUF001 - other alphabets
-# Key of a connection's `info`: the longest statement that the server takes, in bytes.
+# In a connection's `info`: the longest statement that the server accepts, in bytes.
 _PACKET = "max_allowed_packet"
-# Space for the keywords of a statement, and for any value other than a text.
+# Reserve this many bytes for the keywords of a statement, and for values other than text.
 _STATEMENT_BYTES = 1_024
 _VALUE_BYTES = 70
 _ESCAPED = "\0\n\r\x1a\"'\\"
 
 
 def _split(rows: Rows, bytes_max: int) -> Iterator[Rows]:
-    """Halve rows until each part is shorter than this, or one row."""
-    # In UTF-8, a character has at most four bytes; one that is escaped has two.
+    """Halve the rows until each part is shorter than `bytes_max`, or has a single row."""
+    # In UTF-8, a character has at most four bytes. An escaped character has two.
     chars = sum(len(value) for row in rows for value in row if isinstance(value, str))
     if len(rows) == 1 or 4 * chars + _VALUE_BYTES * len(rows) * len(rows[0]) <= bytes_max:
         yield rows
@@ -77,7 +77,7 @@ def _size_bytes(row: Sequence[Any]) -> int:
 
 
 def _fold(name: str) -> str:
-    """A name without case and accents, as utf8mb3_general_ci compares names."""
+    """A name without case and accents, because utf8mb3_general_ci compares names without them."""
     return "".join(map(_base, name.translate(_LIKE))).casefold()
 
 
@@ -88,10 +88,10 @@ def _base(letter: str) -> str:
 
 
 class MySQLAdapter(ExtendedSQLAdapter):
-    """Named locks that outlast a transaction, and DDL that commits immediately."""
+    """MySQL has named locks that outlast a transaction, and commits DDL immediately."""
 
     quotes_every_name = True
-    # InnoDB reserves these names of columns, and limits rows and keys.
+    # InnoDB reserves these column names, and limits the number of columns and the size of keys.
     limits = TableLimits(
         decimal_digits=DECIMAL_DIGITS,
         reserved_columns=frozenset({"db_row_id", "db_trx_id", "db_roll_ptr", "fts_doc_id"}),
@@ -103,9 +103,9 @@ class MySQLAdapter(ExtendedSQLAdapter):
     widens_columns_to = ("number", "decimal", "time", "text")
     leave_out_column = "MODIFY COLUMN {name} {type}"
     rename_table = ("ALTER TABLE {old} RENAME TO {new}",)
-    # The server or the connection to it is lost; too many connections; a lock timeout or a deadlock.
+    # The server or the connection was lost, there are too many connections, or there was a lock timeout or a deadlock.
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
-    # Out of range, truncated, too long, null, a check: these messages name column or constraint, and quote no value.
+    # A value is out of range, truncated, too long or null, or violates a check. The message does not quote the value.
     _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364, 3819, 4025})
     # `Incorrect string value: '…' for column …`, the same with `datetime`, and `Duplicate entry '…' for key …`
     _VALUE_BEFORE: ClassVar[Mapping[int, str]] = {1292: " for column ", 1366: " for column ", 1062: " for key "}
@@ -117,11 +117,11 @@ class MySQLAdapter(ExtendedSQLAdapter):
         "JOIN information_schema.processlist ON id = trx_mysql_thread_id WHERE id <> CONNECTION_ID() "
         "ORDER BY trx_started LIMIT 1"
     )
-    # An ALTER TABLE that waits for a reader blocks all later readers. The default is a day.
+    # An ALTER TABLE that waits for a reader blocks all later readers. The default timeout is a day or even a year.
     _TABLE_LOCK_SECONDS = 10
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Limit waits for locks of tables, and use strict mode: otherwise a server may truncate values."""
+        """Limit waits for table locks, and use strict mode. Without it, a server may truncate values."""
 
         def on_connect(driver_connection: Any, record: ConnectionPoolEntry) -> None:
             with closing(driver_connection.cursor()) as cursor:
@@ -136,7 +136,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
 
     @contextmanager
     def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:
-        """Hold a named lock. Its name contains the database, because names are the server's."""
+        """Hold a named lock. Its name contains the database, because all databases of a server share these names."""
         name = lock_name(f"{connection.engine.url.database}.{schema}")
         with closing(connection.connection.cursor()) as cursor:
 
@@ -157,9 +157,9 @@ class MySQLAdapter(ExtendedSQLAdapter):
 
     @contextmanager
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:
-        """Name the oldest open transaction after a timeout of the table's lock.
+        """After a timeout of the table's lock, name the oldest open transaction in the error.
 
-        Only the performance schema or a plugin has the holder of a lock, and MariaDB has neither by default.
+        Only the performance schema or a plugin knows the holder of a lock, and MariaDB has neither by default.
         """
         try:
             yield
@@ -169,30 +169,30 @@ class MySQLAdapter(ExtendedSQLAdapter):
             try:
                 oldest = connection.exec_driver_sql(self._OPEN_TRANSACTIONS).scalar()
             except DBAPIError:
-                # It needs the privilege PROCESS.
+                # The query needs the privilege PROCESS.
                 oldest = None
             holder = (
                 f"another session, perhaps by {oldest}, the oldest open transaction" if oldest else "another session"
             )
             raise ConnectionLost(
-                f"a lock on table {table} is still held by {holder}: wait until that ends, or end it"
+                f"a lock on table {table} is still held by {holder}: wait for it to end, or end it"
             ) from None
 
     def is_retriable(self, error: Exception) -> bool:
-        """Decide by number: the driver's classes are too coarse."""
+        """Decide by the error's number, because the driver's classes are too coarse."""
         return bool(error.args) and error.args[0] in self._RETRIABLE
 
     def is_about_row(self, error: Exception) -> bool:
-        """Decide by number, too: mysqlclient and PyMySQL have no class for a CHECK."""
+        """Decide by the error's number, because mysqlclient and PyMySQL have no class for a CHECK."""
         number = next(iter(error.args), None)
         return number in self._WITHOUT_VALUES or number in self._VALUE_BEFORE or super().is_about_row(error)
 
     def lacks_privilege(self, error: Exception) -> bool:
-        """Decide by number, too: many of these errors have the general SQLSTATE 42000."""
+        """Decide by the error's number, because many of these errors have the general SQLSTATE 42000."""
         return next(iter(error.args), None) in self._NO_PRIVILEGE
 
     def describe_error(self, error: Exception) -> str:
-        """Add the server's message about a value, but not the value."""
+        """Add the server's message about a value, but without the value."""
         number, message = (*error.args, "", "")[:2]
         place = self._VALUE_BEFORE.get(number, "\0")
         if place in message:
@@ -207,24 +207,25 @@ class MySQLAdapter(ExtendedSQLAdapter):
         return f"MODIFY COLUMN {name} {column.type.compile(dialect)}"
 
     def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:
-        """Copy booleans, which are numbers here: after an ALTER TABLE, `0` would have to become `false`.
+        """Rebuild the table to widen a boolean, which is a number on this engine.
 
-        A run may be interrupted between the two statements.
+        Without a rebuild, a second statement after ALTER TABLE would have to change `0` to `false`, and a run may be
+        interrupted between the two.
         """
         return isinstance(old, TINYINT) and isinstance(column.type, Identifier | LongText)
 
     def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        """Let the server convert all but booleans, which are numbers here."""
+        """Let the server convert all types except booleans, which are numbers on this engine."""
         is_boolean = isinstance(column.type, TINYINT) and isinstance(type_, Identifier | LongText)
         return boolean_as_text(column) if is_boolean else column
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Use the driver's `executemany`, which sends many rows per statement.
 
-        LOAD DATA LOCAL would be faster, but allows a server to ask this machine for any file.
+        LOAD DATA LOCAL would be faster, but it would allow the server to request any file of this machine.
 
         Raises:
-            WarehouseError: A row is larger than the server takes.
+            WarehouseError: A row is larger than the server accepts.
         """
         packet_bytes = connection.info[_PACKET]
         names_bytes = len(quoted_columns(connection, table).encode()) + _STATEMENT_BYTES

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OracleAdapter(ExtendedSQLAdapter):
-    """Oracle: ALTER TABLE … ADD takes no COLUMN keyword."""
+    """In Oracle, ALTER TABLE … ADD has no keyword COLUMN."""
 
     add_column = "ADD"
     leave_out_column = "MODIFY {name} NULL"

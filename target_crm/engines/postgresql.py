@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class PostgreSQLAdapter(ExtendedSQLAdapter):
-    """Advisory locks, COPY, and unlogged work tables."""
+    """PostgreSQL has advisory locks, COPY, and unlogged tables, which serve as work tables."""
 
     tested = True
     quotes_every_name = True
@@ -52,37 +52,37 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
     widens_columns_to = ("number", "time", "text")
     views_follow_renames = True
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
-    # The lock of a schema is this number and a hash of the schema's name: one loader at a time.
+    # This number and a hash of the schema's name identify the lock that admits one loader at a time.
     _LOCK_CLASS = 0x63726D
-    # The schema that has the tables, or will have them: two roles may have different search paths.
+    # The schema that has the tables, or will have them. Look it up, because two roles may have different search paths.
     _SCHEMA = (
         "coalesce(:schema, (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE pg_class.oid = coalesce(to_regclass('_crm_version'), to_regclass('award_balances'))), "
         "current_schema(), '')"
     )
     _JSON_OID = 114
-    # Unless the role or the database has its own limit.
+    # Limit the waits for locks, unless the role or the database has its own limit.
     _LIMIT_WAITS = (
         f"set_config('lock_timeout', coalesce(nullif(current_setting('lock_timeout'), '0'), '{LOCK_WAIT_SECONDS}s'), "
         "true)"
     )
     _LOCK_PAUSE_SECONDS = 2
-    # No connection; a deadlock or another conflict of transactions; too few resources; a lock that another session
-    # held for too long; a server that stops or starts; a session that was idle for too long.
+    # In this order: no connection; a deadlock or another conflict; too few resources; a lock that another session held
+    # for too long; a server that stops or starts; a session that was idle for too long.
     _RETRIABLE_STATES = ("08", "40", "53", "55P03", "57P01", "57P02", "57P03", "57P05", "25P03")
-    # Errors about a statement or an object, whose detail names objects.
+    # Errors about a statement or an object. Their detail names objects, but quotes no values.
     _STATES_WITH_DETAIL = ("0A", "2B", "42", "53", "54", "55")
-    # A value is too long or out of range. Only text that was to be a number is quoted.
+    # A value is too long or out of range. The message quotes the value only if text should have become a number.
     _STATES_OF_SIZE = frozenset({"22001", "22003"})
-    # A view, a rule or a generated column needs what is to be changed.
+    # A view, a rule or a generated column depends on the object that should change.
     _STATES_OF_DEPENDENTS = frozenset({"0A000", "2BP01"})
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Make a SQLAlchemy engine that works behind a pooler, too.
+        """Create a SQLAlchemy engine that also works behind a pooler.
 
         A pooler may execute each transaction in another session, which lacks the statements that the driver has
-        prepared. So the driver prepares none, unless psycopg's option `prepare_threshold` says after how many
-        executions to prepare a statement (0 or `none`: never).
+        prepared. So the driver prepares no statements. psycopg's option `prepare_threshold` can change this: it sets
+        after how many executions a statement is prepared (0 or `none`: never).
         """
         arguments: dict[str, Any] = {}
         driver = url.get_driver_name()
@@ -95,9 +95,9 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         )
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Set the time zone to UTC: in some others, the driver cannot read the year 9999.
+        """Set the time zone to UTC, because in some other zones the driver cannot read the year 9999.
 
-        For each transaction, because a pooler may execute the next one in another session.
+        Set it for each transaction, because a pooler may execute the next one in another session.
         """
 
         def on_begin(connection: Connection) -> None:
@@ -106,12 +106,12 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         event.listen(engine, "begin", on_begin)
 
     def is_retriable(self, error: Exception) -> bool:
-        """Decide by SQLSTATE. An error without one comes from the driver: the connection failed."""
+        """Decide by SQLSTATE. Errors without a SQLSTATE come from the driver, and mean that the connection failed."""
         state = sqlstate(error)
         return state.startswith(self._RETRIABLE_STATES) if state else super().is_retriable(error)
 
     def describe_error(self, error: Exception) -> str:
-        """Add the server's detail, unless that may quote a value."""
+        """Add the detail from the server's error, unless it may quote a value."""
         state, server = sqlstate(error), getattr(error, "diag", None)
         fields = response_fields(error)
         message = getattr(server, "message_primary", None) or fields.get("M", "")
@@ -123,7 +123,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         if detail and state.startswith(self._STATES_WITH_DETAIL):
             parts += detail.splitlines()
         if detail and state in self._STATES_OF_DEPENDENTS:
-            parts.append("drop what depends on it, load once, and create it again")
+            parts.append("drop the dependent objects, load once, and create them again")
         return f"{type(error).__name__}: {'; '.join(part.rstrip('.') for part in parts)}"
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
@@ -141,9 +141,9 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             wait_for_lock(connection, lambda: connection.execute(lock, parameters), held, parameters)
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
-        """Lock tables by short attempts. Readers queue behind a waiting ALTER TABLE, and continue between attempts.
+        """Lock tables in short attempts. Readers queue behind a waiting ALTER TABLE, and continue between attempts.
 
-        One statement locks all tables: readers of the first would wait for the lock of the second.
+        Lock all tables in one statement. Otherwise readers of the first table would also wait for the second lock.
         """
         is_table = text("SELECT relkind IN ('r', 'p') FROM pg_class WHERE oid = to_regclass(:name)")
         quoted = [quoted_name(connection, table) for table in tables]
@@ -158,7 +158,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             )
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:
-        """Yes, unless a table has partitions on other servers, each of which commits separately."""
+        """Yes, unless a table has partitions on other servers. Each of these servers commits separately."""
         foreign_tables = (
             "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE relkind = 'f'"
         )
@@ -166,7 +166,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return connection.scalar(text(in_schema), {"schema": schema}) is None
 
     def system_tables(self, connection: Connection) -> Collection[str]:
-        """The catalog: a name without a schema is looked up there first."""
+        """The names in the catalog. PostgreSQL looks up a name without a schema there first."""
         in_catalog = "SELECT relname FROM pg_class WHERE relnamespace = CAST('pg_catalog' AS regnamespace)"
         return connection.scalars(text(in_catalog)).all()
 
@@ -175,14 +175,14 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return [*super().view_names(connection, schema), *inspect(connection).get_materialized_view_names(schema)]
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """The primary key; a table that is partitioned over other servers cannot declare one."""
+        """The primary key. A table with partitions on other servers cannot declare one, so return the schema's key."""
         is_partitioned = text("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass(:name)")
         if connection.scalar(is_partitioned, {"name": quoted_name(connection, table)}):
             return table.primary_key.columns.keys()
         return super().keys(connection, table)
 
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:
-        """Comment on all columns in one statement, which is one round trip."""
+        """Comment on the table and all columns in a single statement, to save round trips."""
         statements = super().comments_on(dialect, table)
         return [f"DO $$ BEGIN {'; '.join(statements)}; END $$"] if statements else []
 
@@ -191,7 +191,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return alter_type_using_cast(dialect, column)
 
     def empty(self, connection: Connection, table: Table) -> None:
-        """Truncate, which leaves no dead rows; but delete during a backup, for which TRUNCATE would have to wait."""
+        """Use TRUNCATE, which leaves no dead rows. If the table is locked, as during a backup, use DELETE instead."""
         name = quoted_name(connection, table)
         connection.exec_driver_sql(
             f"DO $$ BEGIN LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE {name}; "  # noqa: S608 - quoted names only
@@ -199,13 +199,13 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         )
 
     def all_balances(self, tables: Tables) -> Select[Any]:
-        """Join actions and snapshots. Grouping them takes half the time of a simple aggregate of the ledger."""
+        """Join actions and snapshots, because grouping both of them would take longer here."""
         return balances.all_balances(tables, balances.partials_from_actions(tables.actions), balances.by_full_join)
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
         """Compute the rows into a temporary table, in parallel, and write only those that differ.
 
-        Without a key this would miss duplicates: a row that exists twice does not differ.
+        This relies on the table's key. Without a key, it would not find a row that is stored twice.
         """
         may_create_it = connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')"))
         if not (may_create_it and self.keys(connection, table)):
@@ -218,21 +218,21 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         connection.execute(staging.insert_missing(table, computed))
 
     def merge(self, connection: Connection, merge: Merge) -> None:
-        """Merge by ON CONFLICT."""
+        """Use INSERT … ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Use binary COPY, if the driver is psycopg."""
+        """Use binary COPY if the driver is psycopg."""
         if connection.dialect.driver != "psycopg":
             super()._bulk_load(connection, table, rows)
             return
         name, columns = quoted_name(connection, table), quoted_columns(connection, table)
         driver_connection: Any = connection.connection.driver_connection
         with driver_connection.cursor() as cursor:
-            # The types in the warehouse: another loader may have made some wider than this one's schema.
+            # Use the types in the warehouse. Another loader may have widened columns beyond this loader's schema.
             types = [column.type_code for column in cursor.execute(f"SELECT {columns} FROM {name} LIMIT 0").description]  # noqa: S608 - quoted names only
             with cursor.copy(f"COPY {name} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
-                # JSON is the sender's text; the driver would encode it as a JSON string.
+                # JSON values are already JSON text. The driver would encode the text again as a JSON string.
                 copy.set_types(["text" if each == self._JSON_OID else each for each in types])
                 for row in rows:
                     copy.write_row(row)
@@ -240,7 +240,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
 
 ADAPTERS = {"postgresql": PostgreSQLAdapter()}
 
-# Long texts keep the default collation: it distinguishes any two texts, and sorts as users expect.
+# Long text keeps the default collation, which distinguishes any two texts, and sorts as users expect.
 register(
     "postgresql",
     ColumnTypes(
@@ -262,7 +262,7 @@ def _create_table(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str
 
 @compiles(PrimaryKeyConstraint, "postgresql")
 def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> str | None:
-    """Give work tables no key: they are read as a whole, so an index costs more than it saves."""
+    """Give work tables no key. Queries read them as a whole, so an index would cost more than it saves."""
     if element.table.info == WORK:
         return None
     constraint: str = compiler.visit_primary_key_constraint(element, **kw)

@@ -1,4 +1,4 @@
-"""Waits for locks of PostgreSQL, in short attempts."""
+"""Wait for a lock in PostgreSQL, in short attempts."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def wait_for_lock(
     Args:
         connection: A connection in a transaction.
         lock: Takes the lock.
-        held: A condition on `pg_locks` that finds the session that holds the lock.
+        held: A condition on `pg_locks` that finds the holder of the lock.
         parameters: The parameters of the condition.
-        pause_seconds: The pause between attempts. Sessions that queued behind an attempt continue in it.
+        pause_seconds: The pause between attempts. Sessions that queued behind an attempt continue during the pause.
 
     Raises:
-        ConnectionLost: It was held for too long.
+        ConnectionLost: Another session held the lock for too long.
     """
     wait = LockWait()
     while not _try(connection, lock):

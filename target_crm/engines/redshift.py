@@ -1,4 +1,4 @@
-"""Amazon Redshift, whose TEXT holds 256 bytes and whose lengths count bytes: a character may take four."""
+"""Amazon Redshift. TEXT holds only 256 bytes. Lengths of types are in bytes, and a character may take four."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 
 
 class RedshiftAdapter(ExtendedSQLAdapter):
-    """Redshift: a column cannot become nullable."""
+    """In Redshift, a column cannot become nullable."""
 
     leave_out_column = "DROP COLUMN {name}"
 

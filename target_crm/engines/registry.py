@@ -1,4 +1,4 @@
-"""Which adapter serves which engine."""
+"""Find the adapter of an engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from target_crm.engines.base import EngineAdapter
 from target_crm.errors import SettingError
 
-# SQLAlchemy's name of an engine → its module, which registers column types and SQL, and has an adapter.
+# SQLAlchemy's name for an engine → the engine's module, with its adapter, column types and SQL.
 _MODULES = {
     "bigquery": "bigquery",
     "clickhousedb": "clickhouse",
@@ -24,16 +24,16 @@ _MODULES = {
     "spark": "spark",
     "sqlite": "sqlite",
 }
-# Engines whose extra has another name than the module.
+# Module → the extra of this project, if its name differs from the module's.
 _EXTRAS = {"postgresql": "postgres"}
 
 
 @cache
 def adapter_for(backend_name: str) -> EngineAdapter:
-    """The adapter of an engine, by SQLAlchemy's name of it; the default one for an unknown engine.
+    """The adapter of an engine, given SQLAlchemy's name for it. An unknown engine gets the default adapter.
 
-    Call it before anything is compiled for the engine's dialect: it imports the engine's module. No other module does,
-    because some import a driver.
+    Call this function before compiling SQL for the engine, because it imports the engine's module. No other code
+    imports such a module, because some of them import a driver.
 
     Raises:
         SettingError: The engine's driver is not installed.
@@ -51,7 +51,7 @@ def missing_driver(backend_name: str, package: str | None) -> SettingError:
     """Name the missing package, and the extra of this project that installs it.
 
     Args:
-        backend_name: SQLAlchemy's name of the engine.
+        backend_name: SQLAlchemy's name for the engine.
         package: The Python package that cannot be imported, if that is known.
     """
     missing = f"the Python package {package} is missing" if package else "its SQLAlchemy dialect is missing"

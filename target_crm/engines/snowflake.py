@@ -33,28 +33,28 @@ if TYPE_CHECKING:
 
 
 class SnowflakeAdapter(ExtendedSQLAdapter):
-    """Table locks that end with a transaction, DDL that commits immediately, and files loaded from a stage."""
+    """Snowflake has table locks that end with a transaction, commits DDL immediately, and loads files from a stage."""
 
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS)
-    # A cancelled statement (timeout, lock timeout, user); a failed connection.
+    # A failed connection, or a statement that was cancelled by a user or a timeout, including lock timeouts.
     _RETRIABLE_STATES = frozenset({"08001", "08003", "57014"})
-    # An internal error of the server; a session that has ended, or whose token has expired.
+    # An internal error of the server, a session that has ended, or a session whose token has expired.
     _RETRIABLE_NUMBERS = frozenset({603, 390111, 390112, 390114})
     _NO_SUCH_TABLE = 2003
-    # The dialect takes these from `connect_args` only: a URL might come from an untrusted source.
+    # The dialect accepts these only in `connect_args`, because a URL might come from an untrusted source.
     _FILES = ("private_key_file", "token_file_path")
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Make a SQLAlchemy engine whose sessions wait for locks a minute, instead of half a day."""
+        """Create a SQLAlchemy engine. Its sessions wait a minute for locks, instead of half a day."""
         session = {"TIMEZONE": "UTC", "LOCK_TIMEOUT": LOCK_WAIT_SECONDS, "QUERY_TAG": "target-crm"}
         files = {name: url.query[name] for name in self._FILES if name in url.query}
         arguments = {"session_parameters": session, **files}
         return super().create_engine(url.difference_update_query(files), connect_args=arguments, **options)
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Update a table of one row, which makes other loaders wait. Until the table exists, there is no lock.
+        """Update a table with a single row, so that other loaders must wait. Until the table exists, there is no lock.
 
-        If a loader dies in a transaction, Snowflake ends that once others have waited for five minutes.
+        If a loader dies in a transaction, Snowflake ends the transaction once others have waited for five minutes.
         """
         version = tables_in(schema).version
         try:
@@ -64,16 +64,16 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
                 raise
 
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:  # noqa: ARG002
-        """None: CREATE TABLE has them."""
+        """No statements, because CREATE TABLE includes the comments."""
         return []
 
     def is_retriable(self, error: Exception) -> bool:
-        """Decide by state and number too: a lock timeout is a ProgrammingError."""
+        """Also check the error's SQLSTATE and number, because a lock timeout is a ProgrammingError."""
         state, number = getattr(error, "sqlstate", None), getattr(error, "errno", None)
         return super().is_retriable(error) or state in self._RETRIABLE_STATES or number in self._RETRIABLE_NUMBERS
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Copy a file from the user's own stage, which needs no privilege. `PURGE` deletes it afterwards."""
+        """Copy a file from the user's own stage, which needs no privilege. `PURGE` deletes the file afterwards."""
         fields = {f"c{place}": column for place, column in enumerate(table.columns)}
         compiler = connection.dialect.type_compiler_instance
         values = (f"$1:{field}::{compiler.process(column.type)}" for field, column in fields.items())
@@ -107,6 +107,6 @@ def _create_table(create: CreateTable, compiler: Any, **kw: Any) -> str:
 
 @compiles(CreateColumn, "snowflake")
 def _create_column(create: CreateColumn, compiler: Any, **kw: Any) -> str:
-    """Put the comment into CREATE TABLE: each of a hundred statements would take a round trip, and commit."""
+    """Put comments into CREATE TABLE. A hundred separate statements would take a round trip and a commit each."""
     statement: str = compiler.visit_create_column(create, **kw)
     return statement + comment_clause(create, compiler, " COMMENT ")

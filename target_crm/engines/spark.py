@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 class SparkAdapter(ExtendedSQLAdapter):
-    """A cluster that can only add rows to a table; any other change rewrites the table."""
+    """Spark can only add rows to a table. Any other change rewrites the whole table."""
 
     leave_out_column = ""
-    # Rows are literals in a statement.
+    # A statement contains its rows as literals, so it must not have too many of them.
     _ROWS_MAX = 500
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Make UTC the time zone of instants."""
+        """Set the session's time zone to UTC."""
 
         def on_connect(driver_connection: Any, _record: object) -> None:
             with closing(driver_connection.cursor()) as cursor:
@@ -55,11 +55,11 @@ class SparkAdapter(ExtendedSQLAdapter):
         return False
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
-        """Spark has no keys; assume those of the schema."""
+        """Spark has no keys, so return the key from the stream's schema."""
         return [column.name for column in table.primary_key.columns]
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Execute an INSERT; for any other change, rewrite the table if a row meets the condition."""
+        """Execute an INSERT. For any other change, rewrite the table if a row meets the condition."""
         if not isinstance(statement, RowUpdate | Delete):
             return connection.execute(statement).rowcount
         table = cast_type("Table", statement.table)
@@ -75,7 +75,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         return count
 
     def recover(self, connection: Connection, table: Table) -> None:
-        """Rewrite a table from its scratch table, which exists only if it is complete."""
+        """Rewrite a table from its scratch table. A scratch table exists only once it is complete."""
         copy = Table(scratch_name(table), MetaData(schema=table.schema))
         if inspect(connection).has_table(copy.name, schema=copy.schema):
             self._put_back(connection, table, copy)
@@ -87,7 +87,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         values: Mapping[str, ColumnElement[Any]] | None,
         where: ColumnElement[bool],
     ) -> None:
-        """Rewrite a table, with new values in the rows that meet a condition, or without those rows."""
+        """Rewrite a table. Rows that meet the condition get new values, or are left out."""
         whole = with_all_columns(connection, table)
         copy = scratch_table(whole)
         as_they_are = [qualified_column(connection, table, column) for column in whole.c]
@@ -99,7 +99,7 @@ class SparkAdapter(ExtendedSQLAdapter):
             changing = select(*(table.c[key] for key in keys)).where(where).subquery("changing")
             same_key = and_(*(table.c[key] == changing.c[key] for key in keys))
             others = stays.outerjoin(changing, same_key).where(changing.c[keys[0]].is_(None))
-            # PyHive sends instants as text.
+            # Cast the new values to the column's type, because PyHive sends instants as text.
             changed = (
                 cast(values[column.name], column.type).label(column.name) if column.name in values else unchanged
                 for column, unchanged in zip(whole.c, as_they_are, strict=True)
@@ -114,7 +114,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         connection.execute(DropTable(copy))
 
     def rename_column(self, dialect: Dialect, table: Table, old: str, new: str) -> str:  # noqa: ARG002
-        """Spark cannot: a Parquet file holds the names of its columns."""
+        """Raise an error: Spark cannot rename columns, because each Parquet file contains their names."""
         raise WarehouseError(
             f"Spark cannot rename column {table.name}.{old} to {new}: "
             "load into a new schema, or copy the tables there under the new names"
@@ -125,7 +125,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         return False
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Insert some hundred rows per statement, each value as text that is cast to its column's type."""
+        """Insert a few hundred rows per statement. Send each value as text, and cast it to its column's type."""
         types = connection.dialect.type_compiler_instance
         names = [f"_{place}" for place in range(len(table.columns))]
         casts = ", ".join(

@@ -1,6 +1,6 @@
-"""SQLAlchemy's dialect for Spark's Thrift server: PyHive's dialect of Hive, changed where Spark differs.
+"""A SQLAlchemy dialect for Spark's Thrift server. It is PyHive's dialect for Hive, changed where Spark differs.
 
-Spark has no constraints, and cannot change single rows of its own tables: `SparkAdapter` rewrites tables.
+Spark has no constraints, and cannot change single rows of its own tables. So `SparkAdapter` rewrites tables.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Statements(HiveCompiler):  # type: ignore[misc]
         return str(SQLCompiler.visit_insert(self, insert_stmt, *args, **kw))  # type: ignore[no-untyped-call]
 
     def visit_delete(self, delete_stmt: Delete, *_: Any, **__: Any) -> str:
-        """Truncate: Spark can only delete all rows."""
+        """Use TRUNCATE, because Spark can only delete all rows."""
         return f"TRUNCATE TABLE {self.preparer.format_table(delete_stmt.table)}"
 
 
@@ -56,7 +56,7 @@ class _Definitions(DDLCompiler):
 
 
 class SparkDialect(HiveDialect):  # type: ignore[misc]
-    """`spark://user@host:10000/database`; the query takes other arguments of PyHive's `connect`."""
+    """Use it as `spark://user@host:10000/database`. The query may contain other arguments of PyHive's `connect`."""
 
     name = "spark"
     supports_statement_cache = False

@@ -52,12 +52,12 @@ if TYPE_CHECKING:
     from target_crm.sql.staging import Merge
     from target_crm.sql.tables import Tables
 
-# Most batches fit into this cache. SQLite writes what does not fit to a temporary file.
+# Most batches fit into this cache. If a batch does not fit, SQLite writes the rest to a temporary file.
 TEMPORARY_TABLES_KIB = 40 * 1024
 
 
 class SQLiteAdapter(ExtendedSQLAdapter):
-    """A file that has one writer at a time."""
+    """SQLite stores the tables in a file, which has one writer at a time."""
 
     tested = True
     leave_out_column = "DROP COLUMN {name}"
@@ -65,14 +65,15 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     has_schemas = False
     create_view = "CREATE VIEW {name} AS {query}"
     replaces_views = False
-    # Tools use the first two names for the number of a row; in the result of a subquery, SQLite renames a column called
-    # true or false. A statement that compares all columns of two rows nests one deeper for each of them, and may nest
-    # 1,000 deep.
+    # Tools use `rowid` and `_rowid_` for the number of a row. In the result of a subquery, SQLite renames columns
+    # called true or false. A statement that compares two rows nests one level deeper for each column, and SQLite allows
+    # 1,000 levels.
     limits = TableLimits(
         reserved_columns=frozenset({"rowid", "_rowid_", "true", "false"}), columns=990, reserved_prefix="sqlite_"
     )
     widens_columns_to = ("number", "decimal", "time", "text")
-    # Without this pragma, SQLite renames no table while a view is invalid, and those of this table are, until then.
+    # Without this pragma, SQLite renames no table while a view is invalid. The views of this table are invalid until it
+    # gets its name back.
     rename_table = (
         "PRAGMA legacy_alter_table = ON",
         "ALTER TABLE {old} RENAME TO {name}",
@@ -89,8 +90,8 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         return Path(url.database or "").exists()
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Make a SQLAlchemy engine. An in-memory database belongs to one connection, which has to serve all threads."""
-        # The driver begins no transactions: see `add_event_listeners`. libSQL takes this only when it connects.
+        """Create a SQLAlchemy engine. An in-memory database belongs to one connection, which all threads must share."""
+        # Keep the driver from beginning transactions: see `add_event_listeners`. libSQL accepts this only here.
         arguments: dict[str, Any] = {"isolation_level": None}
         if self.is_in_memory(url):
             options["poolclass"] = StaticPool
@@ -98,18 +99,18 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         return super().create_engine(url, connect_args=arguments, **options)
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Begin transactions here: the driver begins one only before the first write.
+        """Begin transactions explicitly, because the driver begins one only before the first write.
 
-        A transaction that has already read cannot wait for another writer: SQLite refuses its write immediately.
+        A transaction that has already read cannot wait for another writer. SQLite rejects its write immediately.
         """
 
         def on_connect(driver_connection: Any, _record: object) -> None:
             driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
             driver_connection.execute("PRAGMA journal_mode = WAL")
             driver_connection.execute(f"PRAGMA temp.cache_size = -{TEMPORARY_TABLES_KIB}")
-            # Speeds up sorting the whole ledger, as `verify` does.
+            # This makes it faster to sort the whole ledger, which `verify` does.
             driver_connection.execute(f"PRAGMA threads = {os.cpu_count() or 1}")
-            # Python handles signals only between two attempts.
+            # Use short attempts, because Python handles signals only between them.
             driver_connection.execute(f"PRAGMA busy_timeout = {int(LOCK_POLL_SECONDS * 1000)}")
 
         def on_begin(connection: Connection) -> None:
@@ -137,36 +138,39 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     def system_tables(self, connection: Connection) -> Collection[str]:
         """Virtual tables that exist without CREATE, such as json_each."""
         modules, pragmas = (connection.exec_driver_sql(f"PRAGMA {each}_list") for each in ("module", "pragma"))
-        # Older versions ignore these.
+        # Older versions of SQLite ignore this pragma.
         names = [*modules.scalars()] if modules.returns_rows else []
         return names + ([f"pragma_{name}" for name in pragmas.scalars()] if pragmas.returns_rows else [])
 
     def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:  # noqa: ARG002
-        """Copy for all types but numbers: text would become a number in a column of numbers, which takes any number."""
+        """Rebuild the table unless the new type is a number. A numeric column already holds any number.
+
+        Without a rebuild, a numeric column would convert text to numbers.
+        """
         return isinstance(column.type, Instant | Identifier | LongText)
 
     def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        """Convert by hand what a cast would change: booleans and times, and doubles, of which it keeps 15 digits."""
+        """Convert booleans, times and doubles explicitly. A cast would change them: it keeps 15 digits of a double."""
         as_text = cast(column, LongText())
         if isinstance(type_, Instant):
             return as_text.concat(" 00:00:00.000000")
         if isinstance(column.type, Boolean):
             return boolean_as_text(column)
-        # A column of integers that was widened to numbers still has its type, and holds doubles, too.
+        # An integer column that was widened to numbers keeps its declared type, so it may also hold doubles.
         is_kept = or_(func.typeof(column) != "real", cast(as_text, Double()) == column)
-        # Near the ends of the range of doubles, its conversions of 17 digits are off by one.
+        # Near the ends of the range of doubles, SQLite's conversions to 17 digits are off by one.
         digits = func.printf("%!.17g", column)
         is_exact = cast(digits, Double()) == column
         return case((is_kept, as_text), (is_exact, digits), else_=func.printf("%!.18g", column))
 
     def merge(self, connection: Connection, merge: Merge) -> None:
-        """Merge by ON CONFLICT."""
+        """Use INSERT … ON CONFLICT."""
         connection.execute(merge_on_conflict(insert, merge))
 
     def all_balances(self, tables: Tables) -> Select[Any]:
         """Group the actions, without sorting those of each award.
 
-        Versions before 3.39 have no full join, and later ones use no index for one of two subqueries.
+        SQLite before 3.39 has no full join, and later versions use no index for one of the two subqueries.
         """
         return balances.all_balances(tables, balances.partials_by_packing(tables.actions))
 
@@ -178,14 +182,14 @@ class SQLiteAdapter(ExtendedSQLAdapter):
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         if table.info == WORK:
-            # Rows of a work table would otherwise be written to the log, and from there to the file.
+            # Use a temporary table. Otherwise SQLite would write the rows to its log, and from there to the file.
             connection.execute(CreateTable(_hiding(table), if_not_exists=True))
         insert_by_driver(connection, table, rows, placeholder="?")
 
 
 @cache
 def _hiding(work: Table) -> Table:
-    """A temporary table with the columns of a work table. While it exists, its name hides the work table."""
+    """A temporary table with the name and columns of a work table. While it exists, it hides the work table."""
     columns = (Column(each.name, each.type, primary_key=each.primary_key, autoincrement=False) for each in work.columns)
     return Table(work.name, MetaData(), *columns, schema="temp")
 
@@ -194,20 +198,20 @@ ADAPTERS = {"sqlite": SQLiteAdapter()}
 
 
 class _Instant(DATETIME):
-    """UTC as text. SQLAlchemy's type formats each part of a time separately, which takes longer."""
+    """A time in UTC as text. SQLAlchemy's own type is slower, because it formats each part of a time separately."""
 
     def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:  # noqa: ARG002
         return lambda value: None if value is None else value.isoformat(" ", "microseconds")
 
 
 class _Whole(Numeric[Any]):
-    """Whole numbers of any size: exact up to 64 bits, the nearest double beyond."""
+    """Whole numbers of any size. Up to 64 bits they are exact, and beyond that they become the nearest double."""
 
     def bind_processor(self, dialect: Dialect) -> Callable[[int | None], int | float | None]:  # noqa: ARG002
         return lambda value: value if value is None or INTEGER_MIN <= value <= INTEGER_MAX else float(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> None:
-        """Return what the driver returns."""
+        """Leave the driver's values unchanged."""
 
 
 register(
@@ -222,7 +226,7 @@ register(
 
 @compiles(exact_sum, "sqlite")
 def _exact_sum(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
-    """Add whole ten-thousandths: SQLite has no decimals."""
+    """Add whole ten-thousandths, because SQLite has no decimals."""
     return f"SUM({_units(compiler.process(element.clauses, **kw))}) / {10**POINTS_PLACES}.0"
 
 
@@ -233,10 +237,10 @@ def _units(points: str) -> str:
 
 @compiles(packed, "sqlite")
 def _packed(element: packed, compiler: SQLCompiler, **kw: Any) -> str:
-    """Text that begins with the instant, which always has 26 characters, and the id.
+    """Text that begins with the instant and the id. As text, an instant always has 26 characters.
 
-    A NUL, which sorts before all other characters, separates the id from the values. Points are whole ten-thousandths:
-    as text, a double would not always come back the same.
+    A NUL separates the id from the values, because it sorts before all other characters. Points are whole
+    ten-thousandths, because a double would not always survive the conversion to text and back.
     """
     instant, *values = element.clauses
     texts = [
@@ -248,7 +252,7 @@ def _packed(element: packed, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(unpacked, "sqlite")
 def _unpacked(element: unpacked, compiler: SQLCompiler, **kw: Any) -> str:
-    # Functions of text would stop at the NUL.
+    # Use a BLOB, because functions for text would stop at the NUL.
     row = f"CAST({compiler.process(element.clauses, **kw)} AS BLOB)"
     value = f"JSON_EXTRACT(CAST(SUBSTR({row}, INSTR({row}, X'00') + 1) AS TEXT), '$[{element.place - 1}]')"
     return f"({value} / {10**POINTS_PLACES}.0)" if isinstance(element.type, Points) else value
@@ -261,6 +265,6 @@ def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(quarter_hours, "sqlite")
 def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
-    # Without its fraction, which SQLite would round up.
+    # Leave out the fraction of the second, because SQLite would round it up.
     second = f"SUBSTR({compiler.process(element.clauses, **kw)}, 1, 19)"
     return f"(CAST(STRFTIME('%s', {second}) AS INTEGER) / {QUARTER_SECONDS})"

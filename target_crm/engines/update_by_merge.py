@@ -1,4 +1,4 @@
-"""MERGE instead of UPDATE … FROM, which some engines lack."""
+"""Compile UPDATE … FROM as MERGE, for engines without UPDATE … FROM."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def compile_as_merge(update: Update, compiler: SQLCompiler, matched: str, condit
     """Compile an UPDATE that reads another table to MERGE.
 
     Args:
-        update: The statement. One that reads only its own table stays an UPDATE.
+        update: The statement. If it reads only its own table, it stays an UPDATE.
         compiler: The compiler of the engine's dialect.
         matched: The clause after ON, with `{set}` and `{condition}`.
-        condition: The form of the condition, with `{}`. It is on columns that are set, which Oracle does not allow in
-            ON.
+        condition: A template for the condition on columns that the statement sets, with `{}`. Oracle does not allow
+            such columns in ON.
         kw: Arguments of the compiler.
     """
     table: Any = update.table

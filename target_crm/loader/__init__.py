@@ -1,1 +1,1 @@
-"""Singer messages in, batches out: the target itself."""
+"""The target: read Singer messages, and commit their records in batches."""

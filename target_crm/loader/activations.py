@@ -1,4 +1,4 @@
-"""Which ACTIVATE_VERSION messages may delete rows: none that would delete what this run has seen."""
+"""Decide which ACTIVATE_VERSION messages may delete rows. None may delete a row that this run has received."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class SafeActivations:
     """The versions of this run's records, and why some activations are not safe.
 
-    Several source streams may go to one table, which has the name that a stream map gives them.
+    Stream maps may give several source streams the same name, so that all of them go to one table.
     """
 
     def __init__(self) -> None:
@@ -22,15 +22,15 @@ class SafeActivations:
         self._pending: dict[tuple[str, str], set[int]] = defaultdict(set)
 
     def refuse(self, source: str, reason: str) -> None:
-        """Delete no rows of the tables of a source from here on; of no table at all if the source has no name."""
+        """From now on, delete no rows from the tables of a source. If the source has no name, delete from no table."""
         self._unsafe_sources.setdefault(source, reason)
 
     def refuse_table(self, table: str, reason: str) -> None:
-        """Delete no rows of a table from here on."""
+        """From now on, delete no rows from a table."""
         self._unsafe_tables.setdefault(table, reason)
 
     def add(self, table: str, source: str, version: int) -> None:
-        """Record the version of a record."""
+        """Note which version a record of this run has."""
         pending = self._pending[table, source]
         if version not in pending:
             pending.add(version)
@@ -38,14 +38,14 @@ class SafeActivations:
             oldest[source] = min(version, oldest.get(source, version))
 
     def done(self, table: str, source: str, version: int) -> None:
-        """Let the source's later versions replace this one: it may read its table again in the same run."""
+        """Let later versions of the source replace this one. A source may read its table twice in one run."""
         self._pending[table, source].discard(version)
 
     def why_unsafe(self, table: str, source: str, sources: Iterable[str], version: int) -> str:
-        """Why a version may lack rows of a table that this run has seen; empty if it does not.
+        """Why a version may lack rows that this run has received for a table. Empty if it has all of them.
 
-        What makes one source unsafe makes the table unsafe for the rest of the run: a later version may lack the row,
-        too.
+        If one source is unsafe, the table stays unsafe for the rest of the run, because later versions may also lack
+        the row.
 
         Args:
             table: The table.
@@ -58,7 +58,7 @@ class SafeActivations:
                 return reason
         if reason := self._unsafe_tables.get(table):
             return reason
-        # Another source's rows are not replaced by this source's, so all of its versions count.
+        # This source does not replace the rows of other sources, so all of their versions count.
         others = (oldest for name, oldest in self._oldest[table].items() if name != source)
         oldest = min((*self._pending[table, source], *others), default=version)
         return f"records of this run have the older version {oldest}" if oldest < version else ""

@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """What one transaction commits, and the STATE that is true once it is committed."""
+    """The rows that one transaction commits, and the STATE to emit after the commit."""
 
     loaded_at: datetime
-    """When the batch began. All its rows carry this time."""
+    """When the batch began. All of its rows are stored with this time."""
     parts: dict[StreamSink, Part] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     state: str | None = None
     coverage: Claims = field(default_factory=dict)
-    """The intervals of actions that the STATE claims to be read."""
+    """The intervals for which actions were read, according to the STATE."""
     records: int = 0
-    """Records and malformed lines."""
+    """The number of records and malformed lines."""
     size_bytes: int = 0
-    """The length of their input lines."""
+    """The total length of their input lines."""
 
     def part_of(self, sink: StreamSink) -> Part:
-        """The part that a sink writes; an empty one if the batch has none yet."""
+        """The part of the batch that a sink writes. If the batch has none yet, an empty part is added."""
         return self.parts.setdefault(sink, Part())
 
     def cover(self, claims: Claims) -> None:
@@ -47,7 +47,7 @@ class Batch:
             self.coverage[scope] = union([*self.coverage.get(scope, ()), *intervals])
 
     def count_record(self, line_bytes: int) -> None:
-        """Count a record towards the batch's limits."""
+        """Count a record against the batch's limits."""
         self.records += 1
         self.size_bytes += line_bytes
 
@@ -55,16 +55,16 @@ class Batch:
 class Batcher:
     """Fills one batch while a second thread commits the one before it.
 
-    At most one batch is in flight. Its error is raised by the next call that waits for it, before a later batch is
-    committed; the run must end then. A STATE is emitted only after the batch that it covers, and every earlier one, is
-    committed.
+    At most one batch is being committed at a time. If its commit fails, the next call that waits for it raises the
+    error, and the run must end. No later batch is committed. A STATE is emitted only after its own batch and all
+    earlier ones are committed.
 
     Args:
         commit: Writes a batch in one transaction. Called in the second thread.
         emit_state: Writes a STATE line. Called in the second thread, after the commit.
         records_max: Commit a batch of this many records.
-        bytes_max: Commit a batch whose input lines have this many bytes in all.
-        wait_seconds: Commit a batch at the latest this long after its first record or STATE.
+        bytes_max: Commit a batch whose input lines have this many bytes in total.
+        wait_seconds: Commit a batch at most this long after its first record or STATE.
         clock: A monotonic clock, in seconds.
     """
 
@@ -99,7 +99,7 @@ class Batcher:
         return self._batch
 
     def commit_if_due(self) -> None:
-        """Begin to commit the current batch if it has reached a limit."""
+        """Start committing the current batch if it has reached a limit."""
         batch = self._batch
         if batch and (
             batch.records >= self._records_max
@@ -109,19 +109,19 @@ class Batcher:
             self._begin_commit()
 
     def poll(self) -> None:
-        """Do what is due while no input arrives: raise the error of a finished commit, or begin the next one."""
+        """Call this while no input arrives. It raises the error of a finished commit, or starts the next commit."""
         if self._in_flight and self._in_flight.done():
             self.wait()
         self.commit_if_due()
 
     def flush(self) -> None:
-        """Commit everything, and return when that is done."""
+        """Commit all rows, and return when the commit is done."""
         self._begin_commit()
         self.wait()
 
     def wait(self) -> None:
-        """Wait for the batch in flight; raise its error."""
-        # Drop the error first: it would keep a cursor alive, and with it SQLite's lock.
+        """Wait until the current commit is done, and raise its error."""
+        # Drop this reference first: an error in it would keep a cursor open, and the cursor would hold SQLite's lock.
         in_flight, self._in_flight = self._in_flight, None
         if in_flight:
             in_flight.result()

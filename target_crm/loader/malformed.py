@@ -1,4 +1,4 @@
-"""Why a line is not a Singer message, and which streams it names."""
+"""Find out why a line is not a Singer message, and which streams it names."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from target_crm.records import values
 
 _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
-# The stream's name, with only simple values before it. If it is inside a record, `"record": {` comes before it.
+# A stream's name with only simple values before it. A name inside a record would come after `"record": {`.
 _STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
-# The members of a message depend on its type. Types in a JSON Schema are lower-case.
+# Members that reveal the type of a message, or the type itself. Types in a JSON Schema are lower-case.
 _MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')
-# Another message in the same line: an object that is not a value. Inside a text, its quotes would be escaped.
+# A second message in the same line: an object that is not a value. Inside a string, its quotes would be escaped.
 _NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')
 _NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
 
 
 def why_malformed(line: bytes) -> str:
-    """The reason for the quarantine of a line that is not a message."""
+    """The reason why a line that is not a message goes to the quarantine."""
     constants: list[str] = []
     found = ""
     try:
@@ -37,7 +37,7 @@ def why_malformed(line: bytes) -> str:
 
 
 def decode_leniently(line: str) -> dict[str, Any]:
-    """The message of a line that is JSON except for NaN, Infinity or a lone surrogate; empty for other lines."""
+    """Decode a line that would be JSON without its NaN, Infinity or lone surrogate. Return {} for any other line."""
     with suppress(ValueError, RecursionError):
         message = json.loads(line, parse_int=str, parse_float=str)
         return message if isinstance(message, dict) else {}
@@ -45,7 +45,7 @@ def decode_leniently(line: str) -> dict[str, Any]:
 
 
 def is_schema(line: str, message: dict[str, Any]) -> bool:
-    """Whether a malformed line is a SCHEMA message, or has one."""
+    """Whether a malformed line is a SCHEMA message, or contains one."""
     if message:
         return message.get("type") == "SCHEMA"
     first = _MEMBER.search(line) if line.lstrip().startswith("{") else None
@@ -65,5 +65,5 @@ def stream_names(line: str, message: dict[str, Any]) -> list[str]:
 
 
 def names_its_stream_first(line: str) -> bool:
-    """Whether a malformed line belongs to the streams that it names: the first name is not inside a record."""
+    """Whether a malformed line belongs to the streams that it names. If so, its first name is not inside a record."""
     return bool(_STREAM_FIRST.match(line)) and not _NEXT_MESSAGE.search(line)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Count(StrEnum):
-    """A count of a tally, and its metric."""
+    """The counts of a tally, with the names of their metrics."""
 
     read = "records_read"
     applied = "records_applied"
@@ -28,7 +28,7 @@ class Count(StrEnum):
 
 
 class Duration(StrEnum):
-    """What is measured in seconds."""
+    """The metrics that are measured in seconds."""
 
     BATCH = metrics.Metric.BATCH_PROCESSING_TIME.value
     LAG = "lag_seconds"
@@ -56,7 +56,7 @@ class RunMetrics:
             display.update(f"{lag - lag % timedelta(seconds=1)} behind")
 
     def finish(self, tallies: Mapping[str, Tally]) -> None:
-        """Log what became of each stream's records, and the lag at the end."""
+        """Log the counts of each stream's records, and the lag at the end of the run."""
         for counter in self._record_counters.values():
             counter.exit()
         for stream, tally in tallies.items():

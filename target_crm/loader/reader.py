@@ -1,4 +1,4 @@
-"""Standard input → Singer messages, read in chunks, with numbers as exact decimals."""
+"""Read Singer messages from standard input in chunks. Numbers become exact decimals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 18
 LINE_BYTES_MAX = 1 << 24
-# How much of a longer line the quarantine keeps.
+# Of a line that is too long, the quarantine keeps this many bytes.
 HEAD_BYTES = 1 << 10
 IDLE_SECONDS = 1.0
 # The first bytes of the input → its encoding.
@@ -29,13 +29,13 @@ _SIGNATURES = {b"\x1f\x8b": "gzip", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UT
 
 
 class MessageReader(GenericSingerReader[str]):
-    """Reads messages and calls back.
+    """Reads messages, and passes each one to a callback.
 
     Args:
-        reading: Gives a context that is entered while messages are read.
-        on_idle: Called each time that `IDLE_SECONDS` pass without input.
-        on_malformed: Called with a line that is not a message, and the reason.
-        take_record: Called with each line before it is decoded. Returns whether it was a RECORD and is done.
+        reading: Returns a context manager that is active while messages are read.
+        on_idle: Called whenever `IDLE_SECONDS` have passed without input.
+        on_malformed: Called with each line that is not a message, and the reason.
+        take_record: Called with each line before the reader decodes it. Returns True if it has processed the line.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class MessageReader(GenericSingerReader[str]):
             self.line_number += 1
             if self.line_number == 1:
                 _check_encoding(line)
-            # In every line, because files may have been concatenated.
+            # Every line may begin with a byte-order mark, because someone may have concatenated files.
             line = line.removeprefix(codecs.BOM_UTF8)  # noqa: PLW2901 - the line without its byte-order mark
             self.line_bytes = len(line)
             if not line or line.isspace():
@@ -123,7 +123,7 @@ def _lines(source: IO[str]) -> Iterator[bytes | None]:
 def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes | None]:
     """Yield the lines of a file descriptor without their ends, and None whenever `idle_seconds` pass without input.
 
-    A line longer than `LINE_BYTES_MAX` is cut off a chunk or so after that many bytes.
+    A line longer than `LINE_BYTES_MAX` is cut off at most about one chunk after that many bytes.
     """
     pending: list[bytes] = []
     pending_bytes = 0
@@ -147,7 +147,7 @@ def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes
 
 
 def _check_encoding(line: bytes) -> None:
-    """Raise an error if the first line has the signature of another encoding."""
+    """Raise `InputError` if the input begins with the signature of another encoding."""
     for signature, name in _SIGNATURES.items():
         if line.startswith(signature):
             raise InputError(f"the input looks like {name}, expected Singer messages in UTF-8")

@@ -1,4 +1,4 @@
-"""Decides into which sinks the records of each stream go, and through which stream maps."""
+"""Decides which stream maps apply to the records of each stream, and which sinks receive them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Route(NamedTuple):
-    """Where the records of a stream go: through a stream map, into a sink."""
+    """The stream map that applies to the records of a stream, and the sink that receives them."""
 
     map: StreamMap
     sink: StreamSink
@@ -29,7 +29,7 @@ class Route(NamedTuple):
         """Apply the stream map to a record; return None if the map drops it.
 
         Args:
-            record: A record that nothing else uses.
+            record: The record. The caller must not use it afterwards, because the map may change it.
             where: The stream and line, for the error message.
 
         Raises:
@@ -38,10 +38,10 @@ class Route(NamedTuple):
         try:
             mapped = self.map.transform(record)
             if isinstance(self.map, CustomStreamMap) and mapped is not None:
-                # An expression may return a float or a time. Convert it as JSON would.
+                # An expression may return a float or a time. Convert it to what a JSON message would contain.
                 mapped = values.from_json(values.json_text(mapped))
         except Exception as error:
-            # Not to the quarantine, which would show the value that the map should hide.
+            # Do not quarantine the record, because the quarantine would show a value that the map should hide.
             reason = error if isinstance(error, SingerSDKError) else type(error).__name__
             raise InputError(f"{where}: a stream map fails: {reason}") from error
         return mapped
@@ -49,7 +49,7 @@ class Route(NamedTuple):
 
 @dataclass
 class StoppedStream:
-    """A stream whose records cannot be loaded in this run."""
+    """A stream that this run does not load any more."""
 
     reason: str
     skipped: int = 0
@@ -57,16 +57,16 @@ class StoppedStream:
 
 
 class Router:
-    """The routes of a run. It does not touch the warehouse.
+    """The routes of a run. This class does not access the warehouse.
 
     Args:
-        context: What all sinks share.
-        mapper: The stream maps of the settings.
+        context: The objects that all sinks share.
+        mapper: The stream maps from the settings.
 
     Attributes:
         routes: Stream → a route per stream map.
         stopped: The streams that are no longer loaded.
-        actions_sink: Where actions go; None if there are none, or if a stream map has to see them.
+        actions_sink: The sink for actions. None if no actions are loaded, or if a stream map applies to them.
     """
 
     def __init__(self, context: BatchContext, mapper: PluginMapper) -> None:
@@ -83,16 +83,16 @@ class Router:
         return any(isinstance(route.sink, LedgerSink) for route in self.routes.get("actions", ()))
 
     def needs_no_change(self, message: Mapping[str, Any]) -> bool:
-        """Whether a SCHEMA message repeats the stream's last one, or belongs to a stream that is stopped."""
+        """Whether a SCHEMA message equals the stream's last one, or belongs to a stream that is no longer loaded."""
         stream = message.get("stream")
         schema = message.get("schema"), message.get("key_properties")
         return isinstance(stream, str) and (stream in self.stopped or self._schemas.get(stream) == schema)
 
     def add(self, message: Mapping[str, Any], line_number: int) -> list[Route]:
-        """Route the records of a SCHEMA message's stream; return the routes.
+        """Add the routes for the stream of a SCHEMA message, and return them.
 
         Raises:
-            InputError: The message is not a usable SCHEMA, or the stream is named like one of the target's own tables.
+            InputError: The SCHEMA message is unusable, or the stream has the name of one of the target's own tables.
         """
         stream, schema, keys = message.get("stream"), message.get("schema"), message.get("key_properties")
         if (
@@ -104,7 +104,7 @@ class Router:
         ):
             raise InputError(f"line {line_number}: a SCHEMA message needs a stream, a schema and a list of keys")
         if schema.get("properties") is None:
-            # The SDK's stream maps need it.
+            # The SDK's stream maps need the keyword `properties`.
             schema = {**schema, "properties": {}}
         sinks = [route.sink for routes in self.routes.values() for route in routes]
         routes = []
@@ -124,13 +124,13 @@ class Router:
         return routes
 
     def stop(self, stream: str, reason: str) -> None:
-        """Load no more records of a stream."""
+        """From now on, load no records of a stream."""
         del self.routes[stream]
         self.stopped[stream] = StoppedStream(reason)
         self._choose_actions_sink()
 
     def _sink(self, stream_map: StreamMap, sinks: Sequence[StreamSink]) -> StreamSink:
-        """The sink of a mapped stream: one of the present sinks if stream and schema are equal, else a new one."""
+        """The sink of a mapped stream. Reuse an existing sink with the same stream and schema, or create one."""
         stream = stream_map.stream_alias
         schema, keys = stream_map.transformed_schema, stream_map.transformed_key_properties
         for sink in sinks:

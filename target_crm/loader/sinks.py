@@ -1,7 +1,8 @@
-"""One stream's part of a batch → the warehouse, inside the transaction of the batch.
+"""Write one stream's part of a batch to the warehouse, inside the transaction of the batch.
 
-A sink converts records to rows of its table; the batch holds them as a `Part`. `write` changes neither the sink nor the
-part: after a failed transaction it is called again, while the reader may be filling the next batch.
+A sink converts records to rows of its table. The batch holds these rows as a `Part`. `write` must change neither the
+sink nor the part, because it is called again after a failed transaction. Meanwhile, the reader may be filling the next
+batch.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ logger = logging.getLogger("target-crm")
 Row = tuple[Any, ...]
 Message = Mapping[str, Any]
 
-# The place of `occurred_at` in a row of a part, which begins with the number of the input line.
+# The index of `occurred_at` in a row of a part. Each row begins with the number of its input line.
 _OCCURRED_AT = 1 + LedgerRow._fields.index("occurred_at")
-# Why an action is quarantined although the ledger has its id.
+# The reason for quarantining an action whose id the ledger already has.
 _CONTRADICTION = "the ledger has this _id with another award, effect, time or points"
 
 
@@ -52,51 +53,51 @@ class Part:
     rows: list[Row] = field(default_factory=list)
     """Rows of the sink's work table: the number of the input line, then the table's columns."""
     present_keys: list[Row] = field(default_factory=list)
-    """Rows with nothing but key and version, of invalid records: such a row still exists in the source."""
+    """Rows with only the key and version of invalid records. These rows still exist in the source."""
     refused: int = 0
     """Records that could not be converted."""
     incomplete: list[tuple[Row, Rejection]] = field(default_factory=list)
-    """Actions that cannot be inserted, with the reason. Those whose id the ledger has are duplicates."""
+    """Actions that cannot be inserted, with the reason. If the ledger has an action's id, it is a duplicate."""
 
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What became of the rows of a part. It is true once the transaction is committed."""
+    """What became of the rows of a part. The result is valid once the transaction is committed."""
 
     tally: Tally
     conflicts: Sequence[Rejection] = ()
-    """Records that contradict the ledger, or that it lacks and cannot take. They go to the quarantine."""
+    """Records for the quarantine: they contradict the ledger, or the ledger lacks them and cannot store them."""
     differing: Mapping[str, int] = field(default_factory=dict)
     """Column → the number of duplicates whose value differs from the ledger's."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What became of an ACTIVATE_VERSION message."""
+    """The result of an ACTIVATE_VERSION message."""
 
     deleted: int = 0
-    """Rows that were marked or removed."""
+    """The number of rows that were marked as deleted, or deleted."""
     ignored: str = ""
-    """Why nothing was deleted."""
+    """The reason why no row was deleted; empty if the message took effect."""
     needs_decision: bool = False
-    """Whether a person has to decide if the rows are to be deleted."""
+    """Whether an operator has to decide if the rows should be deleted."""
 
 
 class ReceiptClock:
-    """Receipt times for records without `time_extracted`. Each is later than the one before."""
+    """Receipt times for records without `time_extracted`. Each time is later than the previous one."""
 
     def __init__(self) -> None:
         self._last = datetime.min.replace(tzinfo=UTC)
 
     def now(self) -> datetime:
-        """The current time, or a microsecond after the last one returned, whichever is later."""
+        """The current time, or the last returned time plus a microsecond, whichever is later."""
         self._last = max(datetime.now(UTC), self._last + timedelta(microseconds=1))
         return self._last
 
 
 @dataclass(frozen=True)
 class BatchContext:
-    """What all sinks of a run share."""
+    """The objects that all sinks of a run share."""
 
     warehouse: Warehouse
     settings: Settings
@@ -107,15 +108,15 @@ class StreamSink:
     """Writes the records of one stream to its table.
 
     Args:
-        context: What all sinks share.
+        context: The objects that all sinks share.
         stream: The stream's name, after stream maps.
-        schema: Its JSON Schema.
-        key_properties: The properties of its key; none for a stream without one.
+        schema: The stream's JSON Schema.
+        key_properties: The properties of the stream's key; empty for a stream without a key.
     """
 
     table: Table
     changes_balances: bool = False
-    """Whether the stream is one of Pepper's that balances are made of."""
+    """Whether balances are computed from this stream."""
 
     def __init__(
         self, context: BatchContext, stream: str, schema: Mapping[str, Any], key_properties: Sequence[str] | None
@@ -141,15 +142,15 @@ class StreamSink:
         raise NotImplementedError
 
     def present_keys(self, record: dict[str, Any], message: Message) -> list[Row]:  # noqa: ARG002
-        """The key and version of an invalid record, as rows, where they can be read."""
+        """A row with the key and version of an invalid record. Empty if they are invalid or missing."""
         return []
 
     def rejection(self, row: Row, reason: str) -> Rejection:
-        """The record of a row, for the quarantine."""
+        """Convert a row back to its record, for the quarantine."""
         raise NotImplementedError
 
     def present_key(self, row: Row) -> list[Row]:  # noqa: ARG002
-        """The key and version of a row that the warehouse refuses, as separate rows."""
+        """A row with only the key and version of a row that the warehouse rejects. Empty if it lacks one of them."""
         return []
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
@@ -161,7 +162,7 @@ class StreamSink:
         return None
 
     def activate(self, connection: Connection, version: int) -> Activation:
-        """Mark or remove the rows that a version no longer has."""
+        """Mark or delete the rows that a version no longer has."""
         raise NotImplementedError
 
 
@@ -198,7 +199,7 @@ class LedgerSink(StreamSink):
         ledger, staged = self.tables.actions, self.tables.staged_actions
         applied, inserted = insert_absent(self.adapter, connection, ledger, staged, part.rows, *self._left_out)
         self._merge(connection, inserted)
-        # Usually none does. That saves three searches through all staged rows.
+        # Usually none differs. Checking this first saves three searches through all staged rows.
         some_differ = applied < len(part.rows) and connection.scalar(staging.count_differing(ledger, staged))
         if some_differ:
             applied += self._complete(connection)
@@ -208,7 +209,7 @@ class LedgerSink(StreamSink):
         differing: dict[str, int] = {}
         read = len(part.rows) + len(part.incomplete)
         if part.incomplete:
-            # Only now, so that they are compared with the ledger, but never inserted.
+            # Stage incomplete actions only now, so that they are compared with the ledger, but never inserted.
             self.adapter.load(connection, staged.table, [row for row, _ in part.incomplete])
             unknown = set(connection.scalars(staging.unknown_lines(ledger, staged)))
             conflicts += [rejection for _, rejection in part.incomplete if rejection.input_line in unknown]
@@ -233,9 +234,9 @@ class LedgerSink(StreamSink):
         return () if self.context.settings.store_payload else ("payload",)
 
     def _complete(self, connection: Connection) -> int:
-        """Replace actions without an effect with staged ones that have it; return how many.
+        """Replace actions without an effect by staged actions that have one; return how many.
 
-        The effect lacks where `metadata` or `type` was deselected when the action was read first. No balance counts it.
+        An action has no effect if `metadata` or `type` was deselected when it was first read. No balance counts it yet.
         """
         ledger, staged = self.tables.actions, self.tables.staged_actions
         self.adapter.empty(connection, staged.fresh)
@@ -255,7 +256,7 @@ class LedgerSink(StreamSink):
 
 
 class TableSink(StreamSink):
-    """Any other stream: upserted by key into its own table, or appended if it has no key."""
+    """Any other stream: upsert its records by key into its own table, or append them if it has no key."""
 
     keys: Sequence[str] = ()
     """Overrides the key of the SCHEMA message."""
@@ -264,7 +265,7 @@ class TableSink(StreamSink):
     without_column: Sequence[str] = ()
     """Properties that get no column."""
     fixed_table: str | None = None
-    """The name of the table, where it does not depend on what else the warehouse has."""
+    """The name of the table, if it does not depend on other names in the warehouse."""
     _appends_deletions = False
 
     def __init__(
@@ -301,12 +302,12 @@ class TableSink(StreamSink):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Property → column, for the properties whose column depends on what else the stream has."""
+        """Property → column, for the properties whose column depends on the stream's other properties."""
         return {each.property: each.column for each in self.shape.fields if each.property not in self.fixed}
 
     @property
     def allow_key_change(self) -> bool:
-        """Whether a table with another key is rebuilt."""
+        """Whether to rebuild an existing table that has another key."""
         return self.context.settings.allow_key_change
 
     @property
@@ -332,7 +333,7 @@ class TableSink(StreamSink):
         return row
 
     def present_keys(self, record: dict[str, Any], message: Message) -> list[Row]:
-        """Key and version, where both can be read."""
+        """A row with key and version, if both can be read."""
         version = values.table_version(message.get("version"))
         if version is None or not self.shape.keys:
             return []
@@ -342,19 +343,19 @@ class TableSink(StreamSink):
             return []
 
     def rejection(self, row: Row, reason: str) -> Rejection:
-        """The record, with the values as they would be stored."""
+        """The record, with the values that would be stored."""
         line, *columns = row
         record, extracted_at = self.shape.record(columns)
         return Rejection(values.without_nul(self.stream), reason, line, values.json_text(record), extracted_at)
 
     def present_key(self, row: Row) -> list[Row]:
-        """Key and version, where there are both."""
+        """A row with key and version, if the row has both."""
         line, *columns = row
         key = self.shape.only_key(columns)
         return [(line, *key)] if key else []
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
-        """Replace older rows with the newest row of each key."""
+        """Replace the stored row of each key if the part has a newer one."""
         adapter, table, staged = self.adapter, self.table, self.staged
         adapter.recover(connection, table)
         adapter.recover(connection, staged.table)
@@ -379,7 +380,7 @@ class TableSink(StreamSink):
             adapter.execute(connection, statement)
         if self.shape.keys and self.context.settings.hard_delete and any(row[-1] is not None for row in step.rows):
             adapter.execute(connection, table.delete().where(table.c[DELETED_AT].is_not(None)))
-        # A user's column may round a value, which then differs from the stored one.
+        # A column that a user has changed may round a value, so that the staged value differs from the stored one.
         current = max(applied, connection.scalar(staging.count_same(table, staged)) or 0)
         if self.shape.keys:
             adapter.load(connection, staged.table, present_keys)
@@ -391,14 +392,14 @@ class TableSink(StreamSink):
 
     @staticmethod
     def age_columns(rows: FromClause) -> list[ColumnElement[Any]]:
-        """What makes one row of a key newer than another, most significant first."""
+        """The expressions that decide which row of a key is newer, most significant first."""
         return [rows.c[EXTRACTED_AT]]
 
     def complete_staged(self, connection: Connection) -> None:
         """Fill in missing values of staged rows from other rows of the same key."""
 
     def merge_balances(self, connection: Connection) -> None:
-        """Merge the rows that are about to change the table into the balances."""
+        """Before the table changes, merge the changed rows into the balances."""
 
     def complete_known(self, connection: Connection) -> None:
         """Fill in missing values of stored rows from the staged rows, including superseded ones."""
@@ -406,8 +407,8 @@ class TableSink(StreamSink):
     def activate(self, connection: Connection, version: int) -> Activation:
         """Set `_sdc_deleted_at` in rows of older versions, or delete them with `hard_delete`.
 
-        Rows without a version were loaded when the source sent none. If most rows have none, the source may have begun
-        to send only a part of them.
+        Rows have no version if the source sent none when they were loaded. If most rows have none, the source may now
+        be sending only some of its rows.
         """
         self.adapter.recover(connection, self.table)
         rows, unversioned = connection.execute(staging.count_unversioned(self.table)).one()
@@ -423,12 +424,12 @@ class TableSink(StreamSink):
 
 
 class AwardSink(TableSink):
-    """`awards`: Pepper's snapshot of each award. The newest by Pepper's time is merged into the balances."""
+    """`awards`: store Pepper's newest snapshot of each award, and merge it into the balances."""
 
     changes_balances = True
     keys = ("_id",)
     fixed = tables.AWARD_FIELDS
-    # A record with invalid points is quarantined, so the column would always be null.
+    # Records with invalid points are quarantined, so this column would always be null.
     without_column = (INVALID_POINTS,)
     fixed_table = "awards"
 
@@ -438,21 +439,21 @@ class AwardSink(TableSink):
 
     @staticmethod
     def age_columns(rows: FromClause) -> list[ColumnElement[Any]]:
-        """By `updatedAt`; a snapshot without it counts as of the time it was extracted.
+        """Order snapshots by `updatedAt`. A snapshot without it is dated by the time of its extraction.
 
-        A snapshot without points never replaces one with points: no balance could follow from it.
+        A snapshot without points never replaces one with points, because it contains no balance.
         """
         has_points = case((rows.c.points.is_(None), 0), else_=1)
         return [has_points, func.coalesce(rows.c.updated_at, rows.c[EXTRACTED_AT]), rows.c[EXTRACTED_AT]]
 
     def complete_staged(self, connection: Connection) -> None:
-        """Copy user and perk from earlier snapshots of the same award: they never change."""
+        """Copy user and perk from earlier snapshots of the same award, because they never change."""
         staged = self.staged.table
         owner = balances.owner_of_awards(self.table, staged)
         self.adapter.execute(connection, balances.fill_owner(staged, "_id", owner))
 
     def merge_balances(self, connection: Connection) -> None:
-        """Merge changed snapshots, and those whose time is that of their extraction."""
+        """Merge changed snapshots into the balances, and also snapshots that are dated by their extraction."""
         if self.warehouse.is_atomic(connection):
             self.adapter.merge(connection, balances.merge(self.tables, _changed_snapshots(self.table, self.staged)))
 
@@ -467,7 +468,7 @@ class AwardSink(TableSink):
 
 
 def sink_class(stream: str) -> type[StreamSink]:
-    """The sink of a stream: the ledger's for `actions`, the snapshots' for `awards`, otherwise its own table's."""
+    """The class of a stream's sink: `LedgerSink` for `actions`, `AwardSink` for `awards`, otherwise `TableSink`."""
     return {"actions": LedgerSink, "awards": AwardSink}.get(stream, TableSink)
 
 
@@ -479,23 +480,23 @@ def insert_absent(
     rows: Sequence[Row],
     *left_out: str,
 ) -> tuple[int, FromClause]:
-    """Stage rows, and insert the first row of each key that the table lacks, without the columns left out.
+    """Stage rows, and insert the first row of each key that the table lacks. The columns in `left_out` stay null.
 
     Returns:
-        The number of inserted rows, and a selectable of them.
+        The number of inserted rows, and a selectable with these rows.
     """
     clear_staging(adapter, connection, staged)
     adapter.load(connection, staged.table, rows)
     adapter.execute(connection, staging.pick_absent(table, staged))
     count = connection.scalar(staging.count_fresh(staged)) or 0
-    # Usually all rows are new; that saves the join.
+    # Usually all rows are new. In that case, no join is needed.
     inserted = staged.table if count == len(rows) else staging.fresh_rows(staged)
     adapter.execute(connection, staging.insert(table, inserted, *left_out))
     return count, inserted
 
 
 def clear_staging(adapter: EngineAdapter, connection: Connection, staged: staging.Staged) -> None:
-    """Empty the work tables. An engine without transactions may have kept rows of a batch that failed."""
+    """Empty the work tables. On an engine without transactions, they may still have rows of a failed batch."""
     adapter.empty(connection, staged.fresh)
     adapter.empty(connection, staged.table)
 
@@ -513,9 +514,9 @@ def _changed_snapshots(awards: Table, staged: staging.Staged) -> Select[Any]:
 
 
 def _compact(document: str) -> str:
-    """JSON in the form that a replay gives it, so that the quarantine recognizes the record again."""
+    """Format JSON as a replay formats it, so that a record that is quarantined again gets the same `rejected_id`."""
     try:
         return values.json_text(values.from_json(document))
     except ValueError:
-        # An action's payload is stored unchanged, and may have numbers that are too long to be decoded.
+        # An action's payload is stored unchanged. It may have numbers that are too long to decode.
         return document

@@ -1,4 +1,4 @@
-"""The target: settings and messages in, batches out."""
+"""The target: read settings and messages, and pass batches to the writer."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ if TYPE_CHECKING:
     from target_crm.loader.router import StoppedStream
     from target_crm.records.coverage import Claims
 
-# A batch's rows are Python objects, up to five times the size of their lines; two batches may be in memory.
+# In memory, rows take up to five times the size of their input lines, and two batches may be in memory at once.
 BATCH_BYTES_MAX = 20 * 1024 * 1024
-# A stream with fewer records fails only if all of them are quarantined.
+# A stream with fewer records fails the run only if all of them are quarantined.
 REJECTED_READ_MIN = 100
-# Errors of drivers about a table with too many columns.
+# Finds the drivers' errors about a table with too many columns.
 _TOO_WIDE = re.compile("too (many|large|big|wide|long)|row size|exceeds", re.IGNORECASE)
 
 
@@ -68,7 +68,7 @@ class TargetCrm(Plugin, Target):
     package_name = "pepper-crm"
     config_jsonschema: ClassVar[dict[str, Any]] = CONFIG_JSONSCHEMA
     secrets = SECRETS
-    # A password may have been given to the wrong setting.
+    # Errors must not show values, because the user may have put a password into the wrong setting.
     show_value = staticmethod(hide)
     setting_error = SettingError
     option_help: ClassVar[dict[str, str]] = Plugin.option_help | {
@@ -91,13 +91,13 @@ class TargetCrm(Plugin, Target):
         on_quarantine: Callable[[Sequence[Rejection]], None] | None = None,
         **options: Any,
     ) -> None:
-        """Read the settings; nothing is connected yet.
+        """Read the settings. This does not connect to the warehouse.
 
         Args:
-            warehouse: An open warehouse to load into; by default, the one that the settings name.
-            records_run: Keep a row per stream in `load_runs`.
-            on_quarantine: Called with the records of each batch that go to the quarantine.
-            options: The SDK's own arguments.
+            warehouse: An open warehouse to load into. The default is the warehouse in the settings.
+            records_run: Whether to write a row per stream to `load_runs`.
+            on_quarantine: Called for each batch, with its records for the quarantine.
+            options: Arguments for the SDK.
         """
         try:
             super().__init__(**options)
@@ -128,9 +128,9 @@ class TargetCrm(Plugin, Target):
         self.router = Router(BatchContext(self.warehouse, self.settings), self.mapper)
         self._activations = SafeActivations()
         self._undecided_activations: list[str] = []
-        # The coverage that the last STATE has claimed.
+        # The intervals that were read according to the last STATE.
         self._covered: Claims = {}
-        # Stream → its records that are counted as malformed lines.
+        # Stream → the number of its records that are counted as malformed lines.
         self._unreadable: Counter[str] = Counter()
         self._without_schema: Counter[str] = Counter()
 
@@ -138,13 +138,13 @@ class TargetCrm(Plugin, Target):
 
     @classmethod
     def append_builtin_config(cls, config_jsonschema: dict[str, Any]) -> None:
-        """Add only those of the SDK's settings that this target honours: stream maps."""
+        """Add only those of the SDK's settings that this target supports, which are stream maps."""
         PluginBase.append_builtin_config.__func__(cls, config_jsonschema)  # type: ignore[attr-defined]
 
     # A run.
 
     def set_up(self) -> None:
-        """Bring the target's own tables to the current version, and warn of what an operator should know."""
+        """Create the target's own tables or upgrade them, and warn if the warehouse is in memory or untested."""
         self.warehouse.check_schema()
         self.warehouse.set_up()
         self.logger.info("loading into %s", self.warehouse.name)
@@ -177,14 +177,14 @@ class TargetCrm(Plugin, Target):
             raise
 
     def load(self, lines: Iterable[str]) -> None:
-        """Load messages, and return when they are committed. The run continues."""
+        """Load messages, and return when they are committed. The run does not end."""
         self.process_lines(io.StringIO("".join(f"{line}\n" for line in lines)))
         self._batcher.flush()
         if self._stopped:
             self._refuse_losses()
 
     def process_endofpipe(self) -> None:
-        """Commit what is left, emit the last STATE, and log what became of every record."""
+        """Commit the last batch, emit the last STATE, and log the counts of each stream's records."""
         with self._recording_failure():
             self._batcher.flush()
             for stream, tally in self.writer.tallies.items():
@@ -199,7 +199,7 @@ class TargetCrm(Plugin, Target):
             self.writer.finish()
 
     def _refuse_losses(self) -> None:
-        """End the run as a failure if records were not loaded, too many were quarantined, or rows would be deleted."""
+        """Fail if some records were not loaded, too many were quarantined, or an ACTIVATE_VERSION needs a decision."""
         problems = [
             f"stream {name!r}: did not load {counted(stopped.skipped, 'record')}: {stopped.reason}"
             for name, stopped in self._stopped.items()
@@ -216,7 +216,7 @@ class TargetCrm(Plugin, Target):
 
     @property
     def _stopped(self) -> dict[str, StoppedStream]:
-        """The streams that are no longer loaded: by their SCHEMA, or because the warehouse refused their rows."""
+        """The streams that are no longer loaded, because of their SCHEMA or because the warehouse rejects them."""
         return self.router.stopped | self.writer.stopped
 
     def _quarantined_streams(self) -> list[str]:
@@ -229,7 +229,7 @@ class TargetCrm(Plugin, Target):
         for stream, count in (self._unreadable + self._without_schema).items():
             names = {route.sink.stream for route in self.router.routes.get(stream, [])}
             if not names and (count >= REJECTED_READ_MIN or stream in self._without_schema):
-                # If only few lines cannot be read, the stream that they name may not exist.
+                # If only a few lines cannot be read, they may name a stream that does not exist.
                 names = {stream}
             for name in names:
                 read[name] += count
@@ -252,9 +252,9 @@ class TargetCrm(Plugin, Target):
         self._metrics.count_batch(batch, time.monotonic() - began_seconds)
 
     def _emit_state(self, state: str) -> None:
-        """Write a STATE line. If nothing reads it, the data is still loaded, and the next run reads it again.
+        """Write a STATE line. If stdout is closed, continue to load. The next run then reads the same data again.
 
-        Once rows were refused, write none: it would cover them.
+        Write no STATE after the warehouse has rejected rows, because the STATE would cover these rows.
         """
         if self.writer.stopped:
             return
@@ -267,12 +267,12 @@ class TargetCrm(Plugin, Target):
             discard_stdout()
 
     def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
-        """Exit immediately: the open transaction rolls back, and every STATE that was emitted is true."""
-        # Not through the logger: the signal may have interrupted it.
-        message = "stopped by a signal; what is not committed will be read again"
+        """Exit immediately. The open transaction rolls back, and every emitted STATE covers only committed data."""
+        # Do not use the logger, because the signal may have interrupted it.
+        message = "stopped by a signal; the next run reads again what is not committed"
         display.clear_in_signal_handler()
         os.write(sys.stderr.fileno(), logs.format_line(self.name, logging.WARNING, message))
-        # Not by SystemExit, which would wait for the batch in flight.
+        # Do not raise SystemExit, which would wait for the current commit.
         os._exit(SIGNAL_EXIT_CODE + signum)
 
     # Messages.
@@ -289,8 +289,7 @@ class TargetCrm(Plugin, Target):
     def _process_schema_message(self, message_dict: dict[str, Any]) -> None:
         if self.router.needs_no_change(message_dict):
             return
-        # Rows of the old schema, or of another stream that a map joins to the same table, are committed before the
-        # table changes.
+        # Before the table changes, commit rows of the old schema, and of other streams that a map sends to this table.
         self._batcher.flush()
         for _, sink in self.router.add(message_dict, self.input_line):
             if sink.changes_balances:
@@ -308,7 +307,7 @@ class TargetCrm(Plugin, Target):
             self.writer.add_stream(sink.stream, sink.table.name)
 
     def _stop(self, stream: str, reason: str) -> None:
-        """Load no more records of a stream, and emit no STATE, which would cover them. Other streams continue."""
+        """Load no more records of a stream. Emit no more STATE, which would cover these records. Load other streams."""
         for route in self.router.routes[stream]:
             self._activations.refuse_table(route.sink.stream, f"stream {stream!r} is not loaded")
         self.router.stop(stream, reason)
@@ -354,10 +353,10 @@ class TargetCrm(Plugin, Target):
         self._batcher.commit_if_due()
 
     def _cover(self, state: dict[str, Any]) -> None:
-        """Record with the batch which actions were read, unless a stream map may have dropped some."""
+        """Add the intervals in a STATE to the batch, unless a stream map may have dropped some actions."""
         if self.router.loads_actions and not self.drops_records(STREAM):
             claims = claims_of(state)
-            # Other streams repeat the bookmark of actions. A batch without records is committed only if it has changed.
+            # A STATE of another stream repeats the bookmark of actions. Without a change, it needs no commit.
             if claims != self._covered:
                 self._batcher.batch.cover(claims)
                 self._covered = claims
@@ -395,7 +394,7 @@ class TargetCrm(Plugin, Target):
                 self._undecided_activations.append(f"{sink.stream}: {activation.ignored}")
 
     def _why_unsafe(self, sink: StreamSink, stream: str, version: int) -> str:
-        """Why a version may lack rows of a sink's table that this run has seen; empty if it does not."""
+        """Why a version may lack rows that this run has received for a sink's table. Empty if it has all of them."""
         sources = [
             name
             for name, routes in self.router.routes.items()
@@ -408,7 +407,7 @@ class TargetCrm(Plugin, Target):
 
     def _batch_for_record(self) -> Batch:
         """The current batch, with one more record counted."""
-        # Wait while rows of the previous batch are bound.
+        # Wait while the other thread binds rows of the previous batch.
         with binding:
             pass
         batch = self._batcher.batch
@@ -416,7 +415,7 @@ class TargetCrm(Plugin, Target):
         return batch
 
     def _add_action(self, line: bytes) -> bool:
-        """Add an action that no stream map has to see; return whether the line was a valid one."""
+        """Add an action to which no stream map applies. Return whether the line is a valid action."""
         sink = self.router.actions_sink
         row = decode_action(line) if sink else None
         if not (sink and row):
@@ -436,7 +435,7 @@ class TargetCrm(Plugin, Target):
             row = sink.row(record, message, batch.loaded_at)
         except values.Invalid as reason:
             extracted_at = values.optional(message.get("time_extracted"), values.instant)
-            # Names of streams and properties come from the input, too.
+            # The reason may contain names of streams and properties, which also come from the input.
             rejection = Rejection(
                 values.without_nul(sink.stream),
                 values.without_nul(str(reason)),
@@ -458,10 +457,10 @@ class TargetCrm(Plugin, Target):
             part.rows.append((self.input_line, *row))
 
     def _reject_unreadable(self, line: str, reason: str) -> None:
-        """Quarantine a line that may have been a record: the row of its key must not count as deleted.
+        """Quarantine a line that may be a record. Because its key is unknown, no row of its stream may be deleted.
 
         Raises:
-            InputError: The line is a SCHEMA message, without which no record of its stream can be loaded.
+            InputError: The line is a SCHEMA message. Without it, no record of the stream can be loaded.
         """
         message = malformed.decode_leniently(line)
         streams = [] if self._reader.line_bytes > LINE_BYTES_MAX else malformed.stream_names(line, message)
@@ -469,7 +468,7 @@ class TargetCrm(Plugin, Target):
             self._batcher.flush()
             of_stream = f" (stream {streams[0]!r})" if streams else ""
             raise InputError(f"line {self.input_line}: a SCHEMA message that cannot be read{of_stream}: {reason}")
-        # If the stream is unknown, the line may belong to any stream.
+        # If the line names no stream, it may belong to any stream.
         unsafe = streams if message or malformed.names_its_stream_first(line) else [""]
         for stream in unsafe or [""]:
             self._activations.refuse(stream, f"line {self.input_line} could not be read")
@@ -477,18 +476,18 @@ class TargetCrm(Plugin, Target):
         self._reject_line(line, reason)
 
     def _reject_line(self, line: str, reason: str) -> None:
-        """Quarantine an unusable line."""
+        """Quarantine a line that cannot be used."""
         self._batch_for_record()
         self._reject(Rejection("", reason, self.input_line, line), InvalidRecord)
         self._batcher.commit_if_due()
 
     def _reject(self, rejection: Rejection, error: type[InvalidRecord | MissingKeyPropertiesError]) -> None:
-        """Quarantine a record, or end the run with `on_invalid_record: fail`."""
+        """Quarantine a record. With `on_invalid_record: fail`, end the run instead."""
         if self._fails_on_invalid:
             raise error(rejection.where, {})
         self._batcher.batch.rejections.append(rejection)
 
 
 def main() -> NoReturn:
-    """Run the console script."""
+    """Run the command `target-crm`."""
     run_cli(TargetCrm.name, lambda: TargetCrm.cli, expected=(CrmError, SingerSDKError))

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from target_crm.records.tally import Rejection
     from target_crm.warehouse.connection import Warehouse
 
-# How many times rows are written and rolled back to find those that the warehouse refuses.
+# To find the rows that the warehouse rejects, write rows and roll back at most this many times.
 TRIALS_MAX = 500
 
 
 class _PartRefused(WarehouseError):
-    """The warehouse refused the rows of a stream."""
+    """The warehouse rejected the rows of a stream."""
 
     def __init__(self, sink: StreamSink, reason: WarehouseError) -> None:
         super().__init__(f"stream {sink.stream!r}: {reason}")
@@ -47,10 +47,10 @@ class BatchWriter:
     """Writes the batches of one run.
 
     Args:
-        warehouse: Where to.
+        warehouse: The warehouse to load into.
         fail_on_conflict: Raise `InvalidRecord` for a record that contradicts the ledger, instead of quarantining it.
-        records_run: Keep the run's row of each stream in `load_runs`.
-        on_quarantine: Called with the records of a batch that go to the quarantine, inside the transaction.
+        records_run: Whether to write a row per stream to `load_runs`.
+        on_quarantine: Called inside the transaction of each batch, with its records for the quarantine.
     """
 
     def __init__(
@@ -68,24 +68,24 @@ class BatchWriter:
         self.run_id = uuid.uuid4().hex
         self._started_at = datetime.now(UTC)
         self.tallies: dict[str, Tally] = {"": Tally()}
-        """Per stream, what became of the records that are committed. The empty name stands for malformed lines."""
+        """Stream → the outcome of its committed records. Malformed lines are counted under an empty name."""
         self.ignored_activations: Counter[str] = Counter()
-        """Stream → how many ACTIVATE_VERSION messages deleted nothing, because rows might have been lost."""
+        """Stream → the number of ACTIVATE_VERSION messages that were ignored, because they might delete too much."""
         self.stopped: dict[str, StoppedStream] = {}
-        """The streams that are no longer loaded, because the warehouse refused their rows."""
+        """The streams that are no longer loaded, because the warehouse rejected their rows."""
         self.refused: dict[str, str] = {}
-        """Stream → why its table may lack rows of this run, although they may be in it from an earlier one."""
+        """Stream → the reason why its table may lack rows of this run. It may have them from an earlier run."""
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
-        """Column of the ledger → the number of re-read records with another value."""
+        """Column of the ledger → the number of actions that were read again with another value."""
 
     def add_stream(self, name: str, table: str) -> None:
-        """Report a stream even if it has no records. In `load_runs`, a stream has the name of its table."""
+        """Report a stream, even if it has no records. `load_runs` shows the stream under the name of its table."""
         self.tallies.setdefault(name, Tally())
         self._tables[name] = table
 
     def write(self, batch: Batch) -> None:
-        """Commit a batch. Rows that the warehouse refuses go to the quarantine, or their stream stops."""
+        """Commit a batch. Rows that the warehouse rejects go to the quarantine, or their stream is stopped."""
         for sink in batch.parts:
             if sink.stream in self.stopped:
                 self._leave_out(batch, sink)
@@ -101,7 +101,7 @@ class BatchWriter:
                 return
 
     def _take_out(self, batch: Batch, refused: _PartRefused) -> None:
-        """Take out of a batch the rows that the warehouse refuses, or else all rows of their stream."""
+        """Remove the rejected rows from a batch. If they cannot be found, remove all rows of their stream."""
         sink, stream = refused.sink, refused.sink.stream
         part = batch.parts[sink]
         found = self._refused_rows(sink, part.rows) if refused.is_about_row else {}
@@ -122,15 +122,15 @@ class BatchWriter:
         part.rows = [row for place, row in enumerate(part.rows) if place not in found]
 
     def _leave_out(self, batch: Batch, sink: StreamSink) -> None:
-        """Skip the rows of a stream that is stopped."""
+        """Remove the rows of a stopped stream from a batch, and count them as skipped."""
         part = batch.parts[sink]
         self.stopped[sink.stream].skipped += len(part.rows) + len(part.incomplete)
         batch.parts[sink] = Part(refused=part.refused)
 
     def _refused_rows(self, sink: StreamSink, rows: Sequence[Row]) -> dict[int, str]:
-        """Find the rows that the warehouse refuses one by one, by halving: their places and the reasons.
+        """Find the rows that the warehouse rejects by repeatedly halving: their indexes and the reasons.
 
-        Empty if there are too many of them, or if attempts cannot be rolled back.
+        Empty if too many rows are rejected, or if the warehouse cannot roll back.
         """
         with self._warehouse.read() as connection:
             if not self._warehouse.is_atomic(connection):
@@ -150,7 +150,7 @@ class BatchWriter:
         return {}
 
     def _why_refused(self, sink: StreamSink, rows: list[Row]) -> str | None:
-        """Why the warehouse refuses rows; None if it does not. Nothing is committed."""
+        """Write rows and roll back. Return the reason why the warehouse rejects them; None if it accepts them."""
         try:
             with self._warehouse.write() as connection:
                 self._write_part(connection, sink, Part(rows))
@@ -169,7 +169,7 @@ class BatchWriter:
             raise _PartRefused(sink, reason) from reason
 
     def activate(self, sink: StreamSink, version: int) -> Activation:
-        """Mark or remove the rows of a stream that an activated version no longer has."""
+        """Mark or delete the rows of a stream that an activated version no longer has."""
         return self._warehouse.commit_once(lambda connection: sink.activate(connection, version))
 
     def count_ignored_activation(self, stream: str) -> None:
@@ -186,7 +186,7 @@ class BatchWriter:
             self._record_run(connection, self.tallies, FAILED)
 
     def _write(self, batch: Batch, connection: Connection) -> tuple[dict[str, Tally], Counter[str]]:
-        """Write a batch; return the tallies of the run once that is committed, and the batch's differing columns."""
+        """Write a batch. Return the tallies of the run including this batch, and the batch's differing columns."""
         malformed = sum(not rejection.stream for rejection in batch.rejections)
         tallies = dict(self.tallies)
         tallies[""] += Tally(read=malformed, quarantined=malformed)
@@ -219,19 +219,22 @@ class BatchWriter:
             self._on_quarantine(rejections)
 
     def _record_coverage(self, connection: Connection, claims: Claims) -> None:
-        """Record which actions were read, in the transaction that commits them; without transactions, after them."""
+        """Record the intervals for which actions were read, in the transaction that commits these actions.
+
+        On an engine without transactions, record the intervals after the actions.
+        """
         if not claims:
             return
         adapter, table = self._warehouse.adapter, self._warehouse.tables.coverage
         inserted, replaced = coverage.changes(connection.execute(select(table)).all(), claims)
-        # In this order: an engine without transactions may stop in between, and it does no harm to record an interval
-        # twice.
+        # Insert first, delete later: on an engine without transactions, a load may stop in between. Then an interval is
+        # recorded twice, which does no harm.
         adapter.load(connection, table, inserted)
         if replaced:
             adapter.execute(connection, coverage.delete(table, replaced))
 
     def _record_run(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
-        """Write the run's rows of `load_runs`, in the transaction that commits what they count."""
+        """Write the run's rows of `load_runs`, in the transaction that commits the counted records."""
         if not self._records_run:
             return
         adapter, load_runs = self._warehouse.adapter, self._warehouse.tables.load_runs

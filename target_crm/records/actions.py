@@ -1,13 +1,13 @@
 """Convert a Pepper action to a row of the ledger, or raise `Invalid` with the reason.
 
-The three loyalty actions report the change of an award and the balance after it::
+There are three types of loyalty action. Each one reports a change of an award's points, and the balance after it::
 
     {"_id": "5f1…", "type": "REDEEM_PERK", "when": {"timestamp": "2026-10-01T12:00:00.000Z"},
      "context": {"user": {"_id": "5e0…"}},
      "metadata": {"awardId": "5e7…", "perkId": "5d2…", "pointsAvailable": 5, "pointsRedeemed": 16}}
 
-One that lacks either number is *legacy*: an older system sends notices of the same name. Legacy actions and actions of
-other types are kept with a null effect, and never change a balance.
+A loyalty action without one of these numbers is *legacy*: an older system sends notices of the same type. The ledger
+keeps legacy actions, and actions of other types, with a null effect. They never change a balance.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _T = TypeVar("_T")
-# The property with the points that tap-pepper has moved out of `metadata` because they are not numbers.
+# tap-pepper moves points that are not numbers from `metadata` to this property.
 INVALID_POINTS = "invalid_points"
 # Properties of `metadata`, in the order of the ledger's columns.
 _POINTS = ("pointsAvailable", "pointsAdded", "pointsRedeemed", "pointsRefunded")
 _METADATA = ("awardId", "perkId", *_POINTS)
-# Pepper's type → the effect on a balance, and the place in `_POINTS` of the change.
+# Pepper's type → the effect on a balance, and the index in `_POINTS` of the property with the change.
 EFFECTS = {"REWARD_EARNED": ("earned", 1), "REDEEM_PERK": ("redeemed", 2), "AWARD_POINTS_REFUNDED": ("refunded", 3)}
 
 
@@ -77,7 +77,7 @@ class _When(msgspec.Struct, frozen=True, gc=False):
 class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
     award_id: _Id | None = None
     perk_id: _Id | None = None
-    # `values.points` converts them: `Decimal` also accepts texts that are not points, such as `NaN`.
+    # `values.points` converts these. The type `Decimal` would also accept strings such as `NaN`, which are not points.
     points_available: Any = None
     points_added: Any = None
     points_redeemed: Any = None
@@ -85,7 +85,7 @@ class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
 
 
 class _Action(msgspec.Struct, rename="camel", frozen=True, gc=False):
-    """The properties that columns are made of. The decoder skips all others, which saves most of its time."""
+    """The properties that a ledger row needs. The decoder skips all others, which saves most of the time."""
 
     id: _Id = msgspec.field(name="_id")
     type: str | None = None
@@ -96,7 +96,7 @@ class _Action(msgspec.Struct, rename="camel", frozen=True, gc=False):
     metadata: _Metadata | None = None
     source: str | None = None
     environment: str | None = None
-    # An action that has any of these is invalid, or has no effect.
+    # Decoding fails for an action with this property. `ledger_row` then decides whether the action is invalid.
     invalid_points: None = msgspec.field(name=INVALID_POINTS, default=None)
 
 
@@ -112,10 +112,10 @@ _action = msgspec.json.Decoder(_Action, float_hook=Decimal).decode
 
 
 class Incomplete(Invalid):
-    """An action that would change a balance, but lacks its award, user or time: perhaps it is deselected.
+    """An action that would change a balance, but lacks its award, user or time. The field may have been deselected.
 
     Attributes:
-        columns: The columns that the action does have, to compare it with the ledger.
+        columns: The action's columns, with null for each missing value. They are compared with the ledger.
     """
 
     def __init__(self, reason: str, columns: tuple[Any, ...]) -> None:
@@ -124,15 +124,15 @@ class Incomplete(Invalid):
 
 
 def decode_action(line: bytes) -> tuple[Any, ...] | None:
-    """Decode a RECORD message of `actions` into a ledger row without `loaded_at`. The payload is the record's own JSON.
+    """Decode a RECORD message of `actions` into a ledger row without `loaded_at`. The payload is the unchanged record.
 
-    Return None for any other line, and for an action that is invalid: `ledger_row` gives the reason.
+    Return None for any other line, and for an invalid action. `ledger_row` gives the reason why an action is invalid.
     """
     try:
         message = _message(line)
         if message.type != "RECORD" or message.stream != "actions":
             return None
-        # The decoder does not check that the texts that it skips are UTF-8.
+        # The decoder skips some strings, and does not check whether they are UTF-8.
         payload = values.json_without_nul(str(message.record, "utf-8"))
         try:
             columns = _columns(_action(message.record))
@@ -144,11 +144,11 @@ def decode_action(line: bytes) -> tuple[Any, ...] | None:
 
 
 def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
-    """Convert an action that has been decoded already to a row.
+    """Convert an action to a row of the ledger. Its JSON has already been decoded.
 
     Raises:
         Invalid: The action would change a balance, but lacks its id, award, user, time or points.
-        Incomplete: It lacks no more than award, user or time, and none of them is invalid.
+        Incomplete: The action is valid, but its award, user or time is missing.
     """
     lack = None
     try:
@@ -162,12 +162,12 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
 
 
 def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The points that tap-pepper has moved out of a record because they are not numbers, by property."""
+    """Property → value, for the points that tap-pepper has moved to `invalid_points` because they are not numbers."""
     return _object(record.get(INVALID_POINTS))
 
 
 def location_title(payload: Any) -> str | None:
-    """The title of the location in a payload, which is JSON text, or decoded where the engine has JSON."""
+    """The location's title in an action's payload. Engines with a JSON type return the payload decoded."""
     try:
         document = values.from_json(payload) if isinstance(payload, str) else payload
         title = document["context"]["location"]["title"]
@@ -219,7 +219,7 @@ def _columns(action: _Action) -> tuple[Any, ...]:
 def _convert(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """The columns of any action, including one with numeric ids or times that are not RFC 3339.
 
-    A value that its column cannot hold is null, unless it counts: then `Invalid` is raised.
+    A value that does not fit its column becomes null. If a balance needs the value, raise `Invalid` instead.
     """
     context, when = _object(record.get("context")), _object(record.get("when"))
     sent = {**_object(record.get("metadata")), **invalid_points(record)}

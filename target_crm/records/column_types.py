@@ -1,4 +1,4 @@
-"""Column types that mean the same on every engine. Engine modules register replacements of the defaults."""
+"""Column types that hold the same values on every engine. Engine modules register types of their own."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 ID_CHARS_MAX = 255
 POINTS_PLACES = 4
 POINTS_DIGITS = 19
-# SQLite stores decimals as doubles, which hold every number of 15 digits: eleven before the point, four after it.
+# SQLite stores decimals as doubles. A double is exact to 15 digits: eleven before the decimal point, four after it.
 POINTS_MAX = Decimal(10) ** 11
 _QUANTUM = Decimal(1).scaleb(-POINTS_PLACES)
-# The most that SQL Server, Oracle, Snowflake and DuckDB take.
+# SQL Server, Oracle, Snowflake and DuckDB support at most this many digits.
 DECIMAL_DIGITS = 38
 
 
 class ColumnTypes(NamedTuple):
     """The column types of one engine.
 
-    Texts have to compare byte by byte. A collation that ignores case or trailing spaces would merge two awards and
-    miss a changed name; one that sorts by language would break ties differently on each engine.
+    Types for text must compare byte by byte. A collation that ignores case or trailing spaces would merge two awards,
+    and would miss a changed name. A collation for a language would break ties differently on each engine.
     """
 
     identifier: String = String(ID_CHARS_MAX)
@@ -38,24 +38,24 @@ class ColumnTypes(NamedTuple):
     text: TypeEngine[Any] = Text()
     """Text of any length."""
     json: TypeEngine[Any] | None = None
-    """A JSON document that is written as text; None for the type of any other text."""
+    """A JSON document, written as text. If None, JSON has the same type as any other text."""
     points: TypeEngine[Any] = Numeric(POINTS_DIGITS, POINTS_PLACES)
     """Exact points."""
     whole: TypeEngine[Any] = Double()
-    """A whole number beyond 64 bits, on an engine whose decimals have no limit, or that has no decimals."""
+    """A whole number beyond 64 bits. Only for engines without decimals, or with decimals of unlimited size."""
     instant: TypeEngine[Any] = DateTime()
     """An instant to the microsecond."""
     keeps_time_zone: bool = False
-    """Whether the driver takes instants with a time zone; otherwise it gets UTC without one."""
+    """Whether the driver accepts times with a time zone. If not, pass UTC times without one."""
 
 
-# Decimals of 18 digits fit into 64 bits, so every engine with decimals has them.
+# Every engine with decimals supports 18 digits, because they fit into 64 bits.
 _UNKNOWN_ENGINE = ColumnTypes(points=Numeric(18, POINTS_PLACES))
 _registered: dict[str, ColumnTypes] = {}
 
 
 def register(engine: str, types: ColumnTypes) -> None:
-    """Set the column types of an engine, by SQLAlchemy's name of it. Its module calls this when it is imported."""
+    """Set the column types of an engine, given SQLAlchemy's name for it. Each engine's module calls this on import."""
     _registered[engine] = types
 
 
@@ -66,7 +66,7 @@ def _types_of(dialect: Dialect) -> ColumnTypes:
 
 
 class Identifier(TypeDecorator[str]):
-    """An id of at most `chars_max` characters, which are `ID_CHARS_MAX` or fewer."""
+    """An id of at most `chars_max` characters. `chars_max` must not exceed `ID_CHARS_MAX`."""
 
     impl = String
     cache_ok = True
@@ -97,12 +97,13 @@ class LongText(TypeDecorator[str]):
 
 @compiles(Double)
 def _double(type_: Double[Any], compiler: Any, **kw: Any) -> str:
-    """Use core SQL's name of the type on an unknown engine: more engines know it than SQLAlchemy's default."""
+    """Use the name from the SQL standard on an unknown engine. More engines know it than SQLAlchemy's default name."""
     compiled: str = compiler.visit_double(type_, **kw)
     return compiled if compiler.dialect.name in _registered else "DOUBLE PRECISION"
 
 
-# A number as exact as the engine can: PostgreSQL's NUMERIC has no bounds, while MySQL's would be a whole number.
+# A number, as exactly as the engine can store it. On PostgreSQL, NUMERIC without arguments has no limit. On MySQL it
+# would hold only whole numbers.
 Number: TypeEngine[Any] = Double().with_variant(Numeric(), "postgresql")
 
 
@@ -124,7 +125,7 @@ class Whole(TypeDecorator[Any]):
 
 
 class JsonText(LongText):
-    """A JSON document, written as the text that the sender wrote."""
+    """A JSON document, stored as the exact text from the sender."""
 
     cache_ok = True
 
@@ -135,7 +136,7 @@ class JsonText(LongText):
 
 
 class Instant(TypeDecorator[datetime]):
-    """An instant to the microsecond. In Python it has a time zone; in the warehouse too, where the engine has those."""
+    """An instant to the microsecond. It has a time zone in Python, and in the warehouse if the engine supports it."""
 
     impl = DateTime
     cache_ok = True
@@ -159,7 +160,7 @@ class Instant(TypeDecorator[datetime]):
 
 
 class Points(TypeDecorator[Decimal]):
-    """Exact points with four places. `POINTS_MAX` bounds them so that SQLite, which has no decimals, is exact too."""
+    """Points with four decimal places. Below `POINTS_MAX`, they are exact even on SQLite, which lacks decimals."""
 
     impl = Numeric(POINTS_DIGITS, POINTS_PLACES)
     cache_ok = True

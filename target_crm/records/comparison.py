@@ -1,4 +1,4 @@
-"""Compare awards in Pepper with their balances in the warehouse, and tell whether a tap has sent all awards."""
+"""Compare awards in Pepper with their balances in the warehouse, and check whether a tap has sent all awards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """What the comparison of an award has found."""
+    """The result of comparing one award."""
 
     EQUAL = "equal"
     DIFFERENT = "different"
@@ -35,14 +35,14 @@ class Observation(NamedTuple):
     """An award in Pepper, as the tap read it."""
 
     counts: bool
-    """Whether it has points, or is deleted."""
+    """Whether the award has points, or is deleted."""
     at: datetime
-    """When it last changed; if that is unknown, when it was read."""
+    """When the award last changed. If Pepper does not report it, the time when the award was read."""
     extracted_at: datetime
     is_dated: bool
-    """Whether its time of change is known."""
+    """Whether Pepper reported when the award last changed."""
     points: Decimal | None
-    """None if it has none, or is deleted."""
+    """The award's points; None if it has none, or is deleted."""
     is_deleted: bool = False
 
     def replaces(self, other: Observation) -> bool:
@@ -59,13 +59,14 @@ class Stored(NamedTuple):
 
 
 def judge(pepper: Observation, stored: Stored | None, loaded_until: datetime | None, meanwhile: Interval) -> Verdict:
-    """Compare an award in Pepper with its balance, if there is one.
+    """Compare an award in Pepper with its balance, if it has one.
 
     Args:
         pepper: The award in Pepper.
         stored: The balance in the warehouse.
-        loaded_until: Pepper's later changes may not be loaded yet; None if nothing is loaded.
-        meanwhile: The time since the first award was read. A change in it may be loaded, but came too late to be read.
+        loaded_until: Changes in Pepper after this time may not be loaded yet. None if nothing is loaded.
+        meanwhile: The time since the tap read the first award. The target may have loaded a change from this time,
+            although the tap had read the award before the change.
     """
     balance = stored if stored and not stored.is_deleted else None
     if pepper.points is None and not (balance and (balance.points or pepper.is_deleted)):
@@ -84,17 +85,17 @@ def judge(pepper: Observation, stored: Stored | None, loaded_until: datetime | N
 
 
 def judge_absent(stored: Stored, meanwhile: Interval) -> Verdict | None:
-    """Judge a balance whose award Pepper does not have; None if the warehouse knows that it is deleted."""
+    """Judge a balance whose award is missing in Pepper; None if the warehouse has marked it as deleted."""
     if stored.is_deleted:
         return None
     return Verdict.NEWER_HERE if meanwhile.after < stored.as_of <= meanwhile.until else Verdict.MISSING_IN_PEPPER
 
 
 class AwardsRead:
-    """Which awards a tap has sent, by the STATE and ACTIVATE_VERSION messages around them.
+    """Find out which awards a tap has sent, from the STATE and ACTIVATE_VERSION messages around them.
 
-    A tap writes the state that it was given before it reads. So a bookmark of awards that comes before the first award
-    means that the tap read only changes. Another bookmark, or ACTIVATE_VERSION, follows the last award.
+    Before a tap reads, it emits the state that it was started with. If that state has a bookmark for awards, the tap
+    reads only changes. After the last award, the tap emits another bookmark, or ACTIVATE_VERSION.
 
     =============================  ================================================  =====================
     bookmark before the first      after the last award                              read
@@ -103,7 +104,7 @@ class AwardsRead:
     a value                        ACTIVATE_VERSION                                  all awards
     a value                        a bookmark whose `refreshed_until` is its value   all awards
     a value                        another bookmark                                  changes since the value
-    any                            none, or the bookmark of before                   the tap stopped early
+    any                            none, or the same bookmark                        the tap stopped early
     =============================  ================================================  =====================
     """
 
@@ -142,7 +143,7 @@ class AwardsRead:
 
     @property
     def changes_since(self) -> str | None:
-        """The bookmark since which changes were read; None if all awards were."""
+        """The bookmark from which the tap read changes; None if it read all awards."""
         for source, before in self._before.items():
             now = self._bookmark(source)
             is_refresh = "refreshed_until" in now and now["refreshed_until"] == now.get("replication_key_value")
@@ -152,7 +153,7 @@ class AwardsRead:
 
     @property
     def until(self) -> datetime | None:
-        """The new bookmark: Pepper's time before the first award was read. None for a source without bookmarks."""
+        """The new bookmark. Pepper's clock showed it before the tap read the first award. None without bookmarks."""
         bookmarks = [self._bookmark(each).get("replication_key_value") for each in self._before]
         return min(filter(None, (optional(each, instant) for each in bookmarks)), default=None)
 

@@ -1,4 +1,4 @@
-"""Coverage of actions: which intervals of time were read, according to the bookmark of tap-pepper.
+"""Coverage of actions: the intervals of time that were read, according to the bookmark of tap-pepper.
 
 The bookmark of `actions` in a STATE::
 
@@ -6,8 +6,9 @@ The bookmark of `actions` in a STATE::
      "covered_from": "2026-10-01T00:00:00.000Z", "read": [["2026-11-28T05:50:00.000Z", "2026-11-28T06:00:00.000Z"]],
      "action_types": ["REDEEM_PERK", "REWARD_EARNED"], "merchant": "M0cuR5heCoXtxvDf"}
 
-`read` is what the tap has read since its start: what it read earlier may have gone to another warehouse. A state
-without `read` claims everything from `covered_from` to the bookmark. A state without `covered_from` claims nothing.
+`read` lists the intervals that the tap has read in this run. Earlier runs may have loaded into another warehouse.
+A state without `read` claims everything from `covered_from` to the bookmark. A state without `covered_from` claims
+nothing.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ if TYPE_CHECKING:
 
 STREAM = "actions"
 REPLICATION_KEY = "when_timestamp"
-# How many holes are considered when changes without an action are classified.
+# Use at most this many holes to classify changes that have no action.
 HOLES_MAX = 100
 
 
 class Interval(NamedTuple):
-    """The time after one instant, up to and including another."""
+    """An interval of time. It excludes its first instant, and includes its last one."""
 
     after: datetime
     until: datetime
 
     @property
     def length(self) -> timedelta:
-        """How long it is."""
+        """The duration of the interval."""
         return self.until - self.after
 
 
@@ -58,7 +59,7 @@ Claims = dict[Scope, list[Interval]]
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Merge overlapping and adjacent intervals; empty ones disappear."""
+    """Merge overlapping and adjacent intervals, and drop empty ones."""
     merged: list[Interval] = []
     for each in sorted(each for each in intervals if each.after < each.until):
         if merged and each.after <= merged[-1].until:
@@ -69,7 +70,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def between(intervals: Sequence[Interval], span: Interval) -> list[Interval]:
-    """The parts of a span that are in none of the intervals, which are a `union`."""
+    """The parts of a span that lie outside the intervals. `intervals` must be the result of `union`."""
     edges = [span.after, *(edge for each in intervals for edge in each), span.until]
     clipped = [min(max(edge, span.after), span.until) for edge in edges]
     gaps = zip(clipped[::2], clipped[1::2], strict=True)
@@ -77,12 +78,12 @@ def between(intervals: Sequence[Interval], span: Interval) -> list[Interval]:
 
 
 def common(unions: Iterable[Sequence[Interval]], span: Interval) -> list[Interval]:
-    """The parts of a span that are in each of the unions."""
+    """The parts of a span that every one of the unions contains."""
     return between(union(chain.from_iterable(between(each, span) for each in unions)), span)
 
 
 def claims_of(state: Mapping[str, Any]) -> Claims:
-    """Scope → intervals that a STATE claims to be read; nothing for the state of another tap."""
+    """Scope → intervals that were read according to a STATE. Empty for the state of another tap."""
     bookmarks = state.get("bookmarks")
     bookmark = bookmarks.get(STREAM) if isinstance(bookmarks, dict) else None
     if not isinstance(bookmark, dict) or bookmark.get("replication_key", REPLICATION_KEY) != REPLICATION_KEY:
@@ -92,11 +93,11 @@ def claims_of(state: Mapping[str, Any]) -> Claims:
         return {}
     read = bookmark.get("read", [[bookmark.get("covered_from"), bookmark.get("replication_key_value")]])
     with suppress(Invalid, TypeError, ValueError):
-        # A state without a valid `covered_from` is not one of tap-pepper.
+        # Every state from tap-pepper has a valid `covered_from`.
         instant(bookmark.get("covered_from"))
         bookmark_at = instant(bookmark.get("replication_key_value"))
         claimed = (Interval(*map(instant, pair)) for pair in read)
-        # An edited state may claim more than its run has read.
+        # If someone edited the state, it may claim intervals after the bookmark.
         intervals = union(Interval(each.after, min(each.until, bookmark_at)) for each in claimed)
         if intervals:
             return {Scope(merchant, tuple(sorted(set(types)))): intervals}
@@ -104,27 +105,29 @@ def claims_of(state: Mapping[str, Any]) -> Claims:
 
 
 def overlaps(start: Any, end: Any, interval: Interval) -> Any:
-    """Whether the time from start to end overlaps an interval. Also for SQL expressions."""
+    """Whether the time from start to end overlaps an interval. The arguments may be SQL expressions."""
     return (start < interval.until) & (end > interval.after)
 
 
 def is_inside(start: Any, end: Any, interval: Interval) -> Any:
-    """Whether one interval contains all of the time from start to end. Also for SQL expressions."""
+    """Whether an interval contains all of the time from start to end. The arguments may be SQL expressions."""
     return (start >= interval.after) & (end <= interval.until)
 
 
 @dataclass(frozen=True)
 class MerchantCoverage:
-    """What was read of one merchant.
+    """The intervals for which one merchant's actions were read.
+
+    `summarize` defines which types of action count.
 
     Attributes:
         merchant: The tap's hash of the merchant.
-        intervals: What was read of all types of action that count.
-        complete: What was read of all types that change balances, whether or not all of them count.
-        holes: What lies between the first and the last instant that was read of any type, and was not read.
+        intervals: The intervals for which actions of all counting types were read.
+        complete: The intervals for which actions of all types that change balances were read.
+        holes: The intervals between the first and the last read instant in which counting actions were not read.
         action_types: The types that count; empty for all.
         needed: The types that count, even if only runs without a filter have read them.
-        read: The intervals of each filter.
+        read: The intervals that were read with each filter.
     """
 
     merchant: str
@@ -137,11 +140,11 @@ class MerchantCoverage:
 
     @property
     def begins(self) -> datetime:
-        """The first instant after which actions of any type were read."""
+        """The earliest instant after which actions were read, of whatever type."""
         return min(found[0].after for found in self.read.values() if found)
 
     def parts_of(self, hole: Interval) -> list[tuple[Interval, tuple[str, ...]]]:
-        """Divide a hole by the types that were not read in it; no types where nothing was read."""
+        """Divide a hole into parts, each with the types that were not read in it. Without types, nothing was read."""
         if not any(scope.action_types for scope in self.read):
             return [(hole, ())]
         everything = [each for found in self.read.values() for each in found]
@@ -160,10 +163,10 @@ class MerchantCoverage:
 
 
 def summarize(claims: Mapping[Scope, Collection[Interval]]) -> list[MerchantCoverage]:
-    """Summarize what was read of each merchant.
+    """Summarize the intervals for which each merchant's actions were read.
 
-    Balances need the types of action that have an effect. What counts are all of them, or all of them that any run has
-    read: a merchant may have chosen to read only some.
+    Balances need all types of action that have an effect, but a merchant may have chosen to read only some types. So a
+    type with an effect counts if any run has read it.
     """
     return [
         _summarize(
@@ -178,10 +181,10 @@ class ReadTimes:
     """The times for which actions were read.
 
     Attributes:
-        covered: All actions that change balances were read.
-        filtered: All actions that count were read, but not all types that change balances.
-        holes: Actions that count were not read.
-        are_several: They are of several merchants: it is not known which award is whose.
+        covered: The intervals for which all actions that change balances were read.
+        filtered: The intervals for which all counting actions were read, but not all types that change balances.
+        holes: The intervals for which counting actions were not read.
+        are_several: Whether the schema has several merchants. The target does not know which award belongs to which.
     """
 
     covered: tuple[Interval, ...]
@@ -191,7 +194,7 @@ class ReadTimes:
 
 
 def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:
-    """What was read of all merchants: it is not known which award is whose."""
+    """The times for which actions of all merchants were read. Nothing shows which merchant an award belongs to."""
     holes = _limited(union(chain.from_iterable(each.holes for each in merchants)))
     covered = _of_all([each.complete for each in merchants], holes)
     counting = _of_all([each.intervals for each in merchants], holes)
@@ -199,7 +202,7 @@ def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:
 
 
 def _of_all(unions: Sequence[Sequence[Interval]], holes: Sequence[Interval]) -> tuple[Interval, ...]:
-    """What is in each of the unions, and in no hole."""
+    """The intervals that all unions contain, without the holes."""
     if not unions or not all(unions):
         return ()
     span = Interval(max(each[0].after for each in unions), min(each[-1].until for each in unions))
@@ -208,7 +211,7 @@ def _of_all(unions: Sequence[Sequence[Interval]], holes: Sequence[Interval]) -> 
 
 
 def _limited(holes: list[Interval]) -> list[Interval]:
-    """At most `HOLES_MAX` holes: an engine limits the length of a statement."""
+    """Join the last holes so that at most `HOLES_MAX` remain, because engines limit the length of a statement."""
     if len(holes) <= HOLES_MAX:
         return holes
     return [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]

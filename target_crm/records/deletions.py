@@ -1,4 +1,4 @@
-"""Deletions that carry only a part of their record, such as its key."""
+"""Deletions whose record has only some of its properties, such as the key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     Row = tuple[Any, ...]
 
 ABSENT: Any = object()
-"""Stands in a row for a value that the record of a deletion does not carry."""
+"""Placeholder in a row for a value that is missing from the record of a deletion."""
 
 
 @dataclass(frozen=True)
@@ -21,19 +21,19 @@ class Step:
 
     rows: Sequence[Row]
     kept: tuple[str, ...] = ()
-    """The columns that keep their values, because the records of these rows do not carry them."""
+    """The columns that keep their stored values, because the records of these rows lack them."""
 
 
 def in_steps(
     rows: Sequence[Row], places: Mapping[str, int], keys: Sequence[str], age: str
 ) -> tuple[list[Step], Sequence[Row]]:
-    """Divide the rows of a batch, so that a deletion keeps the values that the record before it has left.
+    """Divide the rows of a batch into steps, so that a deletion keeps the values of the record before it.
 
     Args:
-        rows: In the order of arrival. The last value of a row is the time of its deletion.
+        rows: The rows in the order of arrival. The last value of a row is the time of its deletion.
         places: Column → its place in a row.
         keys: The columns of the key.
-        age: The column that orders the rows of a key; at the same age, the later arrival is the newer one.
+        age: The column that orders the rows of a key by age. Of two rows with equal values, the later arrival is newer.
 
     Returns:
         The steps in the order in which they have to be written, and the deletions that a later record of the batch
@@ -52,7 +52,7 @@ def in_steps(
             whole.append(row)
             newest[key] = max(newest.get(key, (at, arrival)), (at, arrival))
     superseded: list[Row] = []
-    # Of the deletions of one key, those that leave out other columns than the one before are written after it.
+    # If a deletion lacks other columns than the previous deletion of its key, it needs a later step.
     last: dict[Row, tuple[int, tuple[str, ...]]] = {}
     steps: dict[tuple[int, tuple[str, ...]], list[Row]] = defaultdict(list)
     for at, arrival, row in sorted(partial, key=lambda each: each[:2]):

@@ -1,4 +1,4 @@
-"""Arrange an award's actions, its snapshot and what was read as lines that lead to its balance, in order of time."""
+"""Explain an award's balance: list its actions, its snapshot and the holes in coverage in the order of time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Event(StrEnum):
-    """What a line of an explanation is about."""
+    """The kind of a line in an explanation."""
 
     OPENING = "opening"
     ACTION = "action"
@@ -37,12 +37,12 @@ _NOT_READ = "actions not read"
 _NOT_READ_OF_ONE = "actions of one of the merchants in this schema not read"
 _FILTERED = "edit, expiry, or an action of a type that was not read"
 _NOT_RECORDED = "edit or expiry in Pepper, or actions not read"
-# Orders actions without a time first.
+# Actions without a time come first.
 _FIRST = datetime.min.replace(tzinfo=UTC)
 
 
 class Action(NamedTuple):
-    """An action of an award. One without an effect does not count: it changes no balance, or reports none."""
+    """An action of an award. One without an effect does not count: it changes no balance, or lacks the balance."""
 
     action_id: str
     type: str | None
@@ -71,10 +71,10 @@ class Line:
 
     Attributes:
         event: The kind of the line.
-        at: The time of the event. For a hole: its end; for an adjustment: the time it was found.
-        after: For a hole: its beginning; for an adjustment: the last time at which the balance matched the lines above.
+        at: The time of the event. For a hole: its end. For an adjustment: the time of the line that shows it.
+        after: For a hole: its beginning. For an adjustment: the last time at which the balance matched the lines above.
         change: The change of the balance; None if the line does not count.
-        balance: The balance after that; of a snapshot what Pepper showed.
+        balance: The balance after the change. For a snapshot, the points that Pepper showed.
         source: Where an action came from, such as a till.
         note: Further information.
     """
@@ -93,7 +93,7 @@ class Line:
 
     @property
     def step(self) -> tuple[Decimal, Decimal] | None:
-        """The balance before and after it; None if the line does not count."""
+        """The balance before and after the line; None if the line does not count."""
         return None if self.balance is None or self.change is None else (self.balance - self.change, self.balance)
 
 
@@ -104,7 +104,7 @@ def explain(
 
     Args:
         points: The stored balance.
-        as_of: Its time.
+        as_of: The time of the stored balance.
         actions: The award's actions in the ledger, in any order.
         snapshot: The award's snapshot.
         read: The times for which actions were read.
@@ -137,9 +137,10 @@ def explain(
 
 
 def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) -> list[Line]:
-    """A line for each action, for the snapshot, a deletion and each hole. Those that count have a change.
+    """A line for each action, for the snapshot, a deletion and each hole. The lines that count have a change.
 
-    A snapshot counts only if it is newer than every action: Pepper may write it before the action that it shows.
+    A snapshot counts only if it is newer than every action. Pepper may write a snapshot shortly before it writes the
+    action whose points the snapshot already shows.
     """
     keyed = [(_order(each), _action_line(each)) for each in actions]
     newest = max((each for each in actions if each.effect), key=_order, default=None)
@@ -151,14 +152,14 @@ def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) ->
     if snapshot.deleted_at is not None:
         note = "left out of user_balances"
         keyed.append(((snapshot.deleted_at, 2, b""), Line(Event.DELETION, snapshot.deleted_at, note=note)))
-    # Actions at the first instant of a hole were read.
+    # A hole excludes its first instant, so actions at that instant were read. They come before the hole.
     note = _NOT_READ_OF_ONE if read.are_several else _NOT_READ
     keyed += [((hole.after, 3, b""), Line(Event.HOLE, hole.until, hole.after, note=note)) for hole in read.holes]
     return [line for _, line in sorted(keyed, key=itemgetter(0))]
 
 
 def _order(action: Action) -> tuple[datetime, int, bytes]:
-    """The order of lines in time: at one instant, the snapshot follows the actions that it shows."""
+    """The sort key of an action's line. At the same instant, actions come before the snapshot."""
     return action.occurred_at or _FIRST, 0, action.action_id.encode()
 
 
@@ -198,7 +199,7 @@ def _not_counted(action: Action) -> str | None:
 
 def _reason(after: datetime | None, at: datetime | None, read: ReadTimes) -> str:
     if any(overlaps(after, at, hole) for hole in read.holes):
-        # The award may be one of another merchant.
+        # The award may belong to another merchant.
         return _NOT_RECORDED if read.are_several else _NOT_READ
     if any(is_inside(after, at, each) for each in read.covered):
         return _READ

@@ -1,4 +1,4 @@
-"""The names of tables and columns. Recorded names stay; new ones are derived from the names in the source."""
+"""The names of tables and columns. Recorded names never change. New names are derived from the names in the source."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-# The limit of PostgreSQL, in bytes of UTF-8. Few engines have a lower one, such as Firebird 3 with 31.
+# PostgreSQL's limit, in bytes of UTF-8. A few engines have a lower limit, such as Firebird 3 with 31.
 NAME_BYTES_MAX = 63
-# Leaves three bytes for a number: 60 bytes of a name are from the source.
+# A name has at most 60 bytes from the source, so that three bytes are left for a suffix such as `_12`.
 _NUMBER_BYTES = 3
 
 
 def snake_case(name: str, default: str = "column", bytes_max: int = NAME_BYTES_MAX) -> str:
     """`updatedAt` → `updated_at`, `HTTPCode` → `http_code`, `_id` → `_id`, `Имя` → `имя`.
 
-    The result has letters and digits of any alphabet and `_`.
+    The result consists of letters and digits of any alphabet, and `_`.
 
     Args:
         name: The name in the source.
         default: The result for a name without letters and digits.
-        bytes_max: The engine's limit of names. The result leaves space for a number.
+        bytes_max: The engine's limit for names. The result is short enough to append a number.
     """
     lower = unicodedata.normalize("NFC", _separated(name).lower())
     kept = re.sub(r"\0+", "_", "".join(each if _is_kept(each) else "\0" for each in lower))
@@ -33,7 +33,7 @@ def snake_case(name: str, default: str = "column", bytes_max: int = NAME_BYTES_M
 
 
 def ascii_snake_case(name: str) -> str:
-    """The name that tables and columns had before names were recorded: `Имя` → `_`."""
+    """The name as older versions derived it, before names were recorded: `Имя` → `_`."""
     return re.sub(r"[^a-z0-9_]+", "_", _separated(name).lower())[: NAME_BYTES_MAX - _NUMBER_BYTES] or "_"
 
 
@@ -48,17 +48,17 @@ def assign_columns(
 ) -> dict[str, str]:
     """Return the column of each property. The order of the properties does not matter.
 
-    A recorded property keeps its column. Another one gets its name in snake_case, with a number if that name is taken:
-    `foo_bar`, `foo_bar_2`.
+    A recorded property keeps its column. A new property gets its name in snake_case. If that name is taken, a number
+    follows it: `foo_bar`, `foo_bar_2`.
 
     Args:
-        properties: The properties of the present schema.
+        properties: The properties of the current schema.
         recorded: Property → column, for all properties that the stream ever had.
-        stored: The columns of the existing table. One that belongs to no property was created before columns were
-            recorded, so it is used by the rules of that time.
+        stored: The columns of the existing table. A column without a recorded property may come from an older version.
+            A property reuses it if the older version would have given it the same name.
         reserved: Names that no property gets.
-        bytes_max: The engine's limit of names.
-        fold: Maps names that the engine may treat as equal to the same form.
+        bytes_max: The engine's limit for names.
+        fold: Normalizes names. If the engine may treat two names as equal, the result is the same for both.
     """
     names = set(properties)
     columns = {name: recorded[name] for name in names & recorded.keys()}
@@ -86,16 +86,16 @@ def assign_table(
     reserved_prefix: str | None = None,
     fold: Callable[[str], str] = str.casefold,
 ) -> str:
-    """Return the table of a stream without a recorded one.
+    """Return the table for a stream that has no recorded table.
 
     Args:
         stream: The name of the stream.
         others: The recorded tables of other streams.
-        stored: The existing tables. One without a stream was created before tables were recorded.
-        reserved: Names that no stream gets, such as those of views.
-        bytes_max: The engine's limit of names.
-        reserved_prefix: What no name may begin with.
-        fold: Maps names that the engine may treat as equal to the same form.
+        stored: The existing tables. A table without a stream was created before tables were recorded.
+        reserved: Names that no stream gets, such as the names of views.
+        bytes_max: The engine's limit for names.
+        reserved_prefix: A prefix that no name may have.
+        fold: Normalizes names. If the engine may treat two names as equal, the result is the same for both.
     """
     taken = set(map(fold, chain(reserved, others)))
     former = ascii_snake_case(stream)
@@ -108,12 +108,12 @@ def assign_table(
 
 
 def to_text(name: str) -> str:
-    """A name from the source as a text that every engine stores: JSON if it is empty or not printable."""
+    """A name from the source as text that every engine can store. Empty and unprintable names become JSON."""
     return name if name and name.isprintable() and not name.startswith('"') else json.dumps(name)
 
 
 def from_text(text: str) -> str:
-    """The name from which `to_text` made a text."""
+    """The name that `to_text` has converted."""
     return str(json.loads(text)) if text.startswith('"') else text
 
 
@@ -122,19 +122,19 @@ def _separated(name: str) -> str:
 
 
 def _is_kept(character: str) -> bool:
-    # Letters, the marks that belong to them, and digits. MySQL's names have no characters above U+FFFF.
+    # Keep letters, combining marks and digits. Names in MySQL cannot contain characters above U+FFFF.
     return character == "_" or (unicodedata.category(character)[0] in "LMN" and character <= "\uffff")
 
 
 def _exact_first(names: Iterable[str], convert: Callable[[str], str]) -> list[str]:
-    """Sort names in the order in which they get their columns: first those that are column names unchanged."""
+    """Sort names in the order in which they get a column. Names that need no conversion come first."""
     return sorted(names, key=lambda name: (name != convert(name), name))
 
 
 def _first_free(
     base: str, taken: Collection[str], stored: Collection[str], bytes_max: int, fold: Callable[[str], str]
 ) -> str:
-    # An existing name with a number, or in another case, belongs to something else.
+    # An existing name with a number, or in another case, belongs to another stream or property.
     others = set(map(fold, stored))
     return next(
         each

@@ -1,4 +1,4 @@
-"""Derive a table's columns from a stream's JSON Schema, and convert a record to a row of them."""
+"""Derive a table's columns from a stream's JSON Schema, and convert records to rows of the table."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 EXTRA = "_sdc_extra"
 EXTRACTED_AT = "_sdc_extracted_at"
 BATCHED_AT = "_sdc_batched_at"
-# The version that a full-table tap will activate, and when the row was found to be deleted.
+# The version of the complete read that emitted the row, and the time when the row was reported as deleted.
 TABLE_VERSION = "_sdc_table_version"
 DELETED_AT = "_sdc_deleted_at"
-# Names before version 3 of the tables → names now. No property gets a column of a former name either: otherwise a
-# property that was given another name because of it would move to another column.
+# Names before version 3 of the tables → names now. No property gets a column with a former name either. An older
+# version may have renamed a property to avoid that name, and the property would otherwise move to another column.
 FORMER_NAMES = {
     "_extra": EXTRA,
     "_extracted_at": EXTRACTED_AT,
@@ -47,12 +47,12 @@ FORMER_NAMES = {
     "_version": TABLE_VERSION,
     "_deleted_at": DELETED_AT,
 }
-# In work tables: the order of arrival; in queries of them: the rank by age.
+# In work tables, the order of arrival. In queries of work tables, the rank by age.
 SEQ = "_seq"
 RANK = "_rank"
 _RESERVED_COLUMNS = {*FORMER_NAMES, *FORMER_NAMES.values(), SEQ, RANK}
 _INTEGER_DIGITS = len(f"{values.INTEGER_MAX}")
-# Digits before the point for a number whose schema does not bound it.
+# Digits before the decimal point, for a number whose schema sets no bounds.
 _WHOLE_DIGITS_MIN = 20
 # The most bytes of a character in UTF-8.
 _CHARACTER_BYTES = 4
@@ -62,10 +62,10 @@ _KEY_VALUE_BYTES = 20
 
 @dataclass(frozen=True)
 class TableLimits:
-    """What the tables of an engine can hold. The defaults are those of an unknown engine."""
+    """The limits of an engine's tables. The defaults are for an unknown engine."""
 
     decimal_digits: int | None = 0
-    """Digits of exact decimals; 0 for an engine without them, None for one without a limit."""
+    """The most digits of an exact decimal. 0 for an engine without decimals, None for an engine without a limit."""
     reserved_columns: frozenset[str] = frozenset()
     """Names in lower case that no column may have."""
     columns: int | None = None
@@ -73,29 +73,29 @@ class TableLimits:
     key_bytes: int | None = None
     """The most bytes of a primary key."""
     sizes: bool = False
-    """Whether a column rejects what exceeds the size of its type, as SQLAlchemy names it."""
+    """Whether a column rejects values that exceed the size in its type, as SQLAlchemy reflects the type."""
     name_bytes: int = NAME_BYTES_MAX
     """The most bytes of the name of a table or column."""
     reserved_prefix: str | None = None
-    """What no name of a table may begin with."""
+    """A prefix that no table name may have."""
     fold: Callable[[str], str] = str.casefold
-    """Maps names that the engine may treat as equal to the same form."""
+    """Normalizes names. If the engine may treat two names as equal, the result is the same for both."""
 
 
 class Stored(NamedTuple):
-    """What an existing column holds."""
+    """The kind of values that an existing column holds, and how large they can be."""
 
     kind: str
     """`text`, `time` and so on: see `migrations`."""
     digits: int = 0
-    """Of a `decimal`."""
+    """For a `decimal`: how many digits it has."""
     places: int = 0
-    """Of a `decimal`: how many of its digits are after the point."""
+    """For a `decimal`: how many of its digits come after the decimal point."""
     size: int = 0
-    """Characters or bytes of a `text`; bits of an `integer`, a `number`, or the seconds of a `time`. 0 if the column
-    takes everything that the target stores."""
+    """Characters or bytes of a `text`; bits of an `integer`, of a `number`, or of the seconds of a `time`. 0 if the
+    column accepts every value that the target may store."""
     is_in_bytes: bool = False
-    """Whether the size is that of a text in UTF-8."""
+    """Whether `size` counts the bytes of text in UTF-8."""
     is_unsigned: bool = False
 
 
@@ -106,7 +106,7 @@ class Kind:
     type: TypeEngine[Any]
     convert: Callable[[Any], Any]
     spills: bool = False
-    """A value that the column cannot hold goes to `_sdc_extra`; otherwise the record is invalid."""
+    """Whether a value that the column cannot hold goes to `_sdc_extra`. If not, such a record is invalid."""
 
 
 IDENTIFIER = Kind(Identifier(), values.identifier)
@@ -126,7 +126,7 @@ BOOLEAN = Kind(Boolean(), values.boolean)
 JSON = Kind(JsonText(), values.json_document)
 ANY_TEXT = Kind(LongText(), values.any_text)
 
-# The keywords of JSON Schema that are read → their types.
+# The keywords of JSON Schema that the target uses → the types of their values.
 _WORDS: dict[str, tuple[type, ...]] = {
     "$ref": (str,),
     "type": (str, list),
@@ -139,19 +139,19 @@ _WORDS: dict[str, tuple[type, ...]] = {
     "required": (list,),
     "minimum": (int, float, Decimal),
     "maximum": (int, float, Decimal),
-    # In draft 4 a boolean.
+    # A boolean in draft 4 of JSON Schema.
     "exclusiveMinimum": (int, float, Decimal, bool),
     "exclusiveMaximum": (int, float, Decimal, bool),
     "multipleOf": (int, float, Decimal),
 }
-# What a column holds → the kinds of properties whose values may exceed it.
+# The kind of an existing column → the kinds of properties whose values may be too large for it.
 _SIZED = {
     "text": {TEXT, ANY_TEXT},
     "integer": {INTEGER},
     "number": {NUMBER, KEY_DOUBLE},
     "time": {INSTANT, INSTANT_OR_TEXT, KEY_INSTANT},
 }
-# The keywords that bound a number → how far the last number is from the bound.
+# The keywords that bound a number → the distance from the bound to the last allowed whole number.
 _BOUNDS = {"minimum": 0, "maximum": 0, "exclusiveMinimum": 1, "exclusiveMaximum": -1}
 _SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
 _TEXT_FORMATS = {"date-time": INSTANT, "date": DATE}
@@ -175,13 +175,13 @@ def decimal_kind(digits: int, places: int) -> Kind:
 
 @cache
 def key_kind(chars_max: int) -> Kind:
-    """Texts in a key."""
+    """The kind of text in a key."""
     return Kind(Identifier(chars_max), partial(values.key_text, chars_max=chars_max))
 
 
 @cache
 def sized_kind(kind: Kind, stored: Stored) -> Kind:
-    """Values for a column that a user made smaller."""
+    """The kind of a property whose column a user has made smaller."""
     size, convert = stored.size, kind.convert
     sized: Callable[[Any], Any]
     if stored.kind == "text":
@@ -208,7 +208,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Shape:
-    """The rows of a stream: a column per property, `_sdc_extra` (properties without a column), and metadata columns."""
+    """The columns of a stream's rows: one per property, `_sdc_extra` for properties without a column, and metadata."""
 
     fields: tuple[Field, ...]
     keys: tuple[str, ...]
@@ -229,19 +229,19 @@ class Shape:
 
         Args:
             schema: The stream's JSON Schema.
-            key_properties: The properties of its key.
-            fixed: Properties that have the given kind, whatever the schema says, and always the same column.
+            key_properties: The properties of the stream's key.
+            fixed: Properties with a fixed kind and column, whatever the schema declares.
             recorded: Property → column, for all other properties that the stream ever had.
-            stored: Column → what it holds, in the existing table. A column that holds more than its property keeps its
-                type.
-            limits: Those of the engine.
+            stored: Column → what it holds, in the existing table. A column keeps its type if the type can hold more
+                values than its property needs.
+            limits: The engine's limits.
 
         Raises:
             InvalidSchema: A keyword of the schema has the wrong type.
         """
         fixed, stored = fixed or {}, stored or {}
         properties = dict(word(schema, "properties") or {})
-        # It fills the metadata column of that name.
+        # This property fills the metadata column of the same name.
         properties.pop(DELETED_AT, None)
         columns = {name: snake_case(name) for name in fixed}
         reserved = {*_RESERVED_COLUMNS, *limits.reserved_columns, *columns.values()}
@@ -253,7 +253,7 @@ class Shape:
         }
         existing = {name: stored[column] for name, column in columns.items() if name not in fixed and column in stored}
         kinds |= {name: _fitted(kinds[name], column, limits) for name, column in existing.items() if name in kinds}
-        # Only now, because a key has its own kind even in a column that holds more.
+        # Keys come last, because a key has its own kind even if its column can hold more.
         kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, existing, limits)
         if limits.sizes:
             kinds |= {name: _sized(kinds[name], column) for name, column in existing.items()}
@@ -270,10 +270,10 @@ class Shape:
     def row(
         self, record: Mapping[str, Any], *, extracted_at: datetime, loaded_at: datetime, version: int | None = None
     ) -> tuple[Any, ...]:
-        """Convert a record to a row: its fields, then the metadata columns in the order of `FORMER_NAMES`.
+        """Convert a record to a row. The fields come first, then the metadata columns in the order of `FORMER_NAMES`.
 
-        A log-based tap sets `_sdc_deleted_at` in the record of a deleted row, and may leave out all but the key. If the
-        stream has a key, the missing values are `ABSENT`.
+        A log-based tap sets `_sdc_deleted_at` in the record of a deleted row, and may leave out all other properties
+        except the key. If the stream has a key, the row has `ABSENT` for each missing value.
 
         Raises:
             Invalid: A key or a required property is missing, or a value does not fit its column.
@@ -296,7 +296,7 @@ class Shape:
         return (*row, extra, extracted_at, loaded_at, version, deleted_at)
 
     def key_row(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
-        """A row with nothing but the key and version of a record.
+        """A row with only the key and version of a record.
 
         Raises:
             Invalid: The key is missing or invalid.
@@ -305,7 +305,7 @@ class Shape:
         return (*row, None, None, None, version, None)
 
     def only_key(self, row: Sequence[Any]) -> tuple[Any, ...] | None:
-        """What `key_row` makes of the record of a row; None without a key or a version."""
+        """Convert a row to the result of `key_row` for its record. None if the row has no key or no version."""
         *columns, _extra, _extracted_at, _loaded_at, version, _deleted_at = row
         if version is None or not self.keys:
             return None
@@ -313,7 +313,7 @@ class Shape:
         return (*key, None, None, None, version, None)
 
     def record(self, row: Sequence[Any]) -> tuple[dict[str, Any], datetime]:
-        """A record that makes a row, and when it was extracted."""
+        """A record that would be converted to this row, and the time when it was extracted."""
         *columns, extra, extracted_at, _loaded_at, _version, deleted_at = row
         record = {
             field.property: values.from_json(value) if field.kind is JSON and value else value
@@ -324,11 +324,11 @@ class Shape:
         return record | ({DELETED_AT: deleted_at} if deleted_at else {}), extracted_at
 
     def _value(self, field: Field, record: Mapping[str, Any], spilled: list[str]) -> Any:
-        """A field's value in its column; the name of a field whose value goes to `_sdc_extra` is added to `spilled`."""
+        """The value for a field's column. If it goes to `_sdc_extra` instead, add the property's name to `spilled`."""
         value = record.get(field.property)
         is_time = isinstance(field.kind.type, Instant | Date)
         if value == "" and is_time and field.nullable and field.column not in self.keys:
-            # Some sources write an empty string for a time that is not set.
+            # Some sources send an empty string for a time that is not set.
             return None
         if value is not None:
             try:
@@ -361,7 +361,7 @@ class Shape:
 def _key_kinds(
     kinds: Mapping[str, Kind | None], existing: Mapping[str, Stored], limits: TableLimits
 ) -> dict[str, Kind]:
-    """The kinds of the parts of a key, given those that they would have outside of it, and the existing columns."""
+    """The kinds of the properties in a key. `kinds` holds the kinds that they would have outside a key."""
     texts = [name for name, kind in kinds.items() if kind in {None, TEXT, ANY_TEXT, JSON, INSTANT_OR_TEXT}]
     chars_max = ID_CHARS_MAX
     if texts and limits.key_bytes:
@@ -375,12 +375,12 @@ def _key_kinds(
 
 
 def _key_kind(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
-    """The kind of a part of a key that is not text. A value is invalid if the column would change it."""
+    """The kind of a key property that is not text. Values that the column cannot keep exactly are invalid."""
     if kind is INTEGER and stored and stored.kind == "number" and limits.decimal_digits is not None:
-        # An earlier schema had numbers, so the column has doubles.
+        # The column holds doubles, because an earlier schema declared numbers.
         return KEY_WHOLE_DOUBLE
     if kind is WHOLE and limits.decimal_digits == 0:
-        # They are doubles beyond 64 bits.
+        # On this engine, whole numbers beyond 64 bits are doubles.
         return INTEGER
     if kind is NUMBER and limits.decimal_digits is not None:
         return KEY_DOUBLE
@@ -390,7 +390,7 @@ def _key_kind(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
 
 
 def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
-    """The kind of a property whose column exists: a column that holds more keeps its type."""
+    """The kind of a property whose column exists. The column keeps its type if that can hold all of the values."""
     if stored.kind == "text" and kind not in {TEXT, ANY_TEXT}:
         return ANY_TEXT
     if stored.kind == "time" and kind is DATE:
@@ -401,14 +401,14 @@ def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
     if stored.kind != "decimal" or limits.decimal_digits == 0:
         return kind
     is_narrower = kind is INTEGER and stored.digits - stored.places < _INTEGER_DIGITS
-    # A user has made it: the target's decimals have all digits, and are widened.
+    # A user has created this column. The target's own decimals have all digits that the engine allows.
     is_users = kind is NUMBER and stored.digits != limits.decimal_digits
     is_held = is_narrower or is_users or (places is not None and places <= stored.places)
     return decimal_kind(stored.digits, stored.places) if is_held else kind
 
 
 def _sized(kind: Kind, stored: Stored) -> Kind:
-    """The kind of a property whose column may be smaller than those of the target."""
+    """The kind of a property whose column may be smaller than the column that the target would create."""
     if kind is KEY:
         is_smaller = stored.kind == "text" and 0 < stored.size < ID_CHARS_MAX
         return key_kind(stored.size) if is_smaller else kind
@@ -435,18 +435,18 @@ def kind_of(
     root: Mapping[str, Any] | None = None,
     limits: TableLimits = TableLimits(),
 ) -> Kind:
-    """The kind of column for a property's JSON Schema. If the schema allows several types, one that holds them all.
+    """The kind of column for a property's JSON Schema. If the schema allows several types, the column holds them all.
 
     Args:
         definition: The property's schema.
-        root: The stream's schema, where `$ref` points to.
-        limits: Those of the engine.
+        root: The stream's schema, which contains the targets of `$ref`.
+        limits: The engine's limits.
     """
     allowed = {(name, format_) for name, format_ in _types(definition, root or {}, frozenset()) if name != "null"}
     names = {name for name, _ in allowed}
     if names == {"string"}:
         kinds = {_TEXT_FORMATS.get(format_, TEXT) for _, format_ in allowed}
-        # Some taps declare a time as a time or any text.
+        # For a time, some taps declare both a time and any text.
         return kinds.pop() if len(kinds) == 1 else INSTANT_OR_TEXT if INSTANT in kinds else TEXT
     if names and names <= {"integer", "number"}:
         return _number_kind(names, [precision for _, precision in allowed], limits)
@@ -457,12 +457,12 @@ def kind_of(
 
 
 class _Precision(NamedTuple):
-    """How exact the numbers are that a schema allows."""
+    """The precision of the numbers that a schema allows."""
 
     digits: int
-    """Digits before the point; 0 for integers of 64 bits, and where the schema sets no bounds."""
+    """Digits before the decimal point. 0 for integers of 64 bits, and for numbers without bounds in the schema."""
     places: int | None
-    """Digits after the point; None if there may be any number of them."""
+    """Digits after the decimal point; None if their number has no limit."""
 
 
 def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
@@ -484,7 +484,7 @@ def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
 
 
 def _digits_below(bound: Decimal) -> int:
-    """Digits before the point. For a power of ten, which is usually exclusive, those of the number before it."""
+    """Digits before the decimal point, given a bound. 1,000 gives 3, because a power of ten is usually exclusive."""
     return bound.adjusted() + (bound.normalize().as_tuple().digits != (1,))
 
 
@@ -493,7 +493,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _number_kind(names: Collection[str], allowed: Collection[_Precision], limits: TableLimits) -> Kind:
-    """The kind of column for integers, or for numbers, or for both."""
+    """The kind of column for integers, numbers, or both."""
     digits = max(each.digits for each in allowed)
     if names == {"integer"} and not digits:
         return INTEGER
@@ -514,20 +514,20 @@ def allows_null(definition: Any, root: Mapping[str, Any] | None = None) -> bool:
 
 
 def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) -> Iterator[tuple[str, Any]]:
-    """Each type that a schema allows, with its format or precision; none for a schema that allows any."""
+    """Each type that a schema allows, with its format or precision. Yield nothing for a schema that allows any type."""
     if definition is None or isinstance(definition, bool):
         return
     if not isinstance(definition, dict):
         raise InvalidSchema(f"its schema is {values.type_name(definition)}, expected an object")
     reference = word(definition, "$ref")
-    # A reference from a type to itself allows nothing more.
+    # A recursive reference adds no further types.
     if reference is not None and reference not in visited:
         yield from _types(_resolve(reference, root), root, visited | {reference})
         return
     choices = [*(word(definition, "anyOf") or ()), *(word(definition, "oneOf") or ())]
     if choices:
         for choice in choices:
-            # An alternative may leave out what all alternatives share.
+            # An alternative may leave out the keywords that all alternatives share.
             shared = {name: value for name, value in definition.items() if name not in {"anyOf", "oneOf"}}
             yield from _types(shared | _present(choice) if isinstance(choice, dict) else choice, root, visited)
         return
@@ -574,15 +574,15 @@ def _format(name: str, definition: Mapping[str, Any]) -> Any:
 
 
 def _present(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema without the keywords that are null, which some taps write instead of leaving them out."""
+    """A schema without the keywords that are null. Some taps send null instead of leaving a keyword out."""
     return {name: value for name, value in definition.items() if value is not None}
 
 
 def word(definition: Mapping[str, Any], name: str) -> Any:
-    """The value of a keyword of a schema; None if it is missing or null.
+    """The value of a keyword in a schema; None if it is missing or null.
 
     Raises:
-        InvalidSchema: It has the wrong type.
+        InvalidSchema: The value has the wrong type.
     """
     value, types = definition.get(name), _WORDS[name]
     if value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
@@ -595,7 +595,7 @@ def word(definition: Mapping[str, Any], name: str) -> Any:
 
 
 def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
-    """What a JSON pointer such as `#/definitions/money` points to; None if it points nowhere."""
+    """The schema that a JSON pointer such as `#/definitions/money` points to; None if there is no such schema."""
     found: Any = root if reference.startswith("#") else None
     for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
         name = unquote(part).replace("~1", "/").replace("~0", "~")

@@ -1,4 +1,4 @@
-"""What became of the records: counts per stream, and each quarantined record with the reason."""
+"""The outcome of a run's records: counts per stream, and each quarantined record with the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of a stream's records. `read` is the sum of the other counts."""
+    """The outcome of one stream's records, as counts. `read` is the sum of the other counts."""
 
     read: int = 0
     applied: int = 0
@@ -40,7 +40,7 @@ class Rejection:
 
     @property
     def rejected_id(self) -> str:
-        """A hash of stream, reason and payload: the same record quarantined again keeps one row."""
+        """A hash of stream, reason and payload. A record that fails again for the same reason keeps a single row."""
         identity = "\x1f".join((self.stream, self.reason, self.payload))
         return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 

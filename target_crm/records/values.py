@@ -1,6 +1,6 @@
 """Convert a JSON value to a column's value, or raise `Invalid` with the reason.
 
-JSON numbers arrive as `int` or `Decimal`, never as a binary float. No function here takes null, except `optional`.
+JSON numbers arrive as `int` or `Decimal`, never as a binary float. Only `optional` and `table_version` accept null.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _JSON = msgspec.json.Encoder(decimal_format="number")
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
 _WHOLE_LIMIT = 10**DECIMAL_DIGITS
-# A double is written with at most 17 digits, and is exact to 15.
+# Senders write a double with at most 17 digits. A double is exact to 15 digits.
 _DOUBLE_DIGITS = 17
 _DOUBLE_NOISE = 1e-15
-# The limit of PostgreSQL's NUMERIC.
+# PostgreSQL's NUMERIC has at most this many decimal places.
 _NUMBER_PLACES_MAX = 16_383
-# A calendar, basic, ordinal or week date; then a time, or an offset, as XML Schema allows, or nothing.
+# A calendar, basic, ordinal or week date. After it come a time, only an offset (as in XML Schema), or nothing.
 _DATE_AND_REST = re.compile(
     r"(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}-\d{3}|\d{4}-?W\d{2}(?:-?\d)?)"
     r"(?:[T _](\d.*)| ?(UTC|GMT|Z|[+-]\d{2}:?\d{2}))?",
@@ -40,7 +40,7 @@ _SPACED_OFFSET = re.compile(r" ?(UTC|GMT|Z|[+-]\d{2}(:?\d{2})?)$", re.IGNORECASE
 _END_OF_DAY = re.compile(r"T24(?=:?00(:?00([.,]0+)?)?(Z|[+-]|$))")
 _LEAP_SECOND = re.compile(r"(T\d{2}:?59:?)60(?=[.,Z+-]|$)")
 _ORDINAL_DATE = re.compile(r"(\d{4})-(\d{3})(?=T)")
-# A fraction of an hour or a minute. Python itself reads fractions of a second.
+# A fraction of an hour or a minute. Python can parse fractions of a second.
 _FRACTION = re.compile(r"(T\d{2}(:?\d{2})?)[.,](\d+)(?=[Z+-]|$)")
 _BELOW_MICROSECONDS = re.compile(r"[.,]\d{6}0*[1-9]")
 _MINUS = "\N{MINUS SIGN}"
@@ -53,7 +53,7 @@ _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
 
 
 class Invalid(ValueError):
-    """A value that its column cannot hold. The message names its type, never the value itself: it may be personal."""
+    """A value that its column cannot hold. The message names only its type: the value may be personal data."""
 
 
 def from_json(document: str | bytes) -> Any:
@@ -75,7 +75,7 @@ def optional(value: Any, convert: Callable[[Any], _T]) -> _T | None:
 
 
 def identifier(value: Any) -> str:
-    """An id: text of 1 to `ID_CHARS_MAX` characters. A whole number becomes its digits."""
+    """An id: text of 1 to `ID_CHARS_MAX` characters. A whole number is converted to text."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
@@ -86,7 +86,7 @@ def identifier(value: Any) -> str:
 
 
 def key_text(value: Any, chars_max: int = ID_CHARS_MAX) -> str:
-    """A part of a key: text of at most `chars_max` characters, which may be empty; other scalars as their text."""
+    """A text in a key. It has at most `chars_max` characters, and may be empty. Other scalars are converted to text."""
     result = scalar_text(value)
     if len(result) > chars_max:
         raise Invalid(f"has {len(result)} characters, expected at most {chars_max} in a key")
@@ -94,7 +94,7 @@ def key_text(value: Any, chars_max: int = ID_CHARS_MAX) -> str:
 
 
 def text(value: Any) -> str:
-    """Text without NUL characters, which no SQL engine stores."""
+    """Text without NUL characters, which SQL engines cannot store."""
     if not isinstance(value, str):
         raise Invalid(f"is {type_name(value)}, expected text")
     if "\0" in value:
@@ -115,19 +115,24 @@ def points(value: Any) -> Decimal:
     if isinstance(value, int):
         return number
     try:
-        # This form, too, because a driver cannot take a thousand trailing zeros.
+        # This also drops trailing zeros: a driver cannot handle a thousand of them.
         return _POINTS_CONTEXT.quantize(number, _POINTS_QUANTUM)
     except Inexact:
         raise Invalid(f"has more than {POINTS_PLACES} decimal places") from None
 
 
 def instant(value: Any) -> datetime:
-    """An ISO 8601 instant, in UTC if it has no offset. The result is aware, in UTC, with microseconds.
+    """An ISO 8601 instant. Without an offset it is in UTC. The result is aware, in UTC, with microseconds.
 
-    Takes the forms of ISO 8601 that name a day: extended and basic, calendar and week dates, ordinal dates with a
-    hyphen; any number of decimal places; `24:00:00`; a leap second (the second after it). Also a week (its Monday), and
-    what other taps write: a space instead of `T` or before the offset, `UTC` instead of `Z`, and a date with an offset,
-    which is midnight there.
+    These forms of ISO 8601 are valid:
+
+    - extended and basic format; calendar and week dates; ordinal dates with a hyphen
+    - a week without a day, which means its Monday
+    - any number of decimal places
+    - `24:00:00`, and a leap second, which becomes the second after it
+
+    Some taps send other forms, which are also valid: a space instead of `T` or before the offset, `UTC` instead of `Z`,
+    and a date with an offset, which means midnight at that offset.
     """
     if not isinstance(value, str):
         raise Invalid(f"is {type_name(value)}, expected an ISO 8601 time")
@@ -139,7 +144,7 @@ def instant(value: Any) -> datetime:
 
 
 def in_utc(moment: datetime) -> datetime:
-    """A time in UTC. One without an offset is in UTC already."""
+    """Convert a time to UTC. A time without an offset is already in UTC."""
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:
@@ -147,10 +152,10 @@ def in_utc(moment: datetime) -> datetime:
 
 
 def _parse_iso_8601(value: str) -> datetime:
-    """Parse the forms that are not RFC 3339."""
+    """Parse the forms of ISO 8601 that RFC 3339 does not include."""
     if not value:
         raise Invalid("is empty, expected an ISO 8601 time")
-    # Python takes any character between date and time.
+    # `fromisoformat` would accept any character between date and time.
     parts = _DATE_AND_REST.fullmatch(value.strip().replace(_MINUS, "-"))
     if not parts:
         raise Invalid("is not an ISO 8601 time")
@@ -168,13 +173,13 @@ def _parse_iso_8601(value: str) -> datetime:
     except OverflowError:
         raise Invalid("is after the year 9999") from None
     except ValueError as error:
-        # Python's reason quotes the value, unless it names a range.
+        # Python's message quotes the value, unless it names a range.
         reason = str(error)
         raise Invalid(f"is not an ISO 8601 time{f': {reason}' if _RANGE_REASON.match(reason) else ''}") from None
 
 
 def _calendar_date(ordinal_date: re.Match[str]) -> str:
-    """The date of a day that is counted from the beginning of the year."""
+    """Convert an ordinal date, such as 2026-032, to a calendar date."""
     year, number = map(int, ordinal_date.groups())
     result = date(year, 1, 1) + timedelta(days=number - 1)
     if result.year != year:
@@ -183,7 +188,7 @@ def _calendar_date(ordinal_date: re.Match[str]) -> str:
 
 
 def day(value: Any) -> date:
-    """An ISO 8601 date, or midnight of a day as a time."""
+    """An ISO 8601 date. A time is also valid if it is midnight."""
     try:
         return msgspec.convert(value, date)
     except msgspec.ValidationError:
@@ -215,7 +220,7 @@ def whole(value: Any) -> int:
         or (isinstance(value, Decimal) and not value.is_finite())
     ):
         raise Invalid(f"is {type_name(value)}, expected a whole number")
-    # abs() rounds a decimal, and overflows for 1e999999999.
+    # `abs` would round a decimal, and overflow for 1e999999999.
     if (value.copy_abs() if isinstance(value, Decimal) else abs(value)) >= _WHOLE_LIMIT:
         raise Invalid(f"has more than {DECIMAL_DIGITS} digits")
     number = int(value)
@@ -225,9 +230,9 @@ def whole(value: Any) -> int:
 
 
 def decimal(value: Any, digits: int, places: int) -> Decimal:
-    """An exact number of at most `digits` digits, `places` of them after the point.
+    """An exact number of at most `digits` digits, `places` of them after the decimal point.
 
-    Digits that a sender's floating-point arithmetic has added, as in 0.30000000000000004, are dropped.
+    Drop digits that come from a sender's floating-point arithmetic, as in 0.30000000000000004.
     """
     exact = number(value)
     limit = 10 ** (digits - places)
@@ -271,7 +276,7 @@ def sized_text(value: Any, convert: Callable[[Any], str], size: int, *, is_in_by
 
 
 def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> datetime:
-    """An instant whose seconds since 1970 fit into `bits` bits. Second 0 stands for no time."""
+    """An instant whose seconds since 1970 fit into `bits` bits. Second 0 is invalid, because it stands for no time."""
     moment = convert(value)
     last = datetime.fromtimestamp(2**bits - 1, UTC)
     if not 0 < moment.timestamp() <= 2**bits - 1:
@@ -280,9 +285,9 @@ def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> 
 
 
 def table_version(value: Any) -> int | None:
-    """A table version: a whole number, or text of one; None for anything else."""
+    """A table version: a whole number, or a string of digits. None for any other value."""
     if value is None:
-        # Most records have none, and an exception for each would take longer.
+        # Most records have no version. Raising and catching an exception for each of them would take longer.
         return None
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
@@ -307,18 +312,18 @@ def number(value: Any) -> Decimal:
 
 
 def double(value: Any) -> Decimal:
-    """A number as a column of doubles gives it back."""
+    """A number as a query returns it from a column of doubles."""
     nearest = float(number(value))
     return Decimal(nearest) if nearest.is_integer() else Decimal(repr(nearest))
 
 
 def whole_double(value: Any) -> int:
-    """A whole number of 64 bits as a column of doubles gives it back."""
+    """A whole number of 64 bits as a query returns it from a column of doubles."""
     return int(float(integer(value)))
 
 
 def key_number(value: Any, convert: Callable[[Any], _T]) -> _T:
-    """A number in a key. Its column has to keep it exactly: otherwise, two keys might become one."""
+    """A number in a key. The column must keep it exactly, because otherwise two keys might become equal."""
     result = convert(value)
     if result != value:
         raise Invalid("has more digits than its column keeps, so it cannot be part of a key")
@@ -326,7 +331,7 @@ def key_number(value: Any, convert: Callable[[Any], _T]) -> _T:
 
 
 def key_instant(value: Any) -> datetime:
-    """A part of a key: an instant to the microsecond. A finer one would lose digits."""
+    """An instant in a key. A finer time than a microsecond is invalid, because it would lose digits."""
     result = instant(value)
     if _BELOW_MICROSECONDS.search(value):
         raise Invalid("is finer than a microsecond, expected at most 6 decimal places in a key")
@@ -334,7 +339,7 @@ def key_instant(value: Any) -> datetime:
 
 
 def boolean(value: Any) -> bool:
-    """True or false. A text or number that looks like one is invalid."""
+    """True or false. A string or number such as "true" or 1 is invalid."""
     if not isinstance(value, bool):
         raise Invalid(f"is {type_name(value)}, expected a boolean")
     return value
@@ -346,24 +351,24 @@ def json_text(value: Any) -> str:
 
 
 def without_nul(text: str) -> str:
-    """Replace NUL characters, which no database stores."""
+    """Replace NUL characters, which databases cannot store."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def json_document(value: Any) -> str:
-    """Any value as JSON without NUL."""
+    """Any value as JSON text without NUL characters."""
     return json_without_nul(json_text(value))
 
 
 def json_without_nul(document: str) -> str:
-    """A JSON document that has no NUL. PostgreSQL would store NUL, but then fail in every query of the document."""
+    """A JSON document without NUL characters. PostgreSQL would store one, but each query of the document would fail."""
     if "\\u0000" in document and _ESCAPED_NUL.search(document):
         raise Invalid("holds a NUL character")
     return document
 
 
 def scalar_text(value: Any) -> str:
-    """Text; a number or boolean as its JSON text, which loses nothing."""
+    """Text. A number or boolean becomes its JSON text, so that no digit is lost."""
     return json_text(value) if isinstance(value, _NUMBERS) else text(value)
 
 
@@ -378,6 +383,6 @@ def any_text(value: Any) -> str:
 
 
 def type_name(value: Any) -> str:
-    """What a JSON value is, for a message that must not show it."""
+    """The type of a JSON value, for a message that must not show the value itself."""
     names = {bool: "a boolean", int: "a number", Decimal: "a number", str: "text", list: "a list", dict: "an object"}
     return "null" if value is None else "empty" if value == "" else names.get(type(value), "of an unknown kind")

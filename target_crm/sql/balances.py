@@ -1,18 +1,18 @@
-"""The reduction of actions and snapshots to one balance per award, as SQLAlchemy Core statements.
+"""SQLAlchemy Core statements that compute one balance per award from actions and snapshots.
 
-Each source of a balance is first written as a *partial* balance of one award: its actions, its snapshot, and the stored
-balance. `union` combines two partials:
+A balance has three sources: the award's actions, its snapshot, and the stored balance. A *partial* is a balance that is
+computed from only one of them. `union` combines two partials:
 
-- `points` is a register: the newest observation wins. At the same instant an action wins over a snapshot, and of two
-  actions the one with the greater id.
-- `opening` is a register, too: the balance before the oldest action, or that of the snapshot if there is no action.
-- Totals and counts are sums, so each action must be counted once: callers pass the rows that this transaction inserted
-  into the ledger.
+- `points` comes from the newest observation. At the same instant, an action wins over a snapshot, and of two actions
+  the one with the greater id wins.
+- `opening` is the balance before the oldest action. Without an action, it is the balance of the snapshot.
+- Totals and counts are sums, so each action must be counted only once. Callers pass only the rows that the current
+  transaction has inserted into the ledger.
 
-The order and grouping of unions do not matter (except for two snapshots of one instant). So merging batches into the
-stored balances gives the same rows as aggregating the whole history.
+Partials can be combined in any order, except for two snapshots of the same instant. So merging batches into the stored
+balances gives the same rows as aggregating the whole history.
 
-Statements are cached per table: building one takes longer than executing a small batch.
+Statements are cached per table, because building one takes longer than executing a small batch.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ if TYPE_CHECKING:
 
 # Columns that never change during the life of an award.
 _OWNER = ("user_id", "perk_id")
-# Columns of a partial that a snapshot fills.
+# The columns of a partial that have values if it comes from a snapshot.
 _SNAPSHOT_COLUMNS = (*_OWNER, "points", "as_of", "as_of_source", "updated_at", "opening")
-# Total → the effect of the actions that it sums, and their delta column.
+# Total → the effect of the actions that it sums, and the column with their points.
 _TOTALS = {
     "earned_total": ("earned", "points_added"),
     "redeemed_total": ("redeemed", "points_redeemed"),
     "refunded_total": ("refunded", "points_refunded"),
 }
-# What a partial takes from the newest action; the id comes first, because it decides between two of one instant.
+# A partial takes these columns from the newest action. The id comes first: it orders two actions of one instant.
 _OF_NEWEST = ("action_id", *_OWNER, "points_available")
 # The columns of actions that a balance needs.
 _ACTION_COLUMNS = (
@@ -79,11 +79,11 @@ _AWARD = literal_column("'award'", Identifier())
 
 @cache
 def partials_from_actions(actions: FromClause, *which: ColumnElement[bool]) -> Select[Any]:
-    """One partial balance per award, of the actions that have an effect.
+    """Compute one partial balance per award from the actions that have an effect.
 
     Args:
-        actions: Rows with the ledger's columns, each action once.
-        which: Conditions on the actions.
+        actions: Rows with the ledger's columns. Each action occurs once.
+        which: Conditions that select the actions.
     """
     r = _newest_first(actions, *which, rank=row_number(), before_at=func.lead(actions.c.occurred_at)).c
 
@@ -101,7 +101,7 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool]) -> S
 def partials_by_packing(actions: FromClause) -> Select[Any]:
     """Return the same rows as `partials_from_actions` without sorting the actions of each award.
 
-    For engines with `packed`. It takes less time over a whole ledger.
+    Only for engines that compile `packed`. For a whole ledger, this is faster.
     """
     a = actions.c
 
@@ -118,10 +118,10 @@ def partials_by_packing(actions: FromClause) -> Select[Any]:
 def _partials(
     r: Columns, newest: Columns, first_action_id: ColumnElement[Any], opening: ColumnElement[Any]
 ) -> Select[Any]:
-    """One partial balance per award of `r`; `newest` holds what comes from the newest action."""
+    """Compute one partial balance per award of `r`. `newest` has the values from each award's newest action."""
     return select(
         r["award_id"],
-        # The newest action may lack them. They are the same in all actions of an award, so any other will do.
+        # The newest action may lack user or perk. All actions of an award have the same ones, so take any.
         *(func.coalesce(newest[name], any_value(r[name])).label(name) for name in _OWNER),
         newest["points_available"].label("points"),
         func.max(r["occurred_at"]).label("as_of"),
@@ -138,7 +138,7 @@ def _partials(
 
 
 def _newest_first(actions: FromClause, *which: ColumnElement[bool], **functions: FunctionElement[Any]) -> Subquery:
-    """The actions that have an effect, with window functions over those of each award, newest first."""
+    """The actions that have an effect, with window functions over each award's actions, newest first."""
     order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
     return (
         select(*(actions.c[name] for name in _ACTION_COLUMNS))
@@ -172,7 +172,7 @@ def _sums(actions: Columns) -> list[Label[Any]]:
 
 @cache
 def partials_from_snapshots(awards: FromClause) -> Select[Any]:
-    """One partial balance per snapshot with points; `awards` has that table's columns and one row per award."""
+    """Compute one partial balance per snapshot with points. `awards` has the columns of the table `awards`."""
     c = awards.c
     return select(
         c["_id"].label("award_id"),
@@ -195,10 +195,10 @@ def partials_from_snapshots(awards: FromClause) -> Select[Any]:
 def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
     """Combine two partial balances of an award.
 
-    All columns of a missing partial are null. On a full tie `one` wins.
+    If a partial is missing, all of its columns are null. If the two tie in everything, `one` wins.
 
     Returns:
-        Column name → expression, for every column but `award_id`.
+        Column name → expression, for every column except `award_id`.
     """
 
     def newer(by: str, tie: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -247,7 +247,7 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
 def by_full_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
     """One balance per award, from the partials of its actions and of its snapshot."""
     rows = awards.subquery("snapshots").c
-    # Without a key, as on DuckDB, a user may have copied a snapshot.
+    # Tables on DuckDB have no key, so a user may have inserted a snapshot twice.
     others = (func.max(column).label(column.name) for column in rows if column.name != "award_id")
     action = actions.subquery("action")
     snapshot = select(rows.award_id, *others).group_by(rows.award_id).subquery("snapshot")
@@ -258,7 +258,7 @@ def by_full_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
 
 
 def by_grouping(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
-    """Return the same rows as `by_full_join`, for engines that lack full joins or do them by nested loops."""
+    """Return the same rows as `by_full_join`, for engines without full joins, or with slow ones (nested loops)."""
     both = union_all(actions, awards).subquery("partials")
 
     def of(source: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -290,18 +290,18 @@ def all_balances(tables: Tables, partials: Select[Any], combine: Combine = by_gr
 
     Args:
         tables: The target's tables.
-        partials: One partial balance per award, of all actions.
-        combine: Combines these with the snapshots.
+        partials: One partial balance per award, from all actions.
+        combine: Combines these partials with the snapshots.
     """
     return combine(partials, partials_from_snapshots(tables.awards))
 
 
 @cache
 def as_of(tables: Tables) -> Select[Any]:
-    """Every balance as of a `moment`: the newest observation of each award at or before it, and the sums until then.
+    """Every balance as of the parameter `moment`: the newest observation of each award, and the sums up to then.
 
-    Awards without an observation by then, and awards deleted by then, are left out. Only the newest snapshot of an
-    award is stored, so points that only an earlier snapshot held are not found.
+    Awards that had no observation by then, or were already deleted, are left out. The warehouse keeps only the newest
+    snapshot of an award, so this query cannot find points that only an earlier snapshot showed.
     """
     moment = bindparam("moment", type_=Instant())
     actions, awards = tables.actions, tables.awards
@@ -326,12 +326,12 @@ def merge(tables: Tables, arrived: Select[Any]) -> Merge:
 def recompute_awards(tables: Tables, named: Select[Any]) -> Replacement:
     """Recompute the balances of some awards from their whole history.
 
-    For engines without transactions: a batch that stops between two statements is sent again, and a merge would count
-    its actions twice. The cost grows with the number of actions that these awards have.
+    For engines without transactions. There, a batch that stops between two statements is loaded again, and a merge
+    would count its actions twice. The cost grows with the number of actions that these awards have.
 
     Args:
         tables: The target's tables.
-        named: Selects the ids of the awards.
+        named: A query for the ids of the awards.
     """
     actions = partials_from_actions(tables.actions, tables.actions.c.award_id.in_(named))
     snapshots = partials_from_snapshots(tables.awards).where(tables.awards.c["_id"].in_(named))
@@ -357,9 +357,10 @@ def fill_owner(table: Table, key: str, owner: FromClause) -> RowUpdate:
 
 @cache
 def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
-    """Awards whose stored balance differs from the recomputed one: each column, and as `expected_…` its right value.
+    """Awards whose stored balance differs from the recomputed one.
 
-    `updated_at` is not compared. All columns of a missing balance are null.
+    Each row has the stored columns, and the recomputed values as `expected_…`. If either balance is missing, its
+    columns are null. `updated_at` is not compared.
     """
     expected = recomputed.subquery("expected")
     compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118
@@ -369,7 +370,7 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
             for side, rows in (("0", stored), ("1", expected))
         )
     ).subquery("sides")
-    # Equal rows of both sides become one row; a row that only one side has stays alone.
+    # Grouping joins equal rows of both sides. A group with rows of only one side is a difference.
     s = sides.c
     alone = (
         select(*(s[name] for name in compared))
@@ -391,10 +392,11 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
 
 @cache
 def gaps(tables: Tables, read: ReadTimes) -> Select[Any]:
-    """Awards whose chain of actions has gaps: their numbers of each kind, the time of the newest, and the totals.
+    """Awards whose chain of actions has gaps, with the number of gaps of each kind and the time of the newest gap.
 
-    A gap is where balance before + delta differs from balance after: something other than an action changed the award,
-    such as an edit or an expiry, or the actions between were not read.
+    At a gap, the balance before an action plus the action's change differs from the balance after it. Either the points
+    changed without an action, such as by an edit or an expiry, or an action in between was not read. Each row also has
+    the totals over all awards.
     """
     a = tables.actions.c
     c = _newest_first(tables.actions, points_before=func.lead(a.points_available), before_at=func.lead(a.occurred_at)).c
@@ -423,7 +425,7 @@ def _literal(interval: Interval) -> Any:
 
 @cache
 def totals_of_actions(actions: FromClause) -> Select[Any]:
-    """The sums over all actions with an effect, in one row; `actions` has the ledger's columns."""
+    """The sums over all actions with an effect, in one row. `actions` has the ledger's columns."""
     sums = [func.coalesce(each, _ZERO).label(each.name) for each in _sums(actions.c)]
     return select(*sums, func.count().label("action_count")).where(actions.c.effect.is_not(None))
 
@@ -438,7 +440,7 @@ def totals_of_balances(balances: Table) -> Select[Any]:
 
 @cache
 def behind_snapshot(tables: Tables) -> Select[Any]:
-    """Awards whose snapshot is newer than the balance, or equally new with other points."""
+    """Awards whose snapshot is newer than the balance, or is its source but has different points."""
     balances, awards = tables.award_balances, tables.awards
     snapshot_as_of = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
     return (

@@ -1,6 +1,6 @@
-"""The rows of `_crm_coverage`, one per interval of actions that was read and committed.
+"""The rows of `_crm_coverage`: one per interval for which actions were read and committed.
 
-A row is written in the transaction that commits the actions of its interval, so that the two always agree.
+The transaction that commits an interval's actions also writes its row, so that the two always agree.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def recorded(rows: Iterable[Row[Any]]) -> Claims:
-    """Scope → intervals, of the rows of the table."""
+    """Scope → intervals, from the rows of the table."""
     claims: Claims = {}
     for row in rows:
         claims.setdefault(_scope(row), []).append(_interval(row))
@@ -26,7 +26,7 @@ def recorded(rows: Iterable[Row[Any]]) -> Claims:
 
 
 def changes(rows: Sequence[Row[Any]], claims: Claims) -> tuple[list[tuple[Any, ...]], list[str]]:
-    """How to add claims to the table: the rows to insert, and the ids of the rows that they replace."""
+    """The changes that add claims to the table: the rows to insert, and the ids of the rows that they replace."""
     inserted: list[tuple[Any, ...]] = []
     replaced: list[str] = []
     for scope, intervals in claims.items():
@@ -53,6 +53,6 @@ def _interval(row: Row[Any]) -> Interval:
 
 
 def _interval_id(scope: Scope, interval: Interval) -> str:
-    """The same interval has the same id, so that no engine stores it twice."""
+    """Hash an interval and its scope. Equal intervals get the same id, so that no engine stores one twice."""
     text = json.dumps([*scope, *(edge.isoformat() for edge in interval)])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

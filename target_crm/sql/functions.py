@@ -1,4 +1,4 @@
-"""SQL functions that give the same result on every engine. Engine modules compile them where the default won't do."""
+"""SQL functions with the same result on every engine. An engine's module compiles those whose default does not work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 QUARTER_SECONDS = 900
 QUARTER_MICROS = QUARTER_SECONDS * 1_000_000
-# From March 1st of the year 0 to January 1st of 1970.
+# The number of days from 1 March of the year 0 to 1 January 1970.
 DAYS_BEFORE_1970 = 719_469
 
 
@@ -49,7 +49,7 @@ def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class any_value(FunctionElement[Any]):  # noqa: N801
-    """One of the values that are not null; null if all are. For values that are the same in all rows of a group."""
+    """Any value of a group that is not null; null if the group has none. Only for groups whose values are all equal."""
 
     inherit_cache = True
     name = "any_value"
@@ -65,7 +65,7 @@ def _any_value(element: any_value, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class row_number(FunctionElement[int]):  # noqa: N801
-    """The place of a row in its window, from 1."""
+    """The number of a row in its window, starting from 1."""
 
     type = BigInteger()
     inherit_cache = True
@@ -79,9 +79,9 @@ def _row_number(_element: row_number, _compiler: SQLCompiler, **_: Any) -> str:
 
 
 class packed(FunctionElement[Any]):  # noqa: N801
-    """An instant, an id and other values as one value, which sorts by the instant, then by the id.
+    """An instant, an id and other values as a single value, which sorts by the instant, then by the id.
 
-    Only for engines whose module compiles it. The greatest of a group holds the values of the group's newest row.
+    So the maximum of a group holds the values of its newest row. Only some engine modules compile this function.
     """
 
     inherit_cache = True
@@ -89,7 +89,7 @@ class packed(FunctionElement[Any]):  # noqa: N801
 
 
 class unpacked(FunctionElement[Any]):  # noqa: N801
-    """A value out of a packed one: the id has place 1, the others follow."""
+    """A value from a packed one, by its place. The id has place 1, and the other values follow."""
 
     inherit_cache = False
     name = "unpacked"
@@ -101,7 +101,7 @@ class unpacked(FunctionElement[Any]):  # noqa: N801
 
 
 class quarter_hours(FunctionElement[int]):  # noqa: N801
-    """The number of an instant's quarter of an hour, from 1970. In every time zone, days consist of whole quarters."""
+    """The number of quarter hours from 1970 to an instant. In every time zone, a day begins with a quarter hour."""
 
     type = BigInteger()
     inherit_cache = True
@@ -110,7 +110,7 @@ class quarter_hours(FunctionElement[int]):  # noqa: N801
 
 @compiles(quarter_hours)
 def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
-    """Count days by the calendar: core SQL has no function for it. A year begins in March here, with February last."""
+    """Compute the days from year, month and day, because core SQL has no function for it. Years begin in March here."""
     (instant,) = element.clauses
     parts = ("year", "month", "day", "hour", "minute")
     year, month, day, hour, minute = (compiler.process(extract(part, instant), **kw) for part in parts)
@@ -128,5 +128,5 @@ def _quarter_hours_of_epoch(element: quarter_hours, compiler: SQLCompiler, **kw:
 
 
 def floor_to_integer(quotient: str, compiler: SQLCompiler, **kw: Any) -> str:
-    """A quotient in SQL, rounded down to a BIGINT."""
+    """The SQL that rounds a quotient down to a BIGINT."""
     return compiler.process(cast(literal_column(f"FLOOR({quotient})"), BigInteger()), **kw)

@@ -1,7 +1,7 @@
 """The rows of `load_runs`, one per run and stream.
 
-A row counts what is committed of a stream. It is written in the transaction that commits it, so that the two always
-agree. The rows of a run that is killed keep `finished_at` and `exit_state` null.
+A row counts the committed records of a stream. The transaction that commits the records also writes the row, so that
+the two always agree. If a run is killed, `finished_at` and `exit_state` stay null in its rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DONE, FAILED = "done", "failed"
 
 @dataclass(frozen=True)
 class Run:
-    """A run of target-crm at one moment."""
+    """A run of target-crm, as it is at one moment."""
 
     run_id: str
     started_at: datetime
@@ -33,7 +33,7 @@ class Run:
     """`DONE` or `FAILED`; None while it is running."""
 
     def rows(self, tallies: Mapping[str, Tally], ignored_activations: Mapping[str, int]) -> list[tuple[Any, ...]]:
-        """Return a row per stream. Both arguments are by the name of its table, which is empty for malformed lines."""
+        """Return a row per stream. The keys of both arguments are table names; malformed lines have an empty one."""
         finished_at = self.now if self.exit_state else None
         seconds = Decimal((self.now - self.started_at) // timedelta(milliseconds=1)) / 1000
         return [

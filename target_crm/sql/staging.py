@@ -1,8 +1,9 @@
 """Statements that move staged rows into their table.
 
-Rows are first staged in the order of arrival. Then the work table `fresh` takes the sequence numbers of the rows that
-will be inserted or replace others. The statements are the same on every engine: no MERGE, no ON CONFLICT. They are
-cached per table: building one takes longer than executing a small batch.
+Rows are first copied into a staging table, in the order of arrival. Then the work table `fresh` gets the sequence
+numbers of the rows to write: those that will be inserted or will replace others. The statements are the same on every
+engine, so they use neither MERGE nor ON CONFLICT. They are cached per table, because building one takes longer than
+executing a small batch.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Staged:
-    """A work table, and `fresh`, the sequence numbers (`_seq`) of its rows that will be written."""
+    """A staging table, and the table `fresh` with the sequence numbers (`_seq`) of the rows to write."""
 
     table: Table
     fresh: Table
@@ -50,8 +51,8 @@ class Staged:
 class RowUpdate:
     """New values for the rows that meet a condition. Values and condition may refer to other tables.
 
-    An UPDATE … FROM, written so that an engine without it can do the same in another way. Where it refers to other
-    tables, its own table has a key, and only one combination of their rows meets the condition for a row.
+    This describes an UPDATE … FROM in a form that engines without such a statement can also execute. If it refers to
+    other tables, the updated table must have a key, and each of its rows may match only one combination of their rows.
     """
 
     table: Table
@@ -65,12 +66,12 @@ class RowUpdate:
 
     @cached_property
     def reads_other_tables(self) -> bool:
-        """Whether values or condition refer to other tables."""
+        """Whether the values or the condition refer to other tables."""
         return any(each is not self.table for each in select(*self.values.values()).where(self.where).get_final_froms())
 
     @cached_property
     def new_values(self) -> Select[Any]:
-        """The key of each row that meets the condition, and its new values: the parameters of `update_by_key`."""
+        """Select the parameters of `update_by_key`: the key and new values of each row that meets the condition."""
         keys = (self.table.c[name].label(f"KEY_{place}") for place, name in enumerate(_keys(self.table)))
         values: list[ColumnElement[Any]] = [
             value.label(f"NEW_{place}") for place, value in enumerate(self.values.values())
@@ -79,7 +80,7 @@ class RowUpdate:
 
     @cached_property
     def update_by_key(self) -> Update:
-        """The update of one row. Its parameters are upper-case, because no column is."""
+        """The statement that updates one row. Its parameters are upper-case, because no column name is."""
         keys = (self.table.c[name] == bindparam(f"KEY_{place}") for place, name in enumerate(_keys(self.table)))
         values: dict[str, Any] = {name: bindparam(f"NEW_{place}") for place, name in enumerate(self.values)}
         return self.table.update().values(values).where(*keys)
@@ -89,8 +90,8 @@ class RowUpdate:
 class Replacement:
     """Rows, at most one per key, that replace the table's rows with these keys.
 
-    The rows may be computed from those that they replace, so they are first written to `work`, which has the same
-    columns.
+    A query may compute the new rows from the rows that they replace. So the new rows are first written to `work`, which
+    has the same columns as the table.
     """
 
     table: Table
@@ -99,7 +100,7 @@ class Replacement:
 
     @cached_property
     def statements(self) -> list[Insert | Delete]:
-        """The statements, for an empty `work`."""
+        """The statements that replace the rows. `work` must be empty."""
         (key,) = self.table.primary_key.columns
         return [
             self.work.insert().from_select(list(self.rows.selected_columns.keys()), self.rows),
@@ -112,7 +113,7 @@ class Replacement:
 class Merge:
     """Rows to insert, at most one per key. On a key conflict, combine the two rows with `union`.
 
-    An INSERT … ON CONFLICT DO UPDATE, or a `Replacement` on engines without it.
+    Engines with INSERT … ON CONFLICT DO UPDATE can use that. All others use `replacement`.
     """
 
     table: Table
@@ -122,7 +123,7 @@ class Merge:
 
     @cached_property
     def replacement(self) -> Replacement:
-        """The merge as a replacement."""
+        """The same merge as a `Replacement`."""
         (key,) = self.table.primary_key.columns
         arrived = self.rows.subquery("arrived")
         row = [column.label(name) for name, column in self.union(arrived.c, self.table.c).items()]
@@ -132,7 +133,7 @@ class Merge:
 
 @cache
 def fresh_rows(staged: Staged) -> FromClause:
-    """The staged rows that will be written, without `_seq`."""
+    """The staged rows to write, without `_seq`."""
     columns = [column for column in staged.table.c if column.name != SEQ]
     same_place = staged.fresh.c[SEQ] == staged.table.c[SEQ]
     return select(*columns).join_from(staged.table, staged.fresh, same_place).subquery("fresh_rows")
@@ -143,7 +144,7 @@ def pick_absent(table: Table, staged: Staged) -> Insert:
     """Fill `fresh` with the first staged row of each key that the table lacks."""
     (key,) = table.primary_key.columns
     rows = staged.table.c
-    # For NOT EXISTS, DuckDB would read all keys of the table; for a join it skips row groups that cannot match.
+    # With NOT EXISTS, DuckDB would read all keys of the table. In a join, it skips row groups that cannot match.
     with_known = staged.table.outerjoin(table, key == rows[key.name])
     first = select(func.min(rows[SEQ])).select_from(with_known).where(key.is_(None)).group_by(rows[key.name])
     return staged.fresh.insert().from_select([SEQ], first)
@@ -153,15 +154,15 @@ def pick_absent(table: Table, staged: Staged) -> Insert:
 METADATA_COLUMNS = {EXTRACTED_AT, BATCHED_AT, TABLE_VERSION}
 
 Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
-"""Given rows, the expressions that order them by age, most significant first."""
+"""A function from rows to the expressions that order them by age, most significant first."""
 
 
 @cache
 def pick_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     """Fill `fresh` with the newest staged row of each key, unless the table has a newer one.
 
-    At the same age the later arrival wins. A row that equals the table's is not written. Without a key, all rows are
-    taken.
+    Of two rows with the same age, the later arrival wins. A row that equals the stored row is not written. Without a
+    key, all staged rows are written.
     """
     keys = _keys(table)
     if not keys:
@@ -190,7 +191,7 @@ def changed_rows(table: Table, staged: Staged) -> FromClause:
 def replace(table: Table, staged: Staged) -> list[Insert | RowUpdate]:
     """Replace rows of the table with those in `fresh` that have the same key, and insert the others.
 
-    Columns that the stream's schema does not name keep their values: an older schema or a user added them.
+    Columns that the stream's schema does not name keep their values. They come from an older schema, or from a user.
     """
     if not _keys(table):
         return [insert(table, fresh_rows(staged))]
@@ -200,20 +201,20 @@ def replace(table: Table, staged: Staged) -> list[Insert | RowUpdate]:
 
 
 def keep_values(table: Table, staged: Staged, columns: Collection[str]) -> RowUpdate:
-    """Give staged rows the values that columns have in the table's rows of the same key."""
+    """Copy the values of these columns from the table's rows to the staged rows with the same key."""
     return RowUpdate(staged.table, {name: table.c[name] for name in columns}, _same_key(table, staged.table))
 
 
 @cache
 def count_changed(table: Table, staged: Staged) -> Select[tuple[int]]:
-    """Count the rows in `fresh` that change the table in more than metadata."""
+    """Count the rows in `fresh` that change more than metadata in the table."""
     rows = changed_rows(table, staged) if _keys(table) else staged.fresh
     return select(func.count()).select_from(rows)
 
 
 @cache
 def count_same(table: Table, staged: Staged) -> Select[tuple[int]]:
-    """Count the staged rows that equal the table's in all but metadata."""
+    """Count the staged rows that equal the stored row with their key, apart from metadata."""
     rows = staged.table
     same = and_(_same_key(table, rows), _equal(table, rows, METADATA_COLUMNS)) if _keys(table) else false()
     return select(func.count()).select_from(rows).join(table, same)
@@ -221,19 +222,19 @@ def count_same(table: Table, staged: Staged) -> Select[tuple[int]]:
 
 @cache
 def insert(table: Table, rows: FromClause, *left_out: str) -> Insert:
-    """Insert rows that have the table's columns; the columns in `left_out` stay null."""
+    """Insert rows with the table's columns. The columns in `left_out` stay null."""
     columns = [cast(null(), column.type) if column.name in left_out else rows.c[column.name] for column in table.c]
     return table.insert().from_select(list(table.c), select(*columns))
 
 
 def delete_others(table: Table, rows: FromClause) -> Delete:
-    """Delete the table's rows that have no equal among these rows."""
+    """Delete the table's rows that do not occur in `rows`."""
     alike = select(literal_column("1")).where(_same_key(table, rows), _equal(table, rows, _keys(table))).exists()
     return table.delete().where(~alike)
 
 
 def insert_missing(table: Table, rows: FromClause) -> Insert:
-    """Insert the rows whose key the table lacks."""
+    """Insert the rows whose key does not exist in the table."""
     absent = (
         select(*(rows.c[column.name] for column in table.c))
         .outerjoin_from(rows, table, _same_key(table, rows))
@@ -249,7 +250,7 @@ def count_fresh(staged: Staged) -> Select[tuple[int]]:
 
 
 def count_unversioned(table: Table) -> Select[Any]:
-    """Count the rows that are not marked as deleted, and those of them without a version."""
+    """Count the rows that are not marked as deleted, and how many of them have no version."""
     unversioned = func.count(case((table.c[TABLE_VERSION].is_(None), 1)))
     return select(func.count(), unversioned).select_from(table).where(table.c[DELETED_AT].is_(None))
 
@@ -265,9 +266,9 @@ def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
 
 @cache
 def mark_present(table: Table, staged: Staged) -> RowUpdate:
-    """Raise the version of rows whose key is staged, and clear their deletion mark if an ACTIVATE_VERSION has set it.
+    """Raise the version of rows whose key is staged. Clear their deletion marks, if an ACTIVATE_VERSION has set them.
 
-    A mark that came with the row's own record was set in the source. Only a record that replaces the row clears it.
+    A mark from the row's own record says that the source deleted the row. Only a newer record clears such a mark.
     """
     rows = staged.table
     keys = [rows.c[key] for key in _keys(table)]
@@ -281,7 +282,7 @@ def mark_present(table: Table, staged: Staged) -> RowUpdate:
     return RowUpdate(table, values, and_(_same_key(table, seen), older))
 
 
-# Columns of an action that move a balance.
+# The columns of an action that determine how it changes a balance.
 BALANCE_COLUMNS = (
     "award_id",
     "effect",
@@ -295,7 +296,7 @@ BALANCE_COLUMNS = (
 
 @cache
 def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
-    """Input line of the staged actions whose id the ledger lacks."""
+    """The input lines of the staged actions whose id the ledger lacks."""
     rows = staged.table
     with_known = rows.outerjoin(ledger, ledger.c.action_id == rows.c.action_id)
     return select(rows.c[SEQ]).select_from(with_known).where(ledger.c.action_id.is_(None))
@@ -303,9 +304,10 @@ def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 
 @cache
 def pick_completing(ledger: Table, staged: Staged) -> Insert:
-    """Fill `fresh` with the first staged action of each id that has an effect, where the ledger's has none.
+    """Fill `fresh` with actions whose row in the ledger has no effect, although the staged action has one.
 
-    The ledger's row lacks fields that were deselected when it was read.
+    This happens if a field was deselected when the action was first read. Of several staged actions with one id, take
+    the first.
     """
     rows = staged.table
     first = (
@@ -319,14 +321,14 @@ def pick_completing(ledger: Table, staged: Staged) -> Insert:
 
 @cache
 def delete_fresh(table: Table, staged: Staged) -> Delete:
-    """Delete the table's rows with the key of a row in `fresh`."""
+    """Delete the table's rows that have the same key as a row in `fresh`."""
     (key,) = table.primary_key.columns
     return table.delete().where(key.in_(select(fresh_rows(staged).c[key.name])))
 
 
 @cache
 def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
-    """Input line and payload of the staged actions that contradict the ledger's of the same id."""
+    """The input line and payload of each staged action that contradicts the ledger's action with the same id."""
     rows = staged.table
     return (
         select(rows.c[SEQ], _comparable(rows.c.payload))
@@ -338,7 +340,7 @@ def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
 
 @cache
 def count_differing(ledger: Table, staged: Staged) -> Select[tuple[int]]:
-    """Count the staged rows that are not in `fresh` and differ from the ledger's action in any column."""
+    """Count the staged rows that are not in `fresh`, but differ from the ledger's action in some column."""
     rows, fresh = staged.table, staged.fresh
     not_fresh = rows.outerjoin(fresh, fresh.c[SEQ] == rows.c[SEQ])
     both = not_fresh.join(ledger, ledger.c.action_id == rows.c.action_id)
@@ -349,7 +351,7 @@ def count_differing(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 
 @cache
 def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
-    """Count, per column, the staged duplicates that differ from the ledger's action without contradicting it."""
+    """Count the staged duplicates that differ from the ledger's action without contradicting it, per column."""
     rows = staged.table
     return (
         select(
@@ -364,7 +366,7 @@ def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
 
 
 def _differences(ledger: Table, rows: FromClause) -> dict[str, ColumnElement[bool]]:
-    """Column → whether two actions differ in it."""
+    """Column → whether two actions differ in this column."""
     ignored = {"action_id", "payload", "loaded_at"}
     names = [column.name for column in ledger.c if column.name not in ignored]
     return {name: ledger.c[name].is_distinct_from(rows.c[name]) for name in names}
@@ -373,7 +375,7 @@ def _differences(ledger: Table, rows: FromClause) -> dict[str, ColumnElement[boo
 def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
     """Whether an action would change a balance differently from the ledger's action.
 
-    A value that is missing on one side is no contradiction: a field may have been deselected.
+    If one of the two lacks a value, that is not a contradiction, because a field may have been deselected.
     """
     return or_(*(ledger.c[name] != rows.c[name] for name in BALANCE_COLUMNS))
 
@@ -392,18 +394,18 @@ def _same_key(table: Table, rows: FromClause) -> ColumnElement[bool]:
 
 
 def _equal(table: Table, rows: FromClause, left_out: Collection[str]) -> ColumnElement[bool]:
-    """Whether two rows are equal in all columns that are not left out."""
+    """Whether two rows are equal in all columns except those in `left_out`."""
     names = [column.name for column in table.c if column.name not in left_out]
     return and_(*(_comparable(table.c[name]).is_not_distinct_from(_comparable(rows.c[name])) for name in names))
 
 
 def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The column in a form that can be compared. PostgreSQL's JSON has none; its text has."""
+    """The column in a form that can be compared. PostgreSQL compares no JSON, so use its text."""
     return cast(column, LongText()) if isinstance(column.type, JsonText) else column
 
 
 def _not_older(ages: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-    """Lexicographic ≥. An unknown age counts as older."""
+    """Whether the ages are the same or newer, compared like words in a dictionary. A null counts as older."""
     (age, *more_ages), (other, *more_others) = ages, others
     if not more_ages:
         return or_(other.is_(None), age >= other)

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 WORK_PREFIX = "_crm_"
-# Marks tables that are empty between transactions.
+# In a table's `info`: marks a work table, which is empty between transactions.
 WORK = {"work": True}
 STAGING_PREFIX = f"{WORK_PREFIX}staging_"
 RUN_ID_CHARS = 32
-# What became of the records of a run. `read` is the sum of the others.
+# The counts of a run's records. `read` is the sum of the others.
 COUNT_DOCS = {
     "read": "Records read: the sum of the other four.",
     "applied": "Records that inserted or updated a row.",
@@ -45,21 +45,21 @@ COUNT_DOCS = {
     "quarantined": "Records in rejected_records.",
 }
 COUNTS = tuple(COUNT_DOCS)
-# In a table's `info`: the column by whose months an engine may partition it.
+# In a table's `info`: an engine may partition the table by the months of this column.
 MONTHS_OF = "months_of"
-# In a table's `info`: a column that it had in an earlier version, which was NOT NULL.
+# In a table's `info`: a NOT NULL column that the table had in an earlier version.
 FORMER_COLUMN = "former_column"
-# In a table's `info`: what it holds. In a column's `info`: the field of Pepper that it comes from.
+# In a table's `info`: what the table holds. In a column's `info`: the field in Pepper that the column comes from.
 DESCRIPTION, SOURCE = "description", "source"
-# What the columns of every stream's table hold.
+# Descriptions of the columns that every stream's table has.
 METADATA_DOCS = {
     EXTRA: "Fields that the stream's schema does not name, as a JSON object.",
-    EXTRACTED_AT: "When the tap read the row; time_extracted of the message.",
+    EXTRACTED_AT: "When the tap read the row (time_extracted in its message).",
     BATCHED_AT: "When the target loaded the row.",
-    TABLE_VERSION: "The version of the complete read that emitted the row last; null without versions.",
+    TABLE_VERSION: "The version of the last complete read that emitted the row; null for a stream without versions.",
     DELETED_AT: "When the row was reported as deleted; null while it exists.",
 }
-# What the columns of the awards hold that balances need.
+# Descriptions of the columns of `awards` that balances need.
 AWARD_DOCS = {
     "_id": "The award's key.",
     "points": "The points of the award in this snapshot.",
@@ -67,7 +67,7 @@ AWARD_DOCS = {
     "perk_id": "The perk that the award belongs to.",
     "updated_at": "When Pepper last changed the award.",
 }
-# Columns of the views that award_balances does not have.
+# Descriptions of the views' columns that `award_balances` does not have.
 VIEW_DOCS = {
     "award_count": "The number of awards.",
     "explained": "earned_total - redeemed_total + refunded_total.",
@@ -76,19 +76,23 @@ VIEW_DOCS = {
     "snapshot_points": "The points of the award's snapshot.",
     "snapshot_as_of": "The time of the award's snapshot.",
 }
-# Properties of an award that balances need. Their types do not depend on the SCHEMA message.
+# The properties of an award that balances need. Their types do not depend on the SCHEMA message.
 AWARD_FIELDS = {"_id": IDENTIFIER, "points": POINTS, "userId": IDENTIFIER, "perkId": IDENTIFIER, "updatedAt": INSTANT}
 
 
 class Tables:
     """The target's tables in one schema of the warehouse.
 
-    `actions` is the ledger, `award_balances` holds a balance per award, `awards` Pepper's snapshot of each award,
-    `rejected_records` the quarantine, and `load_runs` counts what became of the records of each run. Tables named
-    `_crm_…` are internal: the version of the tables, the recorded table of each stream and column of each property,
-    recently committed batches, which actions were read, and work tables that are empty between transactions.
+    - `actions`: the ledger
+    - `award_balances`: a balance per award
+    - `awards`: Pepper's snapshot of each award
+    - `rejected_records`: the quarantine
+    - `load_runs`: counts of what became of each run's records
+    - `_crm_…`: internal tables with the version of the tables, the table of each stream, the column of each property,
+      recently committed batches, and the intervals for which actions were read; also work tables, which are empty
+      between transactions
 
-    The tables `of_balances` and the views exist only where one of Pepper's streams `actions` and `awards` is loaded.
+    The tables in `of_balances` and the views exist only if Pepper's stream `actions` or `awards` is loaded.
     """
 
     def __init__(self, schema: str | None = None) -> None:
@@ -96,7 +100,7 @@ class Tables:
         ledger_info = {
             MONTHS_OF: "occurred_at",
             FORMER_COLUMN: "content_hash",
-            DESCRIPTION: "The ledger: one row per action. Values of a row never change; missing points can be added.",
+            DESCRIPTION: "The ledger: one row per action. The target never changes a row, except to add missing points.",
         }
         self.actions = Table("actions", self.metadata, *_ledger_columns(), info=ledger_info)
         self.award_balances = Table(
@@ -118,18 +122,18 @@ class Tables:
             self.metadata,
             Column("rejected_id", Identifier(), primary_key=True, doc="A hash of stream, reason and record."),
             Column("stream", LongText(), nullable=False, doc="The stream; empty if the line does not name one."),
-            Column("reason", LongText(), nullable=False, doc="Why the record was quarantined, without its values."),
+            Column("reason", LongText(), nullable=False, doc="Why the record was quarantined. Contains no values."),
             Column("input_line", BigInteger, nullable=False, doc="The number of the line in the target's input."),
             Column("payload", LongText(), nullable=False, doc="The record, or the whole line if it is not a record."),
             Column("rejected_at", Instant, nullable=False, doc="When the record was quarantined."),
             Column("run_id", Identifier(), nullable=False, doc="The run that quarantined it; see load_runs."),
-            Column("extracted_at", Instant, doc="When the tap read the record; time_extracted of the message."),
+            Column("extracted_at", Instant, doc="When the tap read the record (time_extracted in its message)."),
             info={DESCRIPTION: "The quarantine: one row per record that is invalid or contradicts the ledger."},
         )
         self.load_runs = Table(
             "load_runs",
             self.metadata,
-            # A key of both fits into a page of eight kilobytes, even on engines that count four bytes per character.
+            # `run_id` is short, so that the key fits into 8 kB even on engines that count four bytes per character.
             Column("run_id", Identifier(RUN_ID_CHARS), primary_key=True, doc="The run of target-crm."),
             Column(
                 "stream",
@@ -140,10 +144,10 @@ class Tables:
             Column("started_at", Instant, nullable=False, doc="When the run started."),
             Column("finished_at", Instant, doc="When the run ended; null if it still runs or was killed."),
             Column("exit_state", Identifier(), doc="done or failed; null if the run is running or was killed."),
-            Column("seconds", Number, nullable=False, doc="How long the run has taken up to its last commit."),
+            Column("seconds", Number, nullable=False, doc="Seconds from the start of the run to its last commit."),
             *(Column(name, BigInteger, nullable=False, doc=COUNT_DOCS[name]) for name in COUNTS),
             Column("ignored_activations", BigInteger, doc="ACTIVATE_VERSION messages that were ignored."),
-            info={DESCRIPTION: "One row per run and stream: what became of its records. Kept for 90 days."},
+            info={DESCRIPTION: "One row per run and stream, with counts of its records. Rows are kept for 90 days."},
         )
         self.version = Table(
             f"{WORK_PREFIX}version",
@@ -155,7 +159,7 @@ class Tables:
             f"{WORK_PREFIX}commits",
             self.metadata,
             Column("batch_id", Identifier(), primary_key=True, doc="The batch."),
-            Column("committed_at", Instant, nullable=False, doc="When it was committed."),
+            Column("committed_at", Instant, nullable=False, doc="When the batch was committed."),
             info={DESCRIPTION: "Recent batches, so that a retry knows whether a lost COMMIT took effect."},
         )
         self.streams = Table(
@@ -170,7 +174,7 @@ class Tables:
             f"{WORK_PREFIX}columns",
             self.metadata,
             Column("column_id", Identifier(), primary_key=True, doc="A hash of the stream's and the property's name."),
-            Column("stream_id", Identifier(), nullable=False, doc="The stream, as in _crm_streams."),
+            Column("stream_id", Identifier(), nullable=False, doc="The stream's key in _crm_streams."),
             Column("property", LongText(), nullable=False, doc="The property's name in the stream's schema."),
             Column("column_name", LongText(), nullable=False, doc="The column that holds the property."),
             info={DESCRIPTION: "One row per property: the column that belongs to it."},
@@ -180,7 +184,7 @@ class Tables:
             self.metadata,
             Column("interval_id", Identifier(), primary_key=True, doc="A hash of the other columns."),
             Column("merchant", LongText(), doc="A hash of Pepper's host and the merchant's code."),
-            Column("action_types", LongText(), doc="The types that were read, as JSON; null for all."),
+            Column("action_types", LongText(), doc="The types of action that were read, as JSON; null for all."),
             Column("covered_from", Instant, nullable=False, doc="The beginning of the interval, exclusive."),
             Column("covered_until", Instant, nullable=False, doc="The end of the interval, inclusive."),
             info={DESCRIPTION: "One row per interval of time for which all actions were read and committed."},
@@ -220,7 +224,7 @@ class Tables:
                 func.count().label("award_count"),
                 cast(func.sum(balances.action_count), BigInteger).label("action_count"),
                 func.max(balances.as_of).label("as_of"),
-                # New columns come last, because otherwise PostgreSQL cannot replace the view.
+                # New columns must come last, because otherwise PostgreSQL cannot replace the view.
                 exact_sum(balances.opening).label("opening"),
                 exact_sum(adjusted(balances)).label("adjusted"),
             )
@@ -251,8 +255,8 @@ class Tables:
 def adjusted(balances: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
     """The points of a balance that neither its opening balance nor an action explains.
 
-    It is not a column of the table, because it follows from the others, and storing it made each merge of a batch 15 %
-    slower.
+    The table has no such column, because its value follows from the others, and storing it made each merge of a batch
+    15 % slower.
     """
     from_actions = balances.earned_total - balances.redeemed_total + balances.refunded_total
     return exact(balances.points - balances.opening - from_actions)
@@ -266,7 +270,7 @@ def tables_in(schema: str | None) -> Tables:
 
 @cache
 def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
-    """The table of a stream: its fields, `_sdc_extra` (properties without a column), and metadata columns."""
+    """The table of a stream, with its fields, `_sdc_extra` for properties without a column, and metadata columns."""
     fields = [
         Column(field.column, field.kind.type, primary_key=field.column in shape.keys, autoincrement=False)
         for field in shape.fields
@@ -284,7 +288,7 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
 
 
 def rebuilt_of(table: Table) -> str:
-    """The name of the table into which the rows of a table are copied, to change its key or its columns."""
+    """The name of the table that receives a copy of the rows, to change the table's key or columns."""
     return _fitted(f"{WORK_PREFIX}rebuilt_{table.name}", NAME_BYTES_MAX)
 
 
@@ -309,13 +313,13 @@ def _fitted(name: str, bytes_max: int) -> str:
 
 
 def _sequence() -> Column[int]:
-    # On SQLite, only INTEGER makes a primary key the rowid, which needs no index.
+    # On SQLite, a primary key needs no extra index if its type is INTEGER, because it then is the rowid.
     place = BigInteger().with_variant(Integer(), "sqlite")
     return Column(SEQ, place, primary_key=True, autoincrement=False)
 
 
 def _from(field: str) -> dict[str, str]:
-    """The `info` of a column that holds a field of Pepper."""
+    """The `info` of a column that comes from a field in Pepper."""
     return {SOURCE: field}
 
 
@@ -328,15 +332,20 @@ def _ledger_columns() -> list[Column[Any]]:
         Column("award_id", Identifier(), doc="The award whose points changed.", info=_from("metadata.awardId")),
         Column("perk_id", Identifier(), doc="The award's perk.", info=_from("metadata.perkId")),
         Column("location_id", Identifier(), doc="The location, if there was one.", info=_from("context.location._id")),
-        Column("occurred_at", Instant, doc="When it happened, in UTC.", info=_from("when.timestamp")),
+        Column("occurred_at", Instant, doc="When the action happened, in UTC.", info=_from("when.timestamp")),
         Column("effect", Identifier(), doc="earned, redeemed or refunded; null if the action changes no balance."),
-        Column("points_available", Points, doc="The balance after it.", info=_from("metadata.pointsAvailable")),
+        Column(
+            "points_available",
+            Points,
+            doc="The award's points after the action.",
+            info=_from("metadata.pointsAvailable"),
+        ),
         Column("points_added", Points, doc="Points earned.", info=_from("metadata.pointsAdded")),
         Column("points_redeemed", Points, doc="Points redeemed.", info=_from("metadata.pointsRedeemed")),
         Column("points_refunded", Points, doc="Points refunded.", info=_from("metadata.pointsRefunded")),
         Column("source", LongText(), doc="The part of Pepper that reported the action.", info=_from("source")),
         Column("environment", LongText(), doc="Pepper's environment, such as BETA.", info=_from("environment")),
-        Column("payload", JsonText, doc="The whole action as JSON; null with store_payload: false, or once erased."),
+        Column("payload", JsonText, doc="The whole action as JSON; null if it is not stored, or was erased."),
         Column("loaded_at", Instant, nullable=False, doc="When the target loaded the action."),
     ]
 
@@ -349,16 +358,23 @@ def _balance_columns(*, work: bool = False) -> list[Column[Any]]:
         Column("perk_id", Identifier(), doc="The award's perk."),
         Column("points", Points, nullable=False, doc="The points of the newest observation."),
         Column("as_of", Instant, nullable=False, doc="The time of the newest observation, in UTC."),
-        Column("as_of_source", Identifier(), nullable=False, doc="Its kind: action or award (a snapshot)."),
+        Column(
+            "as_of_source", Identifier(), nullable=False, doc="The source of points: action, or award (a snapshot)."
+        ),
         Column("last_action_id", Identifier(), doc="The last action with an effect; null if there is none."),
         Column("earned_total", Points, nullable=False, server_default=zero, doc="Points earned, over all actions."),
         Column("redeemed_total", Points, nullable=False, server_default=zero, doc="Points redeemed, over all actions."),
         Column("refunded_total", Points, nullable=False, server_default=zero, doc="Points refunded, over all actions."),
-        Column("action_count", BigInteger, nullable=False, server_default=zero, doc="Actions with an effect."),
+        Column(
+            "action_count", BigInteger, nullable=False, server_default=zero, doc="The number of actions with an effect."
+        ),
         Column("first_action_at", Instant, doc="The time of the first action with an effect."),
         Column("last_action_at", Instant, doc="The time of the last action with an effect."),
         Column("updated_at", Instant, nullable=False, doc="When the target last changed the row."),
-        # Later columns come last, and are nullable, because some engines cannot add others. `opening` is never null.
+        # Columns of later versions come last and are nullable, because some engines cannot add others. `opening` is
+        # never null, though.
         Column("first_action_id", Identifier(), doc="The first action with an effect; null if there is none."),
-        Column("opening", Points, doc="The points before the first action; without one, those of the snapshot."),
+        Column(
+            "opening", Points, doc="The points before the first action; if there is no action, the snapshot's points."
+        ),
     ]

@@ -1,1 +1,1 @@
-"""The only code that opens a database."""
+"""Connections, transactions and DDL. No other package opens a database."""

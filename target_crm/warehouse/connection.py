@@ -1,4 +1,4 @@
-"""The only code that opens a database: engine, transactions, retries, bulk load."""
+"""Connections to the warehouse, with transactions and retries. No other module opens a database."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from target_crm.warehouse.migrations import Statement
     from target_crm.warehouse.stream_names import StreamTables
 
-# The waits between attempts after the connection was lost.
+# After a lost connection, wait this long before each further attempt.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# How long the markers of committed batches are kept: far longer than all waits together.
+# Keep the markers of committed batches this long, which is much longer than all retries take.
 MARKERS_KEPT = timedelta(days=1)
-# What helps a role that may not create or change tables, and one that may not read or write them.
+# The advice if a role lacks the privilege to create or change tables, or to read or write them.
 _ASK_FOR_DDL = (
     "as the owner of the tables, run the SQL that `crm-balances ddl --schemas` prints: see Roles in docs/deploy.md"
 )
@@ -52,12 +52,12 @@ _DRIVERS = {
 
 _T = TypeVar("_T")
 logger = logging.getLogger("target-crm.warehouse")
-# The pool would log a traceback for a connection that cannot be rolled back. The error is raised anyway.
+# If a rollback fails, the pool would also log a traceback. The error itself is raised in any case.
 logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 class _Attempt:
-    """One attempt at work. As a context manager, it keeps the error of a lost connection instead of raising it."""
+    """One attempt at a transaction. As a context manager, it catches `ConnectionLost` and keeps the error."""
 
     def __init__(self, *, is_first: bool) -> None:
         self.is_first = is_first
@@ -77,14 +77,14 @@ class Warehouse:
 
     def __init__(self, sqlalchemy_url: str, schema: str | None = None) -> None:
         url = parse_url(sqlalchemy_url)
-        # Without the user and the query, where some drivers take secrets.
+        # Leave out the user and the query, because some drivers accept secrets there.
         self.name = URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
         self.adapter = adapter_for(url.get_backend_name())
         if schema and not self.adapter.has_schemas:
             raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
         self.tables = tables_in(schema)
         self._engine = _create_engine(url, self.adapter)
-        # At the end of the process at the latest: drivers warn of connections that were never closed.
+        # Close connections at the end of the process at the latest. Otherwise some drivers warn about open ones.
         weakref.finalize(self, self._engine.dispose)
         self.tested = self.adapter.tested
         self.is_in_memory = self.adapter.is_in_memory(url)
@@ -94,18 +94,18 @@ class Warehouse:
 
     @property
     def place(self) -> str:
-        """Where the tables are, for messages."""
+        """The schema and the warehouse that have the tables, for messages."""
         schema = self.tables.metadata.schema
         return f"schema {schema} of {self.name}" if schema else self.name
 
     @property
     def limits(self) -> TableLimits:
-        """What a table can hold. The longest name is known only after the first connection."""
+        """The limits of a table. The maximum length of a name is known only after the first connection."""
         return replace(self.adapter.limits, name_bytes=name_bytes_max(self._engine.dialect))
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Open a transaction that only reads, and sees one state of the warehouse throughout."""
+        """Open a read-only transaction with one consistent view of the warehouse."""
         with self._connect() as connection:
             connection.execution_options(**self.adapter.read_options)
             with connection.begin():
@@ -128,26 +128,26 @@ class Warehouse:
         """Bring the target's own tables and views to this version; create what is missing.
 
         Args:
-            balances: Create the tables and views of Pepper's streams, too.
+            balances: Whether to create the tables and views of Pepper's streams as well.
         """
         for attempt in self._attempts():
             with attempt:
-                # Looking first takes no lock.
+                # This check comes first because it needs no lock.
                 if not self._is_up_to_date(balances=balances):
                     with self._change_tables() as (connection, statements):
                         statements.extend(migrations.set_up(connection, self.tables, balances=balances))
                         if migrations.recomputes_balances(statements, self.tables):
-                            # A check after the upgrade cannot find the drift from before.
+                            # After the upgrade, `crm-balances verify` cannot find drift from before it.
                             logger.warning(
                                 "recomputing all balances for version %d of the tables, which also repairs drift",
                                 migrations.VERSION,
                             )
 
     def check_schema(self) -> None:
-        """Refuse a schema whose name makes the names of its tables ambiguous; only warn if it has tables already.
+        """Check that the schema's name does not make its tables' names ambiguous. Only warn if it already has tables.
 
         Raises:
-            SettingError: The schema has no tables of target-crm.
+            SettingError: The names are ambiguous, and the schema has no tables of target-crm yet.
         """
         schema = self.tables.metadata.schema
         problem = schema and self.adapter.schema_problem(self._engine.url, schema)
@@ -157,19 +157,19 @@ class Warehouse:
             logger.warning("%s", problem)
 
     def is_set_up(self) -> bool:
-        """Whether a loader has set up its tables. This creates nothing, not even an empty file."""
+        """Whether a loader has set up its tables. The check creates nothing, not even an empty file."""
         if not self.adapter.database_exists(self._engine.url):
             return False
         with self.read() as connection:
             return migrations.is_set_up(connection, self.tables)
 
     def has_balances(self) -> bool:
-        """Whether one of Pepper's streams has been loaded, or its tables were created."""
+        """Whether the tables of Pepper's streams exist."""
         with self.read() as connection:
             return migrations.has_balances(connection, self.tables)
 
     def is_atomic(self, connection: Connection) -> bool:
-        """Whether a transaction is atomic. The warehouse is queried once."""
+        """Whether a transaction is atomic. Query the warehouse only the first time."""
         if self._is_atomic is None:
             self._is_atomic = self.adapter.is_atomic(connection, self.tables.metadata.schema)
         return self._is_atomic
@@ -178,17 +178,18 @@ class Warehouse:
         """Create the tables of a stream, or add and widen columns, and record the names of new tables and columns."""
         for attempt in self._attempts():
             with attempt, self._change_tables() as (connection, statements):
-                # Under the lock, so that two loaders agree.
+                # Assign names under the lock, so that two loaders assign the same ones.
                 names = StreamNames(connection, self.tables)
                 names.place(stream)
-                # Before the DDL, which commits on some engines: a column without a property would be lost.
+                # Record names before the DDL, which commits on some engines. Otherwise an interruption could leave a
+                # column without its property.
                 for table, rows in names.added.items():
                     self.adapter.load(connection, table, rows)
                 for table in stream.own_tables:
                     statements.extend(migrations.ensure(connection, table, allow_key_change=stream.allow_key_change))
 
     def lacks(self, *streams: StreamTables, balances: bool) -> list[str]:
-        """The SQL that `set_up`, and `ensure` for these streams one after the other, would execute now."""
+        """The SQL that `set_up` would execute now, followed by `ensure` for each of these streams."""
         with self._or_empty() as warehouse, warehouse.read() as connection:
             names = StreamNames(connection, self.tables)
             for stream in streams:
@@ -204,7 +205,7 @@ class Warehouse:
 
     @contextmanager
     def _or_empty(self) -> Iterator[Warehouse]:
-        """Yield this warehouse, or an empty one if its file does not exist: connecting would create the file."""
+        """Yield this warehouse. Connecting would create a missing file, so yield an empty warehouse in that case."""
         url = self._engine.url
         if self.adapter.database_exists(url):
             yield self
@@ -218,22 +219,22 @@ class Warehouse:
                 warehouse.dispose()
 
     def commit_once(self, work: Callable[[Connection], _T]) -> _T:
-        """Do work in a transaction that is committed exactly once, even if the connection is lost.
+        """Run `work` in a transaction that is committed exactly once, even if the connection is lost.
 
         If the reply to COMMIT is lost, the transaction may or may not be committed. So each transaction leaves a
-        marker, and the next attempt looks for it. By then the lost transaction has ended, because the next one waits
-        for its lock.
+        marker, and the next attempt looks for it. The next attempt first waits for the lock of the lost transaction, so
+        that transaction has ended by then.
 
         Returns:
-            The result of the work in the transaction that was committed.
+            The result of `work` from the committed transaction.
 
         Raises:
-            ConnectionLost: The connection was still lost after all waits of `RETRY_SECONDS`.
+            ConnectionLost: The last attempt, after all waits of `RETRY_SECONDS`, also lost the connection.
         """
         batch_id = uuid.uuid4().hex
         for attempt in self._attempts():
             with attempt, self.write() as connection:
-                # The first attempt may have failed because of our own limits; lift them for good.
+                # The first attempt may have failed because of our own limits. Lift them for the rest of the run.
                 self._limits_resources &= attempt.is_first
                 if self._limits_resources:
                     self.adapter.limit_resources(connection)
@@ -245,7 +246,7 @@ class Warehouse:
     def _attempts(self) -> Iterator[_Attempt]:
         """Yield attempts, with waits between them, until one does not lose the connection.
 
-        A server that has never answered is not retried, because a wrong setting is more likely.
+        Do not retry if the server has never answered, because then a wrong setting is more likely.
         """
         for number, wait_seconds in enumerate((*RETRY_SECONDS, None)):
             attempt = _Attempt(is_first=number == 0)
@@ -261,7 +262,7 @@ class Warehouse:
     def _change_tables(self) -> Iterator[tuple[Connection, list[Statement]]]:
         """Open a transaction as `write` does, with a list for the statements to execute at its end.
 
-        If a transaction can't use what it has created, each of these statements gets its own transaction.
+        On an engine whose transactions cannot use tables that they created, each statement gets its own transaction.
         """
         statements: list[Statement] = []
         with self.write() as connection:
@@ -291,14 +292,14 @@ class Warehouse:
             return self._engine.connect()
         except expected:
             raise
-        # Other errors of a driver may contain its arguments, and so the password.
+        # Other errors of a driver may quote its arguments, which include the password.
         except (TypeError, ValueError):
             raise _wrong_option(self._engine.dialect.name) from None
         except Exception as error:  # noqa: BLE001 - drivers raise anything
             if isinstance(error, OSError):
                 reason = error.strerror
             else:
-                # These are about the driver's own code, not about its arguments.
+                # Errors of these types are about the driver's own code, and quote no arguments.
                 reason = str(error) if isinstance(error, AttributeError | ImportError | NotImplementedError) else None
             raise WarehouseError(": ".join(filter(None, (self.name, type(error).__name__, reason)))) from None
 
@@ -312,7 +313,7 @@ class Warehouse:
         self.adapter.load(connection, commits, [(batch_id, now)])
 
     def _execute(self, connection: Connection, statements: Sequence[Statement]) -> None:
-        """Execute DDL. Lock the tables that it alters first, but a table that it replaces only after the copy."""
+        """Execute DDL. First lock the tables that it alters. Lock a table that it replaces only after the copy."""
         altered = (each.element for each in statements if isinstance(each, migrations.AlterTable))
         emptied = (each.element for each in statements if isinstance(each, DropTable) and each.element.info == WORK)
         with self.errors(is_ddl=True):
@@ -329,7 +330,7 @@ class Warehouse:
 
     @contextmanager
     def errors(self, place: str = "", *, is_ddl: bool = False) -> Iterator[None]:
-        """Raise errors of the driver as errors of the warehouse, with the place where they happened."""
+        """Convert errors of the driver to `WarehouseError`, with the place where they happened."""
         try:
             yield
         except self.adapter.driver_errors(self._engine.dialect) as error:
@@ -347,19 +348,19 @@ def _insert(connection: Connection, table: Table, row: Sequence[Any]) -> str:
 
 
 def _sql(connection: Connection, statement: Statement) -> str:
-    """A statement as SQL that needs no parameters."""
+    """A statement as SQL, with its values in place of parameters."""
     if not isinstance(statement, UpdateBase):
         return str(statement.compile(connection)).strip()
     compiled = str(statement.compile(connection, compile_kwargs={"literal_binds": True})).strip()
-    # For drivers that format statements, SQLAlchemy doubles each percent sign.
+    # SQLAlchemy doubles each percent sign for drivers that use `%s` as a placeholder. Undo this.
     return compiled % () if connection.dialect.paramstyle in {"format", "pyformat"} else compiled
 
 
 def parse_url(sqlalchemy_url: str) -> URL:
-    """Parse a SQLAlchemy URL. A bare `postgresql://` means the driver of this project's extra.
+    """Parse a SQLAlchemy URL. For `postgresql://` without a driver, use the driver from this project's extra.
 
     Raises:
-        SettingError: The text is not a URL. The message does not contain it: it may have a password.
+        SettingError: The text is not a URL. The message does not show the text, which may contain a password.
     """
     try:
         url = make_url(sqlalchemy_url)

@@ -1,7 +1,7 @@
-"""DDL: the statements that create the target's tables and bring older ones to this version.
+"""DDL: the statements that create the target's tables, and upgrade older ones to this version.
 
-Columns are added, widened and renamed. The only column that is ever dropped is one that the ledger had once, on engines
-where it cannot become nullable.
+An upgrade adds, widens and renames columns. The only column that it may drop is one that older ledgers had, on engines
+where that column cannot become nullable.
 """
 
 from __future__ import annotations
@@ -61,31 +61,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("target-crm.warehouse")
 
-# Raise this whenever the target's own tables or views change. Older warehouses are migrated.
+# Raise this whenever the target's own tables or views change. The next run then upgrades older warehouses.
 VERSION = 5
-# The version that brought the newest columns of balances. They are filled by recomputing the balances.
+# The version that added the newest columns of balances. An upgrade to it recomputes all balances to fill them.
 _BALANCES_VERSION = 5
 
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (JSON, "JSON"),
     (Boolean, "boolean"),
     (Integer, "integer"),
-    # Until SQLAlchemy 2.1, a Float is Numeric.
+    # Float comes before Numeric, because it is a subclass of Numeric before SQLAlchemy 2.1.
     (Float, "number"),
     (Numeric, "decimal"),
     (DateTime, "time"),
     (Date, "date"),
     (String, "text"),
 )
-# What a column has to hold to be widened; `text` takes anything.
+# The kind of the wider column → the kinds of columns that can be widened to it. `text` can hold any kind.
 _WIDENED_FROM = {"number": {"integer", "decimal"}, "decimal": {"integer", "decimal"}, "time": {"date"}}
-# What a column holds and the new schema says, where the column stays unchanged.
+# The kind of an existing column, and the kind in the new schema. For these pairs, the column stays unchanged.
 _KEPT = {("number", "integer"), ("number", "decimal"), ("decimal", "integer"), ("decimal", "number")}
-# A double holds every number of this many digits exactly.
+# A double is exact for numbers with at most this many digits.
 _DOUBLE_DIGITS = 15
-# Types of dialects that do not inherit from SQLAlchemy's.
+# Types of dialects that do not inherit from SQLAlchemy's types.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
-# The bits of numbers that are smaller than those of the target, by the class of their type.
+# The name of a type's class → its bits, for numbers that are smaller than the target's own.
 _BITS = {
     "TinyInteger": 8,
     "UTinyInteger": 8,
@@ -98,7 +98,7 @@ _BITS = {
     "REAL": 32,
     "FLOAT": 32,
 }
-# The bytes of texts on MySQL.
+# MySQL's types for text → how many bytes they hold.
 _TEXT_BYTES = {"TINYTEXT": 2**8 - 1, "TEXT": 2**16 - 1}
 
 
@@ -118,16 +118,16 @@ def _alter_table(element: AlterTable, _compiler: object, **_: object) -> str:
 def set_up(
     connection: Connection, tables: Tables, *others: Table, balances: bool, allow_key_change: bool = False
 ) -> list[Statement]:
-    """Return the statements that bring the target's own tables and views to this version, and `ensure` other tables.
+    """Return the statements that upgrade the target's own tables and views, and `ensure` other tables.
 
-    Another table with the name of an own one replaces it here, because it has more columns.
+    If one of `others` has the name of one of the target's own tables, it takes its place, because it has more columns.
 
     Args:
-        connection: A transaction.
+        connection: A connection in a transaction.
         tables: The target's tables.
         others: Tables of streams.
-        balances: Create the tables and views of Pepper's streams, too. Where they exist they are migrated anyway.
-        allow_key_change: Rebuild the tables of streams that have another key.
+        balances: Whether to create the tables and views of Pepper's streams as well. Existing ones are always upgraded.
+        allow_key_change: Whether to rebuild a stream's table that has another key.
 
     Raises:
         WarehouseError: The tables have a newer version.
@@ -142,7 +142,7 @@ def set_up(
         balances |= any(inspector.has_table(table.name, schema=schema) for table in tables.of_balances)
     else:
         balances &= not has_balances(connection, tables)
-    # The loader may lack the privilege to create its schema.
+    # Create the schema only if it is missing, because the loader may lack the privilege.
     is_missing = schema and not inspector.has_schema(schema)
     statements: list[Statement] = [CreateSchema(schema)] if schema and is_missing else []
     owned = [each for each in tables.metadata.sorted_tables if (balances if each in tables.of_balances else is_older)]
@@ -158,7 +158,7 @@ def set_up(
             # MariaDB cannot return the SQL of a view whose column was renamed, but can replace the view.
             exists = not adapter.replaces_views and inspector.has_table(name, schema=schema)
             statements += view(adapter, connection.dialect, name, query, schema, exists=exists)
-        # Last, because `has_balances` looks for this table, and DDL that commits immediately may be interrupted.
+        # Create this table last. `has_balances` looks for it, and DDL that commits immediately may be interrupted.
         statements += ensure(connection, last)
     if lacks_columns:
         rows = adapter.all_balances(tables)
@@ -177,7 +177,7 @@ def recomputes_balances(statements: Sequence[Statement], tables: Tables) -> bool
 
 def is_set_up(connection: Connection, tables: Tables) -> bool:
     """Whether a loader has set up its tables."""
-    # The oldest warehouses have no table of the version.
+    # The oldest warehouses do not have the table with the version.
     inspector, schema = inspect(connection), tables.metadata.schema
     return any(inspector.has_table(each.name, schema=schema) for each in (tables.version, tables.award_balances))
 
@@ -191,9 +191,9 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     """Return the statements that create a table, or add, widen and rename columns of an existing one.
 
     Args:
-        connection: To the warehouse.
-        table: The table as the schema needs it.
-        allow_key_change: Rebuild a table that has another key.
+        connection: A connection to the warehouse.
+        table: The table that the schema needs.
+        allow_key_change: Whether to rebuild a table that has another key.
 
     Raises:
         WarehouseError: The table cannot be changed to the new schema.
@@ -206,7 +206,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
         comments = adapter.comments_on(dialect, table)
         return [*creation(table), *(DDL(comment) for comment in comments)]  # type: ignore[no-untyped-call]
-    # Only this program has tables with the names of work tables, so this saves a query for each.
+    # Work tables have names that only this program uses. They need no check, which saves a query for each of them.
     if table.info != WORK and table.name in adapter.view_names(connection, table.schema):
         raise WarehouseError(
             f"table {table.name!r} is a view: drop or rename the view, or rename the stream with a stream map"
@@ -217,7 +217,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     renames = _renames(found)
     found = {renames.get(name, name): type_ for name, type_ in found.items()}
     _check_width(connection, table, found)
-    # Whether work tables have keys depends on the engine, and may have changed since an older version.
+    # Ignore the keys of work tables. They depend on the engine, and an older version may have created other ones.
     is_work = table.info == WORK
     has_other_key = not is_work and _changes_key(
         adapter, table, adapter.keys(connection, table), allow_key_change=allow_key_change
@@ -231,7 +231,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
         # A work table is empty between transactions.
         return [DropTable(table), *creation(table)]
     copied = {column.name for column in widened if adapter.rebuilds_to_widen(found[column.name], column)}
-    # On SQLite, a column of numbers takes any number without a change.
+    # On SQLite, a numeric column can hold any number, so it needs no change.
     altered = {column.name: clause for column in widened if (clause := adapter.widen_column(dialect, column))}
     if copied and is_work:
         return [DropTable(table), *creation(table)]
@@ -251,13 +251,13 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
 
 
 def joined(connection: Connection, former: Table, table: Table, *, allow_key_change: bool = False) -> Table:
-    """The table that `ensure` would leave, if it were called first for the one table and then for the other.
+    """The table that would exist after `ensure(former)` and then `ensure(table)`.
 
     Args:
-        connection: To the warehouse.
-        former: A table that may not exist yet.
-        table: The same table as another schema needs it, placed where the columns of the former exist.
-        allow_key_change: Let the key change.
+        connection: A connection to the warehouse.
+        former: The table that an earlier schema needs. It may not exist yet.
+        table: The table that a later schema needs. Its columns were placed in the former table.
+        allow_key_change: Whether the key may change.
 
     Raises:
         WarehouseError: The former table cannot be changed to the new schema.
@@ -274,7 +274,7 @@ def joined(connection: Connection, former: Table, table: Table, *, allow_key_cha
         is_wider = _widens(adapter, dialect, table.c[column.name], found)
         becomes_key = table.c[column.name].primary_key and not column.primary_key
         if not is_wider and not becomes_key:
-            # The former column may hold more.
+            # The former column may be able to hold more, so keep its type.
             result.c[column.name].type = column.type
     return result
 
@@ -283,7 +283,7 @@ def _changes_key(adapter: EngineAdapter, table: Table, keys: Collection[str], *,
     """Whether an existing table has another key.
 
     Raises:
-        WarehouseError: It has, and may not be rebuilt.
+        WarehouseError: The table has another key, but must not be rebuilt.
     """
     wanted_keys = table.primary_key.columns.keys()
     has_other_key = set(keys) != set(wanted_keys)
@@ -297,7 +297,7 @@ def _changes_key(adapter: EngineAdapter, table: Table, keys: Collection[str], *,
 
 
 def _check_generated(table: Table, existing: Sequence[ReflectedColumn]) -> None:
-    """Raise an error for a column that the warehouse computes. Not all dialects report it."""
+    """Raise an error for a column that the warehouse computes. Not all dialects report such columns."""
     for column in existing:
         is_generated = "computed" in column or column.get("identity", {}).get("always")
         if is_generated and column["name"] in table.c:
@@ -308,7 +308,7 @@ def _check_generated(table: Table, existing: Sequence[ReflectedColumn]) -> None:
 
 
 def _check_width(connection: Connection, table: Table, found: Collection[str]) -> None:
-    """Raise an error for a table of too many columns. Its work table has one more."""
+    """Raise an error for a table with too many columns. Its work table needs one column more."""
     columns_max = adapter_of(connection).limits.columns
     columns = len({*found, *table.columns.keys()})
     if columns_max and columns >= columns_max and table.info != WORK:
@@ -319,7 +319,7 @@ def _check_width(connection: Connection, table: Table, found: Collection[str]) -
 
 
 def _check_doubles(connection: Connection, table: Table, column: Column[Any], old: TypeEngine[Any]) -> None:
-    """Raise an error if exact numbers would change as doubles."""
+    """Raise an error if existing exact numbers would change when they become doubles."""
     has_doubles = adapter_of(connection).limits.decimal_digits is not None
     if not has_doubles or _kind_in_ddl(column, connection.dialect) != "number":
         return
@@ -341,14 +341,14 @@ def _rebuild(
     *,
     has_other_key: bool,
 ) -> list[Statement]:
-    """The statements that copy the rows of a table into a new one, which takes its place.
+    """The statements that copy a table's rows into a new table, and replace the old table by the new one.
 
-    Of the rows that have the same new key, the newest stays.
+    If several rows have the same new key, only the newest is copied.
 
     Args:
-        connection: To the warehouse.
-        table: The table as the schema needs it.
-        found: Column → type of the existing table.
+        connection: A connection to the warehouse.
+        table: The table that the schema needs.
+        found: Column → type, in the existing table.
         changed: The columns that get a wider type.
         has_other_key: Whether the key changes.
     """
@@ -358,7 +358,7 @@ def _rebuild(
     keys = table.primary_key.columns.keys()
     if has_other_key:
         _check_key_values(connection, old, keys)
-    # A text without a maximum length cannot be part of a key.
+    # Columns of the key get a new type, because a key cannot contain text without a maximum length.
     kept = {name for name in found if name in table.c and name not in changed and name not in keys}
     wanted_types = {name: _type_in_ddl(table.c[name].type, dialect) for name in kept}
     kept_types = {name: found[name] for name in kept if _stored(found[name]) != _stored(wanted_types[name])}
@@ -394,7 +394,7 @@ def _last_if_null(column: ColumnElement[Any]) -> list[ColumnElement[Any]]:
 
 
 def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -> None:
-    """Raise an error if some rows have no value for a new key, and warn of rows that share one."""
+    """Raise an error if some rows have no value for the new key. Log a warning if several rows share a new key."""
     is_null = or_(*(old.c[key].is_(None) if key in old.c else true() for key in keys), false())
     if count := connection.scalar(select(func.count()).select_from(old).where(is_null)):
         raise WarehouseError(
@@ -419,7 +419,7 @@ def _rename_table(connection: Connection, old: Table, new: Table) -> list[Statem
 
 
 def _indexes(connection: Connection, table: Table) -> list[Statement]:
-    """The statements that create a table's indexes again. Those of expressions are left out."""
+    """The statements that create a table's indexes again, except for indexes on expressions."""
     return [
         CreateIndex(Index(index["name"], *(table.c[name] for name in names), unique=index["unique"]))
         for index in inspect(connection).get_indexes(table.name, schema=table.schema)
@@ -428,7 +428,7 @@ def _indexes(connection: Connection, table: Table) -> list[Statement]:
 
 
 def stored_columns(connection: Connection, table: str, schema: str | None) -> dict[str, Stored]:
-    """Column → what it holds, of an existing table; nothing for a missing one."""
+    """Column → what it holds, for an existing table. Empty if the table does not exist."""
     inspector = inspect(connection)
     if not inspector.has_table(table, schema=schema):
         return {}
@@ -436,15 +436,15 @@ def stored_columns(connection: Connection, table: str, schema: str | None) -> di
 
 
 def columns_in_ddl(table: Table, dialect: Dialect) -> dict[str, Stored]:
-    """Column → what it holds, of a table that is to be created."""
+    """Column → what it will hold, for a table that does not exist yet."""
     return {column.name: _stored(_type_in_ddl(column.type, dialect)) for column in table.columns}
 
 
 def _renames_of_others(connection: Connection, tables: Tables, wanted: Collection[str]) -> list[Statement]:
-    """The statements that give metadata columns their present names in all tables but those `wanted`.
+    """The statements that give metadata columns their current names, in all tables except `wanted`.
 
     Raises:
-        WarehouseError: a view would break.
+        WarehouseError: A view would break.
     """
     schema = tables.metadata.schema
     inspector = inspect(connection)
@@ -461,10 +461,10 @@ def _renames_of_others(connection: Connection, tables: Tables, wanted: Collectio
 
 
 def _renames(columns: Collection[str]) -> dict[str, str]:
-    """Former → present names of the metadata columns of a stream's table, in the order of renaming.
+    """Former name → current name of the metadata columns in a stream's table, in the order of renaming.
 
-    A stream's table is one that has the three oldest of these columns, by either name: a migration may have been
-    interrupted between two columns.
+    A table with the three oldest metadata columns is a stream's table. Each of them may have its former or its current
+    name, because an upgrade may have been interrupted between two columns.
     """
     former = {new: old for old, new in FORMER_NAMES.items()}
     if not all(former[new] in columns or new in columns for new in (EXTRA, EXTRACTED_AT, BATCHED_AT)):
@@ -472,14 +472,14 @@ def _renames(columns: Collection[str]) -> dict[str, str]:
     renames: dict[str, str] = {}
     for old, new in FORMER_NAMES.items():
         if old in columns:
-            # A property of this name had it for its column; from now on `assign_columns` gives it the next.
+            # A property's column has this name. Rename it to the name that `assign_columns` will now give the property.
             renames |= {new: f"{new}_2"} if new in columns else {}
             renames[old] = new
     return renames
 
 
 def _leave_out_former_column(connection: Connection, table: Table) -> list[Statement]:
-    """The statement that lets inserts leave out a column that the table had in an earlier version."""
+    """The statement that makes a column from an earlier version optional in inserts."""
     inspector, dialect, former = inspect(connection), connection.dialect, table.info[FORMER_COLUMN]
     is_present = inspector.has_table(table.name, schema=table.schema)
     columns = inspector.get_columns(table.name, schema=table.schema) if is_present else []
@@ -511,7 +511,7 @@ def _check_views(connection: Connection, tables: Tables) -> None:
 
 
 def version(connection: Connection, tables: Tables) -> int:
-    """The version of the tables; 0 if there are none, or if they are from before the version was stored."""
+    """The version of the tables. 0 if there are no tables, or if they are older than the table with the version."""
     if not inspect(connection).has_table(tables.version.name, schema=tables.metadata.schema):
         return 0
     return connection.scalar(select(tables.version.c.version)) or 0
@@ -524,14 +524,14 @@ def _in_create_table(column: Column[Any], dialect: Dialect) -> str:
 def _widens(
     adapter: EngineAdapter, dialect: Dialect, column: Column[Any], found: Mapping[str, TypeEngine[Any]]
 ) -> bool:
-    """Whether an existing column has to be widened.
+    """Whether an existing column must be widened.
 
     Raises:
-        WarehouseError: It has to, and cannot be.
+        WarehouseError: The column must be widened, but cannot be.
     """
     old, new = _stored(found[column.name]), _stored(_type_in_ddl(column.type, dialect))
     is_wider = old.kind != new.kind or new.places > old.places
-    # The target makes no decimals with another number of digits, so a user has changed the column.
+    # The target creates only decimals with this number of digits. A decimal with another number comes from a user.
     is_own_decimal = (old.kind, new.kind) == ("decimal", "number") and old.digits == adapter.limits.decimal_digits
     if not is_wider or ((old.kind, new.kind) in _KEPT and not is_own_decimal):
         return False
@@ -549,7 +549,7 @@ def _kind_in_ddl(column: Column[Any], dialect: Dialect) -> str:
 
 
 def _type_in_ddl(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """The type that CREATE TABLE uses for one of our types. The dialect's own implementation may have no known kind."""
+    """The type that CREATE TABLE uses for one of our types. The dialect would turn it into a type of unknown kind."""
     return type_.load_dialect_impl(dialect) if isinstance(type_, TypeDecorator) else type_
 
 
@@ -562,7 +562,7 @@ def _kind(type_: TypeEngine[Any]) -> str:
 
 
 def _stored(type_: TypeEngine[Any]) -> Stored:
-    """What a column of a type holds. A decimal number without a number of places takes any number."""
+    """What a column of this type holds. A decimal without a number of decimal places can hold any number."""
     kind, places = _kind(type_), getattr(type_, "scale", None)
     if kind == "decimal":
         return Stored("number") if places is None else Stored(kind, getattr(type_, "precision", None) or 0, places)
@@ -572,7 +572,7 @@ def _stored(type_: TypeEngine[Any]) -> Stored:
         bytes_max = _TEXT_BYTES.get(name, 0) if hasattr(type_, "charset") else 0
         return Stored(kind, size=getattr(type_, "length", None) or bytes_max, is_in_bytes=bytes_max > 0)
     if kind == "time":
-        # MySQL's TIMESTAMP, the only one with an `fsp`, counts seconds since 1970.
+        # Only MySQL's TIMESTAMP has an `fsp`. It counts seconds since 1970.
         return Stored(kind, size=31 if name == "TIMESTAMP" and hasattr(type_, "fsp") else 0)
     is_unsigned = bool(getattr(type_, "unsigned", False)) or name.startswith("U")
     return Stored(kind, size=_BITS.get(name, 64 if is_unsigned else 0), is_unsigned=is_unsigned)
@@ -586,7 +586,7 @@ def creation(table: Table) -> list[Statement]:
 def view(
     adapter: EngineAdapter, dialect: Dialect, name: str, query: Select[Any], schema: str | None, *, exists: bool
 ) -> list[Statement]:
-    """Return the statements that create a view, after dropping one that exists."""
+    """Return the statements that create a view. If it exists, the first statement drops it."""
     quote = dialect.identifier_preparer.quote
     quoted = f"{quote(schema)}.{quote(name)}" if schema else quote(name)
     body = query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
@@ -596,5 +596,5 @@ def view(
 
 def adapter_of(connection: Connection) -> EngineAdapter:
     """The adapter of a connection's engine."""
-    # The name of a dialect may differ from the name in its URL.
+    # Use the name in the URL, because the dialect may have another name.
     return adapter_for(connection.engine.url.get_backend_name())

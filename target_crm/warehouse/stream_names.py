@@ -1,4 +1,4 @@
-"""Reads which table each stream has and which column each property, and gives new ones their names."""
+"""Reads the recorded names of streams' tables and properties' columns, and assigns names to new ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StreamTables(Protocol):
 
     @property
     def fixed_table(self) -> str | None:
-        """The name of its table, if it does not depend on what else the warehouse has."""
+        """The name of the stream's table, if it does not depend on other names in the warehouse."""
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -37,21 +37,21 @@ class StreamTables(Protocol):
 
     @property
     def allow_key_change(self) -> bool:
-        """Whether a table with another key is rebuilt."""
+        """Whether to rebuild an existing table that has another key."""
 
     @property
     def own_tables(self) -> Sequence[Table]:
-        """The tables, with the names of the last `place`."""
+        """The stream's own tables, with the names from the last call of `place`."""
 
     def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, Stored]) -> None:
-        """Set table and columns, given the recorded columns and what the columns of an existing table hold."""
+        """Set the table and the columns, given the recorded columns and what the existing columns hold."""
 
 
 class StreamNames:
-    """The recorded names, as one transaction sees them, and the names that it gives.
+    """The recorded names, as seen by one transaction, and the names that this transaction assigns.
 
     Attributes:
-        added: What has to be recorded: table → its rows.
+        added: Internal table → the rows to insert there, to record the new names.
         needed: The tables that all placed streams need, by their names.
     """
 
@@ -64,7 +64,7 @@ class StreamNames:
         self.needed: dict[str, Table] = {}
 
     def place(self, stream: StreamTables) -> None:
-        """Set the table and the columns of a stream: the recorded ones, else new ones."""
+        """Set the table and the columns of a stream. Use the recorded names, and assign names that are missing."""
         name = stream.stream
         stream_id = _digest(name)
         if name not in self._table_of:
@@ -74,7 +74,7 @@ class StreamNames:
         table = self._table_of[name]
         stored = stored_columns(self._connection, table, self._tables.metadata.schema)
         if table in self.needed:
-            # An earlier SCHEMA message goes to the same table.
+            # Another stream, placed before, uses the same table.
             stored |= columns_in_ddl(self.needed[table], self._connection.dialect)
         stream.place(table, recorded, stored)
         for own in stream.own_tables:
@@ -120,7 +120,7 @@ class StreamNames:
 
 
 def name_bytes_max(dialect: Dialect) -> int:
-    """How long the name of a table or column may be."""
+    """The maximum length of the name of a table or column."""
     return min(NAME_BYTES_MAX, dialect.max_identifier_length)
 
 

@@ -71,7 +71,9 @@ def test_an_error_about_a_column_that_others_depend_on_names_it_and_them(url: st
     load(url, [schema("sales", {"id": INTEGER, "x": INTEGER}, "id"), record("sales", {"id": 1, "x": 5})])
     execute(url, statement)
 
-    with pytest.raises(WarehouseError, match=rf"stream 'sales': .* table sales: .*{detail}.*; drop what depends on it"):
+    with pytest.raises(
+        WarehouseError, match=rf"stream 'sales': .* table sales: .*{detail}.*; drop the dependent objects"
+    ):
         load(url, [schema("sales", {"id": INTEGER, "x": NUMBER}, "id"), record("sales", {"id": 2, "x": 5.5})])
 
 

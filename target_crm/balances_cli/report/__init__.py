@@ -1,1 +1,1 @@
-"""The report: queries, charts, one self-contained page."""
+"""The command `crm-balances report`: queries, charts, and a self-contained web page."""

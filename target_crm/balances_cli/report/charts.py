@@ -1,7 +1,7 @@
-"""Vega-Lite specifications of the report's charts. Pure.
+"""Vega-Lite specifications of the report's charts. This module does no I/O.
 
-Colours are CSS variables of the page, so one SVG fits light and dark mode. Sizes are in CSS pixels. A `tooltip` appears
-only where the script of the page draws the chart.
+Colours are CSS variables of the page, so that one SVG works in light and dark mode. Sizes are in CSS pixels. A
+`tooltip` appears only if the page's script draws the chart.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 BAR_PX = 26
-# Bar charts: the height of the unit below the bars.
+# In bar charts, the height of the unit below the bars.
 UNIT_PX = 24
-# Bar charts: the width reserved for a number next to its bar, and the fraction of the width for labels.
+# In bar charts, the width that is reserved for the number at the end of a bar, and the share of the width for labels.
 NUMBER_PX = 72
 LABELS_SHARE = 0.36
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -89,7 +89,7 @@ def _nominal(field: str, title: str) -> dict[str, Any]:
 
 
 def _tooltip(*numbers: tuple[str, str]) -> list[dict[str, Any]]:
-    """Return the texts of a tooltip: the day, and numbers as (field, title)."""
+    """Return the lines of a tooltip: the day, then the numbers, given as (field, title)."""
     day = {"field": "day", "type": "temporal", "title": "day", "format": "%-d %b %Y", "timeUnit": "utcyearmonthdate"}
     return [day, *(_numeric(field, title) for field, title in numbers)]
 
@@ -97,7 +97,7 @@ def _tooltip(*numbers: tuple[str, str]) -> list[dict[str, Any]]:
 def outstanding(days: Rows, width: int) -> Spec:
     """Chart the outstanding points at the end of each day."""
     values = [{"day": day["day"].isoformat(), "points": float(day["outstanding"])} for day in days]
-    # The last step is as wide as the others.
+    # Add a point after the last day, so that the last step is as wide as the others.
     end = {**values[-1], "day": (days[-1]["day"] + timedelta(days=1)).isoformat(), "is_end": True}
     whole_days = {**_DAY, "timeUnit": "utcyearmonthdate", "axis": _days_axis(width)}
     area = {
@@ -112,7 +112,7 @@ def outstanding(days: Rows, width: int) -> Spec:
             "y": {"field": "points", "type": "quantitative", "title": "points outstanding", "axis": _POINTS_AXIS}
         },
     }
-    # A band per day, as high as the chart: an area alone has one tooltip for all days.
+    # Add a band per day, as high as the chart. Without bands, the area would have a single tooltip for all days.
     bands = {
         "name": "days",
         "transform": [{"filter": "!datum.is_end"}],
@@ -157,7 +157,7 @@ def moved(days: Rows, width: int) -> Spec:
 
 
 def months(points: Sequence[tuple[str, float]], width: int) -> Spec:
-    """Chart one column of points per month, in order."""
+    """Chart a column of points for each month, in the given order."""
     values = [{"month": month, "points": number} for month, number in points]
     return _chart(
         width,
@@ -178,7 +178,7 @@ def months(points: Sequence[tuple[str, float]], width: int) -> Spec:
 
 
 def bars(numbers: Sequence[tuple[str, float]], unit: str, width: int) -> Spec:
-    """Chart one bar per number, in order, with its label on the left and the number at its end."""
+    """Chart a bar for each number, in the given order. Its label is on the left, and the number is at its end."""
     limit_px = round(width * LABELS_SHARE)
     values = [
         {"place": place, "label": _fitted(label, limit_px), "name": label, "number": number}
@@ -223,12 +223,12 @@ def bars(numbers: Sequence[tuple[str, float]], unit: str, width: int) -> Spec:
 
 
 def _text_px(text: str) -> int:
-    """Estimate the width of a text of 12 px. East Asian wide characters are as wide as they are high."""
+    """Estimate the width of a text in a font of 12 px. Wide East Asian characters are as wide as they are high."""
     return sum(12 if east_asian_width(character) in "WF" else 7 for character in text)
 
 
 def _fitted(text: str, limit_px: int) -> str:
-    """Shorten a text to a width. Vega would cut within a character."""
+    """Shorten a text to fit a width. Vega itself would cut through a character."""
     if _text_px(text) <= limit_px:
         return text
     while _text_px(text) > limit_px - 7:
@@ -237,7 +237,7 @@ def _fitted(text: str, limit_px: int) -> str:
 
 
 def week(hours: Rows, width: int) -> Spec:
-    """Chart actions per hour of the week: more actions, darker cell."""
+    """Chart actions per hour of the week. The more actions an hour has, the darker is its cell."""
     values = [
         {"hour": f"{row['hour']}:00", "day": WEEKDAYS[row["weekday"]], "actions": row["actions"]} for row in hours
     ]

@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("html", "json", "csv")
 DAYS_DEFAULT, DAYS_MAX = 90, 366
-# Pepper has no older actions.
+# Pepper has no actions from before this year.
 FIRST_YEAR = 2000
-# Widths of charts in CSS pixels: full page, half page, phone.
+# The widths of charts in CSS pixels, for a full page, half a page, and a phone.
 PAGE_PX, COLUMN_PX, PHONE_PX = 1040, 490, 312
 BARS_SHOWN = 12
-# Perks in the page's table. JSON and CSV contain all perks.
+# The page's table shows at most this many perks. JSON and CSV contain all of them.
 ROWS_SHOWN = 400
 NO_LOCATION = "no location"
 MINUS = "\N{MINUS SIGN}"
@@ -50,7 +50,7 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Price:
-    """What a point costs the merchant, in a currency of three letters."""
+    """What a point costs the merchant, in a currency with a code of three letters."""
 
     value: Decimal
     currency: str
@@ -61,13 +61,13 @@ class Report:
     """All figures: outstanding points now, movements in the period, and the state of the warehouse.
 
     Attributes:
-        period_days: Length of the period without future days, and of the period before.
+        period_days: The number of days in the period, without future days. The period before it has the same length.
         perk: The only perk that the figures cover, by id or title as requested; None for all perks.
         price: What a point costs, if known.
-        begins: The day of the period on which movements begin; its first day if there are older ones.
-        previous: The movements of the period of equal length before; None if the data begins later.
-        previous_rates: Its rates.
-        issued: Outstanding points by month of issue: the oldest points of an award are spent first.
+        begins: The day of the period on which movements begin. If there are older movements, its first day.
+        previous: The movements of the previous period of equal length. None if the data begins later.
+        previous_rates: The rates of the previous period.
+        issued: Outstanding points by month of issue, if each award spends its oldest points first.
     """
 
     now: datetime
@@ -123,13 +123,13 @@ def gather(
 
     Args:
         warehouse: A warehouse that is set up.
-        days: Length of the period without `since`: 1 to `DAYS_MAX`.
-        since: First day of the period.
-        until: Last day of the period; default: today.
-        perk: Id or title of the only perk to report on.
+        days: The length of the period if `since` is None: 1 to `DAYS_MAX`.
+        since: The first day of the period.
+        until: The last day of the period. The default is today.
+        perk: The id or title of a perk, to report on this perk only.
         price: What a point costs.
         zone: The time zone of days and hours.
-        now: The time that ages refer to; default: the local clock.
+        now: The current time, from which ages are calculated. The default is the local clock.
 
     Raises:
         SettingError: The period, the perk or the time zone is invalid.
@@ -211,7 +211,7 @@ def _period(today: date, zone: tzinfo, days: int, since: date | None, until: dat
 
 
 def _with_titles(connection: Connection, tables: Tables, locations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the title of each location, from the payload of an action there; None if it has none."""
+    """Add the title of each location, from the payload of an action at this location. None if there is no title."""
     if not locations:
         return []
     examples = [row["example_id"] for row in locations]
@@ -227,12 +227,12 @@ def _with_titles(connection: Connection, tables: Tables, locations: list[dict[st
 
 
 def as_json(report: Report) -> str:
-    """Format all figures as JSON, points with all their digits."""
+    """Format all figures as JSON. Points keep all their digits."""
     return values.json_text({**asdict(report), "drifted": report.status.drifted})
 
 
 def as_csv(report: Report) -> str:
-    """Format all figures as CSV, one per line: figure, of what, measure, value."""
+    """Format all figures as CSV. Each line has a figure's group, item, measure and value."""
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(("figure", "of", "measure", "value"))
@@ -296,7 +296,7 @@ class Table:
 
     @property
     def csv_link(self) -> str:
-        """Return it as CSV in a data URI. The byte order mark lets Excel read UTF-8."""
+        """Return the table as CSV in a data URI. Because of the byte order mark, Excel reads it as UTF-8."""
         output = io.StringIO()
         writer = csv.writer(output)
         writer.writerow(self.head)
@@ -308,7 +308,7 @@ def _csv_cell(cell: Cell) -> str:
     if isinstance(cell, datetime):
         return cell.isoformat()
     text = "" if cell is None else str(cell)
-    # A spreadsheet would run a title that begins like this as a formula.
+    # A spreadsheet would run text that begins with such a character as a formula.
     return f"'{text}" if isinstance(cell, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -329,7 +329,7 @@ class Chart:
 
 
 def check_extra() -> None:
-    """Check that `page` has the packages it needs, without importing them.
+    """Check that the packages for `page` are installed, without importing them.
 
     Raises:
         SettingError: The extra `report` is not installed.
@@ -342,13 +342,13 @@ def check_extra() -> None:
 
 
 def page(report: Report, title: str | None = None) -> str:
-    """Render the report as one self-contained HTML page. It needs the extra `report`.
+    """Render the report as one self-contained HTML page. This needs the extra `report`.
 
-    Its only script, from `charts.js` and Vega, draws tooltips; the page is complete without it.
+    The page has a single script, from `charts.js` and Vega, which adds tooltips. The page is complete without them.
 
     Args:
         report: The figures.
-        title: Whose report it is, such as the merchant's name.
+        title: The name at the top of the page, such as the merchant's.
     """
     import vl_convert  # noqa: PLC0415 - comes with the extra alone
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
@@ -387,7 +387,7 @@ def page(report: Report, title: str | None = None) -> str:
         tables=_tables(report),
         newest=next(stream for stream in report.status.streams if stream.stream == "actions"),
         empty=not report.outstanding["awards"] and not _has_movements(report),
-        # Whatever differs from a snapshot differs from the total of ledger and snapshots, too.
+        # Do not add the checks: a balance that differs from its snapshot also differs in the check of the ledger.
         differing=max((check.differing for check in report.status.checks), default=0),
         change=lambda name: _change(report, name),
     )
@@ -586,7 +586,7 @@ def _tables(report: Report) -> dict[str, Table]:
 
 
 def _change(report: Report, name: str) -> Decimal | None:
-    """Return by how many percent a movement differs from that of the period before; None if that one was 0."""
+    """Return the change of a movement since the previous period, in percent. None if the previous movement was 0."""
     before = (report.previous or {}).get(name)
     if not before:
         return None
@@ -594,7 +594,7 @@ def _change(report: Report, name: str) -> Decimal | None:
 
 
 def _labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Return a label for each: its title, followed by the id if others have the same title; without a title, its id."""
+    """Return a label for each (id, title): the title, or the id if there is no title. Add the id to equal titles."""
     shared = Counter(title for _, title in named)
     return [
         identifier if not title else f"{title} ({identifier})" if shared[title] > 1 else title
@@ -603,7 +603,7 @@ def _labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
 
 
 def _perk_title(row: Mapping[str, Any]) -> str | None:
-    """Return a perk's title; for a retired perk, always a text that says so."""
+    """Return a perk's title. For a retired perk, `retired perk` comes before the title or id."""
     title: str | None = row["title"]
     return f"retired perk {title or row['perk_id']}" if row["retired"] else title
 
@@ -621,7 +621,7 @@ def _age(row: Mapping[str, Any]) -> str:
 
 
 def _largest(bars: list[tuple[str, float]], rest: str) -> list[tuple[str, float]]:
-    """Return the first bars, and one bar that sums the others."""
+    """Return the first bars, and a bar with the sum of all others."""
     if len(bars) <= BARS_SHOWN:
         return bars
     others = bars[BARS_SHOWN - 1 :]
@@ -629,14 +629,14 @@ def _largest(bars: list[tuple[str, float]], rest: str) -> list[tuple[str, float]
 
 
 def _shown(now: datetime, cell: Cell) -> str:
-    """Format a cell of a table for the page. A time is shown as its age."""
+    """Format a cell of a table for the page. A time becomes an age."""
     if isinstance(cell, datetime):
         return since(now, cell)
     return "-" if cell is None else number(cell) if isinstance(cell, Decimal | int) else str(cell)
 
 
 def _count(count: Decimal | int, one: str, several: str | None = None) -> str:
-    """Format a number of things, such as `1 award`, `2 awards`."""
+    """Format a count with its noun, such as `1 award` or `2 awards`."""
     return f"{number(count)} {one if count == 1 else several or f'{one}s'}"
 
 
@@ -645,18 +645,18 @@ def _money(amount: Decimal, price: Price | None) -> str:
 
 
 def number(value: Decimal | int) -> str:
-    """Format a number with thousands separators, without trailing zeros."""
+    """Format a number with thousands separators and without trailing zeros."""
     text = f"{value:,.4f}".rstrip("0").rstrip(".") if isinstance(value, Decimal) else f"{value:,}"
     return text.replace("-", MINUS)
 
 
 def percent(value: Decimal | None) -> str:
-    """Format a fraction as percent."""
+    """Format a fraction as a percentage."""
     return "-" if value is None else f"{100 * value:,.1f} %"
 
 
 def since(now: datetime, time: datetime | None) -> str:
-    """Format a time as its age, such as `12 min ago`; `in 12 min` for the future."""
+    """Format a time as an age, such as `12 min ago`. A future time gives `in 12 min`."""
     if time is None:
         return "never"
     return ago(now, time) if time > now else f"{ago(now, time)} ago"

@@ -1,9 +1,10 @@
-"""The statements of the report, and the arithmetic on their rows. Pure.
+"""The statements of the report, and the arithmetic on their rows. This module does no I/O.
 
-A *movement* changes an award's points. Each action with an effect is one: it issues, redeems or refunds points. If the
-balance before an action plus its delta is not the balance after it, something else *added* or *removed* points: an edit
-or an expiry in Pepper. A newer snapshot and the deletion of an award add or remove points in the same way. Points that
-an award had before its first movement are *opening* points. Their date is unknown, so they count from the beginning:
+A *movement* changes an award's points. Each action with an effect is a movement: it issues, redeems or refunds points.
+If the balance before an action plus the action's change is not the balance after it, then an edit or an expiry in
+Pepper has *added* or *removed* points. A newer snapshot, or the deletion of an award, can also add or remove points.
+Points that an award had before its first movement are *opening* points. Their date is unknown, so they count from the
+beginning:
 
     opening + issued - redeemed + refunded + added - removed = outstanding
 
@@ -37,11 +38,11 @@ if TYPE_CHECKING:
 
 USERS_SHOWN = 20
 LOCATIONS_SHOWN = 20
-# Upper bounds of the age classes of outstanding points; the last class is open.
+# The upper bounds of the age classes of outstanding points. The last class has no upper bound.
 AGES_DAYS = (30, 90, 180, 365)
-# Outstanding points are shown by month of issue for this many months, including the current one.
+# Show outstanding points by month of issue for this many months, including the current one.
 MONTHS_SHOWN = 24
-# A period that ends today shows up to this many future days. Actions dated later count on the last of them.
+# A period that ends today shows up to this many future days. Actions with later dates count on the last of these days.
 DAYS_AHEAD_MAX = timedelta(days=2)
 
 MOVEMENTS = ("opening", "issued", "redeemed", "refunded", "added", "removed")
@@ -66,7 +67,7 @@ def _movement(at: ColumnElement[Any], actions: int, **points: ColumnElement[Any]
 
 
 def _of_perks(tables: Tables, award_id: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether an award is of one of the perks in the parameter `perks`. An action may lack the perk of its award."""
+    """Whether an award belongs to one of the perks in the parameter `perks`. An action may lack its award's perk."""
     balances = tables.award_balances.c
     perks = bindparam("perks", expanding=True, type_=Identifier())
     return award_id.in_(select(balances.award_id).where(balances.perk_id.in_(perks)))
@@ -78,7 +79,7 @@ def movements(tables: Tables, *, by_perk: bool = False) -> FromClause:
 
     Args:
         tables: The target's tables.
-        by_perk: Only movements of the perks in the parameter `perks`.
+        by_perk: Whether to return only movements of the perks in the parameter `perks`.
     """
     a, balances, awards = tables.actions.c, tables.award_balances.c, tables.awards.c
 
@@ -139,9 +140,10 @@ def movements(tables: Tables, *, by_perk: bool = False) -> FromClause:
 
 @cache
 def by_quarter_hour(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Sum movements per quarter of an hour from `start` to `end`.
+    """Sum movements per quarter hour, from `start` to `end`.
 
-    Earlier movements are summed under null, and later ones under `end_quarter`, the first quarter after the end.
+    Earlier movements are summed under null. Later ones are summed under `end_quarter`, the first quarter hour after
+    the end.
     """
     m = movements(tables, by_perk=by_perk).c
     start, end = (bindparam(name, type_=Instant()) for name in ("start", "end"))
@@ -157,7 +159,7 @@ def by_quarter_hour(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def _existing(tables: Tables, *, by_perk: bool = False) -> FromClause:
-    """Return the balances of awards that are not deleted; with `by_perk`, of the perks in the parameter `perks`."""
+    """Return the balances of awards that are not deleted. With `by_perk`, only those of the perks in `perks`."""
     balances, awards = tables.award_balances, tables.awards
     existing = (
         select(*balances.c)
@@ -188,8 +190,8 @@ def outstanding(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
     """Sum outstanding points per perk, largest sum first.
 
-    `perks` has `_id` and, if it knows them, the time of the deletion, `title` and `type`. A perk is `retired` if it is
-    deleted there, or missing. Without `perks`, no perk is.
+    The table `perks` has the column `_id`, and may have `title`, `type` and the time of the deletion. A perk is
+    `retired` if it is deleted in this table, or missing. Without the table, no perk is retired.
     """
     s = _existing(tables).c
     sums = (
@@ -227,7 +229,7 @@ def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
 
 @cache
 def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Sum outstanding points per age class: the class's bound in days, null for the open class."""
+    """Sum outstanding points per age class. A class is given by its upper bound in days, or null for the last one."""
     s = _existing(tables, by_perk=by_perk).c
     since: list[Any] = [
         (s.as_of >= bindparam(f"days_{days}", type_=Instant()), literal_column(str(days))) for days in AGES_DAYS
@@ -240,8 +242,8 @@ def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 def by_issue(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
     """Sum outstanding points per month of their issue, if each award spends its oldest points first.
 
-    An award then holds its newest issued points. `months_ago` is null before the parameters `month_…`. Points
-    that no action has issued are left out: the award had them before its first action, or an edit added them.
+    So an award holds its newest issued points. `months_ago` is null for issues before the parameters `month_…`. Points
+    that no action has issued are left out. The award had them before its first action, or an edit added them.
     """
     a, held = tables.actions.c, _existing(tables, by_perk=by_perk)
     newest_first = [a.occurred_at.desc(), a.action_id.desc()]
@@ -290,9 +292,9 @@ def by_user(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def by_location(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Return the locations with the most loyalty actions from `start` to `end`; null stands for no location.
+    """Return the locations with the most loyalty actions from `start` to `end`. Null stands for no location.
 
-    The payload of the action `example_id` has the location's title.
+    The title of a location is in the payload of the action `example_id`.
     """
     a = tables.actions.c
     actions = func.count().label("actions")
@@ -324,14 +326,14 @@ def by_location(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def payloads(actions: Table) -> Select[Any]:
-    """Return the payloads of the actions in the parameter `action_ids`: text, or decoded where the engine has JSON."""
+    """Return the payloads of the actions in the parameter `action_ids`. Engines with a JSON type decode them."""
     named = bindparam("action_ids", expanding=True, type_=Identifier())
     return select(actions.c.action_id, actions.c.payload).where(actions.c.action_id.in_(named))
 
 
 @dataclass(frozen=True)
 class Period:
-    """Whole days of a time zone, both ends included. `is_open` marks one that ends today, and so goes on."""
+    """A period of whole days in a time zone, including both ends. `is_open` marks a period whose last day is today."""
 
     first: date
     last: date
@@ -340,12 +342,12 @@ class Period:
 
     @property
     def days(self) -> int:
-        """Its length, without future days."""
+        """The number of days, without future days."""
         return (self.last - self.first).days + 1
 
     @property
     def before(self) -> Period:
-        """The period of equal length before it."""
+        """The previous period of equal length."""
         return Period(self.first - timedelta(days=self.days), self.first - timedelta(days=1), self.zone)
 
     @property
@@ -355,12 +357,12 @@ class Period:
 
     @property
     def end(self) -> datetime:
-        """The end of the last day, or of the last future day that is shown, in UTC."""
+        """The end of the last day in UTC. For an open period, the end of the last future day that is shown."""
         return self._begin(self.last + timedelta(days=1) + (DAYS_AHEAD_MAX if self.is_open else timedelta()))
 
     @property
     def end_quarter(self) -> int:
-        """The first quarter of an hour after the end, from 1970."""
+        """The first quarter hour after the end, as a number from 1970."""
         return int(self.end.timestamp()) // QUARTER_SECONDS
 
     def _begin(self, day: date) -> datetime:
@@ -368,7 +370,7 @@ class Period:
 
 
 def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
-    """Sum rows of `by_quarter_hour` per day, with the points outstanding at the end of each day."""
+    """Sum rows of `by_quarter_hour` per day, and add the outstanding points at the end of each day."""
     outstanding_points = _NONE
     moved: dict[date, dict[str, Any]] = defaultdict(lambda: dict.fromkeys(("actions", *MOVEMENTS), _NONE))
     for row in quarters:
@@ -377,7 +379,7 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
         if quarter is None or (day := _local(quarter, period.zone).date()) < period.first:
             outstanding_points += _net(row)
         elif period.is_open or quarter < period.end_quarter:
-            # A clock that is ahead dates actions on coming days. Dates far ahead are errors of another kind.
+            # If a clock is ahead, actions have dates in the next few days. Dates far in the future have other causes.
             of_day = moved[min(day, period.last + DAYS_AHEAD_MAX)]
             for name in of_day:
                 of_day[name] += row[name]
@@ -392,7 +394,7 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
 
 
 def begins(quarters: Iterable[Row], period: Period) -> date:
-    """Return the day in the period on which movements begin, or its first day if they began before or not at all."""
+    """Return the day on which movements begin. If they began before the period, or never, return its first day."""
     found = [row["quarter"] for row in quarters]
     if not found or None in found:
         return period.first
@@ -400,7 +402,7 @@ def begins(quarters: Iterable[Row], period: Period) -> date:
 
 
 def by_weekday_and_hour(quarters: Iterable[Row], period: Period) -> list[dict[str, int]]:
-    """Count loyalty actions per hour of the week, Monday (0) first, including hours without any."""
+    """Count loyalty actions per hour of the week, starting on Monday (0). Hours without actions are included."""
     counts: dict[tuple[int, int], int] = defaultdict(int)
     first = int(period.start.timestamp()) // QUARTER_SECONDS
     for row in quarters:
@@ -451,10 +453,10 @@ def ages(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def issue_months(rows: Iterable[Row], outstanding_points: Decimal, today: date) -> list[dict[str, Any]]:
-    """Return points outstanding by the month of their issue, oldest first, from the oldest month that has any.
+    """Return outstanding points by month of issue, starting with the oldest month that has any.
 
-    The row `earlier` is before the months shown. The row `undated` is the rest of the outstanding points: points that
-    no action has issued, less what awards below zero owe.
+    The row `earlier` sums the months before the ones that are shown. The row `undated` is the rest of the outstanding
+    points: the points that no action has issued, minus the debts of awards below zero.
     """
     found = {row["months_ago"]: row["points"] for row in rows}
     oldest = max((number for number in found if number is not None), default=-1)
@@ -468,7 +470,7 @@ def issue_months(rows: Iterable[Row], outstanding_points: Decimal, today: date) 
 
 
 def month_limits(today: date, zone: tzinfo) -> dict[str, datetime]:
-    """Return the parameters of `by_issue`: when each month began, the current one first."""
+    """Return the parameters of `by_issue`: the beginning of each month, starting with the current month."""
     return {
         f"month_{number}": datetime.combine(_months_back(today, number), time(), zone).astimezone(UTC)
         for number in range(MONTHS_SHOWN)
