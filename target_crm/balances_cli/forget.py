@@ -61,7 +61,9 @@ class Erased:
 
 
 def forget(warehouse: Warehouse, user_id: str, *, anywhere: bool = False, dry_run: bool = False) -> Erased:
-    """Erase a user's personal data, in one transaction. This erases:
+    """Erase a user's personal data, in one transaction.
+
+    The erased data is in:
 
     - Payloads of the user's actions, and of other users' actions that contain the user's id.
     - All columns of the user's rows in `users` and `awards`, except ids, points and times.

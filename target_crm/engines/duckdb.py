@@ -248,7 +248,7 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
         connection.execute(f"USE {_ALIAS}")
     except BaseException as error:
         connection.close()
-        # On a full disk, DuckDB leaves an empty file, which is not a database. Delete it, but not another process's file.
+        # On a full disk, DuckDB leaves an empty file, which is not a database. Delete only a file that we have created.
         if is_new and not _mentions(error, _FILE_IN_USE) and file.exists() and not file.stat().st_size:
             file.unlink()
         raise
