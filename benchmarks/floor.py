@@ -146,7 +146,7 @@ MERGE_BALANCES = """
             THEN excluded.first_action_at ELSE b.first_action_at END,
         updated_at = excluded.updated_at"""
 
-# Select the first staged row of each id that the ledger lacks. On DuckDB the tables have no keys that would do this.
+# DuckDB's tables have no keys here. So select the first staged row of each id that the ledger lacks.
 FRESH = """
     CREATE OR REPLACE TEMP TABLE fresh AS SELECT * FROM staged WHERE rowid IN (
         SELECT min(rowid) FROM staged WHERE action_id NOT IN (SELECT action_id FROM actions) GROUP BY action_id)"""
