@@ -31,7 +31,7 @@ COLORS = ("#2a78b8", "#d9822b", "#4c9f70", "#a05195", "#8a8a8a", "#c0504d", "#6b
 
 @dataclass(frozen=True)
 class ServerUsage:
-    """The resources of the database server that a run took, or the size of the database's file.
+    """The resources that the database server used for a run. For an embedded engine, only the size of the file.
 
     Attributes:
         cpu_seconds: Processor time of all processes of the server.
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def peak_mb(self) -> float:
-        """The peak memory of the program in the pipe that needs the most."""
+        """The largest peak memory of any program in the pipe."""
         return max(self.peaks_mb)
 
 
