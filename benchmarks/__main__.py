@@ -1,4 +1,4 @@
-"""Measure target-crm against minimal and other loaders, and write tables and plots into docs/performance.md."""
+"""Compare target-crm with a minimal loader and other loaders, and write tables and plots into docs/performance.md."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def compare(bench: Bench, engines: Sequence[str], kind: str, rows: int, rounds: 
 
 
 def notations(bench: Bench, rows: int, rounds: int) -> str:
-    """Compare loads of actions that differ from the simple ones in one notation."""
+    """Compare loads of simple actions with loads of actions that are written in another notation."""
     messages = {
         kind: data.write_messages(bench.folder / f"{place}.jsonl", kind, rows)
         for place, kind in enumerate(("simple", data.SPACES, *data.NOTATIONS))
@@ -194,7 +194,7 @@ def notations(bench: Bench, rows: int, rounds: int) -> str:
 
 
 def memory(bench: Bench, engines: Sequence[str], sizes: Sequence[int]) -> str:
-    """Measure peak memory by the number of actions."""
+    """Measure the peak memory of target-crm for different numbers of actions."""
     curves: dict[str, list[tuple[float, float]]] = {engine: [] for engine in engines}
     for engine in engines:
         for size in sizes:

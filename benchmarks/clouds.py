@@ -99,14 +99,14 @@ def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, s
     on_demand = total / TIB * polls * prices.scanned_tib
     slot_hours = slot_seconds * (len(executed) - loads) * polls / 3600
     print(f"BigQuery: a poll with new rows is {len(executed) - loads} statements and {loads} load jobs")
-    print(f"  it is billed for {total / MIB:,.0f} MiB, {ledger / MIB:,.0f} of them of the ledger")
+    print(f"  BigQuery bills {total / MIB:,.0f} MiB, of which {ledger / MIB:,.0f} MiB come from the ledger")
     for statement, by_table in zip(executed, billed, strict=True):
         if "actions" in by_table:
-            print(f"    {by_table['actions'] / MIB:8,.0f} MiB of the ledger: {' '.join(statement.split())[:60]} …")
+            print(f"    {by_table['actions'] / MIB:8,.0f} MiB from the ledger: {' '.join(statement.split())[:60]} …")
     each = on_demand / merchants
     print(f"  on demand: {total / TIB * polls:,.1f} TiB a day = ${on_demand:,.0f} a day, ${each:,.2f} a merchant")
     print(f"  by slots: {slot_hours:,.0f} slot hours a day = ${slot_hours * prices.slot_hour:,.0f} a day")
-    print(f"  load jobs: {loads * polls:,} a day, of 100,000 that a project may have")
+    print(f"  load jobs: {loads * polls:,} a day; a project may run 100,000")
 
 
 def snowflake(polls: int, merchants: int, prices: Prices, statement_seconds: float, at_once: int) -> None:

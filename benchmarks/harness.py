@@ -184,7 +184,7 @@ def seconds_of(runs: Iterable[Run]) -> float:
 
 
 def table(results: Mapping[str, Sequence[Run]], *, rows: int, against: str) -> str:
-    """A Markdown table of medians: times, the ratio to the time of `against`, memory, and the size of a row."""
+    """Make a Markdown table of medians: times, their ratio to the time of `against`, memory, and the size of a row."""
     base = seconds_of(results[against])
     titles = ["", "seconds", f"time ÷ {against}", "rows/s", "CPU s", "server CPU s", "peak MB"]
     titles += [f"{each} bytes/row" for each in ("WAL", "table", "index")]

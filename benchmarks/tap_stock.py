@@ -1,4 +1,4 @@
-"""A REST tap for Pepper's actions, written as in the SDK's template.
+"""A REST tap for Pepper's actions, as a developer would write it from the SDK's template.
 
 python -m benchmarks.tap_stock --config config.json
 """
@@ -38,7 +38,7 @@ class StockActions(RESTStream[str]):
         return {"limit": self.config["page_size"], **start}
 
     def post_process(self, row: dict[str, Any], context: Mapping[str, Any] | None = None) -> dict[str, Any]:  # noqa: ARG002
-        """Copy the time to the top level."""
+        """Copy the time to the top level, where the SDK expects the replication key."""
         return {**row, "when_timestamp": row["when"]["timestamp"]}
 
 
