@@ -69,14 +69,14 @@ class Options:
 
     @cached_property
     def target(self) -> TargetCrm:
-        """A target with the settings. `--url` and `--schema` take precedence over config file and environment."""
+        """The target of this command. `--url` and `--schema` take precedence over config file and environment."""
         reads_environment = self.config in {None, "ENV"}
         config = {} if reads_environment else read_config(str(self.config))
         given: dict[str, str | None] = {"default_target_schema": self.schema} if self.schema else {}
         if self.url:
             given |= {**dict.fromkeys(URL_PARTS), "sqlalchemy_url": self.url}
         if reads_environment:
-            # These variables would take precedence over `config`. Make them empty: `.env` would replace missing ones.
+            # These variables would take precedence over `config`. Make them empty, because `.env` adds missing ones.
             os.environ.update({f"{ENVIRONMENT_PREFIX}{name.upper()}": "" for name in given})
         target = TargetCrm(config={**config, **given}, parse_env_config=reads_environment)
         # Let SIGTERM end the command as usual. The target's own handler would print a message about reading input.
@@ -172,7 +172,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
 
 
 def _pasted_id(text: str) -> str:
-    """Parse an id. Ignore spaces around it, which users often paste with an id."""
+    """Parse an id. Ignore spaces around it, because users may have pasted them with the id."""
     return values.identifier(text.strip())
 
 
@@ -352,7 +352,7 @@ def report(
     currency: str | None,
     timezone: str,
 ) -> int:
-    """Report outstanding and moved points.
+    """Report outstanding points and their movements.
 
     The report is a web page (needs the extra `report`), JSON or CSV. --json means --format json.
     """

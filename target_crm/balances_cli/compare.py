@@ -65,7 +65,7 @@ class AwardsInput:
         unreadable: The award (if known) and the reason, for each record that target-crm would quarantine.
         lacks_awards: Whether awards may exist in Pepper that are not in `awards`.
         other_records: The number of records of other streams.
-        read: What the messages show about which awards the tap has sent.
+        read: Which awards the tap has sent, as far as its messages show.
     """
 
     def __init__(self, target: TargetCrm) -> None:
@@ -159,7 +159,7 @@ class AwardsInput:
 
     @property
     def began_at(self) -> datetime:
-        """When the tap read the first award: the bookmark by Pepper's clock, or `time_extracted` by the tap's clock."""
+        """When the tap read the first award, on Pepper's clock. Without a bookmark, on the tap's clock."""
         return self.read.until or self._first_extracted_at
 
     @property

@@ -33,9 +33,10 @@ class Coverage:
     """The times for which actions were read and committed.
 
     Attributes:
-        intervals: `{"from": …, "until": …}`, oldest first. With `action_types` if the run had a filter, and with
-            `merchant` if there are several.
-        holes: The times between the intervals for which actions were never read. With `merchant` if there are several.
+        intervals: `{"from": …, "until": …}`, oldest first. An interval also has `action_types` if the run had a filter,
+            and `merchant` if there are several merchants.
+        holes: The times between the intervals for which actions were never read. A hole also has `merchant` if there
+            are several merchants.
         summary: Sentences that describe the intervals and the holes.
         complete_until: Merchant → the time up to which all actions that count were read, or None. A single merchant has
             an empty name.
@@ -91,7 +92,7 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
         holes += [{**_edges(hole), **merchant} for hole in each.holes]
         sentences = _sentences(each)
         if each.intervals and not are_several:
-            # With several merchants, it is unknown whose actions are older.
+            # With several merchants, the merchant of an older action is unknown.
             sentences += _beginning(each, oldest_at)
         summary += [f"Merchant {each.merchant}: {sentence}" if are_several else sentence for sentence in sentences]
     if not merchants and oldest_at:

@@ -86,7 +86,7 @@ def explain(
     with warehouse.read() as connection:
         if perk is not None:
             which.append(c.perk_id.in_(perk_ids(connection, tables, perk)))
-        # Given a literal id, engines find a single award faster.
+        # Engines find a single award faster by a literal id than by a subquery.
         named = [award_id] if award_id else select(c.award_id).where(*which)
         stored = connection.execute(_stored(tables, which)).all()
         for row in connection.execute(_ledger(tables).where(actions.c.award_id.in_(named))) if stored else ():

@@ -51,7 +51,7 @@ class Erased:
 
     Attributes:
         is_user: Whether the id is a user's, according to the actions, awards, balances and `users`.
-        applies: Whether the rows are erased. If not, they only contain the id.
+        applies: Whether the rows are erased. If not, they contain the id, but no user has it.
         rows: The number of rows of each kind in `NOUNS`.
     """
 

@@ -68,7 +68,7 @@ def _too_old(status: Status, limit: timedelta) -> Iterator[str]:
 
 
 def _read_until(status: Status) -> dict[str, datetime | None]:
-    """Name → the time up to which each merchant's actions were read. Without coverage, the same for each stream."""
+    """What was read → the time up to which it was read: each merchant's actions or, without coverage, each stream."""
     if merchants := status.coverage.complete_until:
         read_at = next((each.read_at for each in status.streams if each.stream == STREAM), None)
         return {

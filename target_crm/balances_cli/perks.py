@@ -29,9 +29,9 @@ def perks_table(connection: Connection, tables: Tables) -> FromClause | None:
 
 
 def perk_ids(connection: Connection, tables: Tables, perk: str) -> set[str]:
-    """Return the ids of the perks with this id or title. Several may share a title.
+    """Return the ids of the perks with this id or title. Several perks may share a title.
 
-    Upper and lower case of a title, and spaces around it, do not matter.
+    The comparison of titles ignores case, and spaces around a title.
     """
     perks = perks_table(connection, tables)
     if perks is None or "title" not in perks.c:

@@ -38,9 +38,9 @@ class Stream:
     """The freshness of a stream's table.
 
     Attributes:
-        newest_at: The time of the newest event. If the stream has no such times, when its newest row was extracted.
-            None without rows.
-        lag_seconds: Seconds since `newest_at`. While nothing happens in Pepper, they grow even if runs continue.
+        newest_at: The time of the newest event. If the stream has no events, the time when its newest row was
+            extracted. None without rows.
+        lag_seconds: Seconds since `newest_at`. The number grows while nothing happens in Pepper, even if runs continue.
         loaded_at: When the newest row was loaded. None without rows.
         read_at: When a finished run last read the stream, even without new rows. None if there was no such run.
         rejected: The number of records in quarantine.

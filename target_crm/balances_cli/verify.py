@@ -32,7 +32,7 @@ EXAMPLES_MAX = 20
 
 @dataclass(frozen=True)
 class Check:
-    """The result of a check: what should be equal, how many awards or totals differ, and the first ones that do."""
+    """The result of a check: what should be equal, how many awards or totals differ, and some examples."""
 
     name: str
     question: str
@@ -66,7 +66,7 @@ class Verification:
     Attributes:
         awards: The number of balances.
         actions: The number of actions in the ledger.
-        counted_actions: The number of actions that the balances count. Without drift, these are all with an effect.
+        counted_actions: The number of actions that the balances count. Without drift, all that have an effect.
         checks: The comparisons of the balances. A difference in one of them is drift.
         coverage: The times for which actions were read.
         gaps: Balance changes without an action. None if the check for gaps was not requested.
@@ -218,7 +218,7 @@ def as_text(verification: Verification) -> str:
 
 
 def example_lines(examples: Sequence[Mapping[str, Any]], awards: int) -> list[str]:
-    """Format the differences of some awards, to print below their check, and how many more awards there are."""
+    """Format the examples of a check, to print below it, and the number of further awards."""
     left_out = awards - len(examples)
     return [
         *("    " + ", ".join(f"{name} {value}" for name, value in each.items()) for each in examples),

@@ -51,7 +51,7 @@ LOCK_POLL_SECONDS = 0.1
 # Log a wait for a lock after this many seconds.
 LOCK_LOG_SECONDS = 2
 LOADER_LOCK = "the loader's lock"
-# Held while rows are bound. The reader waits so that the two threads do not compete for the GIL.
+# Held while binding rows. The reader waits so that the two threads do not compete for the GIL.
 binding = Lock()
 
 
@@ -76,7 +76,7 @@ class LockWait:
         self._is_logged = False
 
     def go_on(self, lock: str, holder: str) -> None:
-        """Call this after a failed attempt. If it returns, try again.
+        """Call this after each failed attempt to take the lock. If it returns, try again.
 
         Raises:
             ConnectionLost: The caller has waited for `LOCK_WAIT_SECONDS`.
@@ -329,7 +329,7 @@ class ExtendedSQLAdapter(EngineAdapter):
 
 
 def lock_name(name: str) -> str:
-    """Convert a name to a name for a lock that every engine accepts, whatever its length and alphabet."""
+    """Return a name for a lock that every engine accepts. The given name may have any length and alphabet."""
     return f"crm_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
@@ -359,7 +359,7 @@ def to_floats(values: Sequence[Any]) -> Sequence[float | None]:
 
 
 def insert_by_driver(connection: Connection, table: Table, rows: Rows, placeholder: str) -> None:
-    """Insert rows with the driver's `executemany`. SQLAlchemy's own would convert every row to a dict."""
+    """Insert rows with the driver's `executemany`. SQLAlchemy would first convert every row to a dict."""
     placeholders = ", ".join([placeholder] * len(table.columns))
     statement = (
         f"INSERT INTO {quoted_name(connection, table)} ({quoted_columns(connection, table)}) VALUES ({placeholders})"  # noqa: S608 - quoted names only

@@ -44,14 +44,14 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         "connect_args": {
             # Outer joins give nulls, as in standard SQL.
             "join_use_nulls": 1,
-            # A statement returns when it is done, and the next one sees its effect.
+            # Wait until each change is done, so that the next statement sees its effect.
             "mutations_sync": 2,
             "lightweight_deletes_sync": 2,
             "async_insert": 0,
             "select_sequential_consistency": 1,
             # Do not drop repeated inserts, because a work table may receive the same rows again.
             "insert_deduplicate": 0,
-            # A first load may span many months.
+            # Allow any number of partitions, because a first load may span many months.
             "max_partitions_per_insert_block": 0,
         }
     }
@@ -133,7 +133,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return found
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: a statement may continue without its client, and must not run twice at once."""
+        """No: a statement may still be running after the connection is lost. It must not run twice at once."""
         return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
@@ -198,7 +198,7 @@ def _cast(cast: Cast[Any], compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(Update, "clickhousedb")
 def _update(update: Update, compiler: SQLCompiler, **kw: Any) -> str:
-    """Update by ALTER TABLE, which works on every kind of table."""
+    """Use ALTER TABLE … UPDATE, which works on every kind of table."""
     statement: str = compiler.visit_update(update, **kw)
     return statement.replace("UPDATE ", "ALTER TABLE ", 1).replace(" SET ", " UPDATE ", 1)
 

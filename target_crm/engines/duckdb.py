@@ -58,7 +58,7 @@ CHUNK_ROWS = 2_000
 # Nearly every batch rewrites a row group that is not full. DuckDB's default is six times as large, so a poll with ten
 # actions would write tens of megabytes.
 ROW_GROUP_ROWS = 20_480
-# Settings while a batch is written, unless the URL sets them.
+# DuckDB's settings while a batch is written. Settings in the URL take precedence.
 BATCH_SETTINGS = {
     "threads": "1",
     "memory_limit": "96MB",
@@ -67,7 +67,7 @@ BATCH_SETTINGS = {
     "allocator_flush_threshold": "1MB",
     "allocator_bulk_deallocation_flush_threshold": "1MB",
 }
-# Other names of these settings.
+# Alias → the name of the setting that it stands for.
 _ALIASES = {"max_memory": "memory_limit", "worker_threads": "threads", "wal_autocheckpoint": "checkpoint_threshold"}
 # The storage version of new files. DuckDB before 1.2 cannot read such files, and has no zstd.
 STORAGE_VERSION = "v1.2.0"
@@ -189,7 +189,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return balances.all_balances(tables, balances.partials_by_packing(tables.actions), balances.by_full_join)
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Load columns through Arrow. Row by row takes thirty times as long."""
+        """Load columns through Arrow. Inserting row by row would take thirty times as long."""
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
         # Set the types of these columns. Arrow infers all other types from the values, which would take long here.

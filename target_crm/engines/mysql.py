@@ -107,7 +107,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
     # A value is out of range, truncated, too long or null, or violates a check. The message does not quote the value.
     _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364, 3819, 4025})
-    # `Incorrect string value: '…' for column …`, the same with `datetime`, and `Duplicate entry '…' for key …`
+    # The number of an error → the text that follows the value in its message, as in `Duplicate entry '…' for key …`.
     _VALUE_BEFORE: ClassVar[Mapping[int, str]] = {1292: " for column ", 1366: " for column ", 1062: " for key "}
     # Access to a database, a table or a column is denied.
     _NO_PRIVILEGE = frozenset({1044, 1142, 1143})
@@ -121,7 +121,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
     _TABLE_LOCK_SECONDS = 10
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Limit waits for table locks, and use strict mode. Without it, a server may truncate values."""
+        """Limit waits for table locks, and use strict mode. Without strict mode, a server may truncate values."""
 
         def on_connect(driver_connection: Any, record: ConnectionPoolEntry) -> None:
             with closing(driver_connection.cursor()) as cursor:

@@ -205,7 +205,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
         """Compute the rows into a temporary table, in parallel, and write only those that differ.
 
-        This relies on the table's key. Without a key, it would not find a row that is stored twice.
+        This relies on the table's key. Without a key, a row that is stored twice would stay in the table.
         """
         may_create_it = connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')"))
         if not (may_create_it and self.keys(connection, table)):

@@ -121,7 +121,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         )
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: a statement may continue without its client, and must not run twice at once."""
+        """No: a statement may still be running after the connection is lost. It must not run twice at once."""
         return False
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:

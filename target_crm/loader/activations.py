@@ -45,20 +45,20 @@ class SafeActivations:
         """Why a version may lack rows that this run has received for a table. Empty if it has all of them.
 
         If one source is unsafe, the table stays unsafe for the rest of the run, because later versions may also lack
-        the row.
+        rows.
 
         Args:
-            table: The table.
+            table: The name of the table.
             source: The stream that activates the version.
             sources: All streams that go to the table.
-            version: The version.
+            version: The version that the message activates.
         """
         for each in (source, *sources, ""):
             if reason := self._unsafe_sources.get(each):
                 return reason
         if reason := self._unsafe_tables.get(table):
             return reason
-        # This source does not replace the rows of other sources, so all of their versions count.
+        # A new version of this source does not replace rows of other sources. So check all versions of the others.
         others = (oldest for name, oldest in self._oldest[table].items() if name != source)
         oldest = min((*self._pending[table, source], *others), default=version)
         return f"records of this run have the older version {oldest}" if oldest < version else ""

@@ -35,7 +35,7 @@ class Batch:
     records: int = 0
     """The number of records and malformed lines."""
     size_bytes: int = 0
-    """The total length of their input lines."""
+    """The total length of the input lines, in bytes."""
 
     def part_of(self, sink: StreamSink) -> Part:
         """The part of the batch that a sink writes. If the batch has none yet, an empty part is added."""

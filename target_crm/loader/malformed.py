@@ -65,5 +65,5 @@ def stream_names(line: str, message: dict[str, Any]) -> list[str]:
 
 
 def names_its_stream_first(line: str) -> bool:
-    """Whether a malformed line belongs to the streams that it names. If so, its first name is not inside a record."""
+    """Whether a malformed line belongs to the streams that it names. The first name must not be inside a record."""
     return bool(_STREAM_FIRST.match(line)) and not _NEXT_MESSAGE.search(line)

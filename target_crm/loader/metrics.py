@@ -35,7 +35,10 @@ class Duration(StrEnum):
 
 
 class RunMetrics:
-    """Counts records and measures batches and the lag behind the newest event, for the log and the live display."""
+    """Counts records, and measures the duration of batches and the lag behind the newest event.
+
+    The log and the live display show these numbers.
+    """
 
     def __init__(self) -> None:
         self._newest_at: datetime | None = None

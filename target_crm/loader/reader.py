@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 18
 LINE_BYTES_MAX = 1 << 24
-# Of a line that is too long, the quarantine keeps this many bytes.
+# The quarantine keeps only this many bytes of a line that is too long.
 HEAD_BYTES = 1 << 10
 IDLE_SECONDS = 1.0
 # The first bytes of the input → its encoding.

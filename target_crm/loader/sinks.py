@@ -57,7 +57,7 @@ class Part:
     refused: int = 0
     """Records that could not be converted."""
     incomplete: list[tuple[Row, Rejection]] = field(default_factory=list)
-    """Actions that cannot be inserted, with the reason. If the ledger has an action's id, it is a duplicate."""
+    """Actions that cannot be inserted, with the reason. They are duplicates if the ledger has their id."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class LedgerSink(StreamSink):
         return Activation(ignored="the ledger keeps every action")
 
     def rejection(self, row: Row, reason: str) -> Rejection:
-        """Quarantine the unchanged action."""
+        """Return the unchanged action, for the quarantine."""
         line, *columns = row
         return Rejection(self.stream, reason, line, _compact(LedgerRow(*columns).payload))
 
@@ -195,7 +195,7 @@ class LedgerSink(StreamSink):
         return max((row[_OCCURRED_AT] for row in part.rows if row[_OCCURRED_AT]), default=None)
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
-        """Insert the new actions, merge them into the balances, and find those that contradict the ledger."""
+        """Insert new actions, merge them into the balances, and find actions that contradict the ledger."""
         ledger, staged = self.tables.actions, self.tables.staged_actions
         applied, inserted = insert_absent(self.adapter, connection, ledger, staged, part.rows, *self._left_out)
         self._merge(connection, inserted)

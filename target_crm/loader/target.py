@@ -158,7 +158,7 @@ class TargetCrm(Plugin, Target):
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Set up the warehouse, then record a failure of the run."""
+        """Set up the warehouse. If the run then fails, record the failure."""
         self.set_up()
         with self._recording_failure():
             yield
@@ -177,7 +177,7 @@ class TargetCrm(Plugin, Target):
             raise
 
     def load(self, lines: Iterable[str]) -> None:
-        """Load messages, and return when they are committed. The run does not end."""
+        """Load messages, and return when they are committed. The run continues afterwards."""
         self.process_lines(io.StringIO("".join(f"{line}\n" for line in lines)))
         self._batcher.flush()
         if self._stopped:
@@ -356,7 +356,7 @@ class TargetCrm(Plugin, Target):
         """Add the intervals in a STATE to the batch, unless a stream map may have dropped some actions."""
         if self.router.loads_actions and not self.drops_records(STREAM):
             claims = claims_of(state)
-            # A STATE of another stream repeats the bookmark of actions. Without a change, it needs no commit.
+            # A STATE of another stream repeats the bookmark of actions. An unchanged bookmark needs no commit.
             if claims != self._covered:
                 self._batcher.batch.cover(claims)
                 self._covered = claims
@@ -451,7 +451,7 @@ class TargetCrm(Plugin, Target):
             present_keys = sink.present_keys(record, message)
             part.present_keys += [(self.input_line, *key) for key in present_keys]
             if not present_keys:
-                # The key of the row is unknown.
+                # Without the key, it is unknown which row still exists in the source. So delete no row.
                 self._activations.refuse(message["stream"], f"line {self.input_line} was quarantined")
         else:
             part.rows.append((self.input_line, *row))

@@ -74,7 +74,7 @@ class BatchWriter:
         self.stopped: dict[str, StoppedStream] = {}
         """The streams that are no longer loaded, because the warehouse rejected their rows."""
         self.refused: dict[str, str] = {}
-        """Stream → the reason why its table may lack rows of this run. It may have them from an earlier run."""
+        """Stream → the reason why its table may lack rows of this run. It may still have older versions of them."""
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
         """Column of the ledger → the number of actions that were read again with another value."""
@@ -128,7 +128,7 @@ class BatchWriter:
         batch.parts[sink] = Part(refused=part.refused)
 
     def _refused_rows(self, sink: StreamSink, rows: Sequence[Row]) -> dict[int, str]:
-        """Find the rows that the warehouse rejects by repeatedly halving: their indexes and the reasons.
+        """Find the rows that the warehouse rejects, by repeated halving. Return their indexes and the reasons.
 
         Empty if too many rows are rejected, or if the warehouse cannot roll back.
         """

@@ -30,7 +30,7 @@ class ColumnTypes(NamedTuple):
     """The column types of one engine.
 
     Types for text must compare byte by byte. A collation that ignores case or trailing spaces would merge two awards,
-    and would miss a changed name. A collation for a language would break ties differently on each engine.
+    and would miss a changed name. A collation for a language would sort ids differently on each engine.
     """
 
     identifier: String = String(ID_CHARS_MAX)

@@ -46,7 +46,7 @@ class Observation(NamedTuple):
     is_deleted: bool = False
 
     def replaces(self, other: Observation) -> bool:
-        """Whether this later record of the same award is the one that the target would keep."""
+        """Whether the target would keep this record instead of `other`, an earlier record of the same award."""
         return self[:3] >= other[:3]
 
 
@@ -153,11 +153,11 @@ class AwardsRead:
 
     @property
     def until(self) -> datetime | None:
-        """The new bookmark. Pepper's clock showed it before the tap read the first award. None without bookmarks."""
+        """The new bookmark: a time on Pepper's clock, before the tap read the first award. None without bookmarks."""
         bookmarks = [self._bookmark(each).get("replication_key_value") for each in self._before]
         return min(filter(None, (optional(each, instant) for each in bookmarks)), default=None)
 
     @property
     def merchants(self) -> set[str]:
-        """The tap's hashes of the merchants."""
+        """The hashes of the merchants, from the tap's bookmarks."""
         return {str(merchant) for each in self._before if (merchant := self._bookmark(each).get("merchant"))}

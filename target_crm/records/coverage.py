@@ -47,7 +47,7 @@ class Scope(NamedTuple):
     """Which actions of an interval were read.
 
     Attributes:
-        merchant: The tap's hash of the merchant; empty if the state has none.
+        merchant: The merchant's hash, from the tap's state. Empty if the state has none.
         action_types: The types of action that were read; empty for all.
     """
 
@@ -121,7 +121,7 @@ class MerchantCoverage:
     `summarize` defines which types of action count.
 
     Attributes:
-        merchant: The tap's hash of the merchant.
+        merchant: The merchant's hash, from the tap's state.
         intervals: The intervals for which actions of all counting types were read.
         complete: The intervals for which actions of all types that change balances were read.
         holes: The intervals between the first and the last read instant in which counting actions were not read.
@@ -144,7 +144,7 @@ class MerchantCoverage:
         return min(found[0].after for found in self.read.values() if found)
 
     def parts_of(self, hole: Interval) -> list[tuple[Interval, tuple[str, ...]]]:
-        """Divide a hole into parts, each with the types that were not read in it. Without types, nothing was read."""
+        """Divide a hole into parts, each with the types that were not read in it. No types: nothing was read."""
         if not any(scope.action_types for scope in self.read):
             return [(hole, ())]
         everything = [each for found in self.read.values() for each in found]

@@ -31,7 +31,7 @@ class Event(StrEnum):
     BALANCE = "balance"
 
 
-# Why a balance changed without an action.
+# The possible reasons why a balance changed without an action.
 _READ = "edit or expiry in Pepper"
 _NOT_READ = "actions not read"
 _NOT_READ_OF_ONE = "actions of one of the merchants in this schema not read"

@@ -154,7 +154,7 @@ def _newest_first(actions: FromClause, *which: ColumnElement[bool], **functions:
 
 
 def change_of(actions: Columns) -> ColumnElement[Any]:
-    """By how much each action changed the balance."""
+    """The change that each action makes to the balance."""
     return case(
         (actions["effect"] == literal_column("'earned'"), actions["points_added"]),
         (actions["effect"] == literal_column("'redeemed'"), -actions["points_redeemed"]),
@@ -163,7 +163,7 @@ def change_of(actions: Columns) -> ColumnElement[Any]:
 
 
 def _sums(actions: Columns) -> list[Label[Any]]:
-    """The sum of each total."""
+    """A sum for each of the totals."""
     return [
         exact_sum(case((actions["effect"] == literal_column(f"'{effect}'"), actions[column]), else_=_ZERO)).label(name)
         for name, (effect, column) in _TOTALS.items()

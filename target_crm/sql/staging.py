@@ -52,7 +52,7 @@ class RowUpdate:
     """New values for the rows that meet a condition. Values and condition may refer to other tables.
 
     This describes an UPDATE … FROM in a form that engines without such a statement can also execute. If it refers to
-    other tables, the updated table must have a key, and each of its rows may match only one combination of their rows.
+    other tables, the updated table must have a key. Each updated row may match only one combination of rows there.
     """
 
     table: Table
@@ -400,12 +400,12 @@ def _equal(table: Table, rows: FromClause, left_out: Collection[str]) -> ColumnE
 
 
 def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The column in a form that can be compared. PostgreSQL compares no JSON, so use its text."""
+    """The column in a form that can be compared. PostgreSQL cannot compare JSON, so convert it to text."""
     return cast(column, LongText()) if isinstance(column.type, JsonText) else column
 
 
 def _not_older(ages: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-    """Whether the ages are the same or newer, compared like words in a dictionary. A null counts as older."""
+    """Whether the ages are equal or newer. A later age counts only if the earlier ones are equal. Null is older."""
     (age, *more_ages), (other, *more_others) = ages, others
     if not more_ages:
         return or_(other.is_(None), age >= other)

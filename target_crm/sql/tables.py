@@ -306,7 +306,7 @@ def staging_of(table: Table, name_bytes: int = NAME_BYTES_MAX) -> Table:
 
 
 def _fitted(name: str, bytes_max: int) -> str:
-    """A name short enough for the engine. A longer one ends in a hash, so that names stay distinct."""
+    """Shorten a name for the engine. A shortened name ends in a hash, so that names stay distinct."""
     digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
     encoded = name.encode()
     if len(encoded) <= bytes_max:
@@ -315,7 +315,7 @@ def _fitted(name: str, bytes_max: int) -> str:
 
 
 def _sequence() -> Column[int]:
-    # On SQLite, a primary key needs no extra index if its type is INTEGER, because it then is the rowid.
+    # On SQLite, a primary key of type INTEGER is the rowid, so it needs no extra index.
     place = BigInteger().with_variant(Integer(), "sqlite")
     return Column(SEQ, place, primary_key=True, autoincrement=False)
 
@@ -373,8 +373,8 @@ def _balance_columns(*, work: bool = False) -> list[Column[Any]]:
         Column("first_action_at", Instant, doc="The time of the first action with an effect."),
         Column("last_action_at", Instant, doc="The time of the last action with an effect."),
         Column("updated_at", Instant, nullable=False, doc="When the target last changed the row."),
-        # Columns of later versions come last and are nullable, because some engines cannot add others. `opening` is
-        # never null, though.
+        # Columns of later versions come last and are nullable, because some engines can add only such columns. But
+        # `opening` is never null.
         Column("first_action_id", Identifier(), doc="The first action with an effect; null if there is none."),
         Column(
             "opening", Points, doc="The points before the first action; if there is no action, the snapshot's points."

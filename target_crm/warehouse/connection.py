@@ -125,10 +125,10 @@ class Warehouse:
         self._engine.dispose()
 
     def set_up(self, *, balances: bool = False) -> None:
-        """Bring the target's own tables and views to this version; create what is missing.
+        """Upgrade the target's own tables and views to this version, and create missing ones.
 
         Args:
-            balances: Whether to create the tables and views of Pepper's streams as well.
+            balances: Whether to also create the tables and views of Pepper's streams.
         """
         for attempt in self._attempts():
             with attempt:
@@ -144,7 +144,7 @@ class Warehouse:
                             )
 
     def check_schema(self) -> None:
-        """Check that the schema's name does not make its tables' names ambiguous. Only warn if it already has tables.
+        """Check that the schema's name does not make table names ambiguous. Only warn if the schema already has tables.
 
         Raises:
             SettingError: The names are ambiguous, and the schema has no tables of target-crm yet.

@@ -61,9 +61,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("target-crm.warehouse")
 
-# Raise this whenever the target's own tables or views change. The next run then upgrades older warehouses.
+# Raise this number whenever the target's own tables or views change. The next run then upgrades older warehouses.
 VERSION = 5
-# The version that added the newest columns of balances. An upgrade to it recomputes all balances to fill them.
+# The version that added the newest columns of balances. To fill these columns, the upgrade recomputes all balances.
 _BALANCES_VERSION = 5
 
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
@@ -120,7 +120,8 @@ def set_up(
 ) -> list[Statement]:
     """Return the statements that upgrade the target's own tables and views, and `ensure` other tables.
 
-    If one of `others` has the name of one of the target's own tables, it takes its place, because it has more columns.
+    A table in `others` may have the same name as one of the target's own tables. Then the table in `others` is created,
+    because it has more columns.
 
     Args:
         connection: A connection in a transaction.
@@ -206,7 +207,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
         comments = adapter.comments_on(dialect, table)
         return [*creation(table), *(DDL(comment) for comment in comments)]  # type: ignore[no-untyped-call]
-    # Work tables have names that only this program uses. They need no check, which saves a query for each of them.
+    # Only this program uses the names of work tables, so they cannot be views. Skipping the check saves a query.
     if table.info != WORK and table.name in adapter.view_names(connection, table.schema):
         raise WarehouseError(
             f"table {table.name!r} is a view: drop or rename the view, or rename the stream with a stream map"
@@ -217,7 +218,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     renames = _renames(found)
     found = {renames.get(name, name): type_ for name, type_ in found.items()}
     _check_width(connection, table, found)
-    # Ignore the keys of work tables. They depend on the engine, and an older version may have created other ones.
+    # Ignore the keys of work tables. These keys depend on the engine, and older versions created other keys.
     is_work = table.info == WORK
     has_other_key = not is_work and _changes_key(
         adapter, table, adapter.keys(connection, table), allow_key_change=allow_key_change
@@ -549,7 +550,7 @@ def _kind_in_ddl(column: Column[Any], dialect: Dialect) -> str:
 
 
 def _type_in_ddl(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """The type that CREATE TABLE uses for one of our types. The dialect would turn it into a type of unknown kind."""
+    """The type that CREATE TABLE uses for one of our types. The dialect may turn it into a type of unknown kind."""
     return type_.load_dialect_impl(dialect) if isinstance(type_, TypeDecorator) else type_
 
 

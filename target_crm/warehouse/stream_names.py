@@ -74,7 +74,7 @@ class StreamNames:
         table = self._table_of[name]
         stored = stored_columns(self._connection, table, self._tables.metadata.schema)
         if table in self.needed:
-            # Another stream, placed before, uses the same table.
+            # A stream that was placed earlier uses the same table.
             stored |= columns_in_ddl(self.needed[table], self._connection.dialect)
         stream.place(table, recorded, stored)
         for own in stream.own_tables:
@@ -125,7 +125,7 @@ def name_bytes_max(dialect: Dialect) -> int:
 
 
 def tables_of_streams(connection: Connection, tables: Tables) -> dict[str, str]:
-    """Stream → its table, as recorded."""
+    """Stream → its recorded table."""
     query = select(tables.streams.c.stream, tables.streams.c.table_name)
     return {from_text(stream): table for stream, table in connection.execute(query)}
 

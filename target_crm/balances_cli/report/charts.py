@@ -237,7 +237,7 @@ def _fitted(text: str, limit_px: int) -> str:
 
 
 def week(hours: Rows, width: int) -> Spec:
-    """Chart actions per hour of the week. The more actions an hour has, the darker is its cell."""
+    """Chart actions per hour of the week. The more actions an hour has, the darker its cell is."""
     values = [
         {"hour": f"{row['hour']}:00", "day": WEEKDAYS[row["weekday"]], "actions": row["actions"]} for row in hours
     ]

@@ -50,7 +50,7 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Price:
-    """What a point costs the merchant, in a currency with a code of three letters."""
+    """What a point costs the merchant. The currency is a code of three letters."""
 
     value: Decimal
     currency: str
@@ -62,9 +62,9 @@ class Report:
 
     Attributes:
         period_days: The number of days in the period, without future days. The period before it has the same length.
-        perk: The only perk that the figures cover, by id or title as requested; None for all perks.
+        perk: The id or title of the perk that the figures cover, as requested. None for all perks.
         price: What a point costs, if known.
-        begins: The day of the period on which movements begin. If there are older movements, its first day.
+        begins: The day on which movements begin. If there are older movements, the first day of the period.
         previous: The movements of the previous period of equal length. None if the data begins later.
         previous_rates: The rates of the previous period.
         issued: Outstanding points by month of issue, if each award spends its oldest points first.
@@ -291,7 +291,7 @@ class Table:
 
     @property
     def file(self) -> str:
-        """A file name for its CSV."""
+        """The name of the table's CSV file."""
         return re.sub(r"\W+", "-", self.title.lower()) + ".csv"
 
     @property
@@ -381,13 +381,13 @@ def page(report: Report, title: str | None = None) -> str:
         title=title,
         charts=[(chart, next(drawings) if chart.draw else None) for chart in charts_shown],
         specifications=specifications,
-        # This package's own script.
+        # The script needs no escaping, because it belongs to this package.
         script=Markup(script),  # noqa: S704
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tables=_tables(report),
         newest=next(stream for stream in report.status.streams if stream.stream == "actions"),
         empty=not report.outstanding["awards"] and not _has_movements(report),
-        # Do not add the checks: a balance that differs from its snapshot also differs in the check of the ledger.
+        # Do not add up the checks. A balance that differs from its snapshot also differs from the ledger's total.
         differing=max((check.differing for check in report.status.checks), default=0),
         change=lambda name: _change(report, name),
     )

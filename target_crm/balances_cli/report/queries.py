@@ -229,7 +229,7 @@ def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
 
 @cache
 def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Sum outstanding points per age class. A class is given by its upper bound in days, or null for the last one."""
+    """Sum outstanding points per age class. Each class has its upper bound in days. The last class has null."""
     s = _existing(tables, by_perk=by_perk).c
     since: list[Any] = [
         (s.as_of >= bindparam(f"days_{days}", type_=Instant()), literal_column(str(days))) for days in AGES_DAYS
@@ -242,8 +242,9 @@ def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 def by_issue(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
     """Sum outstanding points per month of their issue, if each award spends its oldest points first.
 
-    So an award holds its newest issued points. `months_ago` is null for issues before the parameters `month_…`. Points
-    that no action has issued are left out. The award had them before its first action, or an edit added them.
+    So an award holds its newest issued points. `months_ago` is null for points that were issued before the oldest of
+    the parameters `month_…`. Points that no action has issued are left out. The award had them before its first action,
+    or an edit added them.
     """
     a, held = tables.actions.c, _existing(tables, by_perk=by_perk)
     newest_first = [a.occurred_at.desc(), a.action_id.desc()]
@@ -417,7 +418,7 @@ def by_weekday_and_hour(quarters: Iterable[Row], period: Period) -> list[dict[st
 
 
 def roll_forward(days: list[dict[str, Any]]) -> dict[str, Decimal]:
-    """Return the points outstanding before the days, the movements, and the points outstanding after them."""
+    """Return the outstanding points before the days, the movements on these days, and the outstanding points after."""
     moved = {name: sum((day[name] for day in days), _NONE) for name in MOVEMENTS if name != "opening"}
     return {"before": days[-1]["outstanding"] - _net(moved), **moved, "after": days[-1]["outstanding"]}
 
