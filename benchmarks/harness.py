@@ -1,7 +1,7 @@
 """Run programs in separate environments, measure them, and make tables and plots.
 
-Absolute times depend on the other work of the machine. So the programs run alternately for several rounds, and the
-tables show the ratios of their median times.
+Other work on the machine changes the absolute times. So the programs run alternately for several rounds, and the tables
+show the ratios of their median times.
 """
 
 from __future__ import annotations
