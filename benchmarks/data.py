@@ -3,9 +3,9 @@
     python -m benchmarks.data mix 1000000 | target-crm …
 
 The *mix* resembles a merchant's programme. A third of the points have fractions. A fifth of the actions have other
-types and contain long numbers. Some of these actions contain an order of up to 50 KB. Names have accents and quotes. 2
-% of the actions are legacy events without points, and 4 % are repeated. The *simple* actions look like those in
-Pepper's guide, with whole points and plain names.
+types and contain long numbers. Some of these actions contain an order of up to 50 KB. Names have accents and quotes.
+Two percent of the actions are legacy events without points, and four percent are repeated. The *simple* actions look
+like those in Pepper's guide, with whole points and plain names.
 """
 
 from __future__ import annotations
