@@ -114,7 +114,7 @@ class Bench:
             path = Path(url.split("///", 1)[1])
             return replace(measured, server=ServerUsage(table_bytes=path.stat().st_size))
         with psycopg.connect(url, autocommit=True) as connection:
-            # Start each run with a checkpoint. Otherwise the server would write the previous run's pages during this one.
+            # Start with a checkpoint. Otherwise the server would write the previous run's pages during this run.
             connection.execute("CHECKPOINT")
             before = harness.tree_cpu_seconds(self._postgres.pid), _wal_bytes(connection)
             measured = run()
