@@ -29,10 +29,10 @@ INTRODUCTION = {
 
 # At the release, replace this text with an empty one: see docs/release.md.
 NOT_PUBLISHED = (
-    "The package is not in a registry yet. Set `pip_url` to a wheel made by `./dev wheel`, "
-    "`/path/to/pepper_crm-….whl{extras}`, to a copy of the repository, `/path/to/pepper-crm{extras}`, or, with both "
-    "pairs of quotes, to your own git server, "
-    "`\"'pepper-crm{extras} @ git+https://git.example.com/team/pepper-crm.git'\"`."
+    "The package is not in a registry yet. Set `pip_url` to a wheel that `./dev wheel` has built "
+    "(`/path/to/pepper_crm-….whl{extras}`), to a copy of the repository (`/path/to/pepper-crm{extras}`), or to your "
+    "own git server (`\"'pepper-crm{extras} @ git+https://git.example.com/team/pepper-crm.git'\"`, with both pairs of "
+    "quotes)."
 )
 # The extras that the commands of crm-balances need: a driver, and the packages of `report`.
 DRIVER_AND_REPORT = "[postgres,report]"
@@ -49,8 +49,8 @@ TAP = {
     ),
     "next_steps": (
         "Load with `target-crm` for a balance per user and award, or with any other target. "
-        "`users` is personal data: to read it, set `include_users`, and add the fields that you need to `select`, such "
-        "as `users.state`."
+        "The stream `users` is personal data. To read it, set `include_users`, and list the fields that you need under "
+        "`select`, such as `users.state`."
     ),
 }
 WAREHOUSE = "Set the address of the warehouse as `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …"
@@ -75,7 +75,9 @@ UTILITY = {
     "logo_url": TARGET["logo_url"],
     "definition": "verifies, reports on and repairs the balances that `target-crm` keeps in a SQL warehouse",
     "prereq": f"A warehouse that `target-crm` has loaded. {NOT_PUBLISHED.format(extras=DRIVER_AND_REPORT)}",
-    "settings_preamble": f"{WAREHOUSE} The variables are those of target-crm, such as `TARGET_CRM_SQLALCHEMY_URL`.",
+    "settings_preamble": (
+        f"{WAREHOUSE} crm-balances reads the variables of target-crm, such as `TARGET_CRM_SQLALCHEMY_URL`."
+    ),
     "usage": 'Verify after each load: `meltano job add loyalty --tasks "[tap-pepper target-crm crm-balances:verify]"`.',
 }
 # The utility takes only these settings of the target, which say where the warehouse is.
@@ -127,7 +129,7 @@ def _definition(plugin: str, more: Mapping[str, Any]) -> dict[str, Any]:
         "settings": [
             _setting(name, setting)
             for name, setting in about["settings"]["properties"].items()
-            if name != "faker_config"  # Nothing here installs Faker.
+            if name != "faker_config"  # No extra of the package installs Faker.
         ],
     }
 

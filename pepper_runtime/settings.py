@@ -91,7 +91,7 @@ def hide(_: object) -> str:
 
 
 def quote(value: object) -> str:
-    """Show a value as JSON, shortened."""
+    """Show a value as JSON, shortened to `VALUE_CHARS_MAX` characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + "…"
 

@@ -114,7 +114,7 @@ def respond(world: World, request: Request, *, token: str = TOKEN, application_i
 
 
 def key_of(record_id: str) -> str:
-    """Return the opaque key of the page that starts with a record."""
+    """Return the opaque key of the page that begins with this record."""
     return base64.urlsafe_b64encode(json.dumps({"_id": record_id}).encode()).decode().rstrip("=")
 
 
@@ -232,7 +232,7 @@ def _start_id(request: Request) -> str | None:
 
 
 def _filters(request: Request, name: str, operators: tuple[str, ...]) -> dict[str, str]:
-    """Return the values of a filter by operator, such as `.gt`. The operator of the bare name is an empty text."""
+    """Return the values of a filter by operator, such as `.gt`. A filter without an operator has an empty one."""
     given = {key[len(name) :]: value for key, value in request.query if f"{key}.".startswith(f"{name}.")}
     for operator in given.keys() - set(operators):
         raise _invalid(name + operator, f"one of {', '.join(name + known for known in operators)}")

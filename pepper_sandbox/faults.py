@@ -33,7 +33,7 @@ Answer = Callable[[Request], Response]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault.
+    """A fault that changes requests or responses.
 
     Attributes:
         name: the name in messages.
@@ -229,7 +229,7 @@ def _html(true: Response, status: int) -> Response:
 
 
 def _dated(response: Response, true: Response) -> Response:
-    """Return the response with the true response's Date."""
+    """Return the response with the Date of the correct response."""
     return response.with_header("Date", true.headers.get("Date"))
 
 
@@ -364,7 +364,7 @@ def pages_in_a_circle() -> Fault:
 
 
 def _paged(name: str, next_key: Callable[[Listing, Request, Answer], str | None]) -> Fault:
-    """Set `nextKey` of pages."""
+    """Set `nextKey` of each page to what a function returns; None leaves the page unchanged."""
 
     def change(listing: Listing, request: Request, answer: Answer) -> object:
         key = next_key(listing, request, answer)

@@ -49,8 +49,8 @@ class Totals(NamedTuple):
 class World:
     """A merchant's users, perks, awards and actions.
 
-    Points are sometimes edited by hand, without an action. No two changes of one award share a millisecond, but changes
-    of different awards do.
+    Sometimes someone edits points by hand, without an action. Two changes of one award never share a millisecond, but
+    changes of different awards may.
 
     Args:
         seed: the same seed gives the same history.
@@ -147,7 +147,7 @@ class World:
         """Yield the visible actions in (after, until], of one user or all users, oldest first, from `start_id` on.
 
         Raises:
-            KeyError: the user or the start does not exist.
+            KeyError: the user or the action `start_id` does not exist.
             ValueError: the user has no such action.
         """
         events = self._events if user_id is None else self._users[user_id].events
@@ -245,7 +245,7 @@ class World:
         self._plan(CAMPAIGN_DAYS * DAY_MS, self._run_campaign)
 
     def _join(self, number: int) -> User:
-        """Create a user before the history begins. Half of the users have a coffee card with points from before it."""
+        """Create a user before the history begins. Half of the users already have a coffee card with points."""
         created_ms = self._now_ms - DAY_MS - self._below(300 * DAY_MS)
         user = User(
             id=self._new_id(),

@@ -59,14 +59,14 @@ class Settings:
         "Start date",
         "The first run reads the actions after this time (ISO 8601, UTC unless it has an offset). Without a "
         "start_date, the first run reads the last lookback_seconds, and balances start from the current awards. If "
-        "you later set an earlier start_date, the next run first reads the missing actions. The tap always reads "
-        "awards, perks and users from the beginning.",
+        "you later set an earlier start_date, the next run first reads the missing actions. Regardless of "
+        "start_date, the first run reads all awards, perks and users.",
         default=None,
         examples=["2026-01-01", "2026-01-01T06:00:00Z"],
     )
     page_size: int = setting(
         "Page size",
-        "Rows to request per response. Pepper may send fewer.",
+        "Number of rows to request per response. Pepper may send fewer.",
         default=100,
         minimum=1,
         maximum=1000,
@@ -124,15 +124,16 @@ class Settings:
     reconcile_hours: int = setting(
         "Self-audit after (hours)",
         "Read every hour of actions a second time, this many hours after its end. If the hour has changed since the "
-        "first read, the tap emits it again and logs how many actions arrived later than lookback_seconds. 0: never.",
+        "first read, the tap emits it again and logs how many actions arrived later than lookback_seconds. 0 means "
+        "never.",
         default=0,
         minimum=0,
         maximum=168,
     )
     awards_full_refresh_days: int = setting(
         "Full refresh of awards (days)",
-        "Read all awards again after this many days. Awards that are missing from two full refreshes in a row are "
-        "reported as deleted by an ACTIVATE_VERSION message. 0: never.",
+        "Read all awards again after this many days. If awards are missing from two full refreshes in a row, the tap "
+        "reports them as deleted by an ACTIVATE_VERSION message. 0 means never.",
         default=0,
         minimum=0,
         maximum=366,
@@ -148,8 +149,8 @@ class Settings:
     include_users: bool = setting(
         "Include users",
         "Add the stream users to the catalog. Its records are personal data. Names, contacts and credentials are "
-        "emitted only if the catalog also selects their fields. With Meltano, add the fields that you need to select, "
-        "such as users.state.",
+        "emitted only if the catalog also selects their fields. With Meltano, list the fields that you need under "
+        "select, such as users.state.",
         default=False,
     )
     include_credentials: bool = setting(

@@ -16,7 +16,8 @@ RECENT_ROWS_MAX: Final = 2000
 SAMPLE_KEYS_MAX: Final = 1024
 """A sample of a complete read contains at most this many keys."""
 SAMPLE_CHARS: Final = 6
-"""The characters of a key's digest in a sample: 36 bits, so two keys of a sample hardly ever share a digest."""
+"""The number of characters of a key's digest in a sample. They are 36 bits, so keys of a sample hardly ever share a
+digest."""
 
 
 class RecentRows:

@@ -44,7 +44,7 @@ def existing(world: World, after: datetime, until: datetime) -> set[str]:
     return {action["_id"] for action in world.actions(after=after, until=until)}
 
 
-def test_days_that_a_mangled_state_skips_are_found_and_closed(tmp_path: Path) -> None:
+def test_days_that_a_wrong_state_skips_are_found_and_read(tmp_path: Path) -> None:
     world = World(seed=20, users=30, days=6, now=NOW)
     with Sandbox(world) as sandbox:
         start = {"TAP_PEPPER_START_DATE": START.isoformat()}
@@ -121,7 +121,7 @@ def test_an_earlier_start_date_completes_a_seeded_ledger(tmp_path: Path) -> None
         assert sum(request.path == "/actions" for request in sandbox.requests[before:]) == 2
 
 
-def test_a_new_warehouse_does_not_inherit_what_the_state_has_read(tmp_path: Path) -> None:
+def test_a_new_warehouse_does_not_inherit_the_coverage_in_the_state(tmp_path: Path) -> None:
     world = World(seed=22, users=10, days=3, now=NOW)
     with Sandbox(world) as sandbox:
         start = {"TAP_PEPPER_START_DATE": "2026-10-04"}
@@ -135,7 +135,7 @@ def test_a_new_warehouse_does_not_inherit_what_the_state_has_read(tmp_path: Path
     assert moment(interval["from"]) == NOW - timedelta(seconds=305)
 
 
-def test_actions_that_a_restored_warehouse_lacks_are_a_hole_although_the_state_is_newer(tmp_path: Path) -> None:
+def test_actions_missing_from_a_restored_warehouse_are_a_hole_even_if_the_state_is_newer(tmp_path: Path) -> None:
     world = World(seed=23, users=30, days=6, now=NOW)
     with Sandbox(world) as sandbox:
         warehouse, backup = tmp_path / "crm.db", tmp_path / "backup.db"

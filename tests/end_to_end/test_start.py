@@ -33,7 +33,7 @@ def run(folder: Path, name: str, *arguments: str, messages: str = "", **settings
     return done.stdout, set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
 
 
-def test_a_poll_without_new_data_imports_nothing_unused(tmp_path: Path) -> None:
+def test_a_poll_without_new_data_imports_only_what_it_needs(tmp_path: Path) -> None:
     with Script(listing()) as pepper:
         path = tmp_path / "config.json"
         path.write_text(json.dumps(config(pepper.url, start_date="2026-10-01")))
@@ -43,7 +43,7 @@ def test_a_poll_without_new_data_imports_nothing_unused(tmp_path: Path) -> None:
     assert not imported & UNUSED
 
 
-def test_an_empty_load_and_its_verification_import_nothing_unused(tmp_path: Path) -> None:
+def test_an_empty_load_and_its_verification_import_only_what_they_need(tmp_path: Path) -> None:
     settings = {"TARGET_CRM_SQLALCHEMY_URL": "sqlite:///crm.db"}
     messages = f"{ACTIONS}\n{state({'bookmarks': {}})}\n"
     output, imported = run(tmp_path, "target-crm", "--config", "ENV", messages=messages, **settings)

@@ -23,7 +23,7 @@ def wait_until_ready(
     *,
     seconds: float = START_SECONDS,
 ) -> None:
-    """Try to connect until it works.
+    """Try to connect until the server answers.
 
     Raises:
         RuntimeError: The server has exited, or was not ready in time. The message contains the server's log.

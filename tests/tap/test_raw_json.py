@@ -28,7 +28,7 @@ def test_a_value_survives_encoding_and_decoding(value: Any) -> None:
     assert repr(from_json(to_json(value))) == repr(value)
 
 
-def test_no_text_decodes_to_none() -> None:
+def test_none_decodes_to_none() -> None:
     assert from_json(None) is None
 
 
