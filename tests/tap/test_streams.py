@@ -323,7 +323,7 @@ def test_an_action_without_an_id_always_gets_the_same_key() -> None:
     other = {**row, "metadata": {"points": 0.5, "b": 1}}
     with Script(listing(), listing(row, {**row, "_id": None}, {**reordered, "_id": ""}, other)) as script:
         run = run_script(script, "actions")
-    # Three of the four are the same action, which is emitted once.
+    # Three of the four rows are the same action, which is emitted once.
     first, differing = run.ids("actions")
     assert first != differing
     assert first.startswith("content-")
@@ -422,7 +422,7 @@ def test_undecoded_and_decoded_rows_give_the_same_records(
     text = msgspec.json.Encoder(decimal_format="number").encode({"items": actions})
     with Script(listing(), Reply(TO_BYTES[written](text)), listing(), Reply(TO_BYTES[written](text))) as script:
         undecoded, decoded = run_script(script, "actions"), run_decoded(script)
-    # As text, because 0.5 is not 0.50.
+    # Compare the records as text, because 0.5 must not become 0.50.
     assert repr(undecoded.messages[1:]) == repr(decoded.messages[1:])
 
 
@@ -1011,7 +1011,7 @@ def test_a_due_full_refresh_of_awards_deletes_missing_awards() -> None:
         with Script(Reply(headers={"Date": date}), Reply({"items": [kept, new]}, headers={"Date": date})) as script:
             run = run_script(script, "awards", awards_full_refresh_days=7, state=state)
         assert "updatedAt" not in script.asked[-1].query
-        # The second refresh follows the first one directly, and so keeps its version.
+        # The second refresh directly follows the first one, so it keeps the version.
         assert versions(run, "awards") == [
             ("kept", NOON_MS + week_ms),
             ("new", NOON_MS + week_ms),
