@@ -122,7 +122,7 @@ def run(
 
 
 def tree_cpu_seconds(pid: int) -> float:
-    """Read the processor time of a process, its children, and its ended children from `/proc`, in seconds."""
+    """Return the processor seconds of a process and its children, including ended children. Reads `/proc`."""
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

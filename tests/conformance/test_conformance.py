@@ -63,7 +63,7 @@ def rows_of(crm: Warehouse, name: str, *columns: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-def test_shuffled_repeated_and_overlapping_histories_give_the_oracles_balances(
+def test_histories_in_any_order_repeated_or_overlapping_give_the_expected_balances(
     shared: Warehouse, engine: Engine
 ) -> None:
     @seed(engine.title)
@@ -102,7 +102,7 @@ def load_cut_off(crm: Warehouse, messages: list[str], after_statements: int) -> 
     return executed
 
 
-def test_a_load_interrupted_after_any_statement_and_repeated_gives_the_same_tables(crm: Warehouse) -> None:
+def test_a_load_that_is_interrupted_and_repeated_gives_the_same_tables(crm: Warehouse) -> None:
     before = [AWARDS, snapshot("w1", 3), ACTIONS, action("a0", available=5, at="2026-10-01T12:00:01Z")]
     batch = [
         AWARDS,
@@ -128,7 +128,7 @@ def test_a_load_interrupted_after_any_statement_and_repeated_gives_the_same_tabl
     assert not verify(crm).drifted
 
 
-def test_columns_that_no_schema_names_survive_a_load_interrupted_after_any_statement(crm: Warehouse) -> None:
+def test_columns_that_no_schema_names_survive_an_interrupted_load(crm: Warehouse) -> None:
     wide, narrow = (schema("t_kept", {"_id": TEXT, "title": TEXT, **more}, "_id") for more in ({"price": INTEGER}, {}))
     before = [
         wide,
@@ -161,7 +161,7 @@ def test_a_late_event_is_counted_and_never_moves_a_balance_back(crm: Warehouse) 
     assert found["last_action_id"] == "b"
 
 
-def test_events_of_one_instant_are_ordered_by_source_and_then_by_the_bytes_of_their_ids(crm: Warehouse) -> None:
+def test_events_with_the_same_time_are_ordered_by_source_and_then_by_id(crm: Warehouse) -> None:
     ids = ["Z", "a", "é", "~", "10", "9"]
     actions = [action(each, delta=1, available=place) for place, each in enumerate(ids)]
     load(crm, [AWARDS, snapshot("w1", 99), ACTIONS, *actions], batch_size_rows=2)
@@ -171,7 +171,7 @@ def test_events_of_one_instant_are_ordered_by_source_and_then_by_the_bytes_of_th
     assert found["points"] == Decimal(ids.index(max(ids, key=str.encode)))
 
 
-def test_ids_that_differ_in_case_a_trailing_space_or_an_emoji_are_different(crm: Warehouse) -> None:
+def test_ids_that_differ_only_by_case_a_trailing_space_or_an_emoji_stay_different(crm: Warehouse) -> None:
     ids = ["w", "W", "w ", "é", "e\u0301", "e", "😀", "😁", "ß", "ss", "ﬁ", "i", "İ"]
     actions = [action(each, delta=number, available=number, award=each) for number, each in enumerate(ids)]
     load(crm, [AWARDS, *(snapshot(each, 50, at="2026-09-01T00:00:00Z") for each in ids), ACTIONS, *actions, *actions])
@@ -182,7 +182,7 @@ def test_ids_that_differ_in_case_a_trailing_space_or_an_emoji_are_different(crm:
     assert len(table(crm, "awards")) == len(ids)
 
 
-def test_a_change_of_case_is_a_change(crm: Warehouse) -> None:
+def test_a_text_is_updated_even_if_only_its_case_or_an_accent_changes(crm: Warehouse) -> None:
     t = schema("t_texts", {"_id": TEXT, "name": TEXT}, "_id")
     load(crm, [t, record("t_texts", {"_id": "1", "name": "cafe"}, at="2026-10-01T00:00:00Z")])
     for number, name in enumerate(["Cafe", "Café", "Café ", "Café 😀", ""]):
@@ -191,7 +191,7 @@ def test_a_change_of_case_is_a_change(crm: Warehouse) -> None:
         assert rows_of(crm, "t_texts", "_id", "name") == [("1", name)]
 
 
-def test_instants_of_any_offset_keep_their_microseconds(crm: Warehouse) -> None:
+def test_times_with_any_offset_keep_their_microseconds(crm: Warehouse) -> None:
     times = ["2026-10-01T12:00:00.123456Z", "2026-10-01T14:00:00.123457+02:00", "2026-10-01T01:30:00.123458-10:30"]
     for number, at in enumerate(times):
         load(crm, [ACTIONS, action(f"a{number}", available=number, at=at, award=f"w{number}")])
@@ -202,7 +202,7 @@ def test_instants_of_any_offset_keep_their_microseconds(crm: Warehouse) -> None:
     assert [row["as_of"] for row in table(crm, "award_balances")] == found
 
 
-def test_points_are_exact_to_four_places_up_to_the_ends_of_their_range(crm: Warehouse) -> None:
+def test_points_are_exact_to_four_places_in_their_whole_range(crm: Warehouse) -> None:
     largest = Decimal("99999999999.9999")
     load(
         crm,
@@ -227,7 +227,7 @@ def test_points_are_exact_to_four_places_up_to_the_ends_of_their_range(crm: Ware
     assert not verify(crm).drifted
 
 
-def test_missing_values_are_null_and_count_nowhere(crm: Warehouse) -> None:
+def test_missing_values_become_null_and_change_no_balance(crm: Warehouse) -> None:
     perks = schema("t_perks", {"_id": TEXT, "title": TEXT, "price": NUMBER, "on": BOOLEAN, "rules": OBJECT}, "_id")
     load(
         crm,
@@ -274,7 +274,7 @@ def test_a_record_of_sixty_columns_and_json_is_stored_unchanged(crm: Warehouse) 
         assert got == expected, names[number]
 
 
-def test_property_names_may_be_reserved_words_long_or_clash(crm: Warehouse) -> None:
+def test_property_names_can_be_reserved_words_or_very_long_or_almost_equal(crm: Warehouse) -> None:
     long = "aVeryLongNameOfAFieldThatSomebodyMadeUpInAMeetingThatWentOnAndOnAndOnAndOn"
     properties = dict.fromkeys(
         ("select", "order", "Group", "user", f"{long}One", f"{long}Two", "fooBar", "foo_bar"), TEXT
@@ -291,7 +291,7 @@ def test_property_names_may_be_reserved_words_long_or_clash(crm: Warehouse) -> N
     assert sorted(found[1:]) == sorted(fields.values())
 
 
-def test_a_schema_may_gain_columns(crm: Warehouse) -> None:
+def test_a_schema_can_get_new_columns(crm: Warehouse) -> None:
     first, second = (
         schema("t_growing", {"_id": TEXT, **more}, "_id")
         for more in ({"price": INTEGER}, {"price": INTEGER, "title": TEXT})
@@ -377,7 +377,7 @@ def test_rows_that_a_new_version_lacks_are_deleted_or_marked_until_they_return(
     assert found == [both, [("p1", False)] if hard_delete else [("p1", False), ("p2", True)], both]
 
 
-def test_a_table_without_a_key_is_appended_to(crm: Warehouse) -> None:
+def test_rows_are_appended_to_a_table_without_a_key(crm: Warehouse) -> None:
     visits = schema("t_visits", {"number": INTEGER})
     for _ in range(2):
         load(crm, [visits, *(record("t_visits", {"number": number}) for number in (1, 2))])
@@ -385,7 +385,7 @@ def test_a_table_without_a_key_is_appended_to(crm: Warehouse) -> None:
     assert rows_of(crm, "t_visits", "number") == [(1,), (1,), (2,), (2,)]
 
 
-def test_contradictions_of_the_ledger_are_quarantined_and_rejected_records_can_be_replayed(crm: Warehouse) -> None:
+def test_invalid_and_contradictory_actions_are_quarantined(crm: Warehouse) -> None:
     bad = action("bad", delta="many")
     load(crm, [ACTIONS, action("a", available=5), action("a", available=6), bad, bad])
     again = load(crm, [ACTIONS, action("a", available=5, context=None), action("new", context=None)])
@@ -445,7 +445,7 @@ def test_the_views_show_sums_per_user_and_unexplained_points(crm: Warehouse) -> 
     assert [(award, float(a), float(b)) for award, a, b in drift] == [("w1", 2.0, 10.0), ("w2", 0.0, 0.5)]
 
 
-def test_a_loader_without_the_create_privilege_loads_into_tables_that_ddl_has_printed(
+def test_a_loader_that_may_not_create_tables_loads_into_tables_from_ddl(
     engine: Engine, new_url: Callable[[], str]
 ) -> None:
     if not engine.loader:
