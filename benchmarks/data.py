@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 SCHEMA = json.loads((files("tap_pepper") / "schemas" / "actions.json").read_text())
 STATE_ROWS = 4_000
-# The random award of an action is one of this many awards per action: 100,000 actions belong to about 95,000 awards.
+# Each action gets a random award. There are ten times as many awards as actions, so few actions share an award:
+# 100,000 actions have about 95,000 different awards.
 AWARDS_PER_ACTION = 10
 EFFECTS = {"REWARD_EARNED": "pointsAdded", "REDEEM_PERK": "pointsRedeemed", "AWARD_POINTS_REFUNDED": "pointsRefunded"}
 EFFECT_WEIGHTS = 70, 25, 5
