@@ -247,7 +247,7 @@ def _check_merchant(recorded: Sequence[MerchantCoverage], read: set[str]) -> Non
     known = {each.merchant for each in recorded}
     if read and len(known) == 1 and "" not in known and not read & known:
         raise InputError(
-            "awards: they belong to another merchant than the stored balances; check --schema (default_target_schema), "
+            "the awards and the stored balances belong to different merchants; check --schema (default_target_schema), "
             "and the tap's application_id and api_url"
         )
 

@@ -191,7 +191,7 @@ def as_text(erased: Erased, *, dry_run: bool) -> str:
     payloads = counted(sum(erased.rows.values()), "payload")
     return (
         f"No user has this id; nothing was erased. It appears in {payloads}, perhaps as the id of an award, a perk "
-        "or a location. If it is a user's, --anywhere erases these payloads"
+        "or a location. If it is a user's id, --anywhere erases these payloads"
     )
 
 

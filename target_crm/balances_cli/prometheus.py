@@ -39,7 +39,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         {name: each.rejected for name, each in streams.items()},
     )
     for name, text in (
-        ("newest_at", "When the newest row happened."),
+        ("newest_at", "The time of the newest event in the stream."),
         ("loaded_at", "When the newest row was loaded."),
         ("read_at", "When a finished run last read the stream."),
     ):
@@ -54,7 +54,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
     yield "drifted", "1 if balances differ from the ledger, else 0.", None, {"": status.drifted}
     yield (
         "check_differences",
-        "The number of differences, per comparison of balances with ledger and snapshots.",
+        "The number of differences in each comparison of the balances with the ledger and the snapshots.",
         "check",
         {check.name: check.differing for check in status.checks},
     )
@@ -64,7 +64,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
     yield "coverage_holes_seconds", "Total length of the holes in the coverage.", None, {"": seconds}
     yield (
         "complete_until_timestamp_seconds",
-        "Until when all actions of a merchant were read; the only merchant has an empty name.",
+        "The time up to which all actions of a merchant were read. A single merchant has an empty name.",
         "merchant",
         status.coverage.complete_until,
     )

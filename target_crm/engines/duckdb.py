@@ -157,7 +157,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     def limit_resources(self, connection: Connection) -> None:
         """Use one thread and little memory, because a batch is small."""
         driver_connection: Any = connection.connection.driver_connection
-        # Older versions of this target declared keys. Their indexes must fit into memory.
+        # Older versions of this target declared keys. If there are indexes for such keys, they must fit into memory.
         (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
         in_url = {_ALIASES.get(name, name) for name in connection.engine.url.query}
         if indexes:

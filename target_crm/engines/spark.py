@@ -117,7 +117,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         """Raise an error: Spark cannot rename columns, because each Parquet file contains their names."""
         raise WarehouseError(
             f"Spark cannot rename column {table.name}.{old} to {new}: "
-            "load into a new schema, or copy the tables there under the new names"
+            "load into a new schema, or copy the tables to it with the new column names"
         )
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002

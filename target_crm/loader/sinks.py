@@ -199,7 +199,7 @@ class LedgerSink(StreamSink):
         ledger, staged = self.tables.actions, self.tables.staged_actions
         applied, inserted = insert_absent(self.adapter, connection, ledger, staged, part.rows, *self._left_out)
         self._merge(connection, inserted)
-        # Usually none differs. Checking this first saves three searches through all staged rows.
+        # Usually no staged row differs from the ledger. Checking this first saves three searches through all rows.
         some_differ = applied < len(part.rows) and connection.scalar(staging.count_differing(ledger, staged))
         if some_differ:
             applied += self._complete(connection)

@@ -150,7 +150,7 @@ class TargetCrm(Plugin, Target):
         self.logger.info("loading into %s", self.warehouse.name)
         if self.warehouse.is_in_memory:
             self.logger.warning(
-                "%s: an in-memory database; all data is lost when this run ends, although STATE covers it",
+                "%s is an in-memory database: all data is lost when this run ends, although STATE covers it",
                 self.warehouse.name,
             )
         if not self.warehouse.tested:

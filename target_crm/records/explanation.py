@@ -170,7 +170,7 @@ def _compare(points: Decimal, at: datetime, newest: Action | None) -> str | None
     if at < newest.occurred_at:
         return "older than the newest action"
     is_equal = points == newest.points_available
-    return "agrees with the newest action" if is_equal else "at the time of the newest action, which counts"
+    return "agrees with the newest action" if is_equal else "same time as the newest action, which takes precedence"
 
 
 def _action_line(action: Action) -> Line:
@@ -193,7 +193,7 @@ def _not_counted(action: Action) -> str | None:
     if action.effect:
         return None
     if action.type in EFFECTS and action.change is not None:
-        return "not counted: it does not give the balance"
+        return "not counted: it does not contain the balance"
     return "changes no balance"
 
 

@@ -257,7 +257,7 @@ class Tables:
 def adjusted(balances: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
     """The points of a balance that neither its opening balance nor an action explains.
 
-    The table has no such column, because its value follows from the others, and storing it made each merge of a batch
+    The table has no column for it. The value follows from the other columns, and storing it made each merge of a batch
     15 % slower.
     """
     from_actions = balances.earned_total - balances.redeemed_total + balances.refunded_total

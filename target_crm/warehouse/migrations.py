@@ -408,8 +408,8 @@ def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -
         kept = connection.scalar(select(func.count()).select_from(distinct)) or 0
         if kept < rows:
             logger.warning(
-                "table %r: the new key %s keeps %s of %s rows, the newest of each key",
-                *(old.name, list(keys), f"{kept:,}", f"{rows:,}"),
+                "table %r: keeping %s of %s rows, the newest row for each value of the new key %s",
+                *(old.name, f"{kept:,}", f"{rows:,}", list(keys)),
             )
 
 

@@ -248,7 +248,9 @@ def test_a_change_without_an_action_has_a_reason_that_depends_on_what_was_read(
     ("points", "at", "note"),
     [
         pytest.param(2, "2026-10-01T12:00:00Z", "agrees with the newest action", id="same-time-and-points"),
-        pytest.param(3, "2026-10-01T12:00:00Z", "at the time of the newest action, which counts", id="same-time"),
+        pytest.param(
+            3, "2026-10-01T12:00:00Z", "same time as the newest action, which takes precedence", id="same-time"
+        ),
         pytest.param(3, "2026-10-01T11:59:59.999Z", "older than the newest action", id="older"),
         pytest.param(3, "2026-10-01T12:00:00.001Z", None, id="newer"),
     ],
@@ -293,7 +295,7 @@ def test_an_action_without_the_balance_after_it_does_not_count(sqlite_url: str, 
 
     explained = run("w1").stdout
 
-    assert "a2, not counted: it does not give the balance\n" in explained
+    assert "a2, not counted: it does not contain the balance\n" in explained
     assert "a0, changes no balance\n" in explained
 
 

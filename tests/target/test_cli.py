@@ -347,7 +347,7 @@ def test_the_log_warns_of_an_in_memory_database(main: Main, tmp_path: Path, capl
     path.write_text('{"sqlalchemy_url": "sqlite://"}')
 
     assert main("--config", str(path), messages=f"{ACTIONS}\n{action('a1')}\n") == 0
-    assert "an in-memory database; all data is lost when this run ends" in caplog.text
+    assert "is an in-memory database: all data is lost when this run ends" in caplog.text
 
 
 def test_settings_are_read_from_the_environment(main: Main, monkeypatch: pytest.MonkeyPatch, sqlite_url: str) -> None:

@@ -249,7 +249,7 @@ def test_rows_that_a_new_key_merges_are_counted_in_a_warning(sqlite_url: str, ca
 
     load(sqlite_url, [schema("r", properties, "v")], allow_key_change=True)
 
-    assert "table 'r': the new key ['v'] keeps 1 of 5 rows, the newest of each key" in caplog.text
+    assert "table 'r': keeping 1 of 5 rows, the newest row for each value of the new key ['v']" in caplog.text
     assert query(sqlite_url, "SELECT count(*) FROM r") == [(1,)]
 
 
