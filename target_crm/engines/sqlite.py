@@ -168,11 +168,11 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         connection.execute(merge_on_conflict(insert, merge))
 
     def all_balances(self, tables: Tables) -> Select[Any]:
-        """Group the actions, without sorting those of each award.
+        """Group the actions, without sorting those of each award, and look up each award's snapshot by its key.
 
         SQLite before 3.39 has no full join, and later versions use no index for one of the two subqueries.
         """
-        return balances.all_balances(tables, balances.partials_by_packing(tables.actions))
+        return balances.all_balances(tables, balances.partials_by_packing(tables.actions), balances.by_left_join)
 
     def empty(self, connection: Connection, table: Table) -> None:
         """Delete all rows, and drop the temporary table that hides a work table."""
