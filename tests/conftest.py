@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.postgres import PostgresServer, new_database
@@ -28,6 +29,12 @@ EXPECTED_SKIPS = (
     ".*: runs inside one process here",
     "Firebird, without an adapter: .*",
 )
+
+# On a busy machine, an example may take longer than Hypothesis allows by default.
+settings.register_profile(
+    "busy machine", deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy machine")
 
 
 def pytest_xdist_auto_num_workers() -> int:

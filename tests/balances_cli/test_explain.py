@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from target_crm.balances_cli.explain import as_text, explain
 from target_crm.balances_cli.verify import verify
@@ -323,10 +323,7 @@ def test_a_terminal_of_any_width_shows_whole_ids_and_numbers(sqlite_url: str, wi
     assert action_id in "".join(line[last_column:].strip() for line in lines)
 
 
-quick = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@settings(quick, max_examples=size(30, 60))
+@settings(max_examples=size(30, 60))
 @given(deliveries())
 def test_the_lines_of_any_history_add_up_to_the_stored_balance(sqlite: Warehouse, delivery: Any) -> None:
     _, runs, batch_size_rows = delivery

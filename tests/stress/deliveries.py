@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 delivery_settings = settings(
     phases=PHASES,
-    deadline=None,
-    database=None,
-    print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

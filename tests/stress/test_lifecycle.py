@@ -300,9 +300,6 @@ def test_balances_stay_correct_whatever_happens_and_whenever_a_run_dies(place: P
             phases=PHASES,
             max_examples=LIFECYCLES[place.engine] // len(SHARDS),
             stateful_step_count=size(25, 50),
-            deadline=None,
-            database=None,
-            print_blob=True,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -316,7 +316,6 @@ def test_runs_after_a_kill_emit_everything() -> None:
         settings=settings(
             max_examples=MACHINES,
             stateful_step_count=STEPS,
-            deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),

@@ -45,7 +45,7 @@ def prefetch_windows(
     return prefetch(windows, fetch, workers=workers, size=len, size_max=size_max, on_cancel=lambda: None)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 6), st.integers(1, 40))
 def test_pages_come_in_order_whatever_the_buffer_size(pages: list[int], workers: int, size_max: int) -> None:
     def fetch(window: int, cancel: Event) -> Iterator[str]:

@@ -414,7 +414,7 @@ def with_a_nested_deselection(script: Script) -> Run:
 
 @pytest.mark.parametrize("run_decoded", [with_a_stream_map, with_a_nested_deselection])
 @pytest.mark.parametrize("written", list(TO_BYTES))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(actions=ACTIONS)
 def test_undecoded_and_decoded_rows_give_the_same_records(
     actions: list[dict[str, Any]], written: str, run_decoded: Callable[[Script], Run]

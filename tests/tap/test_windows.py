@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import islice, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tap_pepper.windows import (
@@ -76,7 +76,6 @@ def test_invalid_timestamps_have_no_instant(value: object) -> None:
     assert to_instant(value) is None
 
 
-@settings(deadline=None)  # The first of the rarer forms imports pendulum.
 @given(st.text(max_size=40) | st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.,+Z-]{0,20}", fullmatch=True))
 def test_parsing_never_fails_unexpectedly(text: str) -> None:
     instant = to_instant(text)

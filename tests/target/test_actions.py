@@ -401,7 +401,7 @@ MEMBERS = st.sampled_from(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.tuples(st.integers(0, 1000), VALUES), max_size=3), MEMBERS)
 def test_a_line_gives_the_row_of_its_decoded_record(changes: list[tuple[int, bytes]], members: bytes) -> None:
     document = REWARD_EARNED.encode()

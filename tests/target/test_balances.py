@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 
 from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.warehouse.connection import Warehouse
@@ -45,10 +45,9 @@ def snapshot_of_w1(second: int, read_at: int, value: int | None) -> Snapshot:
 BACK_AND_FORTH = [snapshot_of_w1(0, 1, 5), snapshot_of_w1(0, 2, 7), snapshot_of_w1(0, 3, 5)]
 CORRECTED = [snapshot_of_w1(0, 1, 5), snapshot_of_w1(0, 2, 7)]
 POINTS_REMOVED = [snapshot_of_w1(0, 1, 5), snapshot_of_w1(1, 2, None)]
-quick = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(quick, max_examples=size(30, 60))
+@settings(max_examples=size(30, 60))
 @given(deliveries())
 @example((BACK_AND_FORTH, [[BACK_AND_FORTH[0], BACK_AND_FORTH[2], BACK_AND_FORTH[1]]], 1))
 @example((CORRECTED, [CORRECTED], 1))
@@ -59,7 +58,7 @@ def test_any_delivery_of_a_history_gives_the_oracles_balances_on_sqlite(sqlite: 
 
 
 @pytest.mark.warehouse
-@settings(quick, max_examples=15)
+@settings(max_examples=15)
 @given(deliveries())
 def test_any_delivery_of_a_history_gives_the_oracles_balances_on_postgresql(postgres: Warehouse, delivery: Any) -> None:
     check_delivery(postgres, delivery)
