@@ -36,7 +36,7 @@ def test_an_invalid_tally_in_the_state_counts_as_empty(state: object) -> None:
     [
         pytest.param(2, 2, None, id="the-same"),
         pytest.param(2, 3, 1, id="one-more"),
-        pytest.param(0, 1, 1, id="one-where-none-was"),
+        pytest.param(0, 1, 1, id="one-instead-of-none"),
         pytest.param(3, 1, 0, id="fewer"),
     ],
 )

@@ -126,7 +126,7 @@ def test_paging_follows_only_the_next_key() -> None:
         pytest.param({"items": [A], "page": {"nextKey": None}}, id="nextKey-null"),
         pytest.param({"items": [A], "page": {"nextKey": ""}}, id="nextKey-empty"),
         pytest.param({"awards": [A], "page": {"count": 1}}, id="list-under-its-own-name"),
-        pytest.param([A], id="bare-array"),
+        pytest.param([A], id="bare-list"),
     ],
 )
 def test_the_last_page_is_recognized_in_every_form(body: object) -> None:
@@ -165,7 +165,7 @@ def test_a_row_that_changed_between_two_pages_is_returned_twice() -> None:
     ("keys", "requests"),
     [
         pytest.param(["1", "1"], 2, id="the-same-key-twice"),
-        pytest.param(["1", "2", "3", "1"], 4, id="a-longer-circle"),
+        pytest.param(["1", "2", "3", "1"], 4, id="a-longer-cycle"),
     ],
 )
 def test_a_cycle_of_pages_is_an_error(keys: list[str], requests: int) -> None:
@@ -188,9 +188,9 @@ def test_the_number_of_pages_is_limited(monkeypatch: pytest.MonkeyPatch) -> None
         pytest.param({"status": "OK"}, "without a list under 'items' or 'awards'", id="no-list"),
         pytest.param({"items": None}, "without a list", id="list-null"),
         pytest.param({"items": {"a": 1}}, "without a list", id="list-is-an-object"),
-        pytest.param("OK", "without a list", id="a-text"),
+        pytest.param("OK", "without a list", id="only-text"),
         pytest.param({"items": [A, None]}, "a row is null, expected an object", id="a-row-is-null"),
-        pytest.param({"items": ["a"]}, "a row is text, expected an object", id="a-row-is-a-text"),
+        pytest.param({"items": ["a"]}, "a row is text, expected an object", id="a-row-is-text"),
         pytest.param(
             {"items": [A], "page": {"nextKey": {"_id": "b"}}},
             "nextKey is an object, expected text",
@@ -282,9 +282,9 @@ CUT = gzip.compress(json.dumps({"items": [A, B, C, D] * 100}).encode())[:60]
         pytest.param(Reply(b'{"items": [{"_id"'), id="json-cut-short"),
         pytest.param(Reply(b"\xff\xfe"), id="not-text"),
         pytest.param(Reply(b'{"items": [{"_id": "a", "name": "T\xf6m"}]}'), id="not-utf-8-inside"),
-        pytest.param(Reply(b"[" * 100_000), id="nested-beyond-reason"),
+        pytest.param(Reply(b"[" * 100_000), id="nested-too-deeply"),
         pytest.param(Reply(CUT, headers=dict(GZIP)), id="gzip-cut-short"),
-        pytest.param(Reply(b"not gzip", headers=dict(GZIP)), id="not-gzip-at-all"),
+        pytest.param(Reply(b"not gzip", headers=dict(GZIP)), id="not-gzip"),
         pytest.param(Reply(b"{", headers={"Content-Length": "99", "Connection": "close"}), id="connection-cut"),
     ],
 )
@@ -468,7 +468,7 @@ def test_the_server_time_is_the_date_header() -> None:
         pytest.param(None, id="no-date"),
         pytest.param("yesterday", id="not-a-date"),
         pytest.param("Thu, 01 Jan 1970 00:00:07 GMT", id="a-clock-that-was-never-set"),
-        pytest.param("Fri, 31 Dec 9999 23:59:59 -1200", id="the-end-of-time"),
+        pytest.param("Fri, 31 Dec 9999 23:59:59 -1200", id="the-latest-date"),
     ],
 )
 def test_the_local_clock_is_used_without_a_valid_date(date: str | None, caplog: pytest.LogCaptureFixture) -> None:

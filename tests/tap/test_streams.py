@@ -267,12 +267,12 @@ def test_the_state_of_a_window_follows_all_of_its_records() -> None:
 @pytest.mark.parametrize(
     ("at", "emitted"),
     [
-        pytest.param("2026-10-01T11:54:55.000Z", False, id="at-the-start-it-was-read-before"),
+        pytest.param("2026-10-01T11:54:55.000Z", False, id="at-the-start-so-in-the-window-before"),
         pytest.param("2026-10-01T11:54:55.000001Z", True, id="a-microsecond-after-the-start"),
         pytest.param("2026-10-01T11:54:55.001Z", True, id="after-the-start"),
         pytest.param("2026-10-01T13:59:55.000+02:00", True, id="at-the-end-in-another-offset"),
         pytest.param("2026-10-01T11:59:55.0009Z", True, id="within-the-last-millisecond"),
-        pytest.param("2026-10-01T11:59:55.001Z", False, id="after-the-end-it-is-read-next"),
+        pytest.param("2026-10-01T11:59:55.001Z", False, id="after-the-end-so-in-the-next-window"),
         pytest.param("2026-09-30T12:00:00.000Z", False, id="long-before"),
     ],
 )
@@ -555,9 +555,9 @@ def test_an_invalid_bookmark_stops_only_its_own_stream() -> None:
 @pytest.mark.parametrize(
     "kept",
     [
-        pytest.param({"audit": {"next": "2026-13-45T25"}}, id="audit-of-no-hour"),
-        pytest.param({"audit": {"next": "0001-01-01T00"}}, id="audit-from-the-beginning-of-time"),
-        pytest.param({"audit": {"next": "9999-12-31T23"}}, id="audit-at-the-end-of-time"),
+        pytest.param({"audit": {"next": "2026-13-45T25"}}, id="audit-of-an-invalid-hour"),
+        pytest.param({"audit": {"next": "0001-01-01T00"}}, id="audit-from-the-earliest-hour"),
+        pytest.param({"audit": {"next": "9999-12-31T23"}}, id="audit-at-the-latest-hour"),
         pytest.param({"audit": {"next": None, "until": 5, "hours": {"x": "y", "z": 7}}}, id="audit-of-other-shape"),
         pytest.param({"read_until": 5, "border": ["a"]}, id="border-of-other-shape"),
         pytest.param({"read_until": "9999-12-31T23:59:59Z", "border": "a"}, id="read-in-the-future"),
@@ -702,7 +702,7 @@ def test_later_runs_request_changes_since_the_bookmark_minus_the_lookback(stream
     ("updated_at", "emitted"),
     [
         pytest.param("2026-10-01T10:54:59.999Z", False, id="before-the-bound"),
-        pytest.param("2026-10-01T10:54:59.9999Z", False, id="a-hair-before"),
+        pytest.param("2026-10-01T10:54:59.9999Z", False, id="just-before-the-bound"),
         pytest.param("2026-10-01T10:55:00.000Z", True, id="at-the-bound"),
         pytest.param("2026-10-01T11:59:59.000Z", True, id="not-settled-yet"),
         pytest.param("2026-10-01T10:55:00+00:00", True, id="in-another-form"),
@@ -966,11 +966,11 @@ def test_an_incomplete_read_deletes_nothing() -> None:
 @pytest.mark.parametrize(
     ("fraction", "left", "activated"),
     [
-        pytest.param(0.5, [P], True, id="half-is-gone"),
-        pytest.param(0.4, [P], False, id="more-is-gone-than-allowed"),
-        pytest.param(0.5, [R], False, id="others-came-in-their-place"),
-        pytest.param(0.5, [], False, id="nothing-came"),
-        pytest.param(1.0, [], True, id="nothing-came-and-that-is-allowed"),
+        pytest.param(0.5, [P], True, id="half-of-the-rows-missing"),
+        pytest.param(0.4, [P], False, id="more-rows-missing-than-allowed"),
+        pytest.param(0.5, [R], False, id="replaced-by-other-rows"),
+        pytest.param(0.5, [], False, id="no-rows"),
+        pytest.param(1.0, [], True, id="no-rows-but-allowed"),
     ],
 )
 def test_too_many_deletions_at_once_are_not_reported(
@@ -1096,7 +1096,7 @@ def test_every_run_gets_further_than_the_last_one_however_long_the_lookback_take
 
 @pytest.mark.parametrize(
     ("bookmark", "waited"),
-    [pytest.param("2026-10-01T11:00:00.000Z", False, id="a-poll"), pytest.param(None, True, id="a-seed")],
+    [pytest.param("2026-10-01T11:00:00.000Z", False, id="a-poll"), pytest.param(None, True, id="a-full-load")],
 )
 def test_a_long_wait_ends_a_poll_of_awards_but_not_the_first_full_read(
     bookmark: str | None, waited: bool, caplog: pytest.LogCaptureFixture
