@@ -431,7 +431,7 @@ class PepperStream(Stream):
     def _warn_of_deselected_fields(self, metadata: MetadataMapping) -> None:
         if deselected := [name for name in self._key_fields if metadata["properties", name].selected is False]:
             self.logger.warning(
-                "%s: the catalog deselects %s; ignored, because the key or the bookmark needs it",
+                "%s: the catalog deselects %s; still emitted, because the key or the bookmark needs it",
                 self.name,
                 ", ".join(deselected),
             )

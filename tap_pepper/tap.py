@@ -188,9 +188,8 @@ class TapPepper(Plugin, Tap):
         bookmarks = read_bookmarks(state, required_keys)
         if any(bookmark.get("merchant", self.merchant) != self.merchant for bookmark in bookmarks.values()):
             msg = (
-                "state: it belongs to another merchant, because it was written with another host in api_url or another "
-                "application_id; use one state per merchant. If only the host has changed, remove every 'merchant' "
-                "from the state"
+                "state: it belongs to another merchant: application_id or the host in api_url differs; use one state "
+                "per merchant, or, if only the host has changed, remove every 'merchant' from the state"
             )
             raise ConfigError(msg)
         for bookmark in bookmarks.values():

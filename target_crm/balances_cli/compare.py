@@ -247,8 +247,8 @@ def _check_merchant(recorded: Sequence[MerchantCoverage], read: set[str]) -> Non
     known = {each.merchant for each in recorded}
     if read and len(known) == 1 and "" not in known and not read & known:
         raise InputError(
-            "the awards and the stored balances belong to different merchants; check --schema (default_target_schema), "
-            "and the tap's application_id and api_url"
+            "awards: the input and the stored balances belong to different merchants; check --schema "
+            "(default_target_schema), and the tap's application_id and api_url"
         )
 
 

@@ -273,7 +273,7 @@ def test_awards_of_another_merchant_are_an_error_of_one_line(sqlite_url: str) ->
     ran = compare(sqlite_url, [AWARDS, W1, W2, bookmark(merchant="b")])
 
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert "the awards and the stored balances belong to different merchants; check --schema" in ran.stderr
+    assert "awards: the input and the stored balances belong to different merchants; check --schema" in ran.stderr
     assert sum("different merchants" in line for line in ran.stderr.splitlines()) == 1
     assert compare(sqlite_url, [AWARDS, W1, W2, bookmark(merchant="a")]).returncode == 0
 

@@ -465,7 +465,7 @@ def test_a_catalog_can_neither_deselect_nor_replace_a_key(caplog: pytest.LogCapt
 
     assert run.schema("actions")["key_properties"] == ["_id"]
     assert [(record["_id"], record["when_timestamp"]) for record in run.records("actions")] == [("a", at)]
-    assert "actions: the catalog deselects _id, when_timestamp; ignored, because the key or the" in caplog.text
+    assert "actions: the catalog deselects _id, when_timestamp; still emitted, because the key or the" in caplog.text
     assert "actions: ignored the catalog's key_properties; the key is _id" in caplog.text
 
 
