@@ -99,7 +99,7 @@ class Settings:
     concurrency: int = setting(
         "Concurrency",
         "Maximum number of concurrent requests, when there is more than one window of actions to read. On HTTP 429 the "
-        "tap halves the number of requests, and then raises it again gradually.",
+        "tap halves this number, and then raises it again gradually.",
         default=4,
         minimum=1,
         maximum=16,
