@@ -56,7 +56,7 @@ METADATA_DOCS = {
     EXTRA: "Fields that the stream's schema does not name, as a JSON object.",
     EXTRACTED_AT: "When the tap read the row (time_extracted in its message).",
     BATCHED_AT: "When the target loaded the row.",
-    TABLE_VERSION: "The version of the last complete read that emitted the row; null for a stream without versions.",
+    TABLE_VERSION: "The version of the last complete read that emitted the row; null if the tap sent no version.",
     DELETED_AT: "When the row was reported as deleted; null while it exists.",
 }
 # Descriptions of the columns of `awards` that balances need.
@@ -347,7 +347,7 @@ def _ledger_columns() -> list[Column[Any]]:
         Column("points_refunded", Points, doc="Points refunded.", info=_from("metadata.pointsRefunded")),
         Column("source", LongText(), doc="The part of Pepper that reported the action.", info=_from("source")),
         Column("environment", LongText(), doc="Pepper's environment, such as BETA.", info=_from("environment")),
-        Column("payload", JsonText, doc="The whole action as JSON; null if it is not stored, or was erased."),
+        Column("payload", JsonText, doc="The whole action as JSON; null if store_payload is false, or once erased."),
         Column("loaded_at", Instant, nullable=False, doc="When the target loaded the action."),
     ]
 
