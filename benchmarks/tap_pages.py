@@ -1,4 +1,4 @@
-"""A server that is never the bottleneck, because it prepares its pages of actions before the first request.
+"""A server that is never the bottleneck: it runs in a separate process, and prepares its pages before it serves.
 
     python -m benchmarks.tap_pages --actions 1000000 --rows-per-page 100
 

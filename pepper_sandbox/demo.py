@@ -121,7 +121,7 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], log: Path) ->
 
 
 def _compare(environment: Mapping[str, str], log: Path) -> subprocess.CompletedProcess[str]:
-    """Compare all awards with the balances, and return the finished command. Raise a DemoError if the command fails."""
+    """Compare all awards with the balances, and return the finished command. Raise a DemoError if it cannot compare."""
     print(f"Running `{' '.join(READ_AWARDS)} | {' '.join(COMPARE)}` …\n", flush=True)
     with (
         log.open("a") as errors,

@@ -245,7 +245,7 @@ class World:
         self._plan(CAMPAIGN_DAYS * DAY_MS, self._run_campaign)
 
     def _join(self, number: int) -> User:
-        """Create a user before the history begins. Half of the users already have a coffee card with points."""
+        """Create a user before the history begins. Half of them have a coffee card whose points no action explains."""
         created_ms = self._now_ms - DAY_MS - self._below(300 * DAY_MS)
         user = User(
             id=self._new_id(),

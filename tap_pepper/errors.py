@@ -54,4 +54,4 @@ class RetriableAPIError(PepperError):
 
 
 class TimeLimitReached(PepperError):
-    """A wait for Pepper, or before a retry, would exceed `max_run_seconds`."""
+    """A wait that Pepper requests, or a wait before a retry, would exceed `max_run_seconds`."""

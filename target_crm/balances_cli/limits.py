@@ -26,8 +26,8 @@ class Limits:
 
     Attributes:
         age: The maximum age of the time up to which actions were read.
-        rejected: The number of records in quarantine.
-        holes: The number of holes in the coverage.
+        rejected: The maximum number of records in quarantine.
+        holes: The maximum number of holes in the coverage.
     """
 
     age: timedelta | None = None

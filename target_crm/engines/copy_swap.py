@@ -1,4 +1,4 @@
-"""Scratch tables for engines without UPDATE. They delete rows and insert changed copies, or rewrite the whole table."""
+"""Scratch tables for engines that delete changed rows and insert copies, or that rewrite the whole table."""
 
 from __future__ import annotations
 

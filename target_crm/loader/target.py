@@ -254,7 +254,7 @@ class TargetCrm(Plugin, Target):
     def _emit_state(self, state: str) -> None:
         """Write a STATE line. If stdout is closed, continue to load. The next run then reads the same data again.
 
-        Write no STATE after the warehouse has rejected rows, because the STATE would cover these rows.
+        Write no STATE once a stream was stopped because the warehouse rejects its rows: the STATE would cover them.
         """
         if self.writer.stopped:
             return

@@ -94,8 +94,8 @@ def judge_absent(stored: Stored, meanwhile: Interval) -> Verdict | None:
 class AwardsRead:
     """Find out which awards a tap has sent, from the STATE and ACTIVATE_VERSION messages around them.
 
-    Before a tap reads, it emits the state that it was started with. If that state has a bookmark for awards, the tap
-    reads only changes. After the last award, the tap emits another bookmark, or ACTIVATE_VERSION.
+    Before a tap reads, it emits the state that it was started with. After the last award, it emits another bookmark, or
+    ACTIVATE_VERSION. With a bookmark for awards at its start, a tap reads only changes, unless it refreshes all awards.
 
     =============================  ================================================  =====================
     bookmark before the first      after the last award                              read

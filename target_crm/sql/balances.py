@@ -172,7 +172,10 @@ def _sums(actions: Columns) -> list[Label[Any]]:
 
 @cache
 def partials_from_snapshots(awards: FromClause) -> Select[Any]:
-    """Compute one partial balance per snapshot with points. `awards` has the columns of the table `awards`."""
+    """Compute one partial balance per snapshot with points.
+
+    `awards` has the columns of the table `awards`, and one row per award.
+    """
     c = awards.c
     return select(
         c["_id"].label("award_id"),

@@ -42,7 +42,7 @@ deltas = st.one_of(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Action | Snapshot]:
-    """Actions and snapshots of a few awards. Each action occurs once, and each award has one snapshot per time."""
+    """Actions and snapshots of a few awards. Each action occurs once. An award has at most one snapshot per time."""
     actions = [
         Action(
             action_id=action_id,
