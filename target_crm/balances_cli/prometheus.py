@@ -39,7 +39,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         {name: each.rejected for name, each in streams.items()},
     )
     for name, text in (
-        ("newest_at", "The time of the newest event in the stream."),
+        ("newest_at", "The time of the newest event. Without events, when the newest row was extracted."),
         ("loaded_at", "When the newest row was loaded."),
         ("read_at", "When a finished run last read the stream."),
     ):

@@ -100,9 +100,7 @@ class Tables:
         ledger_info = {
             MONTHS_OF: "occurred_at",
             FORMER_COLUMN: "content_hash",
-            DESCRIPTION: (
-                "The ledger: one row per action. The target never changes a row, except to add missing points."
-            ),
+            DESCRIPTION: "The ledger: one row per action. The target never changes a row that a balance counts.",
         }
         self.actions = Table("actions", self.metadata, *_ledger_columns(), info=ledger_info)
         self.award_balances = Table(

@@ -417,7 +417,7 @@ def test_spaces_around_an_environment_variable_that_is_no_text_are_ignored(
 @pytest.mark.parametrize(
     "name", ["port", "batch_size_rows", "hard_delete", "max_rejected_fraction", "stream_maps", "options"]
 )
-def test_empty_text_in_a_config_file_counts_as_unset_where_the_setting_is_no_text(
+def test_empty_text_in_a_config_file_counts_as_unset_if_the_setting_is_not_text(
     main: Main, sqlite_url: str, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / "config.json"
