@@ -1,4 +1,4 @@
-"""Errors of the tap, named by what to do next.
+"""The tap's errors, one class for each way to react.
 
 Each message is one line for an operator: where it happened, what happened, and what was expected or what to do.
 A message never contains a token, a record or a response body.
@@ -20,7 +20,7 @@ class FatalAPIError(PepperError):
 
 
 class FatalRunError(FatalAPIError):
-    """A retry cannot succeed, and no other stream can either."""
+    """A retry cannot succeed, and all other streams would fail as well."""
 
 
 class StreamsFailed(PepperError):

@@ -45,15 +45,15 @@ if TYPE_CHECKING:
     from tap_pepper.raw_json import Row
 
 TEST_WINDOW_SECONDS = 100 * 366 * 24 * HOUR_SECONDS
-"""The length of the only window of a `--test` run, which contains everything."""
+"""A `--test` run reads a single window of this length, which contains all actions."""
 PREFETCHED_ROWS_MAX = 10_000
-"""How many fetched rows may wait in memory to be emitted. Each window in progress may always hold one page."""
+"""At most this many fetched rows wait in memory to be emitted, except that each window may always hold one page."""
 DAY_SECONDS = 24 * HOUR_SECONDS
 MINUTE_CHARS = len("2026-10-01T11:55")
 
 
 class FullTableStream(PepperStream):
-    """An endpoint that every run reads completely, which also finds deleted rows."""
+    """An endpoint that every run reads completely, so that the tap also finds deleted rows."""
 
     bookmark_keys: ClassVar[tuple[str, ...]] = ("version",)
 
@@ -67,25 +67,25 @@ class FullTableStream(PepperStream):
             yield from self.read_all(self.select_fields)
 
     def read_all(self, prepare: Callable[[Row], Row | None]) -> Iterator[list[Row]]:
-        """Yield all rows as a version of the table; a row that is missing from two reads in a row counts as deleted.
+        """Yield all rows as one version of the table. A row counts as deleted once two consecutive reads lack it.
 
-        An ACTIVATE_VERSION message follows the last row. Targets then delete the rows of older versions, and some show
-        only the rows of the version that the message names. The message names the version of this read if all rows of
-        this read and of the previous one have that version by now. This is so in two cases:
+        An ACTIVATE_VERSION message follows the last row. Targets then delete the rows of older versions, and some
+        targets show only the rows of the version that the message names. The message names the version of this read if,
+        by now, all rows of this read and of the previous read have this version. There are two such cases:
 
         - The previous read had the same version. The version stays until a read lacks rows of the read before it.
         - This read has all rows of the previous read.
 
-        Otherwise the message names the version of the previous read, so that the rows of both reads stay: pages that
-        shift during a read can hide a row from the tap. A read that lacks more than `max_deleted_fraction` of the known
-        rows does not count. A new version is Pepper's time in milliseconds.
+        Otherwise the message names the version of the previous read, so that targets keep the rows of both reads. A row
+        may only seem to be missing, because pages can shift while the tap reads them. A read that lacks more than
+        `max_deleted_fraction` of the known rows does not count. A new version is Pepper's time in milliseconds.
         """
         state = self.stream_state
         sample = KeySample(state.get("known"))
         pages = self.pages(self.query())
         first = next(pages)
-        # `lacked_rows` is None if rows may have been emitted since the last complete read: a run was killed, or has
-        # read changes.
+        # `lacked_rows` is None if a run may have emitted rows since the last complete read: a run that was killed, or
+        # a run that read only changes.
         lacked_rows = None if self.is_test else state.pop("lacked_rows", None)
         if lacked_rows is not None:
             self.write_state()
@@ -133,7 +133,7 @@ class ChangesStream(FullTableStream):
         return 0
 
     def rows(self) -> Generator[list[Row], None, None]:
-        """Yield the rows that changed since the bookmark minus the lookback; without a bookmark, all rows.
+        """Yield the rows that changed since the bookmark minus the lookback. Without a bookmark, yield all rows.
 
         The new bookmark is the upper bound of the run, not the newest change: a row may change after its page was read,
         and the next run has to find that change. Rows that an earlier run emitted unchanged are skipped.
@@ -174,7 +174,7 @@ class ChangesStream(FullTableStream):
         except TimeLimitReached:
             self.run.postponed.append(f"{self.name} not read, because Pepper asked to wait")
             return
-        # A row that changes and changes back must be emitted twice, so only its last form is remembered.
+        # If a row changes and later changes back, the tap must emit both changes. So it remembers only the last form.
         recent_rows.drop_earlier_runs()
         self.write_bookmark(until, border=recent_rows.to_state(reread_from))
 
@@ -293,9 +293,9 @@ class WindowedStream(PepperStream):
         )
 
     def _backfill(self, coverage: Coverage, missing: Window) -> Generator[list[Row], None, None]:
-        """Yield the rows that the coverage lacks.
+        """Yield the rows of the time that no run has read yet, newest window first.
 
-        The newest window comes first, so that the coverage in the STATE is a single interval after each window.
+        This order keeps the coverage in the STATE a single interval after each window.
         """
         self.logger.info("%s: first reading %s, which no run has read yet", self.name, missing)
         length_seconds = self._first_window_seconds
@@ -329,9 +329,9 @@ class WindowedStream(PepperStream):
             self.stream_state.update(coverage.to_state())
 
     def _can_wait(self, seconds: float) -> bool:
-        """Return whether there is time for more after a wait of `seconds`.
+        """Return whether time is left after a wait of `seconds`.
 
-        Until the run has read further than all runs before it, the answer is always True.
+        The answer is always True until the run has read further than all earlier runs, so that each run makes progress.
         """
         return not self._reached_new_rows or self.run.time_limit.allows_actions(seconds)
 
@@ -382,10 +382,10 @@ class WindowedStream(PepperStream):
 
 
 def normalize_updated_at(row: Row) -> str | None:
-    """Replace a row's `updatedAt` with the same time as an instant.
+    """Convert a row's `updatedAt` to an instant in place.
 
     Returns:
-        The instant. None if `updatedAt` is missing or invalid; the row stays unchanged then.
+        The instant, or None if `updatedAt` is missing or invalid. In that case the row stays unchanged.
     """
     instant = to_instant(from_json(row.get("updatedAt")))
     if instant is not None:

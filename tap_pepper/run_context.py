@@ -49,20 +49,20 @@ class TimeLimit:
 
 
 class UpperBound:
-    """The bound up to which a run reads, the same for all streams: Pepper's clock minus `settle_seconds`."""
+    """How far a run reads: up to Pepper's current time minus `settle_seconds`. All streams share this bound."""
 
     def __init__(self, client: PepperClient, settle_seconds: int) -> None:
         self._client = client
         self._settle_seconds = settle_seconds
         self._value: str | None = None
         self.agreed: str
-        """The upper bound by whichever clock is behind, Pepper's or the local one, because either may be wrong.
+        """The same bound, but by the clock that is behind, Pepper's or the local one. Either clock may be wrong.
 
-        The first call of `get` sets it.
+        The first call of `get` sets this attribute.
         """
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> str:
-        """Return the bound; the first call asks Pepper for the time.
+        """Return the bound. The first call asks Pepper for the time.
 
         Args:
             path: The endpoint to ask.
@@ -83,7 +83,7 @@ class RunContext:
         client: The connection to Pepper.
         settings: The settings of the run.
         writer: Writes the Singer messages.
-        merchant: A hash of Pepper's host and the merchant's code; a STATE contains it.
+        merchant: A hash of Pepper's host and the merchant's code. Each STATE contains this hash.
         time_limit: Says whether there is time to read more.
         upper_bound: The time up to which to read.
         drops_records: Whether a stream map may drop records of a stream.

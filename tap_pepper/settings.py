@@ -183,7 +183,7 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
-        """Read a config in which `find_problems` found nothing; a null value means the default.
+        """Create the settings from a config that `find_problems` has checked. A null value means the default.
 
         `start_date` becomes a bound (see `windows`). Blanks around text are removed.
         """
@@ -213,7 +213,7 @@ def find_problems(config: Mapping[str, Any], reported: Collection[str]) -> list[
 
     Args:
         config: The config with defaults.
-        reported: The settings that contradict the JSON Schema.
+        reported: The settings that the JSON Schema has already rejected. They are not checked again.
     """
     lines = []
     checks = {

@@ -1,4 +1,4 @@
-"""The streams, one declaration per endpoint."""
+"""Declare the streams, one class per endpoint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Perks(FullTableStream):
-    """Templates of awards."""
+    """The merchant's perks, which are templates for awards."""
 
     name = "perks"
     path = "/perks"
 
 
 class Awards(ChangesStream):
-    """Each user's copies of perks, with the points on them."""
+    """The users' copies of perks, each with the points on it."""
 
     name = "awards"
     path = "/awards"
@@ -41,7 +41,7 @@ class Awards(ChangesStream):
         return self.run.settings.awards_full_refresh_days
 
     def complete_row(self, row: Row) -> str | None:
-        """Complete a row as other streams do, and convert its points to a number."""
+        """Convert the row's `updatedAt` to an instant, and its points to a number."""
         convert_award_points(row)
         return super().complete_row(row)
 
@@ -78,20 +78,20 @@ class Actions(WindowedStream):
     )
 
     def window_query(self, window: Window) -> dict[str, str]:
-        """Return a filter on time, and on the types in `action_types`."""
+        """Filter by the window's times, and by type if `action_types` is set."""
         query = {"when.timestamp.gt": window.after, "when.timestamp.lte": window.until}
         if types := self.run.settings.action_types:
             query["type.in"] = ",".join(types)
         return query
 
     def check_row(self, row: Row, window: Window) -> tuple[bool, str | None]:
-        """Check type and time, because Pepper may ignore the filter."""
+        """Check the action's type and time again, because Pepper may ignore the filter."""
         types = self.run.settings.action_types
         if types and from_json(row.get("type")) not in types:
             return False, None
         instant = complete_action(row)
-        # Convert the points only now, so that an `_id` made from the content is the same as in older versions of the
-        # tap.
+        # `complete_action` may make an `_id` from the content. Convert the points afterwards, so that this `_id` is the
+        # same as in older versions of the tap.
         convert_action_points(row)
         return instant is None or window.contains(instant), instant
 
@@ -110,7 +110,7 @@ _NO_ID = (None, JsonText(b"null"), JsonText(b'""'))
 
 
 def complete_action(row: Row) -> str | None:
-    """Add an action's time at the top level, as `when_timestamp`, and an `_id` if it has none.
+    """Add the top-level field `when_timestamp` to an action, and an `_id` if the action has none.
 
     The generated `_id` is a hash of the content, so it is the same in every run.
 

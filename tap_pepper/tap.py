@@ -1,4 +1,4 @@
-"""The tap: its settings, its streams, its command line."""
+"""Define the tap: its settings, its streams and its command line."""
 
 from __future__ import annotations
 
@@ -157,14 +157,14 @@ class TapPepper(Plugin, Tap):
         return are_readable
 
     def write_selected_schemas(self) -> None:
-        """Write the SCHEMA message of each selected stream, unlike the SDK's `write_schemas`, which writes all."""
+        """Write the SCHEMA message of each selected stream. The SDK's `write_schemas` ignores the selection."""
         for stream in cast("dict[str, PepperStream]", self.streams).values():
             if stream.selected:
                 stream._write_schema_message()  # noqa: SLF001
 
     def discover_streams(self) -> list[PepperStream]:
         """Return one stream per endpoint. The stream `users` is only included with the setting `include_users`."""
-        # Discovery works with an incomplete config, from which `settings` cannot be made.
+        # Read the raw config, because discovery must also work without the required settings.
         included = [stream for stream in STREAMS if not stream.is_personal or self.config.get("include_users")]
         for name in [stream.name for stream in STREAMS if stream not in included]:
             entry = self.input_catalog.get_stream(name) if self.input_catalog else None
@@ -173,7 +173,7 @@ class TapPepper(Plugin, Tap):
         return [stream(self, lambda: self.run_context) for stream in included]
 
     def setup_mapper(self) -> None:
-        """Set up stream maps once every stream has completed its part of the catalog, which they are made from."""
+        """Create the streams first: each one completes the catalog entry from which the SDK makes its stream map."""
         _ = self.streams
         super().setup_mapper()
 
@@ -212,7 +212,7 @@ class TapPepper(Plugin, Tap):
 
     @classmethod
     def get_singer_command(cls) -> click.Command:
-        """Return the command. It parses `--catalog` before `--test`, whatever their order."""
+        """Return the command. It parses `--catalog` before `--test`, even if `--test` comes first."""
         command = super().get_singer_command()
         for option in command.params:
             if option.name == "catalog":

@@ -1,8 +1,8 @@
-"""Instants, time windows and bookmarks: the arithmetic that decides whether an action is ever read.
+"""Compute instants, time windows and bookmarks. A mistake here could mean that an action is never read.
 
-An *instant* is a UTC time as text, `2026-10-01T08:30:00.250Z`, with three decimal places, or more where the source has
-more. Without their `Z`, instants sort as text in order of time. A *bound* (a bookmark, an edge of a window, the upper
-bound of a run) is an instant with exactly three decimal places.
+An *instant* is a UTC time as text, `2026-10-01T08:30:00.250Z`. It has three decimal places, or more if the source has
+more. To compare two instants as text, remove the `Z` first. A *bound* (a bookmark, an edge of a window, the upper bound
+of a run) is an instant with exactly three decimal places.
 
 This module does no I/O and reads no clock.
 """
@@ -30,8 +30,8 @@ WINDOW_SECONDS_FIRST = 6 * 3600.0
 PAGES_WANTED = 8
 """The number of pages per window to aim for.
 
-With fewer pages, writing STATE takes more time. With more pages, the run after a killed run has to read more of them
-again.
+With fewer pages, the tap spends more time on writing STATE. With more pages, it has to read more of them again after a
+killed run.
 """
 GROWTH_MAX = 4.0
 SHRINK_MAX = 8.0
@@ -139,7 +139,7 @@ def is_at_or_after(instant: str, bound: str) -> bool:
 
 
 def upper_bound(now: datetime, settle_seconds: float) -> str:
-    """Return how far a run may read: `now`, less the time that Pepper gets to make an action visible."""
+    """Return how far a run may read. Pepper may not have made the actions of the last `settle_seconds` visible yet."""
     return subtract_seconds(to_bound(now), settle_seconds)
 
 
@@ -155,12 +155,12 @@ def resume_after(*, read_until: str | None, start: str | None, until: str, lookb
 
 
 def advance_bookmark(bookmark: str | None, read_until: str) -> str:
-    """Return the later of the bookmark and the bound up to which all rows were emitted."""
+    """Return the bookmark after all rows up to `read_until` were emitted. A bookmark never moves back."""
     return read_until if bookmark is None else max(bookmark, read_until)
 
 
 def hours_due(first_hour: str, until: str, age_hours: float, hours_max: int) -> list[str]:
-    """Return up to `hours_max` hours, from `first_hour` on, that ended at least `age_hours` before `until`."""
+    """Return the hours from `first_hour` on that ended at least `age_hours` before `until`, at most `hours_max`."""
     hour = _to_datetime(f"{first_hour}:00:00.000Z")
     last_end = _to_datetime(until) - timedelta(hours=age_hours)
     due: list[str] = []
@@ -171,55 +171,56 @@ def hours_due(first_hour: str, until: str, age_hours: float, hours_max: int) -> 
 
 
 def next_hour(bound: str) -> str:
-    """Return the first hour that starts at or after a bound: `2026-10-01T11`."""
+    """Return the first hour that starts at or after a bound, such as `2026-10-01T11`."""
     moment = _to_datetime(bound)
     start = moment.replace(minute=0, second=0, microsecond=0)
     return to_bound(start if start == moment else start + HOUR)[:HOUR_CHARS]
 
 
 def parse_hour(text: object) -> str | None:
-    """Parse an hour from a STATE, `2026-10-01T11`; None if it is invalid or its year is out of range."""
+    """Parse an hour such as `2026-10-01T11`. Return None if it is invalid or not in the years 1970 to 9998."""
     instant = to_instant(f"{text}:00:00.000Z")
     return instant[:HOUR_CHARS] if instant and "1970" <= instant < "9999" else None
 
 
 def hour_window(hour: str) -> Window:
-    """Return the window of all milliseconds of an hour such as `2026-10-01T11`."""
+    """Return the window that covers a whole hour such as `2026-10-01T11`."""
     start = _to_datetime(f"{hour}:00:00.000Z")
     return Window(to_bound(start - MILLISECOND), to_bound(start + HOUR - MILLISECOND))
 
 
 @dataclass(frozen=True)
 class Window:
-    """The time after one bound, up to and including another: (after, until]."""
+    """A span of time that starts right after the bound `after` and includes the bound `until`."""
 
     after: str
     until: str
 
     def contains(self, instant: str) -> bool:
-        """Return whether a row of this instant belongs to the window, whatever precision the source compares in.
+        """Return whether a row with this instant belongs to the window.
 
-        A row at `until` plus 0.4 ms is in this window for a source that counts milliseconds, and in the next window for
-        a source that counts microseconds. Both windows contain it, so that neither source loses the row.
+        Take a row 0.4 ms after `until`. If Pepper compares times in milliseconds, it returns the row in this window. If
+        it compares them in microseconds, it returns the row in the next window. Both windows accept the row, so that it
+        is never lost.
         """
         return self.after[:-1] < instant[:-1] and instant[:_MILLIS_CHARS] <= self.until[:-1]
 
     @property
     def seconds(self) -> float:
-        """The length of the window."""
+        """The length of the window in seconds."""
         return seconds_between(self.after, self.until)
 
     def __str__(self) -> str:
-        """The window in UTC, to the second: `2026-10-01 10:00:00 to 10:05:00`.
+        """Format the window in UTC, to the second: `2026-10-01 10:00:00 to 10:05:00`.
 
-        If the end is on another day, its date is also shown.
+        If the window ends on another day, the text also contains that date.
         """
         start, end = (bound[:_SECONDS_CHARS].replace("T", " ") for bound in (self.after, self.until))
         return f"{start} to {end.removeprefix(start[:_DAY_CHARS])}"
 
 
 def split_into_windows(after: str, until: str, length_seconds: Callable[[], float]) -> Iterator[Window]:
-    """Split (after, until] into adjacent windows, oldest first; no windows if `until` is not later than `after`.
+    """Split a span of time into adjacent windows, oldest first. Yield none if `until` is not later than `after`.
 
     Args:
         after: Where the first window starts.
@@ -237,7 +238,7 @@ def split_backwards(span: Window, length_seconds: Callable[[], float]) -> Iterat
     """Split a window into adjacent windows, newest first.
 
     Args:
-        span: The window.
+        span: The window to split.
         length_seconds: Called before each window for its maximum length.
     """
     start, end = _to_datetime(span.after), _to_datetime(span.until)

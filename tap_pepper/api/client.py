@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tap-pepper.client")
 
 PAGES_MAX: Final = 1_000_000
-"""The most pages that one query may have. The client remembers the key of each page, to detect a cycle."""
+"""A query may have at most this many pages. The client remembers the key of each page, to detect a cycle."""
 SKEW_QUIET: Final = timedelta(seconds=60)
-"""The tap logs a difference between its clock and Pepper's only if the difference is larger than this."""
+"""The tap warns only if the local clock differs from Pepper's by more than this."""
 
 
 class _Token(AuthBase):
-    """Adds the token to a request. A session with an `auth` does not send a password from ~/.netrc instead."""
+    """Adds the token to a request. Without this `auth`, requests would send a password from ~/.netrc."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -101,8 +101,8 @@ class PepperClient:
             # Even with `allow_redirects=False`, requests looks up the target of a redirect and reads the redirect's
             # whole body.
             session.get_redirect_target = lambda _: None  # type: ignore[assignment, method-assign]
-            # If Pepper's API runs on this machine, a proxy from the environment would carry the unencrypted token off
-            # it.
+            # If Pepper's API runs on this machine, use no proxy from the environment: it would carry the unencrypted
+            # token to another machine.
             session.trust_env = not is_loopback(urlsplit(self._settings.api_url).hostname or "")
             session.headers.update(
                 {
@@ -124,7 +124,7 @@ class PepperClient:
                 session.close()
 
     def traffic(self, path: str) -> Traffic:
-        """Return the pages and retries of an endpoint's requests so far."""
+        """Return how many pages and retries the requests to an endpoint have had so far."""
         with self._lock:
             return self._traffic.setdefault(_resource_of(path), Traffic())
 
@@ -156,7 +156,7 @@ class PepperClient:
         """Read all pages of a query.
 
         Args:
-            path: `/actions`.
+            path: The endpoint, such as `/actions`.
             params: Query parameters, except those for paging.
             cancel: Once this is set, the read ends before the next request, and waits end at once.
             can_wait: Called before each wait that Pepper requests and before each retry; False ends the read.

@@ -46,8 +46,8 @@ def prefetch(
     Args:
         windows: The windows to fetch. Only the caller's thread takes windows from here, one at a time, when there is
             space.
-        fetch: Yields the pages of a window until its event is set. The caller gets an error after the pages before the
-            error.
+        fetch: Yields the pages of a window until its event is set. If it fails, the caller first gets the pages
+            that it yielded, and then the error.
         workers: Maximum number of threads.
         size: Returns the size of a page.
         size_max: Maximum total size of all buffered pages.

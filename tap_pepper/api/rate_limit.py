@@ -1,4 +1,4 @@
-"""One rate limiter for all requests of a run, whichever thread sends them."""
+"""Limit the rate of requests. All threads of a run share one limiter."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ A list endpoint answers with a page:
 
     {"items": [{"_id": "5f…", …}, …], "page": {"count": 100, "limit": 100, "nextKey": "eyJfaWQi…"}}
 
-The rows are under `items` or under the name of the resource, or they are the whole body. More pages follow only if
-there is a `nextKey`, which is opaque. Even an empty page may have a `nextKey`.
+The rows are listed under `items` or under the name of the resource, or the body itself is the list. More pages follow
+only if there is a `nextKey`, which is opaque. Even an empty page may have a `nextKey`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMPRESSED_BYTES_MAX: Final = 64 * 1024 * 1024
 BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 YEARS: Final = range(2000, 9999)
-"""A clock that shows a year outside this range was never set."""
+"""If a date is not in these years, the clock that it comes from was never set."""
 
 _KINDS: Final = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
 
@@ -124,7 +124,7 @@ def decode_fields(body: bytes) -> Row:
 
 
 def parse_http_date(text: str | None) -> datetime | None:
-    """Parse an HTTP date; None if it is missing or invalid, or if its year is not in `YEARS`."""
+    """Parse an HTTP date. Return None if it is missing or invalid, or if its year is not in `YEARS`."""
     if text is None:
         return None
     try:
@@ -148,7 +148,7 @@ def _replace_surrogates(value: object) -> object:
 
 
 def _find_rows(fields: Row, resource: str, where: str) -> list[Row]:
-    """Find the list of rows. A missing list is an error, because it would look like an empty page."""
+    """Find the list of rows. A missing list is an error; otherwise it would look like an empty page."""
     texts = (fields.get(name) for name in ("items", resource))
     rows = next((text for text in texts if text is not None and bytes(text).startswith(b"[")), None)
     if rows is None:

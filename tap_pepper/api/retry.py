@@ -157,7 +157,7 @@ class Retrier:
 def error_for_status(
     response: requests.Response, where: str, now: datetime, timed_out: Callable[[], bool]
 ) -> FatalAPIError | RetriableAPIError:
-    """Return the error that a status other than 200 means.
+    """Return the error to raise for a status other than 200.
 
     Args:
         response: Its body is read only for a 422.
@@ -186,7 +186,7 @@ def error_for_status(
 def error_for_exception(
     error: Exception, where: str, api_url: str, timeout_seconds: int
 ) -> FatalAPIError | RetriableAPIError:
-    """Return the error for an exception of the HTTP library, which means that there was no complete response."""
+    """Return the error to raise if the HTTP library raised an exception instead of returning a complete response."""
     host = urlsplit(api_url).netloc
     if isinstance(error, requests.exceptions.SSLError) and "certificate" in str(error).lower():
         return FatalRunError(
@@ -196,7 +196,7 @@ def error_for_exception(
     if isinstance(error, requests.exceptions.InvalidURL):
         return FatalRunError(f"{where}: {host} is not a valid host; check api_url")
     if type(error) is OSError and error.strerror is None:
-        # requests reports a missing file of CA certificates as such an error.
+        # requests raises such an OSError if the file of CA certificates is missing.
         return FatalRunError(f"{where}: no CA certificates found; check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE")
     causes = _causes(error)
     if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)) for cause in causes):
@@ -256,7 +256,7 @@ def _host_of(address: str) -> str | None:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and all its causes. An error of requests or urllib3 may have its cause among its arguments."""
+    """Return an error and all its causes. requests and urllib3 may pass a cause as an argument of the error."""
     chain = [error]
     for link in chain:
         linked = (link.__cause__, link.__context__, getattr(link, "reason", None), *link.args)
