@@ -37,7 +37,8 @@ def run_cli(
 ) -> NoReturn:
     """Run a console script to its end and exit.
 
-    If an error has a list `failures` of pairs, the name of a part and its error, each part gets a line of its own.
+    An error may have a list `failures` of pairs: the name of a part, and the error of this part. Each pair gets one
+    line.
 
     Args:
         name: The script's name.

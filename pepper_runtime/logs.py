@@ -95,7 +95,7 @@ def console_handlers() -> list[logging.StreamHandler[Any]]:
 
 
 def format_line(name: str, level: int, message: str) -> bytes:
-    """Format a log line for a signal handler. It must not use a logger, because the signal may have interrupted one."""
+    """Format a log line for a signal handler. The handler must not use a logger: the signal may interrupt one."""
     if not is_structured():
         return f"{name}: {message}\n".encode()
     record = logging.LogRecord(name, level, __file__, 0, message, None, None)

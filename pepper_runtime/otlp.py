@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 NANOSECONDS = 1_000_000_000
 END_SECONDS_MAX = 2.0
-"""At its end, a run waits at most this long until the remaining data is sent."""
+"""At the end, a run waits at most this long for the remaining data to be sent."""
 SPANS_MAX = 10_000
 """A run sends at most this many spans, because a collector may reject larger traces. Metrics count all requests."""
 BOUNDARIES_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -48,7 +48,7 @@ TAGS = ("stream", "status")
 class Run:
     """A trace whose root span is the run, and the metrics from the log.
 
-    If `TRACEPARENT` is set, as some orchestrators do, the run becomes a part of that trace.
+    If an orchestrator sets `TRACEPARENT`, the run becomes a part of the orchestrator's trace.
     """
 
     def __init__(self, name: str, signals: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The handling of settings and options that both plugins add to the Singer SDK."""
+"""The base class of both plugins, which improves how the Singer SDK handles settings and options."""
 
 from __future__ import annotations
 

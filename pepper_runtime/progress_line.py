@@ -74,7 +74,7 @@ class ProgressLine:
 
 
 class _Counts(ProgressColumn):
-    """Rows, rate and time: `412,300 rows 9,876/s 0:41`; only the time while there are no rows."""
+    """Shows rows, rate and time: `412,300 rows 9,876/s 0:41`. Before the first row, it shows only the time."""
 
     def render(self, task: Task) -> Text:
         minutes, seconds = divmod(task.fields["seconds"], 60)

@@ -1,4 +1,4 @@
-"""Settings as fields of a dataclass: one declaration gives the JSON Schema, the checks and the documentation."""
+"""Declare settings as fields of a dataclass. The JSON Schema, the checks and the documentation are made from it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def config_schema(settings: Any) -> dict[str, Any]:
 
 
 def secret_names(settings: Any) -> frozenset[str]:
-    """Return the settings that no message may quote."""
+    """Return the names of the settings that no message may quote."""
     return frozenset(each.name for each in fields(settings) if each.metadata["secret"])
 
 
@@ -153,7 +153,7 @@ def _types(definition: JsonSchema | None) -> Sequence[str]:
 
 
 def clean_variables(schema: JsonSchema, prefix: str, environment: MutableMapping[str, str]) -> None:
-    """Remove variables of settings that are empty, and spaces around values that are not text.
+    """Remove empty variables of settings, and strip the values of settings whose type is not text.
 
     Meltano, Compose and Kubernetes pass a missing optional value as empty text.
     """

@@ -32,8 +32,9 @@ _runs: Final[list[Run]] = []
 def requested_signals(environment: Mapping[str, str]) -> list[str]:
     """Return the `SIGNALS` that the environment asks for.
 
-    `OTEL_TRACES_EXPORTER` may be `otlp` or `none`. If it is unset or empty, the signal is sent if an OTLP endpoint is
-    set. Source: OpenTelemetry's "Environment Variable Specification".
+    `OTEL_TRACES_EXPORTER` may be `otlp` or `none`. If it is unset or empty, traces are sent if an OTLP endpoint is
+    set. `OTEL_METRICS_EXPORTER` does the same for metrics. Source: OpenTelemetry's "Environment Variable
+    Specification".
     """
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return []
@@ -46,7 +47,7 @@ def requested_signals(environment: Mapping[str, str]) -> list[str]:
 
 
 def requested_protocol(signal: str, environment: Mapping[str, str]) -> str:
-    """Return the protocol that the environment asks for."""
+    """Return the protocol that the environment requests for a signal; by default `PROTOCOL`."""
     names = (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
     return next(filter(None, map(environment.get, names)), PROTOCOL)
 
@@ -100,7 +101,7 @@ def set_attributes(attributes: Attributes) -> None:
 
 
 def record_error(error: BaseException) -> None:
-    """Mark the innermost span of this thread as failed, although the error does not leave the span."""
+    """Mark the innermost span of this thread as failed. Call this for an error that does not leave the span."""
     if _runs:
         _runs[-1].record_error(error)
 

@@ -1,4 +1,4 @@
-"""Words that several messages share."""
+"""Format numbers and durations for messages."""
 
 from __future__ import annotations
 

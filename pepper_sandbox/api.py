@@ -82,7 +82,7 @@ class Response:
         return json.loads(gzip.decompress(self.body) if self.headers.get("Content-Encoding") == "gzip" else self.body)
 
     def with_payload(self, payload: object) -> Response:
-        """Return the response with another payload. It is gzipped if the response was."""
+        """Return the response with another payload, which is gzipped if the old payload was."""
         plain = Response.of(payload).body
         body = gzip.compress(plain, 1, mtime=0) if self.headers.get("Content-Encoding") == "gzip" else plain
         return replace(self, body=body)
@@ -232,7 +232,7 @@ def _start_id(request: Request) -> str | None:
 
 
 def _filters(request: Request, name: str, operators: tuple[str, ...]) -> dict[str, str]:
-    """Return the values of a filter by operator, such as `.gt`. A filter without an operator has an empty one."""
+    """Return the values of a filter by operator, such as `.gt`. A filter without an operator has an empty key."""
     given = {key[len(name) :]: value for key, value in request.query if f"{key}.".startswith(f"{name}.")}
     for operator in given.keys() - set(operators):
         raise _invalid(name + operator, f"one of {', '.join(name + known for known in operators)}")

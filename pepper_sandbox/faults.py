@@ -70,7 +70,7 @@ class Fault:
 
 
 def with_faults(answer: Answer, faults: Sequence[Fault], seen: Counter[str]) -> Answer:
-    """Wrap a function that answers requests in faults. The first fault is the outermost."""
+    """Wrap faults around a function that answers requests. The first fault is the outermost."""
 
     def wrap(inner: Answer, fault: Fault) -> Answer:
         return lambda request: fault.apply(request, inner) if fault.affects(request, seen) else inner(request)
@@ -82,12 +82,12 @@ def with_faults(answer: Answer, faults: Sequence[Fault], seen: Counter[str]) -> 
 
 
 def _change_response(name: str, change: Callable[[Response], Response]) -> Fault:
-    """Change the response."""
+    """Return a fault that changes the response."""
     return Fault(name, lambda request, answer: change(answer(request)))
 
 
 def _change_request(name: str, change: Callable[[Request], Request]) -> Fault:
-    """Change the request that the server answers."""
+    """Return a fault that changes the request before the server answers it."""
     return Fault(name, lambda request, answer: answer(change(request)))
 
 
@@ -114,7 +114,7 @@ class Listing(NamedTuple):
 
 
 def _change_page(name: str, change: Callable[[Listing, Request, Answer], object]) -> Fault:
-    """Change the body of a page. `change` may send further requests."""
+    """Return a fault that changes the body of each page. `change` may send further requests."""
 
     def apply(request: Request, answer: Answer) -> Response:
         response = answer(request)
@@ -142,7 +142,7 @@ def _hash(text: str) -> int:
 
 
 def error(status: int, code: str, message: str = "Injected by the sandbox") -> Fault:
-    """Return an error with Pepper's JSON body."""
+    """Return an error status with a JSON body like Pepper's."""
     failure = Response.of({"code": code, "message": message}, status)
     return _change_response(f"error {status}", lambda true: _dated(failure, true))
 
@@ -219,7 +219,7 @@ def connection_cut() -> Fault:
 
 
 def gzip_cut() -> Fault:
-    """Truncate the gzip stream, with the Content-Length of the truncated body."""
+    """Truncate the gzip stream, and send a Content-Length that matches the truncated body."""
     return _change_response("gzip cut", lambda true: replace(true, body=true.body[: len(true.body) // 2]))
 
 
@@ -325,7 +325,7 @@ def page_missing() -> Fault:
 
 
 def last_next_key(value: str | None) -> Fault:
-    """Set an empty `nextKey` on the last page: null or an empty text."""
+    """Give the last page a `nextKey` that is null or empty text."""
 
     def change(listing: Listing, _request: Request, _answer: Answer) -> object:
         return listing._replace(page={"nextKey": value, **listing.page}).body()
@@ -343,7 +343,7 @@ def last_row_repeated() -> Fault:
 
 
 def next_key_repeated() -> Fault:
-    """From the second page on, let `nextKey` of each page refer to the page itself."""
+    """From the second page on, make the `nextKey` of each page refer to the page itself."""
 
     def next_key(listing: Listing, request: Request, _answer: Answer) -> str | None:
         return request.parameter("startKey") or listing.page.get("nextKey")
@@ -352,7 +352,7 @@ def next_key_repeated() -> Fault:
 
 
 def pages_in_a_circle() -> Fault:
-    """Let `nextKey` of the last page refer to the first page."""
+    """Make the `nextKey` of the last page refer to the first page."""
 
     def next_key(listing: Listing, request: Request, answer: Answer) -> str | None:
         if "nextKey" in listing.page:
@@ -364,7 +364,7 @@ def pages_in_a_circle() -> Fault:
 
 
 def _paged(name: str, next_key: Callable[[Listing, Request, Answer], str | None]) -> Fault:
-    """Set `nextKey` of each page to what a function returns; None leaves the page unchanged."""
+    """Set the `nextKey` of each page to the result of `next_key`. None leaves the page unchanged."""
 
     def change(listing: Listing, request: Request, answer: Answer) -> object:
         key = next_key(listing, request, answer)

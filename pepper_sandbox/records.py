@@ -1,4 +1,4 @@
-"""Pepper's records in memory, and their JSON as in the API.
+"""Keep Pepper's records in memory, and format them as JSON like the API.
 
 Times are integers, in milliseconds since 1970 (UTC), named `…_ms`. Points are exact decimals.
 """
@@ -33,7 +33,7 @@ def to_ms(moment: datetime) -> int:
 
 
 def to_datetime(at_ms: int) -> datetime:
-    """Return the time in UTC."""
+    """Convert milliseconds since 1970 to a time in UTC."""
     return EPOCH + at_ms * MILLISECOND
 
 
@@ -56,7 +56,7 @@ class Location:
     geo: tuple[float, float]
 
     def as_json(self) -> Json:
-        """Return the location as in the context of an action."""
+        """Return the location as it appears in an action's context."""
         return {"_id": self.id, "title": self.title, "geo": list(self.geo), "regions": [], "tags": [""]}
 
 
@@ -77,7 +77,7 @@ class Perk:
     created_ms: int
 
     def as_json(self) -> Json:
-        """Return the perk as in `GET /perks`."""
+        """Return the perk as `GET /perks` shows it."""
         return {
             "_id": self.id,
             "tenantId": TENANT["_id"],
@@ -110,7 +110,7 @@ class User:
         return f"Guest {self.number:04}"
 
     def as_json(self, *, with_credentials: bool = False) -> Json:
-        """Return the user as in `GET /users`."""
+        """Return the user as `GET /users` shows it."""
         email = f"guest{self.number:04}@example.com"
         shown: Json = {
             "_id": self.id,
@@ -154,12 +154,12 @@ class Award:
         return self.history[-1][0]
 
     def points_at(self, at_ms: int) -> Decimal | None:
-        """Return the balance at a time; None before the award existed."""
+        """Return the balance at a time, or None if the award did not exist yet."""
         changes = bisect_right(self.history, at_ms, key=lambda change: change[0])
         return self.history[changes - 1][1] if changes else None
 
     def as_json(self) -> Json:
-        """Return the award as in `GET /awards`, with its copy of the perk."""
+        """Return the award as `GET /awards` shows it, with a copy of the perk."""
         return {
             "_id": self.id,
             "userId": self.user.id,
@@ -189,7 +189,7 @@ class Event(NamedTuple):
     details: Json | None = None
 
     def as_json(self) -> Json:
-        """Return the action as in `GET /actions`."""
+        """Return the action as `GET /actions` shows it."""
         context: Json = {
             "tenant": TENANT,
             "user": {"_id": self.user.id, "fullName": self.user.name, "primaryPlatform": self.user.platform},

@@ -1,4 +1,4 @@
-"""A simulation of a merchant's loyalty programme: users visit, earn and redeem; each award has true points.
+"""Simulate a merchant's loyalty programme. Users visit, earn and redeem, and tests can read the true balances.
 
 The seed determines everything. Planned steps wait in a queue and are executed in order of time, so the state at a given
 time does not depend on how many calls of `advance` led to it.
@@ -38,7 +38,7 @@ LOCATIONS = tuple(
 
 
 class Totals(NamedTuple):
-    """The sums over an award's loyalty actions, and the number of these actions."""
+    """The points that an award's actions earned, redeemed and refunded, and the number of these actions."""
 
     earned: Decimal = Decimal(0)
     redeemed: Decimal = Decimal(0)
@@ -144,7 +144,9 @@ class World:
         user_id: str | None = None,
         start_id: str | None = None,
     ) -> Iterator[Json]:
-        """Yield the visible actions in (after, until], of one user or all users, oldest first, from `start_id` on.
+        """Yield the visible actions after `after`, up to and including `until`, oldest first.
+
+        With `user_id`, yield only this user's actions. With `start_id`, begin with this action.
 
         Raises:
             KeyError: the user or the action `start_id` does not exist.
@@ -160,13 +162,13 @@ class World:
     # Truth for tests.
 
     def balances(self, at: datetime | None = None) -> dict[str, Decimal]:
-        """Return the true points by award id at a time (now if None), for the awards that existed at that time."""
+        """Return the true points of each award that existed at a time, by award id. None means now."""
         at_ms = self._now_ms if at is None else to_ms(at)
         points = ((award_id, self._awards[award_id].points_at(at_ms)) for award_id in self._award_ids)
         return {award_id: balance for award_id, balance in points if balance is not None}
 
     def award_totals(self, *, after: datetime | None = None, until: datetime | None = None) -> dict[str, Totals]:
-        """Return the totals of the visible actions in (after, until], by award id.
+        """Return the totals of the visible actions after `after`, up to and including `until`, by award id.
 
         Legacy actions and edits by hand change no total. Awards without a loyalty action are omitted.
         """
@@ -197,7 +199,7 @@ class World:
         shown = (events[position] for position in range(first, end))
         return (event for event in shown if event.visible_ms <= self._now_ms)
 
-    # Simulation. The queue contains steps and their times. While a step is executed, `_now_ms` is its time.
+    # Simulation. The queue contains steps and their times. While a step is executed, `_now_ms` is the time of the step.
 
     def _advance_to(self, until_ms: int) -> None:
         while self._queue[0][0] <= until_ms:
@@ -245,7 +247,10 @@ class World:
         self._plan(CAMPAIGN_DAYS * DAY_MS, self._run_campaign)
 
     def _join(self, number: int) -> User:
-        """Create a user before the history begins. Half of them have a coffee card whose points no action explains."""
+        """Create a user before the history begins.
+
+        Half of the users have a coffee card with points that no action explains.
+        """
         created_ms = self._now_ms - DAY_MS - self._below(300 * DAY_MS)
         user = User(
             id=self._new_id(),

@@ -51,13 +51,13 @@ if TYPE_CHECKING:
 TEST_PAGES_MAX = 10
 """How many pages `--test` reads per stream, at most, until it finds a row."""
 UNKNOWN_FIELDS_MAX = 100
-"""The STATE remembers at most this many unknown fields. The tap does not log any more than these."""
+"""The tap logs at most this many unknown fields of a stream, and remembers them in the STATE."""
 
 OTHER_FIELDS = "other_fields"
-"""The property with the fields that the schema does not name."""
+"""The property that contains the fields that are not in the schema."""
 
 UNKNOWN_FIELDS = "unknown_fields"
-"""The bookmark's key for the names of the unknown fields that the tap has logged."""
+"""The key in a bookmark that lists the unknown fields that the tap has logged."""
 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -69,8 +69,8 @@ class PepperStream(Stream):
 
     Args:
         tap: The tap.
-        get_run_context: Returns the context that the streams of a run share. Discovery never calls this, because it
-            must work without settings.
+        get_run_context: Returns the context that the streams of a run share. Discovery must work without settings, so
+            it never calls this function.
     """
 
     name: str
@@ -143,8 +143,8 @@ class PepperStream(Stream):
 
         Args:
             pages: The pages as they arrive.
-            prepare: Returns the row to emit; None to skip it, because an earlier run has emitted it or the query
-                did not ask for it.
+            prepare: Returns the row to emit. Returns None for a row that an earlier run has emitted, or that the query
+                did not ask for.
             what: What the query covers, for the log.
             note: Appended to the log line.
 
@@ -225,11 +225,12 @@ class PepperStream(Stream):
 
     @cached_property
     def read_until(self) -> str | None:
-        """The bound up to which earlier runs have certainly read everything; None if there were none.
+        """The bound up to which earlier runs have certainly read everything; None on the first run.
 
-        It is earlier than the bookmark if the local clock or Pepper's had not reached the bookmark when it was written.
-        It is also earlier if Pepper's clock has still not reached the bookmark: in that case a clock has been wrong for
-        an unknown time.
+        This bound is earlier than the bookmark in two cases:
+
+        - When a run wrote the bookmark, the local clock or Pepper's clock had not reached the bookmark's time.
+        - Pepper's clock has still not reached that time. In this case a clock has been wrong for an unknown time.
         """
         bookmark = self.bookmark
         if bookmark is None:
@@ -360,7 +361,7 @@ class PepperStream(Stream):
 
     @property
     def _emits_rows_undecoded(self) -> bool:
-        """Whether rows can be emitted as JSON text, because no stream map or nested deselection decodes them."""
+        """Whether rows can be emitted as JSON text, because no stream map or nested deselection needs them decoded."""
         has_no_maps = all(
             isinstance(stream_map, SameRecordTransform) and not stream_map.flattening_enabled
             for stream_map in self.stream_maps
@@ -368,7 +369,7 @@ class PepperStream(Stream):
         return has_no_maps and not self._has_nested_deselection and not self.is_test
 
     def _sync_undecoded(self) -> None:
-        """Do for whole lists of rows what the SDK does row by row."""
+        """Write whole lists of rows at once, where the SDK would write one row at a time."""
         self._rows = self.rows()
         with self.get_record_counter() as counter, self.get_sync_timer():
             for rows in self._rows:
@@ -463,7 +464,7 @@ class PepperStream(Stream):
         return metadata
 
     def get_batch_config(self, config: Mapping[str, Any]) -> None:
-        """Return None to turn off BATCH messages, which would follow the STATE that covers their rows."""
+        """Return None to turn off BATCH messages. The SDK would write them after the STATE that covers their rows."""
 
     # The SDK would take bookmarks from rows. Here they come from windows, because rows arrive in any order, and because
     # a window without rows must also move the bookmark.
@@ -475,11 +476,11 @@ class PepperStream(Stream):
         pass
 
     def get_replication_key_signpost(self, context: Context | None = None) -> None:
-        """Return None: the run has one upper bound for all streams."""
+        """Return None, because the run has one upper bound for all streams."""
 
 
 def _deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:
-    """Return which of these fields are deselected. If a parent field is deselected, return the parent."""
+    """Return which of these fields are deselected. If a parent field is deselected, return the parent instead."""
     found = []
     for field in fields:
         names = field.split(".")

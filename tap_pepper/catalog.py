@@ -14,9 +14,9 @@ _SELECTIONS: Final = {"selected", "selected-by-default"}
 def complete_selection(catalog: Json) -> Json:
     """Return a catalog in which the metadata of every stream contains its selection.
 
-    Old catalogs have `"selected": true` in a stream, its schema or a field instead. This applies where the metadata
-    says nothing about the selection. A stream with neither form is selected, because the catalog lists it. Fields
-    without a selection keep the stream's defaults.
+    Old catalogs have `"selected": true` in a stream, its schema or a field instead. This value counts only if the
+    metadata contains no selection. A stream with neither form is selected, because the catalog lists it. Fields without
+    a selection keep the stream's defaults.
 
     Raises:
         ConfigError: A selection is neither true nor false.

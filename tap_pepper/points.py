@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 INVALID_POINTS: Final = "invalid_points"
-"""The property that contains points that are neither a number nor numeric text, by field name."""
+"""The property for points that are neither a number nor numeric text. Its keys are the names of their fields."""
 METADATA_FIELDS: Final = ("pointsAvailable", "pointsAdded", "pointsRedeemed", "pointsRefunded", "loyaltyEarned")
 
 _NUMERIC_TEXT: Final = re.compile(r"(?P<sign>[+-]?)0*(?P<digits>[0-9]{1,40}(?:\.[0-9]{1,40})?)", re.ASCII)
@@ -24,7 +24,7 @@ _Number = int | float | None
 
 
 class _Metadata(msgspec.Struct):
-    """Metadata whose points are numbers already. Decoding it is faster than looking at each field."""
+    """Metadata whose points are already numbers. Decoding it as this class is faster than checking each field."""
 
     points_available: _Number = msgspec.field(name="pointsAvailable", default=None)
     points_added: _Number = msgspec.field(name="pointsAdded", default=None)
@@ -65,7 +65,7 @@ def convert_action_points(row: Row) -> None:
 
 
 def _convert(fields: Row, names: Iterable[str]) -> Row:
-    """Turn numeric text into the number with the same digits; remove and return values that are not a number."""
+    """Turn numeric text into a number with the same digits. Remove and return other values, except null."""
     invalid = {}
     for name in names:
         text = bytes(fields.get(name, b"null"))

@@ -1,4 +1,4 @@
-"""Rows whose fields stay JSON text, so that most fields are never decoded.
+"""Keep the fields of rows as JSON text, so that the tap decodes only the few fields that it needs.
 
 Most rows only pass through the tap. Decoding and encoding them again would take longer than everything else that the
 tap does with them, and it would have to preserve every digit.
@@ -31,7 +31,7 @@ def to_json(value: object) -> JsonText:
 
 
 def from_json(text: bytes | JsonText | None) -> Any:
-    """Decode JSON text; numbers with a decimal point become Decimal, and None stays None.
+    """Decode JSON text. Numbers with a decimal point become Decimal, and None stays None.
 
     Raises:
         msgspec.DecodeError: The text is not JSON, or contains an integer of thousands of digits.
@@ -48,7 +48,7 @@ def decode_row(row: Row) -> dict[str, Any]:
 
 
 def canonical_json(content: object) -> bytes:
-    """Encode a row or value so that equal content gives equal text, whatever its key order, spacing or escapes."""
+    """Encode a row or value. Equal content gives equal text, even if key order, spacing or escapes differ."""
     text = _encoder.encode(content)
     try:
         return _sorting_encoder.encode(from_json(text))

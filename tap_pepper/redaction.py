@@ -1,4 +1,4 @@
-"""Redact secrets in log records, whichever library writes them."""
+"""Redact secrets in the log records of all libraries."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class HourTally:
         return self._hours.get(hour, (0, 0))
 
     def to_state(self, first_hour: str) -> dict[str, str]:
-        """Return the hours from `first_hour` on."""
+        """Return the tally of the hours from `first_hour` on, for the STATE."""
         hours = sorted(hour for hour in self._hours if hour >= first_hour)
         return {hour: f"{self._hours[hour][0]}:{self._hours[hour][1]:x}" for hour in hours}
 
@@ -82,12 +82,12 @@ class Audit:
         self._next = parse_hour(kept.get("next")) or first
         self._tally = HourTally(kept.get("hours"))
         self._tallied_until = to_instant(kept.get("until")) or ""
-        # Keyed by the row's key, so that a row that is read twice or changes before it is tallied counts once, in its
-        # last form.
+        # Keyed by the row's key. A row may be read twice, or change before it is tallied. It then counts only once, in
+        # its last form.
         self._pending: dict[bytes, tuple[str, str]] = {}
 
     def record(self, row: Row, instant: str | None) -> None:
-        """Note a row that Pepper returned, whether this run emits it or an earlier run emitted it."""
+        """Note a row that Pepper returned, even if an earlier run has already emitted the row."""
         if self._age_hours and instant and instant >= self._next and instant[:-1] > self._tallied_until[:-1]:
             self._pending[bytes(row["_id"])] = instant, digest(row)
 

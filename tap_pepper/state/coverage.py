@@ -1,4 +1,4 @@
-"""Coverage of actions: the interval that this run and the runs before it have read without a gap.
+"""Track the coverage of actions: the time that this run and earlier runs have read without a gap.
 
 This module does no I/O and reads no clock.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Coverage:
-    """What this run and the runs before it have read: every action in (`covered_from`, `covered_until`].
+    """The time after `covered_from`, up to and including `covered_until`. The runs so far have read all its actions.
 
     In the STATE, as part of the bookmark::
 
@@ -23,13 +23,19 @@ class Coverage:
          "action_types": ["REDEEM_PERK", "REWARD_EARNED"]}
 
     `read` lists the intervals that this run alone has emitted, because the warehouse may lack the rows of earlier runs.
-    `action_types` is the setting of that name, if there is one. A run with a bookmark may begin a coverage later than
-    its start_date. It then stores this start_date as `skipped_start_date`, and the tap reads older actions only after
-    start_date was set to an earlier time. `crm-balances coverage --state` sets `backfill_from`. It makes the tap first
-    read the actions between that time and the coverage. It is null once the tap has read them.
+    `action_types` is the setting of that name; an empty list means all types.
 
-    A new coverage begins in three cases: this run starts to read after the end of the earlier coverage (someone edited
-    the bookmark), it starts to read before the beginning of that coverage, or it reads other types of action.
+    A run with a bookmark may begin a coverage later than its start_date. The run then stores the start_date as
+    `skipped_start_date`. The tap reads the older actions only if someone later sets an earlier start_date.
+
+    `crm-balances coverage --state` sets `backfill_from`. The next run first reads the actions between `backfill_from`
+    and the coverage. Once the tap has read them, `backfill_from` is null.
+
+    A new coverage begins in three cases:
+
+    - This run starts to read after the end of the earlier coverage, because someone edited the bookmark.
+    - This run starts to read before the beginning of the earlier coverage.
+    - This run reads other types of action.
 
     Args:
         state: The bookmark that the run starts from.
@@ -62,7 +68,7 @@ class Coverage:
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
             if covered_from <= after <= covered_until:
                 self._from, self._until = covered_from, covered_until
-            # This also applies if the run starts to re-read before the coverage, because the clocks did not agree.
+            # This also applies if the clocks did not agree, so that the run starts to re-read before the coverage.
             if after <= covered_until and not self._backfill_from:
                 self._skipped_start = _bound(state.get("skipped_start_date"))
         known_from = min(self._from, self._skipped_start or self._from)
@@ -70,7 +76,7 @@ class Coverage:
 
     @property
     def missing(self) -> Window | None:
-        """The interval after start_date or `backfill_from` that no run has read; None if there is none."""
+        """The time after start_date or `backfill_from` that no run has read yet; None if nothing is missing."""
         if self._missing_from is None or self._missing_from >= self._from:
             return None
         return Window(self._missing_from, self._from)
@@ -78,7 +84,7 @@ class Coverage:
     def add(self, window: Window, skipped_until: str | None = None) -> None:
         """Note that all rows of a window were emitted.
 
-        The window follows the last one, or ends where the coverage begins.
+        The window must follow the previous window, or end where the coverage begins.
 
         Args:
             window: The window.

@@ -1,4 +1,4 @@
-"""Recently emitted rows and key samples, kept in the STATE as bounded lists of hashes.
+"""Remember recently emitted rows, and samples of keys, as a limited number of hashes in the STATE.
 
 This module does no I/O and reads no clock.
 """
@@ -12,12 +12,11 @@ from tap_pepper.raw_json import DIGEST_CHARS, digest
 from tap_pepper.windows import is_at_or_after
 
 RECENT_ROWS_MAX: Final = 2000
-"""The STATE remembers this many of the newest rows. Older rows are emitted again, which is harmless."""
+"""The STATE remembers at most this many rows, the newest ones. Emitting older rows again is harmless."""
 SAMPLE_KEYS_MAX: Final = 1024
 """A sample of a complete read contains at most this many keys."""
 SAMPLE_CHARS: Final = 6
-"""The number of characters of a key's digest in a sample. They are 36 bits, so keys of a sample hardly ever share a
-digest."""
+"""A sample contains this many characters of each key's digest. That is 36 bits, so two keys rarely look the same."""
 
 
 class RecentRows:
@@ -54,7 +53,7 @@ class RecentRows:
         return is_new
 
     def drop_earlier_runs(self) -> None:
-        """Forget the rows of earlier runs, once this run has read past them."""
+        """Forget the rows of earlier runs. Call this once the run has read past these rows."""
         self._earlier = set()
 
     def to_state(self, since: str) -> str:
@@ -69,7 +68,7 @@ class RecentRows:
 
 
 class KeySample:
-    """A sample of the keys of a complete read, compared with the sample of the previous complete read.
+    """Samples the keys of a complete read, and compares them with the sample of the previous complete read.
 
     The sample consists of the keys with the smallest hashes. It does not depend on the order of rows, and two reads of
     the same rows give the same sample.
@@ -101,14 +100,14 @@ class KeySample:
 
     @property
     def missing_fraction(self) -> float:
-        """The fraction of the earlier keys that this read lacks, 0.0 to 1.0; 1.0 if this read has no rows at all."""
+        """The fraction of the earlier keys that this read lacks, from 0.0 to 1.0. Without any rows, it is 1.0."""
         if not self._sample:
             return 1.0
         return len(self._missing) / len(self._earlier) if self._earlier else 0.0
 
     @property
     def has_all_known(self) -> bool:
-        """Whether this read certainly has all rows of the previous one. False if they are too many to be sure."""
+        """Whether this read certainly has all rows of the previous read. False if the earlier sample is full."""
         return not self._missing and len(self._earlier) < SAMPLE_KEYS_MAX
 
     def to_state(self) -> str:

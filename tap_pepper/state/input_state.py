@@ -33,8 +33,8 @@ def read_bookmarks(state: object, required_keys: Mapping[str, tuple[str, ...]]) 
 
     Args:
         state: The decoded JSON.
-        required_keys: The keys of each stream of the tap. A bookmark that is not empty has at least one of its stream's
-            keys. A stream without keys needs no bookmark.
+        required_keys: For each stream of the tap, its bookmark's keys. A bookmark must be empty or have at least one of
+            these keys. A stream without keys needs no bookmark.
 
     Raises:
         ConfigError: A bookmark is unusable, or the state has content but no usable bookmark.
