@@ -42,7 +42,7 @@ SPANS_MAX = 10_000
 """A run sends at most this many spans, because a collector may reject larger traces. Metrics count all requests."""
 BOUNDARIES_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 TAGS = ("stream", "status")
-"""The only tags of a metric that are sent."""
+"""A run sends only these tags of a metric."""
 
 
 class Run:

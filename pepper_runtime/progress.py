@@ -26,7 +26,7 @@ ERASE: Final = b"\r\x1b[2K\x1b[?25h"
 
 
 def is_wanted(environment: Mapping[str, str], *, with_stdout_on_terminal: bool) -> bool:
-    """Return whether to draw: stderr is a capable terminal, and neither `PEPPER_PROGRESS=off` nor JSON logs are set.
+    """Return True if stderr is a capable terminal, unless `PEPPER_PROGRESS=off` is set or log lines are JSON.
 
     In a pipeline only the last program draws: the one whose stdout is not a pipe.
 

@@ -57,7 +57,7 @@ class Request:
         return {key.lower(): value for key, value in self.headers.items()}.get(name.lower())
 
     def with_parameter(self, name: str, value: str | None) -> Request:
-        """Return the request with a parameter set, or removed if the value is None."""
+        """Return the request with another value for a parameter. None removes the parameter."""
         others = tuple(pair for pair in self.query if pair[0] != name)
         return replace(self, query=others if value is None else (*others, (name, value)))
 
@@ -88,7 +88,7 @@ class Response:
         return replace(self, body=body)
 
     def with_header(self, name: str, value: str | None) -> Response:
-        """Return the response with a header set, or removed if the value is None."""
+        """Return the response with another value for a header. None removes the header."""
         others = {key: kept for key, kept in self.headers.items() if key != name}
         return replace(self, headers=others if value is None else {**others, name: value})
 

@@ -27,7 +27,7 @@ POLL = ("meltano", "run", "loyalty")
 READ_AWARDS = ("meltano", "invoke", "tap-pepper--audit")
 COMPARE = ("meltano", "invoke", "target-crm:compare")
 DIFFERENCES = 1
-"""Exit code of `COMPARE` if a balance differs."""
+"""`COMPARE` exits with this code if a balance differs."""
 RUN_SECONDS_MAX = 300
 LOG_TAIL_LINES = 25
 USERS, HISTORY_DAYS = 500, 60
@@ -121,7 +121,11 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], log: Path) ->
 
 
 def _compare(environment: Mapping[str, str], log: Path) -> subprocess.CompletedProcess[str]:
-    """Compare all awards with the balances, and return the finished command. Raise a DemoError if it cannot compare."""
+    """Compare all awards with the balances, and return the finished command.
+
+    Raises:
+        DemoError: The command failed for a reason other than a difference.
+    """
     print(f"Running `{' '.join(READ_AWARDS)} | {' '.join(COMPARE)}` …\n", flush=True)
     with (
         log.open("a") as errors,

@@ -229,7 +229,7 @@ def _html(true: Response, status: int) -> Response:
 
 
 def _dated(response: Response, true: Response) -> Response:
-    """Return the response with the Date of the correct response."""
+    """Copy the Date header of the correct response to another response."""
     return response.with_header("Date", true.headers.get("Date"))
 
 

@@ -122,7 +122,7 @@ class World:
         return [self._perks[perk_id].as_json() for perk_id in sorted(self._perks)]
 
     def awards(self, *, since: datetime | None = None, start_id: str = "") -> Iterator[Json]:
-        """Yield the awards that changed at or after `since` (all if None), ordered by id, from `start_id` on."""
+        """Yield the awards that changed at or after `since`, or all, ordered by id. Begin at the id `start_id`."""
         since_ms = None if since is None else to_ms(since)
         for award_id in islice(self._award_ids, bisect_left(self._award_ids, start_id), None):
             award = self._awards[award_id]
@@ -130,7 +130,7 @@ class World:
                 yield award.as_json()
 
     def users(self, *, after: datetime | None = None, with_credentials: bool = False) -> Iterator[Json]:
-        """Yield the users that changed after a time (all if None), ordered by id."""
+        """Yield the users that changed after a time, ordered by id. By default, yield all users."""
         after_ms = None if after is None else to_ms(after)
         for user in self._users.values():
             if after_ms is None or user.updated_ms > after_ms:

@@ -121,7 +121,7 @@ class PepperStream(Stream):
             self._rows.close()
 
     def has_time_to_start(self) -> bool:
-        """Return whether the time limit allows this stream to start; if not, note that it is postponed."""
+        """Return whether the time limit allows this stream to start. If not, add the stream to `postponed`."""
         if self.run.time_limit.allows(0):
             return True
         self.run.postponed.append(f"{self.name} not started")
@@ -271,7 +271,7 @@ class PepperStream(Stream):
         self.write_state()
 
     def write_state(self) -> None:
-        """Write a STATE message, with the hash of the merchant that it belongs to."""
+        """Write a STATE message, which includes the hash of the merchant."""
         self.stream_state["merchant"] = self.run.merchant
         self.state_manager.is_flushed = False
         self._write_state_message()
@@ -330,7 +330,7 @@ class PepperStream(Stream):
             super().sync(context)
 
     def get_records(self, context: Context | None) -> Iterable[dict[str, Any]]:  # noqa: ARG002
-        """Return the decoded rows of a run; with `--test`, the first few."""
+        """Return the decoded rows of a run. A `--test` run returns only the first few."""
         self._rows = self.rows()
         return islice(map(decode_row, chain.from_iterable(self._rows)), self.ABORT_AT_RECORD_COUNT)
 

@@ -179,7 +179,7 @@ class ChangesStream(FullTableStream):
         self.write_bookmark(until, border=recent_rows.to_state(reread_from))
 
     def complete_row(self, row: Row) -> str | None:
-        """Change a row in place to the form in which it is emitted.
+        """Convert a row's values in place before the row is emitted.
 
         Returns:
             The row's instant; None if the row has no valid time.

@@ -56,9 +56,9 @@ class UpperBound:
         self._settle_seconds = settle_seconds
         self._value: str | None = None
         self.agreed: str
-        """The same bound, but by the clock that is behind, Pepper's or the local one. Either clock may be wrong.
+        """The upper bound by the clock that shows the earlier time, Pepper's or the local one.
 
-        The first call of `get` sets this attribute.
+        Either clock may be wrong. The first call of `get` sets this attribute.
         """
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> str:

@@ -118,13 +118,13 @@ def _to_datetime(bound: str) -> datetime:
 
 
 def subtract_seconds(bound: str, seconds: float) -> str:
-    """Return the bound `seconds` earlier, but not before `EARLIEST`."""
+    """Return the bound that is `seconds` earlier, but not before `EARLIEST`."""
     moment = _to_datetime(bound)
     return to_bound(EARLIEST if (moment - EARLIEST).total_seconds() <= seconds else moment - timedelta(seconds=seconds))
 
 
 def add_seconds(bound: str, seconds: float) -> str:
-    """Return the bound `seconds` later."""
+    """Return the bound that is `seconds` later."""
     return to_bound(_to_datetime(bound) + timedelta(seconds=seconds))
 
 

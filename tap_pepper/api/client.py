@@ -68,7 +68,7 @@ class PepperClient:
     Args:
         settings: Address, credentials and limits.
         clock: The local clock.
-        jitter: Draws a random number from [0, 1).
+        jitter: Returns a random number, at least 0 and less than 1.
         session: Creates a session.
     """
 

@@ -126,7 +126,7 @@ class RateLimiter:
                 self._allowed = max(1, self._allowed // 2)
 
     def pause(self, seconds: float) -> None:
-        """Send no request for `seconds`."""
+        """Hold back all requests for `seconds`."""
         with self._changed:
             self._resume_at_seconds = max(self._resume_at_seconds, self._clock.monotonic() + seconds)
 

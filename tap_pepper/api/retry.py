@@ -84,7 +84,7 @@ class Retrier:
     Args:
         limiter: Shared by all requests of a run.
         clock: Measures the time of all attempts together.
-        jitter: Draws a random number from [0, 1).
+        jitter: Returns a random number, at least 0 and less than 1.
         max_retries: How many times to repeat a request.
     """
 
