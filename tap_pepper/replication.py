@@ -407,7 +407,7 @@ def _new_version(date: datetime, previous_version: object) -> int:
 
 
 def _time_left(window: Window, until: str) -> str:
-    """Return how much time the later windows of the run cover, for the log."""
+    """Format how much time the run still has to read after this window, for the log."""
     seconds = seconds_between(window.until, until)
     return f", {duration(timedelta(seconds=seconds))} left to read" if seconds > 0 else ""
 

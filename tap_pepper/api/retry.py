@@ -147,7 +147,7 @@ class Retrier:
         """Return the wait before the next attempt, in seconds.
 
         If Pepper requests a wait, return that wait, but at most `RETRY_AFTER_SECONDS_MAX`. Otherwise return a random
-        part of a time that doubles with each failure, up to `BACKOFF_SECONDS_MAX`.
+        fraction of the backoff, which doubles with each failure up to `BACKOFF_SECONDS_MAX`.
         """
         if requested_seconds is not None:
             return min(requested_seconds, RETRY_AFTER_SECONDS_MAX)

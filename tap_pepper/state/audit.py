@@ -33,7 +33,7 @@ _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
 
 
 class HourTally:
-    """The number of rows in each hour, and a fingerprint of those rows that does not depend on their order.
+    """Counts the rows of each hour, and keeps a fingerprint that does not depend on the order of the rows.
 
     In the STATE this is `{"2026-10-01T11": "204:5be0…"}`. An hour is named by the first characters of its instants.
     """
@@ -96,7 +96,7 @@ class Audit:
         return hours_due(self._next, self._until, self._age_hours, AUDIT_HOURS_MAX) if self._age_hours else []
 
     def compare(self, hour: str, row_digests: Iterable[str]) -> int | None:
-        """Compare an hour with a second read, and move on to the next hour.
+        """Compare the tally of an hour with a second read, and move on to the next hour.
 
         Args:
             hour: The hour that was read again.

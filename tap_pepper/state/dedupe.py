@@ -34,7 +34,7 @@ class RecentRows:
         """The time of the newest row that this run skipped, because an earlier run had emitted it."""
 
     def add(self, row: dict[str, Any], instant: str | None, since: str) -> bool:
-        """Remember a row, and return whether it is new or changed and so must be emitted.
+        """Remember a row, and return True if it must be emitted, because it is new or has changed.
 
         Args:
             row: The row in the form in which it would be emitted.
