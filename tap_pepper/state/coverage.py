@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 class Coverage:
-    """The time after `covered_from`, up to and including `covered_until`. The runs so far have read all its actions.
+    """The time of which this run and earlier runs have read every action.
+
+    It starts right after `covered_from` and includes `covered_until`.
 
     In the STATE, as part of the bookmark::
 
