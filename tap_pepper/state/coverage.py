@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Coverage:
-    """The time of which this run and earlier runs have read every action.
+    """The span of time from which this run and earlier runs have read every action.
 
-    It starts right after `covered_from` and includes `covered_until`.
+    The span starts right after `covered_from` and includes `covered_until`.
 
     In the STATE, as part of the bookmark::
 
