@@ -208,7 +208,7 @@ def _heading(found: Explanation) -> list[str]:
 
 
 def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
-    """The lines as a table without empty columns, and the width that it needs."""
+    """Format the lines as a table without empty columns. Return the table and its width."""
     from rich.table import Table as TextTable  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415
 
@@ -238,7 +238,7 @@ def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
 
 
 def _shown_at(line: Line) -> datetime | None:
-    """The time to show for a line. For a hole, its beginning. None for an adjustment, whose time is unknown."""
+    """Return the time to show for a line. A hole shows its beginning. An adjustment shows no time, because it is unknown."""
     if line.event is Event.ADJUSTMENT:
         return None
     return line.after if line.event is Event.HOLE else line.at

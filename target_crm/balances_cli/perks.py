@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def perks_table(connection: Connection, tables: Tables) -> FromClause | None:
-    """Return the table of perks with its existing columns. None if the table does not exist."""
+    """Return the table of perks with its existing columns, or None if the table does not exist."""
     inspector, schema = inspect(connection), tables.metadata.schema
     if not inspector.has_table("perks", schema=schema):
         return None

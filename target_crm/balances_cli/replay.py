@@ -78,7 +78,7 @@ class _Replay:
         self._rejected_ids.update((rejection.input_line, rejection.rejected_id) for rejection in rejections)
 
     def _rows_after(self, rejected_id: str, streams: Sequence[str]) -> Sequence[Row[Any]]:
-        """The next rows of the quarantine, without the rows that this replay has added."""
+        """Fetch the next rows of the quarantine, without the rows that this replay has added."""
         rejected = self._warehouse.tables.rejected_records
         query = (
             select(rejected)
@@ -108,7 +108,7 @@ _SCHEMAS = [
 
 
 def _as_message(row: Row[Any]) -> str | None:
-    """Convert a quarantined record back to its RECORD message. None if it cannot be replayed."""
+    """Convert a quarantined record back to its RECORD message. Return None if the record cannot be replayed."""
     try:
         payload = values.from_json(row.payload)
     except ValueError:

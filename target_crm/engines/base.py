@@ -334,12 +334,12 @@ def lock_name(name: str) -> str:
 
 
 def quoted_name(connection: Connection, table: Table) -> str:
-    """A table's name as SQL."""
+    """Return a table's name, quoted for use in SQL."""
     return connection.dialect.identifier_preparer.format_table(table)
 
 
 def quoted_columns(connection: Connection, table: Table) -> str:
-    """A table's columns as SQL."""
+    """Return the names of a table's columns, quoted for use in SQL."""
     quote = connection.dialect.identifier_preparer.quote
     return ", ".join(quote(column.name) for column in table.columns)
 
@@ -371,7 +371,7 @@ def insert_by_driver(connection: Connection, table: Table, rows: Rows, placehold
 
 @cache
 def merge_on_conflict(insert: Callable[[Table], Any], merge: Merge) -> Insert:
-    """A merge as INSERT … ON CONFLICT. `insert` is the dialect's function for INSERT statements."""
+    """Return a merge as INSERT … ON CONFLICT. `insert` is the dialect's function for INSERT statements."""
     rows = insert(merge.table).from_select(list(merge.rows.selected_columns.keys()), merge.rows)
     keys, values = merge.table.primary_key.columns.keys(), merge.union(rows.excluded, merge.table.c)
     upsert: Insert = rows.on_conflict_do_update(index_elements=keys, set_=dict(values))

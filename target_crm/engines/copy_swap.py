@@ -25,7 +25,7 @@ def with_all_columns(connection: Connection, table: Table) -> Table:
 
 
 def scratch_table(whole: Table) -> Table:
-    """Scratch table for the changed rows of a table."""
+    """Return the scratch table that holds the changed rows of a table."""
     return whole.to_metadata(MetaData(schema=whole.schema), name=scratch_name(whole))
 
 

@@ -20,7 +20,7 @@ _NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
 
 
 def why_malformed(line: bytes) -> str:
-    """The reason why a line that is not a message goes to the quarantine."""
+    """Return the reason for quarantining a line that is not a Singer message."""
     constants: list[str] = []
     found = ""
     try:
@@ -55,7 +55,7 @@ def is_schema(line: str, message: dict[str, Any]) -> bool:
 
 
 def stream_names(line: str, message: dict[str, Any]) -> list[str]:
-    """The streams that a malformed line names."""
+    """Return the names of the streams that occur in a malformed line."""
     if message:
         stream = message.get("stream")
         return [stream] if isinstance(stream, str) and stream else []

@@ -55,13 +55,13 @@ class MessageReader(GenericSingerReader[str]):
 
     @property
     def default_input(self) -> IO[str]:
-        """Standard input; `InputError` if it is closed."""
+        """Return standard input. Raise `InputError` if standard input is closed."""
         if sys.stdin is None:
             raise InputError("standard input is closed: nothing can be read")
         return sys.stdin
 
     def deserialize_json(self, line: str | bytes) -> dict[str, Any]:
-        """Decode a line; raise `ValueError` if it is not a message."""
+        """Decode a line. Raise `ValueError` if the line is not a message."""
         message = values.from_json(line)
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
             raise ValueError("not an object with a type")

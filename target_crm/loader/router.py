@@ -130,7 +130,7 @@ class Router:
         self._choose_actions_sink()
 
     def _sink(self, stream_map: StreamMap, sinks: Sequence[StreamSink]) -> StreamSink:
-        """The sink of a mapped stream. Reuse an existing sink with the same stream and schema, or create one."""
+        """Return the sink of a mapped stream. Reuse an existing sink with the same stream and schema, or create one."""
         stream = stream_map.stream_alias
         schema, keys = stream_map.transformed_schema, stream_map.transformed_key_properties
         for sink in sinks:

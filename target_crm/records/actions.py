@@ -260,7 +260,7 @@ def _convert(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """A JSON object; an empty one for any other value."""
+    """Return the value if it is a JSON object, and otherwise an empty object."""
     return value if isinstance(value, dict) else {}
 
 

@@ -70,7 +70,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def between(intervals: Sequence[Interval], span: Interval) -> list[Interval]:
-    """The parts of a span that lie outside the intervals. `intervals` must be the result of `union`."""
+    """Return the parts of a span that lie outside the intervals. `intervals` must be the result of `union`."""
     edges = [span.after, *(edge for each in intervals for edge in each), span.until]
     clipped = [min(max(edge, span.after), span.until) for edge in edges]
     gaps = zip(clipped[::2], clipped[1::2], strict=True)
@@ -78,7 +78,7 @@ def between(intervals: Sequence[Interval], span: Interval) -> list[Interval]:
 
 
 def common(unions: Iterable[Sequence[Interval]], span: Interval) -> list[Interval]:
-    """The parts of a span that every one of the unions contains."""
+    """Return the parts of a span that are covered in every one of the given lists of intervals."""
     return between(union(chain.from_iterable(between(each, span) for each in unions)), span)
 
 
@@ -202,7 +202,7 @@ def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:
 
 
 def _of_all(unions: Sequence[Sequence[Interval]], holes: Sequence[Interval]) -> tuple[Interval, ...]:
-    """The intervals that all unions contain, without the holes."""
+    """Return the intervals that were read for every merchant, without the holes."""
     if not unions or not all(unions):
         return ()
     span = Interval(max(each[0].after for each in unions), min(each[-1].until for each in unions))

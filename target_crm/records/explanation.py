@@ -164,7 +164,7 @@ def _order(action: Action) -> tuple[datetime, int, bytes]:
 
 
 def _compare(points: Decimal, at: datetime, newest: Action | None) -> str | None:
-    """Why a snapshot does not count; None if it does."""
+    """Return the reason why a snapshot does not count. Return None if the snapshot counts."""
     if newest is None or newest.occurred_at is None or at > newest.occurred_at:
         return None
     if at < newest.occurred_at:
@@ -189,7 +189,7 @@ def _action_line(action: Action) -> Line:
 
 
 def _not_counted(action: Action) -> str | None:
-    """Why an action does not count; None if it does."""
+    """Return the reason why an action does not count. Return None if the action counts."""
     if action.effect:
         return None
     if action.type in EFFECTS and action.change is not None:

@@ -108,12 +108,12 @@ def assign_table(
 
 
 def to_text(name: str) -> str:
-    """A name from the source as text that every engine can store. Empty and unprintable names become JSON."""
+    """Convert a name from the source to text that every engine can store. Empty and unprintable names become JSON."""
     return name if name and name.isprintable() and not name.startswith('"') else json.dumps(name)
 
 
 def from_text(text: str) -> str:
-    """The name that `to_text` has converted."""
+    """Restore the name that `to_text` has converted."""
     return str(json.loads(text)) if text.startswith('"') else text
 
 

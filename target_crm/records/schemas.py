@@ -169,13 +169,13 @@ _JSON_NAMES = {
 
 @cache
 def decimal_kind(digits: int, places: int) -> Kind:
-    """Exact numbers."""
+    """Return the kind of columns for exact numbers."""
     return Kind(decimal_type(digits, places), partial(values.decimal, digits=digits, places=places))
 
 
 @cache
 def key_kind(chars_max: int) -> Kind:
-    """The kind of text in a key."""
+    """Return the kind of columns for text in a key."""
     return Kind(Identifier(chars_max), partial(values.key_text, chars_max=chars_max))
 
 

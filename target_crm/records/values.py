@@ -57,7 +57,7 @@ class Invalid(ValueError):
 
 
 def from_json(document: str | bytes) -> Any:
-    """Decode JSON, with fractional numbers as `Decimal`; raise `ValueError` for anything else."""
+    """Decode JSON, with fractional numbers as `Decimal`. Raise `ValueError` if the text is not valid JSON."""
     try:
         return _DECODER.decode(document)
     except (msgspec.DecodeError, ArithmeticError, RecursionError) as error:
@@ -65,7 +65,7 @@ def from_json(document: str | bytes) -> Any:
 
 
 def optional(value: Any, convert: Callable[[Any], _T]) -> _T | None:
-    """Convert a value; None for null and for a value that cannot be converted."""
+    """Convert a value. Return None if the value is null or cannot be converted."""
     if value is None:
         return None
     try:
@@ -312,13 +312,13 @@ def number(value: Any) -> Decimal:
 
 
 def double(value: Any) -> Decimal:
-    """A number as a query returns it from a column of doubles."""
+    """Convert a number to the form in which a query returns it from a column of doubles."""
     nearest = float(number(value))
     return Decimal(nearest) if nearest.is_integer() else Decimal(repr(nearest))
 
 
 def whole_double(value: Any) -> int:
-    """A whole number of 64 bits as a query returns it from a column of doubles."""
+    """Convert a 64-bit integer to the form in which a query returns it from a column of doubles."""
     return int(float(integer(value)))
 
 

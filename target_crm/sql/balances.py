@@ -153,7 +153,7 @@ def _newest_first(actions: FromClause, *which: ColumnElement[bool], **functions:
 
 
 def change_of(actions: Columns) -> ColumnElement[Any]:
-    """The change that each action makes to the balance."""
+    """Return an expression for the change that each action makes to the balance."""
     return case(
         (actions["effect"] == literal_column("'earned'"), actions["points_added"]),
         (actions["effect"] == literal_column("'redeemed'"), -actions["points_redeemed"]),
@@ -162,7 +162,7 @@ def change_of(actions: Columns) -> ColumnElement[Any]:
 
 
 def _sums(actions: Columns) -> list[Label[Any]]:
-    """A sum for each of the totals."""
+    """Return one SUM expression per total."""
     sums = {
         name: exact_sum(case((actions["effect"] == literal_column(f"'{effect}'"), actions[column])))
         for name, (effect, column) in _TOTALS.items()
@@ -198,7 +198,7 @@ def partials_from_snapshots(awards: FromClause) -> Select[Any]:
 def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
     """Combine two partial balances of an award.
 
-    If a partial is missing, all of its columns are null. If the two tie in everything, `one` wins.
+    If a partial is missing, all of its columns are null. Of two snapshots from the same instant, `one` wins.
 
     Returns:
         Column name → expression, for every column except `award_id`.

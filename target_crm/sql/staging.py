@@ -61,7 +61,7 @@ class RowUpdate:
 
     @cached_property
     def update(self) -> Update:
-        """The update as one statement."""
+        """Return the update as a single UPDATE statement."""
         return self.table.update().values(dict(self.values)).where(self.where)
 
     @cached_property
@@ -123,7 +123,7 @@ class Merge:
 
     @cached_property
     def replacement(self) -> Replacement:
-        """The same merge as a `Replacement`."""
+        """Return this merge as a `Replacement`."""
         (key,) = self.table.primary_key.columns
         arrived = self.rows.subquery("arrived")
         row = [column.label(name) for name, column in self.union(arrived.c, self.table.c).items()]
@@ -405,7 +405,10 @@ def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 def _not_older(ages: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-    """Whether the ages are equal or newer. A later age counts only if the earlier ones are equal. Null is older."""
+    """Whether a row is not older than another one.
+
+    A later age counts only if the earlier ones are equal. Null is older than any value.
+    """
     (age, *more_ages), (other, *more_others) = ages, others
     if not more_ages:
         return or_(other.is_(None), age >= other)

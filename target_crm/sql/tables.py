@@ -288,7 +288,7 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
 
 
 def rebuilt_of(table: Table) -> str:
-    """The name of the table that receives a copy of the rows, to change the table's key or columns."""
+    """Name the new table that receives a copy of the rows when the key or the columns change."""
     return _fitted(f"{WORK_PREFIX}rebuilt_{table.name}", NAME_BYTES_MAX)
 
 

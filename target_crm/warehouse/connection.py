@@ -348,7 +348,7 @@ def _insert(connection: Connection, table: Table, row: Sequence[Any]) -> str:
 
 
 def _sql(connection: Connection, statement: Statement) -> str:
-    """A statement as SQL, with its values in place of parameters."""
+    """Compile a statement to SQL text, with its values in place of parameters."""
     if not isinstance(statement, UpdateBase):
         return str(statement.compile(connection)).strip()
     compiled = str(statement.compile(connection, compile_kwargs={"literal_binds": True})).strip()
