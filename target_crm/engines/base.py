@@ -290,7 +290,7 @@ class EngineAdapter:
         self.empty(connection, replacement.work)
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
-        """Replace all rows of a table with those of a query."""
+        """Replace all rows of a table with the result of a query."""
         self.execute(connection, table.delete())
         connection.execute(table.insert().from_select(rows.selected_columns.keys(), rows))
 

@@ -41,7 +41,7 @@ def scratch_name(table: Table) -> str:
 
 
 def key_in(rows: Table, table: Table) -> ColumnElement[Any]:
-    """The key columns of a table, taken from rows with the same columns."""
+    """Return the columns in `rows` that correspond to the key columns of a table."""
     columns = [rows.c[column.name] for column in table.primary_key.columns]
     return columns[0] if len(columns) == 1 else tuple_(*columns)
 

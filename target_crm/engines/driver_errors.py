@@ -13,7 +13,7 @@ _SQLSTATE = re.compile("[0-9A-Z]{5}")
 
 
 def pep_249_classes(error: Exception) -> set[str]:
-    """The names of an error's classes. They include the classes that PEP 249 requires of all drivers."""
+    """Return the names of an error's classes, including the classes that PEP 249 requires of all drivers."""
     return {each.__name__ for each in type(error).__mro__}
 
 

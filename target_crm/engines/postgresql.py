@@ -171,7 +171,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return connection.scalars(text(in_catalog)).all()
 
     def view_names(self, connection: Connection, schema: str | None) -> Collection[str]:
-        """The views and materialized views of a schema."""
+        """Return the names of the views and materialized views in a schema."""
         return [*super().view_names(connection, schema), *inspect(connection).get_materialized_view_names(schema)]
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:

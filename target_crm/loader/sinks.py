@@ -178,7 +178,7 @@ class LedgerSink(StreamSink):
         self.table = self.tables.actions
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:  # noqa: ARG002
-        """A row of the ledger."""
+        """Convert an action to a row of the ledger."""
         return ledger_row(record, loaded_at=loaded_at)
 
     def activate(self, connection: Connection, version: int) -> Activation:  # noqa: ARG002
@@ -316,7 +316,7 @@ class TableSink(StreamSink):
         return self.table, self.staged.table
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
-        """A row of the stream's table."""
+        """Convert a record to a row of the stream's table."""
         row = self.shape.row(
             record,
             extracted_at=self._extracted_at(message),
@@ -333,7 +333,7 @@ class TableSink(StreamSink):
         return row
 
     def present_keys(self, record: dict[str, Any], message: Message) -> list[Row]:
-        """A row with key and version, if both can be read."""
+        """Return a row with only the key and version of an invalid record, if both can be read."""
         version = values.table_version(message.get("version"))
         if version is None or not self.shape.keys:
             return []
@@ -343,13 +343,13 @@ class TableSink(StreamSink):
             return []
 
     def rejection(self, row: Row, reason: str) -> Rejection:
-        """The record, with the values that would be stored."""
+        """Return the record with the values that would be stored."""
         line, *columns = row
         record, extracted_at = self.shape.record(columns)
         return Rejection(values.without_nul(self.stream), reason, line, values.json_text(record), extracted_at)
 
     def present_key(self, row: Row) -> list[Row]:
-        """A row with key and version, if the row has both."""
+        """Return a row with only the key and version, if the given row has both."""
         line, *columns = row
         key = self.shape.only_key(columns)
         return [(line, *key)] if key else []
@@ -434,7 +434,7 @@ class AwardSink(TableSink):
     fixed_table = "awards"
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
-        """A row of `awards`."""
+        """Convert an award to a row of `awards`."""
         return super().row({**record, **invalid_points(record)}, message, loaded_at)
 
     @staticmethod

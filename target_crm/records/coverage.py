@@ -194,7 +194,7 @@ class ReadTimes:
 
 
 def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:
-    """The times for which actions of all merchants were read. Nothing shows which merchant an award belongs to."""
+    """Return the times for which actions of all merchants were read. The merchant of an award is unknown."""
     holes = _limited(union(chain.from_iterable(each.holes for each in merchants)))
     covered = _of_all([each.complete for each in merchants], holes)
     counting = _of_all([each.intervals for each in merchants], holes)

@@ -50,7 +50,7 @@ class Rejection:
         return f"{self.stream or 'input'} line {self.input_line}: {self.reason}"
 
     def row(self, rejected_at: datetime, run_id: str) -> tuple[Any, ...]:
-        """A row of `rejected_records`."""
+        """Convert the rejection to a row of `rejected_records`."""
         return (
             self.rejected_id,
             self.stream,

@@ -358,7 +358,7 @@ def recompute_awards(tables: Tables, named: Select[Any]) -> Replacement:
 
 @cache
 def owner_of_awards(awards: Table, staged: Table) -> FromClause:
-    """User and perk of the staged awards, from the rows of `awards` that have points."""
+    """Select the user and perk of each staged award, from the rows of `awards` that have points."""
     c = awards.c
     owner = select(c["_id"].label("award_id"), *(func.max(c[name]).label(name) for name in _OWNER))
     with_points = owner.where(c.points.is_not(None), c["_id"].in_(select(staged.c["_id"])))
@@ -449,7 +449,7 @@ def totals_of_actions(actions: FromClause) -> Select[Any]:
 
 @cache
 def totals_of_balances(balances: Table) -> Select[Any]:
-    """The sums over all balances, in one row."""
+    """Sum the totals of all balances into a single row."""
     c = balances.c
     sums = [func.coalesce(exact_sum(c[name]), _ZERO).label(name) for name in _TOTALS]
     return select(*sums, func.coalesce(cast(func.sum(c.action_count), BigInteger), 0).label("action_count"))

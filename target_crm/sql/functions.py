@@ -128,5 +128,5 @@ def _quarter_hours_of_epoch(element: quarter_hours, compiler: SQLCompiler, **kw:
 
 
 def floor_to_integer(quotient: str, compiler: SQLCompiler, **kw: Any) -> str:
-    """The SQL that rounds a quotient down to a BIGINT."""
+    """Return the SQL that rounds a quotient down to a BIGINT."""
     return compiler.process(cast(literal_column(f"FLOOR({quotient})"), BigInteger()), **kw)

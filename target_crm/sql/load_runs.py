@@ -24,7 +24,7 @@ DONE, FAILED = "done", "failed"
 
 @dataclass(frozen=True)
 class Run:
-    """A run of target-crm, as it is at one moment."""
+    """The state of a run of target-crm at one moment."""
 
     run_id: str
     started_at: datetime

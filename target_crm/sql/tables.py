@@ -207,7 +207,7 @@ class Tables:
 
     @property
     def views(self) -> Mapping[str, Select[Any]]:
-        """Name → query of each view."""
+        """Return the name of each view, with the query that defines it."""
         return {"user_balances": self._user_balances(), "award_balance_drift": self._award_balance_drift()}
 
     def _user_balances(self) -> Select[Any]:

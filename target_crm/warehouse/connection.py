@@ -94,7 +94,7 @@ class Warehouse:
 
     @property
     def place(self) -> str:
-        """The schema and the warehouse that have the tables, for messages."""
+        """Name the schema and the warehouse of the tables, for messages."""
         schema = self.tables.metadata.schema
         return f"schema {schema} of {self.name}" if schema else self.name
 
