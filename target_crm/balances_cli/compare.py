@@ -265,7 +265,7 @@ def _stored_balances(connection: Connection, tables: Tables) -> Iterable[Any]:
 def _loaded_until(
     connection: Connection, tables: Tables, recorded: Sequence[MerchantCoverage], read: set[str]
 ) -> datetime | None:
-    """The time up to which actions were read. Without recorded coverage, the time of the newest balance."""
+    """Return the time up to which actions were read, or without coverage, the time of the newest balance."""
     covered = [each for each in recorded if each.intervals]
     own = [each for each in covered if each.merchant in read] or covered
     if own:

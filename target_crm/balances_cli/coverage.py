@@ -122,7 +122,7 @@ def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, An
 
 
 def _position(found: MerchantCoverage) -> dict[str, Any]:
-    """The part of the bookmark that makes the tap read the oldest hole first."""
+    """Return the part of the bookmark that makes the tap read the oldest hole first."""
     hole = found.holes[0]
     following = next((each for each in found.intervals if each.after >= hole.until), None)
     if following is None:

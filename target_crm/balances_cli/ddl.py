@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def missing_statements(target: TargetCrm, messages: Iterable[str]) -> list[str]:
-    """The statements after which a target has nothing left to create or change. This function does not execute them.
+    """Return the statements that a target still needs to create or change its tables.
+
+    This function does not execute the statements.
 
     Args:
         target: A target that has not loaded anything.

@@ -239,7 +239,7 @@ class EngineAdapter:
             return ""
 
     def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        """The expression that converts a column's values to a wider type."""
+        """Return the expression that converts a column's values to a wider type."""
         return cast(column, type_)
 
     def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:  # noqa: ARG002
@@ -295,7 +295,7 @@ class EngineAdapter:
         connection.execute(table.insert().from_select(rows.selected_columns.keys(), rows))
 
     def all_balances(self, tables: Tables) -> Select[Any]:
-        """A query that recomputes every balance from the ledger and the snapshots."""
+        """Return a query that recomputes every balance from the ledger and the snapshots."""
         return balances.all_balances(tables, balances.partials_from_actions(tables.actions))
 
     def empty(self, connection: Connection, table: Table) -> None:

@@ -260,7 +260,7 @@ def _mentions(error: BaseException, phrases: Collection[str]) -> bool:
 
 
 def _holder(error: Exception) -> str:
-    """The process that has the file open, according to the error."""
+    """Return the process that has the file open, according to the error."""
     process = re.search(r"PID (\d+)", str(error))
     return f"process {process[1]}" if process else "another connection"
 

@@ -143,7 +143,7 @@ class AwardsRead:
 
     @property
     def changes_since(self) -> str | None:
-        """The bookmark from which the tap read changes; None if it read all awards."""
+        """The bookmark from which the tap read changes. None if the tap read all awards."""
         for source, before in self._before.items():
             now = self._bookmark(source)
             is_refresh = "refreshed_until" in now and now["refreshed_until"] == now.get("replication_key_value")

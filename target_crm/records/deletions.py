@@ -52,7 +52,7 @@ def in_steps(
             whole.append(row)
             newest[key] = max(newest.get(key, (at, arrival)), (at, arrival))
     superseded: list[Row] = []
-    # If a deletion lacks other columns than the previous deletion of its key, it needs a later step.
+    # A deletion needs a later step if the previous deletion of the same key lacks different columns.
     last: dict[Row, tuple[int, tuple[str, ...]]] = {}
     steps: dict[tuple[int, tuple[str, ...]], list[Row]] = defaultdict(list)
     for at, arrival, row in sorted(partial, key=lambda each: each[:2]):

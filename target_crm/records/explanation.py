@@ -137,7 +137,9 @@ def explain(
 
 
 def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) -> list[Line]:
-    """A line for each action, for the snapshot, a deletion and each hole. The lines that count have a change.
+    """Return a line for each action, for each hole, for the snapshot and for a deletion.
+
+    The lines that count have a change.
 
     A snapshot counts only if it is newer than every action. Pepper may write a snapshot shortly before it writes the
     action whose points the snapshot already shows.
@@ -159,7 +161,7 @@ def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) ->
 
 
 def _order(action: Action) -> tuple[datetime, int, bytes]:
-    """The sort key of an action's line. At the same instant, actions come before the snapshot."""
+    """Return the sort key of an action's line. At the same instant, actions come before the snapshot."""
     return action.occurred_at or _FIRST, 0, action.action_id.encode()
 
 

@@ -579,7 +579,7 @@ def _present(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def word(definition: Mapping[str, Any], name: str) -> Any:
-    """The value of a keyword in a schema; None if it is missing or null.
+    """Return the value of a keyword in a schema, or None if the keyword is missing or null.
 
     Raises:
         InvalidSchema: The value has the wrong type.
@@ -595,7 +595,7 @@ def word(definition: Mapping[str, Any], name: str) -> Any:
 
 
 def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
-    """The schema that a JSON pointer such as `#/definitions/money` points to; None if there is no such schema."""
+    """Return the schema at a JSON pointer such as `#/definitions/money`, or None if no schema is there."""
     found: Any = root if reference.startswith("#") else None
     for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
         name = unquote(part).replace("~1", "/").replace("~0", "~")

@@ -366,7 +366,7 @@ def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
 
 
 def _differences(ledger: Table, rows: FromClause) -> dict[str, ColumnElement[bool]]:
-    """Column → whether two actions differ in this column."""
+    """Return for each column whether two actions differ in it."""
     ignored = {"action_id", "payload", "loaded_at"}
     names = [column.name for column in ledger.c if column.name not in ignored]
     return {name: ledger.c[name].is_distinct_from(rows.c[name]) for name in names}
@@ -400,7 +400,7 @@ def _equal(table: Table, rows: FromClause, left_out: Collection[str]) -> ColumnE
 
 
 def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The column in a form that can be compared. PostgreSQL cannot compare JSON, so convert it to text."""
+    """Return the column in a form that can be compared. PostgreSQL cannot compare JSON, so convert it to text."""
     return cast(column, LongText()) if isinstance(column.type, JsonText) else column
 
 
