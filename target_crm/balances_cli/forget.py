@@ -112,7 +112,7 @@ class _Erasure:
         return Erased(is_user, is_user or (self._anywhere and any(rows.values())), rows)
 
     def _is_user(self, users: str) -> bool:
-        """Whether the id belongs to a user. Do not look in payloads, where it may be any kind of id."""
+        """Whether the id belongs to a user. Ignore payloads, where the same text may be the id of something else."""
         tables, schema = self._tables, self._tables.metadata.schema
         keys: list[ColumnClause[Any]] = [
             tables.actions.c.user_id,

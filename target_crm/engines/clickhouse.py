@@ -133,7 +133,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return found
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: a statement may still be running after the connection is lost. It must not run twice at once."""
+        """No: a statement may still be running after the connection is lost, and must not run twice at once."""
         return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:

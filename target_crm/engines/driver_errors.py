@@ -18,7 +18,7 @@ def pep_249_classes(error: Exception) -> set[str]:
 
 
 def sqlstate(error: Exception) -> str:
-    """The SQLSTATE of an error; empty if the driver gives none."""
+    """Return the SQLSTATE of an error. Empty if the driver gives none."""
     # psycopg2 uses another attribute, pyodbc the first argument, and pg8000 a field of the response.
     first = next(iter(error.args), None)
     given = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or response_fields(error).get("C", first)

@@ -361,7 +361,7 @@ class Shape:
 def _key_kinds(
     kinds: Mapping[str, Kind | None], existing: Mapping[str, Stored], limits: TableLimits
 ) -> dict[str, Kind]:
-    """The kinds of the properties in a key. `kinds` holds the kinds that they would have outside a key."""
+    """Return a kind for each key property. `kinds` holds the kinds that these properties would have outside a key."""
     texts = [name for name, kind in kinds.items() if kind in {None, TEXT, ANY_TEXT, JSON, INSTANT_OR_TEXT}]
     chars_max = ID_CHARS_MAX
     if texts and limits.key_bytes:

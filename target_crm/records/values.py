@@ -173,7 +173,7 @@ def _parse_iso_8601(value: str) -> datetime:
     except OverflowError:
         raise Invalid("is after the year 9999") from None
     except ValueError as error:
-        # Python's message quotes the value, unless it names a range.
+        # Python's message quotes the value, unless the message names a range.
         reason = str(error)
         raise Invalid(f"is not an ISO 8601 time{f': {reason}' if _RANGE_REASON.match(reason) else ''}") from None
 
@@ -188,7 +188,7 @@ def _calendar_date(ordinal_date: re.Match[str]) -> str:
 
 
 def day(value: Any) -> date:
-    """An ISO 8601 date. A time is also valid if it is midnight."""
+    """Convert an ISO 8601 date, or an ISO 8601 time at midnight, to a date."""
     try:
         return msgspec.convert(value, date)
     except msgspec.ValidationError:
