@@ -178,7 +178,7 @@ def next_hour(bound: str) -> str:
 
 
 def parse_hour(text: object) -> str | None:
-    """Parse an hour such as `2026-10-01T11`. Return None if it is invalid or not in the years 1970 to 9998."""
+    """Parse an hour such as `2026-10-01T11`. Return None if it is invalid or outside the years 1970 to 9998."""
     instant = to_instant(f"{text}:00:00.000Z")
     return instant[:HOUR_CHARS] if instant and "1970" <= instant < "9999" else None
 

@@ -45,7 +45,7 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
     _FILES = ("private_key_file", "token_file_path")
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Create a SQLAlchemy engine. Its sessions wait a minute for locks, instead of half a day."""
+        """Create a SQLAlchemy engine. Its sessions wait a minute for locks, instead of Snowflake's half a day."""
         session = {"TIMEZONE": "UTC", "LOCK_TIMEOUT": LOCK_WAIT_SECONDS, "QUERY_TAG": "target-crm"}
         files = {name: url.query[name] for name in self._FILES if name in url.query}
         arguments = {"session_parameters": session, **files}

@@ -221,7 +221,8 @@ class BatchWriter:
     def _record_coverage(self, connection: Connection, claims: Claims) -> None:
         """Record the intervals for which actions were read, in the transaction that commits these actions.
 
-        On an engine without transactions, record the intervals after the actions.
+        Call this after the actions are written: an engine without transactions may stop in between, and an interval
+        must not count as covered without its actions.
         """
         if not claims:
             return

@@ -203,7 +203,8 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     if not inspector.has_table(table.name, schema=table.schema):
         _check_width(connection, table, table.columns.keys())
         if adapter.rename_table and inspector.has_table(rebuilt_of(table), schema=table.schema):
-            # An engine without transactions was interrupted between the last two steps of `_rebuild`.
+            # On an engine without transactions, an earlier run dropped the table, and stopped before it renamed the new
+            # one.
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
         comments = adapter.comments_on(dialect, table)
         return [*creation(table), *(DDL(comment) for comment in comments)]  # type: ignore[no-untyped-call]
