@@ -256,8 +256,7 @@ def by_full_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
     snapshot = select(rows.award_id, *others).group_by(rows.award_id).subquery("snapshot")
     both = action.join(snapshot, action.c.award_id == snapshot.c.award_id, full=True)
     award_id = func.coalesce(action.c.award_id, snapshot.c.award_id).label("award_id")
-    combined = union(snapshot.c, action.c).items()
-    return select(award_id, *(column.label(name) for name, column in combined)).select_from(both)
+    return _combined(award_id, snapshot.c, action.c).select_from(both)
 
 
 def by_grouping(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
@@ -284,7 +283,7 @@ def by_grouping(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
         each.name: h[f"award_{each.name}"] if each.name in _SNAPSHOT_COLUMNS else cast(null(), each.type)
         for each in columns
     }
-    return select(h.award_id, *(column.label(name) for name, column in union(snapshot, action).items()))
+    return _combined(h.award_id, snapshot, action)
 
 
 def by_left_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
@@ -294,12 +293,15 @@ def by_left_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
     """
     action = actions.cte("action")
     snapshot, alone = awards.subquery("snapshot"), awards.subquery("alone")
-    combined = union(snapshot.c, action.c).items()
-    acted = select(action.c.award_id, *(column.label(name) for name, column in combined)).select_from(
-        action.outerjoin(snapshot, snapshot.c.award_id == action.c.award_id)
-    )
+    both = action.outerjoin(snapshot, snapshot.c.award_id == action.c.award_id)
+    acted = _combined(action.c.award_id, snapshot.c, action.c).select_from(both)
     others = select(*(alone.c[column.name] for column in acted.selected_columns))
     return select(union_all(acted, others.where(alone.c.award_id.not_in(select(action.c.award_id)))).subquery("both"))
+
+
+def _combined(award_id: ColumnElement[Any], snapshot: Columns, action: Columns) -> Select[Any]:
+    """Select the union of the two partial balances of each award."""
+    return select(award_id, *(column.label(name) for name, column in union(snapshot, action).items()))
 
 
 @cache
@@ -390,10 +392,10 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
     ).subquery("sides")
     # Grouping joins equal rows of both sides. A group with rows of only one side is a difference.
     s = sides.c
+    row = [s[name] for name in compared]
     alone = (
-        select(*(s[name] for name in compared))
-        .add_columns(func.min(s.side).label("first_side"), func.max(s.side).label("last_side"))
-        .group_by(*(s[name] for name in compared))
+        select(*row, func.min(s.side).label("first_side"), func.max(s.side).label("last_side"))
+        .group_by(*row)
         .having(or_(func.count() != 2, func.min(s.side) == func.max(s.side)))
         .subquery("alone")
     )
