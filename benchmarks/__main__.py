@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, text
 
 from benchmarks import data, harness, tap_bench
 from benchmarks.harness import Run, ServerUsage, environment, in_turn, seconds_of
+from pepper_runtime.wording import counted
 from tests.helpers.postgres import PostgresServer, new_database
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
 def compare(bench: Bench, engines: Sequence[str], kind: str, rows: int, rounds: int, *, with_peers: bool) -> str:
     """Compare the minimal loader, target-crm and, with `with_peers`, other loaders on each engine."""
     messages = data.write_messages(bench.folder / f"{kind}.jsonl", kind, rows)
-    parts = [f"{rows:,} actions, {kind}, {rounds} rounds."]
+    parts = [f"{rows:,} actions, {kind}, {counted(rounds, 'round')}."]
     for engine in engines:
         others = peers(bench, engine, messages) if with_peers else {}
         if with_peers and not others:
@@ -190,7 +191,9 @@ def notations(bench: Bench, rows: int, rounds: int) -> str:
     # Leave out the server's processor time, because the server does the same work for all notations.
     seconds = {kind: median(each.cpu_seconds for each in of_kind) for kind, of_kind in runs.items()}
     lines = [f"| {kind} | {each:.2f} | {each / seconds['simple']:.2f} |" for kind, each in seconds.items()]
-    return "\n".join([f"{rows:,} actions, {rounds} rounds.\n", "| | CPU s | ÷ simple |", "|---|---:|---:|", *lines])
+    return "\n".join(
+        [f"{rows:,} actions, {counted(rounds, 'round')}.\n", "| | CPU s | ÷ simple |", "|---|---:|---:|", *lines]
+    )
 
 
 def memory(bench: Bench, engines: Sequence[str], sizes: Sequence[int]) -> str:
