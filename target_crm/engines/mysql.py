@@ -121,7 +121,10 @@ class MySQLAdapter(ExtendedSQLAdapter):
     _TABLE_LOCK_SECONDS = 10
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Limit waits for table locks, and use strict mode. Without strict mode, a server may truncate values."""
+        """Limit how long a statement waits for a table's lock, and turn on strict mode.
+
+        Without strict mode, a server may truncate values.
+        """
 
         def on_connect(driver_connection: Any, record: ConnectionPoolEntry) -> None:
             with closing(driver_connection.cursor()) as cursor:
