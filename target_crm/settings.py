@@ -43,7 +43,9 @@ class Settings:
     )
     user: str | None = setting("User", "Database user.", default=None)
     password: str | None = setting("Password", "Database password (do not URL-encode it).", default=None, secret=True)
-    database: str | None = setting("Database", "The name of the database. On SQLite, the file.", default=None)
+    database: str | None = setting(
+        "Database", "The name of the database. On SQLite and DuckDB, the path of the file.", default=None
+    )
     options: Mapping[str, str] | None = setting(
         "Options",
         "Additional driver options, such as the key and certificates for TLS.",

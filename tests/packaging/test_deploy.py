@@ -158,13 +158,20 @@ def test_a_container_and_a_ci_runner_share_state_in_a_database(tmp_path: Path, n
 
         world.advance(timedelta(hours=20))
         earlier_requests = len(sandbox.requests)
-        workflow = yaml.safe_load((DEPLOY / "github-actions.yml").read_text())["jobs"]["loyalty"]
-        (step,) = [step for step in workflow["steps"] if step.get("name") == "Run"]
-        variables = {name: secrets[name] for name in (*step["env"], "TAP_PEPPER_API_URL")}
-        Project.create(tmp_path / "runner", {}).run(step["run"], **workflow["env"], **variables, PATH=secrets["PATH"])
+        workflow = yaml.safe_load((DEPLOY / "github-actions.yml").read_text())
+        job = workflow["jobs"]["loyalty"]
+        (step,) = [step for step in job["steps"] if step.get("name") == "Run"]
+        condition, daily, frequent = re.findall(r"'(.*?)'", step["env"].pop("TASKS"))
+        # YAML reads the key `on` as true.
+        assert condition in [each["cron"] for each in workflow[True]["schedule"]]
+        variables = {name: secrets[name] for name in (*step["env"], "TAP_PEPPER_API_URL", "PATH")} | job["env"]
+        runner = Project.create(tmp_path / "runner", {})
+        runner.run(step["run"], **variables, TASKS=frequent)
         later_requests = [request for request in sandbox.requests[earlier_requests:] if request.path == "/awards"]
+        runner.run(step["run"], **variables, TASKS=daily)
     assert balances(secrets["TARGET_CRM_SQLALCHEMY_URL"]) == world.balances()
     assert all(request.parameter("updatedAt") for request in later_requests)
+    assert sandbox.requests[-1].path == "/perks"
 
 
 def test_the_kubernetes_cronjobs_load_one_at_a_time_and_verify(tmp_path: Path, new_postgres_url: str) -> None:
