@@ -37,21 +37,21 @@ def run_cli(
 ) -> NoReturn:
     """Run a console script to its end and exit.
 
-    An error may have a list `failures` of pairs: the name of a part, and the error of this part. Each pair gets one
-    line.
+    An error may have a list `failures` of pairs: the name of a failed part, and the part's error. This function then
+    reports each pair on its own line.
 
     Args:
         name: The script's name.
         get_command: Returns the command, after setting up console logging.
-        expected: Errors whose text is safe and clear enough to show. Of other errors, the user sees only the type and
-            the place.
+        expected: Errors whose text is safe and clear enough to show. For other errors, the user sees only the type and
+            the place in the code.
         plugin: The plugin whose variables `…_LOG_FORMAT` and `…_LOGLEVEL` apply; by default `name`.
         error_exit_code: Exit code of errors other than usage errors.
         usage_exit_code: Exit code of usage errors, such as an unknown option.
         broken_pipe_message: The error message if the reader of stdout exits; by default there is none.
         draws_with_stdout_on_terminal: Whether to draw progress even if stdout is also a terminal.
-        logs_are_redacted: Whether log records never show secrets. If so, errors are reported as log lines, and DEBUG
-            also shows the traceback of expected errors.
+        logs_are_redacted: Whether secrets are removed from all log records. If so, errors are reported as log lines,
+            and DEBUG also shows the traceback of expected errors.
     """
     plugin = plugin or name
     logger = logging.getLogger(name)

@@ -1,6 +1,6 @@
 """Format log lines: short text for people, or one JSON object per line for machines.
 
-The SDK's `StructuredFormatter` writes the JSON. Meltano requests the same formatter by `SINGER_SDK_LOG_CONFIG`.
+The SDK's `StructuredFormatter` writes the JSON. Meltano requests the same formatter with `SINGER_SDK_LOG_CONFIG`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PARSER: Final = click.Command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 
-# The SDK logs messages with these beginnings in each run. They do not help users.
+# In each run, the SDK logs messages that begin with these texts. They do not help users.
 _NOISE: Final = (
     "Parsing env var",
     "Parsing '%s' config from env",
@@ -55,8 +55,8 @@ def log_format_setting() -> Any:
 def requested_format(plugin: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return the log format. The command line overrides the environment, which overrides the config files.
 
-    This runs before the command parses its arguments, because parsing errors also need the format. An invalid format or
-    file counts as text here, and the command reports it later.
+    This runs before the command parses its arguments, because parsing errors also need the format. For an invalid
+    format, return text. Ignore an invalid file. The command reports both problems later.
     """
     with _PARSER.make_context(plugin, list(arguments), resilient_parsing=True) as context:
         wanted: list[Any] = [context.params["log_format"], environment.get(f"{variable_prefix(plugin)}LOG_FORMAT")]

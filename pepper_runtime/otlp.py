@@ -46,7 +46,7 @@ TAGS = ("stream", "status")
 
 
 class Run:
-    """A trace whose root span is the run, and the metrics from the log.
+    """Exports a trace whose root span is the run, and the metrics from the log.
 
     If an orchestrator sets `TRACEPARENT`, the run becomes a part of the orchestrator's trace.
     """
@@ -90,7 +90,7 @@ class Run:
             context=None if is_inner else parent,
             kind=trace.SpanKind.CLIENT if is_client else trace.SpanKind.INTERNAL,
             attributes=dict(attributes),
-            # Both options would send the error's text.
+            # If they were true, these options would send the error's text.
             record_exception=False,
             set_status_on_exception=False,
         ):
@@ -165,7 +165,7 @@ class _ExportProblems(logging.Handler):
         self.outcomes = SimpleQueue[bool]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Wake up `Run.stop`."""
+        """Note whether data was lost, and wake up `Run.stop`."""
         self.data_lost = self.data_lost or record.levelno >= logging.ERROR
         self.outcomes.put(False)
 

@@ -36,7 +36,7 @@ class Plugin(PluginBase):
     show_value: Callable[[object], str] = staticmethod(quote)
     """How a message shows a wrong value of a setting that is not a secret."""
     setting_error: ClassVar[type[Exception]]
-    """The error to raise; its message lists all problems on one line."""
+    """The error to raise for wrong settings. Its message lists all problems on one line."""
     option_help: ClassVar[dict[str, str]] = {
         "about": "Print the name, the version, the capabilities and the settings.",
         "about_format": "The format of --about. Default: text.",
@@ -82,7 +82,7 @@ class Plugin(PluginBase):
 
     @classproperty
     def _env_var_config(cls) -> dict[str, Any]:  # noqa: N805
-        """The settings in the environment. With the SDK, a `.env` above the installed package would override them."""
+        """The settings in the environment. The SDK would let a `.env` above the installed package override them."""
         return parse_environment_config(cls.config_jsonschema, cls._env_var_prefix, dotenv_path=os.devnull)
 
     @classmethod
@@ -133,7 +133,7 @@ class Plugin(PluginBase):
         prefix = self._env_var_prefix
         for variable in sorted(os.environ) if self._reads_environment else ():
             name = variable.removeprefix(prefix).lower()
-            # Other variables with the prefix may belong to Meltano, such as the variables with two underscores.
+            # Meltano has its own variables with this prefix, such as TAP_PEPPER__SELECT with two underscores.
             is_own = variable.startswith(prefix) and not name.startswith("_")
             if is_own and name not in known and (near := _suggestion(name, known)):
                 yield f"{variable} is not a setting and is ignored{near}"

@@ -46,7 +46,7 @@ def is_wanted(environment: Mapping[str, str], *, with_stdout_on_terminal: bool) 
 
 
 class Display:
-    """The progress of this process. Updates have no effect before `start`, or if no line is wanted."""
+    """Shows the progress of this process. It draws nothing before `start`, or if no line is wanted."""
 
     def __init__(self) -> None:
         self._rows = 0

@@ -83,14 +83,14 @@ class _Counts(ProgressColumn):
 
 
 class _Bar(BarColumn):
-    """The fraction that is done. rich's own column would need the total number of rows, which is unknown."""
+    """Shows the fraction that is done. rich's own column would need the total number of rows, which is unknown."""
 
     def render(self, task: Task) -> ProgressBar:
         return ProgressBar(total=1, completed=task.fields["fraction"], width=self.bar_width)
 
 
 class _LogStream:
-    """Print log lines above the progress line."""
+    """Prints log lines above the progress line."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,7 @@
-"""Declare settings as fields of a dataclass. The JSON Schema, the checks and the documentation are made from it."""
+"""Declare settings as fields of a dataclass.
+
+The JSON Schema, the checks and the documentation are generated from this dataclass.
+"""
 
 from __future__ import annotations
 

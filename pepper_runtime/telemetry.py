@@ -32,8 +32,8 @@ _runs: Final[list[Run]] = []
 def requested_signals(environment: Mapping[str, str]) -> list[str]:
     """Return the `SIGNALS` that the environment asks for.
 
-    `OTEL_TRACES_EXPORTER` may be `otlp` or `none`. If it is unset or empty, traces are sent if an OTLP endpoint is
-    set. `OTEL_METRICS_EXPORTER` does the same for metrics. Source: OpenTelemetry's "Environment Variable
+    `OTEL_TRACES_EXPORTER` may be `otlp` or `none`. If it is unset or empty, traces are sent only if an OTLP endpoint
+    is set. `OTEL_METRICS_EXPORTER` does the same for metrics. Source: OpenTelemetry's "Environment Variable
     Specification".
     """
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":

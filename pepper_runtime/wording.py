@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def counted(number: float, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun: `1 record`, `1,204 records`. Pass `plural` if it is not the noun with an `s`."""
+    """Return a number with its noun: `1 record`, `1,204 records`. Pass `plural` for nouns with an irregular plural."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 

@@ -57,7 +57,7 @@ class World:
         users: the number of users.
         days: the length of the history, which ends at `now`.
         now: the world's current time, which `advance` moves.
-        late_fraction: the fraction of actions that become visible late. Their points change at once.
+        late_fraction: the fraction of actions that become visible late. The award's points still change at once.
         late_seconds_max: the longest time until such an action becomes visible.
     """
 

@@ -57,7 +57,7 @@ OTHER_FIELDS = "other_fields"
 """The property that contains the fields that are not in the schema."""
 
 UNKNOWN_FIELDS = "unknown_fields"
-"""The key in a bookmark that lists the unknown fields that the tap has logged."""
+"""Under this key, a bookmark lists the unknown fields that the tap has already logged."""
 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -381,7 +381,7 @@ class PepperStream(Stream):
         self._write_state_message()
 
     def _process_record(self, *_: object, **__: object) -> None:
-        """Do nothing: there are no child streams and no partitions."""
+        """Do nothing, because there are no child streams and no partitions."""
 
     def _generate_record_messages(self, record: dict[str, Any]) -> Generator[RecordMessage, None, None]:
         """Yield messages as the SDK does, but visit a record's fields only if a nested field is deselected."""

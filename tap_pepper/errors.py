@@ -1,4 +1,4 @@
-"""The tap's errors, one class for each way to react.
+"""The tap's errors. Each class calls for a different reaction.
 
 Each message is one line for an operator: where it happened, what happened, and what was expected or what to do.
 A message never contains a token, a record or a response body.

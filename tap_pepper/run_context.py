@@ -77,7 +77,7 @@ class UpperBound:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the tap passes to its streams.
+    """The objects that the tap passes to its streams.
 
     Attributes:
         client: The connection to Pepper.

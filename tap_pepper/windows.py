@@ -146,8 +146,8 @@ def upper_bound(now: datetime, settle_seconds: float) -> str:
 def resume_after(*, read_until: str | None, start: str | None, until: str, lookback_seconds: float) -> str:
     """Return where the first window of a run starts.
 
-    After an earlier run: `lookback_seconds` before `read_until`, to catch late arrivals. On the first run: at `start`,
-    or `lookback_seconds` before `until` if there is no `start`.
+    After an earlier run, it starts `lookback_seconds` before `read_until`, to catch late arrivals. On the first run, it
+    starts at `start`, or `lookback_seconds` before `until` if there is no `start`.
     """
     if read_until is not None:
         return subtract_seconds(read_until, lookback_seconds)

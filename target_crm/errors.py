@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class CrmError(Exception):
-    """The run cannot continue. One line says where and what happened, and what to do. It shows no values of records."""
+    """The run cannot continue. The message is one line that says what happened, where, and what to do.
+
+    The message shows no values of records.
+    """
 
 
 class SettingError(CrmError):
@@ -20,7 +23,7 @@ class RowRefused(WarehouseError):
 
 
 class ConnectionLost(WarehouseError):
-    """The warehouse failed, or the connection to it. The same transaction may succeed later."""
+    """The warehouse failed, or the connection to it failed. The same transaction may succeed later."""
 
 
 class InputError(CrmError):

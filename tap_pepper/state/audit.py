@@ -1,4 +1,4 @@
-"""The self-audit of actions: which hours to read a second time, and what the first read found in each.
+"""Audit the actions: choose the hours to read a second time, and compare each hour with its first read.
 
 This module does no I/O and reads no clock.
 """

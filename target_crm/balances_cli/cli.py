@@ -76,7 +76,8 @@ class Options:
         if self.url:
             given |= {**dict.fromkeys(URL_PARTS), "sqlalchemy_url": self.url}
         if reads_environment:
-            # These variables would take precedence over `config`. Make them empty, because `.env` adds missing ones.
+            # These variables would take precedence over `config`. Make them empty: if they were missing, `.env` could
+            # set them.
             os.environ.update({f"{ENVIRONMENT_PREFIX}{name.upper()}": "" for name in given})
         target = TargetCrm(config={**config, **given}, parse_env_config=reads_environment)
         # Let SIGTERM end the command as usual. The target's own handler would print a message about reading input.
@@ -247,7 +248,8 @@ def coverage(options: Options, *, state: bool) -> int:
 
 
 @_command(
-    "status --max-age 15m --max-rejected 0 --max-holes 0", "0 no drift and no limit broken, 1 drift or limit, 2 error"
+    "status --max-age 15m --max-rejected 0 --max-holes 0",
+    "0 no drift and no broken limit, 1 drift or a broken limit, 2 error",
 )
 @click.option("--verify", is_flag=True, help="Verify every balance instead of comparing sums.")
 @click.option(

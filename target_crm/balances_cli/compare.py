@@ -159,12 +159,12 @@ class AwardsInput:
 
     @property
     def began_at(self) -> datetime:
-        """When the tap read the first award, on Pepper's clock. Without a bookmark, on the tap's clock."""
+        """When the tap began to read awards, by Pepper's clock, or by the tap's clock if there is no bookmark."""
         return self.read.until or self._first_extracted_at
 
     @property
     def meanwhile(self) -> Interval:
-        """From `began_at` until now. A balance with a later time must have a wrong time."""
+        """The interval from `began_at` until now. A balance with a later time has a wrong time."""
         return Interval(self.began_at, datetime.now(UTC))
 
 

@@ -51,7 +51,7 @@ class Erased:
 
     Attributes:
         is_user: Whether the id is a user's, according to the actions, awards, balances and `users`.
-        applies: Whether the rows are erased. If not, they contain the id, but no user has it.
+        applies: Whether the id may be erased: it belongs to a user, or `anywhere` is set and some rows contain it.
         rows: The number of rows of each kind in `NOUNS`.
     """
 
@@ -112,7 +112,10 @@ class _Erasure:
         return Erased(is_user, is_user or (self._anywhere and any(rows.values())), rows)
 
     def _is_user(self, users: str) -> bool:
-        """Whether the id belongs to a user. Ignore payloads, where the same text may be the id of something else."""
+        """Return whether the id belongs to a user.
+
+        Ignore payloads, where the same text may be the id of something else.
+        """
         tables, schema = self._tables, self._tables.metadata.schema
         keys: list[ColumnClause[Any]] = [
             tables.actions.c.user_id,
@@ -196,7 +199,7 @@ def as_text(erased: Erased, *, dry_run: bool) -> str:
 
 
 def _contains(payload: str, ids: set[str]) -> bool:
-    """Whether a record has one of the ids as a value. If the record is not JSON, search its text."""
+    """Return whether a record has one of the ids as a value. If the record is not JSON, search its text."""
     try:
         document = values.from_json(payload)
     except ValueError:

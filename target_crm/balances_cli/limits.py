@@ -1,4 +1,4 @@
-"""Limits for monitors, and a check of a status against them."""
+"""Check a status against the limits that a monitor sets."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def _too_old(status: Status, limit: timedelta) -> Iterator[str]:
 
 
 def _read_until(status: Status) -> dict[str, datetime | None]:
-    """What was read → the time up to which it was read: each merchant's actions or, without coverage, each stream."""
+    """Return the time up to which each merchant's actions were read.
+
+    Without coverage, return the time for each stream.
+    """
     if merchants := status.coverage.complete_until:
         read_at = next((each.read_at for each in status.streams if each.stream == STREAM), None)
         return {

@@ -121,7 +121,7 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
 
 
 def _rejected(connection: Connection, tables: Tables) -> Counter[str]:
-    """Table → the number of its stream's records in quarantine. Lines that name no stream count under an empty name."""
+    """Count the quarantined records of each stream, by table. Lines that name no stream count under an empty name."""
     rejected = tables.rejected_records
     table_of = tables_of_streams(connection, tables)
     by_stream: Counter[str] = Counter()
@@ -132,7 +132,7 @@ def _rejected(connection: Connection, tables: Tables) -> Counter[str]:
 
 
 def _read_at(connection: Connection, tables: Tables) -> dict[str, datetime]:
-    """Stream → the time when a finished run last read it."""
+    """Return the time when a finished run last read each stream."""
     runs = tables.load_runs.c
     query = select(runs.stream, func.max(runs.finished_at)).where(runs.exit_state == DONE).group_by(runs.stream)
     return {stream: finished_at for stream, finished_at in connection.execute(query) if stream}

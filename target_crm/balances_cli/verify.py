@@ -66,7 +66,8 @@ class Verification:
     Attributes:
         awards: The number of balances.
         actions: The number of actions in the ledger.
-        counted_actions: The number of actions that the balances count. Without drift, all that have an effect.
+        counted_actions: The number of actions that the balances count. Without drift, these are all actions with an
+            effect.
         checks: The comparisons of the balances. A difference in one of them is drift.
         coverage: The times for which actions were read.
         gaps: Balance changes without an action. None if the check for gaps was not requested.
@@ -158,7 +159,10 @@ def _differing_columns(row: RowMapping) -> list[str]:
 
 
 def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
-    """Compare the sums of all balances with the ledger's sums. Faster than `compare_balances`, but less thorough."""
+    """Compare the sums of all balances with the ledger's sums.
+
+    This is faster than `compare_balances`, but less thorough.
+    """
     begin("Comparing the sums of the balances with the sums of the ledger")
     queries = balances.totals_of_balances(tables.award_balances), balances.totals_of_actions(tables.actions)
     stored, expected = (dict(connection.execute(query).mappings().one()) for query in queries)

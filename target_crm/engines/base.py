@@ -90,7 +90,7 @@ class LockWait:
 
 
 class EngineAdapter:
-    """The differences between engines. The defaults are for an unknown engine, so they need only core SQL."""
+    """Implements what differs between engines. The defaults are for an unknown engine, so they use only core SQL."""
 
     tested: ClassVar[bool] = False
     """Whether the conformance tests run on the real engine: see docs/warehouses.md."""
@@ -131,15 +131,18 @@ class EngineAdapter:
     # Connections.
 
     def is_in_memory(self, url: URL) -> bool:  # noqa: ARG002
-        """Whether all data is lost when the process ends."""
+        """Return whether all data is lost when the process ends."""
         return False
 
     def database_exists(self, url: URL) -> bool:  # noqa: ARG002
-        """Whether the database exists, as far as this can be known without creating it."""
+        """Return whether the database exists, as far as this can be known without creating it."""
         return True
 
     def schema_problem(self, url: URL, schema: str) -> str:  # noqa: ARG002
-        """Why a schema with this name makes the names of its tables ambiguous. Empty if they are not ambiguous."""
+        """Return why a schema with this name makes the names of its tables ambiguous.
+
+        If they are not ambiguous, return an empty string.
+        """
         return ""
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
@@ -153,19 +156,22 @@ class EngineAdapter:
         """Add listeners that run when the engine connects or begins a transaction."""
 
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
-        """The types of errors from the warehouse or the connection. Bulk loads raise the driver's own errors."""
+        """Return the types of errors that the warehouse or the connection may cause.
+
+        Bulk loads raise the driver's own errors.
+        """
         return SQLAlchemyError, dialect.loaded_dbapi.Error
 
     def is_retriable(self, error: Exception) -> bool:
-        """Whether to try again after a driver's error, because the server or the connection failed."""
+        """Return whether a driver's error means that the server or the connection failed, so that a retry may help."""
         return bool(pep_249_classes(error) & {"OperationalError", "InterfaceError"})
 
     def is_about_row(self, error: Exception) -> bool:
-        """Whether a driver's error is about a row that violates a constraint or has an invalid value."""
+        """Return whether a driver's error is about a row that violates a constraint or has an invalid value."""
         return is_about_row(error)
 
     def lacks_privilege(self, error: Exception) -> bool:
-        """Whether a driver's error says that the database user lacks a privilege."""
+        """Return whether a driver's error says that the database user lacks a privilege."""
         return sqlstate(error) == "42501"
 
     def describe_error(self, error: Exception) -> str:
@@ -186,7 +192,7 @@ class EngineAdapter:
         """Limit the memory and threads that the next batch may use."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """Whether a transaction on the ledger and the balances is atomic."""
+        """Return whether a transaction on the ledger and the balances is atomic."""
         return True
 
     # DDL.
@@ -196,11 +202,14 @@ class EngineAdapter:
 
     @contextmanager
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:  # noqa: ARG002
-        """A context in which DDL for a table is executed. If a lock times out, the error may name its holder."""
+        """Wrap the execution of DDL for a table.
+
+        If a lock times out, the raised error may name the session that holds it.
+        """
         yield
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """The key columns of a table in the warehouse."""
+        """Return the key columns of a table in the warehouse."""
         return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
 
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:  # noqa: ARG002
@@ -221,18 +230,18 @@ class EngineAdapter:
         return f"ALTER TABLE {name} RENAME COLUMN {preparer.quote(old)} TO {preparer.quote(new)}"
 
     def system_tables(self, connection: Connection) -> Collection[str]:  # noqa: ARG002
-        """The engine's own tables and views that hide or forbid other tables with the same name."""
+        """Return the engine's own tables and views that hide or forbid other tables with the same name."""
         return ()
 
     def view_names(self, connection: Connection, schema: str | None) -> Collection[str]:
-        """The views of a schema. Empty if the dialect cannot list them."""
+        """Return the names of the views in a schema. Return none if the dialect cannot list them."""
         try:
             return inspect(connection).get_view_names(schema)
         except NotImplementedError:
             return ()
 
     def view_definition(self, connection: Connection, name: str, schema: str | None) -> str:
-        """The SQL of a view. Empty if the dialect cannot return it."""
+        """Return the SQL of a view. Return an empty string if the dialect does not know it."""
         try:
             return str(inspect(connection).get_view_definition(name, schema))
         except NotImplementedError:
@@ -243,7 +252,7 @@ class EngineAdapter:
         return cast(column, type_)
 
     def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:  # noqa: ARG002
-        """Whether the table must be copied into a new one to give a column a wider type."""
+        """Return whether the table must be copied into a new one to give a column a wider type."""
         return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
@@ -379,25 +388,31 @@ def merge_on_conflict(insert: Callable[[Table], Any], merge: Merge) -> Insert:
 
 
 def boolean_as_text(column: ColumnElement[Any]) -> ColumnElement[str]:
-    """The text `true` or `false`, from a column that stores booleans as numbers."""
+    """Return the SQL for the text `true` or `false`, from a column that stores booleans as numbers."""
     return case((column.is_(None), null()), (type_coerce(column, Integer) == 0, "false"), else_="true")
 
 
 def alter_type_using_cast(dialect: Dialect, column: Column[Any]) -> str:
-    """The clause of ALTER TABLE that changes a column's type, and casts its values."""
+    """Return the clause of ALTER TABLE that changes a column's type and casts its values."""
     name = dialect.identifier_preparer.quote(column.name)
     converted = cast(column, column.type).compile(dialect=dialect)
     return f"ALTER COLUMN {name} TYPE {column.type.compile(dialect)} USING {converted}"
 
 
 def create_table_with_layout(create: CreateTable, compiler: Any, layout: str, **kw: Any) -> str:
-    """CREATE TABLE for a column store. Append a clause that partitions or clusters tables that grow with time."""
+    """Return CREATE TABLE for a column store.
+
+    A table that grows with time also gets a clause that partitions or clusters it.
+    """
     statement: str = compiler.visit_create_table(create, **kw).rstrip()
     months_of = create.element.info.get(MONTHS_OF)
     return f"{statement}\n{layout.format(months_of=months_of)}" if months_of else statement
 
 
 def comment_clause(create: CreateTable | CreateColumn, compiler: Any, keyword: str) -> str:
-    """The comment on a table or column, for engines with comments in CREATE TABLE. Empty if there is no comment."""
+    """Return the comment on a table or column, for engines that put comments into CREATE TABLE.
+
+    Return an empty string if there is no comment.
+    """
     comment = create.element.comment
     return f"{keyword}{compiler.sql_compiler.render_literal_value(comment, String())}" if comment else ""

@@ -1,4 +1,4 @@
-"""BigQuery."""
+"""The adapter for BigQuery."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
         return (*super().driver_errors(dialect), GoogleAPIError, GoogleAuthError, RequestException)
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """No: each statement is a separate transaction."""
+        """Return False, because each statement is a separate transaction."""
         return False
 
     def is_retriable(self, error: Exception) -> bool:
@@ -62,11 +62,11 @@ class BigQueryAdapter(ExtendedSQLAdapter):
         return bool(reasons & self._REFUSALS) or "due to concurrent update" in str(error)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
-        """BigQuery has no keys, so return the key from the stream's schema."""
+        """Return the key from the stream's schema, because BigQuery has no keys."""
         return table.primary_key.columns.keys()
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type, which converts the values."""
+        """Change the type. BigQuery then converts the values."""
         name = dialect.identifier_preparer.quote(column.name)
         return f"ALTER COLUMN {name} SET DATA TYPE {column.type.compile(dialect)}"
 

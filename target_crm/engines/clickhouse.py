@@ -1,4 +1,4 @@
-"""ClickHouse."""
+"""The adapter for ClickHouse."""
 
 from __future__ import annotations
 
@@ -35,14 +35,17 @@ if TYPE_CHECKING:
 
 
 class ClickHouseAdapter(ExtendedSQLAdapter):
-    """A column store without transactions and without UPDATE … FROM: changed rows are deleted and inserted again."""
+    """ClickHouse has neither transactions nor UPDATE … FROM.
+
+    The adapter deletes changed rows and inserts them again.
+    """
 
     tested = True
     leave_out_column = ""
     widens_columns_to = ("number", "text")
     engine_options: ClassVar[Mapping[str, Any]] = {
         "connect_args": {
-            # Outer joins give nulls, as in standard SQL.
+            # Make outer joins return nulls, as in standard SQL.
             "join_use_nulls": 1,
             # Wait until each change is done, so that the next statement sees its effect.
             "mutations_sync": 2,
@@ -71,11 +74,11 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
             time.sleep(LOCK_POLL_SECONDS)
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """No: there are no transactions."""
+        """Return False, because ClickHouse has no transactions."""
         return False
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """The columns that the table is sorted by."""
+        """Return the columns by which the table is sorted."""
         sorted_by = text(
             "SELECT name FROM system.columns WHERE database = coalesce(:schema, currentDatabase()) AND table = :table "
             "AND is_in_primary_key"
@@ -83,7 +86,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return connection.scalars(sorted_by, {"schema": table.schema, "table": table.name}).all()
 
     def view_definition(self, connection: Connection, name: str, schema: str | None) -> str:
-        """The CREATE statement of a view, which the dialect does not reflect."""
+        """Query the CREATE statement of a view, because the dialect cannot return it."""
         definition = text(
             "SELECT create_table_query FROM system.tables "
             "WHERE database = coalesce(:schema, currentDatabase()) AND name = :name"
@@ -133,11 +136,14 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return found
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: a statement may still be running after the connection is lost, and must not run twice at once."""
+        """Return False, because a statement may still be running after the connection is lost.
+
+        The statement must not run twice at once.
+        """
         return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type, which converts the values."""
+        """Change the type. ClickHouse then converts the values."""
         return f"MODIFY COLUMN {CreateColumn(column).compile(dialect=dialect)}"
 
     def empty(self, connection: Connection, table: Table) -> None:

@@ -1,4 +1,4 @@
-"""Scratch tables for engines that delete changed rows and insert copies, or that rewrite the whole table."""
+"""Change rows by way of a scratch table, on engines that replace changed rows by copies or rewrite the whole table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def with_all_columns(connection: Connection, table: Table) -> Table:
-    """The table with all columns that it has in the warehouse, including columns that no schema names."""
+    """Return the table with all of its columns in the warehouse, even if the stream's schema does not name them."""
     names = connection.execute(select(literal_column("*")).select_from(table).limit(0)).keys()
     columns = (Column(name, table.c[name].type if name in table.c else None) for name in names)
     return Table(table.name, MetaData(schema=table.schema), *columns)
@@ -30,13 +30,13 @@ def scratch_table(whole: Table) -> Table:
 
 
 def qualified_column(connection: Connection, table: Table, column: Column[Any]) -> ColumnElement[Any]:
-    """A column of a table, even if no schema names it."""
+    """Return a column as `table.column`, even if the stream's schema does not name the column."""
     quote = connection.dialect.identifier_preparer.quote
     return literal_column(f"{quoted_name(connection, table)}.{quote(column.name)}", column.type).label(column.name)
 
 
 def scratch_name(table: Table) -> str:
-    """The name of the scratch table."""
+    """Return the name of a table's scratch table."""
     return f"{WORK_PREFIX}changed_{table.name}"
 
 

@@ -1,4 +1,4 @@
-"""Databricks."""
+"""The adapter for Databricks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DatabricksAdapter(ExtendedSQLAdapter):
     """On Databricks, each statement is a separate transaction."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """No: each statement is a separate transaction."""
+        """Return False, because each statement is a separate transaction."""
         return False
 
 

@@ -18,31 +18,34 @@ def pep_249_classes(error: Exception) -> set[str]:
 
 
 def sqlstate(error: Exception) -> str:
-    """Return the SQLSTATE of an error. Empty if the driver gives none."""
-    # psycopg2 uses another attribute, pyodbc the first argument, and pg8000 a field of the response.
+    """Return the SQLSTATE of an error. Return an empty string if the driver does not provide it."""
+    # psycopg2 uses another attribute, pyodbc uses the first argument, and pg8000 uses a field of the response.
     first = next(iter(error.args), None)
     given = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or response_fields(error).get("C", first)
     return given if isinstance(given, str) and _SQLSTATE.fullmatch(given) else ""
 
 
 def response_fields(error: Exception) -> dict[str, str]:
-    """Letter → field of PostgreSQL's response, from an error of pg8000. Empty for other drivers."""
+    """Return the fields of PostgreSQL's response by letter, if the error comes from pg8000.
+
+    Otherwise return no fields.
+    """
     fields = next(iter(error.args), None)
     return fields if isinstance(fields, dict) else {}
 
 
 def is_about_row(error: Exception) -> bool:
-    """Whether the error is about a row that violates a constraint or has an invalid value."""
+    """Return whether the error is about a row that violates a constraint or has an invalid value."""
     return is_about_constraint(error) or is_about_value(error)
 
 
 def is_about_value(error: Exception) -> bool:
-    """Whether the warehouse rejected a value."""
+    """Return whether the warehouse rejected a value."""
     return "DataError" in pep_249_classes(error) or sqlstate(error).startswith("22")
 
 
 def is_about_constraint(error: Exception) -> bool:
-    """Whether a row violates a constraint. DuckDB reports a violation at COMMIT as a failed transaction."""
+    """Return whether a row violates a constraint. DuckDB reports a violation at COMMIT as a failed transaction."""
     return (
         "IntegrityError" in pep_249_classes(error)
         or sqlstate(error).startswith("23")

@@ -1,4 +1,4 @@
-"""DuckDB."""
+"""The adapter for DuckDB."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 # Decimals with more digits do not fit into 64 bits. DuckDB takes more than sixty times as long to read them.
 POINTS_DIGITS = 18
-# Rows converted to Arrow at a time. This bounds the size of Arrow's buffers.
+# Convert this many rows to Arrow at a time, to limit the size of Arrow's buffers.
 CHUNK_ROWS = 2_000
 # Nearly every batch rewrites a row group that is not full. DuckDB's default is six times as large, so a poll with ten
 # actions would write tens of megabytes.
@@ -106,12 +106,12 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
     def database_exists(self, url: URL) -> bool:
-        """Whether the file exists. Connecting would create it."""
+        """Look for the file instead of connecting, because a connection would create it."""
         database = url.database or _MEMORY
         return database.startswith((_MEMORY, *_NO_FILE)) or Path(database).exists()
 
     def schema_problem(self, url: URL, schema: str) -> str:
-        """A name such as `crm.actions` is ambiguous if `crm` is a schema and a database."""
+        """Report a schema with the name of a database. A name such as `crm.actions` would then be ambiguous."""
         file = Path(url.database or "").name
         ambiguous = f"so a schema {schema} makes names such as {schema}.award_balances ambiguous"
         if schema.lower() in _DATABASES:
@@ -166,7 +166,10 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         driver_connection.execute("; ".join(settings))
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """The key that an older version declared. Without one, the columns that are NOT NULL because of their key."""
+        """Return the key that an older version declared.
+
+        Without one, return the columns that are NOT NULL because they belong to the key.
+        """
         declared = super().keys(connection, table)
         if declared:
             return declared
@@ -176,12 +179,12 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return [column["name"] for column in columns if not column["nullable"] and column["name"] not in others]
 
     def is_retriable(self, error: Exception) -> bool:
-        """Whether two transactions of this process conflicted, or a transaction ran out of memory."""
+        """Return whether two transactions of this process conflicted, or a transaction ran out of memory."""
         is_conflict = "TransactionException" in pep_249_classes(error) and not is_about_constraint(error)
         return is_conflict or _mentions(error, _OUT_OF_MEMORY)
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Cast the values."""
+        """Change the type, and cast the values to it."""
         return alter_type_using_cast(dialect, column)
 
     def all_balances(self, tables: Tables) -> Select[Any]:
@@ -226,7 +229,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         connection.exec_driver_sql(
             f"INSERT INTO {quoted_name(connection, table)} ({quoted_columns(connection, table)}) SELECT * FROM _rows"  # noqa: S608 - quoted names only
         )
-        # After an error this is not needed, because the connection is closed.
+        # After an error, this call is not needed, because the connection is closed.
         driver_connection.unregister("_rows")
 
 

@@ -1,4 +1,4 @@
-"""SQL Server."""
+"""The adapter for SQL Server."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SQLServerAdapter(ExtendedSQLAdapter):
         return f"EXEC sp_rename '{name}', '{new}', 'COLUMN'"
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type, which converts the values."""
+        """Change the type. SQL Server then converts the values."""
         return f"ALTER COLUMN {dialect.identifier_preparer.quote(column.name)} {column.type.compile(dialect)}"
 
 

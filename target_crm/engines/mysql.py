@@ -1,4 +1,4 @@
-"""MySQL and MariaDB."""
+"""The adapters for MySQL and MariaDB."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _split(rows: Rows, bytes_max: int) -> Iterator[Rows]:
 
 
 def _size_bytes(row: Sequence[Any]) -> int:
-    """The length of a row in a statement."""
+    """Estimate how many bytes a row takes in a statement."""
     return sum(
         len(value.encode()) + sum(map(value.count, _ESCAPED)) if isinstance(value, str) else _VALUE_BYTES
         for value in row
@@ -77,7 +77,7 @@ def _size_bytes(row: Sequence[Any]) -> int:
 
 
 def _fold(name: str) -> str:
-    """A name without case and accents, because utf8mb3_general_ci compares names without them."""
+    """Remove case and accents from a name, because utf8mb3_general_ci ignores them."""
     return "".join(map(_base, name.translate(_LIKE))).casefold()
 
 
@@ -205,7 +205,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
         return f"{type(error).__name__}: {message}"
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type, which converts the values."""
+        """Change the type. The server then converts the values."""
         name = dialect.identifier_preparer.quote(column.name)
         return f"MODIFY COLUMN {name} {column.type.compile(dialect)}"
 
@@ -242,7 +242,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
 
 
 class MariaDBAdapter(MySQLAdapter):
-    """MariaDB, from a mariadb:// URL."""
+    """The adapter for a mariadb:// URL."""
 
     tested = True
 

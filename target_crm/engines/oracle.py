@@ -1,4 +1,4 @@
-"""Oracle."""
+"""The adapter for Oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet files of rows, for warehouses that load files."""
+"""Write rows to Parquet files, for warehouses that load files."""
 
 from __future__ import annotations
 

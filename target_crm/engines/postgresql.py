@@ -1,4 +1,4 @@
-"""PostgreSQL."""
+"""The adapter for PostgreSQL."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             )
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:
-        """Yes, unless a table has partitions on other servers. Each of these servers commits separately."""
+        """Return True, unless a table has partitions on other servers. Each of these servers commits separately."""
         foreign_tables = (
             "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE relkind = 'f'"
         )
@@ -166,7 +166,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return connection.scalar(text(in_schema), {"schema": schema}) is None
 
     def system_tables(self, connection: Connection) -> Collection[str]:
-        """The names in the catalog. PostgreSQL looks up a name without a schema there first."""
+        """Return the names in the catalog, because PostgreSQL looks there first for a name without a schema."""
         in_catalog = "SELECT relname FROM pg_class WHERE relnamespace = CAST('pg_catalog' AS regnamespace)"
         return connection.scalars(text(in_catalog)).all()
 
@@ -175,7 +175,10 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return [*super().view_names(connection, schema), *inspect(connection).get_materialized_view_names(schema)]
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """The primary key. A table with partitions on other servers cannot declare one, so return the schema's key."""
+        """Return the primary key. For a partitioned table, return the key from the stream's schema.
+
+        A table with partitions on other servers cannot declare a key.
+        """
         is_partitioned = text("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass(:name)")
         if connection.scalar(is_partitioned, {"name": quoted_name(connection, table)}):
             return table.primary_key.columns.keys()
@@ -187,7 +190,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return [f"DO $$ BEGIN {'; '.join(statements)}; END $$"] if statements else []
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Cast the values."""
+        """Change the type, and cast the values to it."""
         return alter_type_using_cast(dialect, column)
 
     def empty(self, connection: Connection, table: Table) -> None:
@@ -255,7 +258,7 @@ register(
 
 @compiles(CreateTable, "postgresql")
 def _create_table(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:
-    """Keep work tables, which a crash may empty, out of the write-ahead log."""
+    """Keep work tables out of the write-ahead log. A crash may then empty them, which does no harm."""
     statement: str = compiler.visit_create_table(element, **kw)  # type: ignore[no-untyped-call]
     return statement.replace("CREATE TABLE", "CREATE UNLOGGED TABLE", 1) if element.element.info == WORK else statement
 

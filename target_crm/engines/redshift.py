@@ -1,4 +1,7 @@
-"""Amazon Redshift. TEXT holds only 256 bytes. Lengths of types are in bytes, and a character may take four."""
+"""The adapter for Amazon Redshift.
+
+On Redshift, TEXT holds only 256 bytes. The lengths of types are in bytes, and a character may take four.
+"""
 
 from __future__ import annotations
 

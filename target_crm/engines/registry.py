@@ -30,7 +30,7 @@ _EXTRAS = {"postgresql": "postgres"}
 
 @cache
 def adapter_for(backend_name: str) -> EngineAdapter:
-    """The adapter of an engine, given SQLAlchemy's name for it. An unknown engine gets the default adapter.
+    """Return the adapter of an engine, given SQLAlchemy's name for it. An unknown engine gets the default adapter.
 
     Call this function before compiling SQL for the engine, because it imports the engine's module. No other code
     imports such a module, because some of them import a driver.
@@ -48,7 +48,7 @@ def adapter_for(backend_name: str) -> EngineAdapter:
 
 
 def missing_driver(backend_name: str, package: str | None) -> SettingError:
-    """Name the missing package, and the extra of this project that installs it.
+    """Return an error that names the missing package, and the extra of this project that installs it.
 
     Args:
         backend_name: SQLAlchemy's name for the engine.

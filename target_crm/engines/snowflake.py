@@ -1,4 +1,4 @@
-"""Snowflake."""
+"""The adapter for Snowflake."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
                 raise
 
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:  # noqa: ARG002
-        """No statements, because CREATE TABLE includes the comments."""
+        """Return no statements, because CREATE TABLE includes the comments."""
         return []
 
     def is_retriable(self, error: Exception) -> bool:

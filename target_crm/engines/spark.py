@@ -1,4 +1,4 @@
-"""Spark."""
+"""The adapter for Spark."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class SparkAdapter(ExtendedSQLAdapter):
         event.listen(engine, "connect", on_connect)
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """No: there are no transactions."""
+        """Return False, because Spark has no transactions."""
         return False
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
-        """Spark has no keys, so return the key from the stream's schema."""
+        """Return the key from the stream's schema, because Spark has no keys."""
         return [column.name for column in table.primary_key.columns]
 
     def execute(self, connection: Connection, statement: Statement) -> int:
@@ -121,7 +121,10 @@ class SparkAdapter(ExtendedSQLAdapter):
         )
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: a statement may still be running after the connection is lost. It must not run twice at once."""
+        """Return False, because a statement may still be running after the connection is lost.
+
+        The statement must not run twice at once.
+        """
         return False
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:

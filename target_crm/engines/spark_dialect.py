@@ -28,7 +28,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
 
 class _Statements(HiveCompiler):  # type: ignore[misc]
     def visit_insert(self, insert_stmt: Insert, *args: Any, **kw: Any) -> str:
-        """Name the columns, which PyHive leaves out."""
+        """Name the columns. PyHive's own compiler leaves them out."""
         return str(SQLCompiler.visit_insert(self, insert_stmt, *args, **kw))  # type: ignore[no-untyped-call]
 
     def visit_delete(self, delete_stmt: Delete, *_: Any, **__: Any) -> str:
@@ -56,7 +56,10 @@ class _Definitions(DDLCompiler):
 
 
 class SparkDialect(HiveDialect):  # type: ignore[misc]
-    """Use it as `spark://user@host:10000/database`. The query may contain other arguments of PyHive's `connect`."""
+    """The dialect for URLs such as `spark://user@host:10000/database`.
+
+    The query of the URL may contain other arguments of PyHive's `connect`.
+    """
 
     name = "spark"
     supports_statement_cache = False

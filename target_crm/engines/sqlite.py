@@ -1,4 +1,4 @@
-"""SQLite."""
+"""The adapter for SQLite."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         reserved_columns=frozenset({"rowid", "_rowid_", "true", "false"}), columns=990, reserved_prefix="sqlite_"
     )
     widens_columns_to = ("number", "decimal", "time", "text")
-    # Without this pragma, SQLite renames no table while a view is invalid. The views of this table are invalid until it
-    # gets its name back.
+    # Without this pragma, SQLite renames no table while a view is invalid. The views of this table are invalid until
+    # the table gets its name back.
     rename_table = (
         "PRAGMA legacy_alter_table = ON",
         "ALTER TABLE {old} RENAME TO {name}",
@@ -82,16 +82,16 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     views_follow_renames = True
 
     def is_in_memory(self, url: URL) -> bool:
-        """Whether the URL names no file."""
+        """Return whether the URL names no file."""
         return not url.database or url.database == ":memory:"
 
     def database_exists(self, url: URL) -> bool:
-        """Whether the file exists. Connecting would create it."""
+        """Look for the file instead of connecting, because a connection would create it."""
         return Path(url.database or "").exists()
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Create a SQLAlchemy engine. An in-memory database belongs to one connection, which all threads must share."""
-        # Keep the driver from beginning transactions: see `add_event_listeners`. libSQL accepts this only here.
+        # Keep the driver from beginning transactions: see `add_event_listeners`. libSQL accepts this option only here.
         arguments: dict[str, Any] = {"isolation_level": None}
         if self.is_in_memory(url):
             options["poolclass"] = StaticPool
@@ -132,11 +132,11 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         event.listen(engine, "begin", on_begin)
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """No: `BEGIN IMMEDIATE` has already waited for the lock."""
+        """Return False, because `BEGIN IMMEDIATE` has already waited for the lock."""
         return False
 
     def system_tables(self, connection: Connection) -> Collection[str]:
-        """Virtual tables that exist without CREATE, such as json_each."""
+        """Return the virtual tables that exist without CREATE, such as json_each."""
         modules, pragmas = (connection.exec_driver_sql(f"PRAGMA {each}_list") for each in ("module", "pragma"))
         # Older versions of SQLite ignore this pragma.
         names = [*modules.scalars()] if modules.returns_rows else []
@@ -150,7 +150,10 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         return isinstance(column.type, Instant | Identifier | LongText)
 
     def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        """Convert booleans, times and doubles explicitly. A cast would change them: it keeps 15 digits of a double."""
+        """Convert booleans, times and doubles explicitly. A cast would change them.
+
+        For example, a cast keeps only 15 digits of a double.
+        """
         as_text = cast(column, LongText())
         if isinstance(type_, Instant):
             return as_text.concat(" 00:00:00.000000")
@@ -189,7 +192,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
 
 @cache
 def _hiding(work: Table) -> Table:
-    """A temporary table with the name and columns of a work table. While it exists, it hides the work table."""
+    """Return a temporary table with the name and columns of a work table. While it exists, it hides the work table."""
     columns = (Column(each.name, each.type, primary_key=each.primary_key, autoincrement=False) for each in work.columns)
     return Table(work.name, MetaData(), *columns, schema="temp")
 
@@ -231,13 +234,13 @@ def _exact_sum(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def _units(points: str) -> str:
-    """The SQL that turns points into a whole number of ten-thousandths."""
+    """Return the SQL that turns points into a whole number of ten-thousandths."""
     return f"CAST(ROUND(({points}) * {10**POINTS_PLACES}) AS INTEGER)"
 
 
 @compiles(packed, "sqlite")
 def _packed(element: packed, compiler: SQLCompiler, **kw: Any) -> str:
-    """Text that begins with the instant and the id. As text, an instant always has 26 characters.
+    """Pack the values into text that begins with the instant and the id. An instant as text always has 26 characters.
 
     A NUL separates the id from the values, because it sorts before all other characters. Points are whole
     ten-thousandths, because a double would not always survive the conversion to text and back.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def compile_as_merge(update: Update, compiler: SQLCompiler, matched: str, condition: str, **kw: Any) -> str:
-    """Compile an UPDATE that reads another table to MERGE.
+    """Compile an UPDATE that reads another table as a MERGE.
 
     Args:
         update: The statement. If it reads only its own table, it stays an UPDATE.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class SafeActivations:
-    """The versions of this run's records, and why some activations are not safe.
+    """Tracks the versions of this run's records, and the reasons why some activations are unsafe.
 
     Stream maps may give several source streams the same name, so that all of them go to one table.
     """
@@ -42,7 +42,9 @@ class SafeActivations:
         self._pending[table, source].discard(version)
 
     def why_unsafe(self, table: str, source: str, sources: Iterable[str], version: int) -> str:
-        """Why a version may lack rows that this run has received for a table. Empty if it has all of them.
+        """Return why a version may lack rows that this run has received for a table.
+
+        Return an empty string if the version has all of these rows.
 
         If one source is unsafe, the table stays unsafe for the rest of the run, because later versions may also lack
         rows.
@@ -58,7 +60,7 @@ class SafeActivations:
                 return reason
         if reason := self._unsafe_tables.get(table):
             return reason
-        # A new version of this source does not replace rows of other sources. So check all versions of the others.
+        # A new version of this source does not replace rows of other sources. So check all versions of those sources.
         others = (oldest for name, oldest in self._oldest[table].items() if name != source)
         oldest = min((*self._pending[table, source], *others), default=version)
         return f"records of this run have the older version {oldest}" if oldest < version else ""

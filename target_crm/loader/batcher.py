@@ -1,4 +1,4 @@
-"""Decides when a batch is committed, and when a STATE may be emitted."""
+"""Decide when to commit a batch, and when to emit a STATE."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Batch:
     """The total length of the input lines, in bytes."""
 
     def part_of(self, sink: StreamSink) -> Part:
-        """The part of the batch that a sink writes. If the batch has none yet, an empty part is added."""
+        """Return the part of the batch that a sink writes. If the batch has none yet, add an empty part."""
         return self.parts.setdefault(sink, Part())
 
     def cover(self, claims: Claims) -> None:

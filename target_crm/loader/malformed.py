@@ -45,7 +45,7 @@ def decode_leniently(line: str) -> dict[str, Any]:
 
 
 def is_schema(line: str, message: dict[str, Any]) -> bool:
-    """Whether a malformed line is a SCHEMA message, or contains one."""
+    """Return whether a malformed line is a SCHEMA message, or contains one."""
     if message:
         return message.get("type") == "SCHEMA"
     first = _MEMBER.search(line) if line.lstrip().startswith("{") else None
@@ -65,5 +65,8 @@ def stream_names(line: str, message: dict[str, Any]) -> list[str]:
 
 
 def names_its_stream_first(line: str) -> bool:
-    """Whether a malformed line belongs to the streams that it names. The first name must not be inside a record."""
+    """Return whether a malformed line belongs to the streams that it names.
+
+    The first name must not be inside a record.
+    """
     return bool(_STREAM_FIRST.match(line)) and not _NEXT_MESSAGE.search(line)

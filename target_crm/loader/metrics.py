@@ -1,4 +1,4 @@
-"""Metrics of a run, logged in the SDK's format."""
+"""Log the metrics of a run in the SDK's format."""
 
 from __future__ import annotations
 

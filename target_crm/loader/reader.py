@@ -123,7 +123,7 @@ def _lines(source: IO[str]) -> Iterator[bytes | None]:
 def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes | None]:
     """Yield the lines of a file descriptor without their ends, and None whenever `idle_seconds` pass without input.
 
-    A line longer than `LINE_BYTES_MAX` is cut off at most about one chunk after that many bytes.
+    A line longer than `LINE_BYTES_MAX` is cut off. What remains may exceed this limit by about one chunk.
     """
     pending: list[bytes] = []
     pending_bytes = 0

@@ -1,4 +1,4 @@
-"""Decides which stream maps apply to the records of each stream, and which sinks receive them."""
+"""Decide which stream maps apply to the records of each stream, and which sinks receive them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class StoppedStream:
 
 
 class Router:
-    """The routes of a run. This class does not access the warehouse.
+    """Holds the routes of a run. This class does not access the warehouse.
 
     Args:
         context: The objects that all sinks share.
@@ -83,7 +83,10 @@ class Router:
         return any(isinstance(route.sink, LedgerSink) for route in self.routes.get("actions", ()))
 
     def needs_no_change(self, message: Mapping[str, Any]) -> bool:
-        """Whether a SCHEMA message equals the stream's last one, or belongs to a stream that is no longer loaded."""
+        """Return whether a SCHEMA message can be ignored.
+
+        It can be ignored if it equals the stream's last one, or if the stream is no longer loaded.
+        """
         stream = message.get("stream")
         schema = message.get("schema"), message.get("key_properties")
         return isinstance(stream, str) and (stream in self.stopped or self._schemas.get(stream) == schema)

@@ -84,13 +84,13 @@ class Activation:
 
 
 class ReceiptClock:
-    """Receipt times for records without `time_extracted`. Each time is later than the previous one."""
+    """Gives a receipt time to each record without `time_extracted`. Each time is later than the previous one."""
 
     def __init__(self) -> None:
         self._last = datetime.min.replace(tzinfo=UTC)
 
     def now(self) -> datetime:
-        """The current time, or the last returned time plus a microsecond, whichever is later."""
+        """Return the current time, or the last returned time plus a microsecond, whichever is later."""
         self._last = max(datetime.now(UTC), self._last + timedelta(microseconds=1))
         return self._last
 
@@ -142,7 +142,10 @@ class StreamSink:
         raise NotImplementedError
 
     def present_keys(self, record: dict[str, Any], message: Message) -> list[Row]:  # noqa: ARG002
-        """A row with the key and version of an invalid record. Empty if they are invalid or missing."""
+        """Return a row with the key and version of an invalid record.
+
+        Return no row if one of them is invalid or missing.
+        """
         return []
 
     def rejection(self, row: Row, reason: str) -> Rejection:
@@ -150,7 +153,10 @@ class StreamSink:
         raise NotImplementedError
 
     def present_key(self, row: Row) -> list[Row]:  # noqa: ARG002
-        """A row with only the key and version of a row that the warehouse rejects. Empty if it lacks one of them."""
+        """Return a row with only the key and version of a row that the warehouse rejects.
+
+        Return no row if one of them is missing.
+        """
         return []
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
@@ -158,7 +164,7 @@ class StreamSink:
         raise NotImplementedError
 
     def newest_at(self, part: Part) -> datetime | None:  # noqa: ARG002
-        """When the newest event of a part happened; None for a stream without events."""
+        """Return when the newest event of a part happened; None for a stream without events."""
         return None
 
     def activate(self, connection: Connection, version: int) -> Activation:
@@ -167,7 +173,7 @@ class StreamSink:
 
 
 class LedgerSink(StreamSink):
-    """`actions`: insert each action into the ledger once, and merge the new ones into the balances."""
+    """Loads `actions`: inserts each action into the ledger once, and merges new actions into the balances."""
 
     changes_balances = True
 
@@ -182,7 +188,7 @@ class LedgerSink(StreamSink):
         return ledger_row(record, loaded_at=loaded_at)
 
     def activate(self, connection: Connection, version: int) -> Activation:  # noqa: ARG002
-        """Delete nothing."""
+        """Delete nothing, because the ledger keeps every action."""
         return Activation(ignored="the ledger keeps every action")
 
     def rejection(self, row: Row, reason: str) -> Rejection:
@@ -191,7 +197,7 @@ class LedgerSink(StreamSink):
         return Rejection(self.stream, reason, line, _compact(LedgerRow(*columns).payload))
 
     def newest_at(self, part: Part) -> datetime | None:
-        """The newest `occurred_at`."""
+        """Return the newest `occurred_at`."""
         return max((row[_OCCURRED_AT] for row in part.rows if row[_OCCURRED_AT]), default=None)
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
@@ -256,7 +262,7 @@ class LedgerSink(StreamSink):
 
 
 class TableSink(StreamSink):
-    """Any other stream: upsert its records by key into its own table, or append them if it has no key."""
+    """Loads any other stream: upserts its records by key into its own table, or appends them if it has no key."""
 
     keys: Sequence[str] = ()
     """Overrides the key of the SCHEMA message."""
@@ -392,7 +398,7 @@ class TableSink(StreamSink):
 
     @staticmethod
     def age_columns(rows: FromClause) -> list[ColumnElement[Any]]:
-        """The expressions that decide which row of a key is newer, most significant first."""
+        """Return the expressions that decide which row of a key is newer, most significant first."""
         return [rows.c[EXTRACTED_AT]]
 
     def complete_staged(self, connection: Connection) -> None:
@@ -405,7 +411,7 @@ class TableSink(StreamSink):
         """Fill in missing values of stored rows from the staged rows, including superseded ones."""
 
     def activate(self, connection: Connection, version: int) -> Activation:
-        """Set `_sdc_deleted_at` in rows of older versions, or delete them with `hard_delete`.
+        """Set `_sdc_deleted_at` in rows of older versions. With `hard_delete`, delete these rows instead.
 
         Rows have no version if the source sent none when they were loaded. If most rows have none, the source may now
         be sending only some of its rows.
@@ -424,7 +430,7 @@ class TableSink(StreamSink):
 
 
 class AwardSink(TableSink):
-    """`awards`: store Pepper's newest snapshot of each award, and merge it into the balances."""
+    """Loads `awards`: stores Pepper's newest snapshot of each award, and merges it into the balances."""
 
     changes_balances = True
     keys = ("_id",)
@@ -468,7 +474,7 @@ class AwardSink(TableSink):
 
 
 def sink_class(stream: str) -> type[StreamSink]:
-    """The class of a stream's sink: `LedgerSink` for `actions`, `AwardSink` for `awards`, otherwise `TableSink`."""
+    """Return the class of a stream's sink: `LedgerSink` for `actions`, `AwardSink` for `awards`, else `TableSink`."""
     return {"actions": LedgerSink, "awards": AwardSink}.get(stream, TableSink)
 
 

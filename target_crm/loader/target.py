@@ -1,4 +1,4 @@
-"""The target: read settings and messages, and pass batches to the writer."""
+"""Define the target, which reads settings and messages, and passes batches to the writer."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class TargetCrm(Plugin, Target):
 
     @classmethod
     def append_builtin_config(cls, config_jsonschema: dict[str, Any]) -> None:
-        """Add only those of the SDK's settings that this target supports, which are stream maps."""
+        """Of the SDK's settings, add only those that this target supports: stream maps."""
         PluginBase.append_builtin_config.__func__(cls, config_jsonschema)  # type: ignore[attr-defined]
 
     # A run.
@@ -220,7 +220,7 @@ class TargetCrm(Plugin, Target):
         return self.router.stopped | self.writer.stopped
 
     def _quarantined_streams(self) -> list[str]:
-        """The streams of which too many records were quarantined."""
+        """Describe each stream of which too many records were quarantined."""
         most = self.settings.max_rejected_fraction
         if most == 1:
             return []
@@ -269,7 +269,7 @@ class TargetCrm(Plugin, Target):
     def _handle_termination(self, signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
         """Exit immediately. The open transaction rolls back, and every emitted STATE covers only committed data."""
         # Do not use the logger, because the signal may have interrupted it.
-        message = "stopped by a signal; the next run reads again what is not committed"
+        message = "stopped by a signal; the next run reads the uncommitted records again"
         display.clear_in_signal_handler()
         os.write(sys.stderr.fileno(), logs.format_line(self.name, logging.WARNING, message))
         # Do not raise SystemExit, which would wait for the current commit.
@@ -307,7 +307,10 @@ class TargetCrm(Plugin, Target):
             self.writer.add_stream(sink.stream, sink.table.name)
 
     def _stop(self, stream: str, reason: str) -> None:
-        """Load no more records of a stream. Emit no more STATE, which would cover these records. Load other streams."""
+        """Stop loading a stream, but continue with other streams.
+
+        Emit no more STATE, because it would cover the missing records.
+        """
         for route in self.router.routes[stream]:
             self._activations.refuse_table(route.sink.stream, f"stream {stream!r} is not loaded")
         self.router.stop(stream, reason)
@@ -394,7 +397,10 @@ class TargetCrm(Plugin, Target):
                 self._undecided_activations.append(f"{sink.stream}: {activation.ignored}")
 
     def _why_unsafe(self, sink: StreamSink, stream: str, version: int) -> str:
-        """Why a version may lack rows that this run has received for a sink's table. Empty if it has all of them."""
+        """Return why a version may lack rows that this run has received for a sink's table.
+
+        Return an empty string if the version has all of these rows.
+        """
         sources = [
             name
             for name, routes in self.router.routes.items()
@@ -406,7 +412,7 @@ class TargetCrm(Plugin, Target):
     # Records.
 
     def _batch_for_record(self) -> Batch:
-        """The current batch, with one more record counted."""
+        """Count a record, and return the current batch."""
         # Wait while the other thread binds rows of the previous batch.
         with binding:
             pass

@@ -1,4 +1,4 @@
-"""Writes a batch to the warehouse in one transaction, and counts what became of every record."""
+"""Write a batch to the warehouse in one transaction, and count what became of every record."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class BatchWriter:
         self.stopped: dict[str, StoppedStream] = {}
         """The streams that are no longer loaded, because the warehouse rejected their rows."""
         self.refused: dict[str, str] = {}
-        """Stream → the reason why its table may lack rows of this run. It may still have older versions of them."""
+        """Stream → the reason why its table may lack rows of this run, or may have older versions of them."""
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
         """Column of the ledger → the number of actions that were read again with another value."""
@@ -130,7 +130,7 @@ class BatchWriter:
     def _refused_rows(self, sink: StreamSink, rows: Sequence[Row]) -> dict[int, str]:
         """Find the rows that the warehouse rejects, by repeated halving. Return their indexes and the reasons.
 
-        Empty if too many rows are rejected, or if the warehouse cannot roll back.
+        The result is empty if too many rows are rejected, or if the warehouse cannot roll back.
         """
         with self._warehouse.read() as connection:
             if not self._warehouse.is_atomic(connection):

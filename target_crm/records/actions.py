@@ -147,8 +147,9 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
     """Convert an action to a row of the ledger. Its JSON has already been decoded.
 
     Raises:
-        Invalid: The action would change a balance, but lacks its id, award, user, time or points.
-        Incomplete: The action is valid, but its award, user or time is missing.
+        Invalid: The action has no valid id, another value that a balance needs is invalid, or the record contains a
+            NUL character.
+        Incomplete: The action would change a balance, but its award, user or time is missing.
     """
     lack = None
     try:
@@ -162,12 +163,12 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
 
 
 def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Property → value, for the points that tap-pepper has moved to `invalid_points` because they are not numbers."""
+    """Return, by property, the points that tap-pepper has moved to `invalid_points` because they are not numbers."""
     return _object(record.get(INVALID_POINTS))
 
 
 def location_title(payload: Any) -> str | None:
-    """The location's title in an action's payload. Engines with a JSON type return the payload decoded."""
+    """Return the location's title in an action's payload. Engines with a JSON type return a decoded payload."""
     try:
         document = values.from_json(payload) if isinstance(payload, str) else payload
         title = document["context"]["location"]["title"]
@@ -177,7 +178,7 @@ def location_title(payload: Any) -> str | None:
 
 
 def _columns(action: _Action) -> tuple[Any, ...]:
-    """The columns from `action_id` to `environment`."""
+    """Return the columns from `action_id` to `environment`."""
     context = action.context or _NO_CONTEXT
     metadata = action.metadata or _NO_METADATA
     user_id = (context.user or _NO_REFERENCE).id
@@ -217,7 +218,7 @@ def _columns(action: _Action) -> tuple[Any, ...]:
 
 
 def _convert(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The columns of any action, including one with numeric ids or times that are not RFC 3339.
+    """Return the columns of any action, including one with numeric ids or with times that are not RFC 3339.
 
     A value that does not fit its column becomes null. If a balance needs the value, raise `Invalid` instead.
     """

@@ -109,7 +109,10 @@ Number: TypeEngine[Any] = Double().with_variant(Numeric(), "postgresql")
 
 @cache
 def decimal_type(digits: int, places: int) -> TypeEngine[Any]:
-    """An exact decimal number. Cached, so that equal arguments give the same object."""
+    """Return the type of an exact decimal number.
+
+    The result is cached, so that equal arguments give the same object.
+    """
     return Numeric(digits, places)
 
 

@@ -37,7 +37,7 @@ class Observation(NamedTuple):
     counts: bool
     """Whether the award has points, or is deleted."""
     at: datetime
-    """When the award last changed. If Pepper does not report it, the time when the award was read."""
+    """When the award last changed. If Pepper does not report this time, the time when the tap read the award."""
     extracted_at: datetime
     is_dated: bool
     """Whether Pepper reported when the award last changed."""
@@ -46,7 +46,7 @@ class Observation(NamedTuple):
     is_deleted: bool = False
 
     def replaces(self, other: Observation) -> bool:
-        """Whether the target would keep this record instead of `other`, an earlier record of the same award."""
+        """Return whether the target would keep this record instead of `other`, an earlier record of the same award."""
         return self[:3] >= other[:3]
 
 
@@ -92,10 +92,10 @@ def judge_absent(stored: Stored, meanwhile: Interval) -> Verdict | None:
 
 
 class AwardsRead:
-    """Find out which awards a tap has sent, from the STATE and ACTIVATE_VERSION messages around them.
+    """Finds out which awards a tap has sent, from the STATE and ACTIVATE_VERSION messages around them.
 
     Before a tap reads, it emits the state that it was started with. After the last award, it emits another bookmark, or
-    ACTIVATE_VERSION. With a bookmark for awards at its start, a tap reads only changes, unless it refreshes all awards.
+    ACTIVATE_VERSION. A tap that starts with a bookmark for awards reads only changes, unless it refreshes all awards.
 
     =============================  ================================================  =====================
     bookmark before the first      after the last award                              read

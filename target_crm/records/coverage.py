@@ -83,7 +83,7 @@ def common(unions: Iterable[Sequence[Interval]], span: Interval) -> list[Interva
 
 
 def claims_of(state: Mapping[str, Any]) -> Claims:
-    """Scope → intervals that were read according to a STATE. Empty for the state of another tap."""
+    """Return the intervals that were read according to a STATE, by scope. Return none for the state of another tap."""
     bookmarks = state.get("bookmarks")
     bookmark = bookmarks.get(STREAM) if isinstance(bookmarks, dict) else None
     if not isinstance(bookmark, dict) or bookmark.get("replication_key", REPLICATION_KEY) != REPLICATION_KEY:
@@ -105,12 +105,12 @@ def claims_of(state: Mapping[str, Any]) -> Claims:
 
 
 def overlaps(start: Any, end: Any, interval: Interval) -> Any:
-    """Whether the time from start to end overlaps an interval. The arguments may be SQL expressions."""
+    """Return whether the time from start to end overlaps an interval. The arguments may be SQL expressions."""
     return (start < interval.until) & (end > interval.after)
 
 
 def is_inside(start: Any, end: Any, interval: Interval) -> Any:
-    """Whether an interval contains all of the time from start to end. The arguments may be SQL expressions."""
+    """Return whether an interval contains all of the time from start to end. The arguments may be SQL expressions."""
     return (start >= interval.after) & (end <= interval.until)
 
 
@@ -140,11 +140,14 @@ class MerchantCoverage:
 
     @property
     def begins(self) -> datetime:
-        """The earliest instant after which actions were read, of whatever type."""
+        """The earliest instant after which actions of any type were read."""
         return min(found[0].after for found in self.read.values() if found)
 
     def parts_of(self, hole: Interval) -> list[tuple[Interval, tuple[str, ...]]]:
-        """Divide a hole into parts, each with the types that were not read in it. No types: nothing was read."""
+        """Divide a hole into parts, each with the types that were not read.
+
+        In a part without types, nothing was read.
+        """
         if not any(scope.action_types for scope in self.read):
             return [(hole, ())]
         everything = [each for found in self.read.values() for each in found]

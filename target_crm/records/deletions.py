@@ -1,4 +1,4 @@
-"""Deletions whose record has only some of its properties, such as the key."""
+"""Handle records of deletions that have only some of their properties, such as the key."""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ _FIRST = datetime.min.replace(tzinfo=UTC)
 
 
 class Action(NamedTuple):
-    """An action of an award. One without an effect does not count: it changes no balance, or lacks the balance."""
+    """An action of an award.
+
+    An action without an effect does not count: it changes no balance, or it does not contain the balance.
+    """
 
     action_id: str
     type: str | None

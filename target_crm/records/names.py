@@ -18,7 +18,7 @@ _NUMBER_BYTES = 3
 
 
 def snake_case(name: str, default: str = "column", bytes_max: int = NAME_BYTES_MAX) -> str:
-    """`updatedAt` → `updated_at`, `HTTPCode` → `http_code`, `_id` → `_id`, `Имя` → `имя`.
+    """Convert a name to snake_case: `updatedAt` → `updated_at`, `HTTPCode` → `http_code`, `_id` → `_id`, `Имя` → `имя`.
 
     The result consists of letters and digits of any alphabet, and `_`.
 
@@ -33,7 +33,7 @@ def snake_case(name: str, default: str = "column", bytes_max: int = NAME_BYTES_M
 
 
 def ascii_snake_case(name: str) -> str:
-    """The name as older versions derived it, before names were recorded: `Имя` → `_`."""
+    """Return the name that older versions derived, before names were recorded: `Имя` → `_`."""
     return re.sub(r"[^a-z0-9_]+", "_", _separated(name).lower())[: NAME_BYTES_MAX - _NUMBER_BYTES] or "_"
 
 

@@ -47,7 +47,7 @@ FORMER_NAMES = {
     "_version": TABLE_VERSION,
     "_deleted_at": DELETED_AT,
 }
-# In work tables, the order of arrival. In queries of work tables, the rank by age.
+# `SEQ` is the order of arrival in work tables. `RANK` is the rank by age in queries of these tables.
 SEQ = "_seq"
 RANK = "_rank"
 _RESERVED_COLUMNS = {*FORMER_NAMES, *FORMER_NAMES.values(), SEQ, RANK}
@@ -181,7 +181,7 @@ def key_kind(chars_max: int) -> Kind:
 
 @cache
 def sized_kind(kind: Kind, stored: Stored) -> Kind:
-    """The kind of a property whose column a user has made smaller."""
+    """Return the kind of a property whose column a user has made smaller."""
     size, convert = stored.size, kind.convert
     sized: Callable[[Any], Any]
     if stored.kind == "text":
@@ -296,7 +296,7 @@ class Shape:
         return (*row, extra, extracted_at, loaded_at, version, deleted_at)
 
     def key_row(self, record: Mapping[str, Any], version: int) -> tuple[Any, ...]:
-        """A row with only the key and version of a record.
+        """Return a row with only the key and version of a record.
 
         Raises:
             Invalid: The key is missing or invalid.
@@ -313,7 +313,7 @@ class Shape:
         return (*key, None, None, None, version, None)
 
     def record(self, row: Sequence[Any]) -> tuple[dict[str, Any], datetime]:
-        """A record that would be converted to this row, and the time when it was extracted."""
+        """Return a record that would be converted to this row, and the time when it was extracted."""
         *columns, extra, extracted_at, _loaded_at, _version, deleted_at = row
         record = {
             field.property: values.from_json(value) if field.kind is JSON and value else value
@@ -324,7 +324,10 @@ class Shape:
         return record | ({DELETED_AT: deleted_at} if deleted_at else {}), extracted_at
 
     def _value(self, field: Field, record: Mapping[str, Any], spilled: list[str]) -> Any:
-        """The value for a field's column. If it goes to `_sdc_extra` instead, add the property's name to `spilled`."""
+        """Return the value for a field's column.
+
+        If the value goes to `_sdc_extra` instead, add the property's name to `spilled`.
+        """
         value = record.get(field.property)
         is_time = isinstance(field.kind.type, Instant | Date)
         if value == "" and is_time and field.nullable and field.column not in self.keys:
@@ -375,7 +378,7 @@ def _key_kinds(
 
 
 def _key_kind(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
-    """The kind of a key property that is not text. Values that the column cannot keep exactly are invalid."""
+    """Return the kind of a key property that is not text. Values that the column cannot keep exactly are invalid."""
     if kind is INTEGER and stored and stored.kind == "number" and limits.decimal_digits is not None:
         # The column holds doubles, because an earlier schema declared numbers.
         return KEY_WHOLE_DOUBLE
@@ -390,7 +393,10 @@ def _key_kind(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
 
 
 def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
-    """The kind of a property whose column exists. The column keeps its type if that can hold all of the values."""
+    """Return the kind of a property whose column exists.
+
+    The column keeps its type if this type can hold all of the values.
+    """
     if stored.kind == "text" and kind not in {TEXT, ANY_TEXT}:
         return ANY_TEXT
     if stored.kind == "time" and kind is DATE:
@@ -408,7 +414,7 @@ def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
 
 
 def _sized(kind: Kind, stored: Stored) -> Kind:
-    """The kind of a property whose column may be smaller than the column that the target would create."""
+    """Return the kind of a property whose column may be smaller than the column that the target would create."""
     if kind is KEY:
         is_smaller = stored.kind == "text" and 0 < stored.size < ID_CHARS_MAX
         return key_kind(stored.size) if is_smaller else kind
@@ -435,7 +441,9 @@ def kind_of(
     root: Mapping[str, Any] | None = None,
     limits: TableLimits = TableLimits(),
 ) -> Kind:
-    """The kind of column for a property's JSON Schema. If the schema allows several types, the column holds them all.
+    """Return the kind of column for a property's JSON Schema.
+
+    If the schema allows several types, the column can hold all of them.
 
     Args:
         definition: The property's schema.
@@ -466,7 +474,7 @@ class _Precision(NamedTuple):
 
 
 def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
-    """The precision of an `integer` or `number`."""
+    """Return the precision of an `integer` or `number`."""
     bounds = [
         Decimal(f"{bound}") + distance
         for each, distance in _BOUNDS.items()
@@ -484,7 +492,10 @@ def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
 
 
 def _digits_below(bound: Decimal) -> int:
-    """Digits before the decimal point, given a bound. 1,000 gives 3, because a power of ten is usually exclusive."""
+    """Count the digits before the decimal point, given a bound.
+
+    1,000 gives 3, because a power of ten is usually exclusive.
+    """
     return bound.adjusted() + (bound.normalize().as_tuple().digits != (1,))
 
 
@@ -493,7 +504,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _number_kind(names: Collection[str], allowed: Collection[_Precision], limits: TableLimits) -> Kind:
-    """The kind of column for integers, numbers, or both."""
+    """Return the kind of column for integers, numbers, or both."""
     digits = max(each.digits for each in allowed)
     if names == {"integer"} and not digits:
         return INTEGER
@@ -508,13 +519,16 @@ def _number_kind(names: Collection[str], allowed: Collection[_Precision], limits
 
 
 def allows_null(definition: Any, root: Mapping[str, Any] | None = None) -> bool:
-    """Whether a property may be null."""
+    """Return whether a property may be null."""
     types = {name for name, _ in _types(definition, root or {}, frozenset())}
     return not types or "null" in types
 
 
 def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) -> Iterator[tuple[str, Any]]:
-    """Each type that a schema allows, with its format or precision. Yield nothing for a schema that allows any type."""
+    """Yield each type that a schema allows, with its format or precision.
+
+    Yield nothing if the schema allows any type.
+    """
     if definition is None or isinstance(definition, bool):
         return
     if not isinstance(definition, dict):
@@ -545,7 +559,7 @@ def _types(definition: Any, root: Mapping[str, Any], visited: frozenset[str]) ->
 
 
 def _names(definition: Mapping[str, Any]) -> Iterator[str]:
-    """The names of the types that a schema declares or implies."""
+    """Yield the names of the types that a schema declares or implies."""
     declared = word(definition, "type")
     for name in [declared] if isinstance(declared, str) else declared or _implied_types(definition):
         if not isinstance(name, str | None):
@@ -554,7 +568,7 @@ def _names(definition: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _implied_types(definition: Mapping[str, Any]) -> Iterator[str]:
-    """The types of a schema that declares none."""
+    """Yield the types that the other keywords of a schema imply."""
     values_allowed = [*(word(definition, "enum") or ()), *([definition["const"]] if "const" in definition else ())]
     yield from {_JSON_NAMES[type(value)] for value in values_allowed if type(value) in _JSON_NAMES}
     if not values_allowed:
@@ -574,7 +588,7 @@ def _format(name: str, definition: Mapping[str, Any]) -> Any:
 
 
 def _present(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema without the keywords that are null. Some taps send null instead of leaving a keyword out."""
+    """Return a schema without the keywords that are null. Some taps send null instead of leaving a keyword out."""
     return {name: value for name, value in definition.items() if value is not None}
 
 

@@ -75,7 +75,7 @@ def optional(value: Any, convert: Callable[[Any], _T]) -> _T | None:
 
 
 def identifier(value: Any) -> str:
-    """An id: text of 1 to `ID_CHARS_MAX` characters. A whole number is converted to text."""
+    """Return an id, which is text of 1 to `ID_CHARS_MAX` characters. A whole number is converted to text."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
@@ -86,7 +86,10 @@ def identifier(value: Any) -> str:
 
 
 def key_text(value: Any, chars_max: int = ID_CHARS_MAX) -> str:
-    """A text in a key. It has at most `chars_max` characters, and may be empty. Other scalars are converted to text."""
+    """Return text for a key. It has at most `chars_max` characters, and may be empty.
+
+    Other scalars are converted to text.
+    """
     result = scalar_text(value)
     if len(result) > chars_max:
         raise Invalid(f"has {len(result)} characters, expected at most {chars_max} in a key")
@@ -94,7 +97,7 @@ def key_text(value: Any, chars_max: int = ID_CHARS_MAX) -> str:
 
 
 def text(value: Any) -> str:
-    """Text without NUL characters, which SQL engines cannot store."""
+    """Return text. NUL characters are invalid, because SQL engines cannot store them."""
     if not isinstance(value, str):
         raise Invalid(f"is {type_name(value)}, expected text")
     if "\0" in value:
@@ -103,7 +106,10 @@ def text(value: Any) -> str:
 
 
 def points(value: Any) -> Decimal:
-    """Points: a number or numeric string, smaller than `POINTS_MAX` in magnitude, with at most four decimal places."""
+    """Convert a number or numeric string to points.
+
+    Points are smaller than `POINTS_MAX` in magnitude, and have at most four decimal places.
+    """
     if isinstance(value, str):
         if not _NUMERIC_TEXT.fullmatch(value):
             raise Invalid("is text, expected points")
@@ -122,7 +128,7 @@ def points(value: Any) -> Decimal:
 
 
 def instant(value: Any) -> datetime:
-    """An ISO 8601 instant. Without an offset it is in UTC. The result is aware, in UTC, with microseconds.
+    """Parse an ISO 8601 instant. Without an offset it is in UTC. The result is aware, in UTC, with microseconds.
 
     These forms of ISO 8601 are valid:
 
@@ -205,7 +211,7 @@ def day(value: Any) -> date:
 
 
 def integer(value: Any) -> int:
-    """A whole number that fits into 64 bits."""
+    """Return a whole number that fits into 64 bits."""
     number = whole(value)
     if not INTEGER_MIN <= number <= INTEGER_MAX:
         raise Invalid(f"is out of the range of 64 bits, {INTEGER_MIN} to {INTEGER_MAX}")
@@ -213,7 +219,7 @@ def integer(value: Any) -> int:
 
 
 def whole(value: Any) -> int:
-    """A whole number of at most `DECIMAL_DIGITS` digits."""
+    """Return a whole number of at most `DECIMAL_DIGITS` digits."""
     if (
         isinstance(value, bool)
         or not isinstance(value, _NUMBERS)
@@ -230,7 +236,7 @@ def whole(value: Any) -> int:
 
 
 def decimal(value: Any, digits: int, places: int) -> Decimal:
-    """An exact number of at most `digits` digits, `places` of them after the decimal point.
+    """Return an exact number of at most `digits` digits, `places` of them after the decimal point.
 
     Drop digits that come from a sender's floating-point arithmetic, as in 0.30000000000000004.
     """
@@ -247,7 +253,7 @@ def decimal(value: Any, digits: int, places: int) -> Decimal:
 
 
 def sized_integer(value: Any, convert: Callable[[Any], int], bits: int, *, is_unsigned: bool) -> int:
-    """A whole number that fits into `bits` bits."""
+    """Return a whole number that fits into `bits` bits."""
     number = convert(value)
     limit = 2 ** (bits - 1)
     if not (0 <= number < 2 * limit if is_unsigned else -limit <= number < limit):
@@ -258,7 +264,7 @@ def sized_integer(value: Any, convert: Callable[[Any], int], bits: int, *, is_un
 
 
 def single(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
-    """A number within the range of a floating-point number of 32 bits."""
+    """Return a number within the range of a 32-bit float."""
     number = convert(value)
     nearest = c_float(float(number)).value
     if not math.isfinite(nearest) or (number and not nearest):
@@ -267,7 +273,7 @@ def single(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
 
 
 def sized_text(value: Any, convert: Callable[[Any], str], size: int, *, is_in_bytes: bool) -> str:
-    """Text of at most `size` characters, or bytes in UTF-8."""
+    """Return text of at most `size` characters, or bytes in UTF-8."""
     text = convert(value)
     found = len(text.encode()) if is_in_bytes else len(text)
     if found > size:
@@ -276,7 +282,10 @@ def sized_text(value: Any, convert: Callable[[Any], str], size: int, *, is_in_by
 
 
 def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> datetime:
-    """An instant whose seconds since 1970 fit into `bits` bits. Second 0 is invalid, because it stands for no time."""
+    """Return an instant whose seconds since 1970 fit into `bits` bits.
+
+    Second 0 is invalid, because it stands for no time.
+    """
     moment = convert(value)
     last = datetime.fromtimestamp(2**bits - 1, UTC)
     if not 0 < moment.timestamp() <= 2**bits - 1:
@@ -285,7 +294,7 @@ def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> 
 
 
 def table_version(value: Any) -> int | None:
-    """A table version: a whole number, or a string of digits. None for any other value."""
+    """Return a table version, from a whole number or a string of digits. Return None for any other value."""
     if value is None:
         # Most records have no version. Raising and catching an exception for each of them would take longer.
         return None
@@ -298,7 +307,7 @@ def table_version(value: Any) -> int | None:
 
 
 def number(value: Any) -> Decimal:
-    """Any finite number within the range of a double."""
+    """Return any finite number within the range of a double."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise Invalid(f"is {type_name(value)}, expected a number")
     result = Decimal(value)
@@ -323,7 +332,7 @@ def whole_double(value: Any) -> int:
 
 
 def key_number(value: Any, convert: Callable[[Any], _T]) -> _T:
-    """A number in a key. The column must keep it exactly, because otherwise two keys might become equal."""
+    """Return a number for a key. The column must keep it exactly, because otherwise two keys might become equal."""
     result = convert(value)
     if result != value:
         raise Invalid("has more digits than its column keeps, so it cannot be part of a key")
@@ -331,7 +340,7 @@ def key_number(value: Any, convert: Callable[[Any], _T]) -> _T:
 
 
 def key_instant(value: Any) -> datetime:
-    """An instant in a key. A finer time than a microsecond is invalid, because it would lose digits."""
+    """Return an instant for a key. A time finer than a microsecond is invalid, because it would lose digits."""
     result = instant(value)
     if _BELOW_MICROSECONDS.search(value):
         raise Invalid("is finer than a microsecond, expected at most 6 decimal places in a key")
@@ -339,14 +348,14 @@ def key_instant(value: Any) -> datetime:
 
 
 def boolean(value: Any) -> bool:
-    """True or false. A string or number such as "true" or 1 is invalid."""
+    """Return a boolean. A string or number such as "true" or 1 is invalid."""
     if not isinstance(value, bool):
         raise Invalid(f"is {type_name(value)}, expected a boolean")
     return value
 
 
 def json_text(value: Any) -> str:
-    """Any value as compact JSON. Decimals keep their digits."""
+    """Encode any value as compact JSON. Decimals keep their digits."""
     return _JSON.encode(value).decode()
 
 
@@ -356,33 +365,36 @@ def without_nul(text: str) -> str:
 
 
 def json_document(value: Any) -> str:
-    """Any value as JSON text without NUL characters."""
+    """Encode any value as JSON text. NUL characters are invalid."""
     return json_without_nul(json_text(value))
 
 
 def json_without_nul(document: str) -> str:
-    """A JSON document without NUL characters. PostgreSQL would store one, but each query of the document would fail."""
+    """Return a JSON document if it has no NUL character.
+
+    PostgreSQL would store a NUL, but each query of the document would then fail.
+    """
     if "\\u0000" in document and _ESCAPED_NUL.search(document):
         raise Invalid("holds a NUL character")
     return document
 
 
 def scalar_text(value: Any) -> str:
-    """Text. A number or boolean becomes its JSON text, so that no digit is lost."""
+    """Return text. A number or boolean becomes its JSON text, so that no digit is lost."""
     return json_text(value) if isinstance(value, _NUMBERS) else text(value)
 
 
 def number_text(number: Decimal) -> str:
-    """The digits of a number, without an exponent and trailing zeros."""
+    """Format a number without an exponent and without trailing zeros."""
     return f"{number.normalize():f}"
 
 
 def any_text(value: Any) -> str:
-    """Any value as text: a string unchanged, everything else as JSON."""
+    """Convert any value to text. A string stays unchanged, and everything else becomes JSON."""
     return text(value) if isinstance(value, str) else json_text(value)
 
 
 def type_name(value: Any) -> str:
-    """The type of a JSON value, for a message that must not show the value itself."""
+    """Return the type of a JSON value, for a message that must not show the value itself."""
     names = {bool: "a boolean", int: "a number", Decimal: "a number", str: "text", list: "a list", dict: "an object"}
     return "null" if value is None else "empty" if value == "" else names.get(type(value), "of an unknown kind")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def recorded(rows: Iterable[Row[Any]]) -> Claims:
-    """Scope → intervals, from the rows of the table."""
+    """Return the recorded intervals by scope, from the rows of the table."""
     claims: Claims = {}
     for row in rows:
         claims.setdefault(_scope(row), []).append(_interval(row))
@@ -26,7 +26,7 @@ def recorded(rows: Iterable[Row[Any]]) -> Claims:
 
 
 def changes(rows: Sequence[Row[Any]], claims: Claims) -> tuple[list[tuple[Any, ...]], list[str]]:
-    """The changes that add claims to the table: the rows to insert, and the ids of the rows that they replace."""
+    """Return the changes that add claims to the table: the rows to insert, and the ids of the rows to delete."""
     inserted: list[tuple[Any, ...]] = []
     replaced: list[str] = []
     for scope, intervals in claims.items():
@@ -40,7 +40,7 @@ def changes(rows: Sequence[Row[Any]], claims: Claims) -> tuple[list[tuple[Any, .
 
 
 def delete(coverage: Table, interval_ids: Collection[str]) -> Delete:
-    """Delete rows."""
+    """Delete the rows with these ids."""
     return coverage.delete().where(coverage.c.interval_id.in_(interval_ids))
 
 

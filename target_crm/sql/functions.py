@@ -101,7 +101,7 @@ class unpacked(FunctionElement[Any]):  # noqa: N801
 
 
 class quarter_hours(FunctionElement[int]):  # noqa: N801
-    """The number of quarter hours from 1970 to an instant. In every time zone, a day begins with a quarter hour."""
+    """The number of quarter hours from 1970 to an instant. In every time zone, a quarter hour begins at midnight."""
 
     type = BigInteger()
     inherit_cache = True

@@ -52,7 +52,7 @@ class RowUpdate:
     """New values for the rows that meet a condition. Values and condition may refer to other tables.
 
     This describes an UPDATE … FROM in a form that engines without such a statement can also execute. If it refers to
-    other tables, the updated table must have a key. Each updated row may match only one combination of rows there.
+    other tables, the updated table must have a key, and each updated row may match only one combination of their rows.
     """
 
     table: Table
@@ -133,7 +133,7 @@ class Merge:
 
 @cache
 def fresh_rows(staged: Staged) -> FromClause:
-    """The staged rows to write, without `_seq`."""
+    """Select the staged rows to write, without `_seq`."""
     columns = [column for column in staged.table.c if column.name != SEQ]
     same_place = staged.fresh.c[SEQ] == staged.table.c[SEQ]
     return select(*columns).join_from(staged.table, staged.fresh, same_place).subquery("fresh_rows")
@@ -181,7 +181,7 @@ def pick_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
 
 @cache
 def changed_rows(table: Table, staged: Staged) -> FromClause:
-    """The rows in `fresh` that are new, or that differ from the table in more than metadata."""
+    """Select the rows in `fresh` that are new, or that differ from the table in more than metadata."""
     rows = fresh_rows(staged)
     changed = or_(table.c[_keys(table)[0]].is_(None), not_(_equal(table, rows, METADATA_COLUMNS)))
     return select(rows).outerjoin_from(rows, table, _same_key(table, rows)).where(changed).subquery("changed_rows")
@@ -296,7 +296,7 @@ BALANCE_COLUMNS = (
 
 @cache
 def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
-    """The input lines of the staged actions whose id the ledger lacks."""
+    """Select the input lines of the staged actions whose id the ledger lacks."""
     rows = staged.table
     with_known = rows.outerjoin(ledger, ledger.c.action_id == rows.c.action_id)
     return select(rows.c[SEQ]).select_from(with_known).where(ledger.c.action_id.is_(None))
@@ -328,7 +328,7 @@ def delete_fresh(table: Table, staged: Staged) -> Delete:
 
 @cache
 def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
-    """The input line and payload of each staged action that contradicts the ledger's action with the same id."""
+    """Select the input line and payload of each staged action that contradicts the ledger's action with the same id."""
     rows = staged.table
     return (
         select(rows.c[SEQ], _comparable(rows.c.payload))
@@ -373,7 +373,7 @@ def _differences(ledger: Table, rows: FromClause) -> dict[str, ColumnElement[boo
 
 
 def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
-    """Whether an action would change a balance differently from the ledger's action.
+    """Return whether an action would change a balance differently from the ledger's action.
 
     If one of the two lacks a value, that is not a contradiction, because a field may have been deselected.
     """
@@ -381,7 +381,7 @@ def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
 
 
 def _agrees(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
-    """Whether an action does not contradict the ledger's."""
+    """Return whether `_contradicts` is false or null. SQL's NOT would give null for null."""
     return case((_contradicts(ledger, rows), 1), else_=0) == 0
 
 
@@ -394,7 +394,7 @@ def _same_key(table: Table, rows: FromClause) -> ColumnElement[bool]:
 
 
 def _equal(table: Table, rows: FromClause, left_out: Collection[str]) -> ColumnElement[bool]:
-    """Whether two rows are equal in all columns except those in `left_out`."""
+    """Return whether two rows are equal in all columns except those in `left_out`."""
     names = [column.name for column in table.c if column.name not in left_out]
     return and_(*(_comparable(table.c[name]).is_not_distinct_from(_comparable(rows.c[name])) for name in names))
 
@@ -405,9 +405,9 @@ def _comparable(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 def _not_older(ages: Sequence[ColumnElement[Any]], others: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-    """Whether a row is not older than another one.
+    """Return whether a row is not older than another one.
 
-    A later age counts only if the earlier ones are equal. Null is older than any value.
+    An age counts only if all ages before it in the list are equal. Null is older than any value.
     """
     (age, *more_ages), (other, *more_others) = ages, others
     if not more_ages:

@@ -253,7 +253,7 @@ class Tables:
 
 
 def adjusted(balances: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
-    """The points of a balance that neither its opening balance nor an action explains.
+    """Return the points of a balance that neither its opening balance nor an action explains.
 
     The table has no column for it. The value follows from the other columns, and storing it made each merge of a batch
     15 % slower.
@@ -264,13 +264,13 @@ def adjusted(balances: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]
 
 @cache
 def tables_in(schema: str | None) -> Tables:
-    """The target's tables in a schema. Cached, because statements are cached per table object."""
+    """Return the target's tables in a schema. The result is cached, because statements are cached per table object."""
     return Tables(schema)
 
 
 @cache
 def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
-    """The table of a stream, with its fields, `_sdc_extra` for properties without a column, and metadata columns."""
+    """Return the table of a stream: its fields, `_sdc_extra` for properties without a column, and metadata columns."""
     fields = [
         Column(field.column, field.kind.type, primary_key=field.column in shape.keys, autoincrement=False)
         for field in shape.fields
@@ -294,7 +294,9 @@ def rebuilt_of(table: Table) -> str:
 
 @cache
 def staging_of(table: Table, name_bytes: int = NAME_BYTES_MAX) -> Table:
-    """The staging table of a table: the same columns without constraints, and `_seq`, the order of arrival.
+    """Return the staging table of a table.
+
+    It has the same columns without constraints, and `_seq`, the order of arrival.
 
     Its name has at most `name_bytes` bytes.
     """
@@ -319,7 +321,7 @@ def _sequence() -> Column[int]:
 
 
 def _from(field: str) -> dict[str, str]:
-    """The `info` of a column that comes from a field in Pepper."""
+    """Return the `info` of a column that comes from a field in Pepper."""
     return {SOURCE: field}
 
 

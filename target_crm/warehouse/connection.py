@@ -157,19 +157,19 @@ class Warehouse:
             logger.warning("%s", problem)
 
     def is_set_up(self) -> bool:
-        """Whether a loader has set up its tables. The check creates nothing, not even an empty file."""
+        """Return whether a loader has set up its tables. The check creates nothing, not even an empty file."""
         if not self.adapter.database_exists(self._engine.url):
             return False
         with self.read() as connection:
             return migrations.is_set_up(connection, self.tables)
 
     def has_balances(self) -> bool:
-        """Whether the tables of Pepper's streams exist."""
+        """Return whether the tables of Pepper's streams exist."""
         with self.read() as connection:
             return migrations.has_balances(connection, self.tables)
 
     def is_atomic(self, connection: Connection) -> bool:
-        """Whether a transaction is atomic. Query the warehouse only the first time."""
+        """Return whether a transaction is atomic. Query the warehouse only the first time."""
         if self._is_atomic is None:
             self._is_atomic = self.adapter.is_atomic(connection, self.tables.metadata.schema)
         return self._is_atomic
@@ -189,7 +189,7 @@ class Warehouse:
                     statements.extend(migrations.ensure(connection, table, allow_key_change=stream.allow_key_change))
 
     def lacks(self, *streams: StreamTables, balances: bool) -> list[str]:
-        """The SQL that `set_up` would execute now, followed by `ensure` for each of these streams."""
+        """Return the SQL that `set_up` would execute now, followed by the SQL of `ensure` for each of these streams."""
         with self._or_empty() as warehouse, warehouse.read() as connection:
             names = StreamNames(connection, self.tables)
             for stream in streams:
@@ -205,7 +205,7 @@ class Warehouse:
 
     @contextmanager
     def _or_empty(self) -> Iterator[Warehouse]:
-        """Yield this warehouse. Connecting would create a missing file, so yield an empty warehouse in that case."""
+        """Yield this warehouse, or an empty one if the file is missing, because connecting would create the file."""
         url = self._engine.url
         if self.adapter.database_exists(url):
             yield self

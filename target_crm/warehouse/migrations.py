@@ -118,7 +118,7 @@ def _alter_table(element: AlterTable, _compiler: object, **_: object) -> str:
 def set_up(
     connection: Connection, tables: Tables, *others: Table, balances: bool, allow_key_change: bool = False
 ) -> list[Statement]:
-    """Return the statements that upgrade the target's own tables and views, and `ensure` other tables.
+    """Return the statements that upgrade the target's own tables and views, and those of `ensure` for other tables.
 
     A table in `others` may have the same name as one of the target's own tables. Then the table in `others` is created,
     because it has more columns.
@@ -172,19 +172,19 @@ def set_up(
 
 
 def recomputes_balances(statements: Sequence[Statement], tables: Tables) -> bool:
-    """Whether some of the statements of `set_up` recompute all balances."""
+    """Return whether some of the statements of `set_up` recompute all balances."""
     return any(isinstance(each, Insert) and each.table is tables.award_balances for each in statements)
 
 
 def is_set_up(connection: Connection, tables: Tables) -> bool:
-    """Whether a loader has set up its tables."""
+    """Return whether a loader has set up its tables."""
     # The oldest warehouses do not have the table with the version.
     inspector, schema = inspect(connection), tables.metadata.schema
     return any(inspector.has_table(each.name, schema=schema) for each in (tables.version, tables.award_balances))
 
 
 def has_balances(connection: Connection, tables: Tables) -> bool:
-    """Whether the tables and views of Pepper's streams exist."""
+    """Return whether the tables and views of Pepper's streams exist."""
     return inspect(connection).has_table(tables.merged.name, schema=tables.metadata.schema)
 
 
@@ -253,7 +253,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
 
 
 def joined(connection: Connection, former: Table, table: Table, *, allow_key_change: bool = False) -> Table:
-    """The table that would exist after `ensure(former)` and then `ensure(table)`.
+    """Return the table that would exist after `ensure(former)` and then `ensure(table)`.
 
     Args:
         connection: A connection to the warehouse.
@@ -282,7 +282,7 @@ def joined(connection: Connection, former: Table, table: Table, *, allow_key_cha
 
 
 def _changes_key(adapter: EngineAdapter, table: Table, keys: Collection[str], *, allow_key_change: bool) -> bool:
-    """Whether an existing table has another key.
+    """Return whether an existing table has another key.
 
     Raises:
         WarehouseError: The table has another key, but must not be rebuilt.
@@ -343,7 +343,7 @@ def _rebuild(
     *,
     has_other_key: bool,
 ) -> list[Statement]:
-    """The statements that copy a table's rows into a new table, and replace the old table by the new one.
+    """Return the statements that copy a table's rows into a new table, and replace the old table by the new one.
 
     If several rows have the same new key, only the newest is copied.
 
@@ -421,7 +421,7 @@ def _rename_table(connection: Connection, old: Table, new: Table) -> list[Statem
 
 
 def _indexes(connection: Connection, table: Table) -> list[Statement]:
-    """The statements that create a table's indexes again, except for indexes on expressions."""
+    """Return the statements that create a table's indexes again, except for indexes on expressions."""
     return [
         CreateIndex(Index(index["name"], *(table.c[name] for name in names), unique=index["unique"]))
         for index in inspect(connection).get_indexes(table.name, schema=table.schema)
@@ -430,7 +430,7 @@ def _indexes(connection: Connection, table: Table) -> list[Statement]:
 
 
 def stored_columns(connection: Connection, table: str, schema: str | None) -> dict[str, Stored]:
-    """Column → what it holds, for an existing table. Empty if the table does not exist."""
+    """Return what each column of a table holds. Return nothing if the table does not exist."""
     inspector = inspect(connection)
     if not inspector.has_table(table, schema=schema):
         return {}
@@ -438,12 +438,12 @@ def stored_columns(connection: Connection, table: str, schema: str | None) -> di
 
 
 def columns_in_ddl(table: Table, dialect: Dialect) -> dict[str, Stored]:
-    """Column → what it will hold, for a table that does not exist yet."""
+    """Return what each column of a table will hold, before the table exists."""
     return {column.name: _stored(_type_in_ddl(column.type, dialect)) for column in table.columns}
 
 
 def _renames_of_others(connection: Connection, tables: Tables, wanted: Collection[str]) -> list[Statement]:
-    """The statements that give metadata columns their current names, in all tables except `wanted`.
+    """Return the statements that give metadata columns their current names, in all tables except `wanted`.
 
     Raises:
         WarehouseError: A view would break.
@@ -463,7 +463,7 @@ def _renames_of_others(connection: Connection, tables: Tables, wanted: Collectio
 
 
 def _renames(columns: Collection[str]) -> dict[str, str]:
-    """Former name → current name of the metadata columns in a stream's table, in the order of renaming.
+    """Map the former names of the metadata columns in a stream's table to the current names, in the order of renaming.
 
     A table with the three oldest metadata columns is a stream's table. Each of them may have its former or its current
     name, because an upgrade may have been interrupted between two columns.
@@ -481,7 +481,7 @@ def _renames(columns: Collection[str]) -> dict[str, str]:
 
 
 def _leave_out_former_column(connection: Connection, table: Table) -> list[Statement]:
-    """The statement that makes a column from an earlier version optional in inserts."""
+    """Return the statement that makes a column from an earlier version optional in inserts."""
     inspector, dialect, former = inspect(connection), connection.dialect, table.info[FORMER_COLUMN]
     is_present = inspector.has_table(table.name, schema=table.schema)
     columns = inspector.get_columns(table.name, schema=table.schema) if is_present else []
@@ -513,7 +513,10 @@ def _check_views(connection: Connection, tables: Tables) -> None:
 
 
 def version(connection: Connection, tables: Tables) -> int:
-    """The version of the tables. 0 if there are no tables, or if they are older than the table with the version."""
+    """Return the version of the tables.
+
+    The result is 0 if there are no tables, or if they are older than the table with the version.
+    """
     if not inspect(connection).has_table(tables.version.name, schema=tables.metadata.schema):
         return 0
     return connection.scalar(select(tables.version.c.version)) or 0
@@ -526,7 +529,7 @@ def _in_create_table(column: Column[Any], dialect: Dialect) -> str:
 def _widens(
     adapter: EngineAdapter, dialect: Dialect, column: Column[Any], found: Mapping[str, TypeEngine[Any]]
 ) -> bool:
-    """Whether an existing column must be widened.
+    """Return whether an existing column must be widened.
 
     Raises:
         WarehouseError: The column must be widened, but cannot be.
@@ -551,7 +554,10 @@ def _kind_in_ddl(column: Column[Any], dialect: Dialect) -> str:
 
 
 def _type_in_ddl(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """The type that CREATE TABLE uses for one of our types. The dialect may turn it into a type of unknown kind."""
+    """Return the type that CREATE TABLE uses for one of our types.
+
+    The dialect may turn it into a type of unknown kind.
+    """
     return type_.load_dialect_impl(dialect) if isinstance(type_, TypeDecorator) else type_
 
 
@@ -564,7 +570,7 @@ def _kind(type_: TypeEngine[Any]) -> str:
 
 
 def _stored(type_: TypeEngine[Any]) -> Stored:
-    """What a column of this type holds. A decimal without a number of decimal places can hold any number."""
+    """Return what a column of this type holds. A decimal without a number of decimal places can hold any number."""
     kind, places = _kind(type_), getattr(type_, "scale", None)
     if kind == "decimal":
         return Stored("number") if places is None else Stored(kind, getattr(type_, "precision", None) or 0, places)
@@ -597,6 +603,6 @@ def view(
 
 
 def adapter_of(connection: Connection) -> EngineAdapter:
-    """The adapter of a connection's engine."""
+    """Return the adapter of a connection's engine."""
     # Use the name in the URL, because the dialect may have another name.
     return adapter_for(connection.engine.url.get_backend_name())

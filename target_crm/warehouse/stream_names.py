@@ -1,4 +1,4 @@
-"""Reads the recorded names of streams' tables and properties' columns, and assigns names to new ones."""
+"""Read the recorded names of tables and columns, and assign names to new streams and properties."""
 
 from __future__ import annotations
 
@@ -120,12 +120,12 @@ class StreamNames:
 
 
 def name_bytes_max(dialect: Dialect) -> int:
-    """The maximum length of the name of a table or column."""
+    """Return the maximum length of the name of a table or column."""
     return min(NAME_BYTES_MAX, dialect.max_identifier_length)
 
 
 def tables_of_streams(connection: Connection, tables: Tables) -> dict[str, str]:
-    """Stream → its recorded table."""
+    """Return the recorded table of each stream."""
     query = select(tables.streams.c.stream, tables.streams.c.table_name)
     return {from_text(stream): table for stream, table in connection.execute(query)}
 

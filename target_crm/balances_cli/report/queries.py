@@ -4,11 +4,11 @@ A *movement* changes an award's points. Each action with an effect is a movement
 If the balance before an action plus the action's change is not the balance after it, then an edit or an expiry in
 Pepper has *added* or *removed* points. A newer snapshot, or the deletion of an award, can also add or remove points.
 Points that an award had before its first movement are *opening* points. Their date is unknown, so they count from the
-beginning:
+beginning. At any time:
 
     opening + issued - redeemed + refunded + added - removed = outstanding
 
-at any time. After the last movement, outstanding is the sum of `award_balances` over the awards that exist.
+After the last movement, outstanding is the sum of `award_balances` over the awards that exist.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def _movement(at: ColumnElement[Any], actions: int, **points: ColumnElement[Any]
 
 
 def _of_perks(tables: Tables, award_id: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether an award belongs to one of the perks in the parameter `perks`. An action may lack its award's perk."""
+    """Return whether an award belongs to one of the perks in the parameter `perks`.
+
+    An action may lack its award's perk.
+    """
     balances = tables.award_balances.c
     perks = bindparam("perks", expanding=True, type_=Identifier())
     return award_id.in_(select(balances.award_id).where(balances.perk_id.in_(perks)))
