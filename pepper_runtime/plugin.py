@@ -48,7 +48,7 @@ class Plugin(PluginBase):
         """Read and check the settings.
 
         Args:
-            config: The settings. A setting that is null is not set. Empty text also means not set, unless the setting's
+            config: The settings. Null means that a setting is not set. Empty text means the same, unless the setting's
                 type is text.
             parse_env_config: Also read the settings from environment variables, which override `config`. A `.env` file
                 in the working directory or above it supplies variables that the environment lacks.

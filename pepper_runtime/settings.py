@@ -138,7 +138,10 @@ def _describe(
 
 
 def without_unset(schema: JsonSchema, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config without settings that are null, or that are empty text although their type is not text."""
+    """Return the config without the settings that are not set.
+
+    Null means not set. Empty text also means not set, unless the setting's type is text.
+    """
     return {
         name: value
         for name, value in config.items()

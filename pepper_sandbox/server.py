@@ -38,7 +38,8 @@ class Sandbox:
         faults: faults to inject into responses.
         token: the only token that the API accepts; a control request can replace it.
         application_id: the only merchant that the API knows.
-        clock: returns monotonic seconds, with which the world's time advances. None: only `advance` moves the time.
+        clock: returns monotonic seconds, with which the world's time advances. Without a clock, only `advance` moves
+            the time.
 
     `requests` lists all requests received, except control requests.
     """

@@ -132,7 +132,7 @@ class PepperStream(Stream):
     def pages(
         self, query: Mapping[str, str], cancel: Event | None = None, can_wait: CanWait = always
     ) -> Iterator[Page]:
-        """Read the pages of a query; with `--test`, only the first few."""
+        """Read the pages of a query. With `--test`, read only the first few."""
         pages = self.run.client.pages(self.path, query, cancel, can_wait)
         return islice(pages, TEST_PAGES_MAX) if self.is_test else pages
 
@@ -149,7 +149,7 @@ class PepperStream(Stream):
             note: Appended to the log line.
 
         Returns:
-            How many pages the emitted rows fill. This is less than the number of pages read if rows were skipped.
+            How many pages the emitted rows fill. If rows were skipped, this is less than the number of pages read.
         """
         records = pages_read = skipped = 0
         for page in pages:

@@ -45,7 +45,7 @@ class MessageWriter(GenericSingerWriter[bytes, Message]):
             sys.stdout.flush()
 
     def write_records(self, stream: str, rows: Iterable[Row], version: int | None, extracted_at: datetime) -> None:
-        """Write a RECORD message for each row; all share one extraction time."""
+        """Write a RECORD message for each row. All messages have the same extraction time."""
         message = RecordMessage(stream=stream, record={}, version=version, time_extracted=extracted_at).to_dict()
         lines = _encoder.encode_lines([{**message, "record": row} for row in rows])
         # Write line by line, because a signal during a longer write would leave half a line.

@@ -251,8 +251,8 @@ def split_backwards(span: Window, length_seconds: Callable[[], float]) -> Iterat
 def next_window_seconds(length_seconds: float, pages: float, longest_seconds: float) -> float:
     """Return the length of the next window, after a window of `length_seconds` had `pages` pages.
 
-    The next window should have `PAGES_WANTED` pages. It is at most `GROWTH_MAX` times as long as the one before, and at
-    least 1 / `SHRINK_MAX` as long. Its length is also between `WINDOW_SECONDS_MIN` and `longest_seconds`.
+    The next window should have `PAGES_WANTED` pages. It is at most `GROWTH_MAX` times as long as the last window, and
+    at least 1 / `SHRINK_MAX` as long. Its length is also between `WINDOW_SECONDS_MIN` and `longest_seconds`.
     """
     change = max(PAGES_WANTED / max(pages, PAGES_WANTED / GROWTH_MAX), 1 / SHRINK_MAX)
     return min(max(length_seconds * change, WINDOW_SECONDS_MIN), longest_seconds)

@@ -159,7 +159,8 @@ class PepperClient:
             path: The endpoint, such as `/actions`.
             params: Query parameters, except those for paging.
             cancel: Once this is set, the read ends before the next request, and waits end at once.
-            can_wait: Called before each wait that Pepper requests and before each retry; False ends the read.
+            can_wait: Called before each wait that Pepper requests and before each retry. If it returns False, the read
+                ends.
 
         Yields:
             Each page as it arrives, without rows that repeat the last row of the page before.

@@ -102,7 +102,7 @@ class Retrier:
                 clock at which to give up.
             where: The request, for messages: `actions page 7`.
             cancel: Once this is set, waits end at once.
-            can_wait: Called before each wait; False ends the request.
+            can_wait: Called before each wait. If it returns False, the request ends.
 
         Raises:
             FatalAPIError: From `attempt`.

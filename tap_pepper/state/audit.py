@@ -63,9 +63,9 @@ class HourTally:
 class Audit:
     """Tallies the actions of each hour, and compares the tally with a second read of the hour.
 
-    In the STATE: `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…}}`. `next` is the first
-    hour not audited yet. `hours` tallies the actions from that hour up to `until`, where the next run starts to
-    re-read.
+    The STATE contains `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…}}`. `next` is the
+    first hour that is not audited yet. `hours` tallies the actions from that hour up to `until`, where the next run
+    starts to re-read.
 
     Args:
         state: What the previous run stored.

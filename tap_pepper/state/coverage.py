@@ -18,7 +18,7 @@ class Coverage:
 
     The span starts right after `covered_from` and includes `covered_until`.
 
-    In the STATE, as part of the bookmark::
+    The STATE contains the coverage as part of the bookmark::
 
         {"covered_from": "2026-10-01T00:00:00.000Z", "covered_until": "2026-11-28T06:00:00.000Z",
          "read": [["2026-11-28T05:55:00.000Z", "2026-11-28T06:00:00.000Z"]],
@@ -70,7 +70,7 @@ class Coverage:
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
             if covered_from <= after <= covered_until:
                 self._from, self._until = covered_from, covered_until
-            # This also applies if the clocks did not agree, so that the run starts to re-read before the coverage.
+            # Keep the skipped start date even if this run starts before the coverage, because the clocks did not agree.
             if after <= covered_until and not self._backfill_from:
                 self._skipped_start = _bound(state.get("skipped_start_date"))
         known_from = min(self._from, self._skipped_start or self._from)

@@ -63,7 +63,7 @@ class AwardsInput:
     Attributes:
         awards: Award → its newest observation; None if none of its records can be decoded.
         unreadable: The award (if known) and the reason, for each record that target-crm would quarantine.
-        lacks_awards: Whether awards may exist in Pepper that are not in `awards`.
+        lacks_awards: Whether Pepper may have awards that are not in `awards`.
         other_records: The number of records of other streams.
         read: Which awards the tap has sent, as far as its messages show.
     """

@@ -50,7 +50,7 @@ class Erased:
     """The result of an erasure, or of a dry run.
 
     Attributes:
-        is_user: Whether the id is a user's, according to the actions, awards, balances and `users`.
+        is_user: Whether the id belongs to a user, according to the actions, awards, balances and `users`.
         applies: Whether the id may be erased: it belongs to a user, or `anywhere` is set and some rows contain it.
         rows: The number of rows of each kind in `NOUNS`.
     """
@@ -69,8 +69,8 @@ def forget(warehouse: Warehouse, user_id: str, *, anywhere: bool = False, dry_ru
     - All columns of the user's rows in `users` and `awards`, except ids, points and times.
     - Quarantined records that contain the id of the user or of one of the user's awards.
 
-    If the id does not belong to a user, nothing is erased, unless `anywhere` is set. The id of a perk or a location,
-    for example, is in the payloads of many users.
+    If the id does not belong to a user, data is erased only with `anywhere`. The id of a perk or a location, for
+    example, is in the payloads of many users.
 
     Args:
         warehouse: A warehouse that is set up and has balances.

@@ -39,9 +39,9 @@ class Stream:
 
     Attributes:
         newest_at: The time of the newest event. If the stream has no events, the time when its newest row was
-            extracted. None without rows.
+            extracted. None if there are no rows.
         lag_seconds: Seconds since `newest_at`. The number grows while nothing happens in Pepper, even if runs continue.
-        loaded_at: When the newest row was loaded. None without rows.
+        loaded_at: When the newest row was loaded. None if there are no rows.
         read_at: When a finished run last read the stream, even without new rows. None if there was no such run.
         rejected: The number of records in quarantine.
     """

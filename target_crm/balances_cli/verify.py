@@ -47,7 +47,7 @@ class Gaps:
     Attributes:
         number: The number of gaps.
         awards: The number of awards with gaps.
-        covered: The number of gaps inside covered intervals. There, no action is missing.
+        covered: The number of gaps inside covered intervals. In these intervals, no action is missing.
         unread: The number of gaps that overlap a hole in the coverage, where actions were not read.
         examples: The first awards with gaps, with the number of their gaps and the time of the newest one.
     """
@@ -110,7 +110,7 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
         stored = connection.execute(counts).one()
         read = read_coverage(connection, tables)
         return Verification(
-            # Start with this step, because it shows on the terminal what takes so long.
+            # Start with this step, so that the terminal shows from the beginning what takes so long.
             checks=compare_balances(connection, tables),
             awards=stored.award_count,
             actions=count_rows(connection, tables.actions),

@@ -215,7 +215,7 @@ class EngineAdapter:
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:  # noqa: ARG002
         """Return the statements that store the descriptions of a new table and its columns as comments.
 
-        Empty for a dialect that has no comments, or puts them into CREATE TABLE, as MySQL's does.
+        Return no statements if the dialect has no comments, or puts them into CREATE TABLE, as MySQL's dialect does.
         """
         return []
 

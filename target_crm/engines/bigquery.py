@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class BigQueryAdapter(ExtendedSQLAdapter):
-    """BigQuery has no locks and no keys, and each statement is a transaction. Load jobs are free."""
+    """BigQuery has no locks and no keys. Each statement is a separate transaction. Load jobs are free."""
 
     widens_columns_to = ("number",)
     # These reasons mean that the job has never started, so it can be tried again. A job whose connection was lost may

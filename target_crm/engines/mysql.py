@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 # The collation of names treats these letters as equal to others, although Unicode does not decompose them.
 _LIKE = str.maketrans({"ß": "s", "ı": "i", "ϲ": "σ"})  # noqa: RUF001 - other alphabets
-# In a connection's `info`: the longest statement that the server accepts, in bytes.
+# In a connection's `info`, this key holds the length of the longest statement that the server accepts, in bytes.
 _PACKET = "max_allowed_packet"
 # Reserve this many bytes for the keywords of a statement, and for values other than text.
 _STATEMENT_BYTES = 1_024

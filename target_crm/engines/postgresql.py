@@ -67,8 +67,8 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         "true)"
     )
     _LOCK_PAUSE_SECONDS = 2
-    # In this order: no connection; a deadlock or another conflict; too few resources; a lock that another session held
-    # for too long; a server that stops or starts; a session that was idle for too long.
+    # These states mean, in this order: no connection; a deadlock or another conflict; too few resources; a lock that
+    # another session held for too long; a server that stops or starts; a session that was idle for too long.
     _RETRIABLE_STATES = ("08", "40", "53", "55P03", "57P01", "57P02", "57P03", "57P05", "25P03")
     # Errors about a statement or an object. Their detail names objects, but quotes no values.
     _STATES_WITH_DETAIL = ("0A", "2B", "42", "53", "54", "55")

@@ -54,7 +54,7 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Update a table with a single row, so that other loaders must wait. Until the table exists, there is no lock.
 
-        If a loader dies in a transaction, Snowflake ends the transaction once others have waited for five minutes.
+        If a loader dies in a transaction, Snowflake ends the transaction once another one has waited for five minutes.
         """
         version = tables_in(schema).version
         try:

@@ -1,4 +1,4 @@
-"""Decide which ACTIVATE_VERSION messages may delete rows. None may delete a row that this run has received."""
+"""Decide which ACTIVATE_VERSION messages may delete rows. No message may delete a row that this run has received."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ class LedgerSink(StreamSink):
         return () if self.context.settings.store_payload else ("payload",)
 
     def _complete(self, connection: Connection) -> int:
-        """Replace actions without an effect by staged actions that have one; return how many.
+        """Replace actions without an effect by staged actions that have one. Return how many were replaced.
 
         An action has no effect if `metadata` or `type` was deselected when it was first read. No balance counts it yet.
         """

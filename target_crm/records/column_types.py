@@ -97,13 +97,16 @@ class LongText(TypeDecorator[str]):
 
 @compiles(Double)
 def _double(type_: Double[Any], compiler: Any, **kw: Any) -> str:
-    """Use the name from the SQL standard on an unknown engine. More engines know it than SQLAlchemy's default name."""
+    """Use the name from the SQL standard on an unknown engine.
+
+    More engines know this name than SQLAlchemy's default name.
+    """
     compiled: str = compiler.visit_double(type_, **kw)
     return compiled if compiler.dialect.name in _registered else "DOUBLE PRECISION"
 
 
-# A number, as exactly as the engine can store it. On PostgreSQL, NUMERIC without arguments has no limit. On MySQL it
-# would hold only whole numbers.
+# A number, as exactly as the engine can store it. On PostgreSQL, NUMERIC without arguments has no limit. On MySQL, such
+# a NUMERIC would hold only whole numbers.
 Number: TypeEngine[Any] = Double().with_variant(Numeric(), "postgresql")
 
 

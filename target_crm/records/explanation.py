@@ -74,8 +74,8 @@ class Line:
 
     Attributes:
         event: The kind of the line.
-        at: The time of the event. For a hole: its end. For an adjustment: the time of the line that shows it.
-        after: For a hole: its beginning. For an adjustment: the last time at which the balance matched the lines above.
+        at: The time of the event. A hole has the time of its end, and an adjustment the time of the line that shows it.
+        after: When a hole begins, or when the balance last matched the lines above an adjustment.
         change: The change of the balance; None if the line does not count.
         balance: The balance after the change. For a snapshot, the points that Pepper showed.
         source: Where an action came from, such as a till.

@@ -305,7 +305,7 @@ class Shape:
         return (*row, None, None, None, version, None)
 
     def only_key(self, row: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Convert a row to the result of `key_row` for its record. None if the row has no key or no version."""
+        """Convert a row to the result of `key_row` for its record. Return None if it has no key or no version."""
         *columns, _extra, _extracted_at, _loaded_at, version, _deleted_at = row
         if version is None or not self.keys:
             return None
@@ -609,7 +609,7 @@ def word(definition: Mapping[str, Any], name: str) -> Any:
 
 
 def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
-    """Return the schema at a JSON pointer such as `#/definitions/money`, or None if no schema is there."""
+    """Return the schema at a JSON pointer such as `#/definitions/money`. Return None if there is no such schema."""
     found: Any = root if reference.startswith("#") else None
     for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
         name = unquote(part).replace("~1", "/").replace("~0", "~")

@@ -49,7 +49,7 @@ def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class any_value(FunctionElement[Any]):  # noqa: N801
-    """Any value of a group that is not null; null if the group has none. Only for groups whose values are all equal."""
+    """Any non-null value of a group; null if there is none. Use it only for groups whose values are all equal."""
 
     inherit_cache = True
     name = "any_value"

@@ -80,7 +80,7 @@ class RowUpdate:
 
     @cached_property
     def update_by_key(self) -> Update:
-        """The statement that updates one row. Its parameters are upper-case, because no column name is."""
+        """The statement that updates one row. Its parameters have upper-case names, so that none equals a column's."""
         keys = (self.table.c[name] == bindparam(f"KEY_{place}") for place, name in enumerate(_keys(self.table)))
         values: dict[str, Any] = {name: bindparam(f"NEW_{place}") for place, name in enumerate(self.values)}
         return self.table.update().values(values).where(*keys)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 WORK_PREFIX = "_crm_"
-# In a table's `info`: marks a work table, which is empty between transactions.
+# In a table's `info`, this marks a work table, which is empty between transactions.
 WORK = {"work": True}
 STAGING_PREFIX = f"{WORK_PREFIX}staging_"
 RUN_ID_CHARS = 32
@@ -45,11 +45,12 @@ COUNT_DOCS = {
     "quarantined": "Records in rejected_records.",
 }
 COUNTS = tuple(COUNT_DOCS)
-# In a table's `info`: an engine may partition the table by the months of this column.
+# In a table's `info`, this key names a column. An engine may partition the table by the months of the column.
 MONTHS_OF = "months_of"
-# In a table's `info`: a NOT NULL column that the table had in an earlier version.
+# In a table's `info`, this key names a NOT NULL column that the table had in an earlier version.
 FORMER_COLUMN = "former_column"
-# In a table's `info`: what the table holds. In a column's `info`: the field in Pepper that the column comes from.
+# `DESCRIPTION` in a table's `info` says what the table holds. `SOURCE` in a column's `info` names the field in Pepper
+# that the column comes from.
 DESCRIPTION, SOURCE = "description", "source"
 # Descriptions of the columns that every stream's table has.
 METADATA_DOCS = {

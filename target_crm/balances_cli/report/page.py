@@ -282,7 +282,7 @@ Cell = str | Decimal | int | datetime | date | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table of raw values. The first `texts` columns hold text, the others numbers or times."""
+    """A table of raw values. The first `texts` columns hold text, and all other columns hold numbers or times."""
 
     title: str
     head: Sequence[str]

@@ -1,10 +1,10 @@
 """The statements of the report, and the arithmetic on their rows. This module does no I/O.
 
 A *movement* changes an award's points. Each action with an effect is a movement: it issues, redeems or refunds points.
-If the balance before an action plus the action's change is not the balance after it, then an edit or an expiry in
-Pepper has *added* or *removed* points. A newer snapshot, or the deletion of an award, can also add or remove points.
-Points that an award had before its first movement are *opening* points. Their date is unknown, so they count from the
-beginning. At any time:
+Sometimes the balance before an action, plus the action's change, does not equal the balance after the action. Then an
+edit or an expiry in Pepper has *added* or *removed* points. A newer snapshot, or the deletion of an award, can also add
+or remove points. Points that an award had before its first movement are *opening* points. Their date is unknown, so
+they count from the beginning. At any time:
 
     opening + issued - redeemed + refunded + added - removed = outstanding
 
@@ -162,7 +162,7 @@ def by_quarter_hour(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def _existing(tables: Tables, *, by_perk: bool = False) -> FromClause:
-    """Return the balances of awards that are not deleted. With `by_perk`, only those of the perks in `perks`."""
+    """Return the balances of awards that are not deleted. With `by_perk`, return only those of the perks in `perks`."""
     balances, awards = tables.award_balances, tables.awards
     existing = (
         select(*balances.c)
