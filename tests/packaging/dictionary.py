@@ -20,11 +20,13 @@ VIEWS = {
 HEAD = """\
 # Dictionary
 
-Every table and column that target-crm creates, generated from their declarations in `target_crm/sql/tables.py`. Types
+This page lists every table and column that target-crm creates. It is generated from `target_crm/sql/tables.py`. Types
 are those of PostgreSQL; other engines have [their own](columns.md#types). Times are in UTC. The tables of balances
-exist once `actions` or `awards` has been loaded. All engines except SQLite, Spark and those without an
-adapter store the descriptions as comments when a table is created: see them by `\\d+ award_balances` in psql, in
-`duckdb_columns()` of DuckDB, and by `SHOW FULL COLUMNS FROM award_balances` in MariaDB.
+exist once `actions` or `awards` has been loaded.
+
+When the target creates a table, it stores the descriptions as comments, except on SQLite, on Spark and on engines
+without an adapter. To see them, use `\\d+ award_balances` in psql, `duckdb_columns()` in DuckDB, or
+`SHOW FULL COLUMNS FROM award_balances` in MariaDB.
 
 The tables of other streams have [one column per property](columns.md), and the metadata columns.
 """
@@ -38,7 +40,7 @@ def as_markdown() -> str:
     internal = [table for table in kept if table.name.startswith("_crm_")]
     parts = [HEAD, *(_table(table) for table in kept if table not in internal), *_views(tables)]
     parts += [
-        "## Metadata columns\n\nEvery table of a stream except `actions` has them.\n",
+        "## Metadata columns\n\nEvery stream's table except `actions` has these columns.\n",
         _metadata_columns(tables.awards),
     ]
     parts += [
