@@ -111,7 +111,7 @@ class PepperStream(Stream):
         """Yield the rows of this run in lists, and write each bookmark once all rows before it were emitted."""
 
     def count_first_rows(self) -> int:
-        """Return the number of rows on the first page that has any; `--test` calls this."""
+        """Return the number of rows on the first page that has rows; `--test` calls this."""
         self.ABORT_AT_RECORD_COUNT = 1
         self.selected = True
         self._rows = self.rows()

@@ -21,7 +21,7 @@ class Redactor(logging.Filter):
     def add(self, secret: str) -> None:
         """Redact a secret from now on, both plain and URL-encoded."""
         forms = {*self._secrets, secret, quote(secret, safe="")} - {""}
-        # Longest first, because one secret may contain another.
+        # Replace the longest secret first, because one secret may contain another.
         self._secrets = tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
     def filter(self, record: logging.LogRecord) -> bool:

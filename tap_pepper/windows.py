@@ -199,9 +199,9 @@ class Window:
     def contains(self, instant: str) -> bool:
         """Return whether a row with this instant belongs to the window.
 
-        Take a row 0.4 ms after `until`. If Pepper compares times in milliseconds, it returns the row in this window. If
-        it compares them in microseconds, it returns the row in the next window. Both windows accept the row, so that it
-        is never lost.
+        For example, a row is 0.4 ms after `until`. If Pepper compares times in milliseconds, it returns the row in this
+        window. If it compares them in microseconds, it returns the row in the next window. Both windows accept the row,
+        so that it is never lost.
         """
         return self.after[:-1] < instant[:-1] and instant[:_MILLIS_CHARS] <= self.until[:-1]
 

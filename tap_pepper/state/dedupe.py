@@ -107,7 +107,10 @@ class KeySample:
 
     @property
     def has_all_known(self) -> bool:
-        """Whether this read certainly has all rows of the previous read. False if the earlier sample is full."""
+        """Whether this read certainly has all rows of the previous read.
+
+        If the earlier sample is full, the answer is False, because the sample may lack some keys.
+        """
         return not self._missing and len(self._earlier) < SAMPLE_KEYS_MAX
 
     def to_state(self) -> str:

@@ -400,7 +400,7 @@ def report(
 @click.argument("moment", metavar="TIMESTAMP", callback=_parsed(values.instant))
 @click.pass_obj
 def as_of(options: Options, moment: datetime) -> int:
-    """Print every balance as of a time, as CSV.
+    """Print every balance as of a given time, in CSV.
 
     A balance is the newest observation of its award at or before TIMESTAMP. TIMESTAMP is in ISO 8601. Without an offset
     it is in UTC.

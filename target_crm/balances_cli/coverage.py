@@ -117,7 +117,7 @@ def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, An
     if oldest.merchant:
         bookmark["merchant"] = oldest.merchant
     bookmarks = {STREAM: bookmark}
-    # Meltano needs the state under `singer_state`. Other runners pass the whole file to the tap, which accepts both.
+    # Meltano needs the state under `singer_state`. Other runners pass the whole file to the tap, which can read it.
     return {"bookmarks": bookmarks, "singer_state": {"bookmarks": bookmarks}}
 
 

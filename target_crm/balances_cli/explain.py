@@ -251,7 +251,7 @@ def _details(line: Line) -> str:
 
 
 def _time(at: datetime | None) -> str:
-    """Format a time to the second. If it has a fraction of a second, add that."""
+    """Format a time to the second. Add the fraction of a second if there is one."""
     if at is None:
         return ""
     fraction = f".{at:%f}".rstrip("0") if at.microsecond else ""

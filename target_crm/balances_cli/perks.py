@@ -36,7 +36,7 @@ def perk_ids(connection: Connection, tables: Tables, perk: str) -> set[str]:
     perks = perks_table(connection, tables)
     if perks is None or "title" not in perks.c:
         return {perk}
-    # Compare the titles here, because not every engine can compare long text.
+    # Compare the titles in Python, because not every engine can compare long text.
     titled = connection.execute(select(perks.c["_id"], perks.c.title)).all()
     return {perk, *(perk_id for perk_id, title in titled if _normalized(title or "") == _normalized(perk))}
 

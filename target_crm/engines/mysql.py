@@ -58,7 +58,7 @@ _ESCAPED = "\0\n\r\x1a\"'\\"
 
 def _split(rows: Rows, bytes_max: int) -> Iterator[Rows]:
     """Halve the rows until each part is shorter than `bytes_max`, or has a single row."""
-    # In UTF-8, a character has at most four bytes. An escaped character has two.
+    # In UTF-8, a character has at most four bytes. A character that must be escaped takes two bytes.
     chars = sum(len(value) for row in rows for value in row if isinstance(value, str))
     if len(rows) == 1 or 4 * chars + _VALUE_BYTES * len(rows) * len(rows[0]) <= bytes_max:
         yield rows

@@ -36,7 +36,7 @@ def wait_for_lock(
     *,
     pause_seconds: float = 0,
 ) -> None:
-    """Take a lock of the current transaction.
+    """Take a lock for the current transaction.
 
     Args:
         connection: A connection in a transaction.

@@ -41,7 +41,7 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
     # An internal error of the server, a session that has ended, or a session whose token has expired.
     _RETRIABLE_NUMBERS = frozenset({603, 390111, 390112, 390114})
     _NO_SUCH_TABLE = 2003
-    # The dialect accepts these only in `connect_args`, because a URL might come from an untrusted source.
+    # The dialect accepts these options only in `connect_args`, because a URL might come from an untrusted source.
     _FILES = ("private_key_file", "token_file_path")
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
@@ -73,7 +73,7 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
         return super().is_retriable(error) or state in self._RETRIABLE_STATES or number in self._RETRIABLE_NUMBERS
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Copy a file from the user's own stage, which needs no privilege. `PURGE` deletes the file afterwards."""
+        """Copy a file from the user's own stage, whose use needs no privilege. `PURGE` deletes the file afterwards."""
         fields = {f"c{place}": column for place, column in enumerate(table.columns)}
         compiler = connection.dialect.type_compiler_instance
         values = (f"$1:{field}::{compiler.process(column.type)}" for field, column in fields.items())

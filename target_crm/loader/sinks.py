@@ -109,7 +109,7 @@ class StreamSink:
 
     Args:
         context: The objects that all sinks share.
-        stream: The stream's name, after stream maps.
+        stream: The stream's name. A stream map may have changed it.
         schema: The stream's JSON Schema.
         key_properties: The properties of the stream's key; empty for a stream without a key.
     """

@@ -78,7 +78,7 @@ def between(intervals: Sequence[Interval], span: Interval) -> list[Interval]:
 
 
 def common(unions: Iterable[Sequence[Interval]], span: Interval) -> list[Interval]:
-    """Return the parts of a span that are covered in every one of the given lists of intervals."""
+    """Return the parts of a span that every given list of intervals covers."""
     return between(union(chain.from_iterable(between(each, span) for each in unions)), span)
 
 
@@ -187,7 +187,7 @@ class ReadTimes:
         covered: The intervals for which all actions that change balances were read.
         filtered: The intervals for which all counting actions were read, but not all types that change balances.
         holes: The intervals for which counting actions were not read.
-        are_several: Whether the schema has several merchants. The target does not know which award belongs to which.
+        are_several: Whether the schema has several merchants. The target does not know which merchant an award has.
     """
 
     covered: tuple[Interval, ...]

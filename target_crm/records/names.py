@@ -25,7 +25,7 @@ def snake_case(name: str, default: str = "column", bytes_max: int = NAME_BYTES_M
     Args:
         name: The name in the source.
         default: The result for a name without letters and digits.
-        bytes_max: The engine's limit for names. The result is short enough to append a number.
+        bytes_max: The engine's limit for names. The result leaves room for a number at its end.
     """
     lower = unicodedata.normalize("NFC", _separated(name).lower())
     kept = re.sub(r"\0+", "_", "".join(each if _is_kept(each) else "\0" for each in lower))

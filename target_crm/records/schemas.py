@@ -54,9 +54,9 @@ _RESERVED_COLUMNS = {*FORMER_NAMES, *FORMER_NAMES.values(), SEQ, RANK}
 _INTEGER_DIGITS = len(f"{values.INTEGER_MAX}")
 # Digits before the decimal point, for a number whose schema sets no bounds.
 _WHOLE_DIGITS_MIN = 20
-# The most bytes of a character in UTF-8.
+# A character in UTF-8 has at most this many bytes.
 _CHARACTER_BYTES = 4
-# The bytes of a number or time in a key.
+# Reserve this many bytes for a number or time in a key.
 _KEY_VALUE_BYTES = 20
 
 
@@ -454,7 +454,7 @@ def kind_of(
     names = {name for name, _ in allowed}
     if names == {"string"}:
         kinds = {_TEXT_FORMATS.get(format_, TEXT) for _, format_ in allowed}
-        # For a time, some taps declare both a time and any text.
+        # Some taps declare that a time may also be any text.
         return kinds.pop() if len(kinds) == 1 else INSTANT_OR_TEXT if INSTANT in kinds else TEXT
     if names and names <= {"integer", "number"}:
         return _number_kind(names, [precision for _, precision in allowed], limits)

@@ -53,7 +53,7 @@ _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
 
 
 class Invalid(ValueError):
-    """A value that its column cannot hold. The message names only its type: the value may be personal data."""
+    """A value that its column cannot hold. The message does not show the value, which may be personal data."""
 
 
 def from_json(document: str | bytes) -> Any:

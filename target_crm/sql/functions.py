@@ -1,4 +1,7 @@
-"""SQL functions with the same result on every engine. An engine's module compiles those whose default does not work."""
+"""SQL functions with the same result on every engine.
+
+If the default SQL of a function does not work on an engine, the engine's module compiles the function itself.
+"""
 
 from __future__ import annotations
 

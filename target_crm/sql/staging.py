@@ -113,7 +113,7 @@ class Replacement:
 class Merge:
     """Rows to insert, at most one per key. On a key conflict, combine the two rows with `union`.
 
-    Engines with INSERT … ON CONFLICT DO UPDATE can use that. All others use `replacement`.
+    Engines with INSERT … ON CONFLICT DO UPDATE can use that statement. All other engines use `replacement`.
     """
 
     table: Table

@@ -223,7 +223,7 @@ class Warehouse:
 
         If the reply to COMMIT is lost, the transaction may or may not be committed. So each transaction leaves a
         marker, and the next attempt looks for it. The next attempt first waits for the lock of the lost transaction, so
-        that transaction has ended by then.
+        the lost transaction has ended by then.
 
         Returns:
             The result of `work` from the committed transaction.

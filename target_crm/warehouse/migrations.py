@@ -438,7 +438,7 @@ def stored_columns(connection: Connection, table: str, schema: str | None) -> di
 
 
 def columns_in_ddl(table: Table, dialect: Dialect) -> dict[str, Stored]:
-    """Return what each column of a table will hold, before the table exists."""
+    """Return what each column of a table will hold. The table need not exist yet."""
     return {column.name: _stored(_type_in_ddl(column.type, dialect)) for column in table.columns}
 
 
@@ -594,7 +594,7 @@ def creation(table: Table) -> list[Statement]:
 def view(
     adapter: EngineAdapter, dialect: Dialect, name: str, query: Select[Any], schema: str | None, *, exists: bool
 ) -> list[Statement]:
-    """Return the statements that create a view. If it exists, the first statement drops it."""
+    """Return the statements that create a view. If the view exists, the first statement drops it."""
     quote = dialect.identifier_preparer.quote
     quoted = f"{quote(schema)}.{quote(name)}" if schema else quote(name)
     body = query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})

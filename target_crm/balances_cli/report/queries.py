@@ -383,7 +383,7 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
         if quarter is None or (day := _local(quarter, period.zone).date()) < period.first:
             outstanding_points += _net(row)
         elif period.is_open or quarter < period.end_quarter:
-            # If a clock is ahead, actions have dates in the next few days. Dates far in the future have other causes.
+            # If a clock is ahead, actions may have dates in the next few days. Later dates have other causes.
             of_day = moved[min(day, period.last + DAYS_AHEAD_MAX)]
             for name in of_day:
                 of_day[name] += row[name]
@@ -421,7 +421,7 @@ def by_weekday_and_hour(quarters: Iterable[Row], period: Period) -> list[dict[st
 
 
 def roll_forward(days: list[dict[str, Any]]) -> dict[str, Decimal]:
-    """Return the outstanding points before the days, the movements on these days, and the outstanding points after."""
+    """Return the movements on the given days, and the outstanding points before and after these days."""
     moved = {name: sum((day[name] for day in days), _NONE) for name in MOVEMENTS if name != "opening"}
     return {"before": days[-1]["outstanding"] - _net(moved), **moved, "after": days[-1]["outstanding"]}
 
