@@ -277,7 +277,7 @@ def sized_text(value: Any, convert: Callable[[Any], str], size: int, *, is_in_by
     text = convert(value)
     found = len(text.encode()) if is_in_bytes else len(text)
     if found > size:
-        raise Invalid(f"has {found} {'bytes' if is_in_bytes else 'characters'}, its column takes at most {size}")
+        raise Invalid(f"has {found} {'bytes' if is_in_bytes else 'characters'}, but its column takes at most {size}")
     return text
 
 
@@ -289,7 +289,7 @@ def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> 
     moment = convert(value)
     last = datetime.fromtimestamp(2**bits - 1, UTC)
     if not 0 < moment.timestamp() <= 2**bits - 1:
-        raise Invalid(f"is out of range, its column takes times from 1970 to {last:%Y-%m-%d}")
+        raise Invalid(f"is out of range: its column takes times from 1970 to {last:%Y-%m-%d}")
     return moment
 
 

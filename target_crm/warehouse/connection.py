@@ -81,7 +81,7 @@ class Warehouse:
         self.name = URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
         self.adapter = adapter_for(url.get_backend_name())
         if schema and not self.adapter.has_schemas:
-            raise SettingError("default_target_schema: SQLite has no schemas, leave it empty")
+            raise SettingError("default_target_schema: SQLite has no schemas; leave this setting empty")
         self.tables = tables_in(schema)
         self._engine = _create_engine(url, self.adapter)
         # Close connections at the end of the process at the latest. Otherwise some drivers warn about open ones.

@@ -136,7 +136,7 @@ def set_up(
     schema, inspector, adapter = tables.metadata.schema, inspect(connection), adapter_of(connection)
     found = version(connection, tables)
     if found > VERSION:
-        raise WarehouseError(f"the tables have version {found}, this target supports {VERSION}: upgrade pepper-crm")
+        raise WarehouseError(f"the tables have version {found}, but this target supports {VERSION}: upgrade pepper-crm")
     is_older = found < VERSION
     lacks_columns = found < _BALANCES_VERSION and inspector.has_table(tables.award_balances.name, schema=schema)
     if is_older:
@@ -292,7 +292,7 @@ def _changes_key(adapter: EngineAdapter, table: Table, keys: Collection[str], *,
     if has_other_key and not (allow_key_change and adapter.rename_table):
         rebuild = "set allow_key_change to rebuild the table, or " if adapter.rename_table else ""
         raise WarehouseError(
-            f"table {table.name!r} has the key {sorted(keys)}, the new schema has {wanted_keys}: "
+            f"table {table.name!r} has the key {sorted(keys)}, but the new schema has {wanted_keys}: "
             f"{rebuild}rename the stream with a stream map"
         )
     return has_other_key
@@ -543,8 +543,8 @@ def _widens(
     allowed = new.kind in adapter.widens_columns_to
     if not allowed or old.kind not in _WIDENED_FROM.get(new.kind, {old.kind}):
         raise WarehouseError(
-            f"table {column.table.name!r}: column {column.name!r} holds {old.kind}, the new schema says {new.kind}, "
-            f"and {dialect.name} cannot widen it: rename the property by a stream map"
+            f"table {column.table.name!r}: column {column.name!r} holds {old.kind}, but the new schema says {new.kind}"
+            f", and {dialect.name} cannot widen it: rename the property by a stream map"
         )
     return True
 

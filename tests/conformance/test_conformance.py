@@ -319,7 +319,7 @@ def test_an_unsupported_change_of_type_is_refused_before_a_row_is_loaded(crm: Wa
     load(crm, [schema("t_typed", {"_id": TEXT, "v": BOOLEAN}, "_id"), record("t_typed", {"_id": "1", "v": True})])
     changed = schema("t_typed", {"_id": TEXT, "v": TIME}, "_id")
 
-    with pytest.raises(WarehouseError, match="'v' holds boolean, the new schema says time"):
+    with pytest.raises(WarehouseError, match="'v' holds boolean, but the new schema says time"):
         load(crm, [changed, record("t_typed", {"_id": "2", "v": "2026-10-01T00:00:00Z"})])
 
     assert [key for key, _ in rows_of(crm, "t_typed", "_id", "v")] == ["1"]

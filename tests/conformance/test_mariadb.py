@@ -194,12 +194,12 @@ def test_a_value_that_exceeds_a_column_is_quarantined_with_the_limit(url: str) -
 
     assert query(url, "SELECT id FROM t") == [(1,)]
     assert query(url, "SELECT reason FROM rejected_records ORDER BY reason") == [
-        ("at is out of range, its column takes times from 1970 to 2038-01-19",),
+        ("at is out of range: its column takes times from 1970 to 2038-01-19",),
         ("f is out of the range of its column, a 32-bit float: expected a magnitude of 1.4e-45 to 3.4e38",),
         ("n is out of the range of its column, a signed 24-bit integer",),
-        ("tiny has 256 bytes, its column takes at most 255",),
+        ("tiny has 256 bytes, but its column takes at most 255",),
         ("u is out of the range of its column, an unsigned 32-bit integer",),
-        ("v has 4 characters, its column takes at most 3",),
+        ("v has 4 characters, but its column takes at most 3",),
     ]
 
 

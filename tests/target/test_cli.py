@@ -285,7 +285,7 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
         ),
         pytest.param(
             '{"sqlalchemy_url": "sqlite://", "default_target_schema": "crm"}',
-            "default_target_schema: SQLite has no schemas, leave it empty",
+            "default_target_schema: SQLite has no schemas; leave this setting empty",
             id="target-schema-on-sqlite",
         ),
         pytest.param(
@@ -325,7 +325,7 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
         ),
         pytest.param(
             '{"sqlalchemy_url": "sqlite://", "default_target_schema": "crm", "stream_maps": null}',
-            "default_target_schema: SQLite has no schemas, leave it empty",
+            "default_target_schema: SQLite has no schemas; leave this setting empty",
             id="maps-are-null",
         ),
     ],

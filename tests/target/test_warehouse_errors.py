@@ -255,7 +255,7 @@ def test_a_value_that_exceeds_a_column_is_quarantined_and_the_others_are_loaded(
         # SQLite's types have no sizes, and DuckDB's texts have none.
         "sqlite": [],
         "duckdb": numbers,
-        "postgresql": [*numbers, "v has 4 characters, its column takes at most 3"],
+        "postgresql": [*numbers, "v has 4 characters, but its column takes at most 3"],
     }
     engine = warehouse_url.partition(":")[0]
     assert sorted(reasons) == sorted(by_engine[engine])

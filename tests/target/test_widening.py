@@ -177,7 +177,9 @@ def test_a_stream_whose_column_cannot_be_widened_stops_without_the_others_and_ho
 
     assert (run.returncode, run.stdout) == (1, '{"n":1}\n')
     (stop,) = (line for line in run.stderr.splitlines() if "Other streams are still loaded" in line)
-    reason = "stream 't': table 't': column 'v' holds integer, the new schema says boolean, and sqlite cannot widen it"
+    reason = (
+        "stream 't': table 't': column 'v' holds integer, but the new schema says boolean, and sqlite cannot widen it"
+    )
     assert "ERROR" in stop
     assert reason in stop
     assert "ignored ACTIVATE_VERSION" not in run.stderr
