@@ -117,7 +117,7 @@ class Settings:
     )
     action_types: tuple[str, ...] = setting(
         "Action types",
-        "The types of action to read. By default all types.",
+        "The types of action to read. By default, the tap reads all types.",
         default=(),
         examples=[["REWARD_EARNED", "REDEEM_PERK", "AWARD_POINTS_REFUNDED"]],
     )

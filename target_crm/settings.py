@@ -39,7 +39,7 @@ class Settings:
     )
     host: str | None = setting("Host", "The warehouse's host.", default=None)
     port: int | None = setting(
-        "Port", "The warehouse's port. Empty: the engine's default.", default=None, minimum=1, maximum=65_535
+        "Port", "The warehouse's port, by default the engine's usual port.", default=None, minimum=1, maximum=65_535
     )
     user: str | None = setting("User", "Database user.", default=None)
     password: str | None = setting("Password", "Database password (do not URL-encode it).", default=None, secret=True)
@@ -54,12 +54,13 @@ class Settings:
     )
     default_target_schema: str | None = setting(
         "Target schema",
-        "The schema of all tables, created if it is missing. Empty: the connection's default schema. SQLite has none.",
+        "The schema of all tables, by default the connection's default schema. The target creates the schema if it is "
+        "missing. SQLite has no schemas.",
         default=None,
     )
     batch_size_rows: int | None = setting(
         "Batch size in rows",
-        "Commit after this many records, counted over all streams. Empty: 10,000, or 20,000 on DuckDB.",
+        "Commit after this many records, counted over all streams. The default is 10,000, or 20,000 on DuckDB.",
         default=None,
         minimum=1,
         maximum=1_000_000,
@@ -81,7 +82,8 @@ class Settings:
     max_rejected_fraction: float = setting(
         "Maximum fraction of rejected records",
         "End with exit code 1 if more than this fraction of a stream's records were quarantined. A stream with fewer "
-        "than 100 records counts only if all of them were quarantined. 1: never. Valid records are loaded in any case.",
+        "than 100 records counts only if all of them were quarantined. 1 turns this check off. Valid records are "
+        "loaded in any case.",
         default=0.1,
         minimum=0,
         maximum=1,
