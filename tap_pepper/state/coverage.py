@@ -70,7 +70,7 @@ class Coverage:
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
             if covered_from <= after <= covered_until:
                 self._from, self._until = covered_from, covered_until
-            # Keep the skipped start date even if this run starts before the coverage, because the clocks did not agree.
+            # Keep the skipped start date. A run may also start before the coverage, if the clocks did not agree.
             if after <= covered_until and not self._backfill_from:
                 self._skipped_start = _bound(state.get("skipped_start_date"))
         known_from = min(self._from, self._skipped_start or self._from)

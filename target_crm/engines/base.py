@@ -241,7 +241,7 @@ class EngineAdapter:
             return ()
 
     def view_definition(self, connection: Connection, name: str, schema: str | None) -> str:
-        """Return the SQL of a view. Return an empty string if the dialect does not know it."""
+        """Return the SQL of a view. Return an empty string if the dialect cannot return it."""
         try:
             return str(inspect(connection).get_view_definition(name, schema))
         except NotImplementedError:
