@@ -137,7 +137,7 @@ def _partials(
 
 
 def _newest_first(actions: FromClause, *which: ColumnElement[bool], **functions: FunctionElement[Any]) -> Subquery:
-    """The actions that have an effect, with window functions over each award's actions, newest first."""
+    """Select the actions that have an effect, with window functions over each award's actions, newest first."""
     order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
     return (
         select(*(actions.c[name] for name in _ACTION_COLUMNS))
@@ -248,7 +248,7 @@ def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
 
 
 def by_full_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
-    """One balance per award, from the partials of its actions and of its snapshot."""
+    """Compute one balance per award from the partials of its actions and of its snapshot."""
     rows = awards.subquery("snapshots").c
     # Tables on DuckDB have no key, so a user may have inserted a snapshot twice.
     others = (func.max(column).label(column.name) for column in rows if column.name != "award_id")
@@ -318,7 +318,7 @@ def all_balances(tables: Tables, partials: Select[Any], combine: Combine = by_gr
 
 @cache
 def as_of(tables: Tables) -> Select[Any]:
-    """Every balance as of the parameter `moment`: the newest observation of each award, and the sums up to then.
+    """Compute every balance as of the parameter `moment`: each award's newest observation and its sums up to then.
 
     Awards that had no observation by then, or were already deleted, are left out. The warehouse keeps only the newest
     snapshot of an award, so this query cannot find points that only an earlier snapshot showed.
@@ -377,7 +377,7 @@ def fill_owner(table: Table, key: str, owner: FromClause) -> RowUpdate:
 
 @cache
 def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
-    """Awards whose stored balance differs from the recomputed one.
+    """Select the awards whose stored balance differs from the recomputed one.
 
     Each row has the stored columns, and the recomputed values as `expected_…`. If either balance is missing, its
     columns are null. `updated_at` is not compared.
@@ -412,11 +412,12 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
 
 @cache
 def gaps(tables: Tables, read: ReadTimes) -> Select[Any]:
-    """Awards whose chain of actions has gaps, with the number of gaps of each kind and the time of the newest gap.
+    """Select the awards whose chain of actions has gaps.
+
+    Each row has the number of gaps of each kind, the time of the newest gap, and the totals over all awards.
 
     At a gap, the balance before an action plus the action's change differs from the balance after it. Either the points
-    changed without an action, such as by an edit or an expiry, or an action in between was not read. Each row also has
-    the totals over all awards.
+    changed without an action, such as by an edit or an expiry, or an action in between was not read.
     """
     a = tables.actions.c
     c = _newest_first(tables.actions, points_before=func.lead(a.points_available), before_at=func.lead(a.occurred_at)).c
@@ -445,7 +446,7 @@ def _literal(interval: Interval) -> Any:
 
 @cache
 def totals_of_actions(actions: FromClause) -> Select[Any]:
-    """The sums over all actions with an effect, in one row. `actions` has the ledger's columns."""
+    """Sum all actions that have an effect into a single row. `actions` has the ledger's columns."""
     return select(*_sums(actions.c), func.count().label("action_count")).where(actions.c.effect.is_not(None))
 
 
@@ -459,7 +460,7 @@ def totals_of_balances(balances: Table) -> Select[Any]:
 
 @cache
 def behind_snapshot(tables: Tables) -> Select[Any]:
-    """Awards whose snapshot is newer than the balance, or is its source but has different points."""
+    """Select the awards whose snapshot is newer than the balance, or is its source but has different points."""
     balances, awards = tables.award_balances, tables.awards
     snapshot_as_of = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
     return (
