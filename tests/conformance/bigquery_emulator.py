@@ -2,12 +2,17 @@
 
 import re
 
+import sqlglot
+from bqemulator.api.routes import tables
+from bqemulator.catalog import ddl_sync
 from bqemulator.cli import main
 from bqemulator.jobs import executor
 from bqemulator.sql.translator import SQLTranslator
 from bqemulator.storage.engine import DuckDBEngine
 
 translate = SQLTranslator.translate
+created_table = ddl_sync._detect_plain_create_table
+table_to_rest = tables._table_to_rest
 
 
 def load_parquet(path, table, context):
@@ -24,7 +29,22 @@ def load_no_extension(_engine):
     """Nobody asks for geography; the emulator would look for its extension on the network, and not start without."""
 
 
+def created_or_altered_table(sql):
+    """ALTER TABLE also changes the metadata of a table; the emulator only updates them after CREATE TABLE."""
+    if sql.lstrip().upper().startswith("ALTER TABLE"):
+        return sqlglot.parse_one(sql, read="bigquery").find(sqlglot.exp.Table)
+    return created_table(sql)
+
+
+def table_with_view_to_rest(table):
+    """The metadata of a view contain its SQL; the emulator leaves it out."""
+    view = {"view": {"query": table.view_query}} if table.view_query else {}
+    return {**table_to_rest(table), **view}
+
+
 executor._LOAD_FORMAT_HANDLERS["PARQUET"] = load_parquet
 SQLTranslator.translate = translate_numeric
 DuckDBEngine._load_spatial = load_no_extension
+ddl_sync._detect_plain_create_table = created_or_altered_table
+tables._table_to_rest = table_with_view_to_rest
 main()
