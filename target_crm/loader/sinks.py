@@ -313,7 +313,7 @@ class TableSink(StreamSink):
 
     @property
     def allow_key_change(self) -> bool:
-        """Whether to rebuild an existing table that has another key."""
+        """Whether to rebuild the table in the warehouse if its key differs from the schema's."""
         return self.context.settings.allow_key_change
 
     @property

@@ -304,9 +304,9 @@ def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 
 @cache
 def pick_completing(ledger: Table, staged: Staged) -> Insert:
-    """Fill `fresh` with actions whose row in the ledger has no effect, although the staged action has one.
+    """Fill `fresh` with the staged actions that have an `effect`, if the column `effect` of their ledger row is null.
 
-    This happens if a field was deselected when the action was first read. Of several staged actions with one id, take
+    The column is null if a field was deselected when the action was first read. Of several staged actions with one id, take
     the first.
     """
     rows = staged.table

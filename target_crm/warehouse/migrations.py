@@ -128,7 +128,7 @@ def set_up(
         tables: The target's tables.
         others: Tables of streams.
         balances: Whether to create the tables and views of Pepper's streams as well. Existing ones are always upgraded.
-        allow_key_change: Whether to rebuild a stream's table that has another key.
+        allow_key_change: Whether to rebuild a stream's table whose key differs from the schema's.
 
     Raises:
         WarehouseError: The tables have a newer version.
@@ -194,7 +194,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     Args:
         connection: A connection to the warehouse.
         table: The table that the schema needs.
-        allow_key_change: Whether to rebuild a table that has another key.
+        allow_key_change: Whether to rebuild a table whose key in the warehouse differs from the schema's.
 
     Raises:
         WarehouseError: The table cannot be changed to the new schema.

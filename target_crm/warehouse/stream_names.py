@@ -37,7 +37,7 @@ class StreamTables(Protocol):
 
     @property
     def allow_key_change(self) -> bool:
-        """Whether to rebuild an existing table that has another key."""
+        """Whether to rebuild the table in the warehouse if its key differs from the schema's."""
 
     @property
     def own_tables(self) -> Sequence[Table]:
