@@ -306,8 +306,8 @@ def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 def pick_completing(ledger: Table, staged: Staged) -> Insert:
     """Fill `fresh` with staged actions that have an `effect`, if the column `effect` of their ledger row is null.
 
-    The column is null if a field was deselected when the action was first read. Of several staged actions with one id, take
-    the first.
+    The column is null if a field was deselected when the action was first read. Of several staged actions with one id,
+    take the first.
     """
     rows = staged.table
     first = (
