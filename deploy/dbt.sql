@@ -6,7 +6,7 @@ SET search_path TO :"schema";
 
 -- dbt creates its own tables and views in another schema, such as loyalty_models. Set it as `schema` in dbt's profile.
 \set models :schema _models
-CREATE SCHEMA :"models" AUTHORIZATION crm_dbt;
+CREATE SCHEMA IF NOT EXISTS :"models" AUTHORIZATION crm_dbt;
 
 -- The tables that the package reads. `pepper_dim_location` reads titles from the payloads of actions, so dbt can also read
 -- the personal data in these payloads.

@@ -244,6 +244,7 @@ class WindowedStream(PepperStream):
             until=until,
             start_date=settings.start_date,
             types=settings.action_types,
+            lookback_seconds=settings.lookback_seconds,
         )
         length_seconds = TEST_WINDOW_SECONDS if self.is_test else self._first_window_seconds
         try:

@@ -46,6 +46,8 @@ class Coverage:
         until: Where this run stops.
         start_date: The setting `start_date`, as a bound.
         types: The types of action that this run reads; an empty list means all types.
+        lookback_seconds: A requested backfill starts this long before `backfill_from`, to find actions that became
+            visible after the run before the hole.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Coverage:
         until: str,
         start_date: str | None,
         types: Collection[str],
+        lookback_seconds: float,
     ) -> None:
         self._types = sorted(set(types))
         self._backfill_from = _bound(state.get("backfill_from")) if bookmark else None
@@ -74,7 +77,8 @@ class Coverage:
             if after <= covered_until and not self._backfill_from:
                 self._skipped_start = _bound(state.get("skipped_start_date"))
         known_from = min(self._from, self._skipped_start or self._from)
-        self._missing_from = start if start and start < known_from else self._backfill_from
+        requested = self._backfill_from and subtract_seconds(self._backfill_from, lookback_seconds)
+        self._missing_from = start if start and start < known_from else requested
 
     @property
     def missing(self) -> Window | None:

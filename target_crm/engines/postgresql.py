@@ -66,8 +66,8 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         f"set_config('lock_timeout', coalesce(nullif(current_setting('lock_timeout'), '0'), '{LOCK_WAIT_SECONDS}s'), "
         "true)"
     )
-    # Compress long payloads with LZ4, which takes the server less time than its default, unless someone has chosen a
-    # method. Servers before version 14, or built without LZ4, only have the default.
+    # Compress long payloads with LZ4, which takes the server less time than pglz, unless someone has chosen a method.
+    # Servers before version 14, or built without LZ4, only have pglz.
     _COMPRESSION = (
         "(SELECT set_config(name, 'lz4', true) FROM pg_settings "
         "WHERE name = 'default_toast_compression' AND source = 'default' AND 'lz4' = ANY(enumvals))"

@@ -14,7 +14,7 @@ _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
 _STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
 # Members that reveal the type of a message, or the type itself. Types in a JSON Schema are lower-case.
 _MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')
-# A second message in the same line: an object that is not a value. Inside a string, its quotes would be escaped.
+# A second message in the same line: a `{` where no value can begin. Inside a string, the quote after it is escaped.
 _NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')
 _NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
 
@@ -37,7 +37,7 @@ def why_malformed(line: bytes) -> str:
 
 
 def decode_leniently(line: str) -> dict[str, Any]:
-    """Decode a line that would be JSON without its NaN, Infinity or lone surrogate. Return {} for any other line."""
+    """Decode a line that is JSON except for NaN, Infinity or a lone surrogate. Return {} for any other line."""
     with suppress(ValueError, RecursionError):
         message = json.loads(line, parse_int=str, parse_float=str)
         return message if isinstance(message, dict) else {}

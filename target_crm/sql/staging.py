@@ -49,7 +49,7 @@ class Staged:
 
 @dataclass(frozen=True)
 class RowUpdate:
-    """New values for the rows that meet a condition. Values and condition may refer to other tables.
+    """New values for the rows that meet a condition. The values and the condition may refer to other tables.
 
     This describes an UPDATE … FROM in a form that engines without such a statement can also execute. If it refers to
     other tables, the updated table must have a key, and each updated row may match only one combination of their rows.

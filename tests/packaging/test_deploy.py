@@ -164,14 +164,18 @@ def test_a_container_and_a_ci_runner_share_state_in_a_database(tmp_path: Path, n
         condition, daily, frequent = re.findall(r"'(.*?)'", step["env"].pop("TASKS"))
         # YAML reads the key `on` as true.
         assert condition in [each["cron"] for each in workflow[True]["schedule"]]
+        assert f"'{condition}'" in workflow["concurrency"]
         variables = {name: secrets[name] for name in (*step["env"], "TAP_PEPPER_API_URL", "PATH")} | job["env"]
         runner = Project.create(tmp_path / "runner", {})
         runner.run(step["run"], **variables, TASKS=frequent)
         later_requests = [request for request in sandbox.requests[earlier_requests:] if request.path == "/awards"]
         runner.run(step["run"], **variables, TASKS=daily)
-    assert balances(secrets["TARGET_CRM_SQLALCHEMY_URL"]) == world.balances()
+        assert balances(secrets["TARGET_CRM_SQLALCHEMY_URL"]) == world.balances()
+        assert sandbox.requests[-1].path == "/perks"
+        execute(secrets["TARGET_CRM_SQLALCHEMY_URL"], "UPDATE award_balances SET points = points + 1")
+        with pytest.raises(AssertionError, match="DRIFT, run crm-balances rebuild"):
+            runner.run(step["run"], **variables, TASKS=daily)
     assert all(request.parameter("updatedAt") for request in later_requests)
-    assert sandbox.requests[-1].path == "/perks"
 
 
 def test_the_kubernetes_cronjobs_load_one_at_a_time_and_verify(tmp_path: Path, new_postgres_url: str) -> None:

@@ -203,18 +203,19 @@ def test_a_backfill_stops_at_the_time_limit_after_one_window() -> None:
 
 
 def test_a_state_may_request_actions_before_the_coverage() -> None:
-    hole = ("2026-09-29T22:00:00.000Z", FROM)
-    asking = stored(covered_from=FROM, covered_until=BOOKMARK, backfill_from=hole[0])
+    # The backfill starts before the hole, because actions from before the hole may have become visible late.
+    backfill = ("2026-09-29T21:55:00.000Z", FROM)
+    asking = stored(covered_from=FROM, covered_until=BOOKMARK, backfill_from="2026-09-29T22:00:00.000Z")
     # The old start_date adds nothing to the requested interval, neither in this run nor in the next.
     ran, windows = run(asking, start_date="2026-09-01")
     _, later = run(ran.state, start_date="2026-09-01")
 
-    assert windows[0] == hole
+    assert windows[0] == backfill
     assert windows[1][0] == REREAD
     assert coverage(ran.state) == {
-        "covered_from": hole[0],
+        "covered_from": backfill[0],
         "covered_until": UNTIL,
-        "read": [list(hole), [REREAD, UNTIL]],
+        "read": [list(backfill), [REREAD, UNTIL]],
         **EMPTY,
         "skipped_start_date": "2026-09-01T00:00:00.000Z",
     }
@@ -230,9 +231,9 @@ def test_requested_actions_are_read_even_after_an_interruption_or_with_another_f
 
     assert rest[:2] == [
         ("2026-09-29T16:00:00.000Z", "2026-09-29T20:00:00.000Z"),
-        ("2026-09-29T15:00:00.000Z", "2026-09-29T16:00:00.000Z"),
+        ("2026-09-29T14:55:00.000Z", "2026-09-29T16:00:00.000Z"),
     ]
-    assert min(of_types)[0] == "2026-09-29T15:00:00.000Z"
+    assert min(of_types)[0] == "2026-09-29T14:55:00.000Z"
 
 
 @pytest.mark.parametrize(
