@@ -26,18 +26,18 @@ def translate_numeric(translator, sql, **more):
 
 
 def load_no_extension(_engine):
-    """Nobody asks for geography; the emulator would look for its extension on the network, and not start without."""
+    """Load no extension for geography. The emulator would download it, and would not start without it."""
 
 
 def created_or_altered_table(sql):
-    """ALTER TABLE also changes the metadata of a table; the emulator only updates them after CREATE TABLE."""
+    """Return the table whose metadata to refresh. Also refresh them after ALTER TABLE, as BigQuery does."""
     if sql.lstrip().upper().startswith("ALTER TABLE"):
         return sqlglot.parse_one(sql, read="bigquery").find(sqlglot.exp.Table)
     return created_table(sql)
 
 
 def table_with_view_to_rest(table):
-    """The metadata of a view contain its SQL; the emulator leaves it out."""
+    """Return the metadata of a table. Include the SQL of a view, as BigQuery does."""
     view = {"view": {"query": table.view_query}} if table.view_query else {}
     return {**table_to_rest(table), **view}
 
