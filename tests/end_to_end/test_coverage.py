@@ -77,15 +77,16 @@ def test_days_that_a_wrong_state_skips_are_found_and_read(tmp_path: Path) -> Non
         pipeline.run()
         found = coverage(pipeline)
 
-        # The tap reads only the hole, and the lookback as in every run.
+        # The tap reads only the hole, from the lookback before it on, and the lookback as in every run.
         _, *asked = (
             moment(request.parameter("when.timestamp.gt") or "")
             for request in sandbox.requests[before:]
             if request.path == "/actions"
         )
-        reread_from = world.now - timedelta(seconds=305)
+        asked_from, reread_from = moment(hole["from"]) - timedelta(seconds=300), world.now - timedelta(seconds=305)
         assert asked
-        assert all(moment(hole["from"]) <= each < moment(hole["until"]) or each == reread_from for each in asked)
+        assert min(asked) == asked_from
+        assert all(each < moment(hole["until"]) or each == reread_from for each in asked)
 
         assert found["holes"] == []
         (interval,) = found["intervals"]
