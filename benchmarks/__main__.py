@@ -261,7 +261,7 @@ def _time_verification(bench: Bench, url: str) -> str:
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         if engine.name == "postgresql":
-            # The server does this by itself soon after a load. It must not do so while we measure.
+            # Otherwise the server would do this automatically, soon after the load, while we measure.
             connection.execute(text("VACUUM (ANALYZE)"))
         connection.execute(text(aggregate))
         began = time.perf_counter()

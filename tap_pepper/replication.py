@@ -294,11 +294,11 @@ class WindowedStream(PepperStream):
         )
 
     def _backfill(self, coverage: Coverage, missing: Window) -> Generator[list[Row], None, None]:
-        """Yield the rows of the time that no run has read yet, newest window first.
+        """Yield the rows of the time before the coverage, newest window first.
 
         This order keeps the coverage in the STATE a single interval after each window.
         """
-        self.logger.info("%s: first reading %s, which no run has read yet", self.name, missing)
+        self.logger.info("%s: first reading %s, which is before the coverage", self.name, missing)
         length_seconds = self._first_window_seconds
         with closing(self._prefetch(split_backwards(missing, lambda: length_seconds))) as prefetched:
             for window, pages in prefetched:

@@ -82,7 +82,10 @@ class Coverage:
 
     @property
     def missing(self) -> Window | None:
-        """The time after start_date or `backfill_from` that no run has read yet; None if nothing is missing."""
+        """The time to read first: from start_date, or from the lookback before `backfill_from`, up to the coverage.
+
+        None if nothing is missing.
+        """
         if self._missing_from is None or self._missing_from >= self._from:
             return None
         return Window(self._missing_from, self._from)

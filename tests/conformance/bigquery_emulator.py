@@ -30,7 +30,7 @@ def load_no_extension(_engine):
 
 
 def created_or_altered_table(sql):
-    """Return the table whose metadata to refresh. Also refresh them after ALTER TABLE, as BigQuery does."""
+    """Return the table whose columns have changed. The emulator itself does not notice ALTER TABLE."""
     if sql.lstrip().upper().startswith("ALTER TABLE"):
         return sqlglot.parse_one(sql, read="bigquery").find(sqlglot.exp.Table)
     return created_table(sql)

@@ -1,4 +1,4 @@
-"""What PostgreSQL does on servers with features that the server in the wheel lacks."""
+"""Compression on a PostgreSQL server that is built with LZ4. The server in the wheel is built without LZ4."""
 
 from __future__ import annotations
 
