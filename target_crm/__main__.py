@@ -7,7 +7,8 @@ import sys
 
 from pepper_runtime.startup import import_script
 
-# By default, Python looks for garbage after 2,000 new objects or fewer. It would find none: a batch keeps its rows.
+# By default, Python looks for garbage after 700 to 2,000 new objects, depending on its version. It would find none,
+# because a batch keeps its rows.
 GC_THRESHOLD_OBJECTS = 50_000
 # The committing thread needs the GIL after each reply from the warehouse. With Python's default interval of 5 ms,
 # it would wait longer for the reading thread than for the warehouse.

@@ -231,7 +231,7 @@ def compare(options: Options) -> int:
 
 
 @_command("coverage --json", "0 printed, 2 error")
-@click.option("--state", is_flag=True, help="Print a state with which tap-pepper reads the oldest hole first.")
+@click.option("--state", is_flag=True, help="Print a state with which tap-pepper reads what is missing.")
 @click.pass_obj
 def coverage(options: Options, *, state: bool) -> int:
     """Show which actions were read.
@@ -240,7 +240,7 @@ def coverage(options: Options, *, state: bool) -> int:
     """
     with options.warehouse(needs_balances=False) as warehouse, warehouse.read() as connection:
         if state:
-            print(values.json_text(read.state_of_oldest_hole(connection, warehouse.tables)), flush=True)
+            print(values.json_text(read.state_to_resume(connection, warehouse.tables)), flush=True)
             return EXIT_OK
         found = read.coverage_in(connection, warehouse.tables)
     options.print({"intervals": found.intervals, "holes": found.holes}, read.as_text(found))

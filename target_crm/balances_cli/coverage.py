@@ -103,35 +103,42 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
     return Coverage(sorted(intervals, key=_from), sorted(holes, key=_from), summary, complete_until)
 
 
-def state_of_oldest_hole(connection: Connection, tables: Tables) -> dict[str, Any]:
-    """Return a state with which tap-pepper first reads the oldest hole, and then continues after the next interval.
+def state_to_resume(connection: Connection, tables: Tables) -> dict[str, Any]:
+    """Return a state with which tap-pepper reads the oldest hole, and then continues after the interval behind it.
+
+    If there is no hole, tap-pepper continues after the last interval.
 
     Raises:
-        WarehouseError: There is no hole.
+        WarehouseError: No coverage is recorded.
     """
-    found = [each for each in read_coverage(connection, tables) if each.holes]
+    found = read_coverage(connection, tables)
     if not found:
-        raise WarehouseError("the coverage has no hole, so there is nothing to read again")
-    oldest = min(found, key=lambda each: (each.holes[0], each.merchant))
-    bookmark: dict[str, Any] = {"replication_key": REPLICATION_KEY, **_position(oldest)}
-    if oldest.merchant:
-        bookmark["merchant"] = oldest.merchant
+        raise WarehouseError("no coverage is recorded, so there is no time from which a run could continue")
+    with_holes = [each for each in found if each.holes]
+    if with_holes:
+        chosen = min(with_holes, key=lambda each: (each.holes[0], each.merchant))
+    else:
+        chosen = max(found, key=lambda each: (each.intervals[-1].until, each.merchant))
+    bookmark: dict[str, Any] = {"replication_key": REPLICATION_KEY, **_position(chosen)}
+    if chosen.merchant:
+        bookmark["merchant"] = chosen.merchant
     bookmarks = {STREAM: bookmark}
     # Meltano needs the state under `singer_state`. Other runners pass the whole file to the tap, which can read it.
     return {"bookmarks": bookmarks, "singer_state": {"bookmarks": bookmarks}}
 
 
 def _position(found: MerchantCoverage) -> dict[str, Any]:
-    """Return the part of the bookmark that makes the tap read the oldest hole first."""
-    hole = found.holes[0]
-    following = next((each for each in found.intervals if each.after >= hole.until), None)
-    if following is None:
+    """Return the part of the bookmark that says where the tap starts to read."""
+    hole = found.holes[0] if found.holes else None
+    following = [each for each in found.intervals if not hole or each.after >= hole.until]
+    if hole and not following:
         return {"replication_key_value": _iso(hole.after)}
+    interval = following[0]
     return {
-        "replication_key_value": _iso(following.until),
-        "covered_from": _iso(following.after),
-        "covered_until": _iso(following.until),
-        "backfill_from": _iso(hole.after),
+        "replication_key_value": _iso(interval.until),
+        "covered_from": _iso(interval.after),
+        "covered_until": _iso(interval.until),
+        **({"backfill_from": _iso(hole.after)} if hole else {}),
         **({"action_types": list(found.action_types)} if found.action_types else {}),
     }
 

@@ -152,7 +152,7 @@ def _local(at: datetime, zone: tzinfo) -> datetime:
     try:
         return at.astimezone(zone)
     except OverflowError:
-        # The conversion fails on the first and the last day that Python can represent.
+        # The conversion can fail on the first and the last day that Python can represent.
         return at
 
 

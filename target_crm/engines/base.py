@@ -338,7 +338,7 @@ class ExtendedSQLAdapter(EngineAdapter):
 
 
 def lock_name(name: str) -> str:
-    """Return a name for a lock that every engine accepts. The given name may have any length and alphabet."""
+    """Return a lock name that every engine accepts. The given name may have any length and alphabet."""
     return f"crm_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 

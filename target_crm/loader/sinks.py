@@ -1,8 +1,8 @@
 """Write one stream's part of a batch to the warehouse, inside the transaction of the batch.
 
 A sink converts records to rows of its table. The batch holds these rows as a `Part`. `write` must change neither the
-sink nor the part, because it is called again after a failed transaction. Meanwhile, the reader may be filling the next
-batch.
+sink nor the part, because it is called again after a failed transaction. While `write` runs, the reader may already be
+filling the next batch.
 """
 
 from __future__ import annotations
@@ -413,8 +413,8 @@ class TableSink(StreamSink):
     def activate(self, connection: Connection, version: int) -> Activation:
         """Set `_sdc_deleted_at` in rows of older versions. With `hard_delete`, delete these rows instead.
 
-        Rows have no version if the source sent none when they were loaded. If most rows have none, the source may now
-        be sending only some of its rows.
+        Rows have no version if the source sent none when they were loaded. If more than `max_deleted_fraction` of the
+        rows have none, ignore the message: the source may now be sending only some of its rows.
         """
         self.adapter.recover(connection, self.table)
         rows, unversioned = connection.execute(staging.count_unversioned(self.table)).one()

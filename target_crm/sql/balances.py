@@ -65,7 +65,8 @@ _TOTALS = {
     "redeemed_total": ("redeemed", "points_redeemed"),
     "refunded_total": ("refunded", "points_refunded"),
 }
-# A partial takes these columns from the newest action. The id comes first: it orders two actions of one instant.
+# A partial takes these columns from the newest action. The id comes first: of two actions
+# at the same instant, the one with the greater id is newer.
 _OF_NEWEST = ("action_id", *_OWNER, "points_available")
 # The columns of actions that a balance needs.
 _ACTION_COLUMNS = (
@@ -289,7 +290,7 @@ def by_grouping(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
 def by_left_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
     """Return the same rows as `by_full_join`, for an engine that looks up snapshots by their key fastest.
 
-    The engine should compute `actions` only once, although the query reads them twice.
+    Only use this if the engine computes `actions` once, although the query reads them twice.
     """
     action = actions.cte("action")
     snapshot, alone = awards.subquery("snapshot"), awards.subquery("alone")

@@ -270,9 +270,24 @@ def test_the_state_of_a_filtered_ledger_names_the_types(balances: Callable[..., 
     assert json.loads(output)["bookmarks"]["actions"]["action_types"] == sorted(LOYALTY)
 
 
-def test_there_is_no_state_without_a_hole(balances: Callable[..., tuple[int, str]]) -> None:
-    with pytest.raises(WarehouseError, match="no hole"):
-        balances(HISTORY[:4], "coverage", "--state")
+def test_the_state_without_a_hole_continues_after_the_last_interval(balances: Callable[..., tuple[int, str]]) -> None:
+    older = read("2026-09-30T00:00:00Z", "2026-10-01T00:00:00Z", merchant="")
+    newer = read("2026-10-01T00:00:00Z", "2026-10-12T00:00:00Z", merchant="m1")
+    _, output = balances([ACTIONS, older, newer], "coverage", "--state")
+
+    bookmark = {
+        "replication_key": "when_timestamp",
+        "replication_key_value": "2026-10-12T00:00:00.000Z",
+        "covered_from": "2026-10-01T00:00:00.000Z",
+        "covered_until": "2026-10-12T00:00:00.000Z",
+        "merchant": "m1",
+    }
+    assert json.loads(output)["bookmarks"] == {"actions": bookmark}
+
+
+def test_there_is_no_state_without_coverage(balances: Callable[..., tuple[int, str]]) -> None:
+    with pytest.raises(WarehouseError, match="no coverage"):
+        balances([ACTIONS], "coverage", "--state")
 
 
 def test_a_warehouse_without_actions_has_no_coverage(balances: Callable[..., tuple[int, str]]) -> None:

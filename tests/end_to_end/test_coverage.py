@@ -122,6 +122,27 @@ def test_an_earlier_start_date_completes_a_seeded_ledger(tmp_path: Path) -> None
         assert sum(request.path == "/actions" for request in sandbox.requests[before:]) == 2
 
 
+def test_the_state_of_the_coverage_replaces_a_lost_one_and_finds_late_actions(tmp_path: Path) -> None:
+    world = World(seed=24, users=30, days=6, now=NOW, late_fraction=0.5, late_seconds_max=7200)
+    with Sandbox(world) as sandbox:
+        settings = {"TAP_PEPPER_START_DATE": START.isoformat(), "TAP_PEPPER_LOOKBACK_SECONDS": "7200"}
+        pipeline = Pipeline(sandbox, f"sqlite:///{tmp_path / 'crm.db'}", tmp_path, settings)
+        pipeline.run()
+        (interval,) = coverage(pipeline)["intervals"]
+        world.advance(timedelta(hours=3))
+        late = existing(world, START, moment(interval["until"])) - loaded(pipeline)
+        assert late
+
+        pipeline.state.write_text(balances(pipeline, "coverage", "--state").stdout)
+        del settings["TAP_PEPPER_START_DATE"]
+        pipeline.run()
+
+        assert late <= loaded(pipeline)
+        (interval,) = coverage(pipeline)["intervals"]
+        assert (moment(interval["from"]), moment(interval["until"])) == (START, world.now - timedelta(seconds=5))
+        assert balances(pipeline, "verify").returncode == 0
+
+
 def test_a_new_warehouse_does_not_inherit_the_coverage_in_the_state(tmp_path: Path) -> None:
     world = World(seed=22, users=10, days=3, now=NOW)
     with Sandbox(world) as sandbox:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from pepper_sandbox.world import World
-from target_crm.balances_cli.coverage import coverage_in, state_of_oldest_hole
+from target_crm.balances_cli.coverage import coverage_in, state_to_resume
 from target_crm.balances_cli.verify import verify
 from target_crm.errors import WarehouseError
 from target_crm.loader.target import TargetCrm
@@ -32,7 +32,7 @@ STEPS = size(8, 15)
 LOYALTY = ["AWARD_POINTS_REFUNDED", "REDEEM_PERK", "REWARD_EARNED"]
 FILTERS: list[list[str]] = [[], [], [], LOYALTY, ["REWARD_EARNED"]]
 STATES = ["latest"] * 6
-STATES += ["lost", "old", "set forward", "set back", "of an older version", "merged with an old one", "of a hole"]
+STATES += ["lost", "old", "set forward", "set back", "of an older version", "merged with an old one", "of the coverage"]
 
 Span = tuple[datetime, datetime]
 
@@ -124,9 +124,9 @@ class History:
             return {}
         if kind == "old":
             return deepcopy(self.random.choice(self.states))
-        if kind == "of a hole":
+        if kind == "of the coverage":
             with suppress(WarehouseError):
-                return self.state_of_hole()
+                return self.printed_state()
         if kind.startswith("set "):
             hours = self.random.randrange(1, 30) * (1 if kind == "set forward" else -1)
             moved = datetime.fromisoformat(bookmark["replication_key_value"]) + timedelta(hours=hours)
@@ -147,10 +147,10 @@ class History:
             chosen["bookmarks"]["actions"] = {**old, **bookmark}
         return chosen
 
-    def state_of_hole(self) -> dict[str, Any]:
-        """Return the state with which a run reads the oldest hole."""
+    def printed_state(self) -> dict[str, Any]:
+        """Return the state that `coverage --state` prints."""
         with self.warehouse.read() as connection:
-            return state_of_oldest_hole(connection, self.warehouse.tables)
+            return state_to_resume(connection, self.warehouse.tables)
 
     def poll(self, first: dict[str, Any], types: list[str], **settings: object) -> None:
         """Run tap and target. Either of them may be killed."""
@@ -248,7 +248,7 @@ def run_history(random: Random, seed: int) -> None:
     for _ in range(4 * STEPS):
         if not verify(history.warehouse).coverage.holes:
             break
-        history.poll(history.state_of_hole(), [], start_date=None)
+        history.poll(history.printed_state(), [], start_date=None)
         history.check()
     with history.warehouse.read() as connection:
         assert coverage_in(connection, history.warehouse.tables).holes == []

@@ -8,7 +8,7 @@ they count from the beginning. At any time:
 
     opening + issued - redeemed + refunded + added - removed = outstanding
 
-After the last movement, outstanding is the sum of `award_balances` over the awards that exist.
+After the last movement, outstanding is the sum of `award_balances` over the awards that are not deleted.
 """
 
 from __future__ import annotations
@@ -361,7 +361,7 @@ class Period:
 
     @property
     def end(self) -> datetime:
-        """The end of the last day in UTC. For an open period, the end of the last future day that is shown."""
+        """The end of the last day, in UTC. For an open period, the end of the last future day that is shown."""
         return self._begin(self.last + timedelta(days=1) + (DAYS_AHEAD_MAX if self.is_open else timedelta()))
 
     @property
