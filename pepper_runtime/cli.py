@@ -46,8 +46,8 @@ def run_cli(
         expected: Errors whose text is safe and clear enough to show. For other errors, the user sees only the type and
             the place in the code.
         plugin: The plugin whose variables `…_LOG_FORMAT` and `…_LOGLEVEL` apply; by default `name`.
-        error_exit_code: Exit code of errors other than usage errors.
-        usage_exit_code: Exit code of usage errors, such as an unknown option.
+        error_exit_code: Exit code for all other errors.
+        usage_exit_code: Exit code for usage errors, such as an unknown option.
         broken_pipe_message: The error message if the reader of stdout exits; by default there is none.
         draws_with_stdout_on_terminal: Whether to draw progress even if stdout is also a terminal.
         logs_are_redacted: Whether secrets are removed from all log records. If so, errors are reported as log lines,
@@ -116,7 +116,7 @@ def _invoke(command: click.Command, name: str) -> object:
 
 
 def fatal(name: str, message: str) -> None:
-    """Print why a program ends, on one line: `target-crm: …`. If log lines are JSON, this line is JSON as well."""
+    """Print why the program failed, on one line: `target-crm: …`. If log lines are JSON, this line is JSON as well."""
     if logs.is_structured():
         logging.getLogger(name).critical(message)
     else:

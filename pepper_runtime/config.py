@@ -33,7 +33,7 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
 
     Args:
         text: The content of the file.
-        name: The file in error messages, e.g. `config file tap.json`.
+        name: What error messages call the file, e.g. `config file tap.json`.
 
     Raises:
         ConfigFileError: The text is not a JSON object.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OPTION: Final = "--log-format"
 TEXT, JSON = "text", "json"
 FORMATS: Final = (TEXT, JSON)
-HELP: Final = "Write the log as short text, or as one JSON object per line, with the metrics. Default: text."
+HELP: Final = "text writes short log lines; json writes one JSON object per line, and includes metrics. Default: text."
 
 _PARSER: Final = click.Command(
     None,
@@ -45,8 +45,8 @@ def log_format_setting() -> Any:
     """Declare the setting `log_format`."""
     return setting(
         "Log format",
-        "Write the log as short text, or as one JSON object per line, with the metrics. The option `--log-format` "
-        "overrides this setting.",
+        "text writes short log lines; json writes one JSON object per line, and includes metrics. The option "
+        "`--log-format` overrides this setting.",
         default=TEXT,
         choices=FORMATS,
     )
@@ -55,8 +55,8 @@ def log_format_setting() -> Any:
 def requested_format(plugin: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return the log format. The command line overrides the environment, which overrides the config files.
 
-    This runs before the command parses its arguments, because parsing errors also need the format. For an invalid
-    format, return text. Ignore an invalid file. The command reports both problems later.
+    This function runs before the command parses its arguments, because messages about wrong arguments also need the
+    format. It returns text for an invalid format, and ignores an invalid file. The command reports both problems later.
     """
     with _PARSER.make_context(plugin, list(arguments), resilient_parsing=True) as context:
         wanted: list[Any] = [context.params["log_format"], environment.get(f"{variable_prefix(plugin)}LOG_FORMAT")]
@@ -72,7 +72,7 @@ def variable_prefix(plugin: str) -> str:
 def set_up(name: str, log_format: str) -> None:
     """Set the format of the root logger's console handlers. Call this after the SDK has set up the handlers.
 
-    The text format leaves out metrics and the SDK's own messages, except at DEBUG. It keeps the formatters that
+    The text format leaves out metrics and the messages in `_NOISE`, except at DEBUG. It keeps the formatters that
     `SINGER_SDK_LOG_CONFIG` has set up, for example in a run of Meltano.
     """
     level = logging.getLogger().level
@@ -95,7 +95,10 @@ def console_handlers() -> list[logging.StreamHandler[Any]]:
 
 
 def format_line(name: str, level: int, message: str) -> bytes:
-    """Format a log line for a signal handler. The handler must not use a logger: the signal may interrupt one."""
+    """Format a log line for a signal handler.
+
+    The handler must not use a logger, because the signal may have interrupted a logger that holds a lock.
+    """
     if not is_structured():
         return f"{name}: {message}\n".encode()
     record = logging.LogRecord(name, level, __file__, 0, message, None, None)

@@ -1,4 +1,4 @@
-"""Send a trace and metrics of a run, by OTLP over HTTP. Only this module imports OpenTelemetry."""
+"""Send a run's trace and metrics by OTLP over HTTP. Only this module imports OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ NANOSECONDS = 1_000_000_000
 END_SECONDS_MAX = 2.0
 """At the end, a run waits at most this long for the remaining data to be sent."""
 SPANS_MAX = 10_000
-"""A run sends at most this many spans, because a collector may reject larger traces. Metrics count all requests."""
+"""A run sends at most this many spans, because a collector may reject larger traces.
+
+The metrics still count all requests.
+"""
 BOUNDARIES_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 TAGS = ("stream", "status")
 """A run sends only these tags of a metric."""
@@ -79,7 +82,7 @@ class Run:
         If this thread has none, the parent is the innermost span with `parents_threads`.
         """
         if next(self._span_numbers) >= SPANS_MAX and not parents_threads:
-            # Otherwise attributes that are set meanwhile would go to the enclosing span.
+            # Without this invalid span, attributes that are set meanwhile would go to the enclosing span.
             with trace.use_span(trace.INVALID_SPAN):
                 yield
             return
@@ -116,7 +119,7 @@ class Run:
         span.set_attribute("error.type", type(error).__name__)
 
     def record_span(self, name: str, started_at: datetime, attributes: Attributes) -> None:
-        """Record a span that started at this time and ends now."""
+        """Record a span that started at `started_at` and ends now."""
         if next(self._span_numbers) < SPANS_MAX:
             start_time = int(started_at.timestamp() * NANOSECONDS)
             self._tracer.start_span(
@@ -124,7 +127,7 @@ class Run:
             ).end()
 
     def stop(self, exit_code: object) -> bool:
-        """Send the remaining data, for at most `END_SECONDS_MAX`, and stop at the first failure.
+        """Send the remaining data. Stop after `END_SECONDS_MAX`, or at the first failure.
 
         Returns:
             Whether the collector accepted everything, including earlier exports.
@@ -155,7 +158,7 @@ def _resource(name: str) -> Resource:
 
 
 class _ExportProblems(logging.Handler):
-    """Swallows OpenTelemetry's own log records, and notes that exports fail."""
+    """Swallows OpenTelemetry's log records, and detects failed exports by them."""
 
     data_lost = False
     """Whether OpenTelemetry gave up on some data. It logs a warning before a retry, and an error when it gives up."""
@@ -179,7 +182,7 @@ class _MetricsHandler(logging.Handler):
         self._instruments: dict[str, Any] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Record a measurement, with the name of its stream."""
+        """Record a measurement and its `TAGS`."""
         point = metric_point(record)
         if point is None:
             return

@@ -42,7 +42,7 @@ class Plugin(PluginBase):
         "about_format": "The format of --about. Default: text.",
         "config": "JSON file with the settings; ENV reads them from environment variables.",
     }
-    """Help texts for the SDK's options, by parameter. The SDK's own texts would be wrong or vague."""
+    """Help texts for the SDK's options, by parameter. The SDK's own texts are wrong for these plugins, or vague."""
 
     def __init__(self, *, config: Any = None, parse_env_config: bool = False, **options: Any) -> None:
         """Read and check the settings.
@@ -51,7 +51,7 @@ class Plugin(PluginBase):
             config: The settings. Null means that a setting is not set. Empty text means the same, unless the setting's
                 type is text.
             parse_env_config: Also read the settings from environment variables, which override `config`. A `.env` file
-                in the working directory or above it supplies variables that the environment lacks.
+                in the working directory, or in a folder above it, supplies variables that the environment lacks.
             options: The SDK's other arguments.
         """
         self.append_builtin_config(self.config_jsonschema)
@@ -82,7 +82,10 @@ class Plugin(PluginBase):
 
     @classproperty
     def _env_var_config(cls) -> dict[str, Any]:  # noqa: N805
-        """The settings in the environment. The SDK would let a `.env` above the installed package override them."""
+        """The settings in the environment.
+
+        The SDK itself would let a `.env` file in a folder above the installed package override them.
+        """
         return parse_environment_config(cls.config_jsonschema, cls._env_var_prefix, dotenv_path=os.devnull)
 
     @classmethod
@@ -105,7 +108,7 @@ class Plugin(PluginBase):
                 show=type(self).show_value,
             )
         except AttributeError:
-            # The SDK's JSON Schema of stream maps is invalid, but it fails only on this value.
+            # The SDK's JSON Schema of stream maps is invalid, but only such an `__else__` raises this error.
             return ["stream_maps contains an __else__ that is neither null nor __NULL__"]
 
     def drops_records(self, stream: str) -> bool:

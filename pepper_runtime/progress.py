@@ -31,7 +31,7 @@ def is_wanted(environment: Mapping[str, str], *, with_stdout_on_terminal: bool) 
     In a pipeline only the last program draws: the one whose stdout is not a pipe.
 
     Args:
-        environment: The variables; `PEPPER_PROGRESS` and `TERM` are used.
+        environment: The environment variables. The function reads `PEPPER_PROGRESS` and `TERM`.
         with_stdout_on_terminal: Whether to draw even if stdout is also a terminal.
     """
     if environment.get(SWITCH, "").lower() in {"0", "off", "no", "false"} or logs.is_structured():
@@ -46,7 +46,7 @@ def is_wanted(environment: Mapping[str, str], *, with_stdout_on_terminal: bool) 
 
 
 class Display:
-    """Shows the progress of this process. It draws nothing before `start`, or if no line is wanted."""
+    """Shows the progress of this process. It draws nothing before `start`, or if `is_wanted` returns False."""
 
     def __init__(self) -> None:
         self._rows = 0
@@ -57,12 +57,12 @@ class Display:
         self._stopped = threading.Event()
 
     def start(self, title: str, *, with_stdout_on_terminal: bool = True) -> None:
-        """Draw a line after `QUIET_SECONDS`, if a line is wanted."""
+        """Begin to draw the line after `QUIET_SECONDS`, if `is_wanted` returns True."""
         if is_wanted(os.environ, with_stdout_on_terminal=with_stdout_on_terminal):
             threading.Thread(target=self._draw, args=(title, time.monotonic()), name="progress", daemon=True).start()
 
     def advance(self, rows: int) -> None:
-        """Count more rows as done."""
+        """Add to the number of rows that are done."""
         self._rows += rows
 
     def update(self, where: str, fraction: float | None = None) -> None:
@@ -83,7 +83,7 @@ class Display:
                 self._line.start()
 
     def stop(self) -> None:
-        """Erase the line for good."""
+        """Erase the line, and stop drawing."""
         self._stopped.set()
         with self._lock:
             if self._line:
@@ -91,7 +91,7 @@ class Display:
                 self._line = None
 
     def clear_in_signal_handler(self) -> None:
-        """Erase the line without a lock, right before the process exits."""
+        """Erase the line right before the process exits, without the lock that the interrupted code may hold."""
         if self._line:
             with suppress(OSError):
                 os.write(2, ERASE)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BAR_CHARS = 12
 RATE_SECONDS = 10.0
-"""The rate is the average over this time."""
+"""The rate is the average over this many seconds."""
 
 
 class ProgressLine:

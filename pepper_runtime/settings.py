@@ -154,12 +154,12 @@ def _is_blank(value: object) -> bool:
 
 
 def _types(definition: JsonSchema | None) -> Sequence[str]:
-    """Return the types of a setting. An unknown setting is text."""
+    """Return the types of a setting. An unknown setting counts as text."""
     return ["string"] if definition is None else definition.get("type", [])
 
 
 def clean_variables(schema: JsonSchema, prefix: str, environment: MutableMapping[str, str]) -> None:
-    """Remove empty variables of settings, and strip the values of settings whose type is not text.
+    """Remove the variables of settings that are empty, and strip blanks from those whose setting is not text.
 
     Meltano, Compose and Kubernetes pass a missing optional value as empty text.
     """

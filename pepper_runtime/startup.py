@@ -1,4 +1,7 @@
-"""Import a console script quickly. This module must stay small, because the garbage collector is still on here."""
+"""Import a console script quickly.
+
+This module must stay small, because the garbage collector is still on while Python imports it.
+"""
 
 from __future__ import annotations
 

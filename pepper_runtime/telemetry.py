@@ -69,7 +69,7 @@ def start(name: str) -> None:
     if not signals:
         return
     try:
-        from pepper_runtime.otlp import Run  # noqa: PLC0415 - an extra, and it takes a third of a second
+        from pepper_runtime.otlp import Run  # noqa: PLC0415 - an extra whose import takes a third of a second
 
         _runs.append(Run(name, signals, os.environ))
     except ImportError:

@@ -232,7 +232,7 @@ def _start_id(request: Request) -> str | None:
 
 
 def _filters(request: Request, name: str, operators: tuple[str, ...]) -> dict[str, str]:
-    """Return the values of a filter by operator, such as `.gt`. A filter without an operator has an empty key."""
+    """Return the values of a filter by operator, such as `.gt`. The key of a filter without an operator is empty."""
     given = {key[len(name) :]: value for key, value in request.query if f"{key}.".startswith(f"{name}.")}
     for operator in given.keys() - set(operators):
         raise _invalid(name + operator, f"one of {', '.join(name + known for known in operators)}")

@@ -1,4 +1,4 @@
-"""`pepper-sandbox serve` runs a simulated Pepper for manual use. Its time advances in real time."""
+"""`pepper-sandbox serve` runs a simulated Pepper for manual use. The simulated time advances with the real time."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class Fault:
     Attributes:
         name: the name in messages.
         apply: takes the request and the function that answers it correctly, and returns the faulty response.
-        path: a pattern for the paths of the affected requests, such as `/users/*/actions`. None means all.
-        turns: which of these requests are affected, counted from 1. None means all.
+        path: a pattern for the paths of the affected requests, such as `/users/*/actions`. None means all paths.
+        turns: which of these requests are affected, counted from 1. None means all of them.
     """
 
     name: str
@@ -455,7 +455,7 @@ def _all_rows(request: Request, answer: Answer) -> Iterator[Json]:
 
 
 def field_missing(name: str, *, every: int = 1) -> Fault:
-    """Remove a field. Its name may have dots: `context.user`."""
+    """Remove a field. The name of a nested field has dots: `context.user`."""
     return _field(f"{name} missing", name, lambda holder, leaf: holder.pop(leaf, None), every)
 
 

@@ -1,6 +1,6 @@
-"""Keep Pepper's records in memory, and format them as JSON like the API.
+"""Keep Pepper's records in memory, and format them as JSON like the API does.
 
-Times are integers, in milliseconds since 1970 (UTC), named `…_ms`. Points are exact decimals.
+Times are integers: the milliseconds since 1970 in UTC. Their names end in `_ms`. Points are exact decimals.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Location:
 class Perk:
     """A template for awards.
 
-    Points change in multiples of `step`. An action earns at most `earn_steps_max` steps, and redeems at least
+    Points change in multiples of `step`. An action earns at most `earn_steps_max` steps, or redeems at least
     `redeem_from` points.
     """
 

@@ -122,7 +122,7 @@ class World:
         return [self._perks[perk_id].as_json() for perk_id in sorted(self._perks)]
 
     def awards(self, *, since: datetime | None = None, start_id: str = "") -> Iterator[Json]:
-        """Yield the awards that changed at or after `since`, or all, ordered by id. Begin at the id `start_id`."""
+        """Yield the awards from `start_id` on, ordered by id. With `since`, yield only those that changed since."""
         since_ms = None if since is None else to_ms(since)
         for award_id in islice(self._award_ids, bisect_left(self._award_ids, start_id), None):
             award = self._awards[award_id]
@@ -247,7 +247,7 @@ class World:
         self._plan(CAMPAIGN_DAYS * DAY_MS, self._run_campaign)
 
     def _join(self, number: int) -> User:
-        """Create a user before the history begins.
+        """Create a user who joined before the history begins.
 
         Half of the users have a coffee card with points that no action explains.
         """

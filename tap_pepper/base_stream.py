@@ -49,12 +49,12 @@ if TYPE_CHECKING:
     from tap_pepper.run_context import RunContext
 
 TEST_PAGES_MAX = 10
-"""How many pages `--test` reads per stream, at most, until it finds a row."""
+"""`--test` reads at most this many pages of a stream to find a row."""
 UNKNOWN_FIELDS_MAX = 100
 """The tap logs at most this many unknown fields of a stream, and remembers them in the STATE."""
 
 OTHER_FIELDS = "other_fields"
-"""The property that contains the fields that are not in the schema."""
+"""The property into which the tap moves a row's fields that are not in the schema."""
 
 UNKNOWN_FIELDS = "unknown_fields"
 """Under this key, a bookmark lists the unknown fields that the tap has already logged."""
@@ -108,10 +108,10 @@ class PepperStream(Stream):
 
     @abstractmethod
     def rows(self) -> Generator[list[Row], None, None]:
-        """Yield the rows of this run in lists, and write each bookmark once all rows before it were emitted."""
+        """Yield lists of rows to emit. Write each bookmark once all rows up to its time have been emitted."""
 
     def count_first_rows(self) -> int:
-        """Return the number of rows on the first page that has rows; `--test` calls this."""
+        """Return the number of rows on the first page that is not empty, or 0. Only `--test` calls this method."""
         self.ABORT_AT_RECORD_COUNT = 1
         self.selected = True
         self._rows = self.rows()
@@ -132,14 +132,14 @@ class PepperStream(Stream):
     def pages(
         self, query: Mapping[str, str], cancel: Event | None = None, can_wait: CanWait = always
     ) -> Iterator[Page]:
-        """Read the pages of a query. With `--test`, read only the first few."""
+        """Read the pages of a query. With `--test`, read at most `TEST_PAGES_MAX` pages."""
         pages = self.run.client.pages(self.path, query, cancel, can_wait)
         return islice(pages, TEST_PAGES_MAX) if self.is_test else pages
 
     def emit(
         self, pages: Iterable[Page], prepare: Callable[[Row], Row | None], what: str, note: str = ""
     ) -> Generator[list[Row], None, float]:
-        """Yield the rows of pages, page by page, and log the counts.
+        """Yield the rows to emit, page by page, and then log the number of records and pages.
 
         Args:
             pages: The pages as they arrive.
@@ -149,7 +149,7 @@ class PepperStream(Stream):
             note: Appended to the log line.
 
         Returns:
-            How many pages the emitted rows fill. If rows were skipped, this is less than the number of pages read.
+            How many pages the emitted rows would fill. If rows were skipped, these are fewer pages than were read.
         """
         records = pages_read = skipped = 0
         for page in pages:
@@ -168,7 +168,7 @@ class PepperStream(Stream):
         return pages_read * records / (records + skipped) if skipped else pages_read
 
     def select_fields(self, row: Row) -> Row:
-        """Leave only the selected fields in a row, move unknown fields into `other_fields`, and return the row."""
+        """Remove the deselected fields from a row, move its unknown fields into `other_fields`, and return the row."""
         if not self._declared_fields.issuperset(row):
             other_fields = {name: row.pop(name) for name in list(row) if name not in self._declared_fields}
             self._unknown_fields.update(other_fields)
@@ -180,7 +180,7 @@ class PepperStream(Stream):
 
     @cached_property
     def _declared_fields(self) -> frozenset[str]:
-        # Pepper may itself send a field with the name `other_fields`.
+        # Pepper may itself send a field with the name `other_fields`. The tap treats it as an unknown field.
         return frozenset(self.effective_schema["properties"]) - {OTHER_FIELDS}
 
     @cached_property
@@ -230,7 +230,8 @@ class PepperStream(Stream):
         This bound is earlier than the bookmark in two cases:
 
         - When a run wrote the bookmark, the local clock or Pepper's clock had not reached the bookmark's time.
-        - Pepper's clock has still not reached that time. In this case a clock has been wrong for an unknown time.
+        - Pepper's clock has still not reached the bookmark's time. One of the clocks is or was wrong, and the tap
+          cannot know for how long.
         """
         bookmark = self.bookmark
         if bookmark is None:
@@ -247,20 +248,20 @@ class PepperStream(Stream):
         return min(bookmark, until, parse_bound(stored) if stored else bookmark)
 
     def next_read_until(self, emitted_until: str) -> str:
-        """Return the next run's `read_until`, once this run has emitted everything up to a bound."""
+        """Return the `read_until` of the next run if this run emits everything up to `emitted_until`."""
         return advance_bookmark(self.read_until, min(emitted_until, self.run.upper_bound.agreed))
 
     def reread_from(self, emitted_until: str) -> str:
-        """Return where the next run starts to re-read, once this run has emitted everything up to a bound."""
+        """Return the time from which the next run re-reads if this run emits everything up to `emitted_until`."""
         return subtract_seconds(self.next_read_until(emitted_until), self.run.settings.lookback_seconds)
 
     def write_bookmark(self, emitted_until: str, **extra: object) -> None:
-        """Write a STATE with the time up to which everything was emitted. The bookmark never goes back.
+        """Move the bookmark, and write a STATE. The bookmark never moves back.
 
         Args:
             emitted_until: The time up to which everything was emitted.
-            extra: Other values that the next run needs. Empty values stay in the STATE: Meltano may merge it with an
-                earlier STATE, and the earlier values would come back.
+            extra: Other values that the next run needs. Empty values stay in the STATE: Meltano may merge this STATE
+                with an earlier one, and an empty value then replaces the earlier value.
         """
         if self.is_test or self.replication_method != REPLICATION_INCREMENTAL:
             return
@@ -271,7 +272,7 @@ class PepperStream(Stream):
         self.write_state()
 
     def write_state(self) -> None:
-        """Write a STATE message, which includes the hash of the merchant."""
+        """Add the merchant's hash to the bookmark, and write a STATE message."""
         self.stream_state["merchant"] = self.run.merchant
         self.state_manager.is_flushed = False
         self._write_state_message()
@@ -287,8 +288,8 @@ class PepperStream(Stream):
         if traffic.retries:
             summary += f", {counted(traffic.retries, 'retry', 'retries')}"
         if failure:
-            # Log the failure now, because other streams may take long. The tap repeats the reason at the end of the
-            # run.
+            # Log the failure now, because the other streams may take a long time. The tap repeats the reason at the end
+            # of the run.
             is_expected = isinstance(failure, PepperError | SingerSDKError)
             reason = str(failure) if is_expected else unexpected(self.tap_name, failure)
             self.logger.error("%s: failed after %s: %s", self.name, summary, reason)
@@ -303,8 +304,12 @@ class PepperStream(Stream):
             self._log_unknown_fields(remember=not failure)
 
     def _log_unknown_fields(self, *, remember: bool) -> None:
-        """Log the unknown fields that no earlier run has logged; a run that succeeds remembers them in the STATE."""
-        # A field's name may itself be personal data, such as an e-mail address.
+        """Log the unknown fields that no earlier run has logged.
+
+        Args:
+            remember: Whether to list the fields in the STATE, so that the next run does not log them again.
+        """
+        # A field's name may itself be personal data, such as an e-mail address, so no unusual name is logged.
         names = {name if _FIELD_NAME.fullmatch(name) else "(unusual name)" for name in self._unknown_fields}
         known = set(self.stream_state.get(UNKNOWN_FIELDS) or ())
         new = sorted(names - known)[: max(0, UNKNOWN_FIELDS_MAX - len(known))]
@@ -325,19 +330,23 @@ class PepperStream(Stream):
     # Methods that the SDK calls.
 
     def sync(self, context: Context | None = None) -> None:  # type: ignore[misc]
-        """Sync the stream, and record it as a span of the run's trace."""
+        """Sync the stream, and record the sync as a span of the run's trace."""
         with telemetry.span(f"stream {self.name}", parents_threads=True):
             super().sync(context)
 
     def get_records(self, context: Context | None) -> Iterable[dict[str, Any]]:  # noqa: ARG002
-        """Return the decoded rows of a run. A `--test` run returns only the first few."""
+        """Return the decoded rows of a run. A `--test` run returns at most `ABORT_AT_RECORD_COUNT` rows."""
         self._rows = self.rows()
         return islice(map(decode_row, chain.from_iterable(self._rows)), self.ABORT_AT_RECORD_COUNT)
 
     def _sync_records(
         self, context: Context | None = None, *, write_messages: bool = True
     ) -> Generator[dict[str, Any], Any, Any]:
-        """Sync the stream. An error ends only this stream; the tap raises the error once the other streams are done."""
+        """Sync the stream.
+
+        A `FatalRunError` or a broken pipe ends the run. Any other error ends only this stream, and the tap raises it
+        once the other streams are done.
+        """
         display.update(self.name)
         failure: Exception | None = None
         try:
@@ -369,7 +378,7 @@ class PepperStream(Stream):
         return has_no_maps and not self._has_nested_deselection and not self.is_test
 
     def _sync_undecoded(self) -> None:
-        """Write whole lists of rows at once, where the SDK would write one row at a time."""
+        """Write each list of rows at once. The SDK would write one row at a time."""
         self._rows = self.rows()
         with self.get_record_counter() as counter, self.get_sync_timer():
             for rows in self._rows:
@@ -411,7 +420,8 @@ class PepperStream(Stream):
                 self._warn_of_deselected_fields(entry.metadata)
             added = {*self._key_fields, *self.automatic_fields}
             if entry.schema.additionalProperties:
-                # An older version of the tap emitted unknown fields next to the declared ones.
+                # The catalog comes from an older version of the tap, which emitted unknown fields next to the declared
+                # ones. It lacks `other_fields`.
                 added.add(OTHER_FIELDS)
             given = entry.schema.properties or {}
             own = {name: Schema.from_dict(field) for name, field in self.schema["properties"].items() if name in added}
@@ -425,7 +435,7 @@ class PepperStream(Stream):
         self.primary_keys = type(self).primary_keys
         self.replication_key = type(self).replication_key
         if entry:
-            # The SDK makes stream maps from the entry itself.
+            # The SDK makes the stream map from this entry, so the entry needs the same keys and metadata.
             entry.key_properties = self.primary_keys
             entry.metadata = self.metadata
 
@@ -476,7 +486,7 @@ class PepperStream(Stream):
         pass
 
     def get_replication_key_signpost(self, context: Context | None = None) -> None:
-        """Return None, because the run has one upper bound for all streams."""
+        """Return None, so that the SDK sets no limit of its own. The run has one upper bound for all streams."""
 
 
 def _deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:

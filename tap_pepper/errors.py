@@ -1,7 +1,7 @@
 """The tap's errors. Each class calls for a different reaction.
 
-Each message is one line for an operator: where it happened, what happened, and what was expected or what to do.
-A message never contains a token, a record or a response body.
+Each message is one line for an operator. It says where the error happened, what is wrong, and what the tap expected or
+what the operator can do. A message never contains a token, a record or a response body.
 """
 
 from __future__ import annotations
@@ -54,4 +54,4 @@ class RetriableAPIError(PepperError):
 
 
 class TimeLimitReached(PepperError):
-    """A wait that Pepper requests, or a wait before a retry, would exceed `max_run_seconds`."""
+    """`max_run_seconds` leaves no time for a wait that Pepper requests, or for a wait before a retry."""

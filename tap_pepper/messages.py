@@ -22,15 +22,15 @@ _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 class MessageWriter(GenericSingerWriter[bytes, Message]):
     """Writes one line per message.
 
-    RECORD messages stay in stdout's buffer. Every other message flushes the buffer, so the target never gets a STATE
-    before the records that it covers.
+    RECORD messages stay in stdout's buffer until it is full. Every other message flushes the buffer, so that the target
+    receives a STATE, and the records before it, without delay.
     """
 
     def serialize_message(self, message: Message) -> bytes:
         """Encode a message as one line; leave empty bookmarks out of a STATE."""
         content = message.to_dict()
         if message.type == SingerMessageType.STATE:
-            # The SDK adds an empty bookmark for a stream that has written none. To the next run, it would look like a
+            # The SDK adds an empty bookmark for a stream that has not written one. The next run would take it for a
             # bookmark that has lost its value.
             bookmarks = {
                 stream: bookmark for stream, bookmark in content["value"].get("bookmarks", {}).items() if bookmark
@@ -48,5 +48,5 @@ class MessageWriter(GenericSingerWriter[bytes, Message]):
         """Write a RECORD message for each row. All messages have the same extraction time."""
         message = RecordMessage(stream=stream, record={}, version=version, time_extracted=extracted_at).to_dict()
         lines = _encoder.encode_lines([{**message, "record": row} for row in rows])
-        # Write line by line, because a signal during a longer write would leave half a line.
+        # Write line by line, because a signal during a longer write could leave half a line.
         sys.stdout.buffer.writelines(lines.splitlines(keepends=True))

@@ -1,6 +1,7 @@
 """Convert points to numbers.
 
-Other targets would create a text column for a property that may be a number or text.
+Pepper sends points as a number or as text. If the schema allowed both, targets other than target-crm would create a
+text column.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 INVALID_POINTS: Final = "invalid_points"
-"""The property for points that are neither a number nor numeric text. Its keys are the names of their fields."""
+"""The property that contains points that are neither a number nor numeric text, by field name."""
 METADATA_FIELDS: Final = ("pointsAvailable", "pointsAdded", "pointsRedeemed", "pointsRefunded", "loyaltyEarned")
 
 _NUMERIC_TEXT: Final = re.compile(r"(?P<sign>[+-]?)0*(?P<digits>[0-9]{1,40}(?:\.[0-9]{1,40})?)", re.ASCII)
@@ -38,13 +39,13 @@ _decode_fields: Final = msgspec.json.Decoder(Row).decode
 
 
 def convert_award_points(row: Row) -> None:
-    """Convert an award's points in place."""
+    """Convert an award's points to a number, in place."""
     if invalid := _convert(row, ("points",)):
         row[INVALID_POINTS] = to_json(invalid)
 
 
 def convert_action_points(row: Row) -> None:
-    """Convert the points in an action's metadata in place."""
+    """Convert the points in an action's metadata to numbers, in place."""
     metadata = row.get("metadata")
     if metadata is None:
         return
@@ -65,7 +66,7 @@ def convert_action_points(row: Row) -> None:
 
 
 def _convert(fields: Row, names: Iterable[str]) -> Row:
-    """Turn numeric text into a number with the same digits. Remove and return other values, except null."""
+    """Turn numeric text into a number with the same digits. Remove and return all other values, except null."""
     invalid = {}
     for name in names:
         text = bytes(fields.get(name, b"null"))

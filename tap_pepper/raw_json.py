@@ -1,7 +1,7 @@
 """Keep the fields of rows as JSON text, so that the tap decodes only the few fields that it needs.
 
-Most rows only pass through the tap. Decoding and encoding them again would take longer than everything else that the
-tap does with them, and it would have to preserve every digit.
+Most fields only pass through the tap. Decoding them and encoding them again would take longer than everything else that
+the tap does with a row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def to_json(value: object) -> JsonText:
 
 
 def from_json(text: bytes | JsonText | None) -> Any:
-    """Decode JSON text. Numbers with a decimal point become Decimal, and None stays None.
+    """Decode JSON text. Numbers with a decimal point or an exponent become Decimal, and None stays None.
 
     Raises:
         msgspec.DecodeError: The text is not JSON, or contains an integer of thousands of digits.

@@ -19,7 +19,7 @@ class Redactor(logging.Filter):
         self._secrets: tuple[str, ...] = ()
 
     def add(self, secret: str) -> None:
-        """Redact a secret from now on, both plain and URL-encoded."""
+        """Redact a secret from now on, in its plain and in its URL-encoded form."""
         forms = {*self._secrets, secret, quote(secret, safe="")} - {""}
         # Replace the longest secret first, because one secret may contain another.
         self._secrets = tuple(sorted(forms, key=lambda form: (-len(form), form)))

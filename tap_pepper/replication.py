@@ -69,23 +69,26 @@ class FullTableStream(PepperStream):
     def read_all(self, prepare: Callable[[Row], Row | None]) -> Iterator[list[Row]]:
         """Yield all rows as one version of the table. A row counts as deleted once two consecutive reads lack it.
 
-        An ACTIVATE_VERSION message follows the last row. Targets then delete the rows of older versions, and some
-        targets show only the rows of the version that the message names. The message names the version of this read if,
-        by now, all rows of this read and of the previous read have this version. There are two such cases:
+        From the second read on, an ACTIVATE_VERSION message follows the last row. Targets then delete the rows of older
+        versions, or mark them as deleted. Some targets show only the rows of the version that the message names. The
+        message names the version of this read if, by now, all rows of this read and of the previous read have this
+        version. There are two such cases:
 
         - The previous read had the same version. The version stays until a read lacks rows of the read before it.
         - This read has all rows of the previous read.
 
         Otherwise the message names the version of the previous read, so that targets keep the rows of both reads. A row
-        may only seem to be missing, because pages can shift while the tap reads them. A read that lacks more than
-        `max_deleted_fraction` of the known rows does not count. A new version is Pepper's time in milliseconds.
+        may only seem to be missing, because pages can shift while the tap reads them. After a read that lacks more than
+        `max_deleted_fraction` of the known rows, the tap sends no message.
+
+        A new version is Pepper's time in milliseconds.
         """
         state = self.stream_state
         sample = KeySample(state.get("known"))
         pages = self.pages(self.query())
         first = next(pages)
-        # `lacked_rows` is None if a run may have emitted rows since the last complete read: a run that was killed, or
-        # a run that read only changes.
+        # `lacked_rows` is None if, since the last complete read, a run may have emitted rows and then been killed, or
+        # has read only changes.
         lacked_rows = None if self.is_test else state.pop("lacked_rows", None)
         if lacked_rows is not None:
             self.write_state()
@@ -125,7 +128,7 @@ class ChangesStream(FullTableStream):
     # Either key is enough: if a run is killed right after a full refresh, its state has only the version.
     bookmark_keys: ClassVar[tuple[str, ...]] = ("replication_key_value", "version")
     since_parameter: ClassVar[str]
-    """The query parameter that asks for the rows that changed since a time."""
+    """The name of the query parameter that selects the rows that changed since a given time."""
 
     @property
     def full_refresh_days(self) -> int:
@@ -174,7 +177,8 @@ class ChangesStream(FullTableStream):
         except TimeLimitReached:
             self.run.postponed.append(f"{self.name} not read, because Pepper asked to wait")
             return
-        # If a row changes and later changes back, the tap must emit both changes. So it remembers only the last form.
+        # If a row changes and later changes back, the tap must emit both changes. So it remembers only the row's
+        # newest form.
         recent_rows.drop_earlier_runs()
         self.write_bookmark(until, border=recent_rows.to_state(reread_from))
 
@@ -296,7 +300,7 @@ class WindowedStream(PepperStream):
     def _backfill(self, coverage: Coverage, missing: Window) -> Generator[list[Row], None, None]:
         """Yield the rows of the time before the coverage, newest window first.
 
-        This order keeps the coverage in the STATE a single interval after each window.
+        With this order, the coverage in the STATE is a single interval after each window.
         """
         self.logger.info("%s: first reading %s, which is before the coverage", self.name, missing)
         length_seconds = self._first_window_seconds
@@ -355,7 +359,7 @@ class WindowedStream(PepperStream):
         return prepare
 
     def _run_audit(self, audit: Audit, until: str) -> Generator[list[Row], None, None]:
-        """Read the due hours again, and emit each hour that differs from its first read."""
+        """Read the hours that are due for an audit again, and emit each hour that differs from its first read."""
         for hour in audit.due_hours():
             if not self._can_wait(0):
                 self.run.postponed.append(f"{self.name} audited up to {hour}")
@@ -408,7 +412,7 @@ def _new_version(date: datetime, previous_version: object) -> int:
 
 
 def _time_left(window: Window, until: str) -> str:
-    """Format how much time the run still has to read after this window, for the log."""
+    """Format, for the log, the length of the span that is still to be read after this window."""
     seconds = seconds_between(window.until, until)
     return f", {duration(timedelta(seconds=seconds))} left to read" if seconds > 0 else ""
 

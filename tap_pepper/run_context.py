@@ -56,9 +56,9 @@ class UpperBound:
         self._settle_seconds = settle_seconds
         self._value: str | None = None
         self.agreed: str
-        """The upper bound by the clock that shows the earlier time, Pepper's or the local one.
+        """The upper bound, computed from the earlier of Pepper's time and the local time, because either may be wrong.
 
-        Either clock may be wrong. The first call of `get` sets this attribute.
+        The first call of `get` sets this attribute.
         """
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> str:

@@ -235,7 +235,7 @@ def _header_problem(value: str) -> str | None:
     text = value.strip()
     if not text:
         return "is empty"
-    # The HTTP library would fail on other characters, with an error that quotes the value.
+    # For other characters, the HTTP library would raise an error that quotes the value, which may be the token.
     return None if text.isascii() and text.isprintable() else "contains a character that HTTP headers do not allow"
 
 

@@ -97,7 +97,7 @@ class TapPepper(Plugin, Tap):
 
     @cached_property
     def merchant(self) -> str:
-        """A hash of Pepper's host and the merchant's code, which each STATE contains."""
+        """A hash of Pepper's host and the merchant's code. Each STATE contains this hash."""
         return digest([urlsplit(self.settings.api_url).hostname, self.settings.application_id])
 
     @cached_property

@@ -30,8 +30,8 @@ WINDOW_SECONDS_FIRST = 6 * 3600.0
 PAGES_WANTED = 8
 """The number of pages per window to aim for.
 
-With fewer pages, the tap spends more time on writing STATE. With more pages, it has to read more of them again after a
-killed run.
+With fewer pages per window, the tap would write STATE more often. With more pages per window, a run after a killed run
+would have to read more of them again.
 """
 GROWTH_MAX = 4.0
 SHRINK_MAX = 8.0
@@ -86,7 +86,7 @@ def parse_bound(text: object) -> str:
     """Parse an ISO 8601 date (midnight in UTC) or date-time from a setting or a STATE.
 
     Raises:
-        ValueError: `text` is neither.
+        ValueError: `text` is neither a date nor a date-time.
     """
     instant = to_instant(text) or to_instant(f"{text}T00:00")
     if instant is not None:
@@ -160,7 +160,7 @@ def advance_bookmark(bookmark: str | None, read_until: str) -> str:
 
 
 def hours_due(first_hour: str, until: str, age_hours: float, hours_max: int) -> list[str]:
-    """Return the hours from `first_hour` on that ended at least `age_hours` before `until`, at most `hours_max`."""
+    """Return at most `hours_max` hours, from `first_hour` on, that ended at least `age_hours` before `until`."""
     hour = _to_datetime(f"{first_hour}:00:00.000Z")
     last_end = _to_datetime(until) - timedelta(hours=age_hours)
     due: list[str] = []

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tap-pepper.client")
 
 PAGES_MAX: Final = 1_000_000
-"""A query may have at most this many pages. The client remembers the key of each page, to detect a cycle."""
+"""A query may have at most this many pages. To detect a cycle, the client keeps the key of each page in memory."""
 SKEW_QUIET: Final = timedelta(seconds=60)
 """The tap warns only if the local clock differs from Pepper's by more than this."""
 
 
 class _Token(AuthBase):
-    """Adds the token to a request. Without this `auth`, requests would send a password from ~/.netrc."""
+    """Adds the token to a request. Without it, the requests library would send a password from ~/.netrc."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -54,7 +54,7 @@ class _Token(AuthBase):
 
 @dataclass
 class Traffic:
-    """The number of pages and retries of the requests to one endpoint."""
+    """How many pages were read from one endpoint, and how many retries that took."""
 
     pages: int = 0
     retries: int = 0
@@ -101,8 +101,8 @@ class PepperClient:
             # Even with `allow_redirects=False`, the library looks up the target of a redirect and reads the redirect's
             # whole body. Without a target, it does neither.
             session.get_redirect_target = lambda _: None  # type: ignore[assignment, method-assign]
-            # If Pepper's API runs on this machine, use no proxy from the environment: it would carry the unencrypted
-            # token to another machine.
+            # If Pepper's API runs on this machine, use no proxy from the environment: the unencrypted token would
+            # leave this machine.
             session.trust_env = not is_loopback(urlsplit(self._settings.api_url).hostname or "")
             session.headers.update(
                 {
@@ -124,7 +124,7 @@ class PepperClient:
                 session.close()
 
     def traffic(self, path: str) -> Traffic:
-        """Return how many pages and retries the requests to an endpoint have had so far."""
+        """Return how many pages were read from an endpoint so far, and how many retries that took."""
         with self._lock:
             return self._traffic.setdefault(_resource_of(path), Traffic())
 

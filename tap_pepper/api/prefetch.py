@@ -44,10 +44,10 @@ def prefetch(
     workers cannot deadlock. If there is only one worker or one window, no thread is started.
 
     Args:
-        windows: The windows to fetch. Only the caller's thread takes windows from here, one at a time, when there is
-            space.
+        windows: The windows to fetch. Only the caller's thread takes windows from this iterator, one at a time, when
+            there is space.
         fetch: Yields the pages of a window until its event is set. If it fails, the caller first gets the pages
-            that it yielded, and then the error.
+            fetched so far, and then the error.
         workers: Maximum number of threads.
         size: Returns the size of a page.
         size_max: Maximum total size of all buffered pages.
@@ -94,7 +94,7 @@ def prefetch(
 
 
 class _WindowBuffer(Generic[T, P]):
-    """The pages of a window that are fetched but not consumed yet."""
+    """Holds the pages of a window that were fetched but not consumed yet."""
 
     def __init__(self, window: T, cancel: Event, size: Callable[[P], int], size_max: int) -> None:
         self.window = window

@@ -90,7 +90,7 @@ class RateLimiter:
         """Wait for a slot, and hold it during a request.
 
         Yields:
-            How often concurrency was halved so far. Pass this number to `record_throttle`.
+            How many times concurrency has been halved so far. Pass this number to `record_throttle`.
 
         Raises:
             Cancelled: `cancel` was set before a slot was free.
@@ -117,7 +117,7 @@ class RateLimiter:
         """Halve concurrency, unless another request in flight at the same time has already halved it.
 
         Args:
-            throttles_before: What `slot` yielded to the throttled request.
+            throttles_before: The number that `slot` yielded for the throttled request.
         """
         with self._changed:
             self._successes = 0

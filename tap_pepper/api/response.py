@@ -32,7 +32,7 @@ COMPRESSED_BYTES_MAX: Final = 64 * 1024 * 1024
 BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 YEARS: Final = range(2000, 9999)
-"""If a date is not in these years, the clock that it comes from was never set."""
+"""A date outside these years comes from a clock that was never set, so the tap ignores the date."""
 
 _KINDS: Final = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
 

@@ -196,7 +196,7 @@ def error_for_exception(
     if isinstance(error, requests.exceptions.InvalidURL):
         return FatalRunError(f"{where}: {host} is not a valid host; check api_url")
     if type(error) is OSError and error.strerror is None:
-        # requests raises such an OSError if the file of CA certificates is missing.
+        # The requests library raises such an OSError if the file of CA certificates is missing.
         return FatalRunError(f"{where}: no CA certificates found; check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE")
     causes = _causes(error)
     if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)) for cause in causes):
@@ -256,7 +256,7 @@ def _host_of(address: str) -> str | None:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and all its causes. requests and urllib3 may pass a cause as an argument of the error."""
+    """Return an error and all its causes. The HTTP libraries may pass a cause as an argument."""
     chain = [error]
     for link in chain:
         linked = (link.__cause__, link.__context__, getattr(link, "reason", None), *link.args)

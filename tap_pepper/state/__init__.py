@@ -1,1 +1,1 @@
-"""What the STATE keeps between runs in addition to bookmarks."""
+"""Read the STATE of earlier runs, and compute what a bookmark contains in addition to its time."""

@@ -35,7 +35,8 @@ _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
 class HourTally:
     """Counts the rows of each hour, and keeps a fingerprint that does not depend on the order of the rows.
 
-    In the STATE this is `{"2026-10-01T11": "204:5be0…"}`. An hour is named by the first characters of its instants.
+    In the STATE, a tally looks like this: `{"2026-10-01T11": "204:5be0…"}`. The name of an hour is the beginning that
+    all its instants share.
     """
 
     def __init__(self, state: object = None) -> None:
@@ -46,7 +47,7 @@ class HourTally:
                 self._hours[hour] = int(count), int(fingerprint, 16)
 
     def add(self, row_digest: str, hour: str) -> None:
-        """Count a row."""
+        """Add a row to the tally of its hour."""
         count, fingerprint = self._hours.get(hour, (0, 0))
         self._hours[hour] = count + 1, fingerprint ^ int.from_bytes(row_digest.encode(), "big")
 

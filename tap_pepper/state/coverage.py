@@ -24,11 +24,13 @@ class Coverage:
          "read": [["2026-11-28T05:55:00.000Z", "2026-11-28T06:00:00.000Z"]],
          "action_types": ["REDEEM_PERK", "REWARD_EARNED"]}
 
-    `read` lists the intervals that this run alone has emitted, because the warehouse may lack the rows of earlier runs.
+    `read` lists only the intervals that this run itself has emitted, because the warehouse may lack the rows of earlier
+    runs.
     `action_types` is the setting of that name; an empty list means all types.
 
     A run with a bookmark may begin a coverage later than its start_date. The run then stores the start_date as
-    `skipped_start_date`. The tap reads the older actions only if someone later sets an earlier start_date.
+    `skipped_start_date`. The tap reads the older actions only if someone later sets a start_date before
+    `skipped_start_date`.
 
     `crm-balances coverage --state` sets `backfill_from`. The next run first reads the actions between `backfill_from`
     and the coverage. Once the tap has read them, `backfill_from` is null.
@@ -47,7 +49,7 @@ class Coverage:
         start_date: The setting `start_date`, as a bound.
         types: The types of action that this run reads; an empty list means all types.
         lookback_seconds: A requested backfill starts this long before `backfill_from`, to find actions that became
-            visible after the run before the hole.
+            visible only after the last run before the hole.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class Coverage:
         self._read: list[Window] = []
         covered_from = _bound(state.get("covered_from"))
         if bookmark and covered_from and (state.get("action_types") or []) == self._types:
-            # If someone set the bookmark back, they may also have restored the warehouse to that time.
+            # If someone set the bookmark back, they may also have restored the warehouse to that time. So the coverage
+            # never ends after the bookmark.
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
             if covered_from <= after <= covered_until:
                 self._from, self._until = covered_from, covered_until
-            # Keep the skipped start date. A run may also start before the coverage, if the clocks did not agree.
+            # Keep the skipped start date even if this run starts before the coverage, as it does if the clocks did not
+            # agree.
             if after <= covered_until and not self._backfill_from:
                 self._skipped_start = _bound(state.get("skipped_start_date"))
         known_from = min(self._from, self._skipped_start or self._from)
@@ -117,7 +121,8 @@ class Coverage:
     def to_state(self) -> dict[str, Any]:
         """Return the coverage as keys of the STATE.
 
-        Empty keys remain: Meltano may merge the STATE with an earlier one, and the earlier values would come back.
+        Keys without a value stay in the STATE. Meltano may merge the STATE with an earlier one, and an empty value then
+        replaces the earlier value.
         """
         return {
             "covered_from": self._from,

@@ -16,13 +16,13 @@ RECENT_ROWS_MAX: Final = 2000
 SAMPLE_KEYS_MAX: Final = 1024
 """A sample of a complete read contains at most this many keys."""
 SAMPLE_CHARS: Final = 6
-"""A sample contains this many characters of each key's digest. That is 36 bits, so two keys rarely look the same."""
+"""A sample contains this many characters of each key's digest. That is 36 bits, so two keys are rarely confused."""
 
 
 class RecentRows:
-    """Rows emitted in the recent past, so that re-reading the lookback emits only new and changed rows.
+    """Remembers recently emitted rows, so that re-reading the lookback emits only new and changed rows.
 
-    In the STATE this is one string of concatenated digests.
+    In the STATE, the rows are one string of concatenated digests.
     """
 
     def __init__(self, state: object = None) -> None:
@@ -73,7 +73,7 @@ class KeySample:
     The sample consists of the keys with the smallest hashes. It does not depend on the order of rows, and two reads of
     the same rows give the same sample.
 
-    In the STATE this is one string of concatenated digests. Earlier versions wrote a list of longer digests.
+    In the STATE, the sample is one string of concatenated digests. Earlier versions wrote a list of longer digests.
     """
 
     def __init__(self, earlier: object = None) -> None:
@@ -100,7 +100,7 @@ class KeySample:
 
     @property
     def missing_fraction(self) -> float:
-        """The fraction of the earlier keys that this read lacks, from 0.0 to 1.0. Without any rows, it is 1.0."""
+        """The fraction of the earlier keys that this read lacks, from 0.0 to 1.0; 1.0 if this read has no rows."""
         if not self._sample:
             return 1.0
         return len(self._missing) / len(self._earlier) if self._earlier else 0.0

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 Bookmarks = dict[str, dict[str, Any]]
 
-# Oldest first: Meltano stores the state of an interrupted run next to the state of the last complete run.
+# Oldest first, because a later bookmark replaces an earlier one. Meltano stores the state of an interrupted run next
+# to the state of the last complete run.
 _WRAPPERS: Final = ("completed", "completed_state", "singer_state", "partial", "partial_state")
 _EXPECTED: Final = 'expected {"bookmarks": {"actions": {…}}}, as in the last STATE of the previous run'
 
@@ -34,7 +35,7 @@ def read_bookmarks(state: object, required_keys: Mapping[str, tuple[str, ...]]) 
     Args:
         state: The decoded JSON.
         required_keys: For each stream of the tap, its bookmark's keys. A bookmark must be empty or have at least one of
-            these keys. A stream without keys needs no bookmark.
+            these keys. For a stream without keys, any bookmark is accepted, even an empty one.
 
     Raises:
         ConfigError: A bookmark is unusable, or the state has content but no usable bookmark.
@@ -65,7 +66,7 @@ def _unwrap(state: object, streams: Mapping[str, object]) -> Bookmarks:
         _reject(_EXPECTED)
     merged: Bookmarks = {}
     for layer in layers:
-        # An empty bookmark means that the stream has not written one.
+        # If a stream has not written a bookmark, it is empty. Then the bookmark of an earlier layer stays.
         merged.update({stream: value for stream, value in layer.items() if value != {} or stream not in merged})
     return merged
 
