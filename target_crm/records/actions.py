@@ -1,13 +1,14 @@
 """Convert a Pepper action to a row of the ledger, or raise `Invalid` with the reason.
 
-There are three types of loyalty action. Each one reports a change of an award's points, and the balance after it::
+There are three types of loyalty action. Each one reports a change of an award's points, and the balance after the
+change::
 
     {"_id": "5f1…", "type": "REDEEM_PERK", "when": {"timestamp": "2026-10-01T12:00:00.000Z"},
      "context": {"user": {"_id": "5e0…"}},
      "metadata": {"awardId": "5e7…", "perkId": "5d2…", "pointsAvailable": 5, "pointsRedeemed": 16}}
 
-A loyalty action without one of these numbers is *legacy*: an older system sends notices of the same type. The ledger
-keeps legacy actions, and actions of other types, with a null effect. They never change a balance.
+A loyalty action that lacks the change or the balance is *legacy*: an older system sends notices of the same types. The
+ledger keeps legacy actions, and actions of other types, with a null effect. They never change a balance.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class _Action(msgspec.Struct, rename="camel", frozen=True, gc=False):
     metadata: _Metadata | None = None
     source: str | None = None
     environment: str | None = None
-    # Decoding fails for an action with this property. `ledger_row` then decides whether the action is invalid.
+    # Decoding fails for an action with this property. `_convert` then decides whether the action is invalid.
     invalid_points: None = msgspec.field(name=INVALID_POINTS, default=None)
 
 
@@ -112,10 +113,12 @@ _action = msgspec.json.Decoder(_Action, float_hook=Decimal).decode
 
 
 class Incomplete(Invalid):
-    """An action that would change a balance, but lacks its award, user or time. The field may have been deselected.
+    """An action that would change a balance, but lacks its award, user or time.
+
+    The missing field may have been deselected. The sink compares the action with the ledger, but never inserts it.
 
     Attributes:
-        columns: The action's columns, with null for each missing value. They are compared with the ledger.
+        columns: The action's columns, with null for each missing value.
     """
 
     def __init__(self, reason: str, columns: tuple[Any, ...]) -> None:
@@ -132,7 +135,7 @@ def decode_action(line: bytes) -> tuple[Any, ...] | None:
         message = _message(line)
         if message.type != "RECORD" or message.stream != "actions":
             return None
-        # The decoder skips some strings, and does not check whether they are UTF-8.
+        # The decoder skips some strings without checking whether they are valid UTF-8.
         payload = values.json_without_nul(str(message.record, "utf-8"))
         try:
             columns = _columns(_action(message.record))
@@ -144,7 +147,7 @@ def decode_action(line: bytes) -> tuple[Any, ...] | None:
 
 
 def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
-    """Convert an action to a row of the ledger. Its JSON has already been decoded.
+    """Convert an action, as decoded JSON, to a row of the ledger.
 
     Raises:
         Invalid: The action has no valid id, another value that a balance needs is invalid, or the record contains a
@@ -168,7 +171,7 @@ def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def location_title(payload: Any) -> str | None:
-    """Return the location's title in an action's payload. Engines with a JSON type return a decoded payload."""
+    """Return the location's title in an action's payload. On engines with a JSON type, the payload may be decoded."""
     try:
         document = values.from_json(payload) if isinstance(payload, str) else payload
         title = document["context"]["location"]["title"]

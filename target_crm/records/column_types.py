@@ -1,4 +1,4 @@
-"""Column types that hold the same values on every engine. Engine modules register types of their own."""
+"""Column types that hold the same values on every engine. An engine's module can register its own types."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ DECIMAL_DIGITS = 38
 class ColumnTypes(NamedTuple):
     """The column types of one engine.
 
-    Types for text must compare byte by byte. A collation that ignores case or trailing spaces would merge two awards,
-    and would miss a changed name. A collation for a language would sort ids differently on each engine.
+    Types for text must compare byte by byte. A collation that ignores case or trailing spaces could treat the ids of
+    two awards as equal, and would overlook that a name changed only in case. A collation for a language would sort ids
+    differently on each engine.
     """
 
     identifier: String = String(ID_CHARS_MAX)
@@ -46,7 +47,7 @@ class ColumnTypes(NamedTuple):
     instant: TypeEngine[Any] = DateTime()
     """An instant to the microsecond."""
     keeps_time_zone: bool = False
-    """Whether the driver accepts times with a time zone. If not, pass UTC times without one."""
+    """Whether the driver accepts times with a time zone. If not, it gets UTC times without a time zone."""
 
 
 # Every engine with decimals supports 18 digits, because they fit into 64 bits.

@@ -98,7 +98,7 @@ class AwardsRead:
     ACTIVATE_VERSION. A tap that starts with a bookmark for awards reads only changes, unless it refreshes all awards.
 
     =============================  ================================================  =====================
-    bookmark before the first      after the last award                              read
+    bookmark before first award    after the last award                              read
     =============================  ================================================  =====================
     none, or without a value       another bookmark, or ACTIVATE_VERSION             all awards
     a value                        ACTIVATE_VERSION                                  all awards
@@ -116,7 +116,7 @@ class AwardsRead:
         self._activated: set[str] = set()
 
     def add_record(self, source: str) -> None:
-        """Note an award."""
+        """Note that the tap has sent an award."""
         if source not in self._before:
             self._before[source] = self._bookmark(source)
         self._unfinished.add(source)

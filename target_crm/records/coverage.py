@@ -6,7 +6,8 @@ The bookmark of `actions` in a STATE::
      "covered_from": "2026-10-01T00:00:00.000Z", "read": [["2026-11-28T05:50:00.000Z", "2026-11-28T06:00:00.000Z"]],
      "action_types": ["REDEEM_PERK", "REWARD_EARNED"], "merchant": "M0cuR5heCoXtxvDf"}
 
-`read` lists the intervals that the tap has read in this run. Earlier runs may have loaded into another warehouse.
+`read` lists only the intervals that the tap has read in this run, because earlier runs may have loaded into another
+warehouse.
 A state without `read` claims everything from `covered_from` to the bookmark. A state without `covered_from` claims
 nothing.
 """
@@ -146,7 +147,7 @@ class MerchantCoverage:
     def parts_of(self, hole: Interval) -> list[tuple[Interval, tuple[str, ...]]]:
         """Divide a hole into parts, each with the types that were not read.
 
-        In a part without types, nothing was read.
+        If a part has no types, the tap read no actions in it.
         """
         if not any(scope.action_types for scope in self.read):
             return [(hole, ())]
@@ -187,7 +188,8 @@ class ReadTimes:
         covered: The intervals for which all actions that change balances were read.
         filtered: The intervals for which all counting actions were read, but not all types that change balances.
         holes: The intervals for which counting actions were not read.
-        are_several: Whether the schema has several merchants. The target does not know which merchant an award has.
+        are_several: Whether the schema holds several merchants. The target does not know to which merchant an award
+            belongs.
     """
 
     covered: tuple[Interval, ...]
@@ -214,7 +216,7 @@ def _of_all(unions: Sequence[Sequence[Interval]], holes: Sequence[Interval]) -> 
 
 
 def _limited(holes: list[Interval]) -> list[Interval]:
-    """Join the last holes so that at most `HOLES_MAX` remain, because engines limit the length of a statement."""
+    """Join the last holes into one, so that at most `HOLES_MAX` remain. Engines limit the length of a statement."""
     if len(holes) <= HOLES_MAX:
         return holes
     return [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]

@@ -36,7 +36,7 @@ def in_steps(
         age: The column that orders the rows of a key by age. Of two rows with equal values, the later arrival is newer.
 
     Returns:
-        The steps in the order in which they have to be written, and the deletions that a later record of the batch
+        The steps in the order in which they have to be written, and the deletions that a newer record of the batch
         supersedes.
     """
     if not any(row[-1] is not None and ABSENT in row for row in rows):

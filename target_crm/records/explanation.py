@@ -76,7 +76,7 @@ class Line:
         event: The kind of the line.
         at: The time of the event. A hole has the time of its end. An adjustment has the time of the
             action or snapshot below it, which reveals the change.
-        after: When a hole begins, or when the balance last matched the lines above an adjustment.
+        after: The beginning of a hole. For an adjustment, the time when the balance last matched the lines above.
         change: The change of the balance; None if the line does not count.
         balance: The balance after the change. For a snapshot, the points that Pepper showed.
         source: Where an action came from, such as a till.

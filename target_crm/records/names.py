@@ -24,7 +24,7 @@ def snake_case(name: str, default: str = "column", bytes_max: int = NAME_BYTES_M
 
     Args:
         name: The name in the source.
-        default: The result for a name without letters and digits.
+        default: The result for a name that has neither letters nor digits.
         bytes_max: The engine's limit for names. The result leaves room for a number at its end.
     """
     lower = unicodedata.normalize("NFC", _separated(name).lower())
@@ -55,8 +55,8 @@ def assign_columns(
         properties: The properties of the current schema.
         recorded: Property → column, for all properties that the stream ever had.
         stored: The columns of the existing table. A column without a recorded property may come from an older version.
-            A property reuses it if the older version would have given it the same name.
-        reserved: Names that no property gets.
+            A property reuses such a column if the older version would have given the property this name.
+        reserved: Names that no column of a property may have.
         bytes_max: The engine's limit for names.
         fold: Normalizes names. If the engine may treat two names as equal, the result is the same for both.
     """
@@ -92,7 +92,7 @@ def assign_table(
         stream: The name of the stream.
         others: The recorded tables of other streams.
         stored: The existing tables. A table without a stream was created before tables were recorded.
-        reserved: Names that no stream gets, such as the names of views.
+        reserved: Names that no stream's table may have, such as the names of views.
         bytes_max: The engine's limit for names.
         reserved_prefix: A prefix that no name may have.
         fold: Normalizes names. If the engine may treat two names as equal, the result is the same for both.
@@ -108,7 +108,10 @@ def assign_table(
 
 
 def to_text(name: str) -> str:
-    """Convert a name from the source to text that every engine can store. Empty and unprintable names become JSON."""
+    """Convert a name from the source to text that every engine can store.
+
+    A name becomes JSON if it is empty or unprintable, or begins with a quotation mark.
+    """
     return name if name and name.isprintable() and not name.startswith('"') else json.dumps(name)
 
 

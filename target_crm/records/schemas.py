@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 EXTRA = "_sdc_extra"
 EXTRACTED_AT = "_sdc_extracted_at"
 BATCHED_AT = "_sdc_batched_at"
-# The version of the complete read that emitted the row, and the time when the row was reported as deleted.
+# The version of the complete read that emitted the row, and the time when the row was deleted or found missing.
 TABLE_VERSION = "_sdc_table_version"
 DELETED_AT = "_sdc_deleted_at"
-# Names before version 3 of the tables → names now. No property gets a column with a former name either. An older
-# version may have renamed a property to avoid that name, and the property would otherwise move to another column.
+# Names before version 3 of the tables → names now. No property gets a column with a former name. An older version may
+# have avoided that name by giving a property another column, and the property must keep its column.
 FORMER_NAMES = {
     "_extra": EXTRA,
     "_extracted_at": EXTRACTED_AT,
@@ -52,7 +52,7 @@ SEQ = "_seq"
 RANK = "_rank"
 _RESERVED_COLUMNS = {*FORMER_NAMES, *FORMER_NAMES.values(), SEQ, RANK}
 _INTEGER_DIGITS = len(f"{values.INTEGER_MAX}")
-# Digits before the decimal point, for a number whose schema sets no bounds.
+# A decimal has at least this many digits before the decimal point, even if the schema sets no bounds.
 _WHOLE_DIGITS_MIN = 20
 # A character in UTF-8 has at most this many bytes.
 _CHARACTER_BYTES = 4
@@ -106,7 +106,8 @@ class Kind:
     type: TypeEngine[Any]
     convert: Callable[[Any], Any]
     spills: bool = False
-    """Whether a value that the column cannot hold goes to `_sdc_extra`. If not, such a record is invalid."""
+    """Whether a value that the column cannot hold goes to `_sdc_extra`. If not, a record with such a value is invalid.
+    """
 
 
 IDENTIFIER = Kind(Identifier(), values.identifier)
@@ -139,7 +140,7 @@ _WORDS: dict[str, tuple[type, ...]] = {
     "required": (list,),
     "minimum": (int, float, Decimal),
     "maximum": (int, float, Decimal),
-    # A boolean in draft 4 of JSON Schema.
+    # In draft 4 of JSON Schema, these two keywords have booleans.
     "exclusiveMinimum": (int, float, Decimal, bool),
     "exclusiveMaximum": (int, float, Decimal, bool),
     "multipleOf": (int, float, Decimal),
@@ -151,7 +152,7 @@ _SIZED = {
     "number": {NUMBER, KEY_DOUBLE},
     "time": {INSTANT, INSTANT_OR_TEXT, KEY_INSTANT},
 }
-# The keywords that bound a number → the distance from the bound to the last allowed whole number.
+# The keywords that bound a number → the distance from the bound to the nearest allowed whole number.
 _BOUNDS = {"minimum": 0, "maximum": 0, "exclusiveMinimum": 1, "exclusiveMaximum": -1}
 _SCALARS = {"string": TEXT, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
 _TEXT_FORMATS = {"date-time": INSTANT, "date": DATE}
@@ -225,15 +226,15 @@ class Shape:
         *,
         limits: TableLimits = TableLimits(),
     ) -> Shape:
-        """Read a SCHEMA message.
+        """Derive the columns from a SCHEMA message.
 
         Args:
             schema: The stream's JSON Schema.
             key_properties: The properties of the stream's key.
             fixed: Properties with a fixed kind and column, whatever the schema declares.
             recorded: Property → column, for all other properties that the stream ever had.
-            stored: Column → what it holds, in the existing table. A column keeps its type if the type can hold more
-                values than its property needs.
+            stored: Column → what it holds, in the existing table. A column keeps its type if the type can hold all
+                values of its property.
             limits: The engine's limits.
 
         Raises:
@@ -253,7 +254,7 @@ class Shape:
         }
         existing = {name: stored[column] for name, column in columns.items() if name not in fixed and column in stored}
         kinds |= {name: _fitted(kinds[name], column, limits) for name, column in existing.items() if name in kinds}
-        # Keys come last, because a key has its own kind even if its column can hold more.
+        # Key properties come last, because they have their own kind, even if the existing column can hold more.
         kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, existing, limits)
         if limits.sizes:
             kinds |= {name: _sized(kinds[name], column) for name, column in existing.items()}
@@ -273,7 +274,7 @@ class Shape:
         """Convert a record to a row. The fields come first, then the metadata columns in the order of `FORMER_NAMES`.
 
         A log-based tap sets `_sdc_deleted_at` in the record of a deleted row, and may leave out all other properties
-        except the key. If the stream has a key, the row has `ABSENT` for each missing value.
+        except the key. If the stream has a key, the row of such a record has `ABSENT` for each missing value.
 
         Raises:
             Invalid: A key or a required property is missing, or a value does not fit its column.
@@ -305,7 +306,10 @@ class Shape:
         return (*row, None, None, None, version, None)
 
     def only_key(self, row: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Convert a row to the result of `key_row` for its record. Return None if it has no key or no version."""
+        """Convert a row to the row that `key_row` returns for the same record.
+
+        Return None if the stream has no key, or the row no version.
+        """
         *columns, _extra, _extracted_at, _loaded_at, version, _deleted_at = row
         if version is None or not self.keys:
             return None
@@ -313,7 +317,7 @@ class Shape:
         return (*key, None, None, None, version, None)
 
     def record(self, row: Sequence[Any]) -> tuple[dict[str, Any], datetime]:
-        """Return a record that would be converted to this row, and the time when it was extracted."""
+        """Return a record that `row` would convert to this row, and the time when the tap read the record."""
         *columns, extra, extracted_at, _loaded_at, _version, deleted_at = row
         record = {
             field.property: values.from_json(value) if field.kind is JSON and value else value
@@ -407,7 +411,7 @@ def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
     if stored.kind != "decimal" or limits.decimal_digits == 0:
         return kind
     is_narrower = kind is INTEGER and stored.digits - stored.places < _INTEGER_DIGITS
-    # A user has created this column. The target's own decimals have all digits that the engine allows.
+    # The target's own decimals have as many digits as the engine allows, so a user has created any other decimal.
     is_users = kind is NUMBER and stored.digits != limits.decimal_digits
     is_held = is_narrower or is_users or (places is not None and places <= stored.places)
     return decimal_kind(stored.digits, stored.places) if is_held else kind
@@ -494,7 +498,7 @@ def _precision(name: str, definition: Mapping[str, Any]) -> _Precision:
 def _digits_below(bound: Decimal) -> int:
     """Count the digits before the decimal point, given a bound.
 
-    1,000 gives 3, because a power of ten is usually exclusive.
+    A bound of 1,000 means 3 digits, because a power of ten is usually an exclusive bound.
     """
     return bound.adjusted() + (bound.normalize().as_tuple().digits != (1,))
 

@@ -1,6 +1,7 @@
 """Convert a JSON value to a column's value, or raise `Invalid` with the reason.
 
-JSON numbers arrive as `int` or `Decimal`, never as a binary float. Only `optional` and `table_version` accept null.
+JSON numbers arrive as `int` or `Decimal`, never as a binary float. Only `optional` and `table_version` return None for
+null.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def points(value: Any) -> Decimal:
 
 
 def instant(value: Any) -> datetime:
-    """Parse an ISO 8601 instant. Without an offset it is in UTC. The result is aware, in UTC, with microseconds.
+    """Parse an ISO 8601 instant. A time without an offset is in UTC. The result is aware, in UTC, with microseconds.
 
     These forms of ISO 8601 are valid:
 
@@ -284,7 +285,7 @@ def sized_text(value: Any, convert: Callable[[Any], str], size: int, *, is_in_by
 def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> datetime:
     """Return an instant whose seconds since 1970 fit into `bits` bits.
 
-    Second 0 is invalid, because it stands for no time.
+    Second 0 is invalid, because MySQL uses it for a time that is not set.
     """
     moment = convert(value)
     last = datetime.fromtimestamp(2**bits - 1, UTC)

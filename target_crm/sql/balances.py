@@ -5,14 +5,14 @@ computed from only one of them. `union` combines two partials:
 
 - `points` comes from the newest observation. At the same instant, an action wins over a snapshot, and of two actions
   the one with the greater id wins.
-- `opening` is the balance before the oldest action. Without an action, it is the balance of the snapshot.
-- Totals and counts are sums, so each action must be counted only once. Callers pass only the rows that the current
-  transaction has inserted into the ledger.
+- `opening` is the balance before the oldest action. If there is no action, `opening` is the snapshot's points.
+- Totals and counts are sums, so each action must be counted only once. So a caller that merges a batch passes only the
+  actions that the current transaction has inserted into the ledger.
 
 Partials can be combined in any order, except for two snapshots of the same instant. So merging batches into the stored
 balances gives the same rows as aggregating the whole history.
 
-Statements are cached per table, because building one takes longer than executing a small batch.
+Statements are cached per table, because building a statement takes longer than executing it for a small batch.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ if TYPE_CHECKING:
 
 # Columns that never change during the life of an award.
 _OWNER = ("user_id", "perk_id")
-# The columns of a partial that have values if it comes from a snapshot.
+# In a partial from a snapshot, every other column except `award_id` is null or zero.
 _SNAPSHOT_COLUMNS = (*_OWNER, "points", "as_of", "as_of_source", "updated_at", "opening")
-# Total → the effect of the actions that it sums, and the column with their points.
+# Total → the effect of the actions that count towards it, and the column that is summed.
 _TOTALS = {
     "earned_total": ("earned", "points_added"),
     "redeemed_total": ("redeemed", "points_redeemed"),
     "refunded_total": ("refunded", "points_refunded"),
 }
-# A partial takes these columns from the newest action. The id comes first: of two actions
-# at the same instant, the one with the greater id is newer.
+# A partial takes these columns from the newest action. The id must come first, because `packed` sorts by it:
+# of two actions at the same instant, the one with the greater id is newer.
 _OF_NEWEST = ("action_id", *_OWNER, "points_available")
 # The columns of actions that a balance needs.
 _ACTION_COLUMNS = (
@@ -102,7 +102,7 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool]) -> S
 def partials_by_packing(actions: FromClause) -> Select[Any]:
     """Return the same rows as `partials_from_actions` without sorting the actions of each award.
 
-    Only for engines that compile `packed`. For a whole ledger, this is faster.
+    This is faster for a whole ledger. Only engines that compile `packed` can execute it.
     """
     a = actions.c
 
@@ -118,10 +118,14 @@ def partials_by_packing(actions: FromClause) -> Select[Any]:
 def _partials(
     r: Columns, newest: Columns, first_action_id: ColumnElement[Any], opening: ColumnElement[Any]
 ) -> Select[Any]:
-    """Compute one partial balance per award of `r`. `newest` has the values from each award's newest action."""
+    """Compute one partial balance per award from the actions in `r`.
+
+    `newest` has the values from each award's newest action.
+    """
     return select(
         r["award_id"],
-        # The newest action may lack user or perk. All actions of an award have the same ones, so take any.
+        # The newest action may lack the user or the perk. All actions of an award have the same user and perk, so
+        # take them from any action.
         *(func.coalesce(newest[name], any_value(r[name])).label(name) for name in _OWNER),
         newest["points_available"].label("points"),
         func.max(r["occurred_at"]).label("as_of"),
@@ -138,7 +142,7 @@ def _partials(
 
 
 def _newest_first(actions: FromClause, *which: ColumnElement[bool], **functions: FunctionElement[Any]) -> Subquery:
-    """Select the actions that have an effect, with window functions over each award's actions, newest first."""
+    """Select the actions that have an effect, and add window functions over each award's actions, newest first."""
     order = [actions.c.occurred_at.desc(), actions.c.action_id.desc()]
     return (
         select(*(actions.c[name] for name in _ACTION_COLUMNS))
@@ -175,7 +179,7 @@ def _sums(actions: Columns) -> list[Label[Any]]:
 def partials_from_snapshots(awards: FromClause) -> Select[Any]:
     """Compute one partial balance per snapshot with points.
 
-    `awards` has the columns of the table `awards`, and one row per award.
+    `awards` may be any table or query with the columns of the table `awards` and at most one row per award.
     """
     c = awards.c
     return select(
@@ -199,7 +203,7 @@ def partials_from_snapshots(awards: FromClause) -> Select[Any]:
 def union(one: Columns, other: Columns) -> dict[str, ColumnElement[Any]]:
     """Combine two partial balances of an award.
 
-    If a partial is missing, all of its columns are null. Of two snapshots from the same instant, `one` wins.
+    If a partial is missing, all of its columns are null. Of two snapshots from the same instant, the one in `one` wins.
 
     Returns:
         Column name → expression, for every column except `award_id`.
@@ -261,7 +265,7 @@ def by_full_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
 
 
 def by_grouping(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
-    """Return the same rows as `by_full_join`, for engines without full joins, or with slow ones (nested loops)."""
+    """Return the same rows as `by_full_join`, for engines that have no full join, or execute it with nested loops."""
     both = union_all(actions, awards).subquery("partials")
 
     def of(source: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -288,9 +292,9 @@ def by_grouping(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
 
 
 def by_left_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
-    """Return the same rows as `by_full_join`, for an engine that looks up snapshots by their key fastest.
+    """Return the same rows as `by_full_join`, for an engine that is fastest when it looks up snapshots by their key.
 
-    Only use this if the engine computes `actions` once, although the query reads them twice.
+    Only use this if the engine computes `actions` once, although the query refers to it twice.
     """
     action = actions.cte("action")
     snapshot, alone = awards.subquery("snapshot"), awards.subquery("alone")
@@ -319,10 +323,10 @@ def all_balances(tables: Tables, partials: Select[Any], combine: Combine = by_gr
 
 @cache
 def as_of(tables: Tables) -> Select[Any]:
-    """Compute every balance as of the parameter `moment`: each award's newest observation and its sums up to then.
+    """Compute every balance as of the parameter `moment`: each award's newest observation and sums up to this time.
 
-    Awards that had no observation by then, or were already deleted, are left out. The warehouse keeps only the newest
-    snapshot of an award, so this query cannot find points that only an earlier snapshot showed.
+    The query leaves out awards that had no observation yet, and awards that were already deleted. The warehouse keeps
+    only the newest snapshot of an award, so this query cannot find points that only an earlier snapshot showed.
     """
     moment = bindparam("moment", type_=Instant())
     actions, awards = tables.actions, tables.awards
@@ -347,8 +351,8 @@ def merge(tables: Tables, arrived: Select[Any]) -> Merge:
 def recompute_awards(tables: Tables, named: Select[Any]) -> Replacement:
     """Recompute the balances of some awards from their whole history.
 
-    For engines without transactions. There, a batch that stops between two statements is loaded again, and a merge
-    would count its actions twice. The cost grows with the number of actions that these awards have.
+    Engines without transactions need this. If a batch stops between two statements there, the target loads it again,
+    and a merge would count its actions twice. The cost grows with the number of actions that these awards have.
 
     Args:
         tables: The target's tables.
@@ -391,7 +395,7 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
             for side, rows in (("0", stored), ("1", expected))
         )
     ).subquery("sides")
-    # Grouping joins equal rows of both sides. A group with rows of only one side is a difference.
+    # Equal rows of both sides form one group. A group with rows of only one side is a difference.
     s = sides.c
     row = [s[name] for name in compared]
     alone = (
@@ -415,10 +419,11 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
 def gaps(tables: Tables, read: ReadTimes) -> Select[Any]:
     """Select the awards whose chain of actions has gaps.
 
-    Each row has the number of gaps of each kind, the time of the newest gap, and the totals over all awards.
+    Each row has the number of gaps of each kind, the time of the newest gap, and the same numbers for all awards.
 
-    At a gap, the balance before an action plus the action's change differs from the balance after it. Either the points
-    changed without an action, such as by an edit or an expiry, or an action in between was not read.
+    Two consecutive actions have a gap between them if the balance after the first one, plus the change of the second,
+    differs from the balance after the second. Either the points changed without an action, for example by an edit or
+    an expiry, or the tap did not read an action between the two.
     """
     a = tables.actions.c
     c = _newest_first(tables.actions, points_before=func.lead(a.points_available), before_at=func.lead(a.occurred_at)).c
@@ -461,7 +466,7 @@ def totals_of_balances(balances: Table) -> Select[Any]:
 
 @cache
 def behind_snapshot(tables: Tables) -> Select[Any]:
-    """Select the awards whose snapshot is newer than the balance, or is its source but has different points."""
+    """Select the awards whose balance is missing, is older than the snapshot, or is a snapshot with other points."""
     balances, awards = tables.award_balances, tables.awards
     snapshot_as_of = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
     return (

@@ -53,6 +53,6 @@ def _interval(row: Row[Any]) -> Interval:
 
 
 def _interval_id(scope: Scope, interval: Interval) -> str:
-    """Hash an interval and its scope. Equal intervals get the same id, so that no engine stores one twice."""
+    """Hash an interval and its scope. Equal intervals get the same id, so that no engine stores an interval twice."""
     text = json.dumps([*scope, *(edge.isoformat() for edge in interval)])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 QUARTER_SECONDS = 900
 QUARTER_MICROS = QUARTER_SECONDS * 1_000_000
-# The number of days from 1 March of the year 0 to 1 January 1970.
+# The number of days from 29 February of the year 0, the day before the first March, to 1 January 1970.
 DAYS_BEFORE_1970 = 719_469
 
 
@@ -52,7 +52,7 @@ def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class any_value(FunctionElement[Any]):  # noqa: N801
-    """Any non-null value of a group; null if there is none. Use it only for groups whose values are all equal."""
+    """Any non-null value of a group; null if there is none. Use it only if all non-null values of a group are equal."""
 
     inherit_cache = True
     name = "any_value"
@@ -77,14 +77,15 @@ class row_number(FunctionElement[int]):  # noqa: N801
 
 @compiles(row_number)
 def _row_number(_element: row_number, _compiler: SQLCompiler, **_: Any) -> str:
-    # Firebird's dialect drops empty parentheses.
+    # For `func.row_number()`, Firebird's dialect would leave out the empty parentheses.
     return "row_number()"
 
 
 class packed(FunctionElement[Any]):  # noqa: N801
     """An instant, an id and other values as a single value, which sorts by the instant, then by the id.
 
-    So the maximum of a group holds the values of its newest row. Only some engine modules compile this function.
+    So the maximum of a group contains the values of the group's newest row. Only some engine modules compile this
+    function.
     """
 
     inherit_cache = True
@@ -92,7 +93,7 @@ class packed(FunctionElement[Any]):  # noqa: N801
 
 
 class unpacked(FunctionElement[Any]):  # noqa: N801
-    """A value from a packed one, by its place. The id has place 1, and the other values follow."""
+    """One of the values in a packed value, selected by its place. The id has place 1, and the other values follow."""
 
     inherit_cache = False
     name = "unpacked"
@@ -104,7 +105,7 @@ class unpacked(FunctionElement[Any]):  # noqa: N801
 
 
 class quarter_hours(FunctionElement[int]):  # noqa: N801
-    """The number of quarter hours from 1970 to an instant. In every time zone, a quarter hour begins at midnight."""
+    """The number of quarter hours from 1970 to an instant. In every time zone, midnight is on a full quarter hour."""
 
     type = BigInteger()
     inherit_cache = True
@@ -113,7 +114,10 @@ class quarter_hours(FunctionElement[int]):  # noqa: N801
 
 @compiles(quarter_hours)
 def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
-    """Compute the days from year, month and day, because core SQL has no function for it. Years begin in March here."""
+    """Compute the days from year, month and day, because core SQL has no function that counts days.
+
+    In this calculation, years begin in March.
+    """
     (instant,) = element.clauses
     parts = ("year", "month", "day", "hour", "minute")
     year, month, day, hour, minute = (compiler.process(extract(part, instant), **kw) for part in parts)

@@ -33,7 +33,7 @@ class Run:
     """`DONE` or `FAILED`; None while it is running."""
 
     def rows(self, tallies: Mapping[str, Tally], ignored_activations: Mapping[str, int]) -> list[tuple[Any, ...]]:
-        """Return a row per stream. The keys of both arguments are table names. Malformed lines have an empty name."""
+        """Return a row per stream. The keys of both arguments are table names. The key of malformed lines is empty."""
         finished_at = self.now if self.exit_state else None
         seconds = Decimal((self.now - self.started_at) // timedelta(milliseconds=1)) / 1000
         return [

@@ -1,9 +1,9 @@
 """Statements that move staged rows into their table.
 
 Rows are first copied into a staging table, in the order of arrival. Then the work table `fresh` gets the sequence
-numbers of the rows to write: those that will be inserted or will replace others. The statements are the same on every
-engine, so they use neither MERGE nor ON CONFLICT. They are cached per table, because building one takes longer than
-executing a small batch.
+numbers of the rows to write, which will be inserted or replace existing rows. The statements work on every engine, so
+they use neither MERGE nor ON CONFLICT. They are cached per table, because building a statement takes longer than
+executing it for a small batch.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class Staged:
 class RowUpdate:
     """New values for the rows that meet a condition. The values and the condition may refer to other tables.
 
-    This describes an UPDATE … FROM in a form that engines without such a statement can also execute. If it refers to
-    other tables, the updated table must have a key, and each updated row may match only one combination of their rows.
+    This describes an UPDATE … FROM in a form that engines without such a statement can also execute. If the update
+    refers to other tables, the updated table must have a key, and each updated row must match exactly one combination
+    of rows in those tables.
     """
 
     table: Table
@@ -80,7 +81,10 @@ class RowUpdate:
 
     @cached_property
     def update_by_key(self) -> Update:
-        """The statement that updates one row. Its parameters have upper-case names, so that none equals a column's."""
+        """The statement that updates one row.
+
+        Its parameters have upper-case names, so that no parameter has the name of a column.
+        """
         keys = (self.table.c[name] == bindparam(f"KEY_{place}") for place, name in enumerate(_keys(self.table)))
         values: dict[str, Any] = {name: bindparam(f"NEW_{place}") for place, name in enumerate(self.values)}
         return self.table.update().values(values).where(*keys)
@@ -161,8 +165,8 @@ Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
 def pick_newer(table: Table, staged: Staged, ages: Ages) -> Insert:
     """Fill `fresh` with the newest staged row of each key, unless the table has a newer one.
 
-    Of two rows with the same age, the later arrival wins. A row that equals the stored row is not written. Without a
-    key, all staged rows are written.
+    Of two rows with the same age, the later arrival wins. A row is not written if it differs from the stored row only
+    in `_sdc_batched_at`. If the table has no key, all staged rows are written.
     """
     keys = _keys(table)
     if not keys:
@@ -191,7 +195,7 @@ def changed_rows(table: Table, staged: Staged) -> FromClause:
 def replace(table: Table, staged: Staged) -> list[Insert | RowUpdate]:
     """Replace rows of the table with those in `fresh` that have the same key, and insert the others.
 
-    Columns that the stream's schema does not name keep their values. They come from an older schema, or from a user.
+    Columns that the stream's schema does not name keep their values. An older schema or a user has added such columns.
     """
     if not _keys(table):
         return [insert(table, fresh_rows(staged))]
@@ -214,7 +218,7 @@ def count_changed(table: Table, staged: Staged) -> Select[tuple[int]]:
 
 @cache
 def count_same(table: Table, staged: Staged) -> Select[tuple[int]]:
-    """Count the staged rows that equal the stored row with their key, apart from metadata."""
+    """Count the staged rows that equal the stored row with the same key, apart from metadata."""
     rows = staged.table
     same = and_(_same_key(table, rows), _equal(table, rows, METADATA_COLUMNS)) if _keys(table) else false()
     return select(func.count()).select_from(rows).join(table, same)
@@ -256,7 +260,7 @@ def count_unversioned(table: Table) -> Select[Any]:
 
 
 def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
-    """Mark or delete the rows of versions older than this one."""
+    """Mark the rows of older versions as deleted. If `hard` is true, delete these rows instead."""
     older = or_(table.c[TABLE_VERSION].is_(None), table.c[TABLE_VERSION] < version)
     if hard:
         return table.delete().where(older)
@@ -306,8 +310,8 @@ def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 def pick_completing(ledger: Table, staged: Staged) -> Insert:
     """Fill `fresh` with staged actions that have an `effect`, if the column `effect` of their ledger row is null.
 
-    The column is null if a field was deselected when the action was first read. Of several staged actions with one id,
-    take the first.
+    The column may be null because a field was deselected when the tap first read the action. If several staged actions
+    have the same id, take the first one.
     """
     rows = staged.table
     first = (
@@ -351,7 +355,7 @@ def count_differing(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 
 @cache
 def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
-    """Count the staged duplicates that differ from the ledger's action without contradicting it, per column."""
+    """For each column, count the staged duplicates that differ from the ledger's action without contradicting it."""
     rows = staged.table
     return (
         select(
@@ -366,7 +370,7 @@ def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
 
 
 def _differences(ledger: Table, rows: FromClause) -> dict[str, ColumnElement[bool]]:
-    """Return for each column whether two actions differ in it."""
+    """Return, for each column, an expression for whether two actions differ in this column."""
     ignored = {"action_id", "payload", "loaded_at"}
     names = [column.name for column in ledger.c if column.name not in ignored]
     return {name: ledger.c[name].is_distinct_from(rows.c[name]) for name in names}
@@ -381,7 +385,7 @@ def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
 
 
 def _agrees(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
-    """Return whether `_contradicts` is false or null. SQL's NOT would give null for null."""
+    """Return whether `_contradicts` is false or null. A plain NOT would turn null into null."""
     return case((_contradicts(ledger, rows), 1), else_=0) == 0
 
 

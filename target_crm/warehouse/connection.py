@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from target_crm.warehouse.migrations import Statement
     from target_crm.warehouse.stream_names import StreamTables
 
-# After a lost connection, wait this long before each further attempt.
+# After a lost connection, wait this many seconds before the second attempt, the third attempt and so on.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # Keep the markers of committed batches this long, which is much longer than all retries take.
 MARKERS_KEPT = timedelta(days=1)
-# The advice if a role lacks the privilege to create or change tables, or to read or write them.
+# Advice for a role that may not create or change tables (`_ASK_FOR_DDL`), or may not read or write them.
 _ASK_FOR_DDL = (
     "as the owner of the tables, run the SQL that `crm-balances ddl --schemas` prints: see Roles in docs/deploy.md"
 )
@@ -77,7 +77,7 @@ class Warehouse:
 
     def __init__(self, sqlalchemy_url: str, schema: str | None = None) -> None:
         url = parse_url(sqlalchemy_url)
-        # Leave out the user and the query, because some drivers accept secrets there.
+        # Leave out the URL's user and query string, because some drivers accept secrets there.
         self.name = URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
         self.adapter = adapter_for(url.get_backend_name())
         if schema and not self.adapter.has_schemas:
@@ -137,7 +137,7 @@ class Warehouse:
                     with self._change_tables() as (connection, statements):
                         statements.extend(migrations.set_up(connection, self.tables, balances=balances))
                         if migrations.recomputes_balances(statements, self.tables):
-                            # After the upgrade, `crm-balances verify` cannot find drift from before it.
+                            # After the upgrade, `crm-balances verify` can no longer find drift that existed before.
                             logger.warning(
                                 "recomputing all balances for version %d of the tables, which also repairs drift",
                                 migrations.VERSION,
@@ -234,7 +234,8 @@ class Warehouse:
         batch_id = uuid.uuid4().hex
         for attempt in self._attempts():
             with attempt, self.write() as connection:
-                # The first attempt may have failed because of our own limits. Lift them for the rest of the run.
+                # The first attempt may have failed because of our own resource limits. Lift them for the rest of the
+                # run.
                 self._limits_resources &= attempt.is_first
                 if self._limits_resources:
                     self.adapter.limit_resources(connection)
@@ -313,7 +314,10 @@ class Warehouse:
         self.adapter.load(connection, commits, [(batch_id, now)])
 
     def _execute(self, connection: Connection, statements: Sequence[Statement]) -> None:
-        """Execute DDL. First lock the tables that it alters. Lock a table that it replaces only after the copy."""
+        """Execute DDL. First lock the tables that the statements alter.
+
+        If the statements replace a table by a copy, lock the table only after its rows have been copied.
+        """
         altered = (each.element for each in statements if isinstance(each, migrations.AlterTable))
         emptied = (each.element for each in statements if isinstance(each, DropTable) and each.element.info == WORK)
         with self.errors(is_ddl=True):
@@ -357,7 +361,7 @@ def _sql(connection: Connection, statement: Statement) -> str:
 
 
 def parse_url(sqlalchemy_url: str) -> URL:
-    """Parse a SQLAlchemy URL. For `postgresql://` without a driver, use the driver from this project's extra.
+    """Parse a SQLAlchemy URL. If a PostgreSQL or MySQL URL names no driver, use the driver from this project's extra.
 
     Raises:
         SettingError: The text is not a URL. The message does not show the text, which may contain a password.

@@ -1,4 +1,4 @@
-"""DDL: the statements that create the target's tables, and upgrade older ones to this version.
+"""DDL: the statements that create the target's tables, and upgrade older tables to this version.
 
 An upgrade adds, widens and renames columns. The only column that it may drop is one that older ledgers had, on engines
 where that column cannot become nullable.
@@ -77,7 +77,7 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (Date, "date"),
     (String, "text"),
 )
-# The kind of the wider column → the kinds of columns that can be widened to it. `text` can hold any kind.
+# The kind of the wider column → the kinds of columns that can be widened to it. Every kind can be widened to `text`.
 _WIDENED_FROM = {"number": {"integer", "decimal"}, "decimal": {"integer", "decimal"}, "time": {"date"}}
 # The kind of an existing column, and the kind in the new schema. For these pairs, the column stays unchanged.
 _KEPT = {("number", "integer"), ("number", "decimal"), ("decimal", "integer"), ("decimal", "number")}
@@ -85,7 +85,7 @@ _KEPT = {("number", "integer"), ("number", "decimal"), ("decimal", "integer"), (
 _DOUBLE_DIGITS = 15
 # Types of dialects that do not inherit from SQLAlchemy's types.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
-# The name of a type's class → its bits, for numbers that are smaller than the target's own.
+# The name of a type's class → its bits, for types that cannot hold every number that the target may store.
 _BITS = {
     "TinyInteger": 8,
     "UTinyInteger": 8,
@@ -98,12 +98,12 @@ _BITS = {
     "REAL": 32,
     "FLOAT": 32,
 }
-# MySQL's types for text → how many bytes they hold.
+# MySQL's types for short text → how many bytes they hold.
 _TEXT_BYTES = {"TINYTEXT": 2**8 - 1, "TEXT": 2**16 - 1}
 
 
 class AlterTable(ExecutableDDLElement):
-    """A statement that changes a table."""
+    """An ALTER TABLE statement, with the table that it changes."""
 
     def __init__(self, table: Table, statement: str) -> None:
         self.element = table
@@ -128,7 +128,7 @@ def set_up(
         tables: The target's tables.
         others: Tables of streams.
         balances: Whether to create the tables and views of Pepper's streams as well. Existing ones are always upgraded.
-        allow_key_change: Whether to rebuild a stream's table whose key differs from the schema's.
+        allow_key_change: Whether to rebuild a stream's table if its key differs from the key in the SCHEMA message.
 
     Raises:
         WarehouseError: The tables have a newer version.
@@ -143,7 +143,7 @@ def set_up(
         balances |= any(inspector.has_table(table.name, schema=schema) for table in tables.of_balances)
     else:
         balances &= not has_balances(connection, tables)
-    # Create the schema only if it is missing, because the loader may lack the privilege.
+    # Create the schema only if it is missing, because the loader may lack the privilege to create schemas.
     is_missing = schema and not inspector.has_schema(schema)
     statements: list[Statement] = [CreateSchema(schema)] if schema and is_missing else []
     owned = [each for each in tables.metadata.sorted_tables if (balances if each in tables.of_balances else is_older)]
@@ -193,8 +193,8 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
 
     Args:
         connection: A connection to the warehouse.
-        table: The table that the schema needs.
-        allow_key_change: Whether to rebuild a table whose key in the warehouse differs from the schema's.
+        table: The table that the stream's schema needs.
+        allow_key_change: Whether to rebuild the table if its key in the warehouse differs from the key in `table`.
 
     Raises:
         WarehouseError: The table cannot be changed to the new schema.
@@ -282,7 +282,7 @@ def joined(connection: Connection, former: Table, table: Table, *, allow_key_cha
 
 
 def _changes_key(adapter: EngineAdapter, table: Table, keys: Collection[str], *, allow_key_change: bool) -> bool:
-    """Return whether an existing table has another key.
+    """Return whether an existing table has another key than the stream's schema.
 
     Raises:
         WarehouseError: The table has another key, but must not be rebuilt.
@@ -310,7 +310,7 @@ def _check_generated(table: Table, existing: Sequence[ReflectedColumn]) -> None:
 
 
 def _check_width(connection: Connection, table: Table, found: Collection[str]) -> None:
-    """Raise an error for a table with too many columns. Its work table needs one column more."""
+    """Raise an error for a table with too many columns. Its staging table needs one more column, `_seq`."""
     columns_max = adapter_of(connection).limits.columns
     columns = len({*found, *table.columns.keys()})
     if columns_max and columns >= columns_max and table.info != WORK:
@@ -343,13 +343,13 @@ def _rebuild(
     *,
     has_other_key: bool,
 ) -> list[Statement]:
-    """Return the statements that copy a table's rows into a new table, and replace the old table by the new one.
+    """Return the statements that copy a table's rows into a new table, and replace the old table with the new one.
 
     If several rows have the same new key, only the newest is copied.
 
     Args:
         connection: A connection to the warehouse.
-        table: The table that the schema needs.
+        table: The table that the stream's schema needs.
         found: Column → type, in the existing table.
         changed: The columns that get a wider type.
         has_other_key: Whether the key changes.
@@ -430,7 +430,7 @@ def _indexes(connection: Connection, table: Table) -> list[Statement]:
 
 
 def stored_columns(connection: Connection, table: str, schema: str | None) -> dict[str, Stored]:
-    """Return what each column of a table holds. Return nothing if the table does not exist."""
+    """Return what each column of a table holds. Return an empty dict if the table does not exist."""
     inspector = inspect(connection)
     if not inspector.has_table(table, schema=schema):
         return {}
@@ -446,7 +446,7 @@ def _renames_of_others(connection: Connection, tables: Tables, wanted: Collectio
     """Return the statements that give metadata columns their current names, in all tables except `wanted`.
 
     Raises:
-        WarehouseError: A view would break.
+        WarehouseError: A view reads a column that would be renamed.
     """
     schema = tables.metadata.schema
     inspector = inspect(connection)
@@ -536,7 +536,7 @@ def _widens(
     """
     old, new = _stored(found[column.name]), _stored(_type_in_ddl(column.type, dialect))
     is_wider = old.kind != new.kind or new.places > old.places
-    # The target creates only decimals with this number of digits. A decimal with another number comes from a user.
+    # The target gives each decimal as many digits as the engine allows. All other decimals were created by a user.
     is_own_decimal = (old.kind, new.kind) == ("decimal", "number") and old.digits == adapter.limits.decimal_digits
     if not is_wider or ((old.kind, new.kind) in _KEPT and not is_own_decimal):
         return False
@@ -556,7 +556,7 @@ def _kind_in_ddl(column: Column[Any], dialect: Dialect) -> str:
 def _type_in_ddl(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
     """Return the type that CREATE TABLE uses for one of our types.
 
-    The dialect may turn it into a type of unknown kind.
+    Do not call `dialect_impl` here, because it may return a type of unknown kind.
     """
     return type_.load_dialect_impl(dialect) if isinstance(type_, TypeDecorator) else type_
 
@@ -580,7 +580,7 @@ def _stored(type_: TypeEngine[Any]) -> Stored:
         bytes_max = _TEXT_BYTES.get(name, 0) if hasattr(type_, "charset") else 0
         return Stored(kind, size=getattr(type_, "length", None) or bytes_max, is_in_bytes=bytes_max > 0)
     if kind == "time":
-        # Only MySQL's TIMESTAMP has an `fsp`. It counts seconds since 1970.
+        # Of the types with this name, only MySQL's TIMESTAMP has an `fsp`. It stores the seconds since 1970 in 31 bits.
         return Stored(kind, size=31 if name == "TIMESTAMP" and hasattr(type_, "fsp") else 0)
     is_unsigned = bool(getattr(type_, "unsigned", False)) or name.startswith("U")
     return Stored(kind, size=_BITS.get(name, 64 if is_unsigned else 0), is_unsigned=is_unsigned)
@@ -604,5 +604,5 @@ def view(
 
 def adapter_of(connection: Connection) -> EngineAdapter:
     """Return the adapter of a connection's engine."""
-    # Use the name in the URL, because the dialect may have another name.
+    # Use the engine's name from the URL, because the dialect may have another name.
     return adapter_for(connection.engine.url.get_backend_name())

@@ -37,7 +37,7 @@ class StreamTables(Protocol):
 
     @property
     def allow_key_change(self) -> bool:
-        """Whether to rebuild the table in the warehouse if its key differs from the schema's."""
+        """Whether to rebuild the table in the warehouse if its key differs from the key in the SCHEMA message."""
 
     @property
     def own_tables(self) -> Sequence[Table]:
