@@ -181,7 +181,7 @@ def idle(rounds: int) -> str:
             programs[f"target-crm into {engine}"] = partial(run, target, stdin=output, environment=QUIET)
             programs[f"tap-pepper \\| target-crm into {engine}"] = partial(run, tap, target, environment=QUIET)
         results = in_turn(programs, rounds)
-    lines = ["| | seconds | of processor time |", "|---|---:|---:|"]
+    lines = ["| | seconds | processor seconds |", "|---|---:|---:|"]
     for name, runs in results.items():
         lines.append(f"| {name} | {seconds_of(runs):.2f} | {_processor_seconds(runs):.2f} |")
     return "\n".join(lines)

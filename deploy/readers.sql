@@ -1,4 +1,4 @@
--- Rights for crm_reader and crm_monitor. Run this once per merchant as the migration role, when the tables exist:
+-- Rights for crm_reader and crm_monitor. Run this once per merchant as the migration role, after the tables have been created:
 -- psql --username crm_migration --set schema=loyalty --file deploy/readers.sql
 \set ON_ERROR_STOP on
 SET search_path TO :"schema";
@@ -11,5 +11,6 @@ GRANT SELECT (action_id, type, tenant_id, user_id, award_id, perk_id, location_i
 -- Additional tables that `crm-balances status` and `verify` read.
 GRANT SELECT ON load_runs, _crm_version, _crm_streams TO crm_monitor;
 GRANT SELECT (stream) ON rejected_records TO crm_monitor;
--- If you load `users`, also run the next line: `status` shows the number of users and the time of their last load.
+-- If you load `users`, also run the grant in the next line. `status` can then show how many users there are, and when they
+-- were last loaded.
 -- GRANT SELECT (_sdc_extracted_at, _sdc_batched_at, _sdc_deleted_at) ON users TO crm_monitor;

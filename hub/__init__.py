@@ -1,1 +1,1 @@
-"""What Meltano Hub asks of the two plugins, written by `./dev hub`."""
+"""The definitions of the plugins for Meltano Hub, and the program that writes them (`./dev hub`)."""

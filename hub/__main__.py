@@ -27,7 +27,7 @@ INTRODUCTION = {
     "log_parser": "singer-sdk",
 }
 
-# At the release, replace this text with an empty one: see docs/release.md.
+# Make this text empty when the package is in a registry: see docs/release.md.
 NOT_PUBLISHED = (
     "The package is not in a registry yet. Set `pip_url` to a wheel that `./dev wheel` has built "
     "(`/path/to/pepper_crm-….whl{extras}`), to a copy of the repository (`/path/to/pepper-crm{extras}`), or to your "
@@ -48,9 +48,9 @@ TAP = {
         f"{NOT_PUBLISHED.format(extras='')}"
     ),
     "next_steps": (
-        "Load with `target-crm` for a balance per user and award, or with any other target. "
-        "The stream `users` is personal data. To read it, set `include_users`, and list the fields that you need under "
-        "`select`, such as `users.state`."
+        "To get a balance per user and award, load with `target-crm`. Any other target can also load the streams. "
+        "The stream `users` contains personal data. To read it, set `include_users`, and list the fields that you need "
+        "under `select`, such as `users.state`."
     ),
 }
 WAREHOUSE = "Set the address of the warehouse as `sqlalchemy_url`, or in parts: `dialect`, `host`, `user` …"

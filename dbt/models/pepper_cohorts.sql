@@ -1,4 +1,5 @@
--- Cohorts of users by the month (UTC) of their first action in the ledger, with their points in each month since then.
+-- Cohorts of users by the month (UTC) in which an action in the ledger first changed their points, with their points in
+-- each month since then.
 with monthly as (
 
     select

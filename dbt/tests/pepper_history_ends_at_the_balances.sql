@@ -1,4 +1,5 @@
--- Awards that are not deleted, but do not have exactly one open row in the history, or whose row differs from the balance.
+-- Awards that are not deleted, and whose history is wrong: it does not have exactly one row without an end, or the points
+-- of this row differ from the balance.
 select balances.award_id
 from {{ source('crm', 'award_balances') }} as balances
 left join {{ source('crm', 'awards') }} as awards on awards._id = balances.award_id

@@ -1,4 +1,4 @@
--- Models with a key of several columns in which a key occurs twice.
+-- Models in which a key occurs more than once. These are the models whose key has several columns.
 select 'pepper_award_history' as model
 from {{ ref('pepper_award_history') }}
 group by award_id, valid_from
