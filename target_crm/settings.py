@@ -25,15 +25,15 @@ class Settings:
 
     sqlalchemy_url: str | None = setting(
         "SQLAlchemy URL",
-        "The warehouse, as a SQLAlchemy URL. `postgresql://` uses psycopg (extra `postgres`). If neither this setting "
-        "nor `dialect` is set, the warehouse is `sqlite:///crm.db`.",
+        "The warehouse, as a SQLAlchemy URL. A `postgresql://` URL uses the driver psycopg (extra `postgres`). If "
+        "neither this setting nor `dialect` is set, the warehouse is `sqlite:///crm.db`.",
         default=None,
         examples=["sqlite:///crm.db", "postgresql://loader:secret@localhost:5432/crm"],
         secret=True,
     )
     dialect: str | None = setting(
         "Dialect",
-        "The kind of warehouse, if its address is given in parts instead of a URL.",
+        "The kind of warehouse, if you give its address in parts instead of a URL.",
         default=None,
         examples=["postgresql", "sqlite"],
     )
@@ -82,16 +82,17 @@ class Settings:
     max_rejected_fraction: float = setting(
         "Maximum fraction of rejected records",
         "End with exit code 1 if more than this fraction of a stream's records were quarantined. A stream with fewer "
-        "than 100 records counts only if all of them were quarantined. 1 turns this check off. Valid records are "
-        "loaded in any case.",
+        "than 100 records fails this check only if all of its records were quarantined. 1 turns the check off. Valid "
+        "records are loaded in any case.",
         default=0.1,
         minimum=0,
         maximum=1,
     )
     max_deleted_fraction: float = setting(
         "Maximum fraction of rows deleted without a version",
-        "Ignore an ACTIVATE_VERSION, and end with exit code 1, if it would delete more than this fraction of a table's "
-        "rows because they have no version yet. To delete the rows, raise this setting for one run.",
+        "Ignore an ACTIVATE_VERSION message, and end with exit code 1, if it would mark or delete more than this "
+        "fraction of a table's rows because they have no version yet. To let the target mark or delete these rows, "
+        "raise this setting for one run.",
         default=0.5,
         minimum=0,
         maximum=1,

@@ -76,8 +76,8 @@ class Options:
         if self.url:
             given |= {**dict.fromkeys(URL_PARTS), "sqlalchemy_url": self.url}
         if reads_environment:
-            # These variables would take precedence over `config`. Make them empty: if they were missing, `.env` could
-            # set them.
+            # The environment variables of these settings would take precedence over `config`. Make them empty instead
+            # of removing them, because `.env` could then set them.
             os.environ.update({f"{ENVIRONMENT_PREFIX}{name.upper()}": "" for name in given})
         target = TargetCrm(config={**config, **given}, parse_env_config=reads_environment)
         # Let SIGTERM end the command as usual. The target's own handler would print a message about reading input.
@@ -231,7 +231,7 @@ def compare(options: Options) -> int:
 
 
 @_command("coverage --json", "0 printed, 2 error")
-@click.option("--state", is_flag=True, help="Print a state with which tap-pepper reads what is missing.")
+@click.option("--state", is_flag=True, help="Print a state with which tap-pepper reads the missing actions.")
 @click.pass_obj
 def coverage(options: Options, *, state: bool) -> int:
     """Show which actions were read.
@@ -258,7 +258,9 @@ def coverage(options: Options, *, state: bool) -> int:
     callback=_parsed(limits.parse_duration),
     help="Exit with 1 if actions were last read longer ago than this, such as 15m. Units: s, m, h, d.",
 )
-@click.option("--max-rejected", type=click.IntRange(0), help="Exit with 1 if more records than this are in quarantine.")
+@click.option(
+    "--max-rejected", type=click.IntRange(0), help="Exit with 1 if the quarantine has more records than this."
+)
 @click.option("--max-holes", type=click.IntRange(0), help="Exit with 1 if the coverage has more holes than this.")
 @click.option(
     "--format",
@@ -266,7 +268,7 @@ def coverage(options: Options, *, state: bool) -> int:
     type=click.Choice(["text", "json", "prometheus"]),
     default="text",
     show_default=True,
-    help="Prometheus: metrics for the node exporter's textfile collector.",
+    help="prometheus prints metrics for the node exporter's textfile collector.",
 )
 @click.pass_obj
 def status(
@@ -402,8 +404,8 @@ def report(
 def as_of(options: Options, moment: datetime) -> int:
     """Print every balance as of a given time, in CSV.
 
-    A balance is the newest observation of its award at or before TIMESTAMP. TIMESTAMP is in ISO 8601. Without an offset
-    it is in UTC.
+    A balance is the newest observation of its award at or before TIMESTAMP. TIMESTAMP is in ISO 8601, and in UTC if it
+    has no offset.
     """
     with options.warehouse() as warehouse, warehouse.read() as connection:
         streamed = connection.execution_options(yield_per=ROWS_AT_A_TIME)
@@ -530,7 +532,7 @@ def forget(options: Options, user_id: str, *, dry_run: bool, anywhere: bool) -> 
 def ddl(options: Options, schemas: TextIO | None) -> int:
     """Print the DDL that target-crm still needs.
 
-    Run the DDL with a role that may create tables. target-crm can then load with a role that may not.
+    Run the DDL with a role that may create tables. After that, target-crm can load with a role that may not.
     """
     try:
         statements = missing_statements(options.target, schemas or [])

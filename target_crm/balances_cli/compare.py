@@ -104,8 +104,8 @@ class AwardsInput:
             )
         if not self.read.is_finished:
             raise InputError(
-                f"awards: no STATE follows the last award in {counted(self._reader.line_number, 'line')}, so the tap "
-                "stopped early; see its log"
+                f"awards: no STATE follows the last award in the {counted(self._reader.line_number, 'line')} of input, "
+                "so the tap stopped early; see its log"
             )
 
     def _refuse(self, _line: object, reason: str) -> NoReturn:
@@ -265,7 +265,7 @@ def _stored_balances(connection: Connection, tables: Tables) -> Iterable[Any]:
 def _loaded_until(
     connection: Connection, tables: Tables, recorded: Sequence[MerchantCoverage], read: set[str]
 ) -> datetime | None:
-    """Return the time up to which actions were read, or without coverage, the time of the newest balance."""
+    """Return the time up to which actions were read. If no coverage is recorded, return the newest balance's time."""
     covered = [each for each in recorded if each.intervals]
     own = [each for each in covered if each.merchant in read] or covered
     if own:
@@ -318,7 +318,7 @@ def as_text(comparison: Comparison) -> str:
             lines += example_lines(examples, count)
     if comparison.not_compared:
         lines.append(f"Did not look for awards that are missing in Pepper: {comparison.not_compared}")
-    # Leave out the beginning of the ledger, which matters for totals, but not for points.
+    # Leave out the sentence about the beginning of the ledger, which matters for totals, but not for points.
     lines += [each for each in comparison.coverage.summary if each != LEDGER_BEGINS]
     verdict_ = f"{comparison.differing:,} DIFFER" if comparison.differing else "OK"
     lines.append(f"Compared {counted(comparison.awards, 'award')} with Pepper: {verdict_}")

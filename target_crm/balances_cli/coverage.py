@@ -35,7 +35,7 @@ class Coverage:
     Attributes:
         intervals: `{"from": …, "until": …}`, oldest first. An interval also has `action_types` if the run had a filter,
             and `merchant` if there are several merchants.
-        holes: The times between the intervals for which actions were never read. A hole also has `merchant` if there
+        holes: The times between the intervals, in which actions were never read. A hole also has `merchant` if there
             are several merchants.
         summary: Sentences that describe the intervals and the holes.
         complete_until: Merchant → the time up to which all actions that count were read, or None. A single merchant has
@@ -104,7 +104,7 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
 
 
 def state_to_resume(connection: Connection, tables: Tables) -> dict[str, Any]:
-    """Return a state with which tap-pepper reads the oldest hole, and then continues after the interval behind it.
+    """Return a state with which tap-pepper reads the oldest hole, and then continues after the next interval.
 
     If there is no hole, tap-pepper continues after the last interval.
 

@@ -70,8 +70,8 @@ def forget(warehouse: Warehouse, user_id: str, *, anywhere: bool = False, dry_ru
     - All columns of the user's rows in `users` and `awards`, except ids, points and times.
     - Quarantined records that contain the id of the user or of one of the user's awards.
 
-    If the id does not belong to a user, data is erased only with `anywhere`. The id of a perk or a location, for
-    example, is in the payloads of many users.
+    If the id does not belong to a user, data is erased only with `anywhere`. Without this rule, the id of a perk or a
+    location would erase the payloads of many users.
 
     Args:
         warehouse: A warehouse that is set up and has balances.
@@ -194,7 +194,7 @@ def as_text(erased: Erased, *, dry_run: bool) -> str:
         return "No row has this id; nothing to erase"
     payloads = counted(sum(erased.rows.values()), "payload")
     return (
-        f"No user has this id; nothing was erased. It appears in {payloads}, perhaps as the id of an award, a perk "
+        f"No user has this id; nothing was erased. The id is in {payloads}, perhaps as the id of an award, a perk "
         "or a location. If it is a user's id, --anywhere erases these payloads"
     )
 

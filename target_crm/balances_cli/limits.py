@@ -70,12 +70,13 @@ def _too_old(status: Status, limit: timedelta) -> Iterator[str]:
 def _read_until(status: Status) -> dict[str, datetime | None]:
     """Return the time up to which each merchant's actions were read.
 
-    Without coverage, return the time for each stream.
+    If no coverage is recorded, return the time when each stream was last read.
     """
     if merchants := status.coverage.complete_until:
         read_at = next((each.read_at for each in status.streams if each.stream == STREAM), None)
         return {
-            # If a clock is ahead, coverage may end in the future. It would then look fresh long after the last run.
+            # If a clock is ahead, coverage may end in the future, and would look fresh long after the last run. Then
+            # use the time of the last run.
             f"actions of merchant {name}" if name else "actions": read_at if until and until > status.now else until
             for name, until in merchants.items()
         }

@@ -39,7 +39,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         {name: each.rejected for name, each in streams.items()},
     )
     for name, text in (
-        ("newest_at", "The time of the newest event. Without events, when the newest row was extracted."),
+        ("newest_at", "The time of the newest event. If the stream has none, the time when its newest row was read."),
         ("loaded_at", "When the newest row was loaded."),
         ("read_at", "When a finished run last read the stream."),
     ):

@@ -67,7 +67,8 @@ class _Replay:
             self._rejected_ids.clear()
             first_line = self._target.input_line + len(_SCHEMAS) + 1
             self._target.load([*_SCHEMAS, *messages.values()])
-            # Delete the old row of a record that was quarantined again for another reason.
+            # Delete the rows of loaded records, and the old row of a record that was quarantined again for another
+            # reason.
             self._delete(messages.keys() - self._rejected_ids.values())
             lines = range(first_line, self._target.input_line + 1)
             tried += len(messages)

@@ -49,7 +49,7 @@ class Gaps:
         awards: The number of awards with gaps.
         covered: The number of gaps inside covered intervals. In these intervals, no action is missing.
         unread: The number of gaps that overlap a hole in the coverage, where actions were not read.
-        examples: The first awards with gaps, with the number of their gaps and the time of the newest one.
+        examples: The first awards with gaps. Each has the number of its gaps and the time of its newest gap.
     """
 
     number: int

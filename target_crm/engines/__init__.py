@@ -1,1 +1,1 @@
-"""One adapter per SQL engine, with everything that this engine needs differently. Unknown engines use the defaults."""
+"""One adapter per SQL engine, with everything that is different on this engine. Unknown engines use the defaults."""

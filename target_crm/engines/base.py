@@ -51,7 +51,7 @@ LOCK_POLL_SECONDS = 0.1
 # Log a wait for a lock after this many seconds.
 LOCK_LOG_SECONDS = 2
 LOADER_LOCK = "the loader's lock"
-# Held while binding rows. The reader waits so that the two threads do not compete for the GIL.
+# Held while binding rows. The thread that reads input waits for it, so that the two threads do not compete for the GIL.
 binding = Lock()
 
 
@@ -105,8 +105,8 @@ class EngineAdapter:
     add_column: ClassVar[str] = "ADD"
     """The keywords that add a column in ALTER TABLE."""
     leave_out_column: ClassVar[str] = "ALTER COLUMN {name} DROP NOT NULL"
-    """The clause of ALTER TABLE that lets inserts leave out a NOT NULL column. Empty if no change is needed. Most
-    engines keep the column, because dropping it would break views that read it."""
+    """The clause of ALTER TABLE that lets inserts leave out a NOT NULL column. Empty if no change is needed. On most
+    engines the clause keeps the column, because dropping it would break views that read it."""
     create_view: ClassVar[str] = "CREATE VIEW {name} AS {query}"
     """The statement that creates a view."""
     replaces_views: ClassVar[bool] = False
@@ -114,10 +114,10 @@ class EngineAdapter:
     mixes_ddl_and_dml: ClassVar[bool] = False
     """Whether a transaction can use a table that it has created. Also true if DDL commits immediately."""
     limits: ClassVar[TableLimits] = TableLimits()
-    """The limits of a table."""
+    """The limits of the engine's tables."""
     widens_columns_to: ClassVar[Collection[str]] = ()
-    """The kinds (see `migrations`) to which a column can be widened: from `integer` to `number` and `decimal`, from
-    `date` to `time`, from any kind to `text`."""
+    """The kinds (see `migrations`) to which a column can be widened: from `integer` or `decimal` to `number` or
+    `decimal`, from `date` to `time`, from any kind to `text`."""
     rename_table: ClassVar[Sequence[str]] = ()
     """The statements that rename a table. `{new}` is the new name with its schema. Core SQL has no such statement, so
     unknown engines cannot rebuild tables."""
@@ -158,7 +158,7 @@ class EngineAdapter:
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
         """Return the types of errors that the warehouse or the connection may cause.
 
-        Bulk loads raise the driver's own errors.
+        They include the driver's own errors, which bulk loads raise.
         """
         return SQLAlchemyError, dialect.loaded_dbapi.Error
 
@@ -182,7 +182,7 @@ class EngineAdapter:
 
     @contextmanager
     def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:  # noqa: ARG002
-        """Keep other loaders out of a schema. The lock begins before a transaction, and ends after it."""
+        """Keep other loaders out of a schema. Take the lock before a transaction, and release it afterwards."""
         yield
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
@@ -204,7 +204,7 @@ class EngineAdapter:
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:  # noqa: ARG002
         """Wrap the execution of DDL for a table.
 
-        If a lock times out, the raised error may name the session that holds it.
+        If the wait for a lock times out, the error may name the session that holds the lock.
         """
         yield
 
@@ -215,7 +215,7 @@ class EngineAdapter:
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:  # noqa: ARG002
         """Return the statements that store the descriptions of a new table and its columns as comments.
 
-        Return no statements if the dialect has no comments, or puts them into CREATE TABLE, as MySQL's dialect does.
+        Return none if the dialect does not support comments, or puts them into CREATE TABLE, as MySQL's dialect does.
         """
         return []
 
@@ -338,7 +338,7 @@ class ExtendedSQLAdapter(EngineAdapter):
 
 
 def lock_name(name: str) -> str:
-    """Return a lock name that every engine accepts. The given name may have any length and alphabet."""
+    """Return a lock name that every engine accepts. The given name may have any length, and contain any characters."""
     return f"crm_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 

@@ -31,8 +31,8 @@ class BigQueryAdapter(ExtendedSQLAdapter):
     """BigQuery has no locks and no keys. Each statement is a separate transaction. Load jobs are free."""
 
     widens_columns_to = ("number",)
-    # These reasons mean that the job has never started, so it can be tried again. A job whose connection was lost may
-    # still be running.
+    # These reasons mean that the job has never started, so it can be tried again. Do not retry a job after its
+    # connection was lost, because the job may still be running.
     _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
 
     def create_engine(self, url: URL, **options: Any) -> Engine:

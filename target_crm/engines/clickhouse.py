@@ -60,7 +60,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
     }
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Wait for mutations that a lost loader has started. ClickHouse has no lock that keeps out a second loader."""
+        """Wait for mutations that an interrupted loader has started. ClickHouse has no lock against a second loader."""
         unfinished = text(
             "SELECT count() FROM system.mutations WHERE database = coalesce(:schema, currentDatabase()) AND NOT is_done"
         )
@@ -117,7 +117,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
     def _rewrite(self, connection: Connection, change: RowUpdate) -> int:
         """Copy the rows with their new values, delete the rows with the same keys, and insert the copies.
 
-        Once the copy is complete, `recover` can do the rest. Columns without a new value keep their old one.
+        Once the copy is complete, `recover` can do the rest. Columns without a new value keep their old value.
         """
         table = change.table
         found = connection.scalar(select(func.count()).select_from(table).where(change.where)) or 0
@@ -138,7 +138,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
         """Return False, because a statement may still be running after the connection is lost.
 
-        The statement must not run twice at once.
+        The statement must not run twice at the same time.
         """
         return False
 

@@ -1,4 +1,4 @@
-"""Change rows by way of a scratch table, on engines that replace changed rows by copies or rewrite the whole table."""
+"""Change rows with a scratch table, on engines that replace changed rows with copies, or rewrite the whole table."""
 
 from __future__ import annotations
 

@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from target_crm.engines.base import Rows
 
 
-# The collation of names treats these letters as equal to others, although Unicode does not decompose them.
+# The collation of names treats these letters as equal to other letters, although Unicode does not decompose them.
 _LIKE = str.maketrans({"ß": "s", "ı": "i", "ϲ": "σ"})  # noqa: RUF001 - other alphabets
 # In a connection's `info`, this key holds the length of the longest statement that the server accepts, in bytes.
 _PACKET = "max_allowed_packet"
-# Reserve this many bytes for the keywords of a statement, and for values other than text.
+# Reserve this many bytes for the keywords of a statement, and for each value that is not text.
 _STATEMENT_BYTES = 1_024
 _VALUE_BYTES = 70
 _ESCAPED = "\0\n\r\x1a\"'\\"
@@ -139,7 +139,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
 
     @contextmanager
     def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:
-        """Hold a named lock. Its name contains the database, because all databases of a server share these names."""
+        """Hold a named lock. Its name contains the database, because all databases of a server share their locks."""
         name = lock_name(f"{connection.engine.url.database}.{schema}")
         with closing(connection.connection.cursor()) as cursor:
 
@@ -162,7 +162,8 @@ class MySQLAdapter(ExtendedSQLAdapter):
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:
         """After a timeout of the table's lock, name the oldest open transaction in the error.
 
-        Only the performance schema or a plugin knows the holder of a lock, and MariaDB has neither by default.
+        This transaction probably holds the lock. Only the performance schema or a plugin knows for sure, and MariaDB
+        has neither by default.
         """
         try:
             yield
@@ -186,7 +187,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
         return bool(error.args) and error.args[0] in self._RETRIABLE
 
     def is_about_row(self, error: Exception) -> bool:
-        """Decide by the error's number, because mysqlclient and PyMySQL have no class for a CHECK."""
+        """Decide by the error's number, because mysqlclient and PyMySQL have no class for a failed CHECK."""
         number = next(iter(error.args), None)
         return number in self._WITHOUT_VALUES or number in self._VALUE_BEFORE or super().is_about_row(error)
 

@@ -25,7 +25,7 @@ class OracleAdapter(ExtendedSQLAdapter):
 
 ADAPTERS = {"oracle": OracleAdapter()}
 
-# A CLOB cannot be compared. SQLAlchemy's type for instants with a time zone would store whole seconds.
+# Oracle cannot compare CLOBs. SQLAlchemy's type for instants with a time zone would store only whole seconds.
 register("oracle", ColumnTypes(text=String(4_000), json=Text(), instant=TIMESTAMP()))
 
 

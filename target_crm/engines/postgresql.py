@@ -66,8 +66,8 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         f"set_config('lock_timeout', coalesce(nullif(current_setting('lock_timeout'), '0'), '{LOCK_WAIT_SECONDS}s'), "
         "true)"
     )
-    # Compress long payloads with LZ4, which takes the server less time than pglz, unless someone has chosen a method.
-    # Servers before version 14, or built without LZ4, only have pglz.
+    # Compress long payloads with LZ4, unless someone has chosen another method. LZ4 takes the server less time than
+    # pglz. Servers before version 14, or built without LZ4, only have pglz.
     _COMPRESSION = (
         "(SELECT set_config(name, 'lz4', true) FROM pg_settings "
         "WHERE name = 'default_toast_compression' AND source = 'default' AND 'lz4' = ANY(enumvals))"
@@ -78,7 +78,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
     _RETRIABLE_STATES = ("08", "40", "53", "55P03", "57P01", "57P02", "57P03", "57P05", "25P03")
     # Errors about a statement or an object. Their detail names objects, but quotes no values.
     _STATES_WITH_DETAIL = ("0A", "2B", "42", "53", "54", "55")
-    # A value is too long or out of range. The message quotes the value only if text should have become a number.
+    # A value is too long or out of range. The message quotes the value only if the server was converting text.
     _STATES_OF_SIZE = frozenset({"22001", "22003"})
     # A view, a rule or a generated column depends on the object that should change.
     _STATES_OF_DEPENDENTS = frozenset({"0A000", "2BP01"})
@@ -133,7 +133,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return f"{type(error).__name__}: {'; '.join(part.rstrip('.') for part in parts)}"
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Take an advisory lock, limit waits for other locks, and choose a compression, all for this transaction."""
+        """Take an advisory lock, limit waits for other locks, and choose a compression method for this transaction."""
         key = f"(:class, hashtext({self._SCHEMA}))"
         parameters = {"class": self._LOCK_CLASS, "schema": schema}
         try_it = text(f"SELECT pg_try_advisory_xact_lock{key}, {self._LIMIT_WAITS}, {self._COMPRESSION}")
@@ -147,9 +147,10 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             wait_for_lock(connection, lambda: connection.execute(lock, parameters), held, parameters)
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
-        """Lock tables in short attempts. Readers queue behind a waiting ALTER TABLE, and continue between attempts.
+        """Lock tables in short attempts. Readers queue behind a waiting attempt, and continue between attempts.
 
-        Lock all tables in one statement. Otherwise readers of the first table would also wait for the second lock.
+        Lock all tables in one statement. Otherwise readers of the first table would also have to wait while this
+        transaction waits for the second table.
         """
         is_table = text("SELECT relkind IN ('r', 'p') FROM pg_class WHERE oid = to_regclass(:name)")
         quoted = [quoted_name(connection, table) for table in tables]
@@ -208,11 +209,11 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         )
 
     def all_balances(self, tables: Tables) -> Select[Any]:
-        """Join actions and snapshots, because grouping both of them would take longer here."""
+        """Join actions and snapshots, because grouping both of them would take longer on PostgreSQL."""
         return balances.all_balances(tables, balances.partials_from_actions(tables.actions), balances.by_full_join)
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
-        """Compute the rows into a temporary table, in parallel, and write only those that differ.
+        """Write the rows to a temporary table, which PostgreSQL can do in parallel. Then change only rows that differ.
 
         This relies on the table's key. Without a key, a row that is stored twice would stay in the table.
         """

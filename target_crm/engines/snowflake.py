@@ -45,7 +45,7 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
     _FILES = ("private_key_file", "token_file_path")
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Create a SQLAlchemy engine. Its sessions wait a minute for locks, instead of Snowflake's half a day."""
+        """Create a SQLAlchemy engine. Its sessions wait a minute for locks, because the default is half a day."""
         session = {"TIMEZONE": "UTC", "LOCK_TIMEOUT": LOCK_WAIT_SECONDS, "QUERY_TAG": "target-crm"}
         files = {name: url.query[name] for name in self._FILES if name in url.query}
         arguments = {"session_parameters": session, **files}
@@ -73,11 +73,11 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
         return super().is_retriable(error) or state in self._RETRIABLE_STATES or number in self._RETRIABLE_NUMBERS
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Copy a file from the user's own stage, whose use needs no privilege. `PURGE` deletes the file afterwards."""
+        """Copy a file from the user's own stage, which needs no privilege. `PURGE` deletes the file afterwards."""
         fields = {f"c{place}": column for place, column in enumerate(table.columns)}
         compiler = connection.dialect.type_compiler_instance
         values = (f"$1:{field}::{compiler.process(column.type)}" for field, column in fields.items())
-        # A user may load several warehouses at the same time.
+        # The path is unique, because a user may load several warehouses at the same time.
         stage = f"@~/target-crm/{uuid.uuid4().hex}"
         with tempfile.TemporaryDirectory(prefix="target-crm-") as folder:
             path = Path(folder) / "rows.parquet"

@@ -38,7 +38,7 @@ class SparkAdapter(ExtendedSQLAdapter):
     """Spark can only add rows to a table. Any other change rewrites the whole table."""
 
     leave_out_column = ""
-    # A statement contains its rows as literals, so it must not have too many of them.
+    # A statement contains its rows as literals, so it must not have too many rows.
     _ROWS_MAX = 500
 
     def add_event_listeners(self, engine: Engine) -> None:
@@ -117,13 +117,13 @@ class SparkAdapter(ExtendedSQLAdapter):
         """Raise an error: Spark cannot rename columns, because each Parquet file contains their names."""
         raise WarehouseError(
             f"Spark cannot rename column {table.name}.{old} to {new}: "
-            "load into a new schema, or copy the tables to it with the new column names"
+            "load into a new schema, or copy the tables to a new schema with the new column names"
         )
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
         """Return False, because a statement may still be running after the connection is lost.
 
-        The statement must not run twice at once.
+        The statement must not run twice at the same time.
         """
         return False
 

@@ -58,7 +58,7 @@ class _Definitions(DDLCompiler):
 class SparkDialect(HiveDialect):  # type: ignore[misc]
     """The dialect for URLs such as `spark://user@host:10000/database`.
 
-    The query of the URL may contain other arguments of PyHive's `connect`.
+    The query string of the URL may contain more arguments of PyHive's `connect`.
     """
 
     name = "spark"

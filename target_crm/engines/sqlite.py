@@ -161,7 +161,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
             return boolean_as_text(column)
         # An integer column that was widened to numbers keeps its declared type, so it may also hold doubles.
         is_kept = or_(func.typeof(column) != "real", cast(as_text, Double()) == column)
-        # Near the ends of the range of doubles, SQLite's conversions to 17 digits are off by one.
+        # For very large and very small doubles, the last of SQLite's 17 digits may be off by one.
         digits = func.printf("%!.17g", column)
         is_exact = cast(digits, Double()) == column
         return case((is_kept, as_text), (is_exact, digits), else_=func.printf("%!.18g", column))

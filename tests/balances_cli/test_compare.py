@@ -359,7 +359,7 @@ def test_text_says_that_changes_are_not_all_awards(url: str) -> None:
     [
         pytest.param([], "no awards were read; select awards", id="empty"),
         pytest.param([AWARDS, bookmark()], "no awards were read; select awards", id="no-award"),
-        pytest.param([AWARDS, W1, W2], "no STATE follows the last award in 3 lines", id="no-state"),
+        pytest.param([AWARDS, W1, W2], "no STATE follows the last award in the 3 lines of input", id="no-state"),
         pytest.param([AWARDS, W1, bookmark(), W2], "no STATE follows the last award", id="award-after-the-state"),
         pytest.param(
             [AWARDS, W1, W2, state({"bookmarks": {"awards": {}, "perks": {"version": 1}}})],

@@ -198,7 +198,7 @@ def test_an_id_that_is_no_users_erases_nothing_unless_asked_for(
         assert run_balances(["forget", pasted, *options]) == 1
         (line,) = capsys.readouterr().out.splitlines()
         assert line == (
-            f"No user has this id; nothing was erased. It appears in {payloads}, perhaps as the id of an award, a perk "
+            f"No user has this id; nothing was erased. The id is in {payloads}, perhaps as the id of an award, a perk "
             "or a location. If it is a user's id, --anywhere erases these payloads"
         )
     assert (naming(crm, NAME), naming(crm, OTHER_NAME)) == before

@@ -64,8 +64,8 @@ class Report:
         period_days: The number of days in the period, without future days. The period before it has the same length.
         perk: The id or title of the perk that the figures cover, as requested. None for all perks.
         price: What a point costs, if known.
-        begins: The day on which movements begin. If there are older movements, the first day of the period.
-        previous: The movements of the previous period of equal length. None if the data begins later.
+        begins: The day on which movements begin. If there are movements before the period, its first day.
+        previous: The movements of the previous period of equal length. None if no movement is older than that period.
         previous_rates: The rates of the previous period.
         issued: Outstanding points by month of issue, if each award spends its oldest points first.
     """

@@ -69,7 +69,7 @@ def _movement(at: ColumnElement[Any], actions: int, **points: ColumnElement[Any]
 def _of_perks(tables: Tables, award_id: ColumnElement[Any]) -> ColumnElement[bool]:
     """Return whether an award belongs to one of the perks in the parameter `perks`.
 
-    An action may lack its award's perk.
+    Look up the perk in the award's balance, because an action may lack the perk.
     """
     balances = tables.award_balances.c
     perks = bindparam("perks", expanding=True, type_=Identifier())
@@ -232,7 +232,7 @@ def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
 
 @cache
 def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Sum outstanding points per age class. Each class has its upper bound in days. The last class has null."""
+    """Sum outstanding points per age class. `days` is the class's upper bound, or null in the last class."""
     s = _existing(tables, by_perk=by_perk).c
     since: list[Any] = [
         (s.as_of >= bindparam(f"days_{days}", type_=Instant()), literal_column(str(days))) for days in AGES_DAYS
@@ -383,7 +383,8 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
         if quarter is None or (day := _local(quarter, period.zone).date()) < period.first:
             outstanding_points += _net(row)
         elif period.is_open or quarter < period.end_quarter:
-            # If a clock is ahead, actions may have dates in the next few days. Later dates have other causes.
+            # If a clock is ahead, actions may have dates in the next few days. Show actions with later dates on the
+            # last of these days.
             of_day = moved[min(day, period.last + DAYS_AHEAD_MAX)]
             for name in of_day:
                 of_day[name] += row[name]
