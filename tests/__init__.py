@@ -2,5 +2,5 @@
 
 import pytest
 
-# Helpers contain assertions too: let pytest show their values when they fail.
+# Helpers also contain assertions. Let pytest show the values when such an assertion fails.
 pytest.register_assert_rewrite("tests.helpers", "tests.stress")

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: an empty warehouse per test on several engines; in CI, a limit on skips."""
+"""Fixtures for all tests, such as an empty warehouse on each engine. In CI, a test with an unexpected skip fails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ settings.load_profile("busy machine")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run one worker more than there are cores, and at most four: workers often wait for the programs they test."""
+    """Run one worker more than there are cores, because workers often wait for their programs; at most four."""
     return min((os.cpu_count() or 1) + 1, 4)
 
 
@@ -76,7 +76,7 @@ def postgres_url() -> Iterator[str]:
 def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty warehouse; a test that requests it runs on SQLite, and in `./dev warehouses` once per engine.
 
-    In `./dev test` the other engines pass the conformance tests.
+    In `./dev test`, only the conformance tests run on the other engines.
     """
     if request.param != "postgresql":
         return f"{request.param}:///{tmp_path / 'crm.db'}"
@@ -85,7 +85,7 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    """An empty SQLite warehouse, for tests of what does not depend on the engine."""
+    """An empty SQLite warehouse, for tests that do not depend on the engine."""
     return f"sqlite:///{tmp_path / 'crm.db'}"
 
 

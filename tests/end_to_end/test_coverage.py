@@ -1,4 +1,4 @@
-"""Days that were never read, through the console scripts: verify reports the hole, and a run closes it."""
+"""Days that the tap never read: `verify` reports the hole, and a later run closes it. The console scripts run here."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_days_that_a_wrong_state_skips_are_found_and_read(tmp_path: Path) -> Non
         pipeline.run()
         found = coverage(pipeline)
 
-        # The tap reads only the hole, from the lookback before it on, and the lookback as in every run.
+        # The tap reads only the hole, with the lookback before it, and the lookback that every run reads again.
         _, *asked = (
             moment(request.parameter("when.timestamp.gt") or "")
             for request in sandbox.requests[before:]
@@ -122,7 +122,7 @@ def test_an_earlier_start_date_completes_a_seeded_ledger(tmp_path: Path) -> None
         assert sum(request.path == "/actions" for request in sandbox.requests[before:]) == 2
 
 
-def test_the_state_of_the_coverage_replaces_a_lost_one_and_finds_late_actions(tmp_path: Path) -> None:
+def test_a_state_that_coverage_prints_replaces_a_lost_state_and_finds_late_actions(tmp_path: Path) -> None:
     world = World(seed=24, users=30, days=6, now=NOW, late_fraction=0.5, late_seconds_max=7200)
     with Sandbox(world) as sandbox:
         settings = {"TAP_PEPPER_START_DATE": START.isoformat(), "TAP_PEPPER_LOOKBACK_SECONDS": "7200"}

@@ -1,4 +1,4 @@
-"""The console scripts start quickly, because a run without new data spends most of its time on the start."""
+"""The console scripts must start quickly, because a run without new data spends most of its time on the start."""
 
 from __future__ import annotations
 

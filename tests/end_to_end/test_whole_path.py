@@ -27,7 +27,7 @@ EARNED, REDEEMED, REFUNDED = map(json.loads, (guide.REWARD_EARNED, guide.REDEEM_
 
 
 def at(action: dict[str, Any], action_id: str, timestamp: str) -> dict[str, Any]:
-    """Return an example with its own id and time, because all three examples in the guide have the same."""
+    """Return an example with its own id and time, because the three examples in the guide share theirs."""
     return {**EARNED, **action, "_id": action_id, "when": {**EARNED["when"], "timestamp": timestamp}}
 
 
@@ -176,7 +176,7 @@ def test_the_examples_of_peppers_guide_become_balances(tmp_path: Path) -> None:
 
 
 def test_the_messages_of_a_run_match_the_snapshot(tmp_path: Path) -> None:
-    """`GOLDEN=renew ./dev test tests/end_to_end/test_whole_path.py` updates the snapshot. Read the difference."""
+    """`GOLDEN=renew ./dev test tests/end_to_end/test_whole_path.py` updates the snapshot. Review the diff."""
     world = World(seed=15, users=2, days=3, now=NOW)
     with Sandbox(world) as sandbox:
         ran = subprocess.run(

@@ -9,7 +9,7 @@ from target_crm.balances_cli.cli import crm_balances
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# `ddl` prints this without --schemas if no table is missing.
+# `crm-balances ddl` without --schemas prints this if no table is missing.
 NOTHING_IS_MISSING = (
     "-- nothing is missing in the target's own tables; --schemas FILE also checks the tables of streams\n"
 )

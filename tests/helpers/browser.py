@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 RUN_SECONDS_MAX = 60
-# Turn off the sandbox, which needs rights that a container lacks, and Chromium's own requests to the network.
+# Turn off Chromium's sandbox, which needs rights that a container lacks, and its own requests to the network.
 _OPTIONS = (
     "--headless",
     "--no-sandbox",
@@ -29,7 +29,8 @@ _OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# Show the page in a frame, because a window is at least 500 pixels wide. The page itself forbids foreign scripts.
+# Show the page in a frame, because a window of Chromium is at least 500 pixels wide. The script that asks the question
+# is outside the frame, because the page forbids foreign scripts.
 _FRAME = """
 <body><iframe src="page.html" {sandbox} style="border:0;width:{width}px;height:2000px"></iframe><pre></pre><script>
 document.querySelector("iframe").onload = async event => {{
@@ -47,12 +48,12 @@ class _QuietHandler(SimpleHTTPRequestHandler):
 
 
 def ask(html: str, question: str, width: int, folder: Path, *, scripts: bool = True, dark: bool = False) -> Any:
-    """Show a page in a frame of this width in pixels. Return the result of a JavaScript function of its document.
+    """Show a page in a frame, call a JavaScript function with the page's document, and return the result.
 
     Args:
         html: The page.
         question: The function, which may be async.
-        width: The width of the frame.
+        width: The width of the frame in pixels.
         folder: Where files are written.
         scripts: Whether the page's own scripts run.
         dark: Whether the reader prefers a dark page.

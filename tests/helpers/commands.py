@@ -33,7 +33,7 @@ def command(name: str, *arguments: str) -> list[str]:
 
 
 def real_command(name: str, *arguments: str) -> list[str]:
-    """Return the command line of a console script, for tests of how Python starts or ends it."""
+    """Return the command line of a console script without the fork, for tests of how Python starts or ends it."""
     return [str(SCRIPTS / name), *arguments]
 
 
@@ -62,7 +62,7 @@ def _fork_server() -> str:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return these variables and this process's environment, without settings of the plugins and Meltano."""
+    """Return this process's environment without settings of the plugins and Meltano, and add these variables."""
     foreign = ("TAP_", "TARGET_", "MELTANO_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**inherited, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1", **variables}

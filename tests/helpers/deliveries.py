@@ -1,4 +1,4 @@
-"""Random histories of awards, and random deliveries: in any order, repeated, in several runs, in any batch size."""
+"""Random histories of awards, and random deliveries: in any order, repeated, by two runs, with any batch size."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ deltas = st.one_of(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Action | Snapshot]:
-    """Actions and snapshots of a few awards. Each action occurs once. An award has at most one snapshot per time."""
+    """Actions and snapshots of a few awards. Each action occurs once. Snapshots of an award differ in their times."""
     actions = [
         Action(
             action_id=action_id,

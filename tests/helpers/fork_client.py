@@ -1,6 +1,6 @@
-"""Run a console script in a fork of the server at a socket. Pass on signals, and exit with the script's exit code.
+"""Ask the fork server to run a console script. Pass on signals, and exit with the script's exit code.
 
-`python -ISE fork_client.py SOCKET NAME ARGUMENT …` takes only as long as Python's start, because it
+`python -ISE fork_client.py SOCKET NAME ARGUMENT …` takes hardly longer than the start of Python, because this module
 imports next to nothing.
 """
 
@@ -14,7 +14,7 @@ NUMBER_BYTES = 8
 
 
 def main(address: str, arguments: list[str]) -> None:
-    """Send the order, and wait for the exit code. A negative exit code is the signal that ended the script."""
+    """Send the order, and end like the script: with the same exit code, or by the same signal."""
     server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     server.connect(address)
     variables = [name + b"=" + value for name, value in os.environb.items()]
@@ -27,7 +27,7 @@ def main(address: str, arguments: list[str]) -> None:
     process = _receive_number(server)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: os.kill(process, received))
-    # Close these descriptors here, so that only the script has them open and its readers notice when it closes them.
+    # Close these descriptors here. Then only the script has them open, and its readers notice when it closes them.
     for descriptor in range(3):
         os.close(descriptor)
     exit_code = _receive_number(server)

@@ -67,7 +67,7 @@ def serve(listener: socket.socket) -> Order:
         while clients and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             process, status = ended
             client = clients.pop(process)
-            # The client may have been killed.
+            # If the client was killed, it is already unregistered, or its socket is closed.
             with suppress(KeyError):
                 selector.unregister(client)
             with suppress(OSError):
@@ -117,7 +117,7 @@ def _receive(client: socket.socket) -> Order:
 
 
 def become(order: Order) -> None:
-    """Take over the streams, folder, arguments and variables that a new process gets from its parent."""
+    """Take over the order's streams, folder, arguments and variables, as a new process gets them from its parent."""
     take_streams(order.descriptors)
     os.chdir(order.folder)
     set_up_of_python = _set_up_of_python(os.environb)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Action:
-    """A loyalty action; `effect` is None if it does not affect a balance."""
+    """A loyalty action; `effect` is None if the action does not affect a balance."""
 
     action_id: str
     award_id: str
@@ -77,7 +77,7 @@ def _balance(award: str, user: str, actions: list[Action], snapshots: list[Snaps
     # Before its oldest action, the award had the points after that action, minus the points that the action added.
     first = min(actions, key=lambda action: (action.occurred_at, action.action_id.encode()), default=None)
     opening = points if first is None else first.available - _sign(first) * first.delta
-    # An award never changes its perk, but an event may lack it.
+    # An award never changes its perk, but an event may lack the perk.
     perks = {event.perk_id for event in (*actions, *snapshots)} - {None}
     return {
         "award_id": award,

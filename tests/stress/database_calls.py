@@ -1,4 +1,4 @@
-"""Observe the database calls that SQLAlchemy passes to a driver, before and after each call."""
+"""Call an observer before and after each database call that SQLAlchemy passes to a driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random deliveries of random histories, and the check that each gives the same tables as the oracle."""
+"""Random deliveries of random histories, and the check that each leads to the oracle's balances."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ delivery_settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
-# One load contains several histories, each with awards of its own, because this takes little longer than one history.
+# One load contains several histories, each with awards of its own. It takes little longer than a load of one history.
 HISTORIES = 10
 USERS = USER_OF | {f"{award}-{number}": user for award, user in USER_OF.items() for number in range(HISTORIES)}
 
 
 @st.composite
 def combined_deliveries(draw: st.DrawFn) -> Any:
-    """Like `deliveries`, but of several histories at once."""
+    """Like `deliveries`, but with several histories at once."""
     histories: list[Any] = []
     runs: list[list[Any]] = [[], []]
     batch_size_rows = 0
@@ -40,7 +40,7 @@ def combined_deliveries(draw: st.DrawFn) -> Any:
         for run, events in zip(runs, delivered, strict=True):
             run += [_renamed(event, number) for event in events]
         batch_size_rows += rows
-    # The sizes range from batches of one or two rows to batches that contain several histories.
+    # So a batch may contain only one row, or the rows of several histories.
     return histories, [draw(st.permutations(run)) for run in runs], draw(st.integers(1, batch_size_rows))
 
 

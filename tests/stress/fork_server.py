@@ -1,7 +1,7 @@
 """A server that forks target-crm and crm-balances, so that a child does not spend a second on imports.
 
 The parent sends an order and four descriptors (the child's stdin, stdout, stderr and a control socket) and receives the
-child's process id. Later it asks for the exit code. Both are JSON packets on a Unix socket.
+child's process id. Later it asks for the exit code. Orders and replies are JSON packets on a Unix socket.
 
 To save time, children inherit the compiled statements of earlier loads, and their retries do not wait.
 """
@@ -34,7 +34,7 @@ from tests.stress.database_calls import AFTER, Call, observed
 ORDER_BYTES_MAX = 1 << 16
 # A fault makes a database call wait for the parent, or lose the connection (on SQLite: raise an error).
 PAUSE, DROP = "pause", "drop"
-# A child that ends with a traceback exits with this code. The real command exits with 1.
+# A child that ends with a traceback exits with this code. The real command would exit with 1.
 CRASHED = 70
 
 

@@ -1,7 +1,7 @@
 """Mutation testing: change one expression of a pure module or the batcher, and check that a test notices the change.
 
-`./dev mutate` tries a random sample, `./dev mutate MODULE …` every mutant of some modules. It lists the mutants that
-survived. It fails if more than a tenth survived, or if a survivor has no explanation in `SURVIVORS`.
+`./dev mutate` tries a random sample, and `./dev mutate MODULE …` tries every mutant of these modules. The command lists
+the mutants that survived. It fails if more than a tenth survived, or if a survivor has no explanation in `SURVIVORS`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _RECORDS = (
     "target/test_quarantine.py",
 )
 _WINDOWS = ("tap/test_windows.py", "tap/test_streams.py", "stress/test_tap_campaign.py")
-# Parts of these modules are for other engines. If a mutant survives on SQLite, tests on these engines must catch it.
+# Parts of these modules are for engines other than SQLite. If a mutant survives on SQLite, tests on those engines must
+# catch it.
 OTHER_ENGINES = "postgresql or duckdb"
 OF_OTHER_ENGINES = frozenset({"target_crm.records.schemas"})
 # The tests for each module, the closest first, because the first failure ends a run.
@@ -134,7 +135,7 @@ class _Mutator(ast.NodeTransformer):
         return result
 
     def _visit_parts(self, node: ast.AST) -> ast.AST:
-        # Annotations are never evaluated. Decorators and the options of a class are not part of its code.
+        # Leave these parts unchanged: annotations, which are never evaluated, decorators, and the options of a class.
         names = ["annotation", "returns", "decorator_list", *(["keywords"] if isinstance(node, ast.ClassDef) else [])]
         hidden = {name: getattr(node, name) for name in names if hasattr(node, name)}
         for name in hidden:
@@ -229,7 +230,7 @@ def mutants_of(module: str) -> list[Mutant]:
 def is_caught(mutant: Mutant) -> bool:
     """Run the module's tests until the first failure. A run that does not end in time also counts as a failure."""
     tests = [f"tests/{test}" for test in TESTS[mutant.module]]
-    # SQLite is the fastest, and most of the pure modules know no engine.
+    # SQLite is the fastest engine, and most of the pure modules do not depend on the engine.
     selections = [SQLITE_ONLY, *([OTHER_ENGINES] if mutant.module in OF_OTHER_ENGINES else [])]
     name = f"{mutant.module}:{mutant.number}"
     try:

@@ -14,13 +14,13 @@ from tests.stress.scenario import FINAL_PERKS, Scenario, as_input, covered_lines
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# A run that resumes may read nothing but malformed records.
+# The fraction is 1, because a run that resumes may read only malformed records, and must not fail for that.
 SETTINGS = {"batch_size_rows": 6, "max_rejected_fraction": 1}
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A scenario, and the tables, the time and the database calls of an undisturbed run that loads it."""
+    """A scenario, and the tables, the seconds and the number of calls of an undisturbed run that loads it."""
 
     scenario: Scenario
     expected: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Rehearsal:
 def rehearse(forks: Forks, place: Place, rows: int = 30, **options: Any) -> Rehearsal:
     """Load a scenario in one undisturbed run, compare the tables with the oracle, and empty the warehouse."""
     scenario = make_scenario(Random(f"rehearsal {rows}"), rows, **options)
-    # A STATE that acknowledges no rows cannot be wrong.
+    # There must be enough STATEs, because each one is a chance to acknowledge a row that was not committed.
     assert sum('"STATE"' in line for line in scenario.lines) >= rows / 6
     place.clear()
     forks.warm_up(place.url, scenario.input())
@@ -66,10 +66,11 @@ def count_calls(forks: Forks, place: Place, stdin: bytes) -> tuple[int, float]:
 
 
 def check(place: Place, scenario: Scenario, ended: Ended, resumed_from: int = 0) -> int:
-    """Fail unless acknowledged and covered rows exist and tables are consistent. Return the line to resume from."""
+    """Fail unless all acknowledged and covered rows exist, and the tables agree. Return the line to resume from."""
     acknowledged = covered_lines(ended.states[-1]) if ended.states else resumed_from
     place.assert_contains(scenario, acknowledged)
-    # Coverage is recorded in the transaction of the rows, so before the STATE is emitted, but not before the commit.
+    # The target records the coverage in the transaction of the rows: before it emits the STATE, but not before the
+    # commit.
     assert place.covered_lines() >= acknowledged
     place.assert_contains(scenario, place.covered_lines())
     place.assert_consistent()

@@ -64,7 +64,7 @@ class Run:
         self._folder = folder
 
     def next_report(self) -> dict[str, Any]:
-        """Wait for a child with a fault to report its pause or, at its end, its number of calls; {} if it is dead."""
+        """Wait until a child with a fault reports its pause or, at its end, its number of calls; {} if it is dead."""
         return json.loads(self.control.recv(1 << 12) or b"{}")
 
     def resume(self) -> None:
@@ -86,7 +86,7 @@ class Run:
         self.control.close()
         output, log = self.output(), (self._folder / "stderr").read_text(errors="replace")
         shutil.rmtree(self._folder)
-        # A kill may cut off the last line, which is not a STATE then.
+        # A kill may cut off the last line. Such a line does not count as a STATE.
         states = [line for line in output.splitlines(keepends=True) if line.endswith("\n")]
         for canary in CANARIES:
             assert canary not in output + log, f"{canary!r} in the output of a run:\n{output}{log}"
@@ -229,7 +229,7 @@ class Place:
         }
 
     def contents(self) -> dict[str, Any]:
-        """Return all loaded rows, without the times and runs of loading."""
+        """Return all loaded rows, without the columns that differ from load to load."""
         found: dict[str, Any] = {name: table(self.warehouse, name, *columns) for name, columns in CONTENTS.items()}
         found["rejected_records"].sort(key=str)
         keyless = "visits" in self.tables()
@@ -264,7 +264,7 @@ class SqlitePlace(Place):
 
 
 class PostgresPlace(Place):
-    """A database on the tests' server. The password in the URL is a canary, which the server does not check."""
+    """A database on the tests' server. The password in the URL is a canary. The server does not check it."""
 
     def __init__(self, server_url: str) -> None:
         super().__init__(new_database(server_url).replace("postgres@", f"postgres:{TOKEN}@"))
@@ -292,7 +292,7 @@ class CanaryHandler(logging.Handler):
 
 
 def digest(contents: Mapping[str, Any]) -> str:
-    """Return a canonical hash."""
+    """Return a hash that does not depend on the order of the tables."""
     return hashlib.blake2b(repr(sorted(contents.items())).encode(), digest_size=16).hexdigest()
 
 

@@ -62,7 +62,7 @@ class Scenario:
     def input(self, resumed_from: int = 0) -> bytes:
         """Return the messages that a tap sends when it resumes from the STATE that covers this many lines.
 
-        Its STATE contains only the coverage of what this run has read.
+        In each STATE, `read` then contains only what the resumed run has read.
         """
         if not resumed_from:
             return as_input(self.lines)
@@ -172,7 +172,7 @@ def make_scenario(random: Random, rows: int, *, ordered: bool = True, keyless: b
 
 
 def action_line(event: Action, *, delta: Decimal | None = None, **more: Any) -> str:
-    """Return an action as the tap sends it, with a person in it."""
+    """Return an action as the tap sends it, with a person's name in it."""
     sent = event.delta if delta is None else delta
     line = action(
         event.action_id,

@@ -1,7 +1,7 @@
 """Mutants that may survive, because no test of behaviour can notice the change."""
 
-_SIZED = "no column of these engines has a size; conformance/test_mariadb.py notices"
-# The reason for each module and change. `tests.stress.mutants` prints both in this form.
+_SIZED = "no column has a size on the engines of these tests; conformance/test_mariadb.py notices"
+# The reason why each mutant may survive. A key is the module and the change, as `tests.stress.mutants` prints them.
 SURVIVORS: dict[str, str] = {
     "target_crm.sql.coverage._interval_id: return hashlib.blake2b(text.encode(), digest_size=16).hexdigest(): "
     "16 → 17": ("an id of another length is unique as well"),
@@ -22,7 +22,7 @@ SURVIVORS: dict[str, str] = {
     ),
     'tap_pepper.windows.parse_bound: instant = to_instant(text) or to_instant(f"{text}T00:00"): '
     "to_instant(text) or to_instant(f'{text}T00:00') → to_instant(text) and to_instant(f'{text}T00:00')": (
-        "pendulum also reads these forms, but slower; `end_to_end/test_start.py` notices that"
+        "pendulum also reads these forms, but more slowly; `end_to_end/test_start.py` notices that"
     ),
     "target_crm.loader.batcher.Batcher.__init__: "
     'self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit"): 1 → 2': (

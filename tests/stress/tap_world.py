@@ -55,7 +55,7 @@ class _Adapter(HTTPAdapter):
 
 @dataclass
 class Pepper:
-    """A world with faults. Each request advances the time by `tick`. The request number `kill_at` kills the tap."""
+    """A world with faults. Each request advances the time by `tick`. Request number `kill_at` kills the tap."""
 
     world: World
     faults: tuple[Fault, ...] = ()

@@ -38,7 +38,7 @@ Span = tuple[datetime, datetime]
 
 
 class CrashError(Exception):
-    """Ends the target."""
+    """Raised to end the target, as a crash would."""
 
 
 class RequestLog(Pepper):
@@ -62,7 +62,7 @@ class RequestLog(Pepper):
 
 
 class StateObserver(io.BytesIO):
-    """The output of the tap. It notes how many windows the tap had read when it wrote each STATE."""
+    """The standard output of the tap. It notes, for each STATE, how many windows the tap had read by then."""
 
     def __init__(self, log: RequestLog) -> None:
         super().__init__()

@@ -116,7 +116,7 @@ HOSTILE: dict[str, Callable[[], Iterator[bytes]]] = {
         record(INJECTION, {'a"; --': "'", "select": "''"}),
     ),
 }
-# The run fails, because a stream is not loaded. The first of these lines stops the run immediately.
+# With these lines the run fails, because a stream is not loaded. A line in STOPPING stops the run immediately.
 STOPPING = {"deep-in-a-schema"}
 FAILING = {*STOPPING, "records-of-unknown-streams"}
 # These lines are valid input, so they are not quarantined.

@@ -1,4 +1,4 @@
-"""A run is killed at any byte, moment or database call. The run that resumes it ends like an undisturbed run."""
+"""A run is killed at any byte, moment or database call. The next run completes the tables of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets and personal data reach no log, error, STATE or `--about`.
+"""No log, error, STATE or output of `--about` contains a secret or personal data.
 
 `Run.wait` searches the output of every run of the stress tests for a token and a person. A fixture searches the log of
 this process.
@@ -115,7 +115,9 @@ def test_the_error_for_an_invalid_line_omits_the_value(forks: Forks, crm: Place,
     assert_exit_code(forks.run(crm.url, lines, on_invalid_record="fail"), 1)
 
 
-def test_the_error_for_a_value_the_warehouse_rejects_omits_it(forks: Forks, crm: Place, tmp_path: Path) -> None:
+def test_the_error_for_a_value_that_the_warehouse_rejects_omits_the_value(
+    forks: Forks, crm: Place, tmp_path: Path
+) -> None:
     people = schema("people", {"_id": {"type": "string"}, "name": {"type": "string"}}, "_id")
     person = record("people", {"_id": "1", "name": PERSON})
     forks.run(crm.url, f"{people}\n".encode())

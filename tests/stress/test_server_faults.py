@@ -105,7 +105,7 @@ def test_a_batch_whose_commit_got_no_reply_is_loaded_once(forks: Forks, postgres
         run_cases("COMMIT lost, postgresql", range(size(3, 100)), case, shard)
 
 
-def test_two_loaders_at_once_equal_one_and_a_reader_always_sees_balances_that_match_the_ledger(
+def test_two_loaders_load_the_same_as_one_and_a_reader_always_sees_balances_that_match_the_ledger(
     forks: Forks, place: Place, shard: int
 ) -> None:
     rehearsal = rehearse(forks, place, ordered=False)

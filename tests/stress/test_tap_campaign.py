@@ -276,7 +276,8 @@ class KilledRuns(RuleBasedStateMachine):
         assert follow(self.pepper, self.ledger, clock=clock, **self.options) is None
         self.pepper.faults = ()
         if whose == "Pepper's" and sign < 0:
-            # The time between the wrong and the right clock is read again, because the tap cannot know which is right.
+            # The time between the wrong and the right clock is read again, because the tap cannot know which of them is
+            # right.
             assert follow(self.pepper, self.ledger, **self.options) is None
             self.ledger.repeated.clear()
 

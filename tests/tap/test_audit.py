@@ -40,7 +40,7 @@ def test_an_invalid_tally_in_the_state_counts_as_empty(state: object) -> None:
         pytest.param(3, 1, 0, id="fewer"),
     ],
 )
-def test_a_second_read_counts_the_rows_that_the_first_lacked(
+def test_a_second_read_counts_the_rows_that_the_first_read_lacked(
     rows: int, second_read: int, more_rows: int | None
 ) -> None:
     found = [{"_id": to_json(number)} for number in range(3)]

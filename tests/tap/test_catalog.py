@@ -1,4 +1,4 @@
-"""The selection in a catalog, in the forms that other programs write."""
+"""The selection in a catalog, in each form in which other programs write it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def root(**metadata: object) -> list[dict[str, Any]]:
         pytest.param({"selected": True}, root(selected=True), id="old-form"),
         pytest.param({"selected": False}, root(selected=False), id="old-form-deselected"),
         pytest.param({"schema": {**FIELDS, "selected": False}}, root(selected=False), id="old-form-in-the-schema"),
-        pytest.param({"metadata": root(inclusion="available")}, root(inclusion="available"), id="metadata-without"),
+        pytest.param(
+            {"metadata": root(inclusion="available")}, root(inclusion="available"), id="metadata-without-a-selection"
+        ),
         pytest.param({"selected": True, "metadata": root(selected=False)}, root(selected=False), id="metadata-wins"),
         pytest.param(
             {"selected": True, "metadata": root(inclusion="available")},
@@ -41,6 +43,8 @@ def root(**metadata: object) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_the_selection_is_completed_in_the_metadata(stream: dict[str, Any], metadata: list[dict[str, Any]]) -> None:
+def test_the_metadata_gets_the_selection_from_every_form(
+    stream: dict[str, Any], metadata: list[dict[str, Any]]
+) -> None:
     entry = {"tap_stream_id": "users", "schema": FIELDS, **stream}
     assert complete_selection({"streams": [entry]}) == {"streams": [{**entry, "metadata": metadata}]}

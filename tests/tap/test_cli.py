@@ -339,14 +339,12 @@ def test_an_unknown_setting_is_a_warning_that_suggests_the_right_name(console: C
             "state: all bookmarks are empty; to start from the beginning, run without a state",
             id="state-with-empty-bookmarks",
         ),
-        pytest.param(
-            "--state", b'{"bookmarks": {"actions": NaN}}', "state file {}: not JSON", id="state-that-is-not-a-number"
-        ),
+        pytest.param("--state", b'{"bookmarks": {"actions": NaN}}', "state file {}: not JSON", id="state-with-nan"),
         pytest.param(
             "--state",
             b'{"bookmarks": {}}\n{"bookmarks": {}}\n',
             "state file {}: not JSON (line 2)",
-            id="state-of-every-line",
+            id="state-file-with-two-lines",
         ),
         pytest.param(
             "--catalog", None, "Invalid value for '--catalog': '{}': No such file or directory", id="no-catalog"

@@ -344,7 +344,7 @@ def test_a_permanent_failure_is_not_retried_and_the_error_says_what_to_do(status
         ),
     ],
 )
-def test_a_422_names_the_setting_without_quoting_the_message(body: object, line: str) -> None:
+def test_the_error_for_a_422_names_the_setting_without_quoting_the_message(body: object, line: str) -> None:
     with Script(Reply(body, status=422)) as script:
         assert str(failure_of(script)) == line
 

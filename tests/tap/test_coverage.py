@@ -1,4 +1,4 @@
-"""Coverage in the bookmark of actions: what a chain of runs has read, and how an earlier start_date extends it."""
+"""The coverage in the bookmark of actions: how runs extend it, and how an earlier start_date does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.tap import Reply, Run, Script, config, listing, run_tap
 UNTIL = "2026-10-01T11:59:55.000Z"
 FROM, BOOKMARK = "2026-09-30T00:00:00.000Z", "2026-10-01T06:00:00.000Z"
 REREAD = "2026-10-01T05:55:00.000Z"
-# These keys of a STATE are empty unless a test asks for them.
+# A STATE contains these values unless a test asks for others.
 EMPTY: dict[str, Any] = {"action_types": [], "skipped_start_date": None, "backfill_from": None}
 KEYS = ("covered_from", "covered_until", "read", *EMPTY)
 
@@ -32,7 +32,7 @@ def run(state: dict[str, Any] | None = None, *replies: Reply, **settings: Any) -
 
 
 def without_merchant(state: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a state without its merchant, because the next server has another port."""
+    """Return a copy of a state without the hash of the merchant, so that it fits any server."""
     changed = deepcopy(state or {})
     for bookmark in changed.get("bookmarks", {}).values():
         bookmark.pop("merchant", None)
@@ -40,7 +40,7 @@ def without_merchant(state: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def stored(**coverage: Any) -> dict[str, Any]:
-    """Return a state with the bookmark BOOKMARK."""
+    """Return a state whose bookmark is BOOKMARK, with this coverage."""
     bookmark = {"replication_key": "when_timestamp", "replication_key_value": BOOKMARK, **coverage}
     return {"bookmarks": {"actions": bookmark}}
 
@@ -71,7 +71,7 @@ def test_a_later_run_keeps_the_beginning_and_records_its_own_reads() -> None:
     [
         pytest.param({}, id="written-by-an-older-version"),
         pytest.param({"covered_from": FROM, "covered_until": "2026-10-01T05:54:59.999Z"}, id="bookmark-set-forward"),
-        pytest.param({"covered_from": "2026-10-01T05:55:00.001Z"}, id="bookmark-set-back-to-before-it"),
+        pytest.param({"covered_from": "2026-10-01T05:55:00.001Z"}, id="bookmark-set-back-to-before-the-coverage"),
         pytest.param({"covered_from": "yesterday", "covered_until": BOOKMARK}, id="not-a-time"),
         pytest.param({"covered_from": FROM, "action_types": ["ORDER"]}, id="of-other-types"),
     ],
@@ -89,8 +89,8 @@ def test_a_new_coverage_begins_if_the_run_starts_outside_the_earlier_one(earlier
 @pytest.mark.parametrize(
     "earlier",
     [
-        pytest.param({"covered_until": "2026-10-01T05:55:00.000Z"}, id="it-ends-where-this-run-begins"),
-        pytest.param({}, id="without-its-end"),
+        pytest.param({"covered_until": "2026-10-01T05:55:00.000Z"}, id="coverage-ends-where-this-run-begins"),
+        pytest.param({}, id="without-covered-until"),
         pytest.param({"covered_until": UNTIL}, id="bookmark-set-back"),
     ],
 )

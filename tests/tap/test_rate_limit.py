@@ -13,7 +13,7 @@ from tap_pepper.errors import RetriableAPIError, TimeLimitReached
 from tests.helpers.tap import Reply, Script, Waits, client_of, listing
 
 
-def test_throttles_of_requests_in_flight_together_halve_concurrency_once() -> None:
+def test_several_429s_of_concurrent_requests_halve_concurrency_once() -> None:
     limiter, cancel = RateLimiter(8, Waits()), threading.Event()
     with limiter.slot(cancel) as first, limiter.slot(cancel) as second:
         limiter.record_throttle(first)
@@ -107,7 +107,7 @@ def test_a_throttled_client_slows_down_at_once_and_recovers_slowly() -> None:
     assert waits == [1]
 
 
-def test_a_request_has_a_deadline_over_all_its_attempts() -> None:
+def test_all_attempts_of_a_request_share_one_deadline() -> None:
     with (
         Script(Reply(status=429, headers={"Retry-After": "280"})) as script,
         client_of(script.url, max_retries=20) as (client, waits),

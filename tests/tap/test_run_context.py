@@ -35,7 +35,7 @@ def test_without_a_time_limit_any_wait_is_allowed() -> None:
     ("local_minutes_ahead", "agreed"),
     [pytest.param(10, "2026-10-01T11:59:55.000Z", id="fast"), pytest.param(-10, "2026-10-01T11:49:55.000Z", id="slow")],
 )
-def test_the_agreed_bound_follows_the_slower_clock(local_minutes_ahead: int, agreed: str) -> None:
+def test_the_agreed_bound_follows_the_clock_that_is_behind(local_minutes_ahead: int, agreed: str) -> None:
     with Script(listing()) as script, client_of(script.url) as (client, waits):
         waits.time_of_day = NOW + timedelta(minutes=local_minutes_ahead)
         bound = UpperBound(client, settle_seconds=5)

@@ -72,7 +72,7 @@ def windows_asked(script: Script) -> list[tuple[str, str]]:
 def run_script(script: Script, *streams: str, **options: Any) -> Run:
     of_the_run = {"state", "catalog", "local_clock", "may_fail"} & options.keys()
     run_options = {name: options.pop(name) for name in of_the_run}
-    # A script replies in order, so requests must be sent in order.
+    # The scripted server replies in order, so the tap must send its requests in order.
     return run_tap(config(script.url, **{"concurrency": 1, **options}), *streams, **run_options)
 
 
@@ -360,7 +360,7 @@ def test_unknown_fields_are_emitted_with_the_catalog_of_an_older_version() -> No
     assert "other_fields" in run.schema("actions")["schema"]["properties"]
 
 
-def test_deselecting_when_does_not_affect_the_bookmark() -> None:
+def test_deselecting_the_field_when_does_not_affect_the_bookmark() -> None:
     catalog = selection("actions", change=lambda entry: select_fields(entry, "when", "context.user", selected=False))
     row = action("a", "2026-10-01T11:59:00.000Z", context={"user": {"fullName": "Tom Jones"}, "tags": []})
     with Script(listing(), listing(row)) as script:
@@ -469,7 +469,7 @@ def test_a_catalog_can_neither_deselect_nor_replace_a_key(caplog: pytest.LogCapt
     assert "actions: ignored the catalog's key_properties; the key is _id" in caplog.text
 
 
-def test_deselecting_what_balances_need_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_deselecting_a_field_that_balances_need_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     def deselect(entry: dict[str, Any]) -> None:
         select_fields(entry, "type", "metadata", "environment", selected=False)
 
@@ -490,7 +490,7 @@ def test_fields_of_a_stream_that_is_not_selected_cause_no_warning(caplog: pytest
     assert "deselects" not in caplog.text
 
 
-def test_deselecting_a_nested_field_that_balances_need_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_deselecting_a_nested_field_that_balances_need_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     def deselect(entry: dict[str, Any]) -> None:
         for names in (("context", "user"), ("context", "tags"), ("metadata", "awardId"), ("metadata", "pointsAdded")):
             breadcrumb = [part for name in names for part in ("properties", name)]
@@ -514,7 +514,7 @@ def test_full_table_replication_reads_everything_and_moves_no_bookmark() -> None
     assert set(run.bookmarks("awards")) == {SETTLED}
 
 
-def test_a_replication_method_that_the_tap_does_not_have_is_ignored_with_a_warning(
+def test_an_unknown_replication_method_is_ignored_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def log_based(entry: dict[str, Any]) -> None:
@@ -885,7 +885,7 @@ def test_perks_missing_from_two_reads_in_a_row_are_deleted() -> None:
     walks = [dated(P, Q, at="12:00:00"), dated(P, at="12:00:05"), dated(P, at="12:00:10"), dated(P, R, at="12:00:15")]
     first, second, third, fourth = read_perks(*walks)
     assert versions(first, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
-    # A target deletes rows with an older version. There are none yet, because one of the two reads had q.
+    # A target deletes rows with an older version. Here q still has the active version, because only one read lacks q.
     assert versions(second, "perks") == [("p", NOON_MS), ("ACTIVATE_VERSION", NOON_MS)]
     assert versions(third, "perks") == [("p", NOON_MS + 10_000), ("ACTIVATE_VERSION", NOON_MS + 10_000)]
     assert versions(fourth, "perks") == [
@@ -909,7 +909,7 @@ def test_a_read_activates_its_own_version_unless_an_earlier_read_lacked_rows() -
         assert {version for _, version in records} == {activated}
 
 
-def test_of_two_perks_that_vanish_one_after_the_other_each_is_deleted_after_two_reads() -> None:
+def test_two_perks_that_vanish_one_after_the_other_are_each_deleted_after_two_reads() -> None:
     walks = [
         dated(P, Q, R, at="12:00:00"),
         dated(P, Q, at="12:00:05"),
@@ -928,7 +928,7 @@ def test_rows_that_only_a_killed_read_emitted_are_deleted_later() -> None:
     with Script(listing(P, Q, next_key="1"), Reply(status=403)) as script:
         killed = run_script(script, "perks", state=second.state, may_fail=True)
     assert versions(killed, "perks") == [("p", NOON_MS), ("q", NOON_MS)]
-    # The last STATE that was written before the rows.
+    # Continue from the last STATE that the killed run wrote before its rows.
     first_row = next(n for n, message in enumerate(killed.messages) if message["type"] == "RECORD")
     state = [message["value"] for message in killed.messages[:first_row] if message["type"] == "STATE"][-1]
     fourth, fifth = read_perks(dated(P, at="12:00:10"), dated(P, at="12:00:15"), state=state)

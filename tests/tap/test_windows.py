@@ -265,7 +265,9 @@ def test_a_millisecond_is_in_the_window_of_its_hour_only(moment: datetime, hours
         pytest.param("2026-10-01T13:59:59.999Z", 1, ["2026-10-01T11"], id="the-hour-before-is-not-old-enough"),
         pytest.param("2026-10-01T14:00:00.000Z", 1, ["2026-10-01T11", "2026-10-01T12"], id="just-old-enough"),
         pytest.param("2026-10-01T12:30:00.000Z", 1, [], id="none-yet"),
-        pytest.param("2026-10-09T00:00:00.000Z", 1, [f"2026-10-01T{hour}" for hour in (11, 12, 13)], id="at-most"),
+        pytest.param(
+            "2026-10-09T00:00:00.000Z", 1, [f"2026-10-01T{hour}" for hour in (11, 12, 13)], id="at-most-three"
+        ),
     ],
 )
 def test_hours_are_due_when_they_are_old_enough(until: str, age_hours: int, due: list[str]) -> None:
@@ -280,7 +282,7 @@ def test_hours_are_due_when_they_are_old_enough(until: str, age_hours: int, due:
         pytest.param("2026-12-31T23:59:59.999Z", "2027-01-01T00", id="over-the-year"),
     ],
 )
-def test_the_next_hour_begins_at_a_bound_or_after_it(bound: str, hour: str) -> None:
+def test_the_next_hour_begins_at_the_bound_or_after_it(bound: str, hour: str) -> None:
     assert next_hour(bound) == hour
 
 
@@ -301,5 +303,5 @@ def test_a_bound_is_never_before_1970() -> None:
         pytest.param("2026-09-30T23:59:59.999Z", False, id="before"),
     ],
 )
-def test_an_instant_at_or_after_a_bound(instant: str, reached: bool) -> None:
+def test_an_instant_is_compared_with_a_bound_exactly(instant: str, reached: bool) -> None:
     assert is_at_or_after(instant, "2026-10-01T00:00:00.000Z") is reached

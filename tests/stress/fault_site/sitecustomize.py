@@ -1,4 +1,4 @@
-"""Break the program at the start of every Python process that has this folder on its PYTHONPATH."""
+"""Apply a seeded fault or a mutant at the start of each Python process that has this folder on its PYTHONPATH."""
 
 import os
 import sys
