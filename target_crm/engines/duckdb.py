@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
 
 
-# Decimals with more digits do not fit into 64 bits. DuckDB takes more than sixty times as long to read them.
+# Decimals with more digits do not fit into 64 bits. DuckDB takes more than sixty times as long to read such decimals.
 POINTS_DIGITS = 18
 # Convert this many rows to Arrow at a time, to limit the size of Arrow's buffers.
 CHUNK_ROWS = 2_000
@@ -89,10 +89,10 @@ _FILE_IN_USE = ("Could not set lock", "Unique file handle conflict")
 class DuckDBAdapter(ExtendedSQLAdapter):
     """DuckDB stores columns in a file, which only one process can open at a time.
 
-    Tables declare no keys. Nearly every batch would rewrite an index of random ids. The index would also stay in
-    memory, and keep the space of deleted rows. DuckDB needs no index to find rows: it uses hash joins, and skips row
-    groups whose ids are outside the batch's range. Keys stay unique because only one loader writes at a time, and it
-    inserts only rows whose key does not exist.
+    Tables declare no keys, because a key needs an index. Nearly every batch would rewrite an index of random ids. The
+    index would also stay in memory, and keep the space of deleted rows. DuckDB needs no index to find rows: it uses
+    hash joins, and skips row groups whose ids are outside the batch's range. Keys stay unique because only one loader
+    writes at a time, and this loader inserts only rows whose key does not exist.
     """
 
     tested = True
@@ -102,7 +102,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     quotes_every_name = True
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}), sizes=True)
     widens_columns_to = ("number", "decimal", "time", "text")
-    # Another process may open the file between two batches.
+    # Close the file after each batch, so that another process can open it.
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
     def database_exists(self, url: URL) -> bool:
@@ -157,7 +157,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     def limit_resources(self, connection: Connection) -> None:
         """Use one thread and little memory, because a batch is small."""
         driver_connection: Any = connection.connection.driver_connection
-        # Older versions of this target declared keys. If there are indexes for such keys, they must fit into memory.
+        # Older versions of this target declared keys. The indexes of such keys must fit into memory, so if the file has
+        # any, set no memory limit.
         (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
         in_url = {_ALIASES.get(name, name) for name in connection.engine.url.query}
         if indexes:
@@ -280,7 +281,7 @@ def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> Non
 
 @compiles(CreateColumn, "duckdb")
 def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str:
-    """Set the compression of columns for which DuckDB would take long to choose one, and would choose badly."""
+    """Set the compression of some columns, because DuckDB would take long to choose one, and would choose badly."""
     column = element.element
     specification: str = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]
     # In a file of an older version, DuckDB would not compress a zstd column at all.

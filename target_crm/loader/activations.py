@@ -22,7 +22,7 @@ class SafeActivations:
         self._pending: dict[tuple[str, str], set[int]] = defaultdict(set)
 
     def refuse(self, source: str, reason: str) -> None:
-        """From now on, delete no rows from the tables of a source. If the source has no name, delete from no table."""
+        """From now on, delete no rows from the tables of a source. If `source` is empty, delete no rows at all."""
         self._unsafe_sources.setdefault(source, reason)
 
     def refuse_table(self, table: str, reason: str) -> None:

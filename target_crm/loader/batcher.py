@@ -62,8 +62,8 @@ class Batcher:
     Args:
         commit: Writes a batch in one transaction. Called in the second thread.
         emit_state: Writes a STATE line. Called in the second thread, after the commit.
-        records_max: Commit a batch of this many records.
-        bytes_max: Commit a batch whose input lines have this many bytes in total.
+        records_max: Commit a batch as soon as it has this many records.
+        bytes_max: Commit a batch as soon as its input lines have this many bytes in total.
         wait_seconds: Commit a batch at most this long after its first record or STATE.
         clock: A monotonic clock, in seconds.
     """
@@ -109,7 +109,7 @@ class Batcher:
             self._begin_commit()
 
     def poll(self) -> None:
-        """Call this while no input arrives. It raises the error of a finished commit, or starts the next commit."""
+        """Raise the error of a finished commit. Start the next commit if it is due. Called while no input arrives."""
         if self._in_flight and self._in_flight.done():
             self.wait()
         self.commit_if_due()

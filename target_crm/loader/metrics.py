@@ -37,7 +37,7 @@ class Duration(StrEnum):
 class RunMetrics:
     """Counts records, and measures the duration of batches and the lag behind the newest event.
 
-    The log and the live display show these numbers.
+    The log and the progress display on the terminal show these numbers.
     """
 
     def __init__(self) -> None:

@@ -53,7 +53,7 @@ class StoppedStream:
 
     reason: str
     skipped: int = 0
-    """Records of the stream that arrived after it was stopped."""
+    """The number of the stream's records that were not loaded."""
 
 
 class Router:
@@ -85,7 +85,7 @@ class Router:
     def needs_no_change(self, message: Mapping[str, Any]) -> bool:
         """Return whether a SCHEMA message can be ignored.
 
-        It can be ignored if it equals the stream's last one, or if the stream is no longer loaded.
+        It can be ignored if it equals the stream's last SCHEMA message, or if the stream is no longer loaded.
         """
         stream = message.get("stream")
         schema = message.get("schema"), message.get("key_properties")

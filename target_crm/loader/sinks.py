@@ -53,9 +53,10 @@ class Part:
     rows: list[Row] = field(default_factory=list)
     """Rows of the sink's work table: the number of the input line, then the table's columns."""
     present_keys: list[Row] = field(default_factory=list)
-    """Rows with only the key and version of invalid records. These rows still exist in the source."""
+    """The keys and versions of invalid records, as rows. The source still has these records, so delete no row of them.
+    """
     refused: int = 0
-    """Records that could not be converted."""
+    """The number of records that could not be converted."""
     incomplete: list[tuple[Row, Rejection]] = field(default_factory=list)
     """Actions that cannot be inserted, with the reason. They are duplicates if the ledger has their id."""
 
@@ -168,7 +169,7 @@ class StreamSink:
         return None
 
     def activate(self, connection: Connection, version: int) -> Activation:
-        """Mark or delete the rows that a version no longer has."""
+        """Mark or delete the rows that a version no longer contains."""
         raise NotImplementedError
 
 
@@ -240,9 +241,10 @@ class LedgerSink(StreamSink):
         return () if self.context.settings.store_payload else ("payload",)
 
     def _complete(self, connection: Connection) -> int:
-        """Replace actions without an effect by staged actions that have one. Return how many were replaced.
+        """Replace actions without an effect with staged actions that have an effect. Return how many were replaced.
 
-        An action has no effect if `metadata` or `type` was deselected when it was first read. No balance counts it yet.
+        The stored action lacks its effect if `metadata` or `type` was deselected when the tap first read the action. No
+        balance counts such an action yet.
         """
         ledger, staged = self.tables.actions, self.tables.staged_actions
         self.adapter.empty(connection, staged.fresh)
@@ -313,12 +315,12 @@ class TableSink(StreamSink):
 
     @property
     def allow_key_change(self) -> bool:
-        """Whether to rebuild the table in the warehouse if its key differs from the schema's."""
+        """Whether to rebuild the table in the warehouse if its key differs from the key in the SCHEMA message."""
         return self.context.settings.allow_key_change
 
     @property
     def own_tables(self) -> Sequence[Table]:
-        """The stream's table and its work table."""
+        """The stream's table and its staging table."""
         return self.table, self.staged.table
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
@@ -413,8 +415,8 @@ class TableSink(StreamSink):
     def activate(self, connection: Connection, version: int) -> Activation:
         """Set `_sdc_deleted_at` in rows of older versions. With `hard_delete`, delete these rows instead.
 
-        Rows have no version if the source sent none when they were loaded. If more than `max_deleted_fraction` of the
-        rows have none, ignore the message: the source may now be sending only some of its rows.
+        Rows have no version if the source sent no version when they were loaded. If more than `max_deleted_fraction` of
+        the rows have no version, ignore the message, because the source may now be sending only some of its rows.
         """
         self.adapter.recover(connection, self.table)
         rows, unversioned = connection.execute(staging.count_unversioned(self.table)).one()
@@ -445,7 +447,7 @@ class AwardSink(TableSink):
 
     @staticmethod
     def age_columns(rows: FromClause) -> list[ColumnElement[Any]]:
-        """Order snapshots by `updatedAt`. A snapshot without it is dated by the time of its extraction.
+        """Order snapshots by `updatedAt`, or if a snapshot has none, by the time when the tap read the snapshot.
 
         A snapshot without points never replaces one with points, because it contains no balance.
         """
@@ -459,12 +461,12 @@ class AwardSink(TableSink):
         self.adapter.execute(connection, balances.fill_owner(staged, "_id", owner))
 
     def merge_balances(self, connection: Connection) -> None:
-        """Merge changed snapshots into the balances, and also snapshots that are dated by their extraction."""
+        """Merge changed snapshots into the balances, and also unchanged snapshots without `updatedAt`."""
         if self.warehouse.is_atomic(connection):
             self.adapter.merge(connection, balances.merge(self.tables, _changed_snapshots(self.table, self.staged)))
 
     def complete_known(self, connection: Connection) -> None:
-        """Copy user and perk to the stored snapshot and balance of the same award."""
+        """Copy user and perk from staged snapshots to the stored snapshot and balance of the same award."""
         owner = balances.owner_of_awards(self.staged.table, self.staged.table)
         self.adapter.execute(connection, balances.fill_owner(self.table, "_id", owner))
         if self.warehouse.is_atomic(connection):

@@ -96,7 +96,7 @@ class TargetCrm(Plugin, Target):
         Args:
             warehouse: An open warehouse to load into. The default is the warehouse in the settings.
             records_run: Whether to write a row per stream to `load_runs`.
-            on_quarantine: Called for each batch, with its records for the quarantine.
+            on_quarantine: Called for each batch, with the records that go to the quarantine.
             options: Arguments for the SDK.
         """
         try:
@@ -150,7 +150,7 @@ class TargetCrm(Plugin, Target):
         self.logger.info("loading into %s", self.warehouse.name)
         if self.warehouse.is_in_memory:
             self.logger.warning(
-                "%s is an in-memory database: all data is lost when this run ends, although STATE covers it",
+                "%s is an in-memory database: all data is lost when this run ends, although STATE covers the data",
                 self.warehouse.name,
             )
         if not self.warehouse.tested:
@@ -254,7 +254,7 @@ class TargetCrm(Plugin, Target):
     def _emit_state(self, state: str) -> None:
         """Write a STATE line. If stdout is closed, continue to load. The next run then reads the same data again.
 
-        Write no STATE once a stream was stopped because the warehouse rejects its rows: the STATE would cover them.
+        Once a stream was stopped because the warehouse rejects its rows, write no STATE, which would cover these rows.
         """
         if self.writer.stopped:
             return

@@ -169,7 +169,7 @@ class BatchWriter:
             raise _PartRefused(sink, reason) from reason
 
     def activate(self, sink: StreamSink, version: int) -> Activation:
-        """Mark or delete the rows of a stream that an activated version no longer has."""
+        """Mark or delete the rows of a stream that an activated version no longer contains."""
         return self._warehouse.commit_once(lambda connection: sink.activate(connection, version))
 
     def count_ignored_activation(self, stream: str) -> None:
@@ -221,8 +221,8 @@ class BatchWriter:
     def _record_coverage(self, connection: Connection, claims: Claims) -> None:
         """Record the intervals for which actions were read, in the transaction that commits these actions.
 
-        Call this after the actions are written: an engine without transactions may stop in between, and an interval
-        must not count as covered without its actions.
+        Call this after the actions are written. On an engine without transactions, a load may stop in between, and an
+        interval must not count as covered without its actions.
         """
         if not claims:
             return

@@ -38,11 +38,11 @@ STAGING_PREFIX = f"{WORK_PREFIX}staging_"
 RUN_ID_CHARS = 32
 # The counts of a run's records. `read` is the sum of the others.
 COUNT_DOCS = {
-    "read": "Records read: the sum of the other four.",
+    "read": "Records that target-crm read: the sum of the next four columns.",
     "applied": "Records that inserted or updated a row.",
     "duplicate": "Records that the warehouse already had.",
-    "superseded": "Records older than the row in the warehouse or in the batch.",
-    "quarantined": "Records in rejected_records.",
+    "superseded": "Records older than the row with the same key in the warehouse or in the batch.",
+    "quarantined": "Records that were quarantined: see rejected_records.",
 }
 COUNTS = tuple(COUNT_DOCS)
 # In a table's `info`, this key names a column. An engine may partition the table by the months of the column.
@@ -55,10 +55,10 @@ DESCRIPTION, SOURCE = "description", "source"
 # Descriptions of the columns that every stream's table has.
 METADATA_DOCS = {
     EXTRA: "Fields that the stream's schema does not name, as a JSON object.",
-    EXTRACTED_AT: "When the tap read the row (time_extracted in its message).",
+    EXTRACTED_AT: "When the tap read the row (time_extracted in the RECORD message).",
     BATCHED_AT: "When the target loaded the row.",
     TABLE_VERSION: "The version of the last complete read that emitted the row; null if the tap sent no version.",
-    DELETED_AT: "When the row was reported as deleted; null while it exists.",
+    DELETED_AT: "When the row was deleted in the source, or found missing there; null while it exists.",
 }
 # Descriptions of the columns of `awards` that balances need.
 AWARD_DOCS = {
@@ -70,7 +70,7 @@ AWARD_DOCS = {
 }
 # Descriptions of the views' columns that `award_balances` does not have.
 VIEW_DOCS = {
-    "award_count": "The number of awards.",
+    "award_count": "The number of the user's awards for this perk that are not deleted.",
     "explained": "earned_total - redeemed_total + refunded_total.",
     "unexplained": "points - explained: the sum of opening and adjusted.",
     "adjusted": "points - opening - explained: edits in Pepper, expiries, or actions that were not read.",
@@ -88,10 +88,10 @@ class Tables:
     - `award_balances`: a balance per award
     - `awards`: Pepper's snapshot of each award
     - `rejected_records`: the quarantine
-    - `load_runs`: counts of what became of each run's records
-    - `_crm_…`: internal tables with the version of the tables, the table of each stream, the column of each property,
-      recently committed batches, and the intervals for which actions were read; also work tables, which are empty
-      between transactions
+    - `load_runs`: how many records of each run were applied, skipped or quarantined
+    - `_crm_…`: internal tables, which store the version of the tables, the table of each stream, the column of each
+      property, recently committed batches, and the intervals for which actions were read; also work tables, which are
+      empty between transactions
 
     The tables in `of_balances` and the views exist only if Pepper's stream `actions` or `awards` is loaded.
     """
@@ -113,7 +113,7 @@ class Tables:
         award_shape = Shape.of({"properties": {}}, ["_id"], AWARD_FIELDS)
         self.awards = stream_table("awards", award_shape, schema).to_metadata(self.metadata)
         self.awards.info[DESCRIPTION] = (
-            "One row per award, as Pepper last showed it. Other selected fields have columns, too."
+            "One row per award, as Pepper last showed it. Each other selected field also has a column."
         )
         for field in award_shape.fields:
             column = self.awards.c[field.column]
@@ -123,18 +123,23 @@ class Tables:
             self.metadata,
             Column("rejected_id", Identifier(), primary_key=True, doc="A hash of stream, reason and record."),
             Column("stream", LongText(), nullable=False, doc="The stream; empty if the line does not name one."),
-            Column("reason", LongText(), nullable=False, doc="Why the record was quarantined. Contains no values."),
+            Column(
+                "reason",
+                LongText(),
+                nullable=False,
+                doc="Why the record was quarantined, without values from the record.",
+            ),
             Column("input_line", BigInteger, nullable=False, doc="The number of the line in the target's input."),
             Column("payload", LongText(), nullable=False, doc="The record, or the whole line if it is not a record."),
             Column("rejected_at", Instant, nullable=False, doc="When the record was quarantined."),
-            Column("run_id", Identifier(), nullable=False, doc="The run that quarantined it; see load_runs."),
-            Column("extracted_at", Instant, doc="When the tap read the record (time_extracted in its message)."),
+            Column("run_id", Identifier(), nullable=False, doc="The run that quarantined the record; see load_runs."),
+            Column("extracted_at", Instant, doc="When the tap read the record (time_extracted in the RECORD message)."),
             info={DESCRIPTION: "The quarantine: one row per record that is invalid or contradicts the ledger."},
         )
         self.load_runs = Table(
             "load_runs",
             self.metadata,
-            # `run_id` is short, so that the key fits into 8 kB even on engines that count four bytes per character.
+            # `run_id` is short, because the size of a key is limited, and some engines count four bytes per character.
             Column("run_id", Identifier(RUN_ID_CHARS), primary_key=True, doc="The run of target-crm."),
             Column(
                 "stream",
@@ -143,25 +148,29 @@ class Tables:
                 doc="The name of the stream's table; empty in the row that counts lines that name no stream.",
             ),
             Column("started_at", Instant, nullable=False, doc="When the run started."),
-            Column("finished_at", Instant, doc="When the run ended; null if it still runs or was killed."),
-            Column("exit_state", Identifier(), doc="done or failed; null if the run is running or was killed."),
+            Column("finished_at", Instant, doc="When the run ended; null if the run is still going on or was killed."),
+            Column("exit_state", Identifier(), doc="done or failed; null if the run is still going on or was killed."),
             Column("seconds", Number, nullable=False, doc="Seconds from the start of the run to its last commit."),
             *(Column(name, BigInteger, nullable=False, doc=COUNT_DOCS[name]) for name in COUNTS),
-            Column("ignored_activations", BigInteger, doc="ACTIVATE_VERSION messages that were ignored."),
+            Column(
+                "ignored_activations",
+                BigInteger,
+                doc="The number of ACTIVATE_VERSION messages that target-crm ignored.",
+            ),
             info={DESCRIPTION: "One row per run and stream, with counts of its records. Rows are kept for 90 days."},
         )
         self.version = Table(
             f"{WORK_PREFIX}version",
             self.metadata,
             Column("version", BigInteger, nullable=False, doc="The version of the tables."),
-            info={DESCRIPTION: "One row: the version of the target's own tables."},
+            info={DESCRIPTION: "A single row with the version of the target's own tables."},
         )
         self.commits = Table(
             f"{WORK_PREFIX}commits",
             self.metadata,
             Column("batch_id", Identifier(), primary_key=True, doc="The batch."),
             Column("committed_at", Instant, nullable=False, doc="When the batch was committed."),
-            info={DESCRIPTION: "Recent batches, so that a retry knows whether a lost COMMIT took effect."},
+            info={DESCRIPTION: "One row per recent batch. After a lost connection, a retry looks here for the batch."},
         )
         self.streams = Table(
             f"{WORK_PREFIX}streams",
@@ -169,23 +178,29 @@ class Tables:
             Column("stream_id", Identifier(), primary_key=True, doc="A hash of the stream's name."),
             Column("stream", LongText(), nullable=False, doc="The stream's name."),
             Column("table_name", LongText(), nullable=False, doc="The stream's table."),
-            info={DESCRIPTION: "One row per stream: the table that belongs to it."},
+            info={DESCRIPTION: "One row per stream, with the name of its table."},
         )
         self.columns = Table(
             f"{WORK_PREFIX}columns",
             self.metadata,
-            Column("column_id", Identifier(), primary_key=True, doc="A hash of the stream's and the property's name."),
+            Column(
+                "column_id", Identifier(), primary_key=True, doc="A hash of the stream's name and the property's name."
+            ),
             Column("stream_id", Identifier(), nullable=False, doc="The stream's key in _crm_streams."),
             Column("property", LongText(), nullable=False, doc="The property's name in the stream's schema."),
             Column("column_name", LongText(), nullable=False, doc="The column that holds the property."),
-            info={DESCRIPTION: "One row per property: the column that belongs to it."},
+            info={DESCRIPTION: "One row per property of a stream, with the name of its column."},
         )
         self.coverage = Table(
             f"{WORK_PREFIX}coverage",
             self.metadata,
             Column("interval_id", Identifier(), primary_key=True, doc="A hash of the other columns."),
             Column("merchant", LongText(), doc="A hash of Pepper's host and the merchant's code."),
-            Column("action_types", LongText(), doc="The types of action that were read, as JSON; null for all."),
+            Column(
+                "action_types",
+                LongText(),
+                doc="The types of action that were read, as a JSON list; null if all types were read.",
+            ),
             Column("covered_from", Instant, nullable=False, doc="The beginning of the interval, exclusive."),
             Column("covered_until", Instant, nullable=False, doc="The end of the interval, inclusive."),
             info={DESCRIPTION: "One row per interval of time for which all actions were read and committed."},
@@ -256,8 +271,8 @@ class Tables:
 def adjusted(balances: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
     """Return the points of a balance that neither its opening balance nor an action explains.
 
-    The table has no column for it. The value follows from the other columns, and storing it made each merge of a batch
-    15 % slower.
+    The table has no column for these points, because they follow from the other columns. Storing them would make each
+    merge of a batch 15 % slower.
     """
     from_actions = balances.earned_total - balances.redeemed_total + balances.refunded_total
     return exact(balances.points - balances.opening - from_actions)
@@ -297,9 +312,8 @@ def rebuilt_of(table: Table) -> str:
 def staging_of(table: Table, name_bytes: int = NAME_BYTES_MAX) -> Table:
     """Return the staging table of a table.
 
-    It has the same columns without constraints, and `_seq`, the order of arrival.
-
-    Its name has at most `name_bytes` bytes.
+    The staging table has the same columns without constraints, and the column `_seq` with the order of arrival. Its
+    name has at most `name_bytes` bytes.
     """
     columns = [Column(column.name, column.type) for column in table.columns]
     name = _fitted(f"{STAGING_PREFIX}{table.name}", name_bytes)
@@ -334,7 +348,12 @@ def _ledger_columns() -> list[Column[Any]]:
         Column("user_id", Identifier(), doc="The user who acted.", info=_from("context.user._id")),
         Column("award_id", Identifier(), doc="The award whose points changed.", info=_from("metadata.awardId")),
         Column("perk_id", Identifier(), doc="The award's perk.", info=_from("metadata.perkId")),
-        Column("location_id", Identifier(), doc="The location, if there was one.", info=_from("context.location._id")),
+        Column(
+            "location_id",
+            Identifier(),
+            doc="The location of the action; null if there was none.",
+            info=_from("context.location._id"),
+        ),
         Column("occurred_at", Instant, doc="When the action happened, in UTC.", info=_from("when.timestamp")),
         Column("effect", Identifier(), doc="earned, redeemed or refunded; null if the action changes no balance."),
         Column(
@@ -348,7 +367,11 @@ def _ledger_columns() -> list[Column[Any]]:
         Column("points_refunded", Points, doc="Points refunded.", info=_from("metadata.pointsRefunded")),
         Column("source", LongText(), doc="The part of Pepper that reported the action.", info=_from("source")),
         Column("environment", LongText(), doc="Pepper's environment, such as BETA.", info=_from("environment")),
-        Column("payload", JsonText, doc="The whole action as JSON; null if store_payload is false, or once erased."),
+        Column(
+            "payload",
+            JsonText,
+            doc="The whole action as JSON; null if store_payload is false, or if the user's data was erased.",
+        ),
         Column("loaded_at", Instant, nullable=False, doc="When the target loaded the action."),
     ]
 
@@ -364,10 +387,24 @@ def _balance_columns(*, work: bool = False) -> list[Column[Any]]:
         Column(
             "as_of_source", Identifier(), nullable=False, doc="The source of points: action, or award (a snapshot)."
         ),
-        Column("last_action_id", Identifier(), doc="The last action with an effect; null if there is none."),
-        Column("earned_total", Points, nullable=False, server_default=zero, doc="Points earned, over all actions."),
-        Column("redeemed_total", Points, nullable=False, server_default=zero, doc="Points redeemed, over all actions."),
-        Column("refunded_total", Points, nullable=False, server_default=zero, doc="Points refunded, over all actions."),
+        Column("last_action_id", Identifier(), doc="The key of the last action with an effect; null if there is none."),
+        Column(
+            "earned_total", Points, nullable=False, server_default=zero, doc="Points earned: the sum over all actions."
+        ),
+        Column(
+            "redeemed_total",
+            Points,
+            nullable=False,
+            server_default=zero,
+            doc="Points redeemed: the sum over all actions.",
+        ),
+        Column(
+            "refunded_total",
+            Points,
+            nullable=False,
+            server_default=zero,
+            doc="Points refunded: the sum over all actions.",
+        ),
         Column(
             "action_count", BigInteger, nullable=False, server_default=zero, doc="The number of actions with an effect."
         ),
@@ -376,7 +413,9 @@ def _balance_columns(*, work: bool = False) -> list[Column[Any]]:
         Column("updated_at", Instant, nullable=False, doc="When the target last changed the row."),
         # Columns of later versions come last and are nullable, because some engines can add only such columns. But
         # `opening` is never null.
-        Column("first_action_id", Identifier(), doc="The first action with an effect; null if there is none."),
+        Column(
+            "first_action_id", Identifier(), doc="The key of the first action with an effect; null if there is none."
+        ),
         Column(
             "opening", Points, doc="The points before the first action; if there is no action, the snapshot's points."
         ),

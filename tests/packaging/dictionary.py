@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 VIEWS = {
-    "user_balances": "View: one row per user and perk, summed over the user's awards that exist.",
+    "user_balances": "View: one row per user and perk, summed over the user's awards that are not deleted.",
     "award_balance_drift": "View: one row per award, with the part of its balance that its actions explain.",
 }
 HEAD = """\
