@@ -431,7 +431,7 @@ def test_replayed_records_that_fail_again_stay_in_quarantine_once(balances: Any,
 
 
 def test_replayed_snapshot_keeps_its_extraction_time(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without `updatedAt`, a snapshot counts as of its extraction, whenever it was refused or replayed."""
+    """A snapshot without `updatedAt` has the time of its extraction, even if it is quarantined and replayed later."""
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
     load_rejected(warehouse_url, [snapshot("w1", 5, at=None, read_at="2026-10-01T00:00:00Z")])
     execute(

@@ -61,7 +61,7 @@ def compare(url: str, messages: Iterable[str], *arguments: str, **settings: str)
 
 
 def result(url: str, *messages: str, **settings: str) -> dict[str, Any]:
-    """The JSON that `compare` prints for these awards, read completely: without zero counts, with the exit code."""
+    """The JSON that `compare` prints after a complete read of these awards, with the exit code, without zero counts."""
     ran = compare(url, [AWARDS, *messages, bookmark()], "--json", **settings)
     assert ran.returncode in {0, 1}, ran.stderr
     found = json.loads(ran.stdout)
@@ -278,7 +278,7 @@ def test_awards_of_another_merchant_are_an_error_of_one_line(sqlite_url: str) ->
     assert compare(sqlite_url, [AWARDS, W1, W2, bookmark(merchant="a")]).returncode == 0
 
 
-def test_without_recorded_coverage_the_newest_balance_is_what_is_loaded(sqlite_url: str) -> None:
+def test_without_recorded_coverage_the_newest_balance_shows_how_far_the_load_is(sqlite_url: str) -> None:
     load(sqlite_url, [AWARDS, W1, snapshot("w2", 7, at="2026-10-03T00:00:00Z")])
 
     lost = result(
@@ -299,7 +299,7 @@ def test_awards_that_the_warehouse_knows_to_be_deleted_are_not_missing_in_pepper
     load(url, [AWARDS, record("awards", {"_id": "w2", "_sdc_deleted_at": READ_UNTIL})])
 
     assert counts(result(url, W1)) == {"equal": 1, "exit": 0}
-    # It still exists, so people lack its points.
+    # Pepper still has w2, so the warehouse lacks its points.
     assert counts(result(url, W1, W2)) == {"equal": 1, "missing_here": 1, "exit": 1}
 
 
@@ -384,7 +384,7 @@ def test_text_says_that_changes_are_not_all_awards(url: str) -> None:
         ),
     ],
 )
-def test_input_that_is_not_whole_is_an_error_of_one_line(url: str, messages: list[str], reason: str) -> None:
+def test_incomplete_input_is_an_error_of_one_line(url: str, messages: list[str], reason: str) -> None:
     ran = compare(url, messages)
 
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -404,7 +404,7 @@ def test_records_that_cannot_be_read_are_differences_without_their_values(url: s
         {"verdict": "unreadable", "award_id": "w2", "reason": "points is text, expected points"},
         {"verdict": "unreadable", "award_id": None, "reason": "_id is missing"},
     ]
-    # Any award may be the nameless one.
+    # The record without an id may be any award, so no balance counts as missing in Pepper.
     assert "not_compared" in found
 
 

@@ -1,4 +1,4 @@
-"""What verify, status, coverage and the report say of the times for which actions were read."""
+"""What verify, status, coverage and the report say about the times for which actions were read."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SECOND = read("2026-10-18T00:00:00Z", "2026-10-20T06:00:05Z")
 HISTORY = [
     ACTIONS,
     action("a1", delta=2, available=2, at="2026-10-02T00:00:00Z"),
-    # An edit.
+    # Someone has edited the points before this action.
     action("a2", delta=2, available=9, at="2026-10-03T00:00:00Z"),
     FIRST,
-    # Of an award whose actions were not all read.
+    # Not all actions of w2 were read.
     action("b1", delta=1, available=1, at="2026-10-09T00:00:00Z", award="w2"),
     action("b2", delta=1, available=5, at="2026-10-19T00:00:00Z", award="w2"),
     action("b3", delta=1, available=7, at="2026-10-20T00:00:00Z", award="w2"),
@@ -137,7 +137,7 @@ def test_coverage_lists_intervals_and_holes(balances: Callable[..., tuple[int, s
     ]
 
 
-def test_coverage_of_a_filter_is_listed_as_such(balances: Callable[..., tuple[int, str]]) -> None:
+def test_coverage_with_a_filter_is_listed_with_its_types(balances: Callable[..., tuple[int, str]]) -> None:
     filtered = read("2026-10-10T00:00:00Z", "2026-10-18T00:00:00Z", action_types=["REWARD_EARNED"])
     found = json.loads(balances([*HISTORY, filtered], "coverage", "--json")[1])
 
@@ -236,7 +236,9 @@ def test_many_holes_are_all_named(balances: Callable[..., tuple[int, str]]) -> N
     assert len(json.loads(output)["coverage"]["holes"]) == 301
 
 
-def test_the_state_of_the_oldest_hole_reads_it_before_it_goes_on(balances: Callable[..., tuple[int, str]]) -> None:
+def test_with_the_state_for_the_oldest_hole_the_tap_reads_the_hole_first(
+    balances: Callable[..., tuple[int, str]],
+) -> None:
     later = read("2026-10-30T00:00:00Z", "2026-10-31T00:00:00Z", merchant="m1")
     first = read("2026-10-21T00:00:00Z", "2026-10-22T00:00:00Z", merchant="m1")
     exit_code, output = balances([*HISTORY, first, later], "coverage", "--state")
@@ -253,7 +255,7 @@ def test_the_state_of_the_oldest_hole_reads_it_before_it_goes_on(balances: Calla
     assert found["bookmarks"] == found["singer_state"]["bookmarks"] == {"actions": bookmark}
 
 
-def test_the_state_of_a_hole_at_the_end_begins_there(balances: Callable[..., tuple[int, str]]) -> None:
+def test_the_state_for_a_hole_at_the_end_begins_at_the_hole(balances: Callable[..., tuple[int, str]]) -> None:
     filtered = read("2026-10-10T00:00:00Z", "2026-10-11T00:00:00Z", action_types=["ORDER"])
     _, output = balances([ACTIONS, FIRST, filtered], "coverage", "--state")
 

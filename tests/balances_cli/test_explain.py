@@ -39,7 +39,7 @@ AT_THE_ARCHES = {
     "context": {"user": {"_id": "u1", "fullName": "Tom Jones"}, "location": {"_id": "l1", "title": "The Arches"}},
     "source": "API_SERVER",
 }
-# An older system's notice: it has neither the change nor the points after it.
+# An action from an older system contains neither the change nor the points after the change.
 LEGACY = record(
     "actions",
     {
@@ -186,7 +186,7 @@ def test_a_perk_is_given_by_id_or_title(sqlite_url: str, run: Run) -> None:
         pytest.param(["w1", "--timezone", "Mars"], 2, "--timezone Mars: unknown time zone", id="time-zone"),
     ],
 )
-def test_what_cannot_be_explained_is_said_in_one_line(
+def test_the_error_is_one_line_if_there_is_nothing_to_explain(
     sqlite_url: str, run: Run, arguments: list[str], exit_code: int, complaint: str
 ) -> None:
     load(sqlite_url, [AWARDS, snapshot("w1", 5)])
@@ -198,7 +198,7 @@ def test_what_cannot_be_explained_is_said_in_one_line(
     assert complaint in line
 
 
-def test_a_changed_balance_is_said_not_to_follow_from_its_lines(sqlite_url: str, run: Run) -> None:
+def test_a_tampered_balance_is_reported_because_it_does_not_follow_from_its_lines(sqlite_url: str, run: Run) -> None:
     load(sqlite_url, HISTORY)
     execute(sqlite_url, "UPDATE award_balances SET points = points + 1")
 
@@ -265,7 +265,7 @@ def test_a_snapshot_is_compared_with_the_newest_action(
 
     lines = [line for line in explained["lines"] if line["event"] in {"action", "snapshot"}]
     assert [line["note"] for line in lines if line["event"] == "snapshot"] == [note]
-    # It follows the actions that it shows.
+    # The snapshot stands after the actions whose points it includes.
     place = 1 if note == "older than the newest action" else 2
     assert lines[place]["event"] == "snapshot"
 

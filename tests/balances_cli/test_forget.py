@@ -41,7 +41,7 @@ def award(award_id: str, user_id: str, name: str) -> str:
 ABOUT_TOM = [
     *(ACTIONS, action("a1", delta=2, available=7, award="w1", **user("u1", NAME))),
     action("a2", "REDEEM_PERK", delta=1, available=6, award="w1", at="2026-10-02T00:00:00Z", **user("u1", NAME)),
-    # A notice without effect, an action with only his award, and another user's action that contains his id.
+    # An action without effect, an action that only names Tom's award, and another user's action that contains Tom's id.
     record("actions", {"_id": "a3", "type": "USER_UPDATED", **user("u1", NAME)}),
     record("actions", {"_id": "a4", "type": "AWARD_SEEN", "metadata": {"awardId": "w1"}, "note": NAME}),
     action("a5", award="w2", delta=2, available=7, **user("u2", "Zoe", friends=[{"_id": "u1", "fullName": NAME}])),
@@ -188,7 +188,7 @@ def test_unknown_user_exits_with_1_and_changes_nothing(
         pytest.param("u11", "1 payload", id="a-user-of-the-quarantine-alone"),
     ],
 )
-def test_an_id_that_is_no_users_erases_nothing_unless_asked_for(
+def test_an_id_that_belongs_to_no_user_erases_nothing_unless_requested(
     crm: Warehouse, capsys: pytest.CaptureFixture[str], pasted: str, payloads: str
 ) -> None:
     before = naming(crm, NAME), naming(crm, OTHER_NAME)
@@ -236,7 +236,9 @@ def test_a_friend_who_is_only_in_other_users_payloads_can_be_erased(
         pytest.param([ACTIONS, USERS, record("users", {"_id": "u1", "fullName": NAME})], id="users"),
     ],
 )
-def test_a_user_of_one_table_is_known(sqlite_url: str, monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> None:
+def test_a_user_who_occurs_in_only_one_table_is_known(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)
     load(sqlite_url, messages)
 

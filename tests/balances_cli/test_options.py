@@ -43,7 +43,7 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before-the-command", "after-the-command"])
-def test_common_options_stand_before_or_after_the_command(
+def test_common_options_may_stand_before_or_after_the_command(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, before: bool
 ) -> None:
     config = tmp_path / "config.json"

@@ -1,4 +1,4 @@
-"""BigQuery emulated on DuckDB. This shows nothing about quotas, speed or cost."""
+"""BigQuery emulated on DuckDB. The cases show nothing about quotas, speed or cost."""
 
 from __future__ import annotations
 

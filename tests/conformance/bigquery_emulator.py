@@ -1,4 +1,4 @@
-"""BigQuery's emulator, run by the Python of its own environment, without what keeps it from doing as BigQuery does."""
+"""Run BigQuery's emulator in its own Python environment. Patches make it behave like BigQuery where it differs."""
 
 import re
 
@@ -16,12 +16,12 @@ table_to_rest = tables._table_to_rest
 
 
 def load_parquet(path, table, context):
-    """By the names of columns; the emulator goes by their places."""
+    """Match the columns by name. The emulator itself would match them by position."""
     context.engine.execute(f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet(?)", [path])
 
 
 def translate_numeric(translator, sql, **more):
-    """NUMERIC has nine places; the emulator casts to three."""
+    """Give NUMERIC nine decimal places. The emulator itself would cast to three."""
     return translate(translator, re.sub(r"\bAS NUMERIC\)", "AS NUMERIC(38, 9))", sql), **more)
 
 

@@ -142,7 +142,7 @@ ENGINES = {
         firebird,
         deliveries=3,
         widens=False,
-        # Where a run is interrupted, the driver's destructors fail.
+        # When a run is interrupted, the driver's destructors fail.
         ignored_warnings=("ignore::pytest.PytestUnraisableExceptionWarning",),
         cannot={
             "test_ids_that_differ_only_by_case_a_trailing_space_or_an_emoji_stay_different": "pads texts with spaces",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 UNPACKED = Path(__file__).parent.parent.parent / ".dev" / "firebird"
 PLUGINS = {"Engine12": "libEngine12.so", "Srp": "libSrp.so"}
 USER, PASSWORD = "SYSDBA", "masterkey"
-# The database of users is made without a server, by a process of its own: the client reads its settings only once.
+# A separate process creates the database of users without a server, because the client reads its settings only once.
 CREATE_USERS = """
 import sys
 from firebird.driver import create_database, driver_config
@@ -37,7 +37,7 @@ with create_database(sys.argv[2], user="SYSDBA", charset="UTF8") as connection:
 
 @contextmanager
 def firebird() -> Iterator[Callable[[], str]]:
-    """Start a server; yield a factory of URLs of new databases, which take all of Unicode."""
+    """Start a server; yield a factory of URLs of new databases, which accept all of Unicode."""
     root = UNPACKED if (UNPACKED / "usr/sbin/firebird").exists() else Path("/")
     if not (root / "usr/sbin/firebird").exists():
         raise Unavailable("firebird is not installed; ./dev warehouses fetches it where it can")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "warehouses.md"
 BEGIN, END = "<!-- cases: begin -->", "<!-- cases: end -->"
-# The worst outcome first: a case with variants gets it.
+# The worst outcome comes first. A case with several variants gets the worst of their outcomes.
 WORDS = {"failed": "**no**", "skipped": "not here", "passed": "yes"}
 
 

@@ -1,4 +1,4 @@
-"""Snowflake emulated by fakesnow in this process, on DuckDB. This shows nothing about locks, speed or cost."""
+"""Snowflake emulated by fakesnow in this process, on DuckDB. The cases show nothing about locks, speed or cost."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ PACKET_BYTES = 2**20
 
 @pytest.fixture(scope="module")
 def new_url() -> Iterator[Callable[[], str]]:
-    """A factory of URLs of new databases on a server that takes statements of one megabyte."""
+    """A factory of URLs of new databases on a server that accepts statements of at most one megabyte."""
     try:
         with mariadb() as new:
             execute(new(), f"SET GLOBAL max_allowed_packet = {PACKET_BYTES}")
@@ -44,7 +44,7 @@ def url(request: pytest.FixtureRequest, new_url: Callable[[], str]) -> str:
     return new_url().replace("mariadb://", f"mariadb+{request.param}://")
 
 
-def test_a_batch_is_sent_in_statements_that_the_server_takes(url: str) -> None:
+def test_a_batch_is_sent_in_statements_that_the_server_accepts(url: str) -> None:
     texts = ["'\\\n" * 1_000 * (1 + number % 50) if number % 2 else "яé" * 50_000 for number in range(100)]
     keyed = schema("p", {"id": INTEGER, "v": TEXT}, "id")
 

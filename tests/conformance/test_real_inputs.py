@@ -1,4 +1,4 @@
-"""Inputs as other taps, databases and schemas send them, where what is stored depends on the engine."""
+"""Inputs in the forms that other taps and databases send. What an engine stores for them depends on the engine."""
 
 from __future__ import annotations
 

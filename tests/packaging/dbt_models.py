@@ -31,7 +31,7 @@ AS_OF = "select * from ({{{{ pepper_crm.balances_as_of(\"timestamp '{moment}'\")
 
 
 def main() -> None:
-    """Build and check with the dbt command given as the argument."""
+    """Build the models and check them. The argument is the dbt command."""
     dbt = str(Path(sys.argv[1]).resolve())
     with tempfile.TemporaryDirectory() as name, PostgresServer() as server:
         folder = Path(name)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def load(url: str, folder: Path) -> tuple[World, dict[str, Any]]:
-    """Load a programme of some weeks in six runs, with edits and a deleted award; return it and all perks it showed."""
+    """Load several weeks in six runs, with edits and a deleted award. Return the world and all perks that it showed."""
     world = World(seed=19, users=40, days=30, now=START)
     with Sandbox(world) as sandbox:
         pipeline = Pipeline(sandbox, url, folder, {"TAP_PEPPER_START_DATE": LEDGER_START.isoformat()})
@@ -63,7 +63,7 @@ def load(url: str, folder: Path) -> tuple[World, dict[str, Any]]:
     # An award with changes, deleted near the end.
     deleted = query(url, "SELECT max(award_id) FROM award_balances WHERE action_count > 1")[0][0]
     execute(url, f"UPDATE awards SET _sdc_deleted_at = '2026-02-05 10:00:00' WHERE _id = '{deleted}'")
-    # Locations had another title once.
+    # At first, the locations had other titles.
     execute(
         url,
         """UPDATE actions SET payload = CAST(replace(CAST(payload AS varchar), '"title":', '"title":"Old","x":') """
@@ -89,7 +89,9 @@ class Shop:
             **address,
         }
         shutil.copytree(PACKAGE / "integration_tests", self._folder)
-        (self._folder / "packages.yml").write_text(json.dumps({"packages": [{"local": str(PACKAGE)}]}))  # JSON is YAML.
+        (self._folder / "packages.yml").write_text(
+            json.dumps({"packages": [{"local": str(PACKAGE)}]})
+        )  # also valid YAML
         for number, moment in enumerate(MOMENTS):
             model = AS_OF.format(moment=f"{moment:%Y-%m-%d %H:%M:%S}")
             (self._folder / "models" / f"as_of_{number}.sql").write_text(model)
@@ -207,7 +209,7 @@ def read_awards(url: str) -> dict[str, dict[str, Any]]:
 
 
 def utc(found: datetime | None) -> Any:
-    """Return a time of the warehouse in UTC: DuckDB stores it without a zone."""
+    """Return a time from the warehouse in UTC, because DuckDB stores times without a time zone."""
     if found is None:
         return None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
@@ -280,7 +282,7 @@ def end_of(day: date) -> datetime:
 
 
 def check_perks(url: str, world: World, shown: dict[str, Any], awards: dict[str, dict[str, Any]]) -> None:
-    """Compare `pepper_dim_perk` with the perks that Pepper showed at some time, and those of awards."""
+    """Compare `pepper_dim_perk` with all perks that Pepper has ever shown, and with the perks of awards."""
     active = {perk["_id"] for perk in world.perks()}
     expected = {perk: (each["title"], each["type"], perk in active) for perk, each in shown.items()}
     never_shown = {award["perk"] for award in awards.values()} - shown.keys()
@@ -319,7 +321,7 @@ def check_coverage(url: str, world: World) -> None:
 
 
 def check_holes(url: str, shop: Shop) -> None:
-    """Compare the intervals and holes of several reads, of all types of action and of some, with plain Python."""
+    """Compare the intervals and holes with plain Python, after reads of all types of action and reads of only some."""
     every = json.dumps(["AWARD_POINTS_REFUNDED", "REDEEM_PERK", "REWARD_EARNED"])
     reads = [(None, -30, -25), (every, -27, -20), (None, -29, -28), (every, -20, -19), (None, -15, -14)]
     reads += [('["REDEEM_PERK"]', -26, -22), ('["REDEEM_PERK"]', -21, -20)]

@@ -1,7 +1,7 @@
 """`./dev deploy`: build the image of deploy/Dockerfile with buildah, and run its jobs on a simulated Pepper.
 
-Needs root, but no container registry: debootstrap makes a stand-in for the base image, with the name in the Dockerfile
-and Debian's Python of the same version.
+The command needs root, but no container registry: debootstrap makes a stand-in for the base image. The stand-in has the
+name that the Dockerfile uses, and Debian's Python in the same version.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DOCKERFILE = PROJECT / "deploy" / "Dockerfile"
-# A Debian release, and its Python: the version in the Dockerfile.
+# A Debian release, and the version of its Python, which must be the version in the Dockerfile.
 DEBIAN, PYTHON = "trixie", "3.13"
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 STEP_SECONDS_MAX = 900
@@ -34,7 +34,7 @@ STEP_SECONDS_MAX = 900
 def main() -> None:
     """Build the image, load and verify in a container, and compare the balances with Pepper's.
 
-    The argument is the folder that keeps the base system for the next time.
+    The argument is the folder that keeps the base system for later runs.
     """
     base = Path(sys.argv[1]).resolve()
     if not base.exists():
@@ -59,13 +59,13 @@ def make_base(folder: Path) -> None:
     part.parent.mkdir(exist_ok=True)
     run(["debootstrap", "--variant=minbase", "--include=python3-venv,ca-certificates", DEBIAN, str(part)])
     run(["chroot", str(part), "python3", "-m", "venv", "/usr/local"])
-    # pip must trust what this machine trusts.
+    # pip must trust the same certificates as this machine.
     shutil.copy(f"/{CERTIFICATES}", part / CERTIFICATES)
     part.rename(folder)
 
 
 class Buildah:
-    """Buildah with a storage of its own, and with nothing that needs more than a chroot."""
+    """Runs Buildah with a storage of its own, and with options that need no more than a chroot."""
 
     def __init__(self, folder: Path) -> None:
         self._options = ["--storage-driver", "vfs", "--root", str(folder / "store"), "--runroot", str(folder / "run")]

@@ -207,7 +207,7 @@ def test_the_kubernetes_cronjobs_load_one_at_a_time_and_verify(tmp_path: Path, n
 
 
 def psql(url: str, file: Path, **variables: str) -> None:
-    """Execute a file by psql; fail at its first error."""
+    """Execute a file with psql. Fail at its first error."""
     options = [f"--set={name}={value}" for name, value in variables.items()]
     ran = subprocess.run(
         [PROGRAMS / "psql", url, "--quiet", *options, "--file", file],
@@ -225,7 +225,7 @@ def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url
         for role in ("migration", "loader", "reader", "monitor", "dbt")
     )
     psql(new_postgres_url, DEPLOY / "roles.sql")
-    # Of two merchants: each has a schema, and the roles are the same. The second one's users are loaded, too.
+    # There are two merchants with a schema each, and they share the roles. The second merchant's users are loaded, too.
     for number, schema in enumerate(("loyalty", "shop_b")):
         psql(new_postgres_url, DEPLOY / "schema.sql", schema=schema)
         world = World(seed=5 + number, users=4, days=1, now=NOW)

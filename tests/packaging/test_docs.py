@@ -78,7 +78,7 @@ def as_table(plugin: str) -> str:
     return "\n".join(rows)
 
 
-# One worker, because both write the same page when it is renewed.
+# Run both cases in one worker, because both write the same page when it is renewed.
 @pytest.mark.xdist_group("settings-page")
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_the_docs_list_the_settings_of_about(plugin: str) -> None:
@@ -147,7 +147,7 @@ def test_the_entries_in_a_page_are_those_of_meltano_yml(page: str) -> None:
 
 
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
-# Number of shell blocks marked `not run`, because they need the network. All others are run.
+# The number of shell blocks that are marked `not run`, because they need the network. The tests run all others.
 NOT_RUN = {
     "README.md": 1,
     "docs/CONTRIBUTING.md": 1,
@@ -186,7 +186,7 @@ def blocks(document: str) -> list[re.Match[str]]:
 
 
 def as_script(document: str) -> str:
-    """Join all blocks of a document into a script, without exports of `…`: the environment has these variables."""
+    """Join all blocks of a document into a script, without exports of `…`, because the environment sets them."""
     lines = ["set -euo pipefail"]
     for block in blocks(document):
         if block["mark"]:
@@ -206,7 +206,7 @@ def documented_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         copy.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, copy)
     (tmp_path / ".query.py").write_text(SQL)
-    # Pages about an installation begin with a state, as their runs leave it.
+    # Pages about an existing installation need the state file that its earlier runs have left.
     (tmp_path / "state.jsonl").write_text("{}\n")
     (tmp_path / "dev").write_text(DEV.format(project=PROJECT))
     (tmp_path / "dev").chmod(0o755)
@@ -245,7 +245,7 @@ def test_every_command_in_a_document_runs(
         try:
             exit_code = shell.wait(DOCUMENT_SECONDS_MAX)
         finally:
-            with suppress(ProcessLookupError):  # Nothing is left running.
+            with suppress(ProcessLookupError):  # The document's commands have left no process running.
                 os.killpg(shell.pid, signal.SIGTERM)
     assert exit_code == 0, (tmp_path / "output.log").read_text()
 

@@ -99,7 +99,7 @@ def test_a_new_meltano_project_adds_and_runs_all_plugins_from_their_definitions(
             "TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'crm.db'}",
             **meltano_settings(tmp_path),
             "UV_OFFLINE": "1",
-            # Not enough to read personal data: the selection of the docs and the definition must not name them.
+            # This alone must not load personal data, because neither the docs nor the definition select it.
             "TAP_PEPPER_INCLUDE_USERS": "true",
         }
         meltano(tmp_path, settings, "init", "project")

@@ -370,7 +370,7 @@ def test_page_can_be_read_with_a_keyboard(sqlite_url: str, tmp_path: Path) -> No
     assert focused == [[True, 0]] * (7 + 7 + 4 + 1)
 
 
-# The print layout on a screen: for each table, whether all of it is visible.
+# Apply the print layout on the screen, and return for each table whether all of it is visible.
 PRINTED = """async page => {
   await drawn(page);
   for (const rule of page.styleSheets[0].cssRules)
@@ -400,7 +400,7 @@ def test_printed_page_shows_opened_tables_in_full(sqlite_url: str, tmp_path: Pat
     measured = browser.ask(page_of(sqlite_url).html, question, width, tmp_path)
 
     assert measured["tables"] == [True] * 5
-    # The drawings that the page contains, not those of the script.
+    # Only the drawings in the HTML are printed, not those of the script.
     assert measured["drawings"] == [[1, 0]] * 7
 
 

@@ -39,7 +39,7 @@ run_cli("a-program", lambda: command, expected=(LookupError,), error_exit_code=5
 def run(*arguments: str, stdout: int = subprocess.PIPE, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments],
-        # Buffered, so that output without a flush fails at the end.
+        # Let Python buffer stdout, so that a write to a closed pipe fails only at the last flush.
         env=environment(PYTHONUNBUFFERED="", **variables),
         stdout=stdout,
         stderr=subprocess.PIPE,

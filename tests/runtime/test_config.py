@@ -1,4 +1,4 @@
-"""Config files: one reader for all programs."""
+"""Config files, which all programs read in the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines: short text, or one JSON object each, errors included."""
+"""Each log line is short text or a JSON object, even if it reports a fatal error."""
 
 from __future__ import annotations
 

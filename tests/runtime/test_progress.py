@@ -186,7 +186,7 @@ def test_balances_draw_their_step_while_the_warehouse_works(postgres_url: str) -
             stdout=subprocess.DEVNULL,
             stderr=terminal.theirs,
         ) as running,
-        # It releases the lock first, so that a failure of this test ends the command, too.
+        # This connection is closed first. So if the test fails, the command gets the lock and ends.
         blocking,
     ):
         shown = terminal.read_until(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from opentelemetry.proto.common.v1.common_pb2 import KeyValue
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-# Far more than the wait for a collector, and far less than the exporters' own retries take.
+# A run waits far less than this for a collector. The exporters' own retries would take far longer.
 DELAYED_SECONDS_MAX = 30
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"

@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_world() -> None:
         pytest.param([DAY, timedelta(0), MILLISECOND, 2 * DAY - MILLISECOND], id="unevenly"),
     ],
 )
-def test_a_world_does_not_depend_on_how_its_time_is_divided(steps: list[timedelta]) -> None:
+def test_a_world_does_not_depend_on_the_steps_in_which_time_advances(steps: list[timedelta]) -> None:
     advanced = World(users=20, days=5, now=NOW)
     for step in steps:
         advanced.advance(step)

@@ -23,7 +23,7 @@ HEAD, TAIL = b'{"type":"RECORD","stream":"actions","record":', b',"time_extracte
 
 
 def row_of(record: dict[str, Any]) -> LedgerRow:
-    """The row of a record. Its line gives the same one, or none if the record is invalid."""
+    """The row of a record. The record's line must give the same row, or no row if the record is invalid."""
     document = json.dumps(record).encode()
     decoded = decode_action(HEAD + document + TAIL)
     try:

@@ -13,7 +13,7 @@ from target_crm.loader.batcher import Batch, Batcher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# How long a commit lasts that should block its caller. A correct Batcher is never faster.
+# How long a commit takes if its caller has to wait for it. A correct Batcher never returns earlier.
 BLOCKED_SECONDS = 0.2
 DEADLINE_SECONDS = 30
 

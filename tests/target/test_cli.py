@@ -515,7 +515,7 @@ def test_a_closed_standard_input_is_reported_in_one_line(sqlite_url: str) -> Non
 def test_a_run_closes_its_connections(
     new_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    # As Meltano sets it.
+    # Meltano also sets this variable.
     monkeypatch.setenv("PYTHONWARNINGS", "once")
 
     ended = run_target(new_postgres_url, tmp_path, ACTIONS, action("a1"), last, on_invalid_record="fail")

@@ -101,7 +101,7 @@ def test_a_poll_without_actions_moves_coverage_and_writes_once(sqlite_url: str) 
     states = load(sqlite_url, [ACTIONS, read(1, 2), read(1, 2), read(1, 3)]).states
 
     assert covered(sqlite_url) == [(0, 3)]
-    # One with the coverage, one at the end of the run.
+    # One transaction stores the coverage, and one ends the run.
     assert len(query(sqlite_url, "SELECT * FROM _crm_commits")) == before + 2
     assert len(states) == 1
 

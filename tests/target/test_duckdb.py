@@ -232,7 +232,7 @@ def test_no_table_of_the_target_has_an_index(url: str) -> None:
 
 @pytest.mark.parametrize(("ledger", "expected"), [("actions", "5.0000"), ("actions WHERE award_id = 'w2'", None)])
 def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str, expected: str | None) -> None:
-    """No key prevents it, and the second row must not pass for the expected one if the ledger has no action."""
+    """No key prevents a second row. `verify` must not take it for the expected row if the ledger has no action."""
     load(url, [ACTIONS, action("a1", award="w1", available=5), action("a2", award="w2")])
     crm = Warehouse(url)
     with crm.write() as connection:

@@ -1,4 +1,4 @@
-"""Loading other taps than Pepper's leaves no tables of balances behind."""
+"""A load from a tap other than Pepper's creates no tables for balances."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def visible_names(url: str) -> set[str]:
         pytest.param([AWARDS, snapshot("w1", 2)], id="awards"),
     ],
 )
-def test_tables_of_balances_are_created_when_one_of_peppers_streams_comes(
+def test_tables_of_balances_are_created_when_one_of_peppers_streams_arrives(
     warehouse_url: str, messages: list[str]
 ) -> None:
     load(warehouse_url, GENERIC)

@@ -1,4 +1,4 @@
-"""Waits for locks: a log line names the holder, other readers go on, and the end names the table."""
+"""Waits for locks: a log line names the holder, other readers go on, and the final error names the table."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_a_new_name_never_takes_what_exists_in_another_case() -> None:
     assert assign_table("center", [], {"Center"}, []) == "center_2"
 
 
-def test_a_property_gets_a_column_beside_a_users_column_in_another_case(warehouse_url: str) -> None:
+def test_a_property_gets_a_column_next_to_a_users_column_in_another_case(warehouse_url: str) -> None:
     load(warehouse_url, [schema("people", {"id": TEXT}, "id"), record("people", {"id": "1"})])
     execute(warehouse_url, 'ALTER TABLE people ADD COLUMN "Name" VARCHAR(20)')
 
@@ -419,7 +419,7 @@ def test_ddl_creates_the_columns_of_all_schemas_of_a_stream(
     capsys: pytest.CaptureFixture[str],
     schemas: list[dict[str, Any]],
 ) -> None:
-    """Each of several taps prints its schema of the same stream, an empty one if it does not select the stream."""
+    """Several taps print schemas of one stream. A tap that does not select the stream prints an empty schema."""
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
 
     execute_ddl(warehouse_url, tmp_path, capsys, *(schema("people", each, "id") for each in schemas))

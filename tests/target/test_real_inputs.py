@@ -1,4 +1,4 @@
-"""Inputs as other taps, databases and schemas really send them. Each was once lost, refused or changed."""
+"""Inputs that other taps and databases really send. An earlier version lost, refused or changed each of them."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_a_record_that_contains_a_schema_message_is_quarantined_if_it_is_cut_off
     assert reasons(sqlite_url) == ["the line is not a Singer message"]
 
 
-# Words of JSON Schema
+# Keywords of JSON Schema
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_record_that_contains_a_schema_message_is_quarantined_if_it_is_cut_off
         pytest.param({"type": "datetime"}, "a", "a", id="unknown-type"),
     ],
 )
-def test_a_word_of_a_schema_that_is_null_or_unknown_counts_as_absent(
+def test_a_schema_keyword_that_is_null_or_unknown_counts_as_absent(
     sqlite_url: str, definition: Any, sent: Any, landed: Any
 ) -> None:
     words = {"required": None, "additionalProperties": None, "type": None}
@@ -347,7 +347,7 @@ def test_properties_that_are_null_count_as_absent(sqlite_url: str) -> None:
         pytest.param({"$ref": 1}, '"$ref" is a number, expected text', id="reference"),
     ],
 )
-def test_a_word_of_the_wrong_type_stops_at_the_schema_and_is_named(
+def test_a_keyword_of_the_wrong_type_stops_at_the_schema_and_is_named(
     sqlite_url: str, definition: Any, reason: str
 ) -> None:
     message = f"stream 's', in its SCHEMA message: property 'x': {reason}"
@@ -363,7 +363,7 @@ def test_a_word_of_the_wrong_type_stops_at_the_schema_and_is_named(
         ("required", "id", '"required" is text, expected a list'),
     ],
 )
-def test_a_word_of_the_wrong_type_at_the_top_of_a_schema_is_named(
+def test_a_keyword_of_the_wrong_type_at_the_top_of_a_schema_is_named(
     sqlite_url: str, word: str, value: Any, reason: str
 ) -> None:
     message = json.loads(schema("s", {"id": TEXT}, "id"))
@@ -520,7 +520,7 @@ def test_a_deletion_keeps_the_values_of_the_record_before_it(
     keyed = schema("s", {"id": INTEGER, "v": TEXT, "n": INTEGER, "w": TEXT}, "id")
     load(sqlite_url, [keyed, record("s", {"id": 1, "v": "a", "n": 7, "w": "z"})])
 
-    # All of them have the same `time_extracted`, as those of a log-based run have.
+    # All of them have the same `time_extracted`, like the records of a log-based run.
     load(sqlite_url, [keyed, *(record("s", records[name]) for name in sent)], batch_size_rows=batch_size_rows)
 
     found = query(sqlite_url, "SELECT v, _sdc_deleted_at IS NOT NULL FROM s")

@@ -49,7 +49,7 @@ def test_every_statement_parses_in_the_dialect_of_its_engine(engine: str, statem
 
     parsed = [sqlglot.parse_one(statement, dialect=SQLGLOT_NAMES.get(engine, engine)) for statement in sql]
 
-    # What sqlglot does not understand, it takes for a command.
+    # If sqlglot does not understand a statement, it parses the statement as a command.
     assert [tree.sql() for tree in parsed if tree.find(exp.Command)] == []
     assert {type(tree) for tree in parsed} >= {exp.Create, exp.Insert, exp.Select}
 

@@ -374,7 +374,7 @@ def test_only_errors_that_can_pass_are_retried(postgres_warehouse: Warehouse, st
 
 
 class DatabaseError(Exception):
-    """As a driver raises it."""
+    """The base class of a driver's errors."""
 
     def __init__(self, said: object, sqlstate: str = "") -> None:
         super().__init__(said)
@@ -382,7 +382,7 @@ class DatabaseError(Exception):
 
 
 class DataError(DatabaseError):
-    """As a driver raises it for a value."""
+    """A driver raises this error for a value that does not fit."""
 
 
 @pytest.mark.parametrize(

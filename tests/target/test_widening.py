@@ -1,4 +1,4 @@
-"""An existing table, and a schema that has become wider, has another key, or does not fit: what stops is one stream."""
+"""An existing table whose schema has become wider, has another key, or does not fit. At most its own stream stops."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ def test_a_number_is_as_exact_as_its_schema_says(warehouse_url: str) -> None:
 
     found = query(warehouse_url, "SELECT n, d FROM x ORDER BY id")
     if warehouse_url.startswith("sqlite"):
-        # It has no decimals: a number beyond 64 bits, and every fraction, is a double.
+        # SQLite has no decimals: it stores a number beyond 64 bits, and every fraction, as a double.
         assert found == [(2.0**64, 12345678901234.123456), (-(2**63), 0.30000000000000004)]
         return
     assert found[0] == (2**64 - 1, Decimal("12345678901234.123456"))
@@ -311,7 +311,7 @@ def test_a_number_is_as_exact_as_its_schema_says(warehouse_url: str) -> None:
 
 
 def test_an_integer_that_no_column_can_hold_is_quarantined_by_name(sqlite_url: str) -> None:
-    """On SQLite, keys beyond 64 bits would be doubles, of which two may be equal."""
+    """On SQLite, keys beyond 64 bits would be doubles, and two different keys could become equal."""
     properties = {"id": UNSIGNED, "n": INTEGER}
     rows = [{"id": 2**63, "n": 1}, {"id": 1, "n": -(2**63) - 1}, {"id": 2, "n": 1}]
 
