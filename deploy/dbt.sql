@@ -4,7 +4,8 @@
 \set ON_ERROR_STOP on
 SET search_path TO :"schema";
 
--- dbt creates its own tables and views in another schema, such as loyalty_models. Set it as `schema` in dbt's profile.
+-- dbt creates its own tables and views in another schema, such as loyalty_models. Set this schema as `schema` in
+-- dbt's profile.
 \set models :schema _models
 CREATE SCHEMA IF NOT EXISTS :"models" AUTHORIZATION crm_dbt;
 

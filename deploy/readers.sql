@@ -1,4 +1,5 @@
--- Rights for crm_reader and crm_monitor. Run this once per merchant as the migration role, after the tables have been created:
+-- Rights for crm_reader and crm_monitor. Run this once per merchant as the migration role, after the tables have been
+-- created:
 -- psql --username crm_migration --set schema=loyalty --file deploy/readers.sql
 \set ON_ERROR_STOP on
 SET search_path TO :"schema";
