@@ -1,5 +1,4 @@
--- Cohorts of users by the month (UTC) in which an action in the ledger first changed their points, with their points in
--- each month since then.
+-- Cohorts of users, grouped by the month (UTC) in which an action first changed their points. One row per cohort and month.
 with monthly as (
 
     select
