@@ -46,7 +46,7 @@ def run_cli(
         expected: Errors whose text is safe and clear enough to show. For other errors, the user sees only the type and
             the place in the code.
         plugin: The plugin whose variables `…_LOG_FORMAT` and `…_LOGLEVEL` apply; by default `name`.
-        error_exit_code: Exit code for all other errors.
+        error_exit_code: Exit code for errors other than usage errors.
         usage_exit_code: Exit code for usage errors, such as an unknown option.
         broken_pipe_message: The error message if the reader of stdout exits; by default there is none.
         draws_with_stdout_on_terminal: Whether to draw progress even if stdout is also a terminal.

@@ -65,7 +65,7 @@ def requested_format(plugin: str, arguments: Sequence[str], environment: Mapping
 
 
 def variable_prefix(plugin: str) -> str:
-    """Return the prefix of a plugin's environment variables: `TAP_PEPPER_`."""
+    """Return the prefix of a plugin's environment variables, such as `TAP_PEPPER_`."""
     return f"{plugin.upper().replace('-', '_')}_"
 
 

@@ -58,7 +58,8 @@ class Run:
         self._problems = _ExportProblems()
         logs = logging.getLogger("opentelemetry")
         logs.addHandler(self._problems)
-        # If the collector is down, OpenTelemetry logs many messages, which may show the collector's full URL.
+        # Keep OpenTelemetry's messages out of the log. If the collector is down, there are many of them, and they may
+        # show the collector's full URL.
         logs.propagate = False
         resource = _resource(name)
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -158,7 +159,7 @@ def _resource(name: str) -> Resource:
 
 
 class _ExportProblems(logging.Handler):
-    """Swallows OpenTelemetry's log records, and detects failed exports by them."""
+    """Swallows OpenTelemetry's log records, and learns from them whether exports failed."""
 
     data_lost = False
     """Whether OpenTelemetry gave up on some data. It logs a warning before a retry, and an error when it gives up."""

@@ -112,7 +112,7 @@ class Plugin(PluginBase):
             return ["stream_maps contains an __else__ that is neither null nor __NULL__"]
 
     def drops_records(self, stream: str) -> bool:
-        """Return whether a stream map may drop records of a stream, so that the target gets fewer than the tap read."""
+        """Return whether a stream map may drop records of a stream, so that the target gets fewer records."""
         maps = self.config.get("stream_maps") or {}
         return any(
             fnmatch(stream, name)

@@ -159,7 +159,7 @@ def _types(definition: JsonSchema | None) -> Sequence[str]:
 
 
 def clean_variables(schema: JsonSchema, prefix: str, environment: MutableMapping[str, str]) -> None:
-    """Remove the variables of settings that are empty, and strip blanks from those whose setting is not text.
+    """Remove the empty environment variables of settings. Strip blanks from the others, unless the setting is text.
 
     Meltano, Compose and Kubernetes pass a missing optional value as empty text.
     """

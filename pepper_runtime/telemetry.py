@@ -1,11 +1,11 @@
 """Send traces and metrics of a run with OpenTelemetry, if the environment asks for them.
 
-Spans contain names, counts and statuses. The metrics are the same as in the log. No rows, ids, secrets or error texts
-are sent, because an error text may quote a record. If sending fails, the run still succeeds.
+Spans contain names, counts and statuses. The metrics are the same as in the log. No rows, ids or secrets are sent, and no
+error texts, because an error text may quote a record. If sending fails, the run still succeeds.
 
 The functions here do nothing unless `start` has set up an exporter. opentelemetry-api has a no-op tracer for this
-purpose, but importing that package costs 25 to 40 ms of CPU in each process. A run that finds nothing new takes about
-500 ms in all.
+purpose, but importing that package costs 25 to 40 ms of CPU time in each process. A whole run that finds nothing new
+takes about 500 ms.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def record_error(error: BaseException) -> None:
 
 
 def record_span(name: str, started_at: datetime, attributes: Attributes) -> None:
-    """Record a part of the run that ends now."""
+    """Record a part of the run that started at `started_at` and ends now."""
     if _runs:
         _runs[-1].record_span(name, started_at, attributes)
 

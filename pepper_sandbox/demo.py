@@ -1,6 +1,6 @@
-"""Load a simulated Pepper into `output/crm.db` with Meltano, and let crm-balances compare every balance with Pepper's.
+"""Load data from a simulated Pepper into `output/crm.db` with Meltano, and compare every balance with Pepper's.
 
-`./dev demo` runs this in the project's root, with Meltano and the plugins on the PATH.
+`./dev demo` runs this module in the project's root, with Meltano and the plugins on the PATH.
 """
 
 from __future__ import annotations

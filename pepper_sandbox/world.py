@@ -240,7 +240,7 @@ class World:
         self._season = self._open_season()
 
     def _run_campaign(self) -> None:
-        """Give a voucher to one user in ten, all in the same millisecond."""
+        """Give a voucher to about one user in ten, to all of them in the same millisecond."""
         for user in self._users.values():
             if self._below(10) == 0:
                 self._plan(0, partial(self._earn, user, self._voucher, None), user)
@@ -293,7 +293,7 @@ class World:
         self._plan_visit(user)
 
     def _use(self, user: User, perk: Perk, location: Location | None) -> None:
-        """Sometimes redeem, if the award has enough points. Otherwise earn, if the perk exists and visits earn it."""
+        """Sometimes redeem, if the award has enough points. Otherwise earn, unless the perk is deleted or a voucher."""
         award = user.awards.get(perk.id)
         if award and award.points >= perk.redeem_from and self._random.random() < 0.6:
             self._redeem(award, location)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from tap_pepper.raw_json import Row
 
 TEST_WINDOW_SECONDS = 100 * 366 * 24 * HOUR_SECONDS
-"""A `--test` run reads a single window of this length, which contains all actions."""
+"""The length of a window in a `--test` run. It is so long that one window is enough."""
 PREFETCHED_ROWS_MAX = 10_000
 """At most this many fetched rows wait in memory to be emitted, except that each window may always hold one page."""
 DAY_SECONDS = 24 * HOUR_SECONDS

@@ -40,7 +40,7 @@ class TimeLimit:
         return self._limit_seconds - self._elapsed_seconds > seconds
 
     def allows_actions(self, seconds: float) -> bool:
-        """Return whether actions have time left after a wait of `seconds`."""
+        """Return whether the part of the limit for actions leaves time after a wait of `seconds`."""
         return self._limit_seconds * self._actions_share - self._elapsed_seconds > seconds
 
     @property

@@ -73,8 +73,8 @@ class Settings:
     )
     settle_seconds: int = setting(
         "Settle time (seconds)",
-        "Each run reads up to Pepper's current time minus settle_seconds. The next run reads the actions that "
-        "Pepper is still writing.",
+        "Each run reads up to Pepper's current time minus settle_seconds. It leaves newer actions, which Pepper may "
+        "still be writing, to the next run.",
         default=5,
         minimum=0,
         maximum=3600,
@@ -133,7 +133,7 @@ class Settings:
     awards_full_refresh_days: int = setting(
         "Full refresh of awards (days)",
         "Read all awards again after this many days. If awards are missing from two full refreshes in a row, the tap "
-        "reports them as deleted by an ACTIVATE_VERSION message. 0 means never.",
+        "reports in an ACTIVATE_VERSION message that they were deleted. 0 means never.",
         default=0,
         minimum=0,
         maximum=366,
@@ -175,7 +175,7 @@ class Settings:
     )
     user_agent: str | None = setting(
         "User agent",
-        "The User-Agent header. By default the name and version of this package.",
+        "The User-Agent header. By default, it contains the name and version of this package.",
         default=None,
         examples=["the-grill-etl (data@the-grill.example)"],
     )

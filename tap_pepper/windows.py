@@ -30,8 +30,8 @@ WINDOW_SECONDS_FIRST = 6 * 3600.0
 PAGES_WANTED = 8
 """The number of pages per window to aim for.
 
-With fewer pages per window, the tap would write STATE more often. With more pages per window, a run after a killed run
-would have to read more of them again.
+With fewer pages per window, the tap would write STATE more often. With more pages per window, the next run would have
+to read more pages again if a run is killed.
 """
 GROWTH_MAX = 4.0
 SHRINK_MAX = 8.0
@@ -252,7 +252,7 @@ def next_window_seconds(length_seconds: float, pages: float, longest_seconds: fl
     """Return the length of the next window, after a window of `length_seconds` had `pages` pages.
 
     The next window should have `PAGES_WANTED` pages. It is at most `GROWTH_MAX` times as long as the last window, and
-    at least 1 / `SHRINK_MAX` as long. Its length is also between `WINDOW_SECONDS_MIN` and `longest_seconds`.
+    at least 1 / `SHRINK_MAX` as long. Its length always stays between `WINDOW_SECONDS_MIN` and `longest_seconds`.
     """
     change = max(PAGES_WANTED / max(pages, PAGES_WANTED / GROWTH_MAX), 1 / SHRINK_MAX)
     return min(max(length_seconds * change, WINDOW_SECONDS_MIN), longest_seconds)

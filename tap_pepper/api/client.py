@@ -42,7 +42,7 @@ SKEW_QUIET: Final = timedelta(seconds=60)
 
 
 class _Token(AuthBase):
-    """Adds the token to a request. Without it, the requests library would send a password from ~/.netrc."""
+    """Adds the token to a request. If a session had no `auth`, requests would send a password from ~/.netrc."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -101,8 +101,8 @@ class PepperClient:
             # Even with `allow_redirects=False`, the library looks up the target of a redirect and reads the redirect's
             # whole body. Without a target, it does neither.
             session.get_redirect_target = lambda _: None  # type: ignore[assignment, method-assign]
-            # If Pepper's API runs on this machine, use no proxy from the environment: the unencrypted token would
-            # leave this machine.
+            # If Pepper's API runs on this machine, use no proxy from the environment. Otherwise the token would
+            # leave this machine unencrypted.
             session.trust_env = not is_loopback(urlsplit(self._settings.api_url).hostname or "")
             session.headers.update(
                 {

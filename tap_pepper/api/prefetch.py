@@ -46,8 +46,8 @@ def prefetch(
     Args:
         windows: The windows to fetch. Only the caller's thread takes windows from this iterator, one at a time, when
             there is space.
-        fetch: Yields the pages of a window until its event is set. If it fails, the caller first gets the pages
-            fetched so far, and then the error.
+        fetch: Takes a window and an event, and yields the window's pages until the event is set. If it fails, the
+            caller first gets the pages fetched so far, and then the error.
         workers: Maximum number of threads.
         size: Returns the size of a page.
         size_max: Maximum total size of all buffered pages.

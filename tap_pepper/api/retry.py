@@ -105,7 +105,7 @@ class Retrier:
             can_wait: Called before each wait. If it returns False, the request ends.
 
         Raises:
-            FatalAPIError: From `attempt`.
+            FatalAPIError: `attempt` raised it.
             RetriableAPIError: The last attempt failed, or the next one would begin after `REQUEST_SECONDS_MAX`.
             TimeLimitReached: `can_wait` returned False.
             Cancelled: `cancel` was set.

@@ -35,8 +35,8 @@ _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
 class HourTally:
     """Counts the rows of each hour, and keeps a fingerprint that does not depend on the order of the rows.
 
-    In the STATE, a tally looks like this: `{"2026-10-01T11": "204:5be0…"}`. The name of an hour is the beginning that
-    all its instants share.
+    In the STATE, a tally looks like this: `{"2026-10-01T11": "204:5be0…"}`. The name of an hour is the
+    first `HOUR_CHARS` characters of each of its instants.
     """
 
     def __init__(self, state: object = None) -> None:

@@ -12,7 +12,7 @@ from tap_pepper.raw_json import DIGEST_CHARS, digest
 from tap_pepper.windows import is_at_or_after
 
 RECENT_ROWS_MAX: Final = 2000
-"""The STATE remembers at most this many rows, the newest ones. Emitting older rows again is harmless."""
+"""The STATE remembers at most this many rows: the newest ones. Emitting older rows again is harmless."""
 SAMPLE_KEYS_MAX: Final = 1024
 """A sample of a complete read contains at most this many keys."""
 SAMPLE_CHARS: Final = 6
