@@ -19,7 +19,7 @@ def read_config(path: str) -> dict[str, Any]:
     """
     name = f"config file {path}"
     try:
-        # Windows editors write a byte-order mark, which the SDK also accepts.
+        # Accept the byte-order mark that Windows editors write, as the SDK does.
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigFileError(f"{name}: {error.strerror}") from None

@@ -1,7 +1,7 @@
 """Send traces and metrics of a run with OpenTelemetry, if the environment asks for them.
 
-Spans contain names, counts and statuses. The metrics are the same as in the log. No rows, ids or secrets are sent, and no
-error texts, because an error text may quote a record. If sending fails, the run still succeeds.
+Spans contain names, counts and statuses. The metrics are the same as in the log. No rows, ids or secrets are sent, and
+no error texts, because an error text may quote a record. If sending fails, the run still succeeds.
 
 The functions here do nothing unless `start` has set up an exporter. opentelemetry-api has a no-op tracer for this
 purpose, but importing that package costs 25 to 40 ms of CPU time in each process. A whole run that finds nothing new

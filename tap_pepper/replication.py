@@ -406,7 +406,7 @@ def _add_keys(pages: Iterable[Page], sample: KeySample) -> Iterator[Page]:
 
 
 def _new_version(date: datetime, previous_version: object) -> int:
-    """Return a new version of a table: the time in milliseconds since 1970, but later than the previous version."""
+    """Return a new version of a table: the time in milliseconds since 1970, but more than the previous version."""
     version = int(date.astimezone(UTC).timestamp() * 1000)
     return max(version, previous_version + 1) if isinstance(previous_version, int) else version
 
