@@ -69,7 +69,10 @@ class Options:
 
     @cached_property
     def target(self) -> TargetCrm:
-        """The target of this command. `--url` and `--schema` take precedence over config file and environment."""
+        """The target whose settings this command uses.
+
+        `--url` and `--schema` take precedence over the config file and the environment.
+        """
         reads_environment = self.config in {None, "ENV"}
         config = {} if reads_environment else read_config(str(self.config))
         given: dict[str, str | None] = {"default_target_schema": self.schema} if self.schema else {}
@@ -199,7 +202,7 @@ def _writable(_context: click.Context, _parameter: click.Parameter, path: str | 
 
 
 @_command("verify --json", "0 verified, 1 drift or actions that were never read, 2 error")
-@click.option("--gaps", is_flag=True, help="Also look for balance changes without an action, which takes longer.")
+@click.option("--gaps", is_flag=True, help="Also look for balance changes without an action. This takes longer.")
 @click.pass_obj
 def verify(options: Options, *, gaps: bool) -> int:
     """Compare every balance with the ledger.
@@ -458,7 +461,9 @@ def explain(
     if not found:
         asked = f"award {award_id}" if award_id else f"user {user_id}" + (f" and perk {perk}" if perk else "")
         hint = "; for a user's id, use --user" if award_id else "; for an award's id, leave out --user"
-        logger.error("no balance of %s in this warehouse: check the id, and whether it was loaded%s", asked, hint)
+        logger.error(
+            "no balance of %s in this warehouse: check the id, and whether the award was loaded%s", asked, hint
+        )
         return EXIT_UNKNOWN
     found = explanation.in_zone(found, zone)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -487,7 +492,7 @@ def rebuild(options: Options) -> int:
 def replay(options: Options) -> int:
     """Retry quarantined records.
 
-    Tries records of actions and awards. A record leaves the quarantine once it is loaded.
+    Retries only records of actions and awards. A record leaves the quarantine once it is loaded.
     """
     with options.warehouse(needs_balances=False) as warehouse:
         counts = replay_quarantine(options.target.config, warehouse)

@@ -76,7 +76,7 @@ class AwardsInput:
         self._first_extracted_at = datetime.max.replace(tzinfo=UTC)
         self.read = AwardsRead()
         self._router = target.router
-        # Only the compared properties must be valid.
+        # Give the sink a schema without properties, because only the compared properties must be valid.
         context = BatchContext(target.warehouse, target.settings)
         self._sink = AwardSink(context, STREAM, {"additionalProperties": False}, AwardSink.keys)
         self._columns = [column.name for column in self._sink.table.columns]
@@ -164,7 +164,7 @@ class AwardsInput:
 
     @property
     def meanwhile(self) -> Interval:
-        """The interval from `began_at` until now. A balance with a later time has a wrong time."""
+        """The interval from `began_at` until now. If a balance has a later time, that time is wrong."""
         return Interval(self.began_at, datetime.now(UTC))
 
 

@@ -38,8 +38,8 @@ class Coverage:
         holes: The times between the intervals, in which actions were never read. A hole also has `merchant` if there
             are several merchants.
         summary: Sentences that describe the intervals and the holes.
-        complete_until: Merchant → the time up to which all actions that count were read, or None. A single merchant has
-            an empty name.
+        complete_until: Merchant → the time up to which all actions that count were read. None if there is no such time.
+            A single merchant has an empty name.
     """
 
     intervals: list[dict[str, Any]]

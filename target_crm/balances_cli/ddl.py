@@ -26,7 +26,7 @@ def missing_statements(target: TargetCrm, messages: Iterable[str]) -> list[str]:
     lines = list(messages)
     schemas = [schema for line in lines if (schema := _schema_message(line))]
     if lines and not schemas:
-        raise InputError("--schemas: no SCHEMA message in it; tap-pepper --test=schema prints them")
+        raise InputError("--schemas: the file has no SCHEMA message; tap-pepper --test=schema prints SCHEMA messages")
     sinks = [route.sink for number, message in enumerate(schemas, 1) for route in target.router.add(message, number)]
     target.warehouse.check_schema()
     return target.warehouse.lacks(

@@ -126,7 +126,7 @@ def _stored(tables: Tables, which: Sequence[ColumnElement[bool]]) -> Select[Any]
 def _ledger(tables: Tables) -> Select[Any]:
     c = tables.actions.c
     own = (c.award_id, c.action_id, c.type, c.occurred_at, c.effect, c.points_available, c.location_id, c.source)
-    # Even an action that does not count may contain its change.
+    # Even an action that does not count may contain its change of the points.
     given = func.coalesce(c.points_added, -c.points_redeemed, c.points_refunded)
     change = case((c.effect.is_(None), given), else_=change_of(c))
     return select(*own, change.label("change"), cast(c.payload, LongText()).label("payload"))
@@ -208,7 +208,7 @@ def _heading(found: Explanation) -> list[str]:
 
 
 def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
-    """Format the lines as a table without empty columns. Return the table and its width."""
+    """Format the lines as a table without empty columns. Return the table and its minimum width."""
     from rich.table import Table as TextTable  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415
 

@@ -41,7 +41,7 @@ NOUNS = {
     "users": ("user", None),
     "rejected_records": ("quarantined record", None),
 }
-# Keep only this many quarantined records in memory at a time, because each may have some megabytes.
+# Keep only this many quarantined records in memory at a time, because each may have several megabytes.
 ROWS_AT_A_TIME = 100
 
 

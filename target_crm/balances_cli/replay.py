@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from target_crm.records.tally import Rejection
     from target_crm.warehouse.connection import Warehouse
 
-# Keep only this many records in memory at a time, because each may be a line of some megabytes.
+# Keep only this many records in memory at a time, because each may be a line of several megabytes.
 REPLAY_ROWS = 100
 
 

@@ -42,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Gaps:
-    """Balance changes without an action. An edit or an expiry in Pepper causes such a gap, so a gap is not drift.
+    """Balance changes without an action. An edit or an expiry in Pepper can cause such a gap, so a gap is not drift.
 
     Attributes:
         number: The number of gaps.

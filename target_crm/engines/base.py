@@ -51,7 +51,8 @@ LOCK_POLL_SECONDS = 0.1
 # Log a wait for a lock after this many seconds.
 LOCK_LOG_SECONDS = 2
 LOADER_LOCK = "the loader's lock"
-# Held while binding rows. The thread that reads input waits for it, so that the two threads do not compete for the GIL.
+# Held while binding rows. The thread that reads input waits for this lock, so that both threads do not compete for the
+# GIL.
 binding = Lock()
 
 
@@ -76,14 +77,16 @@ class LockWait:
         self._is_logged = False
 
     def go_on(self, lock: str, holder: str) -> None:
-        """Call this after each failed attempt to take the lock. If it returns, try again.
+        """Call this after each failed attempt to take the lock. If the call returns, try again.
 
         Raises:
             ConnectionLost: The caller has waited for `LOCK_WAIT_SECONDS`.
         """
         waited_seconds = time.monotonic() - self._began_seconds
         if waited_seconds >= LOCK_WAIT_SECONDS:
-            raise ConnectionLost(f"{lock} is still held by {holder}: wait for it to end, or end it")
+            raise ConnectionLost(
+                f"{lock} is still held by {holder}: wait until the lock is released, or end its holder"
+            )
         if waited_seconds >= LOCK_LOG_SECONDS and not self._is_logged:
             logger.warning("waiting for %s, held by %s", lock, holder)
             self._is_logged = True

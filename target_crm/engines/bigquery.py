@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 
 class BigQueryAdapter(ExtendedSQLAdapter):
-    """BigQuery has no locks and no keys. Each statement is a separate transaction. Load jobs are free."""
+    """BigQuery has no locks and no keys. Each statement is a separate transaction.
+
+    The adapter loads rows with load jobs, because they are free.
+    """
 
     widens_columns_to = ("number",)
     # These reasons mean that the job has never started, so it can be tried again. Do not retry a job after its
@@ -93,7 +96,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
 
 ADAPTERS = {"bigquery": BigQueryAdapter()}
 
-# SQLAlchemy's own type would become a type without a time zone.
+# SQLAlchemy's `DateTime` would become a type without a time zone.
 register("bigquery", ColumnTypes(identifier=String(), instant=TIMESTAMP(), keeps_time_zone=True))
 
 

@@ -60,7 +60,10 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
     }
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Wait for mutations that an interrupted loader has started. ClickHouse has no lock against a second loader."""
+        """Wait for mutations that an interrupted loader has started.
+
+        ClickHouse has no lock that could keep out a second loader.
+        """
         unfinished = text(
             "SELECT count() FROM system.mutations WHERE database = coalesce(:schema, currentDatabase()) AND NOT is_done"
         )
@@ -151,7 +154,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         connection.execute(text(f"TRUNCATE TABLE {quoted_name(connection, table)}"))
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Send columns in the driver's own format."""
+        """Send the rows column by column, in the driver's own format."""
         driver_connection: Any = connection.connection.driver_connection
         columns = [
             bind_values(connection.dialect, column, values)

@@ -28,7 +28,7 @@ class DatabricksAdapter(ExtendedSQLAdapter):
 
 ADAPTERS = {"databricks": DatabricksAdapter()}
 
-# SQLAlchemy's own type would become a type without a time zone.
+# SQLAlchemy's `DateTime` would become a type without a time zone.
 register("databricks", ColumnTypes(instant=TIMESTAMP(), keeps_time_zone=True))
 
 

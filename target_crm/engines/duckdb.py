@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 POINTS_DIGITS = 18
 # Convert this many rows to Arrow at a time, to limit the size of Arrow's buffers.
 CHUNK_ROWS = 2_000
-# Nearly every batch rewrites a row group that is not full. DuckDB's default is six times as large, so a poll with ten
-# actions would write tens of megabytes.
+# The size of a row group. Nearly every batch rewrites a row group that is not full. DuckDB's default size is six times
+# as large, so a poll with ten actions would write tens of megabytes.
 ROW_GROUP_ROWS = 20_480
 # DuckDB's settings while a batch is written. Settings in the URL take precedence.
 BATCH_SETTINGS = {
@@ -90,9 +90,9 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     """DuckDB stores columns in a file, which only one process can open at a time.
 
     Tables declare no keys, because a key needs an index. Nearly every batch would rewrite an index of random ids. The
-    index would also stay in memory, and keep the space of deleted rows. DuckDB needs no index to find rows: it uses
-    hash joins, and skips row groups whose ids are outside the batch's range. Keys stay unique because only one loader
-    writes at a time, and this loader inserts only rows whose key does not exist.
+    index would also stay in memory, and would not free the space of deleted rows. DuckDB needs no index to find rows:
+    it uses hash joins, and skips row groups whose ids are outside the batch's range. Keys stay unique because only one
+    loader writes at a time, and this loader inserts only rows whose key does not exist.
     """
 
     tested = True

@@ -58,7 +58,7 @@ _COLLATION = "Latin1_General_100_BIN2_UTF8"
 register(
     "mssql",
     ColumnTypes(
-        # A length is a number of bytes here, and a character may take four.
+        # On SQL Server, lengths are in bytes, and a character may take four bytes.
         identifier=String(ID_CHARS_MAX * 4, collation=_COLLATION),
         text=Text(collation=_COLLATION),
         instant=DATETIME2(6),  # type: ignore[no-untyped-call]

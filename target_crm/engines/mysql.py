@@ -139,7 +139,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
 
     @contextmanager
     def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:
-        """Hold a named lock. Its name contains the database, because all databases of a server share their locks."""
+        """Hold a named lock. Its name contains the database, because the lock applies to the whole server."""
         name = lock_name(f"{connection.engine.url.database}.{schema}")
         with closing(connection.connection.cursor()) as cursor:
 
@@ -179,7 +179,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
                 f"another session, perhaps by {oldest}, the oldest open transaction" if oldest else "another session"
             )
             raise ConnectionLost(
-                f"a lock on table {table} is still held by {holder}: wait for it to end, or end it"
+                f"a lock on table {table} is still held by {holder}: wait until the lock is released, or end its holder"
             ) from None
 
     def is_retriable(self, error: Exception) -> bool:

@@ -40,7 +40,7 @@ def wait_for_lock(
 
     Args:
         connection: A connection in a transaction.
-        lock: Takes the lock.
+        lock: A function that takes the lock.
         held: A condition on `pg_locks` that finds the holder of the lock.
         parameters: The parameters of the condition.
         pause_seconds: The pause between attempts. Sessions that queued behind an attempt continue during the pause.

@@ -1,6 +1,6 @@
 """The adapter for Amazon Redshift.
 
-On Redshift, TEXT holds only 256 bytes. The lengths of types are in bytes, and a character may take four.
+On Redshift, TEXT holds only 256 bytes. The lengths of types are in bytes, and a character may take four bytes.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Update a table with a single row, so that other loaders must wait. Until the table exists, there is no lock.
 
-        If a loader dies in a transaction, Snowflake ends the transaction once another one has waited for five minutes.
+        If a loader dies in a transaction, Snowflake ends this transaction once another transaction has waited for five
+        minutes.
         """
         version = tables_in(schema).version
         try:
@@ -68,7 +69,7 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
         return []
 
     def is_retriable(self, error: Exception) -> bool:
-        """Also check the error's SQLSTATE and number, because a lock timeout is a ProgrammingError."""
+        """Also check the error's SQLSTATE and number, because a lock timeout raises a ProgrammingError."""
         state, number = getattr(error, "sqlstate", None), getattr(error, "errno", None)
         return super().is_retriable(error) or state in self._RETRIABLE_STATES or number in self._RETRIABLE_NUMBERS
 

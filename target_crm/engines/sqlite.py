@@ -136,7 +136,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         return False
 
     def system_tables(self, connection: Connection) -> Collection[str]:
-        """Return the virtual tables that exist without CREATE, such as json_each."""
+        """Return the virtual tables that exist without CREATE TABLE, such as json_each."""
         modules, pragmas = (connection.exec_driver_sql(f"PRAGMA {each}_list") for each in ("module", "pragma"))
         # Older versions of SQLite ignore these pragmas and return no rows.
         names = [*modules.scalars()] if modules.returns_rows else []

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def compile_as_merge(update: Update, compiler: SQLCompiler, matched: str, condition: str, **kw: Any) -> str:
-    """Compile an UPDATE that reads another table as a MERGE.
+    """Compile an UPDATE to a MERGE, if the UPDATE reads another table.
 
     Args:
         update: The statement. If it reads only its own table, it stays an UPDATE.

@@ -1,4 +1,4 @@
-"""Read Singer messages from standard input in chunks. Numbers become exact decimals."""
+"""Read Singer messages from standard input in chunks. Fractional numbers become exact decimals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MessageReader(GenericSingerReader[str]):
         reading: Returns a context manager that is active while messages are read.
         on_idle: Called whenever `IDLE_SECONDS` have passed without input.
         on_malformed: Called with each line that is not a message, and the reason.
-        take_record: Called with each line before the reader decodes it. Returns True if it has processed the line.
+        take_record: Called with each line before the reader decodes it. Returns whether it has processed the line.
     """
 
     def __init__(

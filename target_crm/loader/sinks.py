@@ -388,7 +388,8 @@ class TableSink(StreamSink):
             adapter.execute(connection, statement)
         if self.shape.keys and self.context.settings.hard_delete and any(row[-1] is not None for row in step.rows):
             adapter.execute(connection, table.delete().where(table.c[DELETED_AT].is_not(None)))
-        # A column that a user has changed may round a value, so that the staged value differs from the stored one.
+        # A column that a user has changed may round a value. Then a row that was just written differs from its staged
+        # row, and `count_same` misses it.
         current = max(applied, connection.scalar(staging.count_same(table, staged)) or 0)
         if self.shape.keys:
             adapter.load(connection, staged.table, present_keys)

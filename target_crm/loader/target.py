@@ -220,7 +220,7 @@ class TargetCrm(Plugin, Target):
         return self.router.stopped | self.writer.stopped
 
     def _quarantined_streams(self) -> list[str]:
-        """Describe each stream of which too many records were quarantined."""
+        """Describe each stream with too many quarantined records."""
         most = self.settings.max_rejected_fraction
         if most == 1:
             return []

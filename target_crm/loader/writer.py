@@ -50,7 +50,7 @@ class BatchWriter:
         warehouse: The warehouse to load into.
         fail_on_conflict: Raise `InvalidRecord` for a record that contradicts the ledger, instead of quarantining it.
         records_run: Whether to write a row per stream to `load_runs`.
-        on_quarantine: Called inside the transaction of each batch, with its records for the quarantine.
+        on_quarantine: Called inside the transaction of each batch, with the records that go to the quarantine.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class BatchWriter:
         self.tallies: dict[str, Tally] = {"": Tally()}
         """Stream → the outcome of its committed records. Malformed lines are counted under an empty name."""
         self.ignored_activations: Counter[str] = Counter()
-        """Stream → the number of ACTIVATE_VERSION messages that were ignored, because they might delete too much."""
+        """Stream → the number of ACTIVATE_VERSION messages that were ignored, because they might delete too many rows.
+        """
         self.stopped: dict[str, StoppedStream] = {}
         """The streams that are no longer loaded, because the warehouse rejected their rows."""
         self.refused: dict[str, str] = {}
@@ -80,7 +81,7 @@ class BatchWriter:
         """Column of the ledger → the number of actions that were read again with another value."""
 
     def add_stream(self, name: str, table: str) -> None:
-        """Report a stream, even if it has no records. `load_runs` shows the stream under the name of its table."""
+        """Include a stream in the counts, even if it has no records. `load_runs` shows it under its table's name."""
         self.tallies.setdefault(name, Tally())
         self._tables[name] = table
 

@@ -8,7 +8,8 @@ change::
      "metadata": {"awardId": "5e7…", "perkId": "5d2…", "pointsAvailable": 5, "pointsRedeemed": 16}}
 
 A loyalty action that lacks the change or the balance is *legacy*: an older system sends notices of the same types. The
-ledger keeps legacy actions, and actions of other types, with a null effect. They never change a balance.
+ledger keeps legacy actions, and actions of other types, with a null effect. An action with a null effect never changes
+a balance.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class _When(msgspec.Struct, frozen=True, gc=False):
 class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
     award_id: _Id | None = None
     perk_id: _Id | None = None
-    # `values.points` converts these. The type `Decimal` would also accept strings such as `NaN`, which are not points.
+    # `values.points` converts these four properties. The type `Decimal` would also accept strings such as `NaN`, which
+    # are not points.
     points_available: Any = None
     points_added: Any = None
     points_redeemed: Any = None
@@ -86,7 +88,7 @@ class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
 
 
 class _Action(msgspec.Struct, rename="camel", frozen=True, gc=False):
-    """The properties that a ledger row needs. The decoder skips all others, which saves most of the time."""
+    """The properties that a ledger row needs. Decoding is fast because the decoder skips all other properties."""
 
     id: _Id = msgspec.field(name="_id")
     type: str | None = None
@@ -171,7 +173,10 @@ def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def location_title(payload: Any) -> str | None:
-    """Return the location's title in an action's payload. On engines with a JSON type, the payload may be decoded."""
+    """Return the location's title in an action's payload.
+
+    On engines with a JSON type, the driver may already have decoded the payload.
+    """
     try:
         document = values.from_json(payload) if isinstance(payload, str) else payload
         title = document["context"]["location"]["title"]

@@ -92,7 +92,7 @@ def judge_absent(stored: Stored, meanwhile: Interval) -> Verdict | None:
 
 
 class AwardsRead:
-    """Finds out which awards a tap has sent, from the STATE and ACTIVATE_VERSION messages around them.
+    """Finds out which awards a tap has sent, from the STATE and ACTIVATE_VERSION messages around the awards.
 
     Before a tap reads, it emits the state that it was started with. After the last award, it emits another bookmark, or
     ACTIVATE_VERSION. A tap that starts with a bookmark for awards reads only changes, unless it refreshes all awards.
@@ -122,7 +122,7 @@ class AwardsRead:
         self._unfinished.add(source)
 
     def add_state(self, state: object) -> None:
-        """Note the value of a STATE message."""
+        """Note the bookmarks in a STATE message."""
         bookmarks = state.get("bookmarks") if isinstance(state, dict) else None
         self._bookmarks = bookmarks if isinstance(bookmarks, dict) else {}
         self._unfinished = {each for each in self._unfinished if self._bookmark(each) in ({}, self._before[each])}
@@ -143,7 +143,7 @@ class AwardsRead:
 
     @property
     def changes_since(self) -> str | None:
-        """The bookmark from which the tap read changes. None if the tap read all awards."""
+        """The bookmark since which the tap read only changes. None if the tap read all awards."""
         for source, before in self._before.items():
             now = self._bookmark(source)
             is_refresh = "refreshed_until" in now and now["refreshed_until"] == now.get("replication_key_value")
@@ -153,7 +153,7 @@ class AwardsRead:
 
     @property
     def until(self) -> datetime | None:
-        """The new bookmark: a time on Pepper's clock, before the tap read the first award. None without bookmarks."""
+        """The new bookmark: a time on Pepper's clock, before the tap read the first award. None if there is none."""
         bookmarks = [self._bookmark(each).get("replication_key_value") for each in self._before]
         return min(filter(None, (optional(each, instant) for each in bookmarks)), default=None)
 

@@ -125,7 +125,7 @@ class MerchantCoverage:
         merchant: The merchant's hash, from the tap's state.
         intervals: The intervals for which actions of all counting types were read.
         complete: The intervals for which actions of all types that change balances were read.
-        holes: The intervals between the first and the last read instant in which counting actions were not read.
+        holes: The intervals in which counting actions were not read, between the first and the last time that was read.
         action_types: The types that count; empty for all.
         needed: The types that count, even if only runs without a filter have read them.
         read: The intervals that were read with each filter.

@@ -94,7 +94,7 @@ def assign_table(
         stored: The existing tables. A table without a stream was created before tables were recorded.
         reserved: Names that no stream's table may have, such as the names of views.
         bytes_max: The engine's limit for names.
-        reserved_prefix: A prefix that no name may have.
+        reserved_prefix: A prefix that no table's name may have.
         fold: Normalizes names. If the engine may treat two names as equal, the result is the same for both.
     """
     taken = set(map(fold, chain(reserved, others)))

@@ -65,17 +65,18 @@ class TableLimits:
     """The limits of an engine's tables. The defaults are for an unknown engine."""
 
     decimal_digits: int | None = 0
-    """The most digits of an exact decimal. 0 for an engine without decimals, None for an engine without a limit."""
+    """The maximum number of digits of a decimal. 0 for an engine without decimals, None for an engine without a limit.
+    """
     reserved_columns: frozenset[str] = frozenset()
     """Names in lower case that no column may have."""
     columns: int | None = None
-    """The most columns that a table can have."""
+    """The maximum number of columns of a table."""
     key_bytes: int | None = None
-    """The most bytes of a primary key."""
+    """The maximum size of a primary key, in bytes."""
     sizes: bool = False
     """Whether a column rejects values that exceed the size in its type, as SQLAlchemy reflects the type."""
     name_bytes: int = NAME_BYTES_MAX
-    """The most bytes of the name of a table or column."""
+    """The maximum length of a table's or column's name, in bytes."""
     reserved_prefix: str | None = None
     """A prefix that no table name may have."""
     fold: Callable[[str], str] = str.casefold
@@ -92,8 +93,8 @@ class Stored(NamedTuple):
     places: int = 0
     """For a `decimal`: how many of its digits come after the decimal point."""
     size: int = 0
-    """Characters or bytes of a `text`; bits of an `integer`, of a `number`, or of the seconds of a `time`. 0 if the
-    column accepts every value that the target may store."""
+    """How large a value can be: the characters or bytes of a `text`, the bits of an `integer` or a `number`, or for a
+    `time`, the bits of its seconds since 1970. 0 if the column accepts every value that the target may store."""
     is_in_bytes: bool = False
     """Whether `size` counts the bytes of text in UTF-8."""
     is_unsigned: bool = False

@@ -122,14 +122,14 @@ def points(value: Any) -> Decimal:
     if isinstance(value, int):
         return number
     try:
-        # This also drops trailing zeros: a driver cannot handle a thousand of them.
+        # This also drops trailing zeros, because a driver may fail on a thousand of them.
         return _POINTS_CONTEXT.quantize(number, _POINTS_QUANTUM)
     except Inexact:
         raise Invalid(f"has more than {POINTS_PLACES} decimal places") from None
 
 
 def instant(value: Any) -> datetime:
-    """Parse an ISO 8601 instant. A time without an offset is in UTC. The result is aware, in UTC, with microseconds.
+    """Parse an ISO 8601 instant. A time without an offset is in UTC. The result has the time zone UTC.
 
     These forms of ISO 8601 are valid:
 
@@ -297,7 +297,7 @@ def sized_instant(value: Any, convert: Callable[[Any], datetime], bits: int) -> 
 def table_version(value: Any) -> int | None:
     """Return a table version, from a whole number or a string of digits. Return None for any other value."""
     if value is None:
-        # Most records have no version. Raising and catching an exception for each of them would take longer.
+        # Most records have no version. Raising and catching an exception for each such record would take longer.
         return None
     if isinstance(value, str) and value.isdecimal():
         value = int(value)

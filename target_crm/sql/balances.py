@@ -6,8 +6,8 @@ computed from only one of them. `union` combines two partials:
 - `points` comes from the newest observation. At the same instant, an action wins over a snapshot, and of two actions
   the one with the greater id wins.
 - `opening` is the balance before the oldest action. If there is no action, `opening` is the snapshot's points.
-- Totals and counts are sums, so each action must be counted only once. So a caller that merges a batch passes only the
-  actions that the current transaction has inserted into the ledger.
+- Totals and counts are sums, so each action must be counted only once. To merge a batch, callers pass only the actions
+  that the current transaction has inserted into the ledger.
 
 Partials can be combined in any order, except for two snapshots of the same instant. So merging batches into the stored
 balances gives the same rows as aggregating the whole history.
@@ -466,7 +466,10 @@ def totals_of_balances(balances: Table) -> Select[Any]:
 
 @cache
 def behind_snapshot(tables: Tables) -> Select[Any]:
-    """Select the awards whose balance is missing, is older than the snapshot, or is a snapshot with other points."""
+    """Select the awards whose balance is missing, or older than the snapshot.
+
+    Also select awards whose balance comes from a snapshot, but differs from the points in the stored snapshot.
+    """
     balances, awards = tables.award_balances, tables.awards
     snapshot_as_of = func.coalesce(awards.c.updated_at, awards.c[EXTRACTED_AT])
     return (

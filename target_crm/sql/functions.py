@@ -105,7 +105,7 @@ class unpacked(FunctionElement[Any]):  # noqa: N801
 
 
 class quarter_hours(FunctionElement[int]):  # noqa: N801
-    """The number of quarter hours from 1970 to an instant. In every time zone, midnight is on a full quarter hour."""
+    """The number of quarter hours from 1970 to an instant. In every time zone, midnight falls on a quarter hour."""
 
     type = BigInteger()
     inherit_cache = True

@@ -158,7 +158,7 @@ def pick_absent(table: Table, staged: Staged) -> Insert:
 METADATA_COLUMNS = {EXTRACTED_AT, BATCHED_AT, TABLE_VERSION}
 
 Ages = Callable[[FromClause], Sequence[ColumnElement[Any]]]
-"""A function from rows to the expressions that order them by age, most significant first."""
+"""A function that returns, for some rows, the expressions that order the rows by age, most significant first."""
 
 
 @cache
@@ -385,7 +385,7 @@ def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
 
 
 def _agrees(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
-    """Return whether `_contradicts` is false or null. A plain NOT would turn null into null."""
+    """Return whether `_contradicts` is false or null. A plain NOT would not do, because NOT null is null."""
     return case((_contradicts(ledger, rows), 1), else_=0) == 0
 
 

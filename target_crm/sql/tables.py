@@ -140,7 +140,7 @@ class Tables:
             "load_runs",
             self.metadata,
             # `run_id` is short, because the size of a key is limited, and some engines count four bytes per character.
-            Column("run_id", Identifier(RUN_ID_CHARS), primary_key=True, doc="The run of target-crm."),
+            Column("run_id", Identifier(RUN_ID_CHARS), primary_key=True, doc="The id of the run."),
             Column(
                 "stream",
                 Identifier(NAME_BYTES_MAX),
@@ -168,7 +168,7 @@ class Tables:
         self.commits = Table(
             f"{WORK_PREFIX}commits",
             self.metadata,
-            Column("batch_id", Identifier(), primary_key=True, doc="The batch."),
+            Column("batch_id", Identifier(), primary_key=True, doc="The id of the batch."),
             Column("committed_at", Instant, nullable=False, doc="When the batch was committed."),
             info={DESCRIPTION: "One row per recent batch. After a lost connection, a retry looks here for the batch."},
         )

@@ -223,7 +223,7 @@ def test_ddl_refuses_a_file_without_a_schema_message(
     schemas = tmp_path / "schemas.jsonl"
     schemas.write_text("tap-pepper: auth_token is missing\n")
 
-    with pytest.raises(InputError, match="--schemas: no SCHEMA message in it"):
+    with pytest.raises(InputError, match="--schemas: the file has no SCHEMA message"):
         run_balances(["ddl", "--schemas", str(schemas)])
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 BAR_PX = 26
-# In bar charts, the height of the unit below the bars.
+# In bar charts, the height of the line below the bars, which names the unit.
 UNIT_PX = 24
 # In bar charts, the width that is reserved for the number at the end of a bar, and the share of the width for labels.
 NUMBER_PX = 72
@@ -228,7 +228,7 @@ def _text_px(text: str) -> int:
 
 
 def _fitted(text: str, limit_px: int) -> str:
-    """Shorten a text to fit a width. Vega itself would cut through a character."""
+    """Shorten a text to fit a width. Vega itself would cut the text in the middle of a character."""
     if _text_px(text) <= limit_px:
         return text
     while _text_px(text) > limit_px - 7:

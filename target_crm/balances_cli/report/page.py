@@ -64,7 +64,7 @@ class Report:
         period_days: The number of days in the period, without future days. The period before it has the same length.
         perk: The id or title of the perk that the figures cover, as requested. None for all perks.
         price: What a point costs, if known.
-        begins: The day on which movements begin. If there are movements before the period, its first day.
+        begins: The first day of the period, or the day of the first movement if that is later.
         previous: The movements of the previous period of equal length. None if no movement is older than that period.
         previous_rates: The rates of the previous period.
         issued: Outstanding points by month of issue, if each award spends its oldest points first.
@@ -387,7 +387,8 @@ def page(report: Report, title: str | None = None) -> str:
         tables=_tables(report),
         newest=next(stream for stream in report.status.streams if stream.stream == "actions"),
         empty=not report.outstanding["awards"] and not _has_movements(report),
-        # Do not add up the checks. A balance that differs from its snapshot also differs from the ledger's total.
+        # Do not add up the checks, because a balance that differs from its snapshot also differs from the ledger's
+        # total. So it would be counted twice.
         differing=max((check.differing for check in report.status.checks), default=0),
         change=lambda name: _change(report, name),
     )
@@ -594,7 +595,7 @@ def _change(report: Report, name: str) -> Decimal | None:
 
 
 def _labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Return a label for each (id, title): the title, or the id if there is no title. Add the id to equal titles."""
+    """Return a label for each (id, title): the title, or the id if there is no title. Equal titles get their ids."""
     shared = Counter(title for _, title in named)
     return [
         identifier if not title else f"{title} ({identifier})" if shared[title] > 1 else title

@@ -245,9 +245,9 @@ def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 def by_issue(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
     """Sum outstanding points per month of their issue, if each award spends its oldest points first.
 
-    So an award holds its newest issued points. `months_ago` is null for points that were issued before the oldest of
-    the parameters `month_…`. Points that no action has issued are left out. The award had them before its first action,
-    or an edit added them.
+    So the points that are left on an award are those that were issued last. `months_ago` is null for points that were
+    issued before the oldest of the parameters `month_…`. Points that no action has issued are left out. The award had
+    such points before its first action, or an edit added them.
     """
     a, held = tables.actions.c, _existing(tables, by_perk=by_perk)
     newest_first = [a.occurred_at.desc(), a.action_id.desc()]
@@ -330,7 +330,10 @@ def by_location(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def payloads(actions: Table) -> Select[Any]:
-    """Return the payloads of the actions in the parameter `action_ids`. Engines with a JSON type decode them."""
+    """Return the payloads of the actions in the parameter `action_ids`.
+
+    On engines with a JSON type, the driver may decode the payloads.
+    """
     named = bindparam("action_ids", expanding=True, type_=Identifier())
     return select(actions.c.action_id, actions.c.payload).where(actions.c.action_id.in_(named))
 
@@ -399,7 +402,7 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
 
 
 def begins(quarters: Iterable[Row], period: Period) -> date:
-    """Return the day on which movements begin. If they began before the period, or never, return its first day."""
+    """Return the day of the first movement. If it is before the period, or there is none, return the period's start."""
     found = [row["quarter"] for row in quarters]
     if not found or None in found:
         return period.first
@@ -460,7 +463,7 @@ def ages(rows: Iterable[Row]) -> list[dict[str, Any]]:
 def issue_months(rows: Iterable[Row], outstanding_points: Decimal, today: date) -> list[dict[str, Any]]:
     """Return outstanding points by month of issue, starting with the oldest month that has any.
 
-    The row `earlier` sums the months before the ones that are shown. The row `undated` is the rest of the outstanding
+    The row `earlier` sums the months before the shown months. The row `undated` is the rest of the outstanding
     points: the points that no action has issued, minus the debts of awards below zero.
     """
     found = {row["months_ago"]: row["points"] for row in rows}
