@@ -1,4 +1,4 @@
--- Perks whose points on the last day differ from the sum of the points of their awards, without deleted awards.
+-- Perks whose points on the last day differ from the sum over their awards. Deleted awards do not count.
 with last_day as (
     select perk_id, points from {{ ref('pepper_daily_balances') }}
     where day = (select max(day) from {{ ref('pepper_daily_balances') }})

@@ -1,4 +1,4 @@
--- Models in which a key occurs more than once. These are the models whose key has several columns.
+-- Models in which a key occurs more than once. This test only checks models whose key has several columns.
 select 'pepper_award_history' as model
 from {{ ref('pepper_award_history') }}
 group by award_id, valid_from
