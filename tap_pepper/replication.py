@@ -239,7 +239,6 @@ class WindowedStream(PepperStream):
             else:
                 reason = f"reading starts at {after}, because there is no start_date and lookback_seconds is 0"
             self.logger.warning("%s: %s; there is nothing to read", self.name, reason)
-        recent_rows = RecentRows(None if read_until is None else self.stream_state.get("border"))
         audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
         coverage = Coverage(
             self.stream_state,
@@ -250,6 +249,9 @@ class WindowedStream(PepperStream):
             types=settings.action_types,
             lookback_seconds=settings.lookback_seconds,
         )
+        # A new coverage starts with the lookback, so this run must also emit the lookback's known rows.
+        skips_known = read_until is not None and (coverage.continues or self.run.drops_records(self.name))
+        recent_rows = RecentRows(self.stream_state.get("border") if skips_known else None)
         length_seconds = TEST_WINDOW_SECONDS if self.is_test else self._first_window_seconds
         try:
             if coverage.missing and not self.is_test:

@@ -67,6 +67,8 @@ class Coverage:
         self._backfill_from = _bound(state.get("backfill_from")) if bookmark else None
         start = subtract_seconds(start_date, 0) if start_date else None
         self._from = self._until = after
+        self.continues = False
+        """Whether this run continues the coverage in the state. Otherwise a new coverage begins."""
         self._skipped_start = start if bookmark else None
         self._read: list[Window] = []
         covered_from = _bound(state.get("covered_from"))
@@ -76,6 +78,7 @@ class Coverage:
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
             if covered_from <= after <= covered_until:
                 self._from, self._until = covered_from, covered_until
+                self.continues = True
             # Keep the skipped start date even if this run starts before the coverage, as it does if the clocks did not
             # agree.
             if after <= covered_until and not self._backfill_from:

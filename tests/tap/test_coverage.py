@@ -255,6 +255,22 @@ def test_a_start_date_that_an_older_state_skipped_rereads_nothing(earlier: dict[
     assert windows[0][1] == REREAD
 
 
+def test_an_earlier_start_date_leaves_no_hole_after_an_upgrade() -> None:
+    recent = listing({"_id": "a", "when": {"timestamp": "2026-10-01T11:57:00.000Z"}})
+    of_old_version, _ = run(None, listing(), recent, start_date="2026-10-01")
+    bookmark = of_old_version.state["bookmarks"]["actions"]
+    for name in KEYS:
+        del bookmark[name]
+
+    upgraded, windows = run(of_old_version.state, listing(), recent, start_date="2026-10-01")
+    backfilled, _ = run(upgraded.state, listing(), listing(), recent, start_date=FROM, window_hours=48)
+
+    ((begins, _),) = windows
+    assert upgraded.ids("actions") == ["a"]
+    assert coverage(upgraded.state)["read"] == [[begins, UNTIL]]
+    assert coverage(backfilled.state)["read"][0] == [FROM, begins]
+
+
 def test_an_earlier_start_date_counts_even_if_the_lookback_begins_before_the_coverage() -> None:
     seeded = stored(covered_from="2026-10-01T05:55:20.000Z", covered_until=BOOKMARK, read=[])
 

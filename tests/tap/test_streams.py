@@ -188,7 +188,7 @@ def test_a_slow_local_clock_causes_no_repetition() -> None:
     row = action("a", "2026-10-01T11:30:00.000Z")
     slow = NOW - timedelta(hours=1)
     with Script(listing(), listing(row), listing(), listing(row)) as script:
-        first = run_script(script, "actions", start_date="2026-10-01T11:00:00Z", local_clock=slow)
+        first = run_script(script, "actions", start_date="2026-10-01T10:00:00Z", local_clock=slow)
         second = run_script(script, "actions", state=first.state, local_clock=slow)
     assert first.ids("actions") == ["a"]
     assert second.ids("actions") == []
