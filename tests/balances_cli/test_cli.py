@@ -243,7 +243,7 @@ def test_verify_counts_the_awards_with_gaps_that_it_does_not_name(
     assert lines[24] == "    … and 1 more award"
 
 
-def test_verify_as_json_counts_all_actions_and_those_in_balances(
+def test_the_json_of_verify_counts_all_actions_and_the_actions_in_balances(
     sqlite_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notice = record("actions", {"_id": "n1", "type": "USER_UPDATED", "context": {"user": {"_id": "u1"}}})

@@ -267,7 +267,7 @@ def test_the_counts_add_up_to_the_awards_compared(url: str) -> None:
     assert found["awards"] == 5
 
 
-def test_awards_of_another_merchant_are_an_error_of_one_line(sqlite_url: str) -> None:
+def test_awards_of_another_merchant_cause_an_error_of_one_line(sqlite_url: str) -> None:
     load(sqlite_url, [*LOADED[:-1], state({"bookmarks": {"actions": {**COVERED, "merchant": "a"}}})])
 
     ran = compare(sqlite_url, [AWARDS, W1, W2, bookmark(merchant="b")])
@@ -346,7 +346,7 @@ def test_balances_are_missing_in_pepper_only_if_all_awards_were_read(
     assert is_complete or "since 2026-10-04T00:00:00Z" in found["not_compared"]
 
 
-def test_text_says_that_changes_are_not_all_awards(url: str) -> None:
+def test_the_text_says_if_the_tap_read_only_changes(url: str) -> None:
     ran = compare(url, [bookmark("2026-10-04T00:00:00Z"), AWARDS, W1, bookmark()])
 
     assert ran.returncode == 0
@@ -384,7 +384,7 @@ def test_text_says_that_changes_are_not_all_awards(url: str) -> None:
         ),
     ],
 )
-def test_incomplete_input_is_an_error_of_one_line(url: str, messages: list[str], reason: str) -> None:
+def test_incomplete_input_causes_an_error_of_one_line(url: str, messages: list[str], reason: str) -> None:
     ran = compare(url, messages)
 
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -452,7 +452,7 @@ def test_balances_of_other_merchants_are_not_missing_in_pepper(url: str) -> None
     assert found["not_compared"] == "the warehouse has several merchants"
 
 
-def test_nothing_is_loaded(url: str) -> None:
+def test_compare_loads_nothing(url: str) -> None:
     before, runs = all_rows(url), table(url, "load_runs")
 
     found = result(url, W1, snapshot("w2", 9, at="2026-10-04T00:00:00Z"), snapshot("w3", 1), snapshot("w4", "?"))

@@ -69,7 +69,7 @@ def test_verify_fails_for_a_hole_and_says_where(balances: Callable[..., tuple[in
     ]
 
 
-def test_verify_as_json_has_the_coverage(balances: Callable[..., tuple[int, str]]) -> None:
+def test_the_json_of_verify_contains_the_coverage(balances: Callable[..., tuple[int, str]]) -> None:
     exit_code, output = balances(HISTORY, "verify", "--gaps", "--json")
 
     found = json.loads(output)
@@ -108,7 +108,9 @@ def test_a_ledger_of_an_older_version_does_not_fail(balances: Callable[..., tupl
     ]
 
 
-def test_an_action_that_changes_no_balance_is_no_older_action(balances: Callable[..., tuple[int, str]]) -> None:
+def test_an_action_that_changes_no_balance_is_not_counted_as_an_older_action(
+    balances: Callable[..., tuple[int, str]],
+) -> None:
     before = [ACTIONS, action("o1", at="2026-09-01T00:00:00Z", metadata={})]
     exit_code, output = balances([*before, FIRST], "verify")
 
@@ -149,7 +151,7 @@ def test_coverage_with_a_filter_is_listed_with_its_types(balances: Callable[...,
     assert len(found["holes"]) == 1
 
 
-def test_a_filter_with_all_types_of_balances_is_complete(balances: Callable[..., tuple[int, str]]) -> None:
+def test_a_filter_with_all_types_that_balances_need_is_complete(balances: Callable[..., tuple[int, str]]) -> None:
     messages = [ACTIONS, action("a1"), read("2026-10-01T00:00:00Z", "2026-10-02T00:00:00Z", action_types=LOYALTY)]
     exit_code, output = balances(messages, "verify")
 

@@ -69,7 +69,7 @@ def test_status_does_not_count_deleted_rows(crm: Warehouse, warehouse_url: str) 
         pytest.param("UPDATE award_balances SET points = 9 WHERE award_id = 'w2'", False, id="points"),
     ],
 )
-def test_status_finds_drift_by_sums_and_the_rest_with_verify(
+def test_status_finds_drift_that_changes_sums_and_all_drift_with_verify(
     crm: Warehouse, warehouse_url: str, tampering: str, found_by_sums: bool
 ) -> None:
     assert not status(crm).drifted

@@ -356,7 +356,7 @@ def test_a_redirect_is_not_followed() -> None:
     assert other.asked == []
 
 
-def test_the_body_of_a_redirect_is_not_read() -> None:
+def test_the_tap_does_not_read_the_body_of_a_redirect() -> None:
     never = {"Location": "https://elsewhere.example", "Content-Length": "5"}
     with Script(Reply(b"", status=302, headers=dict(never))) as script:
         error = failure_of(script, request_timeout_seconds=1, max_retries=0)

@@ -244,7 +244,7 @@ def test_requested_actions_are_read_even_after_an_interruption_or_with_another_f
         pytest.param({"covered_from": "2026-09-01T00:00:00Z", "covered_until": FROM}, id="bookmark-set-forward"),
     ],
 )
-def test_a_start_date_that_an_older_state_skipped_rereads_nothing(earlier: dict[str, Any]) -> None:
+def test_a_start_date_that_an_earlier_run_skipped_causes_no_reads(earlier: dict[str, Any]) -> None:
     state = stored(**earlier)
     for _ in range(3):
         ran, windows = run(state, start_date="2026-09-01")

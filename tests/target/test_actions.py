@@ -142,7 +142,7 @@ def test_the_payload_keeps_every_digit_that_pepper_sent() -> None:
         pytest.param({"when__timezone": None, "when__year": None}, "earned", id="only-a-timestamp"),
     ],
 )
-def test_an_action_has_an_effect_only_with_delta_and_points_available_of_its_type(
+def test_an_action_has_an_effect_only_with_points_available_and_the_delta_of_its_type(
     changes: dict[str, Any], effect: str | None
 ) -> None:
     assert row_of(earned(**changes)).effect == effect
@@ -348,7 +348,7 @@ LINE = HEAD + REWARD_EARNED.encode() + TAIL
         pytest.param(b'{"a": [1, {}], "a": -0}', id="repeated-name"),
     ],
 )
-def test_the_payload_is_the_record_as_it_came(title: bytes) -> None:
+def test_the_payload_is_the_unchanged_record(title: bytes) -> None:
     line = LINE.replace(TITLE, title)
 
     row = decode_action(line)

@@ -80,7 +80,7 @@ def test_a_deleted_row_that_returns_unchanged_loses_its_deletion_mark(sqlite_url
     ],
 )
 @pytest.mark.parametrize("runs", [1, 2])
-def test_an_older_record_keeps_the_deletion_that_a_later_record_brought(
+def test_an_older_record_does_not_undo_a_later_deletion(
     sqlite_url: str, sent: list[tuple[int, dict[str, Any], int | None]], runs: int
 ) -> None:
     keyed = schema("s", {"id": TEXT, "title": {"type": ["string", "null"]}}, "id")
@@ -177,7 +177,7 @@ def test_a_first_activation_that_would_delete_most_rows_needs_a_decision(
         ),
     ],
 )
-def test_rows_that_a_run_has_seen_are_not_deleted_by_it(
+def test_a_run_does_not_delete_rows_that_it_has_seen(
     sqlite_url: str, sent: list[tuple[str, str | None, Any]], kept: list[str]
 ) -> None:
     maps = {"a": {"__alias__": "t"}, "b": {"__alias__": "t"}}

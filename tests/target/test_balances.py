@@ -147,7 +147,7 @@ def test_the_drift_view_shows_points_that_no_action_explains(warehouse_url: str)
     ],
 )
 @pytest.mark.parametrize("batch_size_rows", [1, 9])
-def test_opening_and_adjusted_are_what_does_not_come_from_actions(
+def test_opening_and_adjusted_contain_the_points_that_do_not_come_from_actions(
     sqlite_url: str, events: list[str], expected: tuple[int, int, str | None], batch_size_rows: int
 ) -> None:
     load(sqlite_url, [AWARDS, ACTIONS, *events], batch_size_rows=batch_size_rows)
@@ -282,7 +282,7 @@ def test_a_snapshot_without_user_and_perk_takes_them_from_any_other_snapshot(
         pytest.param(["a\"'", "a\\", "a[,]"], id="with-quotes"),
     ],
 )
-def test_verify_and_rebuild_order_simultaneous_actions_as_loading_does(warehouse_url: str, ids: list[str]) -> None:
+def test_verify_and_rebuild_order_simultaneous_actions_like_the_loader(warehouse_url: str, ids: list[str]) -> None:
     points = ["99999999999.9999", "-99999999999.9999", "0.0001"]
     # The perk is known from one action only.
     without_perk = [

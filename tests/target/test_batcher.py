@@ -109,7 +109,7 @@ def test_a_batch_is_committed_at_its_maximum_of_bytes(new_batcher: Callable[...,
     assert writes.calls == [3]
 
 
-def test_a_batch_is_committed_so_many_seconds_after_its_first_record(
+def test_a_batch_is_committed_a_set_time_after_its_first_record(
     new_batcher: Callable[..., Batcher], writes: Writes, clock: Clock
 ) -> None:
     batcher = new_batcher(wait_seconds=10)
@@ -126,7 +126,7 @@ def test_a_batch_is_committed_so_many_seconds_after_its_first_record(
     assert writes.calls == [2]
 
 
-def test_each_batch_has_its_own_seconds_to_wait(
+def test_the_wait_of_a_batch_begins_with_its_own_first_record(
     new_batcher: Callable[..., Batcher], writes: Writes, clock: Clock
 ) -> None:
     batcher = new_batcher(wait_seconds=10)
@@ -264,7 +264,7 @@ def test_state_follows_the_commit_of_its_batch_and_of_every_earlier_batch(
     assert writes.calls == [2, "1", 2, "2"]
 
 
-def test_of_the_states_in_a_batch_only_the_last_is_emitted(new_batcher: Callable[..., Batcher], writes: Writes) -> None:
+def test_only_the_last_state_of_a_batch_is_emitted(new_batcher: Callable[..., Batcher], writes: Writes) -> None:
     batcher = new_batcher()
 
     add_state(batcher, "1")

@@ -363,7 +363,7 @@ def test_settings_are_read_from_the_environment(main: Main, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("folder", "is_read"), [("project", True), ("environment", False)])
-def test_variables_win_over_a_dotenv_file_and_only_that_of_the_working_directory_is_read(
+def test_variables_override_the_dotenv_file_and_only_the_file_in_the_working_directory_is_read(
     tmp_path: Path, sqlite_url: str, folder: str, *, is_read: bool
 ) -> None:
     project, packages = tmp_path / "project", tmp_path / "environment" / "packages"
@@ -402,7 +402,7 @@ def test_an_empty_environment_variable_counts_as_unset(
     assert query(sqlite_url, "SELECT count(payload) FROM actions") == [(1,)]
 
 
-def test_spaces_around_an_environment_variable_that_is_no_text_are_ignored(
+def test_spaces_around_an_environment_variable_are_ignored_if_the_setting_is_not_text(
     main: Main, monkeypatch: pytest.MonkeyPatch, sqlite_url: str
 ) -> None:
     monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", sqlite_url)

@@ -194,7 +194,7 @@ def test_a_signal_ends_the_wait_for_the_lock(tmp_path: Path) -> None:
     assert time.monotonic() - started_at_seconds < LOCK_WAIT_SECONDS / 2
 
 
-def test_an_error_other_than_a_held_lock_is_not_waited_for(tmp_path: Path) -> None:
+def test_only_a_held_lock_makes_a_writer_wait(tmp_path: Path) -> None:
     crm = Warehouse(f"sqlite:///{tmp_path / 'crm.db'}")
     attempts: list[str] = []
 

@@ -82,7 +82,7 @@ def test_coverage_is_what_the_runs_have_read(warehouse_url: str) -> None:
     assert covered(warehouse_url) == [(0, 8)]
 
 
-def test_a_state_without_what_the_run_has_read_covers_all_since_its_beginning(sqlite_url: str) -> None:
+def test_a_state_that_does_not_list_what_was_read_covers_everything_since_covered_from(sqlite_url: str) -> None:
     load(sqlite_url, [ACTIONS, action("a1"), state(bookmark(hour(1), hour(3)))])
 
     assert covered(sqlite_url) == [(1, 3)]
@@ -134,7 +134,7 @@ def test_coverage_is_kept_per_merchant_and_types(sqlite_url: str) -> None:
         pytest.param({}, id="empty"),
     ],
 )
-def test_a_state_that_is_not_the_taps_covers_nothing(value: dict[str, Any]) -> None:
+def test_a_state_in_another_form_than_the_taps_covers_nothing(value: dict[str, Any]) -> None:
     assert claims_of(value) == {}
 
 
@@ -241,7 +241,9 @@ def test_a_union_has_the_same_instants_and_no_two_intervals_touch(edges: list[tu
 
 
 @given(intervals, st.tuples(st.integers(0, 30), st.integers(0, 30)))
-def test_holes_are_what_the_intervals_leave_of_a_span(edges: list[tuple[int, int]], span: tuple[int, int]) -> None:
+def test_holes_are_the_parts_of_a_span_that_no_interval_covers(
+    edges: list[tuple[int, int]], span: tuple[int, int]
+) -> None:
     merged = union(map(as_interval, edges))
     holes = between(merged, as_interval(span))
 
@@ -271,7 +273,7 @@ BOTH = REDEEMED + EARNED
         pytest.param({("ORDER",): [(0, 2)]}, [(0, 2)], [], ("ORDER",), id="only-others"),
     ],
 )
-def test_a_filter_counts_if_it_has_the_types_that_balances_need(
+def test_a_filter_counts_if_it_includes_the_types_that_balances_need(
     claims: dict[tuple[str, ...], list[tuple[int, int]]],
     expected: list[tuple[int, int]],
     holes: list[tuple[int, int]],
@@ -295,7 +297,7 @@ def test_a_hole_is_divided_only_where_other_types_were_read() -> None:
     assert found.parts_of(as_interval((1, 6))) == [(as_interval((1, 5)), EARNED), (as_interval((5, 6)), ())]
 
 
-def test_the_newest_of_very_many_holes_count_as_one() -> None:
+def test_the_newest_of_very_many_holes_are_merged_into_one() -> None:
     instants = [as_interval((2 * number, 2 * number + 1)) for number in range(HOLES_MAX + 3)]
     holes = [Interval(one.until, other.after) for one, other in pairwise(instants)]
 
@@ -305,12 +307,12 @@ def test_the_newest_of_very_many_holes_count_as_one() -> None:
     assert found.covered == tuple(between(found.holes, Interval(instants[0].after, instants[-1].until)))
 
 
-def test_two_merchants_are_several() -> None:
+def test_several_merchants_are_recognized() -> None:
     read = [as_interval((0, 1))]
 
     assert not read_times(summarize({Scope("m"): read})).are_several
     assert read_times(summarize({Scope("m"): read, Scope("m2"): read})).are_several
 
 
-def test_no_coverage_is_summarized_as_none() -> None:
+def test_a_summary_without_coverage_is_empty() -> None:
     assert summarize({}) == summarize({Scope(): []}) == []

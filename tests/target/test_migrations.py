@@ -68,7 +68,7 @@ def test_tables_of_every_earlier_version_are_migrated_and_keep_their_rows(wareho
     assert query(warehouse_url, "SELECT version FROM _crm_version") == [(migrations.VERSION,)]
 
 
-def test_an_upgrade_that_repairs_drift_says_so(
+def test_an_upgrade_that_repairs_drift_logs_the_repair(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lay_out(sqlite_url, 4)
@@ -332,7 +332,7 @@ def test_on_postgresql_only_work_tables_are_unlogged(new_postgres_url: str) -> N
     }
 
 
-def test_postgresql_knows_what_the_columns_of_the_own_tables_hold(postgres_url: str) -> None:
+def test_postgresql_has_a_comment_on_each_column_of_the_targets_tables(postgres_url: str) -> None:
     url = new_database(postgres_url)
     load(url, [ACTIONS, action("a1", delta=2, available=7)])
 
@@ -346,7 +346,7 @@ def test_postgresql_knows_what_the_columns_of_the_own_tables_hold(postgres_url: 
     assert ("award_balances", "points", "The points of the newest observation.") in described
 
 
-def test_duckdb_describes_the_own_tables_and_columns(tmp_path: Path) -> None:
+def test_duckdb_has_comments_on_the_targets_tables_and_columns(tmp_path: Path) -> None:
     url = f"duckdb:///{tmp_path / 'crm.db'}"
     load(url, [ACTIONS, action("a1", delta=2, available=7)])
 

@@ -64,7 +64,7 @@ def test_an_action_may_have_numbers_that_no_decimal_holds_where_no_column_needs_
     assert numbers in rejected["payload"]
 
 
-def test_of_an_overlong_line_the_quarantine_keeps_the_beginning(
+def test_the_quarantine_keeps_the_beginning_of_an_overlong_line(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "LINE_BYTES_MAX", 2000)
@@ -92,7 +92,7 @@ def test_an_award_whose_points_the_tap_has_moved_is_quarantined(sqlite_url: str)
     assert "invalid_points" not in row
 
 
-def test_an_invalid_time_extracted_costs_the_time_and_not_the_record(sqlite_url: str) -> None:
+def test_a_record_with_an_invalid_time_extracted_loses_only_this_time(sqlite_url: str) -> None:
     began = datetime.now(UTC)
 
     load(sqlite_url, [AWARDS, snapshot("w1", 5, read_at="yesterday")])

@@ -104,7 +104,7 @@ def test_the_reason_for_an_invalid_time_says_what_is_wrong(sqlite_url: str, text
         pytest.param("", None, id="empty"),
     ],
 )
-def test_a_date_column_takes_midnights(warehouse_url: str, text: str, expected: str | None) -> None:
+def test_a_date_column_accepts_times_at_midnight(warehouse_url: str, text: str, expected: str | None) -> None:
     load(warehouse_url, [schema("t", {"id": TEXT, "d": DAY}, "id"), record("t", {"id": "1", "d": text})])
 
     assert reasons(warehouse_url) == []
@@ -148,7 +148,7 @@ def test_a_keyword_is_a_valid_name_of_a_column_and_of_a_stream(warehouse_url: st
         ),
     ],
 )
-def test_a_stream_of_too_many_columns_is_refused_at_its_schema(
+def test_a_stream_with_too_many_columns_is_refused_at_its_schema(
     sqlite_url: str, columns: int, message: str | None
 ) -> None:
     wide = schema("w", {"id": INTEGER} | {f"c{number}": TEXT for number in range(columns)}, "id")
@@ -363,7 +363,7 @@ def test_a_keyword_of_the_wrong_type_stops_at_the_schema_and_is_named(
         ("required", "id", '"required" is text, expected a list'),
     ],
 )
-def test_a_keyword_of_the_wrong_type_at_the_top_of_a_schema_is_named(
+def test_the_error_names_a_keyword_of_the_wrong_type_at_the_top_of_a_schema(
     sqlite_url: str, word: str, value: Any, reason: str
 ) -> None:
     message = json.loads(schema("s", {"id": TEXT}, "id"))
@@ -478,7 +478,9 @@ def test_a_record_with_sdc_deleted_at_deletes_its_row_until_a_later_one_brings_i
 
 @pytest.mark.parametrize("hard_delete", [False, True])
 @pytest.mark.parametrize("declared", [{}, {"_sdc_deleted_at": TIME}], ids=["not-declared", "declared"])
-def test_a_deletion_may_have_nothing_but_the_key(sqlite_url: str, hard_delete: bool, declared: dict[str, Any]) -> None:
+def test_a_deletion_may_contain_nothing_but_the_key(
+    sqlite_url: str, hard_delete: bool, declared: dict[str, Any]
+) -> None:
     keyed = json.loads(schema("s", {"id": INTEGER, "v": TEXT} | declared, "id"))
     keyed["schema"]["required"] = ["id", "v"]
     deletion = record("s", {"id": 2, "_sdc_deleted_at": "2026-11-01T00:00:00Z"})

@@ -195,7 +195,7 @@ INTEGERS, NUMBERS, CENTS = {"type": "integer"}, {"type": "number"}, {"type": "nu
         pytest.param(INTEGERS, Stored("decimal", 10, 0), DOUBLES, INTEGER, id="an-engine-without-decimals"),
     ],
 )
-def test_an_existing_column_keeps_its_type_if_that_holds_every_value(
+def test_an_existing_column_keeps_its_type_if_the_type_can_hold_every_value(
     definition: Any, stored: Stored, limits: TableLimits, kind: Kind
 ) -> None:
     (field,) = Shape.of({"properties": {"n": definition}}, [], stored={"n": stored}, limits=limits).fields
@@ -318,7 +318,7 @@ def test_a_property_named_like_a_metadata_column_gets_another_column(name: str) 
     assert row(shape, {name: "mine"}) == ("mine", None, READ_AT, LOADED_AT)
 
 
-def test_the_deletion_mark_of_a_record_is_no_column_of_its_own() -> None:
+def test_the_deletion_mark_of_a_record_does_not_become_another_column() -> None:
     properties = {"id": {"type": "string"}, "_sdc_deleted_at": {"type": ["null", "string"], "format": "date-time"}}
     shape = Shape.of({"properties": properties}, ["id"])
 

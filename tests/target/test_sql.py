@@ -54,7 +54,7 @@ def test_every_statement_parses_in_the_dialect_of_its_engine(engine: str, statem
     assert {type(tree) for tree in parsed} >= {exp.Create, exp.Insert, exp.Select}
 
 
-def test_each_engine_changes_rows_by_a_statement_that_it_has(engine: str, statements: list[str]) -> None:
+def test_each_engine_changes_rows_with_a_statement_that_it_supports(engine: str, statements: list[str]) -> None:
     changes = [statement for statement in statements if statement.startswith(("UPDATE", "MERGE"))]
     keywords = {statement.split(" ", 1)[0] for statement in changes if "_crm_staging_awards" in statement}
 
@@ -97,7 +97,7 @@ def test_each_engine_changes_rows_by_a_statement_that_it_has(engine: str, statem
     ],
     indirect=["engine"],
 )
-def test_an_engine_gets_what_it_needs(expected: str, statements: list[str]) -> None:
+def test_each_engine_gets_statements_in_its_own_syntax(expected: str, statements: list[str]) -> None:
     assert any(expected in statement for statement in statements)
 
 
@@ -159,7 +159,7 @@ def test_snowflake_errors_are_retriable_by_number_and_state(number: int, state: 
         pytest.param("Forbidden", "quotaExceeded", "…", False, id="daily-quota"),
     ],
 )
-def test_bigquery_errors_are_retriable_where_the_job_never_started(
+def test_bigquery_errors_are_retriable_if_the_job_never_started(
     kind: str, reason: str, message: str, retriable: bool
 ) -> None:
     exceptions, driver = (

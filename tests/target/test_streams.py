@@ -60,7 +60,7 @@ def test_other_streams_are_upserted_by_their_key(warehouse_url: str) -> None:
     ]
 
 
-def test_of_rows_extracted_at_the_same_time_the_last_one_is_kept(warehouse_url: str) -> None:
+def test_the_last_of_several_rows_extracted_at_the_same_time_is_kept(warehouse_url: str) -> None:
     loaded = load(
         warehouse_url,
         [schema("t", {"id": TEXT, "n": INTEGER}, "id"), *(record("t", {"id": "1", "n": n}) for n in (1, 2, 3))],
@@ -71,7 +71,7 @@ def test_of_rows_extracted_at_the_same_time_the_last_one_is_kept(warehouse_url: 
     assert loaded.tallies == {"t": "3 read = 2 applied + 0 duplicate + 1 superseded + 0 quarantined"}
 
 
-def test_of_rows_without_time_extracted_the_last_one_is_kept(warehouse_url: str) -> None:
+def test_the_last_of_several_rows_without_time_extracted_is_kept(warehouse_url: str) -> None:
     load(
         warehouse_url,
         [schema("t", {"id": TEXT, "n": INTEGER}, "id"), *(record("t", {"id": "1", "n": n}, None) for n in range(5))],

@@ -67,7 +67,9 @@ def url(postgres_url: str) -> str:
         ),
     ],
 )
-def test_an_error_about_a_column_that_others_depend_on_names_it_and_them(url: str, statement: str, detail: str) -> None:
+def test_an_error_about_a_column_with_dependents_names_the_column_and_the_dependents(
+    url: str, statement: str, detail: str
+) -> None:
     load(url, [schema("sales", {"id": INTEGER, "x": INTEGER}, "id"), record("sales", {"id": 1, "x": 5})])
     execute(url, statement)
 
@@ -295,7 +297,7 @@ def test_a_number_that_exceeds_a_column_of_32_bits_is_quarantined(warehouse_url:
     assert query(warehouse_url, "SELECT count(*) FROM t") == [(6 - exceeding,)]
 
 
-def test_the_counts_add_up_if_a_user_s_column_rounds(url: str) -> None:
+def test_the_counts_add_up_if_a_users_column_rounds(url: str) -> None:
     execute(url, "CREATE TABLE t (id bigint PRIMARY KEY, d real)")
 
     rows = [record("t", {"id": 1, "d": 0.123456789}), record("t", {"id": 2, "d": 0.5})]
@@ -361,7 +363,7 @@ def postgres_warehouse(new_postgres_url: str) -> Iterator[Warehouse]:
         pytest.param("XX000", False, id="internal-error"),
     ],
 )
-def test_only_errors_that_can_pass_are_retried(postgres_warehouse: Warehouse, state: str, can_pass: bool) -> None:
+def test_only_temporary_errors_are_retried(postgres_warehouse: Warehouse, state: str, can_pass: bool) -> None:
     raising = f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$"
 
     with pytest.raises(WarehouseError, match="no") as caught, postgres_warehouse.write() as connection:
@@ -414,7 +416,7 @@ class DataError(DatabaseError):
         pytest.param(DatabaseError("", "HY000"), "DatabaseError: HY000", id="no-text"),
     ],
 )
-def test_a_driver_s_error_becomes_one_line_without_values(error: Exception, expected: str) -> None:
+def test_a_drivers_error_becomes_one_line_without_values(error: Exception, expected: str) -> None:
     assert describe(error) == expected
 
 
@@ -428,7 +430,7 @@ def test_a_driver_s_error_becomes_one_line_without_values(error: Exception, expe
         pytest.param({"C": "22P02", "M": f'invalid input "{PERSON}"'}, "a value was rejected", id="value"),
     ],
 )
-def test_the_fields_of_an_error_of_pg8000_become_one_line_without_values(fields: dict[str, str], expected: str) -> None:
+def test_an_error_from_pg8000_becomes_one_line_without_values(fields: dict[str, str], expected: str) -> None:
     found = adapter_for("postgresql").describe_error(DatabaseError(fields))
 
     assert found.startswith(f"DatabaseError: {expected}")
