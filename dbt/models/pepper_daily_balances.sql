@@ -1,6 +1,7 @@
 {{ config(materialized='incremental', incremental_strategy='delete+insert', unique_key='day', on_schema_change='fail') }}
 -- Points outstanding at the end of each day (UTC) by perk, and the changes of that day. One row per day and perk.
--- A late action changes earlier days, so an incremental run computes all days and rewrites those that differ.
+-- A late action changes the balances of earlier days, so an incremental run computes all days and rewrites those that
+-- differ.
 -- changed - earned + redeemed - refunded is the change that no action caused: edits, expiries and deletions.
 with recursive history as (
 
