@@ -97,13 +97,13 @@ def new_postgres_url(postgres_url: str) -> str:
 
 @pytest.fixture(scope="module")
 def sqlite() -> Iterator[Warehouse]:
-    """An in-memory warehouse with its tables, shared by the tests of a file; they empty it themselves."""
+    """An in-memory warehouse with its tables. The tests of a file share it, and empty it when necessary."""
     yield from set_up("sqlite://")
 
 
 @pytest.fixture(scope="module")
 def postgres(new_postgres_url: str) -> Iterator[Warehouse]:
-    """A PostgreSQL warehouse with its tables, shared by the tests of a file; they empty it themselves."""
+    """A PostgreSQL warehouse with its tables. The tests of a file share it, and empty it when necessary."""
     yield from set_up(new_postgres_url)
 
 

@@ -28,7 +28,7 @@ LOOPBACK = "127.0.0.1"
 
 @contextmanager
 def bigquery() -> Iterator[Callable[[], str]]:
-    """Start an emulator and let the driver's client connect to it; yield a factory of URLs of new datasets."""
+    """Start an emulator for the driver's client; yield a function that returns the URL of a new dataset."""
     if not (INSTALLED / "bqemulator").exists():
         raise Unavailable("the emulator is not installed; ./dev warehouses installs it")
     try:

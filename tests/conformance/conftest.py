@@ -66,7 +66,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(scope="session")
 def new_url(engine: Engine) -> Iterator[Callable[[], str]]:
-    """A factory of URLs of new warehouses of the engine. Cases are skipped if the engine cannot run here."""
+    """A function that returns the URL of a new warehouse. Cases are skipped if the engine cannot run here."""
     with ExitStack() as stack:
         try:
             new = stack.enter_context(engine.start())

@@ -1,6 +1,7 @@
-"""The engines that the cases run on. Each has a context manager that yields a factory of URLs of new warehouses.
+"""The engines that the cases run on, each with a context manager.
 
-It raises `Unavailable` if the engine cannot run on this machine.
+The context manager starts the engine, and yields a function that returns the URL of a new warehouse. It raises `Unavailable`
+if the engine cannot run on this machine.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _files(backend: str) -> Callable[[], AbstractContextManager[Callable[[], str
 def postgresql(
     binaries: Path | None = None, certificate: tuple[Path, Path] | None = None
 ) -> Iterator[Callable[[], str]]:
-    """Start a PostgreSQL server; yield a factory of URLs of new databases."""
+    """Start a PostgreSQL server; yield a function that returns the URL of a new database."""
     if binaries and not binaries.exists():
         raise Unavailable(f"{binaries} does not exist")
     with PostgresServer(binaries, certificate) as server:

@@ -37,7 +37,7 @@ with create_database(sys.argv[2], user="SYSDBA", charset="UTF8") as connection:
 
 @contextmanager
 def firebird() -> Iterator[Callable[[], str]]:
-    """Start a server; yield a factory of URLs of new databases, which accept all of Unicode."""
+    """Start a server; yield a function that returns the URL of a new database for all of Unicode."""
     root = UNPACKED if (UNPACKED / "usr/sbin/firebird").exists() else Path("/")
     if not (root / "usr/sbin/firebird").exists():
         raise Unavailable("firebird is not installed; ./dev warehouses fetches it where it can")

@@ -23,7 +23,7 @@ UNPACKED = Path(__file__).parent.parent.parent / ".dev" / "mariadb"
 
 @contextmanager
 def mariadb(certificate: tuple[Path, Path] | None = None) -> Iterator[Callable[[], str]]:
-    """Start a server with the default character set latin1; yield a factory of URLs of new databases.
+    """Start a server with the default character set latin1; yield a function that returns the URL of a new database.
 
     Args:
         certificate: files of a certificate chain and of its private key, for TLS.

@@ -21,7 +21,7 @@ CASES = [name for name in vars(test_conformance) if name.startswith("test_")]
 
 
 def title(case: str) -> str:
-    """Make a sentence of a test's name."""
+    """Turn a test's name into a sentence."""
     return case.removeprefix("test_").replace("_", " ").capitalize()
 
 

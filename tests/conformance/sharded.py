@@ -20,7 +20,7 @@ KEYS = {"actions": "action_id", "award_balances": "award_id"}
 
 @contextmanager
 def sharded_postgresql() -> Iterator[Callable[[], str]]:
-    """Start the servers; yield a factory of URLs of new databases, whose tables are spread over all servers."""
+    """Start the servers; yield a function that returns the URL of a new, sharded database."""
     with ExitStack() as stack:
         first, *shards = [stack.enter_context(PostgresServer()).url for _ in range(SHARDS + 1)]
         yield lambda: _lay_out(new_database(first), [new_database(shard) for shard in shards])

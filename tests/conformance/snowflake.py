@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def snowflake() -> Iterator[Callable[[], str]]:
-    """Let the driver connect to the emulator; yield a factory of URLs of new databases."""
+    """Let the driver connect to the emulator; yield a function that returns the URL of a new database."""
     try:
         import fakesnow  # noqa: PLC0415 - an extra of the tests
         import snowflake.connector  # noqa: PLC0415
@@ -35,7 +35,7 @@ def snowflake() -> Iterator[Callable[[], str]]:
     comment_on = info_schema.insert_table_comment_sql
 
     def escaped(*names_and_comment: str) -> str:
-        """fakesnow puts a table's comment into its own SQL without escaping quotes."""
+        """Escape quotes in a table's comment, because fakesnow puts the comment into its own SQL as it is."""
         return comment_on(*(each.replace("'", "''") for each in names_and_comment))
 
     with (

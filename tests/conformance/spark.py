@@ -28,7 +28,7 @@ PATIENCE = f"-Dspark.worker.timeout={START_SECONDS} -Dspark.network.timeout={STA
 
 @contextmanager
 def spark() -> Iterator[Callable[[], str]]:
-    """Start a cluster; yield a factory of URLs of new databases."""
+    """Start a cluster; yield a function that returns the URL of a new database."""
     home = next(INSTALLED.glob("lib/python*/site-packages/pyspark"), None)
     if home is None:
         raise Unavailable("Spark is not installed; ./dev warehouses installs it")

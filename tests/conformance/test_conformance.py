@@ -80,11 +80,11 @@ def test_histories_in_any_order_repeated_or_overlapping_give_the_expected_balanc
 
 
 class Cut(BaseException):
-    """The run is killed here."""
+    """Raised at the point at which the run is killed."""
 
 
 def load_cut_off(crm: Warehouse, messages: list[str], after_statements: int) -> int:
-    """Load until a number of writing statements are executed; return how many were."""
+    """Load until this many writing statements have been executed; return how many were."""
     executed = 0
 
     def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:

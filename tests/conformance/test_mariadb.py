@@ -29,7 +29,7 @@ PACKET_BYTES = 2**20
 
 @pytest.fixture(scope="module")
 def new_url() -> Iterator[Callable[[], str]]:
-    """A factory of URLs of new databases on a server that accepts statements of at most one megabyte."""
+    """A function that returns the URL of a new database on a server that accepts statements of at most one megabyte."""
     try:
         with mariadb() as new:
             execute(new(), f"SET GLOBAL max_allowed_packet = {PACKET_BYTES}")

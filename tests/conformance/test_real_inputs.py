@@ -50,7 +50,7 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """Runs of the target, and what the warehouse has after them.
+    """Runs of the target, and what the warehouse contains after them.
 
     Attributes:
         runs: The messages of each run.

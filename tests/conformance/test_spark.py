@@ -55,7 +55,7 @@ def test_two_overlapping_deliveries_give_the_oracles_balances(crm: Warehouse) ->
 
 
 class Cut(Exception):
-    """The loader is killed here."""
+    """Raised at the point at which the loader is killed."""
 
 
 @pytest.mark.warehouse

@@ -36,7 +36,7 @@ START: dict[str, Callable[[tuple[Path, Path]], Any]] = {
 
 @pytest.fixture(params=START)
 def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """A factory of settings, by trusted authority and host, for a server whose certificate names 127.0.0.1."""
+    """A function that returns settings for an authority and a host. The server's certificate names 127.0.0.1."""
     ours, others = trustme.CA(), trustme.CA()
     chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
     certificate = ours.issue_cert("127.0.0.1")

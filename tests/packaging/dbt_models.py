@@ -60,7 +60,7 @@ def load(url: str, folder: Path) -> tuple[World, dict[str, Any]]:
             world.change_points(edited, Decimal("7.5"))
             pipeline.run()
             perks.update({perk["_id"]: perk for perk in world.perks()})
-    # An award with changes, deleted near the end.
+    # Mark an award with several actions as deleted, near the end of the time.
     deleted = query(url, "SELECT max(award_id) FROM award_balances WHERE action_count > 1")[0][0]
     execute(url, f"UPDATE awards SET _sdc_deleted_at = '2026-02-05 10:00:00' WHERE _id = '{deleted}'")
     # At first, the locations had other titles.
@@ -73,7 +73,7 @@ def load(url: str, folder: Path) -> tuple[World, dict[str, Any]]:
 
 
 class Shop:
-    """The package's project for tests, with models that call its macro."""
+    """A dbt project for tests of the package, with models that call the package's macro."""
 
     def __init__(self, dbt: str, folder: Path, url: str) -> None:
         self._dbt = dbt
@@ -125,7 +125,7 @@ class Shop:
 
 
 def check_late_changes(url: str, shop: Shop) -> None:
-    """Build again after a late action: the incremental model equals a full rebuild."""
+    """Build again after a late action, and check that the incremental model equals a full rebuild."""
     execute(
         url,
         "INSERT INTO actions (action_id, type, user_id, award_id, perk_id, occurred_at, effect, points_available, "
@@ -143,7 +143,7 @@ def check_late_changes(url: str, shop: Shop) -> None:
 
 
 def check_warnings(url: str, shop: Shop) -> None:
-    """Records in quarantine, and runs that ended long ago, are reported."""
+    """Check that dbt reports quarantined records, and runs that ended long ago."""
     shop.run("source", "freshness")
     execute(url, "UPDATE load_runs SET finished_at = '2026-01-01 00:00:00'")
     stale = shop.attempt("source", "freshness")
@@ -158,7 +158,7 @@ def check_warnings(url: str, shop: Shop) -> None:
 
 
 def check(url: str, world: World, perks: dict[str, Any]) -> str:
-    """Compare all models with plain Python over the ledger; return a summary.
+    """Compare all models with results that plain Python computes from the ledger; return a summary.
 
     Raises:
         AssertionError: they differ.

@@ -76,7 +76,7 @@ class Buildah:
         return run(["buildah", *self._options, command, *isolation, *arguments])
 
     def commit(self, folder: Path, name: str) -> None:
-        """Make an image of a folder."""
+        """Make an image from a folder."""
         container = self("from", "scratch")
         self("add", "--quiet", container, str(folder), "/")
         self("config", "--env", "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", container)

@@ -261,7 +261,7 @@ def test_each_role_has_only_the_rights_it_needs(tmp_path: Path, new_postgres_url
 
 
 def check_rights(schema: str, world: World, *, loader: str, reader: str, monitor: str, dbt: str) -> None:
-    """Check what each role, given as its URL, may do in a merchant's schema, and what not."""
+    """Check what each role may and may not do in a merchant's schema. The roles are given as URLs."""
     assert dict(query(reader, f"SELECT award_id, points FROM {schema}.award_balances")) == world.balances()
     assert query(reader, f"SELECT count(occurred_at) > 0, count(effect) > 0 FROM {schema}.actions") == [(True, True)]
     assert query(reader, f"SELECT sum(points) FROM {schema}.user_balances") == [(sum(world.balances().values()),)]

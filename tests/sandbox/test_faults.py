@@ -30,7 +30,7 @@ def world() -> World:
 
 
 def asking(world: World, *active: Fault, **headers: str) -> Callable[[str], Response]:
-    """Return a client: each call sends a request."""
+    """Return a function that sends a request to a sandbox with these faults."""
     seen: Counter[str] = Counter()
 
     def ask(target: str) -> Response:

@@ -50,7 +50,7 @@ def nested_object(levels: int) -> dict[str, Any]:
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
-    """Runs the console script in this process; returns 0, or its error message if it fails. Then stdout is empty."""
+    """Runs the console script in this process. Returns 0, or the error message if it fails without output."""
 
     def call(*arguments: str, messages: str = "") -> Any:
         monkeypatch.setattr("sys.argv", ["target-crm", *arguments])

@@ -487,7 +487,7 @@ def refuse_ddl(_warehouse: Warehouse, _connection: object, statements: list[obje
 
 
 def printed_ddl(tmp_path: Path, capsys: pytest.CaptureFixture[str], *schemas: str) -> str:
-    """What `ddl` prints for some SCHEMA messages; for those of the last call if there are none."""
+    """What `ddl` prints for these SCHEMA messages. Without messages, the messages of the last call are used."""
     file = tmp_path / "schemas.jsonl"
     if schemas:
         file.write_text("\n".join(schemas))

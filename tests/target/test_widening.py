@@ -56,7 +56,7 @@ WIDENED: dict[str, tuple[Any, Any, Any, Any, tuple[Any, Any]]] = {
 
 
 def check_widening(url: str) -> None:
-    """Load both runs, and the second one again into what it has left."""
+    """Load both runs, and then the second run again."""
     first, second = ({"id": TEXT} | {name: case[place] for name, case in WIDENED.items()} for place in (0, 2))
     values = [{"id": f"{place}"} | {name: case[place] for name, case in WIDENED.items()} for place in (1, 3)]
 
