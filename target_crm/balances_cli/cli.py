@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 PROGRAM = "crm-balances"
 logger = logging.getLogger(PROGRAM)
 EXIT_OK, EXIT_DRIFT, EXIT_UNKNOWN, EXIT_ERROR = 0, 1, 1, 2
-# Fetch and print this many balances at a time, to limit memory.
+# Fetch and print only this many balances at a time, to save memory.
 ROWS_AT_A_TIME = 1000
 REPORT_FILE = "loyalty-report.html"
 STDOUT = "-"

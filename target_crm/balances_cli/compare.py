@@ -65,7 +65,7 @@ class AwardsInput:
         unreadable: The award (if known) and the reason, for each record that target-crm would quarantine.
         lacks_awards: Whether Pepper may have awards that are not in `awards`.
         other_records: The number of records of other streams.
-        read: Which awards the tap has sent, as far as its messages show.
+        read: Which awards the tap has sent, according to its messages.
     """
 
     def __init__(self, target: TargetCrm) -> None:
@@ -164,7 +164,10 @@ class AwardsInput:
 
     @property
     def meanwhile(self) -> Interval:
-        """The interval from `began_at` until now. If a balance has a later time, that time is wrong."""
+        """The interval from `began_at` until now.
+
+        A balance with a later time is not inside, because the time must be wrong.
+        """
         return Interval(self.began_at, datetime.now(UTC))
 
 
@@ -176,7 +179,7 @@ class Comparison:
         counts: Verdict → number of awards.
         examples: Some awards for each kind of difference.
         loaded_until: Changes in Pepper after this time may not be loaded yet. None if nothing is loaded.
-        not_compared: The reason why awards that the input lacks do not count as missing in Pepper; None if they count.
+        not_compared: Why awards that are not in the input do not count as missing in Pepper. None if they do count.
         other_records: The number of records of other streams, which were ignored.
         coverage: The times for which actions were read.
     """
@@ -295,7 +298,7 @@ def _example(award_id: str, pepper: Observation | None, stored: Stored | None) -
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Convert a comparison for `--json`."""
+    """Return a comparison in the form that `--json` prints."""
     return {
         "awards": comparison.awards,
         **{str(verdict): count for verdict, count in comparison.counts.items()},

@@ -49,17 +49,17 @@ class Coverage:
 
 
 def read_coverage(connection: Connection, tables: Tables) -> list[MerchantCoverage]:
-    """Query the times for which each merchant's actions were read, within an open transaction."""
+    """Query the times for which each merchant's actions were read. Call this within a transaction."""
     return summarize(recorded(connection.execute(select(tables.coverage))))
 
 
 def coverage_in(connection: Connection, tables: Tables) -> Coverage:
-    """Describe the recorded coverage, within an open transaction."""
+    """Describe the recorded coverage. Call this within a transaction."""
     return describe(read_coverage(connection, tables), first_action_at(connection, tables))
 
 
 def first_action_at(connection: Connection, tables: Tables) -> datetime | None:
-    """Return the time of the oldest action that a balance counts, within an open transaction.
+    """Return the time of the oldest action that a balance counts. Call this within a transaction.
 
     This reads the balances, because there are far fewer balances than actions.
     """
@@ -92,7 +92,7 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
         holes += [{**_edges(hole), **merchant} for hole in each.holes]
         sentences = _sentences(each)
         if each.intervals and not are_several:
-            # With several merchants, the merchant of an older action is unknown.
+            # If there are several merchants, nobody knows to which of them an older action belongs.
             sentences += _beginning(each, oldest_at)
         summary += [f"Merchant {each.merchant}: {sentence}" if are_several else sentence for sentence in sentences]
     if not merchants and oldest_at:

@@ -71,7 +71,7 @@ class Explanation:
 def explain(
     warehouse: Warehouse, *, award_id: str | None, user_id: str | None = None, perk: str | None = None
 ) -> list[Explanation]:
-    """Explain the balance of an award, or of each award of a user, from one read transaction.
+    """Explain the balance of an award, or of each award of a user. Read all data in one transaction.
 
     Args:
         warehouse: A warehouse that is set up.
@@ -261,7 +261,7 @@ def _time(at: datetime | None) -> str:
 
 
 def _term(points: Decimal, sign: str = "+") -> str:
-    """Format a term of a sum, with its sign."""
+    """Format a term of a sum with its sign, such as `+ 5`."""
     if points < 0:
         sign = {"+": "-", "-": "+"}[sign]
     return f"{sign} {_points(abs(points))}"

@@ -42,7 +42,7 @@ class Stream:
             extracted. None if there are no rows.
         lag_seconds: Seconds since `newest_at`. The number grows while nothing happens in Pepper, even if runs continue.
         loaded_at: When the newest row was loaded. None if there are no rows.
-        read_at: When a finished run last read the stream, even without new rows. None if there was no such run.
+        read_at: When a finished run last read the stream, even if no row was new. None if there was no such run.
         rejected: The number of records in quarantine.
     """
 
@@ -81,7 +81,7 @@ class Status:
 
 
 def status(warehouse: Warehouse, *, full: bool = False, now: datetime | None = None) -> Status:
-    """Return the state of a warehouse, from one read transaction.
+    """Return the state of a warehouse. Read all data in one transaction.
 
     Args:
         warehouse: A warehouse that is set up.
@@ -181,7 +181,7 @@ def _last_runs(tables: Tables) -> Select[Any]:
 
 
 def as_text(status: Status) -> str:
-    """Format a status as tables."""
+    """Format a status for the terminal, as two tables and a line for each check."""
     streams = [
         (
             each.stream,

@@ -1,4 +1,4 @@
-"""Compare the stored balances with the ledger and the snapshots, or recompute the balances from them."""
+"""Compare the stored balances with the ledger and the snapshots, or recompute all balances."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Verification:
 
 
 def begin(step: str) -> None:
-    """Log the start of a step that may take long. Show the step on the terminal until it is done."""
+    """Log the start of a step that may take a long time. Show the step on the terminal until it is done."""
     logger.info("%s …", step)
     display.update(step)
 
@@ -185,7 +185,7 @@ def rebuild(warehouse: Warehouse) -> int:
 
 
 def count_rows(connection: Connection, table: Table) -> int:
-    """Return the number of a table's rows."""
+    """Return the number of rows in a table."""
     return connection.scalar(select(func.count()).select_from(table)) or 0
 
 
@@ -222,7 +222,7 @@ def as_text(verification: Verification) -> str:
 
 
 def example_lines(examples: Sequence[Mapping[str, Any]], awards: int) -> list[str]:
-    """Format the examples of a check, to print below it, and the number of further awards."""
+    """Format the lines to print below a check: its examples, and the number of further awards."""
     left_out = awards - len(examples)
     return [
         *("    " + ", ".join(f"{name} {value}" for name, value in each.items()) for each in examples),

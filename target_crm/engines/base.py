@@ -98,20 +98,20 @@ class EngineAdapter:
     tested: ClassVar[bool] = False
     """Whether the conformance tests run on the real engine: see docs/warehouses.md."""
     engine_options: ClassVar[Mapping[str, Any]] = {}
-    """Arguments of `create_engine`."""
+    """Additional arguments for SQLAlchemy's `create_engine`."""
     read_options: ClassVar[Mapping[str, Any]] = {}
     """Execution options of a read-only transaction with one consistent view of the warehouse."""
     batch_size_rows: ClassVar[int] = 10_000
     """The default of the setting `batch_size_rows`."""
     has_schemas: ClassVar[bool] = True
-    """Whether a database has schemas."""
+    """Whether this engine's databases have schemas."""
     add_column: ClassVar[str] = "ADD"
     """The keywords that add a column in ALTER TABLE."""
     leave_out_column: ClassVar[str] = "ALTER COLUMN {name} DROP NOT NULL"
     """The clause of ALTER TABLE that lets inserts leave out a NOT NULL column. Empty if no change is needed. On most
     engines the clause keeps the column, because dropping it would break views that read it."""
     create_view: ClassVar[str] = "CREATE VIEW {name} AS {query}"
-    """The statement that creates a view."""
+    """A template for the statement that creates a view."""
     replaces_views: ClassVar[bool] = False
     """Whether `create_view` replaces an existing view. If not, the view must be dropped first."""
     mixes_ddl_and_dml: ClassVar[bool] = False
@@ -122,8 +122,8 @@ class EngineAdapter:
     """The kinds (see `migrations`) to which a column can be widened: from `integer` or `decimal` to `number` or
     `decimal`, from `date` to `time`, from any kind to `text`."""
     rename_table: ClassVar[Sequence[str]] = ()
-    """The statements that rename a table. `{new}` is the new name with its schema. Core SQL has no such statement, so
-    unknown engines cannot rebuild tables."""
+    """Templates for the statements that rename a table. `{new}` is the new name with its schema, and `{name}` without
+    it. Core SQL has no statement that renames a table, so the target cannot rebuild tables on an unknown engine."""
     views_follow_renames: ClassVar[bool] = False
     """Whether a view stays valid when a column that it reads is renamed."""
 
@@ -149,7 +149,7 @@ class EngineAdapter:
         return ""
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Create a SQLAlchemy engine for a URL."""
+        """Create a SQLAlchemy engine for a URL, with this adapter's options."""
         engine = create_engine(url, **options, **self.engine_options)
         if self.quotes_every_name:
             engine.dialect.identifier_preparer.reserved_words = cast_type("set[str]", _EVERY_WORD)
@@ -291,7 +291,7 @@ class EngineAdapter:
         return len(rows)
 
     def merge(self, connection: Connection, merge: Merge) -> None:
-        """Merge rows into a table."""
+        """Merge rows into a table: delete the stored rows, and insert the merged rows."""
         self.replace(connection, merge.replacement)
 
     def replace(self, connection: Connection, replacement: Replacement) -> None:
@@ -311,7 +311,7 @@ class EngineAdapter:
         return balances.all_balances(tables, balances.partials_from_actions(tables.actions))
 
     def empty(self, connection: Connection, table: Table) -> None:
-        """Delete all rows."""
+        """Delete all rows of a table."""
         connection.execute(table.delete())
 
     def recover(self, connection: Connection, table: Table) -> None:
@@ -336,7 +336,7 @@ class ExtendedSQLAdapter(EngineAdapter):
         return [str(comment.compile(dialect=dialect)) for comment in comments]
 
     def _update(self, connection: Connection, change: RowUpdate) -> int:
-        """Use UPDATE … FROM."""
+        """Use a single UPDATE … FROM statement."""
         return connection.execute(change.update).rowcount
 
 

@@ -56,9 +56,9 @@ def is_about_constraint(error: Exception) -> bool:
 def describe(error: Exception) -> str:
     """Describe an error of any driver on one line, without values of records.
 
-    An error about a value may quote the value, so its message is left out. In an error about a constraint, only the
-    first line is free of values. In other errors, the first line alone may be useless, such as Firebird's `Dynamic SQL
-    Error`.
+    An error about a value may quote the value, so leave out its message. In an error about a constraint, only the first
+    line is free of values. In other errors, keep more lines, because the first line alone may be useless, such as
+    Firebird's `Dynamic SQL Error`.
     """
     name, state = type(error).__name__, sqlstate(error)
     lines = [line.strip(" -\t") for line in str(error).strip().splitlines()] or [""]

@@ -169,7 +169,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """Return the key that an older version declared.
 
-        Without one, return the columns that are NOT NULL because they belong to the key.
+        If there is none, return the columns that are NOT NULL because they belong to the key.
         """
         declared = super().keys(connection, table)
         if declared:
@@ -196,7 +196,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Load columns through Arrow. Inserting row by row would take thirty times as long."""
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
-        # Set the types of these columns. Arrow infers all other types from the values, which would take long here.
+        # Set the types of these columns. Arrow infers all other types from the values, which would take too long for
+        # these columns.
         kinds = {
             Instant: pyarrow.timestamp("us"),
             Points: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),

@@ -112,7 +112,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         event.listen(engine, "begin", on_begin)
 
     def is_retriable(self, error: Exception) -> bool:
-        """Decide by SQLSTATE. Errors without a SQLSTATE come from the driver, and mean that the connection failed."""
+        """Decide by SQLSTATE. An error without a SQLSTATE comes from the driver; decide by the error's class."""
         state = sqlstate(error)
         return state.startswith(self._RETRIABLE_STATES) if state else super().is_retriable(error)
 
@@ -228,7 +228,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         connection.execute(staging.insert_missing(table, computed))
 
     def merge(self, connection: Connection, merge: Merge) -> None:
-        """Use INSERT … ON CONFLICT."""
+        """Merge rows with a single INSERT … ON CONFLICT statement."""
         connection.execute(merge_on_conflict(insert, merge))
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:

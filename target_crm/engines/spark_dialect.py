@@ -78,7 +78,7 @@ class SparkDialect(HiveDialect):  # type: ignore[misc]
         return [row.viewName for row in connection.execute(text(f"SHOW VIEWS{within}"))]
 
     def has_table(self, connection: Connection, table_name: str, schema: str | None = None, **_: Any) -> bool:
-        """Return whether a table or view has the name."""
+        """Return whether a table or view with this name exists."""
         return table_name in self.get_table_names(connection, schema)
 
     def get_columns(

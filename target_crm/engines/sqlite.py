@@ -167,7 +167,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         return case((is_kept, as_text), (is_exact, digits), else_=func.printf("%!.18g", column))
 
     def merge(self, connection: Connection, merge: Merge) -> None:
-        """Use INSERT … ON CONFLICT."""
+        """Merge rows with a single INSERT … ON CONFLICT statement."""
         connection.execute(merge_on_conflict(insert, merge))
 
     def all_balances(self, tables: Tables) -> Select[Any]:
@@ -214,7 +214,7 @@ class _Whole(Numeric[Any]):
         return lambda value: value if value is None or INTEGER_MIN <= value <= INTEGER_MAX else float(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> None:
-        """Leave the driver's values unchanged."""
+        """Leave the driver's values unchanged, because SQLAlchemy's own type would convert them to decimals."""
 
 
 register(

@@ -26,7 +26,7 @@ class Batch:
     """The rows that one transaction commits, and the STATE to emit after the commit."""
 
     loaded_at: datetime
-    """When the batch began. All of its rows are stored with this time."""
+    """When the batch began. This is the loading time of all of its rows."""
     parts: dict[StreamSink, Part] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     state: str | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from target_crm.records import values
 
 _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
-# A stream's name with only simple values before it. A name inside a record would come after `"record": {`.
+# Matches a stream's name that has only simple values before it. A name inside a record would come after `"record": {`.
 _STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
 # Members that reveal the type of a message, or the type itself. Types in a JSON Schema are lower-case.
 _MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')

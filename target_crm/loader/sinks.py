@@ -198,7 +198,7 @@ class LedgerSink(StreamSink):
         return Rejection(self.stream, reason, line, _compact(LedgerRow(*columns).payload))
 
     def newest_at(self, part: Part) -> datetime | None:
-        """Return the newest `occurred_at`."""
+        """Return the time of the part's newest action."""
         return max((row[_OCCURRED_AT] for row in part.rows if row[_OCCURRED_AT]), default=None)
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
@@ -443,7 +443,7 @@ class AwardSink(TableSink):
     fixed_table = "awards"
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
-        """Convert an award to a row of `awards`."""
+        """Convert an award to a row of `awards`. If tap-pepper has moved invalid points away, put them back first."""
         return super().row({**record, **invalid_points(record)}, message, loaded_at)
 
     @staticmethod

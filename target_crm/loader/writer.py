@@ -107,7 +107,7 @@ class BatchWriter:
         part = batch.parts[sink]
         found = self._refused_rows(sink, part.rows) if refused.is_about_row else {}
         if not found:
-            reason = f"{refused.reason}: change the table, or remove or convert the property by a stream map"
+            reason = f"{refused.reason}: change the table, or remove or convert the property with a stream map"
             self.stopped[stream] = StoppedStream(reason)
             self.refused.setdefault(stream, f"stream {stream!r} is not loaded")
             self._leave_out(batch, sink)

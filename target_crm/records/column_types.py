@@ -41,7 +41,7 @@ class ColumnTypes(NamedTuple):
     json: TypeEngine[Any] | None = None
     """A JSON document, written as text. If None, JSON has the same type as any other text."""
     points: TypeEngine[Any] = Numeric(POINTS_DIGITS, POINTS_PLACES)
-    """Exact points."""
+    """A number of points, stored exactly."""
     whole: TypeEngine[Any] = Double()
     """A whole number beyond 64 bits. Only for engines without decimals, or with decimals of unlimited size."""
     instant: TypeEngine[Any] = DateTime()
@@ -77,7 +77,7 @@ class Identifier(TypeDecorator[str]):
         self.chars_max = chars_max
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the engine's type."""
+        """Return the engine's type for ids of this length."""
         identifier = _types_of(dialect).identifier
         if self.chars_max < ID_CHARS_MAX:
             identifier = copy(identifier)
@@ -92,7 +92,7 @@ class LongText(TypeDecorator[str]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the engine's type."""
+        """Return the engine's type for text of any length."""
         return _types_of(dialect).text
 
 
@@ -127,7 +127,7 @@ class Whole(TypeDecorator[Any]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the engine's type."""
+        """Return the engine's type for whole numbers beyond 64 bits."""
         return _types_of(dialect).whole
 
 
@@ -137,7 +137,7 @@ class JsonText(LongText):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the engine's type."""
+        """Return the engine's type for JSON, or its type for text if JSON is stored as text."""
         types = _types_of(dialect)
         return types.json or types.text
 
@@ -149,18 +149,18 @@ class Instant(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the engine's type."""
+        """Return the engine's type for instants."""
         return _types_of(dialect).instant
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert to UTC."""
+        """Convert a time to UTC. Drop the time zone if the driver does not accept it."""
         if value is None:
             return None
         utc = value if value.tzinfo is UTC else value.astimezone(UTC)
         return utc if _types_of(dialect).keeps_time_zone else utc.replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Convert to UTC."""
+        """Convert a time from the driver to UTC. A time without a time zone is already in UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -173,9 +173,9 @@ class Points(TypeDecorator[Decimal]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the engine's type."""
+        """Return the engine's type for points."""
         return _types_of(dialect).points
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:  # noqa: ARG002
-        """Convert to a decimal of four places."""
+        """Convert a number from the driver to a decimal with four places."""
         return None if value is None else Decimal(str(value)).quantize(_QUANTUM)

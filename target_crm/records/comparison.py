@@ -85,7 +85,7 @@ def judge(pepper: Observation, stored: Stored | None, loaded_until: datetime | N
 
 
 def judge_absent(stored: Stored, meanwhile: Interval) -> Verdict | None:
-    """Judge a balance whose award is missing in Pepper. Return None if the warehouse has marked it as deleted."""
+    """Judge a balance whose award is missing in Pepper. Return None if the award is already marked as deleted."""
     if stored.is_deleted:
         return None
     return Verdict.NEWER_HERE if meanwhile.after < stored.as_of <= meanwhile.until else Verdict.MISSING_IN_PEPPER

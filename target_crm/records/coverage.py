@@ -123,9 +123,10 @@ class MerchantCoverage:
 
     Attributes:
         merchant: The merchant's hash, from the tap's state.
-        intervals: The intervals for which actions of all counting types were read.
+        intervals: The intervals for which actions of all types that count were read.
         complete: The intervals for which actions of all types that change balances were read.
-        holes: The intervals in which counting actions were not read, between the first and the last time that was read.
+        holes: The intervals between the first and the last time that was read, in which actions that count were not
+            read.
         action_types: The types that count; empty for all.
         needed: The types that count, even if only runs without a filter have read them.
         read: The intervals that were read with each filter.
@@ -186,8 +187,8 @@ class ReadTimes:
 
     Attributes:
         covered: The intervals for which all actions that change balances were read.
-        filtered: The intervals for which all counting actions were read, but not all types that change balances.
-        holes: The intervals for which counting actions were not read.
+        filtered: The intervals for which all actions that count were read, but not all types that change balances.
+        holes: The intervals for which actions that count were not read.
         are_several: Whether the schema holds several merchants. The target does not know to which merchant an award
             belongs.
     """

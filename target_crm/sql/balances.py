@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 
 # Columns that never change during the life of an award.
 _OWNER = ("user_id", "perk_id")
-# In a partial from a snapshot, every other column except `award_id` is null or zero.
+# In a partial that comes from a snapshot, these columns have values. All other columns except `award_id` are null or
+# zero.
 _SNAPSHOT_COLUMNS = (*_OWNER, "points", "as_of", "as_of_source", "updated_at", "opening")
 # Total → the effect of the actions that count towards it, and the column that is summed.
 _TOTALS = {
@@ -167,7 +168,7 @@ def change_of(actions: Columns) -> ColumnElement[Any]:
 
 
 def _sums(actions: Columns) -> list[Label[Any]]:
-    """Return one SUM expression per total."""
+    """Return an expression for each total. A total is 0 if no action counts towards it."""
     sums = {
         name: exact_sum(case((actions["effect"] == literal_column(f"'{effect}'"), actions[column])))
         for name, (effect, column) in _TOTALS.items()
@@ -452,13 +453,13 @@ def _literal(interval: Interval) -> Any:
 
 @cache
 def totals_of_actions(actions: FromClause) -> Select[Any]:
-    """Sum all actions that have an effect into a single row. `actions` has the ledger's columns."""
+    """Return a single row with the totals over all actions that have an effect. `actions` has the ledger's columns."""
     return select(*_sums(actions.c), func.count().label("action_count")).where(actions.c.effect.is_not(None))
 
 
 @cache
 def totals_of_balances(balances: Table) -> Select[Any]:
-    """Sum the totals of all balances into a single row."""
+    """Return a single row with the sums of all balances' totals."""
     c = balances.c
     sums = [func.coalesce(exact_sum(c[name]), _ZERO).label(name) for name in _TOTALS]
     return select(*sums, func.coalesce(cast(func.sum(c.action_count), BigInteger), 0).label("action_count"))

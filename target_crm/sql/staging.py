@@ -127,7 +127,7 @@ class Merge:
 
     @cached_property
     def replacement(self) -> Replacement:
-        """Return this merge as a `Replacement`."""
+        """Return this merge as a `Replacement`: the merged rows replace the stored rows."""
         (key,) = self.table.primary_key.columns
         arrived = self.rows.subquery("arrived")
         row = [column.label(name) for name, column in self.union(arrived.c, self.table.c).items()]

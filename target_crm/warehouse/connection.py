@@ -121,7 +121,7 @@ class Warehouse:
                 yield writer
 
     def dispose(self) -> None:
-        """Close all connections."""
+        """Close all connections that are not in use."""
         self._engine.dispose()
 
     def set_up(self, *, balances: bool = False) -> None:
@@ -229,7 +229,7 @@ class Warehouse:
             The result of `work` from the committed transaction.
 
         Raises:
-            ConnectionLost: The last attempt, after all waits of `RETRY_SECONDS`, also lost the connection.
+            ConnectionLost: All attempts lost the connection, or the first attempt failed before the server answered.
         """
         batch_id = uuid.uuid4().hex
         for attempt in self._attempts():

@@ -1,7 +1,7 @@
 """DDL: the statements that create the target's tables, and upgrade older tables to this version.
 
-An upgrade adds, widens and renames columns. The only column that it may drop is one that older ledgers had, on engines
-where that column cannot become nullable.
+An upgrade adds, widens and renames columns. It drops only a single column, which older ledgers had, and only on engines
+where this column cannot become nullable.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
             return _rename_table(connection, Table(rebuilt_of(table), MetaData(schema=table.schema)), table)
         comments = adapter.comments_on(dialect, table)
         return [*creation(table), *(DDL(comment) for comment in comments)]  # type: ignore[no-untyped-call]
-    # Only this program uses the names of work tables, so they cannot be views. Skipping the check saves a query.
+    # Only target-crm uses the names of work tables, so a work table is never a view. Skipping the check saves a query.
     if table.info != WORK and table.name in adapter.view_names(connection, table.schema):
         raise WarehouseError(
             f"table {table.name!r} is a view: drop or rename the view, or rename the stream with a stream map"
@@ -258,7 +258,7 @@ def joined(connection: Connection, former: Table, table: Table, *, allow_key_cha
     Args:
         connection: A connection to the warehouse.
         former: The table that an earlier schema needs. It may not exist yet.
-        table: The table that a later schema needs. Its columns were placed in the former table.
+        table: The table that a later schema needs. Its columns were named as if the former table existed.
         allow_key_change: Whether the key may change.
 
     Raises:
@@ -282,7 +282,7 @@ def joined(connection: Connection, former: Table, table: Table, *, allow_key_cha
 
 
 def _changes_key(adapter: EngineAdapter, table: Table, keys: Collection[str], *, allow_key_change: bool) -> bool:
-    """Return whether an existing table has another key than the stream's schema.
+    """Return whether an existing table's key differs from the key that the stream's schema needs.
 
     Raises:
         WarehouseError: The table has another key, but must not be rebuilt.
@@ -305,7 +305,7 @@ def _check_generated(table: Table, existing: Sequence[ReflectedColumn]) -> None:
         if is_generated and column["name"] in table.c:
             raise WarehouseError(
                 f"table {table.name!r}: column {column['name']!r} is generated and takes no value: make it an ordinary "
-                "column, or remove or rename the property by a stream map"
+                "column, or remove or rename the property with a stream map"
             )
 
 
@@ -316,7 +316,7 @@ def _check_width(connection: Connection, table: Table, found: Collection[str]) -
     if columns_max and columns >= columns_max and table.info != WORK:
         raise WarehouseError(
             f"table {table.name!r} would have {columns:,} columns, more than the {columns_max - 1:,} that fit on "
-            f"{connection.dialect.name}: select fewer properties in the tap, or remove some by a stream map"
+            f"{connection.dialect.name}: select fewer properties in the tap, or remove some with a stream map"
         )
 
 
@@ -331,7 +331,7 @@ def _check_doubles(connection: Connection, table: Table, column: Column[Any], ol
     if connection.scalar(select(func.count()).select_from(stored).where(is_large)):
         raise WarehouseError(
             f"table {table.name!r}: column {column.name!r} holds exact numbers of more than {_DOUBLE_DIGITS} digits, "
-            "which the new schema would make doubles: give the property a multipleOf, or rename it by a stream map"
+            "which the new schema would make doubles: give the property a multipleOf, or rename it with a stream map"
         )
 
 
@@ -465,8 +465,8 @@ def _renames_of_others(connection: Connection, tables: Tables, wanted: Collectio
 def _renames(columns: Collection[str]) -> dict[str, str]:
     """Map the former names of the metadata columns in a stream's table to the current names, in the order of renaming.
 
-    A table with the three oldest metadata columns is a stream's table. Each of them may have its former or its current
-    name, because an upgrade may have been interrupted between two columns.
+    A table with the three oldest metadata columns is a stream's table. Each of these columns may have its former or its
+    current name, because an upgrade may have been interrupted between two columns.
     """
     former = {new: old for old, new in FORMER_NAMES.items()}
     if not all(former[new] in columns or new in columns for new in (EXTRA, EXTRACTED_AT, BATCHED_AT)):
@@ -544,7 +544,7 @@ def _widens(
     if not allowed or old.kind not in _WIDENED_FROM.get(new.kind, {old.kind}):
         raise WarehouseError(
             f"table {column.table.name!r}: column {column.name!r} holds {old.kind}, but the new schema says {new.kind}"
-            f", and {dialect.name} cannot widen it: rename the property by a stream map"
+            f", and {dialect.name} cannot widen it: rename the property with a stream map"
         )
     return True
 
@@ -587,7 +587,7 @@ def _stored(type_: TypeEngine[Any]) -> Stored:
 
 
 def creation(table: Table) -> list[Statement]:
-    """Return the statements that create a table."""
+    """Return the statements that create a table and its indexes."""
     return [CreateTable(table), *map(CreateIndex, table.indexes)]
 
 

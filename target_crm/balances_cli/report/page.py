@@ -211,7 +211,7 @@ def _period(today: date, zone: tzinfo, days: int, since: date | None, until: dat
 
 
 def _with_titles(connection: Connection, tables: Tables, locations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the title of each location, from the payload of an action at this location. None if there is no title."""
+    """Add the title of each location, from the payload of an action at this location. The title may be missing."""
     if not locations:
         return []
     examples = [row["example_id"] for row in locations]

@@ -1,10 +1,10 @@
 """The statements of the report, and the arithmetic on their rows. This module does no I/O.
 
 A *movement* changes an award's points. Each action with an effect is a movement: it issues, redeems or refunds points.
-Sometimes the balance before an action, plus the action's change, does not equal the balance after the action. Then an
-edit or an expiry in Pepper has *added* or *removed* points. A newer snapshot, or the deletion of an award, can also add
-or remove points. Points that an award had before its first movement are *opening* points. Their date is unknown, so
-they count from the beginning. At any time:
+Sometimes the balance before an action, plus the action's change, does not equal the balance after the action. Then
+points were *added* or *removed* without an action, for example by an edit or an expiry in Pepper. A newer snapshot, or
+the deletion of an award, can also add or remove points. Points that an award had before its first movement are
+*opening* points. Their date is unknown, so they count from the beginning. At any time:
 
     opening + issued - redeemed + refunded + added - removed = outstanding
 
@@ -440,7 +440,7 @@ def rates(moved: Row) -> dict[str, Decimal | None]:
 
 
 def all_time(quarters: Iterable[Row]) -> dict[str, Decimal]:
-    """Sum all movements."""
+    """Return the sum of all movements, for each kind of movement."""
     rows = list(quarters)
     return {name: sum((row[name] for row in rows), _NONE) for name in MOVEMENTS}
 
@@ -491,7 +491,7 @@ def _months_back(today: date, months: int) -> date:
 
 
 def age_limits(now: datetime) -> dict[str, datetime]:
-    """Return the parameters of `by_age`."""
+    """Return the parameters of `by_age`: the earliest time of each age class except the last."""
     return {f"days_{days}": now - timedelta(days=days) for days in AGES_DAYS}
 
 
