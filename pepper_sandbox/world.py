@@ -293,7 +293,7 @@ class World:
         self._plan_visit(user)
 
     def _use(self, user: User, perk: Perk, location: Location | None) -> None:
-        """Sometimes redeem, if the award has enough points. Otherwise earn, unless the perk is deleted or a voucher."""
+        """Sometimes redeem, if the award has enough points. Otherwise earn, except on deleted perks and on vouchers."""
         award = user.awards.get(perk.id)
         if award and award.points >= perk.redeem_from and self._random.random() < 0.6:
             self._redeem(award, location)

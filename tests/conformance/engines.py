@@ -1,7 +1,7 @@
 """The engines that the cases run on, each with a context manager.
 
-The context manager starts the engine, and yields a function that returns the URL of a new warehouse. It raises `Unavailable`
-if the engine cannot run on this machine.
+The context manager starts the engine, and yields a function that returns the URL of a new warehouse. It raises
+`Unavailable` if the engine cannot run on this machine.
 """
 
 from __future__ import annotations

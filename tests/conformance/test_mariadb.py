@@ -78,7 +78,7 @@ def test_a_stream_whose_rows_would_be_too_long_stops_without_the_others(url: str
     assert query(url, "SELECT id FROM o") == [("1",)]
 
 
-def test_the_catalog_describes_the_own_tables_and_columns(url: str) -> None:
+def test_the_catalog_describes_the_targets_tables_and_columns(url: str) -> None:
     load(url, [ACTIONS, action("a1", delta=2, available=7)])
 
     own = [each for each in Tables().metadata.tables.values() if DESCRIPTION in each.info]

@@ -248,7 +248,7 @@ def test_page_of_little_or_unusual_data(sqlite_url: str, messages: list[str], sa
     assert "NaN" not in page.drawn + page.scripts[0]
 
 
-def test_a_period_with_future_days_has_the_length_of_its_charts(sqlite_url: str) -> None:
+def test_the_text_counts_future_days_as_the_charts_do(sqlite_url: str) -> None:
     load(sqlite_url, [*HISTORY, action("z1", delta=5, available=5, award="w9", at="2026-10-07T11:00:00Z")])
 
     page = page_of(sqlite_url, days=5)

@@ -90,7 +90,7 @@ class Callbacks:
         self.malformed.append((self.reader.line_number, line, reason))
 
 
-def test_an_error_in_a_callback_leaves_the_reading_context() -> None:
+def test_the_reading_context_is_left_if_a_callback_fails() -> None:
     calls = Callbacks()
 
     def fail(_: object) -> None:
