@@ -76,7 +76,7 @@ def postgres_url() -> Iterator[str]:
 def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty warehouse; a test that requests it runs on SQLite, and in `./dev warehouses` once per engine.
 
-    In `./dev test`, only the conformance tests run on the other engines.
+    In `./dev test`, the conformance tests cover the other engines.
     """
     if request.param != "postgresql":
         return f"{request.param}:///{tmp_path / 'crm.db'}"

@@ -13,7 +13,7 @@ from target_crm.loader.batcher import Batch, Batcher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# How long a commit takes if its caller has to wait for it. A correct Batcher never returns earlier.
+# A commit waits this long for a Batcher that goes on too early. With a correct Batcher, it waits in vain.
 BLOCKED_SECONDS = 0.2
 DEADLINE_SECONDS = 30
 
