@@ -238,7 +238,7 @@ def _table(lines: Sequence[Line], zone: str) -> tuple[TextTable, int]:
 
 
 def _shown_at(line: Line) -> datetime | None:
-    """Return the time to show for a line. A hole shows its beginning. An adjustment shows no time."""
+    """Return the time to show for a line. For a hole, this is its beginning. For an adjustment, it is None."""
     if line.event is Event.ADJUSTMENT:
         return None
     return line.after if line.event is Event.HOLE else line.at

@@ -1,7 +1,7 @@
 """Erase a user's personal data. Balances stay unchanged.
 
-Balances need only ids, times and points. The ledger keeps these, and only the payload is erased. If the same action is
-loaded again, it is a duplicate, and does not restore the payload.
+Balances need only ids, times and points. So in the ledger, only the payload is erased. If the same action is loaded
+again, it is a duplicate, and does not restore the payload.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class _Erasure:
         return self._erase(rows, rows.c[key] == self._user_id, *personal)
 
     def _erase(self, rows: TableClause, where: ColumnElement[bool], *names: str) -> int:
-        """Set columns of some rows to null. Return the number of rows that had a value in one of these columns."""
+        """Set columns to null in the rows that meet a condition. Return how many rows had a value in these columns."""
         filled = and_(where, or_(false(), *(rows.c[name].is_not(None) for name in names)))
         count = self._connection.scalar(select(func.count()).select_from(rows).where(filled)) or 0
         if count and not self._only_counts:

@@ -21,7 +21,7 @@ PREFIX = "pepper_crm_"
 
 
 def as_metrics(status: Status) -> str:
-    """Format a status. Unknown values have no sample.
+    """Format a status. If a value is unknown, leave out its sample.
 
     All samples have the label `schema`, so that one folder may have files for several schemas of a database.
     """

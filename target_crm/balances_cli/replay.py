@@ -32,7 +32,8 @@ def replay(config: Mapping[str, Any], warehouse: Warehouse) -> dict[str, int]:
         How many records were tried and loaded, and how many records of all streams are left in the quarantine.
     """
     mapped = {**config, "on_invalid_record": "quarantine"}
-    # Stream maps were already applied to a record that was quarantined under its stream, but not to a whole message.
+    # A record that was quarantined under its stream has already passed the stream maps. A message that was quarantined
+    # as a whole has not.
     unmapped = {name: value for name, value in mapped.items() if not name.startswith("stream_map")}
     replayed = _Replay(unmapped, warehouse).run(*_STREAMS), _Replay(mapped, warehouse).run("")
     with warehouse.read() as connection:

@@ -60,7 +60,7 @@ class Status:
     """The state of a warehouse.
 
     Attributes:
-        schema: The schema of the tables. Without the setting, it is the connection's default schema.
+        schema: The schema of the tables. If no schema is set, this is the connection's default schema.
         rejected: The number of records in quarantine, including lines that belong to no stream.
         checks: The comparisons of the balances. Empty if neither actions nor awards have been loaded.
         coverage: The times for which actions were read.
@@ -121,7 +121,7 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
 
 
 def _rejected(connection: Connection, tables: Tables) -> Counter[str]:
-    """Count the quarantined records of each stream, by table. Lines that name no stream count under an empty name."""
+    """Return the number of quarantined records per table. Lines that name no stream count under an empty name."""
     rejected = tables.rejected_records
     table_of = tables_of_streams(connection, tables)
     by_stream: Counter[str] = Counter()

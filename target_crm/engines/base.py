@@ -70,7 +70,7 @@ _EVERY_WORD = _EveryWord()
 
 
 class LockWait:
-    """A wait for a lock. It is logged once."""
+    """A wait for a lock. A long wait is logged, but only once."""
 
     def __init__(self) -> None:
         self._began_seconds = time.monotonic()
@@ -276,7 +276,7 @@ class EngineAdapter:
         connection.execute(table.insert(), [dict(zip(names, row, strict=True)) for row in rows])
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Execute a change of a table's rows. Return how many rows were updated or deleted."""
+        """Execute a statement that changes rows of a table. Return how many rows were updated or deleted."""
         if isinstance(statement, RowUpdate):
             return self._update(connection, statement)
         return connection.execute(statement).rowcount

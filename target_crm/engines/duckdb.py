@@ -116,7 +116,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         ambiguous = f"so a schema {schema} makes names such as {schema}.award_balances ambiguous"
         if schema.lower() in _DATABASES:
             return f"default_target_schema: DuckDB has a database {schema}, {ambiguous}: choose another schema"
-        # Other programs open the file as a database with this name.
+        # Other programs name the database after the file, up to the first dot.
         if schema.lower() == next(filter(None, file.split(".")), "").lower():
             return (
                 f"default_target_schema: DuckDB calls the file {file} the database {schema}, {ambiguous}: "

@@ -31,7 +31,10 @@ class SQLServerAdapter(ExtendedSQLAdapter):
     widens_columns_to = ("number", "decimal")
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Take an application lock, which ends with the transaction. SQL Server reports a timeout in a return code."""
+        """Take an application lock, which ends with the transaction.
+
+        SQL Server reports a timeout only in a return code, so the statement turns this code into an error.
+        """
         connection.execute(
             text(
                 "DECLARE @got int; EXEC @got = sp_getapplock @Resource = :name, @LockMode = 'Exclusive', "

@@ -154,7 +154,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
             try:
                 yield
             finally:
-                # A lost connection has released the lock.
+                # If the connection was lost, the server has already released the lock.
                 with suppress(connection.dialect.loaded_dbapi.Error):
                     cursor.execute("SELECT RELEASE_LOCK(%s)", (name,))
 
@@ -183,7 +183,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
             ) from None
 
     def is_retriable(self, error: Exception) -> bool:
-        """Decide by the error's number, because the driver's classes are too coarse."""
+        """Decide by the error's number, because the driver's error classes are too general."""
         return bool(error.args) and error.args[0] in self._RETRIABLE
 
     def is_about_row(self, error: Exception) -> bool:

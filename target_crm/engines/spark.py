@@ -87,7 +87,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         values: Mapping[str, ColumnElement[Any]] | None,
         where: ColumnElement[bool],
     ) -> None:
-        """Rewrite a table. Rows that meet the condition get new values, or are left out."""
+        """Rewrite a table. Rows that meet the condition get new values. If `values` is None, leave them out."""
         whole = with_all_columns(connection, table)
         copy = scratch_table(whole)
         as_they_are = [qualified_column(connection, table, column) for column in whole.c]

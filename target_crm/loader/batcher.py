@@ -47,7 +47,7 @@ class Batch:
             self.coverage[scope] = union([*self.coverage.get(scope, ()), *intervals])
 
     def count_record(self, line_bytes: int) -> None:
-        """Count a record against the batch's limits."""
+        """Count a record and its bytes, to see when the batch reaches a limit."""
         self.records += 1
         self.size_bytes += line_bytes
 

@@ -12,7 +12,7 @@ from target_crm.records import values
 _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
 # Matches a stream's name that has only simple values before it. A name inside a record would come after `"record": {`.
 _STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
-# Members that reveal the type of a message, or the type itself. Types in a JSON Schema are lower-case.
+# Matches a member that shows which type a message has, or the type itself. Types in a JSON Schema are lower-case.
 _MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')
 # A second message in the same line: a `{` where no value can begin. Inside a string, the quote after it is escaped.
 _NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')

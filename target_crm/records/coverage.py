@@ -200,7 +200,10 @@ class ReadTimes:
 
 
 def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:
-    """Return the times for which actions of all merchants were read. The merchant of an award is unknown."""
+    """Return the times for which actions of all merchants were read.
+
+    All merchants count, because the target does not know to which merchant an award belongs.
+    """
     holes = _limited(union(chain.from_iterable(each.holes for each in merchants)))
     covered = _of_all([each.complete for each in merchants], holes)
     counting = _of_all([each.intervals for each in merchants], holes)

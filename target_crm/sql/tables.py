@@ -321,7 +321,7 @@ def staging_of(table: Table, name_bytes: int = NAME_BYTES_MAX) -> Table:
 
 
 def _fitted(name: str, bytes_max: int) -> str:
-    """Shorten a name for the engine. A shortened name ends in a hash, so that names stay distinct."""
+    """Shorten a name that is too long for the engine. A shortened name ends in a hash, so that names stay distinct."""
     digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
     encoded = name.encode()
     if len(encoded) <= bytes_max:

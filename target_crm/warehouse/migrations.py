@@ -230,7 +230,7 @@ def ensure(connection: Connection, table: Table, *, allow_key_change: bool = Fal
     except WarehouseError:
         if not table.name.startswith(STAGING_PREFIX):
             raise
-        # A work table is empty between transactions.
+        # A work table is empty between transactions, so it can be dropped and created again.
         return [DropTable(table), *creation(table)]
     copied = {column.name for column in widened if adapter.rebuilds_to_widen(found[column.name], column)}
     # On SQLite, a numeric column can hold any number, so it needs no change.

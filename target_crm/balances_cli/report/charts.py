@@ -123,7 +123,7 @@ def outstanding(days: Rows, width: int) -> Spec:
 
 
 def moved(days: Rows, width: int) -> Spec:
-    """Chart points issued and refunded per day above the axis, and redeemed below it."""
+    """Chart the points issued and refunded per day above the axis, and the points redeemed below it."""
     values = [
         {"day": day["day"].isoformat(), "kind": kind, "points": sign * float(day[kind]), "number": float(day[kind])}
         for day in days

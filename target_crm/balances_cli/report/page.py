@@ -314,7 +314,7 @@ def _csv_cell(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with a one-sentence summary and its figures as a table."""
+    """A chart with a short summary, and with its figures as a table."""
 
     summary: str
     table: Table

@@ -296,7 +296,9 @@ def by_user(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def by_location(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Return the locations with the most loyalty actions from `start` to `end`. Null stands for no location.
+    """Return the locations with the most loyalty actions from `start` to `end`.
+
+    The row with a null `location_id` counts the actions without a location.
 
     The title of a location is in the payload of the action `example_id`.
     """
