@@ -254,7 +254,7 @@ def test_the_text_counts_future_days_as_the_charts_do(sqlite_url: str) -> None:
     page = page_of(sqlite_url, days=5)
 
     assert "Issued 15 in 7 days" in page.text
-    assert "1 Oct 2026 to 7 Oct 2026. Points are added or removed" in page.text
+    assert "1 Oct 2026 to 7 Oct 2026. An edit, an expiry or a deletion" in page.text
     assert "Newest action in 47 h read" in page.text
 
 
