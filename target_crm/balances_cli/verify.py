@@ -68,6 +68,7 @@ class Verification:
         actions: The number of actions in the ledger.
         counted_actions: The number of actions that the balances count. Without drift, these are all actions with an
             effect.
+        quarantined: The number of records in quarantine, which are not loaded.
         checks: The comparisons of the balances. A difference in one of them is drift.
         coverage: The times for which actions were read.
         gaps: Balance changes without an action. None if the check for gaps was not requested.
@@ -76,6 +77,7 @@ class Verification:
     awards: int
     actions: int
     counted_actions: int
+    quarantined: int
     checks: list[Check]
     coverage: Coverage
     gaps: Gaps | None
@@ -115,6 +117,7 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
             awards=stored.award_count,
             actions=count_rows(connection, tables.actions),
             counted_actions=stored.action_count,
+            quarantined=count_rows(connection, tables.rejected_records),
             coverage=describe(read, first_action_at(connection, tables)),
             gaps=_find_gaps(connection, tables, read_times(read)) if gaps else None,
         )
@@ -207,6 +210,8 @@ def as_text(verification: Verification) -> str:
     if verification.gaps:
         lines += _gap_lines(verification.gaps, verification.coverage)
     lines += verification.coverage.summary
+    if verification.quarantined:
+        lines.append(f"{counted(verification.quarantined, 'record')} in quarantine, not loaded: see rejected_records")
     verdict = "OK"
     if verification.drifted:
         verdict = "DRIFT, run crm-balances rebuild"

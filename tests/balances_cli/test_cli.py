@@ -258,6 +258,16 @@ def test_the_json_of_verify_counts_all_actions_and_the_actions_in_balances(
     assert capsys.readouterr().out.splitlines()[-1] == "Verified 1 balance against 2 actions: OK"
 
 
+def test_verify_counts_the_records_that_are_not_loaded(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load(sqlite_url, [ACTIONS, action("a1"), record("actions", {"type": "ORDER"})])
+    capsys.readouterr()
+
+    assert run_balances(["verify", "--url", sqlite_url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quarantined"] == 1
+    run_balances(["verify", "--url", sqlite_url])
+    assert "1 record in quarantine, not loaded: see rejected_records" in capsys.readouterr().out.splitlines()
+
+
 def test_console_script_takes_a_config_file_and_prints_only_json(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'crm.db'}"
     load(url, HISTORY)

@@ -1,15 +1,22 @@
-"""The documentation's dictionary of tables and columns, from their declarations in target_crm/sql/tables.py."""
+"""The documentation's dictionary: the target's own tables and columns, and those of the tap's streams."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.dialects import postgresql
 
 import target_crm.engines.postgresql  # noqa: F401 - registers PostgreSQL's column types
+from tap_pepper.base_stream import OTHER_FIELDS
+from target_crm.records.actions import INVALID_POINTS
+from target_crm.records.schemas import Shape
 from target_crm.sql.tables import DESCRIPTION, METADATA_DOCS, SOURCE, VIEW_DOCS, WORK, Tables
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlalchemy import Table
     from sqlalchemy.types import TypeEngine
 
@@ -20,15 +27,17 @@ VIEWS = {
 HEAD = """\
 # Dictionary
 
-This page lists every table and column that target-crm creates. It is generated from `target_crm/sql/tables.py`. Types
-are those of PostgreSQL; other engines have [their own](columns.md#types). Times are in UTC. The tables of balances
-exist once `actions` or `awards` has been loaded.
+This page lists every table and column that target-crm creates for the streams of tap-pepper. It is generated from
+`target_crm/sql/tables.py` and `tap_pepper/schemas/`. Types are those of PostgreSQL; other engines have
+[their own](columns.md#types). Times are in UTC. The tables of balances exist once `actions` or `awards` has been
+loaded.
 
-When the target creates a table, it stores the descriptions as comments, except on SQLite, on Spark and on engines
-without an adapter. To see them, use `\\d+ award_balances` in psql, `duckdb_columns()` in DuckDB, or
+When the target creates one of its own tables, it stores the descriptions as comments, except on SQLite, on Spark and
+on engines without an adapter. To see them, use `\\d+ award_balances` in psql, `duckdb_columns()` in DuckDB, or
 `SHOW FULL COLUMNS FROM award_balances` in MariaDB.
 
-The tables of other streams have [one column per property](columns.md), and the metadata columns.
+The tables of other taps' streams have [one column per property](columns.md), and the metadata columns. Work tables,
+whose names begin with `_crm_staging_`, `_crm_fresh` or `_crm_merged`, are empty between runs.
 """
 COLUMNS = ["| column | type | null | meaning | field in Pepper |", "|---|---|---|---|---|"]
 
@@ -39,6 +48,7 @@ def as_markdown() -> str:
     kept = [table for table in tables.metadata.tables.values() if not WORK.items() <= table.info.items()]
     internal = [table for table in kept if table.name.startswith("_crm_")]
     parts = [HEAD, *(_table(table) for table in kept if table not in internal), *_views(tables)]
+    parts += [_stream(name) for name in ("perks", "users")]
     parts += [
         "## Metadata columns\n\nEvery stream's table except `actions` has these columns.\n",
         _metadata_columns(tables.awards),
@@ -56,7 +66,37 @@ def _table(table: Table, level: str = "##") -> str:
         for column in table.columns
         if column.name not in METADATA_DOCS
     ]
+    if table.name == "awards":
+        sources = {column.info.get(SOURCE) for column in table.columns}
+        # The target quarantines a record with invalid points, so the property gets no column.
+        rows += _properties(_schema("awards"), without={*sources, INVALID_POINTS})
     return "\n".join([f"{level} {table.name}\n", f"{table.info[DESCRIPTION]}\n", *COLUMNS, *rows, ""])
+
+
+def _stream(name: str) -> str:
+    schema = _schema(name)
+    return "\n".join([f"## {name}\n", f"{schema['description']}\n", *COLUMNS, *_properties(schema), ""])
+
+
+def _schema(name: str) -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads((files("tap_pepper") / "schemas" / f"{name}.json").read_bytes())
+    return schema
+
+
+def _properties(schema: dict[str, Any], *, without: Collection[str | None] = ()) -> list[str]:
+    properties = schema["properties"]
+    return [
+        _row(
+            field.column,
+            field.kind.type,
+            True,
+            properties[field.property]["description"],
+            None if field.property == OTHER_FIELDS else field.property,
+            key=field.property == "_id",
+        )
+        for field in Shape.of(schema, ["_id"]).fields
+        if field.property not in without
+    ]
 
 
 def _views(tables: Tables) -> list[str]:
