@@ -363,7 +363,7 @@ class PepperStream(Stream):
             self.run.failures.append((self.name, error))
             failure = error
         finally:
-            # After an error elsewhere, such as in a stream map, this ends the threads that prefetch pages.
+            # End the threads that prefetch pages. They may still run after an error elsewhere, such as in a stream map.
             self._rows.close()
         if not self.is_test:
             self.log_summary(failure)

@@ -139,7 +139,8 @@ class ChangesStream(FullTableStream):
         """Yield the rows that changed since the bookmark minus the lookback. Without a bookmark, yield all rows.
 
         The new bookmark is the upper bound of the run, not the newest change: a row may change after its page was read,
-        and the next run has to find that change. Rows that an earlier run emitted unchanged are skipped.
+        and the next run has to find that change. The stream skips rows that have not changed since an earlier run
+        emitted them.
         """
         if not self.has_time_to_start():
             return
@@ -223,7 +224,8 @@ class WindowedStream(PepperStream):
     def rows(self) -> Generator[list[Row], None, None]:
         """Yield the rows from the bookmark minus the lookback to the run's upper bound, window by window.
 
-        Several windows are fetched at once. Rows that an earlier run emitted unchanged are skipped.
+        Several windows are fetched at once. The stream skips rows that have not changed since an earlier run emitted
+        them.
         """
         settings, client = self.run.settings, self.run.client
         until = self.run.upper_bound.get(self.path, self.window_query(_last_second(client.clock.now())))
@@ -249,7 +251,7 @@ class WindowedStream(PepperStream):
             types=settings.action_types,
             lookback_seconds=settings.lookback_seconds,
         )
-        # A new coverage starts with the lookback, so this run must also emit the lookback's known rows.
+        # A new coverage starts with the lookback, so this run must also emit the rows that earlier runs emitted.
         skips_known = read_until is not None and (coverage.continues or self.run.drops_records(self.name))
         recent_rows = RecentRows(self.stream_state.get("border") if skips_known else None)
         length_seconds = TEST_WINDOW_SECONDS if self.is_test else self._first_window_seconds

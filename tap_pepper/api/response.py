@@ -111,7 +111,7 @@ def decode_fields(body: bytes) -> Row:
     """
     try:
         if not body.isascii():
-            # msgspec does not check that the text it skips is UTF-8.
+            # msgspec does not check whether the text that it skips is UTF-8, so check all of it here.
             body.decode()
         has_line_breaks = b"\n" in body or b"\r" in body
         fields = _body_decoder.decode(msgspec.json.format(body, indent=-1) if has_line_breaks else body)

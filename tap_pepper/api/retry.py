@@ -256,7 +256,7 @@ def _host_of(address: str) -> str | None:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and all its causes. The HTTP libraries may pass a cause as an argument."""
+    """Return an error and all its causes. The HTTP libraries may pass a cause as an argument of an error."""
     chain = [error]
     for link in chain:
         linked = (link.__cause__, link.__context__, getattr(link, "reason", None), *link.args)

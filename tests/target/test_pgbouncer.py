@@ -35,7 +35,7 @@ SESSIONS = 3
 
 @pytest.fixture(scope="module")
 def pooled_url(postgres_url: str) -> Iterator[str]:
-    """The URL of a pooler with several sessions, of a database whose time zone is far from UTC."""
+    """The URL of a pooler with several sessions, for a database whose time zone is far from UTC."""
     binary = find_pgbouncer()
     if binary is None:
         pytest.skip("pgbouncer is not installed; ./dev test fetches it where it can")
