@@ -224,8 +224,8 @@ class WindowedStream(PepperStream):
     def rows(self) -> Generator[list[Row], None, None]:
         """Yield the rows from the bookmark minus the lookback to the run's upper bound, window by window.
 
-        Several windows are fetched at once. The stream skips rows that have not changed since an earlier run emitted
-        them.
+        Several windows are fetched at once. Unless a new coverage begins, the stream skips rows that have not changed
+        since an earlier run emitted them.
         """
         settings, client = self.run.settings, self.run.client
         until = self.run.upper_bound.get(self.path, self.window_query(_last_second(client.clock.now())))
