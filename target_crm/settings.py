@@ -135,7 +135,9 @@ class Settings:
                 f"sqlalchemy_url and {', '.join(given)} both set the warehouse's address; use one of them"
             )
         if not self.dialect:
-            raise SettingError(f"dialect is missing; set it, e.g. to postgresql, next to {', '.join(given)}")
+            raise SettingError(
+                f"dialect is missing; set it, e.g. to postgresql, or use sqlalchemy_url instead of {', '.join(given)}"
+            )
         url = URL.create(
             self.dialect,
             username=self.user,

@@ -123,7 +123,7 @@ def state_to_resume(connection: Connection, tables: Tables) -> dict[str, Any]:
     if chosen.merchant:
         bookmark["merchant"] = chosen.merchant
     bookmarks = {STREAM: bookmark}
-    # Meltano needs the state under `singer_state`. Other runners pass the whole file to the tap, which can read it.
+    # Meltano needs the state under `singer_state`. Other runners pass the whole file, and the tap reads `bookmarks`.
     return {"bookmarks": bookmarks, "singer_state": {"bookmarks": bookmarks}}
 
 
@@ -186,7 +186,7 @@ def as_text(coverage: Coverage) -> str:
         lines.append(
             f"{kind:<6}{utc(each['from']):<21}{utc(each['until']):<21}{length:>8}  {', '.join(notes)}".rstrip()
         )
-    advice = "To read them, run tap-pepper once with the state that crm-balances coverage --state prints."
+    advice = "To read these actions, run tap-pepper once with the state that crm-balances coverage --state prints."
     return "\n".join([*lines, *coverage.summary, *([advice] if coverage.holes else [])])
 
 

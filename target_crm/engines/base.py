@@ -51,8 +51,8 @@ LOCK_POLL_SECONDS = 0.1
 # Log a wait for a lock after this many seconds.
 LOCK_LOG_SECONDS = 2
 LOADER_LOCK = "the loader's lock"
-# Held while binding rows. The thread that reads input waits for this lock, so that both threads do not compete for the
-# GIL.
+# Held while binding rows. The thread that reads input waits for this lock, so that the two threads do not compete for
+# the GIL.
 binding = Lock()
 
 

@@ -96,7 +96,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     """
 
     tested = True
-    # Batches are larger here, because the cost of rewriting row groups hardly depends on the size of the batch.
+    # Batches are larger than on other engines, because the cost of rewriting row groups hardly depends on the size of
+    # the batch.
     batch_size_rows = 20_000
     leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True

@@ -54,7 +54,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
     # This number and a hash of the schema's name identify the lock that admits one loader at a time.
     _LOCK_CLASS = 0x63726D
-    # The schema that has the tables, or will have them. Look it up, because two roles may have different search paths.
+    # Look up the schema that has the tables, or will have them, because two roles may have different search paths.
     _SCHEMA = (
         "coalesce(:schema, (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE pg_class.oid = coalesce(to_regclass('_crm_version'), to_regclass('award_balances'))), "
@@ -103,7 +103,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
     def add_event_listeners(self, engine: Engine) -> None:
         """Set the time zone to UTC, because in some other zones the driver cannot read the year 9999.
 
-        Set it for each transaction, because a pooler may execute the next one in another session.
+        Set it for each transaction, because a pooler may execute the next transaction in another session.
         """
 
         def on_begin(connection: Connection) -> None:
@@ -117,7 +117,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return state.startswith(self._RETRIABLE_STATES) if state else super().is_retriable(error)
 
     def describe_error(self, error: Exception) -> str:
-        """Add the detail from the server's error, unless it may quote a value."""
+        """Add the detail from the server's error, unless the detail may quote a value."""
         state, server = sqlstate(error), getattr(error, "diag", None)
         fields = response_fields(error)
         message = getattr(server, "message_primary", None) or fields.get("M", "")
@@ -213,7 +213,9 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return balances.all_balances(tables, balances.partials_from_actions(tables.actions), balances.by_full_join)
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
-        """Write the rows to a temporary table, which PostgreSQL can do in parallel. Then change only rows that differ.
+        """Compute the rows into a temporary table. Then change only the rows that differ.
+
+        PostgreSQL can use several processes to fill a new table, but not to change an existing one.
 
         This relies on the table's key. Without a key, a row that is stored twice would stay in the table.
         """

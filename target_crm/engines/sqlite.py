@@ -108,7 +108,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
             driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
             driver_connection.execute("PRAGMA journal_mode = WAL")
             driver_connection.execute(f"PRAGMA temp.cache_size = -{TEMPORARY_TABLES_KIB}")
-            # This makes it faster to sort the whole ledger, which `verify` does.
+            # With several threads, SQLite sorts the whole ledger faster. `verify` needs this.
             driver_connection.execute(f"PRAGMA threads = {os.cpu_count() or 1}")
             # Use short attempts, because Python handles signals only between them.
             driver_connection.execute(f"PRAGMA busy_timeout = {int(LOCK_POLL_SECONDS * 1000)}")
@@ -185,7 +185,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         if table.info == WORK:
-            # Use a temporary table. Otherwise SQLite would write the rows to its log, and from there to the file.
+            # Use a temporary table. Otherwise SQLite would write the rows to its log, and from the log to the file.
             connection.execute(CreateTable(_hiding(table), if_not_exists=True))
         insert_by_driver(connection, table, rows, placeholder="?")
 

@@ -38,7 +38,7 @@ class Route(NamedTuple):
         try:
             mapped = self.map.transform(record)
             if isinstance(self.map, CustomStreamMap) and mapped is not None:
-                # An expression may return a float or a time. Convert it to what a JSON message would contain.
+                # An expression may return a float or a time. Convert such values to what a JSON message would contain.
                 mapped = values.from_json(values.json_text(mapped))
         except Exception as error:
             # Do not quarantine the record, because the quarantine would show a value that the map should hide.

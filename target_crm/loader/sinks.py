@@ -53,12 +53,12 @@ class Part:
     rows: list[Row] = field(default_factory=list)
     """Rows of the sink's work table: the number of the input line, then the table's columns."""
     present_keys: list[Row] = field(default_factory=list)
-    """The keys and versions of invalid records, as rows. The source still has these records, so delete no row of them.
-    """
+    """The keys and versions of invalid records, as rows. The source still has these records, so their stored rows must
+    not be deleted."""
     refused: int = 0
     """The number of records that could not be converted."""
     incomplete: list[tuple[Row, Rejection]] = field(default_factory=list)
-    """Actions that cannot be inserted, with the reason. They are duplicates if the ledger has their id."""
+    """Actions that cannot be inserted, with the reason. An action counts as a duplicate if the ledger has its id."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class WriteResult:
 
     tally: Tally
     conflicts: Sequence[Rejection] = ()
-    """Records for the quarantine: they contradict the ledger, or the ledger lacks them and cannot store them."""
+    """Records for the quarantine. They contradict the ledger, or they are incomplete and the ledger lacks their ids."""
     differing: Mapping[str, int] = field(default_factory=dict)
     """Column → the number of duplicates whose value differs from the ledger's."""
 
@@ -411,7 +411,7 @@ class TableSink(StreamSink):
         """Before the table changes, merge the changed rows into the balances."""
 
     def complete_known(self, connection: Connection) -> None:
-        """Fill in missing values of stored rows from the staged rows, including superseded ones."""
+        """Fill in missing values of stored rows from the staged rows. Superseded rows may also have such values."""
 
     def activate(self, connection: Connection, version: int) -> Activation:
         """Set `_sdc_deleted_at` in rows of older versions. With `hard_delete`, delete these rows instead.
@@ -443,14 +443,17 @@ class AwardSink(TableSink):
     fixed_table = "awards"
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
-        """Convert an award to a row of `awards`. If tap-pepper has moved invalid points away, put them back first."""
+        """Convert an award to a row of `awards`.
+
+        If tap-pepper has moved invalid points to `invalid_points`, put them back first.
+        """
         return super().row({**record, **invalid_points(record)}, message, loaded_at)
 
     @staticmethod
     def age_columns(rows: FromClause) -> list[ColumnElement[Any]]:
         """Order snapshots by `updatedAt`, or if a snapshot has none, by the time when the tap read the snapshot.
 
-        A snapshot without points never replaces one with points, because it contains no balance.
+        A snapshot without points never replaces a snapshot with points, because it contains no balance.
         """
         has_points = case((rows.c.points.is_(None), 0), else_=1)
         return [has_points, func.coalesce(rows.c.updated_at, rows.c[EXTRACTED_AT]), rows.c[EXTRACTED_AT]]

@@ -254,7 +254,8 @@ class TargetCrm(Plugin, Target):
     def _emit_state(self, state: str) -> None:
         """Write a STATE line. If stdout is closed, continue to load. The next run then reads the same data again.
 
-        Once a stream was stopped because the warehouse rejects its rows, write no STATE, which would cover these rows.
+        Once a stream was stopped because the warehouse rejects its rows, write no more STATE. It would cover these
+        rows.
         """
         if self.writer.stopped:
             return

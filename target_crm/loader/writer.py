@@ -75,13 +75,13 @@ class BatchWriter:
         self.stopped: dict[str, StoppedStream] = {}
         """The streams that are no longer loaded, because the warehouse rejected their rows."""
         self.refused: dict[str, str] = {}
-        """Stream → the reason why its table may lack rows of this run, or may have older versions of them."""
+        """Stream → the reason why its table may lack rows of this run, or may have older versions of these rows."""
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
         """Column of the ledger → the number of actions that were read again with another value."""
 
     def add_stream(self, name: str, table: str) -> None:
-        """Include a stream in the counts, even if it has no records. `load_runs` shows it under its table's name."""
+        """Count a stream's records, even if there are none. `load_runs` shows the stream under its table's name."""
         self.tallies.setdefault(name, Tally())
         self._tables[name] = table
 

@@ -153,7 +153,10 @@ class AwardsRead:
 
     @property
     def until(self) -> datetime | None:
-        """The new bookmark: a time on Pepper's clock, before the tap read the first award. None if there is none."""
+        """The new bookmark: a time on Pepper's clock, before the tap read the first award.
+
+        None if the tap sent no bookmark.
+        """
         bookmarks = [self._bookmark(each).get("replication_key_value") for each in self._before]
         return min(filter(None, (optional(each, instant) for each in bookmarks)), default=None)
 

@@ -31,7 +31,7 @@ _DOUBLE_DIGITS = 17
 _DOUBLE_NOISE = 1e-15
 # PostgreSQL's NUMERIC has at most this many decimal places.
 _NUMBER_PLACES_MAX = 16_383
-# A calendar, basic, ordinal or week date. After it come a time, only an offset (as in XML Schema), or nothing.
+# A calendar, basic, ordinal or week date. A time may follow, or an offset without a time (as in XML Schema).
 _DATE_AND_REST = re.compile(
     r"(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}-\d{3}|\d{4}-?W\d{2}(?:-?\d)?)"
     r"(?:[T _](\d.*)| ?(UTC|GMT|Z|[+-]\d{2}:?\d{2}))?",

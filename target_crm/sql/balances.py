@@ -103,7 +103,7 @@ def partials_from_actions(actions: FromClause, *which: ColumnElement[bool]) -> S
 def partials_by_packing(actions: FromClause) -> Select[Any]:
     """Return the same rows as `partials_from_actions` without sorting the actions of each award.
 
-    This is faster for a whole ledger. Only engines that compile `packed` can execute it.
+    For a whole ledger, this statement is faster. Use it only on engines that compile `packed`.
     """
     a = actions.c
 
@@ -352,8 +352,8 @@ def merge(tables: Tables, arrived: Select[Any]) -> Merge:
 def recompute_awards(tables: Tables, named: Select[Any]) -> Replacement:
     """Recompute the balances of some awards from their whole history.
 
-    Engines without transactions need this. If a batch stops between two statements there, the target loads it again,
-    and a merge would count its actions twice. The cost grows with the number of actions that these awards have.
+    Engines without transactions need this. On such an engine, if a batch stops between two statements, the target loads
+    it again, and a merge would count its actions twice. The cost grows with the number of actions of these awards.
 
     Args:
         tables: The target's tables.

@@ -1,7 +1,7 @@
 """Statements that move staged rows into their table.
 
 Rows are first copied into a staging table, in the order of arrival. Then the work table `fresh` gets the sequence
-numbers of the rows to write, which will be inserted or replace existing rows. The statements work on every engine, so
+numbers of the rows to write: new rows, and rows that will replace stored rows. The statements work on every engine, so
 they use neither MERGE nor ON CONFLICT. They are cached per table, because building a statement takes longer than
 executing it for a small batch.
 """

@@ -170,7 +170,7 @@ class Tables:
             self.metadata,
             Column("batch_id", Identifier(), primary_key=True, doc="The id of the batch."),
             Column("committed_at", Instant, nullable=False, doc="When the batch was committed."),
-            info={DESCRIPTION: "One row per recent batch. After a lost connection, a retry looks here for the batch."},
+            info={DESCRIPTION: "One row per recent batch. After a lost COMMIT, a retry looks for its batch here."},
         )
         self.streams = Table(
             f"{WORK_PREFIX}streams",

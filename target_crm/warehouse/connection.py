@@ -84,7 +84,7 @@ class Warehouse:
             raise SettingError("default_target_schema: SQLite has no schemas; leave this setting empty")
         self.tables = tables_in(schema)
         self._engine = _create_engine(url, self.adapter)
-        # Close connections at the end of the process at the latest. Otherwise some drivers warn about open ones.
+        # Close connections at the end of the process at the latest, because some drivers warn about open connections.
         weakref.finalize(self, self._engine.dispose)
         self.tested = self.adapter.tested
         self.is_in_memory = self.adapter.is_in_memory(url)
@@ -245,7 +245,7 @@ class Warehouse:
         return result
 
     def _attempts(self) -> Iterator[_Attempt]:
-        """Yield attempts, with waits between them, until one does not lose the connection.
+        """Yield attempts, with waits between them, until an attempt ends without losing the connection.
 
         Do not retry if the server has never answered, because then a wrong setting is more likely.
         """

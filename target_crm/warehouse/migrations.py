@@ -127,7 +127,8 @@ def set_up(
         connection: A connection in a transaction.
         tables: The target's tables.
         others: Tables of streams.
-        balances: Whether to create the tables and views of Pepper's streams as well. Existing ones are always upgraded.
+        balances: Whether to create the tables and views of Pepper's streams as well. If they exist, they are always
+            upgraded.
         allow_key_change: Whether to rebuild a stream's table if its key differs from the key in the SCHEMA message.
 
     Raises:
@@ -400,8 +401,8 @@ def _check_key_values(connection: Connection, old: Table, keys: Sequence[str]) -
     is_null = or_(*(old.c[key].is_(None) if key in old.c else true() for key in keys), false())
     if count := connection.scalar(select(func.count()).select_from(old).where(is_null)):
         raise WarehouseError(
-            f"table {old.name!r}: the new key {list(keys)} has no value in {counted(count, 'row')}: set one, "
-            "delete the rows that lack it, or rename the stream with a stream map"
+            f"table {old.name!r}: the new key {list(keys)} has no value in {counted(count, 'row')}: set the value, "
+            "delete these rows, or rename the stream with a stream map"
         )
     if keys:
         rows = connection.scalar(select(func.count()).select_from(old)) or 0

@@ -135,7 +135,7 @@ def test_coverage_lists_intervals_and_holes(balances: Callable[..., tuple[int, s
         "HOLE  2026-10-10 00:00     2026-10-18 00:00       8 days",
         "read  2026-10-18 00:00     2026-10-20 06:00:05    2 days",
         HOLE,
-        "To read them, run tap-pepper once with the state that crm-balances coverage --state prints.",
+        "To read these actions, run tap-pepper once with the state that crm-balances coverage --state prints.",
     ]
 
 
@@ -209,7 +209,7 @@ def test_a_run_without_a_filter_after_one_with_it_names_the_types_that_were_not_
             "2026-10-14 00:00 UTC were never read (4 days)."
         ),
         "Not verified: actions between 2026-10-14 00:00 and 2026-10-15 00:00 UTC were never read (24 h).",
-        "To read them, run tap-pepper once with the state that crm-balances coverage --state prints.",
+        "To read these actions, run tap-pepper once with the state that crm-balances coverage --state prints.",
     ]
 
 

@@ -255,7 +255,7 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
         ),
         pytest.param(
             '{"host": "h", "password": "pa55word"}',
-            "dialect is missing; set it, e.g. to postgresql, next to host, password",
+            "dialect is missing; set it, e.g. to postgresql, or use sqlalchemy_url instead of host, password",
             id="parts-without-dialect",
         ),
         pytest.param(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 BAR_PX = 26
-# In bar charts, the height of the line below the bars, which names the unit.
+# In bar charts, the height of the unit's name, which is below the bars.
 UNIT_PX = 24
 # In bar charts, the width that is reserved for the number at the end of a bar, and the share of the width for labels.
 NUMBER_PX = 72

@@ -344,7 +344,7 @@ def check_extra() -> None:
 def page(report: Report, title: str | None = None) -> str:
     """Render the report as one self-contained HTML page. This needs the extra `report`.
 
-    The page has a single script, from `charts.js` and Vega, which adds tooltips. The page is complete without them.
+    A single script, which consists of `charts.js` and Vega, adds tooltips. The page is complete without tooltips.
 
     Args:
         report: The figures.

@@ -404,7 +404,10 @@ def per_day(quarters: Iterable[Row], period: Period) -> list[dict[str, Any]]:
 
 
 def begins(quarters: Iterable[Row], period: Period) -> date:
-    """Return the day of the first movement. If it is before the period, or there is none, return the period's start."""
+    """Return the day of the first movement.
+
+    If this day is before the period, or there are no movements, return the first day of the period.
+    """
     found = [row["quarter"] for row in quarters]
     if not found or None in found:
         return period.first
