@@ -295,7 +295,7 @@ def test_an_empty_warehouse_lacks_every_award(sqlite_url: str) -> None:
     assert counts(result(sqlite_url, W1, W2)) == {"missing_here": 2, "exit": 1}
 
 
-def test_awards_that_the_warehouse_knows_to_be_deleted_are_not_missing_in_pepper(url: str) -> None:
+def test_awards_that_are_marked_as_deleted_here_are_not_missing_in_pepper(url: str) -> None:
     load(url, [AWARDS, record("awards", {"_id": "w2", "_sdc_deleted_at": READ_UNTIL})])
 
     assert counts(result(url, W1)) == {"equal": 1, "exit": 0}

@@ -149,7 +149,7 @@ def test_movements_add_up_to_the_balances(warehouse_url: str, seed: int) -> None
 @pytest.mark.parametrize("seed", range(3))
 def test_points_by_issue_follow_a_queue_of_each_award(warehouse_url: str, seed: int) -> None:
     random = Random(seed)
-    # Per award: lots of points with the month of their issue, oldest first.
+    # For each award, its lots of points, oldest first: the month in which the points were issued, and their number.
     lots: dict[str, list[tuple[str, Decimal]]] = {}
     messages = []
     for number in range(150):

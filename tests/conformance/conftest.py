@@ -1,4 +1,4 @@
-"""One warehouse of each engine, set up once per process and emptied for each case."""
+"""One warehouse for each engine. It is set up once per process, and emptied for each case."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ DEBIANS_POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine and its limits here.
+    """An engine, and what the cases can expect of it on this machine.
 
     Attributes:
         title: Its name in docs/warehouses.md.
@@ -41,7 +41,7 @@ class Engine:
         processes: Whether two processes can use one warehouse at the same time.
         widens: Whether a column of integers can be widened to numbers.
         loader: Statements that create a user `loader` who may load into `{database}` but create nothing there.
-        cannot: Case, by its test or its id → why it does not apply to the engine.
+        cannot: The reasons why some cases do not apply to the engine, by the test name or the id of the case.
         ignored_warnings: Warnings that are not about the program.
     """
 
@@ -101,7 +101,7 @@ _MYSQL_LOADER = (
 
 @contextmanager
 def _clickhouse() -> Iterator[Callable[[], str]]:
-    """Run ClickHouse in this process, which keeps its one folder of databases until it ends."""
+    """Run ClickHouse in this process, which has to use the same folder of databases until it ends."""
     if not find_spec("chdb"):
         raise Unavailable("chdb is not installed; ./dev warehouses installs it")
     numbers = count()

@@ -1,4 +1,4 @@
-"""MariaDB's limits: packets, rows and keys; and columns that are widened where DDL commits immediately."""
+"""MariaDB's limits for packets, rows and keys, and columns that are widened although DDL commits immediately."""
 
 from __future__ import annotations
 

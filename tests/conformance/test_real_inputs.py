@@ -54,7 +54,7 @@ class Case:
 
     Attributes:
         runs: The messages of each run.
-        rows: Stream → its properties, and their values row by row, in the order of the first property.
+        rows: For each stream, its properties and their values, row by row, in the order of the first property.
         rejected: The reasons for the records in quarantine.
         settings: Settings of all runs.
     """
@@ -366,7 +366,7 @@ def values_of(crm: Warehouse, stream: str, properties: Sequence[str]) -> list[Ro
 
 
 def normal(found: Any, expected: Any, *, exact: bool) -> Any:
-    """A value in the form of the expected one: engines return times, JSON and numbers in forms of their own."""
+    """Convert a value to the form of the expected value, because engines return values in different forms."""
     if isinstance(found, datetime):
         return str(found.replace(tzinfo=None))
     if isinstance(expected, dict) and isinstance(found, str):

@@ -28,7 +28,7 @@ def at(location: str, user: str = "u1") -> dict[str, Any]:
 
 
 # w1 has 10 opening points, and loses 3 points between two actions. w2 is new, and a later snapshot has 1 point less.
-# w3 has only a snapshot. w4 is deleted with 2 points.
+# w3 has only a snapshot. w4 has 2 points, and is then deleted.
 HISTORY = [
     *(PERKS, perk("p1", "Coffee card"), AWARDS, ACTIONS),
     action("a0", delta=4, available=14, award="w1", at="2026-09-28T12:00:00Z", **at("l1")),

@@ -98,7 +98,7 @@ def test_json_logs_include_the_fatal_error(arguments: list[str], expected: str) 
     assert expected in last["message"]
 
 
-def test_json_logs_include_the_message_of_a_signal(tmp_path: Path) -> None:
+def test_json_logs_include_the_message_about_a_signal(tmp_path: Path) -> None:
     settings = {"TARGET_CRM_SQLALCHEMY_URL": f"sqlite:///{tmp_path / 'crm.db'}", "TARGET_CRM_BATCH_WAIT_SECONDS": "1"}
     with subprocess.Popen(
         command("target-crm", "--config", "ENV", "--log-format", "json"),

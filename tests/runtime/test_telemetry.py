@@ -45,7 +45,7 @@ class Collector:
         self.spans: list[tuple[str, Span]] = []
         """Spans with the name of the service that sent them."""
         self.values: dict[tuple[str, ...], float] = {}
-        """Metric name and attribute values → the last value, or the count of a histogram."""
+        """The last value, or the count of a histogram, by metric name and attribute values."""
         self.bodies: list[bytes] = []
         received = self
 

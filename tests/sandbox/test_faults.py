@@ -155,7 +155,7 @@ def test_filters_of_actions_are_ignored(world: World, filters: str, ignored: str
     assert found != ids(pages(asking(world), f"/actions?{filters}"))
 
 
-def test_the_filter_of_awards_is_ignored_inclusive_or_exclusive(world: World) -> None:
+def test_the_filter_of_awards_may_be_ignored_inclusive_or_exclusive(world: World) -> None:
     moment = sorted(award["updatedAt"] for award in world.awards())[-5]
     plain, strict = f"/awards?updatedAt={moment}", f"/awards?updatedAt.gt={moment}"
     total = len(list(world.awards()))

@@ -73,7 +73,7 @@ class Run:
             self.control.send(b"!")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal. Even after the run the process still exists, because its exit code was not collected yet."""
+        """Send a signal. The process exists even after the run has ended, until `wait` collects its exit code."""
         os.kill(self.pid, number)
 
     def output(self) -> str:

@@ -419,7 +419,7 @@ def test_a_line_gives_the_row_of_its_decoded_record(changes: list[tuple[int, byt
         assert decoded is None
     else:
         if decoded is None:
-            # A NUL in a member whose name comes again.
+            # A NUL in a member whose name is repeated later.
             assert rb"\u0000" in line
             return
         assert decoded[:-1] == expected[:-2]

@@ -152,7 +152,7 @@ def columns_of(url: str, table: str) -> list[str]:
 
 
 def contents(url: str, table: str) -> dict[str, set[Any]]:
-    """Column → its values."""
+    """The values of each column."""
     names = [each for each in columns_of(url, table) if each != "id"]
     quote = '", "'.join(names)
     rows = query(url, f'SELECT "{quote}" FROM "{table}"')

@@ -611,7 +611,7 @@ def test_an_action_read_again_with_fewer_or_masked_fields_is_a_duplicate_with_on
         pytest.param({"when": {}}, "occurred_at", "when.timestamp is missing", id="time"),
     ],
 )
-def test_an_action_without_what_a_balance_needs_is_a_duplicate_if_the_ledger_has_it(
+def test_an_action_that_lacks_a_needed_field_is_a_duplicate_if_the_ledger_has_its_id(
     sqlite_url: str, caplog: pytest.LogCaptureFixture, lacked: dict[str, Any], column: str, reason: str
 ) -> None:
     load(sqlite_url, [ACTIONS, action("known")])

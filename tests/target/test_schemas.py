@@ -163,7 +163,7 @@ UNLIMITED, DECIMALS, DOUBLES = (TableLimits(decimal_digits=digits) for digits in
         ),
     ],
 )
-def test_bounds_and_steps_of_a_number_give_a_column_that_is_exact(
+def test_a_number_with_bounds_and_steps_gets_a_column_that_is_exact(
     definition: Any, limits: TableLimits, kind: Kind
 ) -> None:
     assert kind_of(definition, {}, limits) is kind

@@ -35,7 +35,8 @@ BOOLEAN, NUMBER, OBJECT = ({"type": ["null", name]} for name in ("boolean", "num
 DAY, TIME = ({"type": ["null", "string"], "format": name} for name in ("date", "date-time"))
 UNSIGNED = {"type": ["null", "integer"], "minimum": 0, "maximum": 2**64 - 1}
 CENTS, MICROS = ({"type": ["null", "number"], "multipleOf": step} for step in (0.01, 1e-06))
-# Column → a schema and a value of its first run; the wider schema and a value of the second; both values as stored.
+# For each column: the schema and a value in the first run, a wider schema and a value in the second run, and both
+# values as the warehouse then has them.
 WIDENED: dict[str, tuple[Any, Any, Any, Any, tuple[Any, Any]]] = {
     "day_time": (DAY, "2024-01-01", TIME, "2024-03-01T10:00:00Z", ("2024-01-01 00:00", "2024-03-01 10:00")),
     "integer_number": (INTEGER, 5, NUMBER, 0.5, (5, 0.5)),
