@@ -112,7 +112,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return database.startswith((_MEMORY, *_NO_FILE)) or Path(database).exists()
 
     def schema_problem(self, url: URL, schema: str) -> str:
-        """Report a schema with the name of a database. A name such as `crm.actions` would then be ambiguous."""
+        """Report a schema that has the same name as a database. Then a name such as `crm.actions` is ambiguous."""
         file = Path(url.database or "").name
         ambiguous = f"so a schema {schema} makes names such as {schema}.award_balances ambiguous"
         if schema.lower() in _DATABASES:

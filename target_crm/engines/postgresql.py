@@ -112,7 +112,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         event.listen(engine, "begin", on_begin)
 
     def is_retriable(self, error: Exception) -> bool:
-        """Decide by SQLSTATE. An error without a SQLSTATE comes from the driver; decide by the error's class."""
+        """Decide by SQLSTATE. If an error has none, it comes from the driver. Then decide by the error's class."""
         state = sqlstate(error)
         return state.startswith(self._RETRIABLE_STATES) if state else super().is_retriable(error)
 

@@ -38,7 +38,7 @@ class SafeActivations:
             oldest[source] = min(version, oldest.get(source, version))
 
     def done(self, table: str, source: str, version: int) -> None:
-        """Let later versions of the source replace this one. A source may read its table twice in one run."""
+        """Let later versions of the source replace this one. A run may contain two complete reads of a source."""
         self._pending[table, source].discard(version)
 
     def why_unsafe(self, table: str, source: str, sources: Iterable[str], version: int) -> str:

@@ -363,7 +363,7 @@ class TableSink(StreamSink):
         return [(line, *key)] if key else []
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
-        """Replace the stored row of each key if the part has a newer one."""
+        """Replace each stored row for which the part has a newer row, and insert rows with new keys."""
         adapter, table, staged = self.adapter, self.table, self.staged
         adapter.recover(connection, table)
         adapter.recover(connection, staged.table)

@@ -74,7 +74,7 @@ class TableLimits:
     key_bytes: int | None = None
     """The maximum size of a primary key, in bytes."""
     sizes: bool = False
-    """Whether a column rejects values that exceed the size in its type, as SQLAlchemy reflects the type."""
+    """Whether a column rejects values that are larger than the column's reflected type allows."""
     name_bytes: int = NAME_BYTES_MAX
     """The maximum length of a table's or column's name, in bytes."""
     reserved_prefix: str | None = None
