@@ -99,7 +99,8 @@ class Settings:
     )
     hard_delete: bool = setting(
         "Hard delete",
-        "Delete rows that a full-table stream no longer has, instead of setting their `_sdc_deleted_at`.",
+        "Delete rows that were deleted in the source, or that a complete read no longer contains, instead of setting "
+        "their `_sdc_deleted_at`. Awards that a complete read no longer contains are only marked.",
         default=False,
     )
     allow_key_change: bool = setting(

@@ -164,10 +164,7 @@ class AwardsInput:
 
     @property
     def meanwhile(self) -> Interval:
-        """The interval from `began_at` until now.
-
-        A balance with a later time is not inside, because the time must be wrong.
-        """
+        """The interval from `began_at` until now. It ends now, because a balance with a later time has a wrong time."""
         return Interval(self.began_at, datetime.now(UTC))
 
 

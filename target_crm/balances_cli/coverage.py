@@ -92,7 +92,7 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
         holes += [{**_edges(hole), **merchant} for hole in each.holes]
         sentences = _sentences(each)
         if each.intervals and not are_several:
-            # If there are several merchants, nobody knows to which of them an older action belongs.
+            # If there are several merchants, it is unknown to which of them an older action belongs.
             sentences += _beginning(each, oldest_at)
         summary += [f"Merchant {each.merchant}: {sentence}" if are_several else sentence for sentence in sentences]
     if not merchants and oldest_at:

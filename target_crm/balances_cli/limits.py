@@ -64,7 +64,7 @@ def _too_old(status: Status, limit: timedelta) -> Iterator[str]:
         if until is None:
             yield f"{what} were never read by a finished run, limit {duration(limit)}"
         elif status.now - until > limit:
-            yield f"{what} were read up to {duration(status.now - until)} ago, limit {duration(limit)}"
+            yield f"{what} were read until {duration(status.now - until)} ago, limit {duration(limit)}"
 
 
 def _read_until(status: Status) -> dict[str, datetime | None]:

@@ -85,7 +85,7 @@ class LockWait:
         waited_seconds = time.monotonic() - self._began_seconds
         if waited_seconds >= LOCK_WAIT_SECONDS:
             raise ConnectionLost(
-                f"{lock} is still held by {holder}: wait until the lock is released, or end its holder"
+                f"{lock} is still held by {holder}: wait until the lock is released, or stop its holder"
             )
         if waited_seconds >= LOCK_LOG_SECONDS and not self._is_logged:
             logger.warning("waiting for %s, held by %s", lock, holder)

@@ -179,7 +179,8 @@ class MySQLAdapter(ExtendedSQLAdapter):
                 f"another session, perhaps by {oldest}, the oldest open transaction" if oldest else "another session"
             )
             raise ConnectionLost(
-                f"a lock on table {table} is still held by {holder}: wait until the lock is released, or end its holder"
+                f"a lock on table {table} is still held by {holder}: "
+                "wait until the lock is released, or stop its holder"
             ) from None
 
     def is_retriable(self, error: Exception) -> bool:

@@ -414,7 +414,7 @@ class TableSink(StreamSink):
         """Fill in missing values of stored rows from the staged rows. Superseded rows may also have such values."""
 
     def activate(self, connection: Connection, version: int) -> Activation:
-        """Set `_sdc_deleted_at` in rows of older versions. With `hard_delete`, delete these rows instead.
+        """Set `_sdc_deleted_at` in rows of older versions. With `hard_delete`, delete these rows, except in `awards`.
 
         Rows have no version if the source sent no version when they were loaded. If more than `max_deleted_fraction` of
         the rows have no version, ignore the message, because the source may now be sending only some of its rows.

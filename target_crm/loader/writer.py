@@ -81,7 +81,7 @@ class BatchWriter:
         """Column of the ledger → the number of actions that were read again with another value."""
 
     def add_stream(self, name: str, table: str) -> None:
-        """Count a stream's records, even if there are none. `load_runs` shows the stream under its table's name."""
+        """Add a stream to the counts. `load_runs` shows it under its table's name, even if it has no records."""
         self.tallies.setdefault(name, Tally())
         self._tables[name] = table
 

@@ -30,8 +30,8 @@ class ColumnTypes(NamedTuple):
     """The column types of one engine.
 
     Types for text must compare byte by byte. A collation that ignores case or trailing spaces could treat the ids of
-    two awards as equal, and would overlook that a name changed only in case. A collation for a language would sort ids
-    differently on each engine.
+    two awards as equal, and would not notice that only the case of a name has changed. A collation for a language would
+    sort ids differently on each engine.
     """
 
     identifier: String = String(ID_CHARS_MAX)

@@ -309,7 +309,7 @@ class Shape:
     def only_key(self, row: Sequence[Any]) -> tuple[Any, ...] | None:
         """Convert a row to the row that `key_row` returns for the same record.
 
-        Return None if the stream has no key, or the row no version.
+        Return None if the stream has no key, or if the row has no version.
         """
         *columns, _extra, _extracted_at, _loaded_at, version, _deleted_at = row
         if version is None or not self.keys:

@@ -148,8 +148,8 @@ class Tables:
                 doc="The name of the stream's table; empty in the row that counts lines that name no stream.",
             ),
             Column("started_at", Instant, nullable=False, doc="When the run started."),
-            Column("finished_at", Instant, doc="When the run ended; null if the run is still going on or was killed."),
-            Column("exit_state", Identifier(), doc="done or failed; null if the run is still going on or was killed."),
+            Column("finished_at", Instant, doc="When the run ended; null if it has not ended yet or was killed."),
+            Column("exit_state", Identifier(), doc="done or failed; null if the run has not ended yet or was killed."),
             Column("seconds", Number, nullable=False, doc="Seconds from the start of the run to its last commit."),
             *(Column(name, BigInteger, nullable=False, doc=COUNT_DOCS[name]) for name in COUNTS),
             Column(

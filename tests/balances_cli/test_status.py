@@ -159,8 +159,8 @@ def run_status(
     ("ages_minutes", "broken"),
     [
         pytest.param([10], [], id="within"),
-        pytest.param([20], ["actions were read up to 20 min ago"], id="too-old"),
-        pytest.param([10, 20], ["actions of merchant m1 were read up to 20 min ago"], id="one-of-two-merchants"),
+        pytest.param([20], ["actions were read until 20 min ago"], id="too-old"),
+        pytest.param([10, 20], ["actions of merchant m1 were read until 20 min ago"], id="one-of-two-merchants"),
     ],
 )
 def test_max_age_refers_to_the_end_of_the_coverage_of_each_merchant(
@@ -182,7 +182,7 @@ def test_max_age_refers_to_the_end_of_the_coverage_of_each_merchant(
     ("finished_minutes_ago", "broken"),
     [
         pytest.param(10, [], id="within"),
-        pytest.param(20, ["actions were read up to 20 min ago"], id="too-old"),
+        pytest.param(20, ["actions were read until 20 min ago"], id="too-old"),
         pytest.param(None, ["actions were never read by a finished run"], id="no-finished-run"),
     ],
 )
@@ -211,7 +211,7 @@ def test_max_age_without_coverage_refers_to_finished_runs(sqlite_url: str, capsy
 
     assert exit_code == 1
     assert [re.sub(r"[0-9]+ (days|h|min) ago", "N ago", line) for line in output[-1:]] == [
-        "LIMIT BROKEN: records of perks were read up to N ago, limit 60 min"
+        "LIMIT BROKEN: records of perks were read until N ago, limit 60 min"
     ]
 
 

@@ -258,7 +258,7 @@ def test_a_wait_for_a_reader_of_a_table_that_is_altered_names_table_and_reader(
 
     assert line == (
         f"a lock on table t is still held by another session, perhaps by connection {number} (user root), "
-        "the oldest open transaction: wait until the lock is released, or end its holder; trying again in 0.5 s"
+        "the oldest open transaction: wait until the lock is released, or stop its holder; trying again in 0.5 s"
     )
     assert query(url, "SELECT n FROM t WHERE id = 2") == [(3,)]
 

@@ -595,7 +595,10 @@ def _change(report: Report, name: str) -> Decimal | None:
 
 
 def _labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Return a label for each (id, title): the title, or the id if there is no title. Equal titles get their ids."""
+    """Return a label for each (id, title): the title, or the id if there is no title.
+
+    If several titles are equal, their labels also contain the ids.
+    """
     shared = Counter(title for _, title in named)
     return [
         identifier if not title else f"{title} ({identifier})" if shared[title] > 1 else title

@@ -342,7 +342,10 @@ def payloads(actions: Table) -> Select[Any]:
 
 @dataclass(frozen=True)
 class Period:
-    """A period of whole days in a time zone, including both ends. `is_open` marks a period whose last day is today."""
+    """A period of whole days in a time zone. It includes the first and the last day.
+
+    `is_open` marks a period whose last day is today.
+    """
 
     first: date
     last: date
