@@ -535,7 +535,8 @@ def forget(options: Options, user_id: str, *, dry_run: bool, anywhere: bool) -> 
 def ddl(options: Options, schemas: TextIO | None) -> int:
     """Print the DDL that target-crm still needs.
 
-    Run the DDL with a role that may create tables. After that, target-crm can load with a role that may not.
+    Run the DDL with a role that may create tables. After that, target-crm can load with a role that may not create
+    tables.
     """
     try:
         statements = missing_statements(options.target, schemas or [])
