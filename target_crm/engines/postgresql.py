@@ -241,7 +241,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         name, columns = quoted_name(connection, table), quoted_columns(connection, table)
         driver_connection: Any = connection.connection.driver_connection
         with driver_connection.cursor() as cursor:
-            # Use the types in the warehouse. Another loader may have widened columns beyond this loader's schema.
+            # Use the types in the warehouse, because another loader may have given the columns wider types.
             types = [column.type_code for column in cursor.execute(f"SELECT {columns} FROM {name} LIMIT 0").description]  # noqa: S608 - quoted names only
             with cursor.copy(f"COPY {name} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
                 # JSON values are already JSON text. The driver would encode the text again as a JSON string.

@@ -157,7 +157,9 @@ class Tables:
                 BigInteger,
                 doc="The number of ACTIVATE_VERSION messages that target-crm ignored.",
             ),
-            info={DESCRIPTION: "One row per run and stream, with counts of its records. Rows are kept for 90 days."},
+            info={
+                DESCRIPTION: "One row per run and stream, with counts of records. The target keeps rows for 90 days."
+            },
         )
         self.version = Table(
             f"{WORK_PREFIX}version",

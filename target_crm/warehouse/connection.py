@@ -316,7 +316,7 @@ class Warehouse:
     def _execute(self, connection: Connection, statements: Sequence[Statement]) -> None:
         """Execute DDL. First lock the tables that the statements alter.
 
-        If the statements replace a table by a copy, lock the table only after its rows have been copied.
+        If the statements replace a table with a copy, lock the table only after its rows have been copied.
         """
         altered = (each.element for each in statements if isinstance(each, migrations.AlterTable))
         emptied = (each.element for each in statements if isinstance(each, DropTable) and each.element.info == WORK)

@@ -162,7 +162,10 @@ def by_quarter_hour(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def _existing(tables: Tables, *, by_perk: bool = False) -> FromClause:
-    """Return the balances of awards that are not deleted. With `by_perk`, return only those of the perks in `perks`."""
+    """Return the balances of awards that are not deleted.
+
+    If `by_perk` is true, return only the balances of the perks in the parameter `perks`.
+    """
     balances, awards = tables.award_balances, tables.awards
     existing = (
         select(*balances.c)
@@ -243,7 +246,7 @@ def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def by_issue(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Sum outstanding points per month of their issue, if each award spends its oldest points first.
+    """Sum outstanding points per month of issue, if each award spends its oldest points first.
 
     So the points that are left on an award are those that were issued last. `months_ago` is null for points that were
     issued before the oldest of the parameters `month_…`. Points that no action has issued are left out. The award had
