@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class BigQueryAdapter(ExtendedSQLAdapter):
     """BigQuery has no locks and no keys. Each statement is a separate transaction.
 
-    The adapter loads rows with load jobs, because they are free.
+    The adapter loads rows with load jobs, because load jobs are free.
     """
 
     widens_columns_to = ("number",)

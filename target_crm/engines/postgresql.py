@@ -217,7 +217,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
 
         PostgreSQL can use several processes to fill a new table, but not to change an existing one.
 
-        This relies on the table's key. Without a key, a row that is stored twice would stay in the table.
+        The comparison relies on the table's key. Without a key, a row that is stored twice would stay in the table.
         """
         may_create_it = connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')"))
         if not (may_create_it and self.keys(connection, table)):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 QUARTER_SECONDS = 900
 QUARTER_MICROS = QUARTER_SECONDS * 1_000_000
-# The number of days from 29 February of the year 0, the day before the first March, to 1 January 1970.
+# If 1 March of the year 0 has the number 1, and each day has the next number, 1 January 1970 has this number.
 DAYS_BEFORE_1970 = 719_469
 
 
