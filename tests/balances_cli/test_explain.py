@@ -173,8 +173,8 @@ def test_a_perk_is_given_by_id_or_title(sqlite_url: str, run: Run) -> None:
         pytest.param(
             ["w9"],
             1,
-            "no balance of award w9 in this warehouse: check the id, and whether it "
-            "was loaded; for a user's id, use --user",
+            "no balance of award w9 in this warehouse: check the id, and whether its "
+            "data was loaded; for a user's id, use --user",
             id="award",
         ),
         pytest.param(["--user", "u9"], 1, "no balance of user u9 in this warehouse: check the id, and", id="user"),
