@@ -392,8 +392,10 @@ class TargetCrm(Plugin, Target):
             else:
                 self._activations.done(sink.stream, stream, version)
                 level = logging.INFO if activation.deleted else logging.DEBUG
-                deleted = counted(activation.deleted, "row")
-                self.logger.log(level, "%s: version %d is complete, deleted %s", sink.stream, version, deleted)
+                lacking = counted(activation.deleted, "row")
+                self.logger.log(
+                    level, "%s: version %d is complete, and lacks %s of the table", sink.stream, version, lacking
+                )
             if activation.needs_decision:
                 self._undecided_activations.append(f"{sink.stream}: {activation.ignored}")
 
