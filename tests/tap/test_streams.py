@@ -460,6 +460,7 @@ def test_a_catalog_can_neither_deselect_nor_replace_a_key(caplog: pytest.LogCapt
                 item["metadata"] = {"inclusion": "available", "selected": False}
 
     at = "2026-10-01T11:59:00.000Z"
+    caplog.set_level("INFO")
     with Script(listing(), listing(action("a", at))) as script:
         run = run_script(script, catalog=selection("actions", change=deselect))
 
