@@ -441,7 +441,7 @@ class PepperStream(Stream):
 
     def _warn_of_deselected_fields(self, metadata: MetadataMapping) -> None:
         if deselected := [name for name in self._key_fields if metadata["properties", name].selected is False]:
-            # Meltano also deselects these fields if `select` names only other fields, so this is no reason for a warning.
+            # Meltano also deselects these fields if `select` only names others, so this is no reason for a warning.
             self.logger.info(
                 "%s: the catalog deselects %s; still emitted, because the key or the bookmark needs it",
                 self.name,
