@@ -71,11 +71,11 @@ class FullTableStream(PepperStream):
 
         From the second read on, an ACTIVATE_VERSION message follows the last row. Targets then delete the rows of older
         versions, or mark them as deleted. Some targets show only the rows of the version that the message names. The
-        message names the version of this read if, by now, all rows of this read and of the previous read have this
-        version. There are two such cases:
+        message names the version of this read if every row of this read and of the previous read has it. There are two
+        such cases:
 
         - The previous read had the same version. The version stays until a read lacks rows of the read before it.
-        - This read has all rows of the previous read.
+        - This read has all rows of the previous read, and no run may have emitted rows between the two reads.
 
         Otherwise the message names the version of the previous read, so that targets keep the rows of both reads. A row
         may only seem to be missing, because pages can shift while the tap reads them. After a read that lacks more than

@@ -98,8 +98,8 @@ class PepperClient:
         if session is None:
             session = self._thread.session = self._new_session()
             session.auth = _Token(self._settings.auth_token)
-            # Even with `allow_redirects=False`, the library looks up the target of a redirect and reads the redirect's
-            # whole body. Without a target, it does neither.
+            # Even with `allow_redirects=False`, the library looks for the target of a redirect. If it finds one, it
+            # reads the redirect's whole body. So make it find none.
             session.get_redirect_target = lambda _: None  # type: ignore[assignment, method-assign]
             # If Pepper's API runs on this machine, use no proxy from the environment. Otherwise the token would
             # leave this machine unencrypted.

@@ -186,7 +186,7 @@ def error_for_status(
 def error_for_exception(
     error: Exception, where: str, api_url: str, timeout_seconds: int
 ) -> FatalAPIError | RetriableAPIError:
-    """Return the error to raise if the HTTP library raised an exception instead of returning a complete response."""
+    """Return the error to raise if the HTTP library failed with an exception before the response was complete."""
     host = urlsplit(api_url).netloc
     if isinstance(error, requests.exceptions.SSLError) and "certificate" in str(error).lower():
         return FatalRunError(

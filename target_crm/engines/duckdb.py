@@ -197,8 +197,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Load columns through Arrow. Inserting row by row would take thirty times as long."""
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
-        # Set the types of these columns. Arrow infers all other types from the values, which would take too long for
-        # these columns.
+        # Tell Arrow the types of times, points, numbers and texts, because inferring them from the values would take
+        # too long. Arrow infers all other types.
         kinds = {
             Instant: pyarrow.timestamp("us"),
             Points: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),

@@ -371,7 +371,7 @@ def json_document(value: Any) -> str:
 
 
 def json_without_nul(document: str) -> str:
-    """Return a JSON document if it has no NUL character.
+    """Return the JSON document unchanged. Raise `Invalid` if it has a NUL character.
 
     PostgreSQL would store a NUL, but each query of the document would then fail.
     """

@@ -420,7 +420,8 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
 def gaps(tables: Tables, read: ReadTimes) -> Select[Any]:
     """Select the awards whose chain of actions has gaps.
 
-    Each row has the number of gaps of each kind, the time of the newest gap, and the same numbers for all awards.
+    Each row has the award's number of gaps of each kind, and the time of its newest gap. It also has the total number
+    of gaps of each kind, over all awards.
 
     Two consecutive actions have a gap between them if the balance after the first one, plus the change of the second,
     differs from the balance after the second. Either the points changed without an action, for example by an edit or

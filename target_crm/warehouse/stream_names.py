@@ -120,7 +120,7 @@ class StreamNames:
 
 
 def name_bytes_max(dialect: Dialect) -> int:
-    """Return the maximum length of the name of a table or column."""
+    """Return how many bytes the name of a table or column may have."""
     return min(NAME_BYTES_MAX, dialect.max_identifier_length)
 
 
