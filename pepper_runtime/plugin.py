@@ -25,7 +25,7 @@ from pepper_runtime.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 
 class Plugin(PluginBase):
@@ -111,14 +111,10 @@ class Plugin(PluginBase):
             # The SDK's JSON Schema of stream maps is invalid, but only such an `__else__` raises this error.
             return ["stream_maps contains an __else__ that is neither null nor __NULL__"]
 
-    def drops_records(self, stream: str) -> bool:
-        """Return whether a stream map may drop records of a stream, so that the target gets fewer records."""
+    def drops_data(self, stream: str, fields: Collection[str] = ()) -> bool:
+        """Return whether a stream map may drop records of a stream, or drop or change one of these fields."""
         maps = self.config.get("stream_maps") or {}
-        return any(
-            fnmatch(stream, name)
-            and not (isinstance(definition, dict) and ("__filter__" not in definition or "__source__" in definition))
-            for name, definition in maps.items()
-        )
+        return any(fnmatch(stream, name) and _drops(definition, set(fields)) for name, definition in maps.items())
 
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         if self._reads_environment:
@@ -149,3 +145,15 @@ class Plugin(PluginBase):
 def _suggestion(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name.lower(), known, n=1, cutoff=0.8)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _drops(definition: object, fields: set[str]) -> bool:
+    """Return whether a stream map's definition may drop records, or drop or change one of these fields."""
+    if not isinstance(definition, dict):
+        return True
+    if "__source__" in definition:
+        # The map makes another stream of the records.
+        return False
+    # `__else__` drops the fields that the definition does not name.
+    changed = fields if "__else__" in definition else fields & definition.keys()
+    return "__filter__" in definition or any(definition.get(field) != field for field in changed)

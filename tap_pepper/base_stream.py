@@ -86,6 +86,8 @@ class PepperStream(Stream):
 
     A catalog for another target may deselect them.
     """
+    sum_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields without which target-crm cannot sum up changes. A run that lacks one of them covers nothing."""
     bookmark_keys: ClassVar[tuple[str, ...]]
     """A bookmark that is not empty has at least one of these keys."""
 
@@ -440,18 +442,18 @@ class PepperStream(Stream):
             entry.metadata = self.metadata
 
     def _warn_of_deselected_fields(self, metadata: MetadataMapping) -> None:
-        if deselected := [name for name in self._key_fields if metadata["properties", name].selected is False]:
+        if names := [name for name in self._key_fields if metadata["properties", name].selected is False]:
             # Meltano also deselects these fields if `select` only names others, so this is no reason for a warning.
             self.logger.info(
                 "%s: the catalog deselects %s; still emitted, because the key or the bookmark needs it",
                 self.name,
-                ", ".join(deselected),
+                ", ".join(names),
             )
-        if deselected := _deselected(metadata, self.balance_fields):
+        if missing := deselected(metadata, self.balance_fields):
             self.logger.warning(
                 "%s: the catalog deselects %s, without which target-crm cannot keep balances",
                 self.name,
-                ", ".join(deselected),
+                ", ".join(missing),
             )
 
     @property
@@ -490,7 +492,7 @@ class PepperStream(Stream):
         """Return None, so that the SDK sets no limit of its own. The run has one upper bound for all streams."""
 
 
-def _deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:
+def deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:
     """Return which of these fields are deselected. If a parent field is deselected, return the parent instead."""
     found = []
     for field in fields:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,7 +15,7 @@ from pepper_runtime.progress import display
 from pepper_runtime.wording import counted, duration
 from tap_pepper.api.prefetch import prefetch
 from tap_pepper.api.rate_limit import always
-from tap_pepper.base_stream import PepperStream
+from tap_pepper.base_stream import PepperStream, deselected
 from tap_pepper.errors import TimeLimitReached
 from tap_pepper.raw_json import digest, from_json, to_json
 from tap_pepper.state.audit import Audit
@@ -236,10 +237,8 @@ class WindowedStream(PepperStream):
         if after >= until:
             if read_until is not None:
                 reason = f"already read up to {read_until}"
-            elif settings.start_date:
-                reason = f"start_date {after} is in the future"
             else:
-                reason = f"reading starts at {after}, because there is no start_date and lookback_seconds is 0"
+                reason = f"start_date {after} is in the future"
             self.logger.warning("%s: %s; there is nothing to read", self.name, reason)
         audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
         coverage = Coverage(
@@ -252,8 +251,10 @@ class WindowedStream(PepperStream):
             lookback_seconds=settings.lookback_seconds,
         )
         # A new coverage starts with the lookback, so this run must also emit the rows that earlier runs emitted.
-        skips_known = read_until is not None and (coverage.continues or self.run.drops_records(self.name))
-        recent_rows = RecentRows(self.stream_state.get("border") if skips_known else None)
+        if read_until is None or not (coverage.continues or self._hides_actions):
+            # A backfill may write a STATE before these rows are emitted.
+            self.stream_state["border"] = ""
+        recent_rows = RecentRows(self.stream_state.get("border"))
         length_seconds = TEST_WINDOW_SECONDS if self.is_test else self._first_window_seconds
         try:
             if coverage.missing and not self.is_test:
@@ -328,14 +329,22 @@ class WindowedStream(PepperStream):
                     return
 
     def _cover(self, coverage: Coverage, window: Window, skipped_until: str | None = None) -> None:
-        """Note in the STATE that a window was emitted, unless a stream map may have dropped some of its rows."""
+        """Note in the STATE that a window was emitted, unless the target may lack some of its actions."""
         if self.is_test or self.replication_method != REPLICATION_INCREMENTAL:
             return
         coverage.add(window, skipped_until)
         for name in COVERAGE_KEYS:
             self.stream_state.pop(name, None)
-        if not self.run.drops_records(self.name):
+        if not self._hides_actions:
             self.stream_state.update(coverage.to_state())
+
+    @cached_property
+    def _hides_actions(self) -> bool:
+        """Whether the target does not get every action with the fields that its sums need."""
+        return bool(
+            self.run.drops_data(self.name, {field.split(".")[0] for field in self.sum_fields})
+            or deselected(self.metadata, self.sum_fields)
+        )
 
     def _can_wait(self, seconds: float) -> bool:
         """Return whether time is left after a wait of `seconds`.

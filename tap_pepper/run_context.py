@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tap_pepper.windows import upper_bound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from tap_pepper.api.client import PepperClient
     from tap_pepper.api.rate_limit import Clock
@@ -86,7 +86,7 @@ class RunContext:
         merchant: A hash of Pepper's host and the merchant's code. Each STATE contains this hash.
         time_limit: Says whether there is time to read more.
         upper_bound: The time up to which to read.
-        drops_records: Whether a stream map may drop records of a stream.
+        drops_data: Whether a stream map may drop records of a stream, or change some of its fields.
         failures: Streams that failed, and their errors.
         postponed: What this run has no time to read, and leaves to the next run.
     """
@@ -97,6 +97,6 @@ class RunContext:
     merchant: str
     time_limit: TimeLimit
     upper_bound: UpperBound
-    drops_records: Callable[[str], bool]
+    drops_data: Callable[[str, Collection[str]], bool]
     failures: list[tuple[str, Exception]] = field(default_factory=list)
     postponed: list[str] = field(default_factory=list)

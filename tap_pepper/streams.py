@@ -33,7 +33,7 @@ class Awards(ChangesStream):
     since_parameter = "updatedAt"
     hidden_fields = ("tenantId", "perk", OTHER_FIELDS)
     automatic_fields = (INVALID_POINTS,)
-    balance_fields = ("points",)
+    balance_fields = ("points", "userId")
 
     @property
     def full_refresh_days(self) -> int:
@@ -67,15 +67,15 @@ class Actions(WindowedStream):
     path = "/actions"
     replication_key = "when_timestamp"
     automatic_fields = (INVALID_POINTS,)
-    balance_fields = (
+    sum_fields = (
         "type",
-        "context.user._id",
         "metadata.awardId",
         "metadata.pointsAvailable",
         "metadata.pointsAdded",
         "metadata.pointsRedeemed",
         "metadata.pointsRefunded",
     )
+    balance_fields = (*sum_fields, "context.user._id")
 
     def window_query(self, window: Window) -> dict[str, str]:
         """Filter by the window's times, and by type if `action_types` is set."""

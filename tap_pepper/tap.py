@@ -113,7 +113,7 @@ class TapPepper(Plugin, Tap):
                 self.client.clock, self.settings.max_run_seconds, 1.0 if is_only_stream else ACTIONS_SHARE
             ),
             upper_bound=UpperBound(self.client, self.settings.settle_seconds),
-            drops_records=self.drops_records,
+            drops_data=self.drops_data,
         )
 
     def sync_all(self) -> None:  # type: ignore[misc]
@@ -292,6 +292,7 @@ def _checked_state(file: IO[str] | None) -> IO[str] | None:
     text = _text_of(file, what).removeprefix("\ufeff")
     if not text.strip():
         # An empty file counts as no state: many people run `touch state.json` before the first run.
+        logging.getLogger("tap-pepper").warning("%s is empty, so this run starts without a state", what)
         return None
     parse_object(text, what)
     return io.StringIO(text)

@@ -147,11 +147,12 @@ def resume_after(*, read_until: str | None, start: str | None, until: str, lookb
     """Return where the first window of a run starts.
 
     After an earlier run, it starts `lookback_seconds` before `read_until`, to catch late arrivals. On the first run, it
-    starts at `start`, or `lookback_seconds` before `until` if there is no `start`.
+    starts at `start`. Without `start`, it starts `lookback_seconds` before `until`, but at least a second before it,
+    because a run that reads nothing has no bookmark.
     """
     if read_until is not None:
         return subtract_seconds(read_until, lookback_seconds)
-    return subtract_seconds(until, lookback_seconds) if start is None else subtract_seconds(start, 0)
+    return subtract_seconds(until, max(lookback_seconds, 1)) if start is None else subtract_seconds(start, 0)
 
 
 def advance_bookmark(bookmark: str | None, read_until: str) -> str:

@@ -32,11 +32,13 @@ class Coverage:
     `skipped_start_date`. The tap reads the older actions only if someone later sets a start_date before
     `skipped_start_date`.
 
-    `crm-balances coverage --state` sets `backfill_from`. The next run first reads the actions between `backfill_from`
-    and the coverage. Once the tap has read them, `backfill_from` is null.
+    `crm-balances coverage --state` sets `backfill_from`, and the beginning of the ledger as `skipped_start_date`. The
+    next run first reads the actions between `backfill_from` and the coverage. Once the tap has read them,
+    `backfill_from` is null.
 
-    A new coverage begins in three cases:
+    A new coverage begins in these cases:
 
+    - The state has no valid coverage.
     - This run starts to read after the end of the earlier coverage, because someone edited the bookmark.
     - This run starts to read before the beginning of the earlier coverage.
     - This run reads other types of action.
@@ -69,9 +71,11 @@ class Coverage:
         self._from = self._until = after
         self.continues = False
         """Whether this run continues the coverage in the state. Otherwise a new coverage begins."""
-        self._skipped_start = start if bookmark else None
         self._read: list[Window] = []
-        covered_from = _bound(state.get("covered_from"))
+        covered_from, skipped = _bound(state.get("covered_from")), _bound(state.get("skipped_start_date"))
+        # Earlier runs have read from the earliest of these times on, or have skipped it. An earlier start_date is new.
+        known = [each for each in (None if self._backfill_from else covered_from, skipped) if each]
+        self._skipped_start = max(start, min(known, default=start)) if bookmark and start else None
         if bookmark and covered_from and (state.get("action_types") or []) == self._types:
             # If someone set the bookmark back, they may also have restored the warehouse to that time. So the coverage
             # never ends after the bookmark.
@@ -82,7 +86,7 @@ class Coverage:
             # Keep the skipped start date even if this run starts before the coverage, as it does if the clocks did not
             # agree.
             if after <= covered_until and not self._backfill_from:
-                self._skipped_start = _bound(state.get("skipped_start_date"))
+                self._skipped_start = skipped
         known_from = min(self._from, self._skipped_start or self._from)
         requested = self._backfill_from and subtract_seconds(self._backfill_from, lookback_seconds)
         self._missing_from = start if start and start < known_from else requested

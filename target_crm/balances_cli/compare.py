@@ -71,7 +71,7 @@ class AwardsInput:
     def __init__(self, target: TargetCrm) -> None:
         self.awards: dict[str, Observation | None] = {}
         self.unreadable: list[dict[str, Any]] = []
-        self.lacks_awards = target.drops_records(STREAM)
+        self.lacks_awards = target.drops_data(STREAM)
         self.other_records = 0
         self._first_extracted_at = datetime.max.replace(tzinfo=UTC)
         self.read = AwardsRead()

@@ -120,11 +120,22 @@ def state_to_resume(connection: Connection, tables: Tables) -> dict[str, Any]:
     else:
         chosen = max(found, key=lambda each: (each.intervals[-1].until, each.merchant))
     bookmark: dict[str, Any] = {"replication_key": REPLICATION_KEY, **_position(chosen)}
+    # If Pepper's clock was ahead, coverage ends in the future. The tap then continues where the last run ended.
+    if (last_run := _last_run_at(connection, tables)) and _iso(last_run) < bookmark["replication_key_value"]:
+        bookmark["read_until"] = _iso(last_run)
     if chosen.merchant:
         bookmark["merchant"] = chosen.merchant
     bookmarks = {STREAM: bookmark}
     # Meltano needs the state under `singer_state`. Other runners pass the whole file, and the tap reads `bookmarks`.
     return {"bookmarks": bookmarks, "singer_state": {"bookmarks": bookmarks}}
+
+
+def _last_run_at(connection: Connection, tables: Tables) -> datetime | None:
+    """Return when the last run began that has loaded or repeated actions."""
+    runs = tables.load_runs.c
+    begun = select(func.max(runs.started_at)).where(runs.stream == tables.actions.name, runs.read > 0)
+    found: datetime | None = connection.scalar(begun)
+    return found
 
 
 def _position(found: MerchantCoverage) -> dict[str, Any]:
@@ -138,7 +149,7 @@ def _position(found: MerchantCoverage) -> dict[str, Any]:
         "replication_key_value": _iso(interval.until),
         "covered_from": _iso(interval.after),
         "covered_until": _iso(interval.until),
-        **({"backfill_from": _iso(hole.after)} if hole else {}),
+        **({"backfill_from": _iso(hole.after), "skipped_start_date": _iso(found.begins)} if hole else {}),
         **({"action_types": list(found.action_types)} if found.action_types else {}),
     }
 

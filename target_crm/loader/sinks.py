@@ -42,6 +42,8 @@ Message = Mapping[str, Any]
 
 # The index of `occurred_at` in a row of a part. Each row begins with the number of its input line.
 _OCCURRED_AT = 1 + LedgerRow._fields.index("occurred_at")
+# A version of these streams has the rows of only one merchant.
+_OF_ONE_MERCHANT = frozenset({"awards", "perks", "users"})
 # The reason for quarantining an action whose id the ledger already has.
 _CONTRADICTION = "the ledger has this _id with another award, effect, time or points"
 
@@ -420,9 +422,18 @@ class TableSink(StreamSink):
         the rows have no version, ignore the message, because the source may now be sending only some of its rows.
         """
         self.adapter.recover(connection, self.table)
+        merchants = select(func.count(self.tables.coverage.c.merchant.distinct()))
+        if self.stream in _OF_ONE_MERCHANT and (connection.scalar(merchants) or 0) > 1:
+            reason = (
+                "the schema has several merchants, and this version lacks the rows of the others; use a schema each"
+            )
+            return Activation(ignored=reason, needs_decision=True)
         rows, unversioned = connection.execute(staging.count_unversioned(self.table)).one()
         if unversioned > self.context.settings.max_deleted_fraction * rows:
-            reason = f"{unversioned:,} of {counted(rows, 'row')} would be deleted because they have no version"
+            reason = (
+                f"{unversioned:,} of {counted(rows, 'row')} would be deleted because they have no version; "
+                "if these rows were really deleted, raise max_deleted_fraction for one run"
+            )
             return Activation(ignored=reason, needs_decision=True)
         hard = self.context.settings.hard_delete and not self.fixed
         return Activation(self.adapter.execute(connection, staging.activate(self.table, version, hard=hard)))

@@ -58,6 +58,8 @@ BATCH_BYTES_MAX = 20 * 1024 * 1024
 # A stream with fewer records fails the run only if all of them are quarantined.
 REJECTED_READ_MIN = 100
 # Finds the drivers' errors about a table with too many columns.
+# The fields of an action that decide how it changes the sums of a balance.
+_SUM_FIELDS = ("metadata", "type")
 _TOO_WIDE = re.compile("too (many|large|big|wide|long)|row size|exceeds", re.IGNORECASE)
 
 
@@ -207,10 +209,7 @@ class TargetCrm(Plugin, Target):
         if failed := self._quarantined_streams():
             problems.append(f"quarantined {' and '.join(failed)}; see rejected_records for the reasons")
         if self._undecided_activations:
-            problems.append(
-                f"ignored ACTIVATE_VERSION of {' and '.join(self._undecided_activations)}; "
-                "if these rows were really deleted, raise max_deleted_fraction for one run"
-            )
+            problems.append(f"ignored ACTIVATE_VERSION of {' and '.join(self._undecided_activations)}")
         if problems:
             raise (WarehouseError if self._stopped else InputError)("; ".join(problems))
 
@@ -357,8 +356,8 @@ class TargetCrm(Plugin, Target):
         self._batcher.commit_if_due()
 
     def _cover(self, state: dict[str, Any]) -> None:
-        """Add the intervals in a STATE to the batch, unless a stream map may have dropped some actions."""
-        if self.router.loads_actions and not self.drops_records(STREAM):
+        """Add the intervals in a STATE to the batch, unless a stream map may have dropped or changed actions."""
+        if self.router.loads_actions and not self.drops_data(STREAM, _SUM_FIELDS):
             claims = claims_of(state)
             # A STATE of another stream repeats the bookmark of actions. An unchanged bookmark needs no commit.
             if claims != self._covered:

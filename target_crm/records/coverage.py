@@ -7,7 +7,9 @@ The bookmark of `actions` in a STATE::
      "action_types": ["REDEEM_PERK", "REWARD_EARNED"], "merchant": "M0cuR5heCoXtxvDf"}
 
 `read` lists only the intervals that the tap has read in this run, because earlier runs may have loaded into another
-warehouse.
+warehouse. A state also claims a microsecond after `covered_from`, in which no action lies. If this warehouse lacks what
+earlier runs have read, this makes it a hole.
+
 A state without `read` claims everything from `covered_from` to the bookmark. A state without `covered_from` claims
 nothing.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,12 +27,14 @@ from target_crm.records.values import Invalid, instant
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
 STREAM = "actions"
 REPLICATION_KEY = "when_timestamp"
 # Use at most this many holes to classify changes that have no action.
 HOLES_MAX = 100
+# The length of an interval in which no action lies, because Pepper's times have milliseconds.
+BEGINNING = timedelta(microseconds=1)
 
 
 class Interval(NamedTuple):
@@ -95,13 +100,14 @@ def claims_of(state: Mapping[str, Any]) -> Claims:
     read = bookmark.get("read", [[bookmark.get("covered_from"), bookmark.get("replication_key_value")]])
     with suppress(Invalid, TypeError, ValueError):
         # Every state from tap-pepper has a valid `covered_from`.
-        instant(bookmark.get("covered_from"))
+        begins = instant(bookmark.get("covered_from"))
         bookmark_at = instant(bookmark.get("replication_key_value"))
         claimed = (Interval(*map(instant, pair)) for pair in read)
         # If someone edited the state, it may claim intervals after the bookmark.
         intervals = union(Interval(each.after, min(each.until, bookmark_at)) for each in claimed)
         if intervals:
-            return {Scope(merchant, tuple(sorted(set(types)))): intervals}
+            beginning = Interval(begins, begins + BEGINNING)
+            return {Scope(merchant, tuple(sorted(set(types)))): union([beginning, *intervals])}
     return {}
 
 

@@ -12,7 +12,7 @@ from target_crm.balances_cli.report.page import as_json, gather, page
 from target_crm.errors import WarehouseError
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.balances import run_balances
-from tests.helpers.target import ACTIONS, AWARDS, action, load, snapshot, state
+from tests.helpers.target import ACTIONS, AWARDS, action, load, query, snapshot, state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,6 +251,7 @@ def test_with_the_state_for_the_oldest_hole_the_tap_reads_the_hole_first(
         "covered_from": "2026-10-18T00:00:00.000Z",
         "covered_until": "2026-10-20T06:00:05.000Z",
         "backfill_from": "2026-10-10T00:00:00.000Z",
+        "skipped_start_date": "2026-10-01T00:00:00.000Z",
     }
     found = json.loads(output)
     assert exit_code == 0
@@ -287,6 +288,20 @@ def test_the_state_without_a_hole_continues_after_the_last_interval(balances: Ca
         "merchant": "m1",
     }
     assert json.loads(output)["bookmarks"] == {"actions": bookmark}
+
+
+def test_if_coverage_ends_in_the_future_the_state_continues_where_the_last_run_ended(
+    balances: Callable[..., tuple[int, str]], sqlite_url: str
+) -> None:
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    _, output = balances(
+        [ACTIONS, action("a1"), read("2026-10-01T00:00:00Z", ahead.isoformat())], "coverage", "--state"
+    )
+
+    ((began_at,),) = query(sqlite_url, "SELECT started_at FROM load_runs WHERE stream = 'actions'")
+    found = json.loads(output)["bookmarks"]["actions"]
+    assert found["replication_key_value"][:19] == ahead.isoformat()[:19]
+    assert found["read_until"][:19] == str(began_at).replace(" ", "T")[:19]
 
 
 def test_there_is_no_state_without_coverage(balances: Callable[..., tuple[int, str]]) -> None:

@@ -153,8 +153,15 @@ def test_a_new_warehouse_does_not_inherit_the_coverage_in_the_state(tmp_path: Pa
         pipeline.warehouse_url = f"sqlite:///{tmp_path / 'new.db'}"
         pipeline.run()
 
-        (interval,) = coverage(pipeline)["intervals"]
-    assert moment(interval["from"]) == NOW - timedelta(seconds=305)
+        (hole,) = coverage(pipeline)["holes"]
+        assert moment(hole["from"]).replace(microsecond=0) == START + timedelta(days=3)
+        assert moment(hole["until"]) == NOW - timedelta(seconds=305)
+
+        pipeline.state.write_text(balances(pipeline, "coverage", "--state").stdout)
+        pipeline.run()
+        assert coverage(pipeline)["holes"] == []
+        assert loaded(pipeline) == existing(world, START + timedelta(days=3), world.now - timedelta(seconds=5))
+        assert balances(pipeline, "verify").returncode == 0
 
 
 def test_actions_missing_from_a_restored_warehouse_are_a_hole_even_if_the_state_is_newer(tmp_path: Path) -> None:

@@ -45,6 +45,10 @@ def stored(**coverage: Any) -> dict[str, Any]:
     return {"bookmarks": {"actions": bookmark}}
 
 
+def action(name: str, at: str) -> dict[str, Any]:
+    return {"_id": name, "type": "ORDER", "when": {"timestamp": at}}
+
+
 def coverage(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state["bookmarks"]["actions"].items() if name in KEYS}
 
@@ -256,7 +260,7 @@ def test_a_start_date_that_an_earlier_run_skipped_causes_no_reads(earlier: dict[
 
 
 def test_an_earlier_start_date_leaves_no_hole_after_an_upgrade() -> None:
-    recent = listing({"_id": "a", "when": {"timestamp": "2026-10-01T11:57:00.000Z"}})
+    recent = listing(action("a", "2026-10-01T11:57:00.000Z"))
     of_old_version, _ = run(None, listing(), recent, start_date="2026-10-01")
     bookmark = of_old_version.state["bookmarks"]["actions"]
     for name in KEYS:
@@ -269,6 +273,43 @@ def test_an_earlier_start_date_leaves_no_hole_after_an_upgrade() -> None:
     assert upgraded.ids("actions") == ["a"]
     assert coverage(upgraded.state)["read"] == [[begins, UNTIL]]
     assert coverage(backfilled.state)["read"][0] == [FROM, begins]
+
+
+def test_an_interrupted_backfill_does_not_bring_back_the_rows_to_skip() -> None:
+    recent = listing(action("a", "2026-10-01T11:57:00.000Z"))
+    seeded, _ = run(None, listing(), recent)
+    settings = {"start_date": FROM, "lookback_seconds": 7200, "window_hours": 48}
+    failing = Reply({"message": "no"}, status=403)
+    killed, _ = run(seeded.state, listing(), listing(), failing, **settings, may_fail=True)
+    assert killed.error
+
+    ran, windows = run(killed.state, listing(), recent, **settings)
+
+    assert coverage(ran.state)["read"][-1] == [windows[-1][0], UNTIL]
+
+
+def test_a_new_start_date_counts_even_if_the_filter_changes_in_the_same_run() -> None:
+    earlier = stored(covered_from=FROM, covered_until=BOOKMARK)
+
+    _, windows = run(earlier, start_date="2026-09-28", action_types=["ORDER"], window_hours=240)
+    _, unchanged = run(earlier, start_date=FROM, action_types=["ORDER"], window_hours=240)
+
+    assert min(windows)[0] == "2026-09-28T00:00:00.000Z"
+    assert min(unchanged)[0] == REREAD
+
+
+def test_a_new_start_date_counts_even_with_the_state_for_a_hole() -> None:
+    asking = stored(
+        covered_from=FROM,
+        covered_until=BOOKMARK,
+        backfill_from="2026-09-29T22:00:00.000Z",
+        skipped_start_date="2026-09-29T00:00:00.000Z",
+    )
+    _, windows = run(asking, start_date="2026-09-28", window_hours=240)
+    _, unchanged = run(asking, start_date="2026-09-29", window_hours=240)
+
+    assert min(windows)[0] == "2026-09-28T00:00:00.000Z"
+    assert min(unchanged)[0] == "2026-09-29T21:55:00.000Z"
 
 
 def test_an_earlier_start_date_counts_even_if_the_lookback_begins_before_the_coverage() -> None:
@@ -287,14 +328,34 @@ def test_a_start_date_inside_the_coverage_rereads_nothing() -> None:
     assert windows == [("2026-10-01T11:54:55.000Z", UNTIL)]
 
 
-def test_a_run_with_a_filter_in_a_stream_map_records_no_coverage() -> None:
-    ran, _ = run(stored(covered_from=FROM), stream_maps={"act*": {"__filter__": "type == 'ORDER'"}})
+@pytest.mark.parametrize(
+    "definition",
+    [
+        pytest.param({"__filter__": "type == 'ORDER'"}, id="filter"),
+        pytest.param({"metadata": None}, id="without-points"),
+        pytest.param({"_id": "_id", "type": "type", "__else__": None}, id="without-other-fields"),
+    ],
+)
+def test_a_run_whose_stream_map_drops_actions_or_points_records_no_coverage(definition: dict[str, Any]) -> None:
+    recent = listing(action("a", "2026-10-01T11:57:00.000Z"))
+    ran, _ = run(stored(covered_from=FROM), listing(), recent, stream_maps={"act*": definition})
+    later, _ = run(ran.state, listing(), recent, stream_maps={"act*": definition})
 
     assert coverage(ran.state) == {}
+    assert (ran.ids("actions"), later.ids("actions")) == (["a"], [])
 
 
-def test_a_run_with_a_stream_map_without_a_filter_records_its_coverage() -> None:
-    ran, _ = run(stored(covered_from=FROM), stream_maps={"actions": {"note": "'x'"}, "sers": {"__filter__": "0"}})
+@pytest.mark.parametrize(
+    "definition",
+    [
+        pytest.param({"note": "'x'"}, id="new-field"),
+        pytest.param({"context": None}, id="without-user"),
+        pytest.param({"type": "type", "metadata": "metadata", "_id": "_id", "__else__": None}, id="same-fields"),
+    ],
+)
+def test_a_run_whose_stream_map_keeps_actions_and_points_records_its_coverage(definition: dict[str, Any]) -> None:
+    maps = {"actions": definition, "sers": {"__filter__": "0"}}
+    ran, _ = run(stored(covered_from=FROM), stream_maps=maps)
 
     assert coverage(ran.state)["covered_from"] == FROM
 

@@ -202,24 +202,19 @@ def test_a_start_date_in_the_future_is_logged(caplog: pytest.LogCaptureFixture) 
     assert "actions: start_date 2026-10-02T00:00:00.000Z is in the future" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("state", "reason"),
-    [
-        pytest.param(state_of(actions=SETTLED), f"already read up to {SETTLED}", id="with-a-state"),
-        pytest.param(
-            None,
-            f"reading starts at {SETTLED}, because there is no start_date and lookback_seconds is 0",
-            id="without-a-state",
-        ),
-    ],
-)
-def test_a_run_with_nothing_to_read_logs_why(
-    state: dict[str, Any] | None, reason: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_with_nothing_to_read_logs_why(caplog: pytest.LogCaptureFixture) -> None:
     with Script(listing()) as script:
-        run = run_script(script, "actions", state=state, start_date=None, lookback_seconds=0)
+        run = run_script(script, "actions", state=state_of(actions=SETTLED), start_date=None, lookback_seconds=0)
     assert run.records("actions") == []
-    assert f"actions: {reason}; there is nothing to read" in caplog.text
+    assert f"actions: already read up to {SETTLED}; there is nothing to read" in caplog.text
+
+
+def test_a_first_run_without_start_date_and_lookback_still_writes_a_bookmark() -> None:
+    with Script(listing()) as script:
+        first = run_script(script, "actions", start_date=None, lookback_seconds=0)
+        later = run_script(script, "actions", state=first.state, start_date=None, lookback_seconds=0)
+    assert first.bookmarks("actions")[-1] == SETTLED
+    assert later.bookmarks("actions")[-1] == SETTLED
 
 
 def test_the_state_of_another_merchant_is_rejected() -> None:
@@ -476,6 +471,7 @@ def test_deselecting_a_field_that_balances_need_causes_a_warning(caplog: pytest.
 
     with Script(listing()) as script:
         run = run_script(script, catalog=selection("actions", change=deselect))
+    assert "covered_from" not in bookmark_of(run, "actions"), "without these fields, the run does not cover its time"
     assert not {"type", "metadata"} & run.schema("actions")["schema"]["properties"].keys()
     assert "actions: the catalog deselects type, metadata, without which target-crm cannot keep balances" in caplog.text
 
@@ -501,7 +497,7 @@ def test_deselecting_a_nested_field_that_balances_need_causes_a_warning(caplog: 
     with Script(listing()) as script:
         run_script(script, catalog=selection("actions", change=deselect))
 
-    deselected = "context.user, metadata.awardId, metadata.pointsAdded"
+    deselected = "metadata.awardId, metadata.pointsAdded, context.user"
     assert f"actions: the catalog deselects {deselected}, without which target-crm cannot keep balances" in caplog.text
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from target_crm.errors import WarehouseError
+from target_crm.errors import InputError, WarehouseError
 from tests.helpers.target import (
     ACTIONS,
     AWARDS,
@@ -50,6 +50,21 @@ def test_rows_missing_from_the_activated_version_are_marked_until_they_return(wa
 
     load(warehouse_url, [keyed, versioned("perks", "2", 3), activate("perks", 3)])
     assert query(warehouse_url, marks) == [("1", True), ("2", False)]
+
+
+def test_a_version_deletes_nothing_if_the_schema_has_several_merchants(sqlite_url: str) -> None:
+    def read(merchant: str) -> str:
+        interval = ["2026-10-01T00:00:00Z", "2026-10-02T00:00:00Z"]
+        bookmark = {"replication_key_value": interval[1], "covered_from": interval[0], "read": [interval]}
+        return state({"bookmarks": {"actions": {**bookmark, "merchant": merchant}}})
+
+    keyed = schema("perks", {"id": TEXT}, "id")
+    load(sqlite_url, [ACTIONS, action("a1"), read("m1"), keyed, versioned("perks", "1", 1), activate("perks", 1)])
+    load(sqlite_url, [ACTIONS, action("a2"), read("m2"), keyed, versioned("perks", "2", 2)])
+    with pytest.raises(InputError, match="the schema has several merchants"):
+        load(sqlite_url, [keyed, versioned("perks", "2", 3), activate("perks", 3)])
+
+    assert query(sqlite_url, "SELECT count(*) FROM perks WHERE _sdc_deleted_at IS NOT NULL") == [(0,)]
 
 
 def test_a_deleted_row_that_returns_unchanged_loses_its_deletion_mark(sqlite_url: str, tmp_path: Path) -> None:

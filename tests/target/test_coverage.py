@@ -107,11 +107,19 @@ def test_a_poll_without_actions_moves_coverage_and_writes_once(sqlite_url: str) 
 
 
 def test_coverage_is_kept_per_merchant_and_types(sqlite_url: str) -> None:
-    load(sqlite_url, [ACTIONS, action("a1"), read(0, 2), read(2, 4, action_types=["B", "A"]), read(2, 5, merchant="m")])
+    load(sqlite_url, [ACTIONS, action("a1"), read(0, 2), read(0, 4, action_types=["B", "A"]), read(0, 5, merchant="m")])
 
     assert covered(sqlite_url) == [(0, 2)]
-    assert covered(sqlite_url, action_types='["A", "B"]') == [(2, 4)]
-    assert covered(sqlite_url, merchant="m") == [(2, 5)]
+    assert covered(sqlite_url, action_types='["A", "B"]') == [(0, 4)]
+    assert covered(sqlite_url, merchant="m") == [(0, 5)]
+
+
+def test_a_warehouse_that_lacks_what_earlier_runs_have_read_has_a_hole(sqlite_url: str) -> None:
+    load(sqlite_url, [ACTIONS, action("a1"), read(4, 6)])
+
+    beginning, interval = covered(sqlite_url)
+    assert beginning == (0, pytest.approx(0, abs=1e-6))
+    assert interval == (4, 6)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +149,7 @@ def test_a_state_in_another_form_than_the_taps_covers_nothing(value: dict[str, A
 def test_a_state_covers_nothing_after_its_bookmark(sqlite_url: str) -> None:
     claims = [[hour(1), hour(5)], [hour(6), hour(9)]]
 
-    load(sqlite_url, [ACTIONS, action("a1"), state(bookmark(hour(0), hour(3), read=claims))])
+    load(sqlite_url, [ACTIONS, action("a1"), state(bookmark(hour(1), hour(3), read=claims))])
 
     assert covered(sqlite_url) == [(1, 3)]
 
