@@ -7,8 +7,8 @@ The bookmark of `actions` in a STATE::
      "action_types": ["REDEEM_PERK", "REWARD_EARNED"], "merchant": "M0cuR5heCoXtxvDf"}
 
 `read` lists only the intervals that the tap has read in this run, because earlier runs may have loaded into another
-warehouse. A state also claims a microsecond after `covered_from`, in which no action lies. If this warehouse lacks what
-earlier runs have read, this makes it a hole.
+warehouse. A state also claims half a millisecond after `covered_from`, in which no action lies. If this warehouse lacks
+what earlier runs have read, this makes it a hole.
 
 A state without `read` claims everything from `covered_from` to the bookmark. A state without `covered_from` claims
 nothing.
@@ -33,8 +33,9 @@ STREAM = "actions"
 REPLICATION_KEY = "when_timestamp"
 # Use at most this many holes to classify changes that have no action.
 HOLES_MAX = 100
-# The length of an interval in which no action lies, because Pepper's times have milliseconds.
-BEGINNING = timedelta(microseconds=1)
+# The length of an interval in which no action lies, because Pepper's times have milliseconds. Some engines round times
+# to a tenth of a millisecond.
+BEGINNING = timedelta(microseconds=500)
 
 
 class Interval(NamedTuple):

@@ -222,8 +222,8 @@ class History:
         for row in table(self.warehouse, "coverage"):
             types = tuple(json.loads(row["action_types"] or "[]"))
             span = row["covered_from"], row["covered_until"]
-            # The state from `coverage --state` may begin where another filter was read. Ignore this microsecond.
-            if span[1] - span[0] > timedelta(microseconds=1):
+            # The state from `coverage --state` may begin where another filter was read. Ignore such a fraction of a ms.
+            if span[1] - span[0] >= timedelta(milliseconds=1):
                 found.setdefault(types, []).append(span)
         return {types: sorted(spans) for types, spans in found.items()}
 
