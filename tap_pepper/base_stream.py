@@ -27,6 +27,7 @@ from tap_pepper.errors import ConfigError, FatalRunError, PepperError
 from tap_pepper.metrics import Metric, log_metric
 from tap_pepper.raw_json import decode_row, to_json
 from tap_pepper.windows import (
+    add_seconds,
     advance_bookmark,
     parse_bound,
     seconds_between,
@@ -239,7 +240,8 @@ class PepperStream(Stream):
         if bookmark is None:
             return None
         until = self.run.upper_bound.get(self.path)
-        if until < bookmark:
+        # A bookmark may also be later than `until` because someone has raised settle_seconds.
+        if add_seconds(until, self.run.settings.settle_seconds) < bookmark:
             self.logger.warning(
                 "%s: the bookmark %s is ahead of Pepper's clock, so a clock is or was wrong; if runs are further apart "
                 "than lookback_seconds, set the bookmark to a time before the clock went wrong",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from target_crm.records.coverage import Interval, MerchantCoverage
     from target_crm.sql.tables import Tables
 
-NOT_RECORDED = "Coverage is not recorded yet. It begins with the next run of tap-pepper."
+NOT_RECORDED = "Coverage is not recorded yet. It begins with the next run of tap-pepper that emits complete actions."
 LEDGER_BEGINS = (
     "The ledger begins with the first of these times: totals count from then on; balances include earlier points."
 )

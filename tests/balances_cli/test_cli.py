@@ -77,7 +77,7 @@ def test_verify_prints_a_table(balances: Any) -> None:
             "1 balance change without an action: edits and expiries in Pepper, actions before coverage was recorded, "
             "or actions of a type that was not read"
         ),
-        "Coverage is not recorded yet. It begins with the next run of tap-pepper.",
+        "Coverage is not recorded yet. It begins with the next run of tap-pepper that emits complete actions.",
         "Verified 4 balances against 6 actions: OK",
     ]
 

@@ -209,6 +209,15 @@ def test_a_run_with_nothing_to_read_logs_why(caplog: pytest.LogCaptureFixture) -
     assert f"actions: already read up to {SETTLED}; there is nothing to read" in caplog.text
 
 
+def test_a_larger_settle_seconds_is_no_wrong_clock(caplog: pytest.LogCaptureFixture) -> None:
+    ahead = "2026-10-01T12:00:00.001Z"
+    with Script(listing()) as script:
+        run_script(script, "actions", state=state_of(actions=SETTLED), settle_seconds=900)
+        assert "clock" not in caplog.text
+        run_script(script, "actions", state=state_of(actions=ahead), settle_seconds=900)
+        assert f"actions: the bookmark {ahead} is ahead of Pepper's clock" in caplog.text
+
+
 def test_a_first_run_without_start_date_and_lookback_still_writes_a_bookmark() -> None:
     with Script(listing()) as script:
         first = run_script(script, "actions", start_date=None, lookback_seconds=0)
