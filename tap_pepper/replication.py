@@ -147,8 +147,11 @@ class ChangesStream(FullTableStream):
             return
         until = self.run.upper_bound.get(self.path)
         state, read_until = self.stream_state, self.read_until
+        # Once a field that balances need is selected again, read it in all rows.
+        lacking = {"lacking": deselected(self.metadata, self.balance_fields)} if self.balance_fields else {}
+        returned = set(state.get("lacking") or ()).difference(*lacking.values())
         since = None
-        if read_until is not None and not self._full_refresh_is_due(until):
+        if read_until is not None and not returned and not self._full_refresh_is_due(until):
             since = subtract_seconds(read_until, self.run.settings.lookback_seconds)
         recent_rows = RecentRows(None if since is None else state.get("border"))
         reread_from = self.reread_from(until)
@@ -163,7 +166,7 @@ class ChangesStream(FullTableStream):
         if since is None and (self.full_refresh_days or self.replication_method != REPLICATION_INCREMENTAL):
             yield from self.read_all(prepare)
             recent_rows.drop_earlier_runs()
-            self.write_bookmark(until, border=recent_rows.to_state(reread_from), refreshed_until=until)
+            self.write_bookmark(until, border=recent_rows.to_state(reread_from), refreshed_until=until, **lacking)
             return
         if self.full_refresh_days:
             self._stream_version = state.get("version")
@@ -182,7 +185,7 @@ class ChangesStream(FullTableStream):
         # If a row changes and later changes back, the tap must emit both changes. So it remembers only the row's
         # newest form.
         recent_rows.drop_earlier_runs()
-        self.write_bookmark(until, border=recent_rows.to_state(reread_from))
+        self.write_bookmark(until, border=recent_rows.to_state(reread_from), **lacking)
 
     def complete_row(self, row: Row) -> str | None:
         """Convert a row's values in place before the row is emitted.

@@ -485,6 +485,21 @@ def test_deselecting_a_field_that_balances_need_causes_a_warning(caplog: pytest.
     assert "actions: the catalog deselects type, metadata, without which target-crm cannot keep balances" in caplog.text
 
 
+def test_awards_are_read_completely_once_their_points_are_selected_again() -> None:
+    def deselect(entry: dict[str, Any]) -> None:
+        select_fields(entry, "points", selected=False)
+
+    award = {"_id": "w", "points": 77, "updatedAt": "2026-09-01T00:00:00.000Z"}
+    with Script(listing(award)) as script:
+        without = run_script(script, catalog=selection("awards", change=deselect))
+        still = run_script(script, catalog=selection("awards", change=deselect), state=without.state)
+        again = run_script(script, "awards", state=still.state)
+        later = run_script(script, "awards", state=again.state)
+
+    assert [len(each.records("awards")) for each in (without, still, again, later)] == [1, 0, 1, 0]
+    assert again.records("awards")[0]["points"] == 77
+
+
 def test_fields_of_a_stream_that_is_not_selected_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     catalog = selection("actions")
     for entry in catalog["streams"]:
@@ -679,6 +694,7 @@ def test_the_first_run_reads_all_awards_whatever_the_start_date() -> None:
         "replication_key_value": SETTLED,
         "read_until": None,
         "border": "",
+        "lacking": [],
     }
 
 
