@@ -254,10 +254,10 @@ class WindowedStream(PepperStream):
             lookback_seconds=settings.lookback_seconds,
         )
         # A new coverage starts with the lookback, so this run must also emit the rows that earlier runs emitted.
-        if read_until is None or not (coverage.continues or self._hides_actions):
+        if self.stream_state.get("border") and not (coverage.continues or self._hides_actions):
             # A backfill may write a STATE before these rows are emitted.
             self.stream_state["border"] = ""
-        recent_rows = RecentRows(self.stream_state.get("border"))
+        recent_rows = RecentRows(None if read_until is None else self.stream_state.get("border"))
         length_seconds = TEST_WINDOW_SECONDS if self.is_test else self._first_window_seconds
         try:
             if coverage.missing and not self.is_test:
@@ -344,9 +344,15 @@ class WindowedStream(PepperStream):
     @cached_property
     def _hides_actions(self) -> bool:
         """Whether the target does not get every action with the fields that its sums need."""
-        return bool(
-            self.run.drops_data(self.name, {field.split(".")[0] for field in self.sum_fields})
-            or deselected(self.metadata, self.sum_fields)
+        names = {field.split(".")[0] for field in self.sum_fields}
+        breadcrumbs = (
+            tuple(part for name in field.split(".") for part in ("properties", name)) for field in self.sum_fields
+        )
+        return (
+            self.run.drops_data(self.name, names)
+            or bool(self.config.get("flattening_enabled"))
+            or not names <= self.schema["properties"].keys()
+            or not all(self.mask[breadcrumb] for breadcrumb in breadcrumbs)
         )
 
     def _can_wait(self, seconds: float) -> bool:

@@ -189,7 +189,8 @@ class TapPepper(Plugin, Tap):
         if any(bookmark.get("merchant", self.merchant) != self.merchant for bookmark in bookmarks.values()):
             msg = (
                 "state: it belongs to another merchant: application_id or the host in api_url differs; use one state "
-                "per merchant, or, if only the host has changed, remove every 'merchant' from the state"
+                "per merchant, or, if only the host has changed, remove every 'merchant' from the state, and set "
+                f"merchant in the warehouse's table _crm_coverage to {self.merchant!r}"
             )
             raise ConfigError(msg)
         for bookmark in bookmarks.values():

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from pepper_runtime.wording import duration
 from target_crm.errors import WarehouseError
-from target_crm.records.coverage import REPLICATION_KEY, STREAM, summarize
+from target_crm.records.coverage import BEGINNING, REPLICATION_KEY, STREAM, summarize
 from target_crm.sql.coverage import recorded
 from target_crm.warehouse import migrations
 
@@ -88,6 +88,7 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
             }
             for scope, found in each.read.items()
             for interval in found
+            if interval.length > BEGINNING
         ]
         holes += [{**_edges(hole), **merchant} for hole in each.holes]
         sentences = _sentences(each)

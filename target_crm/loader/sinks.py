@@ -425,7 +425,8 @@ class TableSink(StreamSink):
         merchants = select(func.count(self.tables.coverage.c.merchant.distinct()))
         if self.stream in _OF_ONE_MERCHANT and (connection.scalar(merchants) or 0) > 1:
             reason = (
-                "the schema has several merchants, and this version lacks the rows of the others; use a schema each"
+                "the schema has several merchants, see _crm_coverage, and this version lacks the rows of the others; "
+                "use one schema per merchant"
             )
             return Activation(ignored=reason, needs_decision=True)
         rows, unversioned = connection.execute(staging.count_unversioned(self.table)).one()

@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 BATCH_BYTES_MAX = 20 * 1024 * 1024
 # A stream with fewer records fails the run only if all of them are quarantined.
 REJECTED_READ_MIN = 100
-# Finds the drivers' errors about a table with too many columns.
 # The fields of an action that decide how it changes the sums of a balance.
 _SUM_FIELDS = ("metadata", "type")
+# Finds the drivers' errors about a table with too many columns.
 _TOO_WIDE = re.compile("too (many|large|big|wide|long)|row size|exceeds", re.IGNORECASE)
 
 

@@ -360,6 +360,22 @@ def test_a_run_whose_stream_map_keeps_actions_and_points_records_its_coverage(de
     assert coverage(ran.state)["covered_from"] == FROM
 
 
+@pytest.mark.parametrize("state", [None, stored(border="a" * 16)], ids=["first-run", "new-coverage"])
+def test_a_run_that_fails_before_its_first_window_leaves_a_state_that_the_next_run_accepts(
+    state: dict[str, Any] | None,
+) -> None:
+    failing = Reply({"message": "no"}, status=403)
+    with Script(listing(), listing(), failing) as script:
+        failed = run_tap(
+            config(script.url, concurrency=1), "perks", "actions", state=without_merchant(state), may_fail=True
+        )
+    assert failed.error
+
+    ran, _ = run(failed.state)
+
+    assert ran.error is None
+
+
 def test_a_run_without_the_stream_actions_records_no_reads() -> None:
     earlier = stored(covered_from=FROM, covered_until=BOOKMARK, read=[[FROM, BOOKMARK]])
     with Script(listing()) as script:

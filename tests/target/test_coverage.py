@@ -160,6 +160,7 @@ def test_a_state_covers_nothing_after_its_bookmark(sqlite_url: str) -> None:
         pytest.param({"stream_maps": {"actions": {"__filter__": "type == 'X'"}}}, [], id="filtered"),
         pytest.param({"stream_maps": {"*": {"__filter__": "True"}}}, [], id="filtered-by-a-pattern"),
         pytest.param({"stream_maps": {"actions": {"__alias__": "events"}}}, [], id="to-another-table"),
+        pytest.param({"stream_maps": {"actions": {"metadata": None}}}, [], id="without-points"),
         pytest.param({"stream_maps": {"actions": {"note": "'x'"}}}, [(0, 1)], id="changed"),
         pytest.param({"stream_maps": {"awards": {"__filter__": "True"}}}, [(0, 1)], id="of-another-stream"),
     ],
