@@ -497,12 +497,12 @@ class PepperStream(Stream):
 def deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:
     """Return which of these fields are deselected. If a parent field is deselected, return the parent instead."""
     found = []
+    mask = metadata.resolve_selection()
     for field in fields:
         names = field.split(".")
         for depth in range(1, len(names) + 1):
             breadcrumb = tuple(part for name in names[:depth] for part in ("properties", name))
-            entry = metadata.get(breadcrumb)
-            if entry and entry.selected is False:
+            if not mask[breadcrumb]:
                 found.append(".".join(names[:depth]))
                 break
     return list(dict.fromkeys(found))

@@ -19,7 +19,6 @@ from tap_pepper.base_stream import PepperStream, deselected
 from tap_pepper.errors import TimeLimitReached
 from tap_pepper.raw_json import digest, from_json, to_json
 from tap_pepper.state.audit import Audit
-from tap_pepper.state.coverage import KEYS as COVERAGE_KEYS
 from tap_pepper.state.coverage import Coverage
 from tap_pepper.state.dedupe import KeySample, RecentRows
 from tap_pepper.windows import (
@@ -148,8 +147,8 @@ class ChangesStream(FullTableStream):
         until = self.run.upper_bound.get(self.path)
         state, read_until = self.stream_state, self.read_until
         # Once a field that balances need is selected again, read it in all rows.
-        lacking = {"lacking": deselected(self.metadata, self.balance_fields)} if self.balance_fields else {}
-        returned = set(state.get("lacking") or ()).difference(*lacking.values())
+        lacking = deselected(self.metadata, self.balance_fields)
+        returned = set(state.get("lacking") or ()) - set(lacking)
         since = None
         if read_until is not None and not returned and not self._full_refresh_is_due(until):
             since = subtract_seconds(read_until, self.run.settings.lookback_seconds)
@@ -166,7 +165,7 @@ class ChangesStream(FullTableStream):
         if since is None and (self.full_refresh_days or self.replication_method != REPLICATION_INCREMENTAL):
             yield from self.read_all(prepare)
             recent_rows.drop_earlier_runs()
-            self.write_bookmark(until, border=recent_rows.to_state(reread_from), refreshed_until=until, **lacking)
+            self.write_bookmark(until, border=recent_rows.to_state(reread_from), refreshed_until=until, lacking=lacking)
             return
         if self.full_refresh_days:
             self._stream_version = state.get("version")
@@ -185,7 +184,7 @@ class ChangesStream(FullTableStream):
         # If a row changes and later changes back, the tap must emit both changes. So it remembers only the row's
         # newest form.
         recent_rows.drop_earlier_runs()
-        self.write_bookmark(until, border=recent_rows.to_state(reread_from), **lacking)
+        self.write_bookmark(until, border=recent_rows.to_state(reread_from), lacking=lacking)
 
     def complete_row(self, row: Row) -> str | None:
         """Convert a row's values in place before the row is emitted.
@@ -254,7 +253,7 @@ class WindowedStream(PepperStream):
             lookback_seconds=settings.lookback_seconds,
         )
         # A new coverage starts with the lookback, so this run must also emit the rows that earlier runs emitted.
-        if self.stream_state.get("border") and not (coverage.continues or self._hides_actions):
+        if self.stream_state.get("border") and not coverage.continues:
             # A backfill may write a STATE before these rows are emitted.
             self.stream_state["border"] = ""
         recent_rows = RecentRows(None if read_until is None else self.stream_state.get("border"))
@@ -332,27 +331,23 @@ class WindowedStream(PepperStream):
                     return
 
     def _cover(self, coverage: Coverage, window: Window, skipped_until: str | None = None) -> None:
-        """Note in the STATE that a window was emitted, unless the target may lack some of its actions."""
+        """Note in the STATE that a window was emitted. If the target may lack some of its actions, claim no reads."""
         if self.is_test or self.replication_method != REPLICATION_INCREMENTAL:
             return
         coverage.add(window, skipped_until)
-        for name in COVERAGE_KEYS:
-            self.stream_state.pop(name, None)
-        if not self._hides_actions:
-            self.stream_state.update(coverage.to_state())
+        self.stream_state.update(coverage.to_state())
+        if self._hides_actions:
+            self.stream_state["read"] = []
 
     @cached_property
     def _hides_actions(self) -> bool:
         """Whether the target does not get every action with the fields that its sums need."""
         names = {field.split(".")[0] for field in self.sum_fields}
-        breadcrumbs = (
-            tuple(part for name in field.split(".") for part in ("properties", name)) for field in self.sum_fields
-        )
         return (
             self.run.drops_data(self.name, names)
             or bool(self.config.get("flattening_enabled"))
             or not names <= self.schema["properties"].keys()
-            or not all(self.mask[breadcrumb] for breadcrumb in breadcrumbs)
+            or bool(deselected(self.metadata, self.sum_fields))
         )
 
     def _can_wait(self, seconds: float) -> bool:

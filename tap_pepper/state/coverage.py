@@ -141,9 +141,6 @@ class Coverage:
         }
 
 
-KEYS = ("covered_from", "covered_until", "read", "backfill_from", "skipped_start_date", "action_types")
-
-
 def start_run(state: dict[str, Any]) -> None:
     """Empty `read` in a bookmark from an earlier run, because this run has not read anything yet."""
     if "covered_from" in state:

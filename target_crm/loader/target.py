@@ -107,7 +107,7 @@ class TargetCrm(Plugin, Target):
             raise SettingError("a TARGET_CRM_… variable is not valid JSON, e.g. TARGET_CRM_STREAM_MAPS") from None
         if self.config.get("flattening_enabled"):
             raise SettingError(
-                "flattening_enabled: target-crm keeps objects as JSON; enable flattening in the tap instead"
+                "flattening_enabled: target-crm keeps objects as JSON, and computes balances from the object metadata"
             )
         self.settings = Settings.from_config(self.config)
         self.warehouse = warehouse or Warehouse(self.settings.url, self.settings.default_target_schema)

@@ -143,6 +143,30 @@ def test_a_state_that_coverage_prints_replaces_a_lost_state_and_finds_late_actio
         assert balances(pipeline, "verify").returncode == 0
 
 
+def test_actions_that_were_read_without_points_are_a_hole_until_they_are_read_again(tmp_path: Path) -> None:
+    world = World(seed=25, users=30, days=6, now=NOW)
+    with Sandbox(world) as sandbox:
+        settings = {"TAP_PEPPER_START_DATE": START.isoformat()}
+        pipeline = Pipeline(sandbox, f"sqlite:///{tmp_path / 'crm.db'}", tmp_path, settings)
+        pipeline.run()
+        world.advance(timedelta(hours=12))
+        settings["TAP_PEPPER_STREAM_MAPS"] = json.dumps({"actions": {"metadata": None}})
+        pipeline.run()
+        world.advance(timedelta(hours=12))
+        del settings["TAP_PEPPER_STREAM_MAPS"]
+        pipeline.run()
+
+        assert balances(pipeline, "verify").returncode == 1
+        (hole,) = coverage(pipeline)["holes"]
+        assert moment(hole["from"]) == NOW - timedelta(seconds=5)
+
+        pipeline.state.write_text(balances(pipeline, "coverage", "--state").stdout)
+        pipeline.run()
+        assert balances(pipeline, "verify").returncode == 0
+        without_effect = "SELECT count(*) FROM actions WHERE effect IS NULL AND type = 'REDEEM_PERK'"
+        assert query(pipeline.warehouse_url, without_effect) == [(0,)]
+
+
 def test_a_new_warehouse_does_not_inherit_the_coverage_in_the_state(tmp_path: Path) -> None:
     world = World(seed=22, users=10, days=3, now=NOW)
     with Sandbox(world) as sandbox:

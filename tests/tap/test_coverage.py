@@ -341,8 +341,22 @@ def test_a_run_whose_stream_map_drops_actions_or_points_records_no_coverage(defi
     ran, _ = run(stored(covered_from=FROM), listing(), recent, stream_maps={"act*": definition})
     later, _ = run(ran.state, listing(), recent, stream_maps={"act*": definition})
 
-    assert coverage(ran.state) == {}
+    assert coverage(later.state) == {"covered_from": FROM, "covered_until": UNTIL, "read": [], **EMPTY}
     assert (ran.ids("actions"), later.ids("actions")) == (["a"], [])
+
+
+def test_a_run_that_flattens_actions_records_no_reads() -> None:
+    ran, _ = run(stored(covered_from=FROM), flattening_enabled=True, flattening_max_depth=2)
+
+    assert coverage(ran.state)["read"] == []
+
+
+def test_a_run_that_hides_points_still_reads_from_an_earlier_start_date() -> None:
+    maps = {"actions": {"metadata": None}}
+    first, _ = run(start_date="2026-10-01", stream_maps=maps)
+    _, windows = run(first.state, start_date=FROM, stream_maps=maps)
+
+    assert min(windows)[0] == FROM
 
 
 @pytest.mark.parametrize(
@@ -360,15 +374,10 @@ def test_a_run_whose_stream_map_keeps_actions_and_points_records_its_coverage(de
     assert coverage(ran.state)["covered_from"] == FROM
 
 
-@pytest.mark.parametrize("state", [None, stored(border="a" * 16)], ids=["first-run", "new-coverage"])
-def test_a_run_that_fails_before_its_first_window_leaves_a_state_that_the_next_run_accepts(
-    state: dict[str, Any] | None,
-) -> None:
+def test_a_first_run_that_fails_before_its_first_window_leaves_a_state_that_the_next_run_accepts() -> None:
     failing = Reply({"message": "no"}, status=403)
-    with Script(listing(), listing(), failing) as script:
-        failed = run_tap(
-            config(script.url, concurrency=1), "perks", "actions", state=without_merchant(state), may_fail=True
-        )
+    with Script(listing(), failing, listing()) as script:
+        failed = run_tap(config(script.url, concurrency=1), "perks", "actions", may_fail=True)
     assert failed.error
 
     ran, _ = run(failed.state)

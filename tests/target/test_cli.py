@@ -290,7 +290,7 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
         ),
         pytest.param(
             '{"sqlalchemy_url": "sqlite://", "flattening_enabled": true, "flattening_max_depth": 1}',
-            "flattening_enabled: target-crm keeps objects as JSON; enable flattening in the tap instead",
+            "flattening_enabled: target-crm keeps objects as JSON, and computes balances from the object metadata",
             id="flattening",
         ),
         pytest.param(
