@@ -40,7 +40,6 @@ class Coverage:
 
     - The state has no valid coverage.
     - This run starts to read after the end of the earlier coverage, because someone edited the bookmark.
-    - This run starts to read before the beginning of the earlier coverage.
     - This run reads other types of action.
 
     Args:
@@ -80,13 +79,11 @@ class Coverage:
             # If someone set the bookmark back, they may also have restored the warehouse to that time. So the coverage
             # never ends after the bookmark.
             covered_until = min(_bound(state.get("covered_until")) or bookmark, bookmark, until)
-            if covered_from <= after <= covered_until:
+            if max(after, covered_from) <= covered_until:
                 self._from, self._until = covered_from, covered_until
                 self.continues = True
-            # Keep the skipped start date even if this run starts before the coverage, as it does if the clocks did not
-            # agree.
-            if after <= covered_until and not self._backfill_from:
-                self._skipped_start = skipped
+                if not self._backfill_from:
+                    self._skipped_start = skipped
         known_from = min(self._from, self._skipped_start or self._from)
         requested = self._backfill_from and subtract_seconds(self._backfill_from, lookback_seconds)
         self._missing_from = start if start and start < known_from else requested

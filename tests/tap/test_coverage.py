@@ -75,7 +75,6 @@ def test_a_later_run_keeps_the_beginning_and_records_its_own_reads() -> None:
     [
         pytest.param({}, id="written-by-an-older-version"),
         pytest.param({"covered_from": FROM, "covered_until": "2026-10-01T05:54:59.999Z"}, id="bookmark-set-forward"),
-        pytest.param({"covered_from": "2026-10-01T05:55:00.001Z"}, id="bookmark-set-back-to-before-the-coverage"),
         pytest.param({"covered_from": "yesterday", "covered_until": BOOKMARK}, id="not-a-time"),
         pytest.param({"covered_from": FROM, "action_types": ["ORDER"]}, id="of-other-types"),
     ],
@@ -278,7 +277,7 @@ def test_an_earlier_start_date_leaves_no_hole_after_an_upgrade() -> None:
 def test_an_interrupted_backfill_does_not_bring_back_the_rows_to_skip() -> None:
     recent = listing(action("a", "2026-10-01T11:57:00.000Z"))
     seeded, _ = run(None, listing(), recent)
-    settings = {"start_date": FROM, "lookback_seconds": 7200, "window_hours": 48}
+    settings = {"start_date": FROM, "action_types": ["ORDER"], "window_hours": 48}
     failing = Reply({"message": "no"}, status=403)
     killed, _ = run(seeded.state, listing(), listing(), failing, **settings, may_fail=True)
     assert killed.error
@@ -312,12 +311,22 @@ def test_a_new_start_date_counts_even_with_the_state_for_a_hole() -> None:
     assert min(unchanged)[0] == "2026-09-29T21:55:00.000Z"
 
 
+def test_a_lookback_that_begins_before_the_coverage_repeats_nothing() -> None:
+    recent = listing(action("a", "2026-10-01T11:57:00.000Z"))
+    first, _ = run(None, listing(), recent)
+
+    ran, windows = run(first.state, listing(), recent, lookback_seconds=7200)
+
+    assert windows[0][0] == "2026-10-01T09:59:55.000Z"
+    assert ran.ids("actions") == []
+
+
 def test_an_earlier_start_date_counts_even_if_the_lookback_begins_before_the_coverage() -> None:
     seeded = stored(covered_from="2026-10-01T05:55:20.000Z", covered_until=BOOKMARK, read=[])
 
     ran, windows = run(seeded, start_date=FROM)
 
-    assert windows[0][1] == REREAD
+    assert windows[0][1] == "2026-10-01T05:55:20.000Z"
     assert coverage(ran.state)["covered_from"] == FROM
 
 
