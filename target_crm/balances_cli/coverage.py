@@ -121,7 +121,7 @@ def state_to_resume(connection: Connection, tables: Tables) -> dict[str, Any]:
     else:
         chosen = max(found, key=lambda each: (each.intervals[-1].until, each.merchant))
     bookmark: dict[str, Any] = {"replication_key": REPLICATION_KEY, **_position(chosen)}
-    # If Pepper's clock was ahead, coverage ends in the future. The tap then continues where the last run ended.
+    # If Pepper's clock was ahead, coverage ends in the future. The tap then continues where the last run began.
     if (last_run := _last_run_at(connection, tables)) and _iso(last_run) < bookmark["replication_key_value"]:
         bookmark["read_until"] = _iso(last_run)
     if chosen.merchant:
@@ -141,17 +141,26 @@ def _last_run_at(connection: Connection, tables: Tables) -> datetime | None:
 
 def _position(found: MerchantCoverage) -> dict[str, Any]:
     """Return the part of the bookmark that says where the tap starts to read."""
-    hole = found.holes[0] if found.holes else None
-    following = [each for each in found.intervals if not hole or each.after >= hole.until]
-    if hole and not following:
+    if not found.holes:
+        return _after(found.intervals[-1], found.action_types)
+    hole = found.holes[0]
+    following = next((each for each in found.intervals if each.after >= hole.until), None)
+    if following is None:
         return {"replication_key_value": _iso(hole.after)}
-    interval = following[0]
+    return {
+        **_after(following, found.action_types),
+        "backfill_from": _iso(hole.after),
+        "skipped_start_date": _iso(found.begins),
+    }
+
+
+def _after(interval: Interval, action_types: Sequence[str]) -> dict[str, Any]:
+    """Return the part of the bookmark with which the tap continues after an interval."""
     return {
         "replication_key_value": _iso(interval.until),
         "covered_from": _iso(interval.after),
         "covered_until": _iso(interval.until),
-        **({"backfill_from": _iso(hole.after), "skipped_start_date": _iso(found.begins)} if hole else {}),
-        **({"action_types": list(found.action_types)} if found.action_types else {}),
+        **({"action_types": list(action_types)} if action_types else {}),
     }
 
 

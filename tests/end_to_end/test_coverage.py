@@ -180,6 +180,8 @@ def test_a_new_warehouse_does_not_inherit_the_coverage_in_the_state(tmp_path: Pa
         (hole,) = coverage(pipeline)["holes"]
         assert moment(hole["from"]).replace(microsecond=0) == START + timedelta(days=3)
         assert moment(hole["until"]) == NOW - timedelta(seconds=305)
+        (interval,) = coverage(pipeline)["intervals"]
+        assert interval["from"] == hole["until"]
 
         pipeline.state.write_text(balances(pipeline, "coverage", "--state").stdout)
         pipeline.run()

@@ -591,6 +591,7 @@ def test_an_empty_state_file_starts_a_first_run(console: Console, content: bytes
     with Script(listing()) as script:
         outcome = console("--state", console.file("state.json", content), settings=config(script.url))
     assert outcome.code == 0
+    assert ("is empty, so this run starts without a state" in outcome.stderr) == (not content)
     assert script.asked[1].query["when.timestamp.gt"] == "2026-10-01T11:54:55.000Z"
 
 
