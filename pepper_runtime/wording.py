@@ -1,16 +1,21 @@
-"""Format numbers and durations for messages."""
+"""Format numbers, times and durations for messages."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
 
 def counted(number: float, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun: `1 record`, `1,204 records`. Pass `plural` for nouns with an irregular plural."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def utc(moment: datetime) -> str:
+    """Format a time. Leave out the seconds if they are zero."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
 
 
 def duration(length: timedelta) -> str:

@@ -181,6 +181,11 @@ class PepperStream(Stream):
             row.pop(name, None)
         return row
 
+    @property
+    def emitted_fields(self) -> list[str]:
+        """The names of the fields that the catalog selects, sorted."""
+        return sorted(name for name in self.effective_schema["properties"] if self.mask["properties", name])
+
     @cached_property
     def _declared_fields(self) -> frozenset[str]:
         # Pepper may itself send a field with the name `other_fields`. The tap treats it as an unknown field.

@@ -242,7 +242,14 @@ class WindowedStream(PepperStream):
             else:
                 reason = f"start_date {after} is in the future"
             self.logger.warning("%s: %s; there is nothing to read", self.name, reason)
-        audit = Audit(self.stream_state.get("audit"), after, until, settings.reconcile_hours)
+        reads = digest([self.emitted_fields, settings.action_types])
+        audit = Audit(self.stream_state.get("audit"), reads, after, until, settings.reconcile_hours)
+        if audit.starts_over:
+            self.logger.info(
+                "%s: reconcile_hours starts over, because this run reads other fields or types of action, or because "
+                "lookback_seconds is lower; the hours that were still due are not read a second time",
+                self.name,
+            )
         coverage = Coverage(
             self.stream_state,
             bookmark=bookmark,

@@ -64,20 +64,30 @@ class HourTally:
 class Audit:
     """Tallies the actions of each hour, and compares the tally with a second read of the hour.
 
-    The STATE contains `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…}}`. `next` is the
-    first hour that is not audited yet. `hours` tallies the actions from that hour up to `until`, where the next run
-    starts to re-read.
+    The STATE contains `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…}, "reads": "mB3x…"}`.
+    `next` is the first hour that is not audited yet. `hours` tallies the actions from that hour up to `until`, where
+    the next run starts to re-read.
+
+    The audit starts over, without the hours that are waiting, if the tally would differ from a second read although no
+    action is late: if this run reads other fields or types of action, or if it starts to read after `until`, because
+    someone has lowered `lookback_seconds`.
 
     Args:
         state: What the previous run stored.
+        reads: A fingerprint of the fields and the types of action that this run reads.
         after: Where this run starts to read. The first hour to audit starts there or later.
         until: Where this run stops.
         age_hours: Age at which an hour is audited, in hours; 0 turns the audit off.
     """
 
-    def __init__(self, state: object, after: str, until: str, age_hours: int) -> None:
+    def __init__(self, state: object, reads: str, after: str, until: str, age_hours: int) -> None:
         kept = state if isinstance(state, dict) and age_hours else {}
+        # A state of an older version has no `reads`.
+        self.starts_over = kept.get("reads", reads) != reads or (to_instant(kept.get("until")) or after) < after
+        if self.starts_over:
+            kept = {}
         self._age_hours = age_hours
+        self._reads = reads
         self._until = until
         first = next_hour(max(after, subtract_seconds(until, age_hours * HOUR_SECONDS)))
         self._next = parse_hour(kept.get("next")) or first
@@ -121,7 +131,12 @@ class Audit:
             return None
         self._tally_pending(lambda instant: instant[:-1] <= reread_from[:-1])
         self._tallied_until = max(self._tallied_until, reread_from)
-        return {"next": self._next, "until": self._tallied_until, "hours": self._tally.to_state(self._next)}
+        return {
+            "next": self._next,
+            "until": self._tallied_until,
+            "hours": self._tally.to_state(self._next),
+            "reads": self._reads,
+        }
 
     def _tally_pending(self, is_final: Callable[[str], bool]) -> None:
         """Move the pending rows that cannot change any more into the tally."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sqlalchemy import func, select
 
 from pepper_runtime.progress import display
-from pepper_runtime.wording import counted
-from target_crm.balances_cli.coverage import LEDGER_BEGINS, Coverage, describe, first_action_at, read_coverage, utc
+from pepper_runtime.wording import counted, utc
+from target_crm.balances_cli.coverage import LEDGER_BEGINS, Coverage, describe, first_action_at, read_coverage
 from target_crm.balances_cli.verify import EXAMPLES_MAX, begin, example_lines
 from target_crm.errors import InputError
 from target_crm.loader.reader import MessageReader

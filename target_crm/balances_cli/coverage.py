@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from pepper_runtime.wording import duration
+from pepper_runtime.wording import duration, utc
 from target_crm.errors import WarehouseError
-from target_crm.records.coverage import BEGINNING, REPLICATION_KEY, STREAM, summarize
+from target_crm.records.coverage import (
+    BEGINNING,
+    REPLICATION_KEY,
+    STREAM,
+    describe_holes,
+    of_types,
+    summarize,
+)
 from target_crm.sql.coverage import recorded
 from target_crm.warehouse import migrations
 
@@ -170,7 +177,7 @@ def _sentences(found: MerchantCoverage) -> list[str]:
     if found.holes:
         return _not_verified(found)
     first, last = found.intervals[0], found.intervals[-1]
-    return [f"Actions{_of_types(found.action_types)} are complete from {utc(first.after)} to {utc(last.until)} UTC."]
+    return [f"Actions{of_types(found.action_types)} are complete from {utc(first.after)} to {utc(last.until)} UTC."]
 
 
 def _beginning(found: MerchantCoverage, oldest_at: datetime | None) -> list[str]:
@@ -185,16 +192,7 @@ def _beginning(found: MerchantCoverage, oldest_at: datetime | None) -> list[str]
 
 
 def _not_verified(found: MerchantCoverage) -> list[str]:
-    return [
-        f"Not verified: actions{_of_types(types)} between {utc(part.after)} and {utc(part.until)} UTC were never read "
-        f"({duration(part.length)})."
-        for hole in found.holes
-        for part, types in found.parts_of(hole)
-    ]
-
-
-def _of_types(types: Sequence[str]) -> str:
-    return f" of type {', '.join(types)}" if types else ""
+    return [f"Not verified: {hole}." for hole in describe_holes(found)]
 
 
 def as_text(coverage: Coverage) -> str:
@@ -209,11 +207,6 @@ def as_text(coverage: Coverage) -> str:
         )
     advice = "To read these actions, run tap-pepper once with the state that crm-balances coverage --state prints."
     return "\n".join([*lines, *coverage.summary, *([advice] if coverage.holes else [])])
-
-
-def utc(moment: datetime) -> str:
-    """Format a time. Leave out the seconds if they are zero."""
-    return f"{moment:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
 
 
 def _edges(interval: Interval) -> dict[str, datetime]:

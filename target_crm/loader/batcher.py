@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pepper_runtime import telemetry
 from target_crm.loader.sinks import Part
-from target_crm.records.coverage import union
+from target_crm.records.coverage import merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +43,7 @@ class Batch:
 
     def cover(self, claims: Claims) -> None:
         """Add intervals for which actions were read."""
-        for scope, intervals in claims.items():
-            self.coverage[scope] = union([*self.coverage.get(scope, ()), *intervals])
+        self.coverage = merge(self.coverage, claims)
 
     def count_record(self, line_bytes: int) -> None:
         """Count a record and its bytes, to see when the batch reaches a limit."""

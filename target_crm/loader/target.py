@@ -196,6 +196,9 @@ class TargetCrm(Plugin, Target):
             if differing := self.writer.differing:
                 columns = ", ".join(f"{column} ({count:,})" for column, count in differing.items())
                 self.logger.warning("actions: re-read actions differ in %s; the ledger keeps its values", columns)
+            if holes := self.writer.holes:
+                more = f" (and {counted(len(holes) - 1, 'more hole')})" if len(holes) > 1 else ""
+                self.logger.warning("%s%s; crm-balances coverage shows how to read these actions", holes[0], more)
             self._metrics.finish(self.writer.tallies)
             self._refuse_losses()
             self.writer.finish()

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from target_crm.errors import ConnectionLost, RowRefused, WarehouseError
 from target_crm.loader.router import StoppedStream
 from target_crm.loader.sinks import Part, clear_staging, insert_absent
+from target_crm.records.coverage import describe_holes, merge, summarize
 from target_crm.records.tally import Tally
 from target_crm.sql import coverage
 from target_crm.sql.load_runs import DONE, FAILED, Run
@@ -79,6 +80,8 @@ class BatchWriter:
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
         """Column of the ledger → the number of actions that were read again with another value."""
+        self.holes: list[str] = []
+        """Descriptions of the times for which actions were never read, if this run has read actions."""
 
     def add_stream(self, name: str, table: str) -> None:
         """Add a stream to the counts. `load_runs` shows it under its table's name, even if it has no records."""
@@ -228,12 +231,15 @@ class BatchWriter:
         if not claims:
             return
         adapter, table = self._warehouse.adapter, self._warehouse.tables.coverage
-        inserted, replaced = coverage.changes(connection.execute(select(table)).all(), claims)
+        recorded = connection.execute(select(table)).all()
+        inserted, replaced = coverage.changes(recorded, claims)
         # Insert first, delete later: on an engine without transactions, a load may stop in between. Then an interval is
         # recorded twice, which does no harm.
         adapter.load(connection, table, inserted)
         if replaced:
             adapter.execute(connection, coverage.delete(table, replaced))
+        merchants = summarize(merge(coverage.recorded(recorded), claims))
+        self.holes = [hole for merchant in merchants for hole in describe_holes(merchant)]
 
     def _record_run(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
         """Write the run's rows of `load_runs`, in the transaction that commits the counted records."""

@@ -22,6 +22,7 @@ from datetime import timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pepper_runtime.wording import duration, utc
 from target_crm.records.actions import EFFECTS
 from target_crm.records.values import Invalid, instant
 
@@ -74,6 +75,11 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
         else:
             merged.append(each)
     return merged
+
+
+def merge(first: Claims, second: Claims) -> Claims:
+    """Return the intervals of both arguments by scope."""
+    return {scope: union([*first.get(scope, ()), *second.get(scope, ())]) for scope in first | second}
 
 
 def between(intervals: Sequence[Interval], span: Interval) -> list[Interval]:
@@ -186,6 +192,21 @@ def summarize(claims: Mapping[Scope, Collection[Interval]]) -> list[MerchantCove
         )
         for merchant in sorted({scope.merchant for scope, each in claims.items() if union(each)})
     ]
+
+
+def describe_holes(found: MerchantCoverage) -> list[str]:
+    """Describe the parts of a merchant's holes: `actions between … and … UTC were never read (8 days)`."""
+    return [
+        f"actions{of_types(types)} between {utc(part.after)} and {utc(part.until)} UTC were never read "
+        f"({duration(part.length)})"
+        for hole in found.holes
+        for part, types in found.parts_of(hole)
+    ]
+
+
+def of_types(types: Sequence[str]) -> str:
+    """Return a phrase to append to `actions`; empty for all types."""
+    return f" of type {', '.join(types)}" if types else ""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_a_second_read_counts_the_rows_that_the_first_read_lacked(
     rows: int, second_read: int, more_rows: int | None
 ) -> None:
     found = [{"_id": to_json(number)} for number in range(3)]
-    audit = Audit(None, after="2026-10-01T11:00:00.000Z", until="2026-10-01T12:30:00.000Z", age_hours=2)
+    audit = Audit(None, "", after="2026-10-01T11:00:00.000Z", until="2026-10-01T12:30:00.000Z", age_hours=2)
     for row in found[:rows]:
         audit.record(row, "2026-10-01T11:10:00.000Z")
     assert audit.compare("2026-10-01T11", [digest(row) for row in found[:second_read]]) == more_rows

@@ -485,19 +485,24 @@ def test_deselecting_a_field_that_balances_need_causes_a_warning(caplog: pytest.
     assert "actions: the catalog deselects type, metadata, without which target-crm cannot keep balances" in caplog.text
 
 
-def test_awards_are_read_completely_once_their_points_are_selected_again() -> None:
+@pytest.mark.parametrize("field", ["points", "userId"])
+def test_awards_are_read_completely_once_their_balance_fields_are_selected_again(
+    field: str, caplog: pytest.LogCaptureFixture
+) -> None:
     def deselect(entry: dict[str, Any]) -> None:
-        select_fields(entry, "points", selected=False)
+        select_fields(entry, field, selected=False)
 
-    award = {"_id": "w", "points": 77, "updatedAt": "2026-09-01T00:00:00.000Z"}
+    award = {"_id": "w", "userId": "u", "points": 77, "updatedAt": "2026-09-01T00:00:00.000Z"}
     with Script(listing(award)) as script:
         without = run_script(script, catalog=selection("awards", change=deselect))
+        warning = f"awards: the catalog deselects {field}, without which target-crm cannot keep balances"
+        assert warning in caplog.text
         still = run_script(script, catalog=selection("awards", change=deselect), state=without.state)
         again = run_script(script, "awards", state=still.state)
         later = run_script(script, "awards", state=again.state)
 
     assert [len(each.records("awards")) for each in (without, still, again, later)] == [1, 0, 1, 0]
-    assert again.records("awards")[0]["points"] == 77
+    assert again.records("awards")[0][field] == award[field]
 
 
 def test_fields_of_a_stream_that_is_not_selected_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -1136,7 +1141,7 @@ def test_a_long_wait_ends_a_poll_of_awards_but_not_the_first_full_read(
 
 def test_the_audit_is_postponed_when_there_is_no_time_for_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    audit = {"next": "2026-10-01T05", "until": "2026-10-01T11:00:00.000Z", "hours": {}}
+    audit = {"next": "2026-10-01T05", "until": "2026-10-01T11:25:00.000Z", "hours": {}}
     state = state_of(actions="2026-10-01T11:30:00.000Z")
     state["bookmarks"]["actions"]["audit"] = audit
     pause = Reply(status=429, headers={"Retry-After": "40"})
@@ -1229,6 +1234,38 @@ def test_the_audit_counts_a_row_once_even_if_pages_repeat_it(
     assert run.ids("actions") == []
     assert "emitting the hour again" not in caplog.text
     assert bookmark_of(run, "actions")["audit"]["next"] == "2026-10-01T12"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"lookback_seconds": 60}, id="shorter-lookback"),
+        pytest.param({"action_types": ["REWARD_EARNED"]}, id="another-filter"),
+        pytest.param({}, id="fewer-fields"),
+    ],
+)
+def test_a_change_of_settings_does_not_look_like_late_actions(
+    change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def deselect(entry: dict[str, Any]) -> None:
+        select_fields(entry, "environment", selected=False)
+
+    caplog.set_level(logging.INFO)
+    world = World(seed=3, users=200, days=1, now=NOW, late_fraction=0)
+    state = state_of(actions=SETTLED)
+    options: dict[str, Any] = {"lookback_seconds": 3600, "reconcile_hours": 1}
+    catalog = selection("actions")
+    with Sandbox(world) as sandbox:
+        for poll in range(8):
+            world.advance(timedelta(minutes=30))
+            if poll == 3:
+                options |= change
+                catalog = catalog if change else selection("actions", change=deselect)
+            settings = settings_of(sandbox, start_date=None, **options)
+            state = run_tap(settings, catalog=catalog, state=state, local_clock=world.now).state
+    assert "later than lookback_seconds" not in caplog.text
+    assert caplog.text.count("the hours that were still due are not read a second time") == 1
+    assert state["bookmarks"]["actions"]["audit"]["next"] == "2026-10-01T14"
 
 
 # Independence of the streams.

@@ -122,6 +122,21 @@ def test_a_warehouse_that_lacks_what_earlier_runs_have_read_has_a_hole(sqlite_ur
     assert interval == (4, 6)
 
 
+def test_a_load_warns_of_times_that_no_run_has_read(sqlite_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    load(sqlite_url, [ACTIONS, action("a1"), read(0, 5), read(7, 8), action("a2"), read(5, 7)])
+    assert "never read" not in caplog.text
+
+    load(sqlite_url, [ACTIONS, read(10, 11), read(13, 14)])
+    assert (
+        "actions between 2026-10-01 08:00 and 2026-10-01 10:00 UTC were never read (2 h) (and 1 more hole); "
+        "crm-balances coverage shows how to read these actions" in caplog.text
+    )
+
+    caplog.clear()
+    load(sqlite_url, [ACTIONS, read(8, 13)])
+    assert "never read" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "value",
     [
