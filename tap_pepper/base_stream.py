@@ -37,12 +37,12 @@ from tap_pepper.windows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
     from threading import Event
 
     from singer_sdk import Tap
     from singer_sdk.helpers.types import Context
-    from singer_sdk.singerlib import Catalog, MetadataMapping
+    from singer_sdk.singerlib import Catalog, CatalogEntry, MetadataMapping
 
     from tap_pepper.api.rate_limit import CanWait
     from tap_pepper.api.response import Page
@@ -426,7 +426,7 @@ class PepperStream(Stream):
                     ", ".join(type(self).primary_keys),
                 )
             if entry.metadata.resolve_selection().get((), True):
-                self._warn_of_deselected_fields(entry.metadata)
+                self._warn_of_missing_fields(entry)
             added = {*self._key_fields, *self.automatic_fields}
             if entry.schema.additionalProperties:
                 # The catalog comes from an older version of the tap, which emitted unknown fields next to the declared
@@ -448,17 +448,17 @@ class PepperStream(Stream):
             entry.key_properties = self.primary_keys
             entry.metadata = self.metadata
 
-    def _warn_of_deselected_fields(self, metadata: MetadataMapping) -> None:
-        if names := [name for name in self._key_fields if metadata["properties", name].selected is False]:
+    def _warn_of_missing_fields(self, entry: CatalogEntry) -> None:
+        if names := [name for name in self._key_fields if entry.metadata["properties", name].selected is False]:
             # Meltano also deselects these fields if `select` only names others, so this is no reason for a warning.
             self.logger.info(
                 "%s: the catalog deselects %s; still emitted, because the key or the bookmark needs it",
                 self.name,
                 ", ".join(names),
             )
-        if missing := deselected(metadata, self.balance_fields):
+        if missing := not_emitted(self.balance_fields, entry.metadata, entry.schema.properties or {}):
             self.logger.warning(
-                "%s: the catalog deselects %s, without which target-crm cannot keep balances",
+                "%s: the catalog leaves out %s, without which target-crm cannot keep balances",
                 self.name,
                 ", ".join(missing),
             )
@@ -499,9 +499,9 @@ class PepperStream(Stream):
         """Return None, so that the SDK sets no limit of its own. The run has one upper bound for all streams."""
 
 
-def deselected(metadata: MetadataMapping, fields: Sequence[str]) -> list[str]:
-    """Return which of these fields are deselected. If a parent field is deselected, return the parent instead."""
-    found = []
+def not_emitted(fields: Sequence[str], metadata: MetadataMapping, properties: Collection[str]) -> list[str]:
+    """Return which of these fields a catalog deselects or lacks. If it leaves out a parent field, return the parent."""
+    found = [name for field in fields if (name := field.split(".")[0]) not in properties]
     mask = metadata.resolve_selection()
     for field in fields:
         names = field.split(".")

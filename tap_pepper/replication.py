@@ -15,7 +15,7 @@ from pepper_runtime.progress import display
 from pepper_runtime.wording import counted, duration
 from tap_pepper.api.prefetch import prefetch
 from tap_pepper.api.rate_limit import always
-from tap_pepper.base_stream import PepperStream, deselected
+from tap_pepper.base_stream import PepperStream, not_emitted
 from tap_pepper.errors import TimeLimitReached
 from tap_pepper.raw_json import digest, from_json, to_json
 from tap_pepper.state.audit import Audit
@@ -146,8 +146,8 @@ class ChangesStream(FullTableStream):
             return
         until = self.run.upper_bound.get(self.path)
         state, read_until = self.stream_state, self.read_until
-        # Once a field that balances need is selected again, read it in all rows.
-        lacking = deselected(self.metadata, self.balance_fields)
+        # Once a field that balances need is emitted again, read it in all rows.
+        lacking = self._lacking_fields()
         returned = set(state.get("lacking") or ()) - set(lacking)
         since = None
         if read_until is not None and not returned and not self._full_refresh_is_due(until):
@@ -193,6 +193,11 @@ class ChangesStream(FullTableStream):
             The row's instant; None if the row has no valid time.
         """
         return normalize_updated_at(row)
+
+    def _lacking_fields(self) -> list[str]:
+        """Return the fields that balances need, but that the target does not get, or gets changed."""
+        missing = not_emitted(self.balance_fields, self.metadata, self.effective_schema["properties"])
+        return [each for each in self.balance_fields if each in missing or self.run.drops_data(self.name, (each,))]
 
     def _full_refresh_is_due(self, until: str) -> bool:
         if not self.full_refresh_days or self.is_test:
@@ -353,8 +358,7 @@ class WindowedStream(PepperStream):
         return (
             self.run.drops_data(self.name, names)
             or bool(self.config.get("flattening_enabled"))
-            or not names <= self.schema["properties"].keys()
-            or bool(deselected(self.metadata, self.sum_fields))
+            or bool(not_emitted(self.sum_fields, self.metadata, self.effective_schema["properties"]))
         )
 
     def _can_wait(self, seconds: float) -> bool:

@@ -474,30 +474,58 @@ def test_a_catalog_can_neither_deselect_nor_replace_a_key(caplog: pytest.LogCapt
     assert "actions: ignored the catalog's key_properties; the key is _id" in caplog.text
 
 
-def test_deselecting_a_field_that_balances_need_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    def deselect(entry: dict[str, Any]) -> None:
-        select_fields(entry, "type", "metadata", "environment", selected=False)
+def without_sums(entry: dict[str, Any]) -> None:
+    for name in ("type", "metadata", "environment"):
+        del entry["schema"]["properties"][name]
 
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            lambda entry: select_fields(entry, "type", "metadata", "environment", selected=False), id="select"
+        ),
+        pytest.param(without_sums, id="schema"),
+    ],
+)
+def test_a_catalog_without_a_field_that_balances_need_causes_a_warning(
+    change: Callable[[dict[str, Any]], None], caplog: pytest.LogCaptureFixture
+) -> None:
     with Script(listing()) as script:
-        run = run_script(script, catalog=selection("actions", change=deselect))
+        run = run_script(script, catalog=selection("actions", change=change))
     assert run.state["bookmarks"]["actions"]["read"] == [], "without these fields, the run does not cover its time"
     assert not {"type", "metadata"} & run.schema("actions")["schema"]["properties"].keys()
-    assert "actions: the catalog deselects type, metadata, without which target-crm cannot keep balances" in caplog.text
+    assert (
+        "actions: the catalog leaves out type, metadata, without which target-crm cannot keep balances" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("field", ["points", "userId"])
-def test_awards_are_read_completely_once_their_balance_fields_are_selected_again(
+def test_deselecting_a_field_of_awards_that_balances_need_causes_a_warning(
     field: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def deselect(entry: dict[str, Any]) -> None:
-        select_fields(entry, field, selected=False)
+    catalog = selection("awards", change=lambda entry: select_fields(entry, field, selected=False))
+    with Script(listing()) as script:
+        run_script(script, catalog=catalog)
+    assert f"awards: the catalog leaves out {field}, without which target-crm cannot keep balances" in caplog.text
 
+
+@pytest.mark.parametrize("field", ["points", "userId"])
+@pytest.mark.parametrize("hidden_by", ["selection", "schema", "stream-map"])
+def test_awards_are_read_completely_once_their_balance_fields_are_emitted_again(field: str, hidden_by: str) -> None:
+    def hide(entry: dict[str, Any]) -> None:
+        if hidden_by == "selection":
+            select_fields(entry, field, selected=False)
+        elif hidden_by == "schema":
+            del entry["schema"]["properties"][field]
+
+    options: dict[str, Any] = {"catalog": selection("awards", change=hide)}
+    if hidden_by == "stream-map":
+        options["stream_maps"] = {"awards": {field: None}}
     award = {"_id": "w", "userId": "u", "points": 77, "updatedAt": "2026-09-01T00:00:00.000Z"}
     with Script(listing(award)) as script:
-        without = run_script(script, catalog=selection("awards", change=deselect))
-        warning = f"awards: the catalog deselects {field}, without which target-crm cannot keep balances"
-        assert warning in caplog.text
-        still = run_script(script, catalog=selection("awards", change=deselect), state=without.state)
+        without = run_script(script, **options)
+        still = run_script(script, state=without.state, **options)
         again = run_script(script, "awards", state=still.state)
         later = run_script(script, "awards", state=again.state)
 
@@ -527,7 +555,7 @@ def test_deselecting_a_nested_field_that_balances_need_causes_a_warning(caplog: 
         run_script(script, catalog=selection("actions", change=deselect))
 
     deselected = "metadata.awardId, metadata.pointsAdded, context.user"
-    assert f"actions: the catalog deselects {deselected}, without which target-crm cannot keep balances" in caplog.text
+    assert f"actions: the catalog leaves out {deselected}, without which target-crm cannot keep balances" in caplog.text
 
 
 def test_full_table_replication_reads_everything_and_moves_no_bookmark() -> None:
