@@ -7,11 +7,11 @@ import sys
 
 from pepper_runtime.startup import import_script
 
-# By default, Python looks for garbage after 700 to 2,000 new objects, depending on its version. It would find none,
-# because a batch keeps its rows.
+# By default, Python's garbage collector runs after every 700 to 2,000 new objects, depending on Python's version. While
+# a batch fills, the collector would find nothing to free, because the batch keeps its rows.
 GC_THRESHOLD_OBJECTS = 50_000
-# The committing thread needs the GIL after each reply from the warehouse. With Python's default interval of 5 ms,
-# it would wait longer for the reading thread than for the warehouse.
+# The committing thread needs the GIL after each reply from the warehouse. With Python's default switch interval of
+# 5 ms, the committing thread would wait longer for the reading thread than for the warehouse.
 SWITCH_INTERVAL_SECONDS = 0.0001
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 class CrmError(Exception):
     """The run cannot continue. The message is one line that says what happened, where, and what to do.
 
-    The message shows no values of records.
+    The message contains no values of records, because they may be personal data.
     """
 
 
@@ -19,11 +19,11 @@ class WarehouseError(CrmError):
 
 
 class RowRefused(WarehouseError):
-    """The warehouse rejected a row, because it violates a constraint or contains an unsupported value."""
+    """The warehouse rejected a row that violates a constraint, or that contains an unsupported value."""
 
 
 class ConnectionLost(WarehouseError):
-    """The warehouse failed, or the connection to it failed. The same transaction may succeed later."""
+    """The warehouse or the connection failed, or a lock was held for too long. A retry may succeed."""
 
 
 class InputError(CrmError):

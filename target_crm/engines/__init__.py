@@ -1,1 +1,1 @@
-"""One adapter per SQL engine, with everything that is different on this engine. Unknown engines use the defaults."""
+"""One adapter per SQL engine, with the code that is specific to this engine. Unknown engines use the defaults."""

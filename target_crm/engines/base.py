@@ -1,4 +1,4 @@
-"""The default adapter, which works with any SQLAlchemy dialect, and code that several adapters share."""
+"""The default adapter, which needs only a SQLAlchemy dialect and core SQL, and code that several adapters share."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ LOCK_POLL_SECONDS = 0.1
 # Log a wait for a lock after this many seconds.
 LOCK_LOG_SECONDS = 2
 LOADER_LOCK = "the loader's lock"
-# Held while binding rows. The thread that reads input waits for this lock, so that the two threads do not compete for
-# the GIL.
+# The committing thread holds this lock while it converts rows for the driver and sends them. Meanwhile the thread that
+# reads input waits for the lock, so that the two threads do not compete for the GIL.
 binding = Lock()
 
 
@@ -60,7 +60,7 @@ logger = logging.getLogger("target-crm.warehouse")
 
 
 class _EveryWord(frozenset[str]):
-    """A set that claims to contain every word."""
+    """A set that claims to contain every word. As a dialect's reserved words, it makes SQLAlchemy quote all names."""
 
     def __contains__(self, _word: object) -> bool:
         return True
@@ -93,52 +93,53 @@ class LockWait:
 
 
 class EngineAdapter:
-    """Implements what differs between engines. The defaults are for an unknown engine, so they use only core SQL."""
+    """The code that differs between engines. The defaults are for an unknown engine, so they use only core SQL."""
 
     tested: ClassVar[bool] = False
     """Whether the conformance tests run on the real engine: see docs/warehouses.md."""
     engine_options: ClassVar[Mapping[str, Any]] = {}
     """Additional arguments for SQLAlchemy's `create_engine`."""
     read_options: ClassVar[Mapping[str, Any]] = {}
-    """Execution options of a read-only transaction with one consistent view of the warehouse."""
+    """Execution options that give a read-only transaction one consistent view of the warehouse."""
     batch_size_rows: ClassVar[int] = 10_000
     """The default of the setting `batch_size_rows`."""
     has_schemas: ClassVar[bool] = True
     """Whether this engine's databases have schemas."""
     add_column: ClassVar[str] = "ADD"
-    """The keywords that add a column in ALTER TABLE."""
+    """The keywords of ALTER TABLE that add a column."""
     leave_out_column: ClassVar[str] = "ALTER COLUMN {name} DROP NOT NULL"
     """The clause of ALTER TABLE that lets inserts leave out a NOT NULL column. Empty if no change is needed. On most
-    engines the clause keeps the column, because dropping it would break views that read it."""
+    engines, the clause makes the column nullable instead of dropping it, because views may read the column."""
     create_view: ClassVar[str] = "CREATE VIEW {name} AS {query}"
     """A template for the statement that creates a view."""
     replaces_views: ClassVar[bool] = False
-    """Whether `create_view` replaces an existing view. If not, the view must be dropped first."""
+    """Whether `create_view` replaces an existing view. If not, the target drops the view first."""
     mixes_ddl_and_dml: ClassVar[bool] = False
     """Whether a transaction can use a table that it has created. Also true if DDL commits immediately."""
     limits: ClassVar[TableLimits] = TableLimits()
-    """The limits of the engine's tables."""
+    """The limits of the engine's tables, such as the maximum number of columns."""
     widens_columns_to: ClassVar[Collection[str]] = ()
-    """The kinds (see `migrations`) to which a column can be widened: from `integer` or `decimal` to `number` or
-    `decimal`, from `date` to `time`, from any kind to `text`."""
+    """The kinds of columns (see `migrations`) to which the target can widen a column. It widens `integer` and `decimal`
+    to `number` or `decimal`, `date` to `time`, and every kind to `text`."""
     rename_table: ClassVar[Sequence[str]] = ()
-    """Templates for the statements that rename a table. `{new}` is the new name with its schema, and `{name}` without
-    it. Core SQL has no statement that renames a table, so the target cannot rebuild tables on an unknown engine."""
+    """Templates for the statements that rename a table. `{old}` and `{new}` are names with the schema, and `{name}` is
+    the new name without the schema. Core SQL has no statement that renames a table, so the target cannot rebuild tables
+    on an unknown engine."""
     views_follow_renames: ClassVar[bool] = False
     """Whether a view stays valid when a column that it reads is renamed."""
 
     quotes_every_name: ClassVar[bool] = False
-    """Whether to quote all names, because SQLAlchemy's lists of reserved words are incomplete. Only for engines where
-    quotes do not change the meaning of a name."""
+    """Whether to quote all names, because SQLAlchemy's lists of reserved words are incomplete. True only for engines on
+    which a quoted lower-case name means the same as an unquoted one."""
 
     # Connections.
 
     def is_in_memory(self, url: URL) -> bool:  # noqa: ARG002
-        """Return whether all data is lost when the process ends."""
+        """Return whether the database is in memory. The target then warns that all data is lost when the run ends."""
         return False
 
     def database_exists(self, url: URL) -> bool:  # noqa: ARG002
-        """Return whether the database exists, as far as this can be known without creating it."""
+        """Return whether the database exists. If only a connection could find this out, return True."""
         return True
 
     def schema_problem(self, url: URL, schema: str) -> str:  # noqa: ARG002
@@ -156,17 +157,18 @@ class EngineAdapter:
         return engine
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Add listeners that run when the engine connects or begins a transaction."""
+        """Add listeners that prepare each new connection or transaction, for example by setting the time zone."""
 
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
-        """Return the types of errors that the warehouse or the connection may cause.
+        """Return the types of errors that the warehouse or the connection may raise.
 
-        They include the driver's own errors, which bulk loads raise.
+        They include the driver's own classes, because some bulk loads call the driver directly. SQLAlchemy then does
+        not wrap the errors.
         """
         return SQLAlchemyError, dialect.loaded_dbapi.Error
 
     def is_retriable(self, error: Exception) -> bool:
-        """Return whether a driver's error means that the server or the connection failed, so that a retry may help."""
+        """Return whether a retry may succeed after this error of a driver, for example after a lost connection."""
         return bool(pep_249_classes(error) & {"OperationalError", "InterfaceError"})
 
     def is_about_row(self, error: Exception) -> bool:
@@ -174,7 +176,7 @@ class EngineAdapter:
         return is_about_row(error)
 
     def lacks_privilege(self, error: Exception) -> bool:
-        """Return whether a driver's error says that the database user lacks a privilege."""
+        """Return whether the database user lacks a privilege. The message then adds advice about roles."""
         return sqlstate(error) == "42501"
 
     def describe_error(self, error: Exception) -> str:
@@ -189,13 +191,16 @@ class EngineAdapter:
         yield
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Keep other loaders out of a schema until the transaction that has just begun ends."""
+        """Keep other loaders out of a schema until the current transaction ends."""
 
     def limit_resources(self, connection: Connection) -> None:
         """Limit the memory and threads that the next batch may use."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """Return whether a transaction on the ledger and the balances is atomic."""
+        """Return whether a transaction on the ledger and the balances is atomic.
+
+        If not, the target recomputes the balances of a batch's awards from the ledger.
+        """
         return True
 
     # DDL.
@@ -207,18 +212,18 @@ class EngineAdapter:
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:  # noqa: ARG002
         """Wrap the execution of DDL for a table.
 
-        If the wait for a lock times out, the error may name the session that holds the lock.
+        If the DDL waits too long for a lock, an adapter can then raise an error that names the holder of the lock.
         """
         yield
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """Return the key columns of a table in the warehouse."""
+        """Return the key columns of a table in the warehouse. The target compares them with the stream's key."""
         return inspect(connection).get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
 
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:  # noqa: ARG002
         """Return the statements that store the descriptions of a new table and its columns as comments.
 
-        Return none if the dialect does not support comments, or puts them into CREATE TABLE, as MySQL's dialect does.
+        Return none if the dialect does not support comments, or if it puts them into CREATE TABLE, as MySQL's does.
         """
         return []
 
@@ -233,18 +238,24 @@ class EngineAdapter:
         return f"ALTER TABLE {name} RENAME COLUMN {preparer.quote(old)} TO {preparer.quote(new)}"
 
     def system_tables(self, connection: Connection) -> Collection[str]:  # noqa: ARG002
-        """Return the engine's own tables and views that hide or forbid other tables with the same name."""
+        """Return the names of the engine's own tables and views. The target gives these names to no stream's table."""
         return ()
 
     def view_names(self, connection: Connection, schema: str | None) -> Collection[str]:
-        """Return the names of the views in a schema. Return none if the dialect cannot list them."""
+        """Return the names of the views in a schema, because no stream's table may have such a name.
+
+        Return none if the dialect cannot list views.
+        """
         try:
             return inspect(connection).get_view_names(schema)
         except NotImplementedError:
             return ()
 
     def view_definition(self, connection: Connection, name: str, schema: str | None) -> str:
-        """Return the SQL of a view. Return an empty string if the dialect cannot return it."""
+        """Return the SQL of a view, which an upgrade searches for columns that it would rename.
+
+        Return an empty string if the dialect cannot return the SQL.
+        """
         try:
             return str(inspect(connection).get_view_definition(name, schema))
         except NotImplementedError:
@@ -255,7 +266,7 @@ class EngineAdapter:
         return cast(column, type_)
 
     def rebuilds_to_widen(self, old: TypeEngine[Any], column: Column[Any]) -> bool:  # noqa: ARG002
-        """Return whether the table must be copied into a new one to give a column a wider type."""
+        """Return whether the target must copy the table into a new one to give a column a wider type."""
         return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str | None:  # noqa: ARG002
@@ -271,7 +282,7 @@ class EngineAdapter:
                 self._bulk_load(connection, table, rows)
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Insert rows (at least one) as fast as the engine can."""
+        """Insert one or more rows in the fastest way that the engine offers."""
         names = [column.name for column in table.columns]
         connection.execute(table.insert(), [dict(zip(names, row, strict=True)) for row in rows])
 
@@ -282,7 +293,10 @@ class EngineAdapter:
         return connection.execute(statement).rowcount
 
     def _update(self, connection: Connection, change: RowUpdate) -> int:
-        """Read the new values, then write them by key, because UPDATE in core SQL cannot use values of other tables."""
+        """Use one UPDATE, unless it reads other tables: core SQL has no UPDATE … FROM.
+
+        In that case, read the new values with a query, and write them row by row.
+        """
         if not change.reads_other_tables:
             return connection.execute(change.update).rowcount
         rows = [row._asdict() for row in connection.execute(change.new_values)]
@@ -295,7 +309,7 @@ class EngineAdapter:
         self.replace(connection, merge.replacement)
 
     def replace(self, connection: Connection, replacement: Replacement) -> None:
-        """Replace the table's rows that have the same keys as the new rows."""
+        """Insert new rows into a table, in place of the rows with the same keys."""
         self.empty(connection, replacement.work)
         for statement in replacement.statements:
             self.execute(connection, statement)
@@ -315,11 +329,14 @@ class EngineAdapter:
         connection.execute(table.delete())
 
     def recover(self, connection: Connection, table: Table) -> None:
-        """Finish a change of a table that was interrupted between two statements, on engines without transactions."""
+        """On an engine without transactions, finish a change of a table that was interrupted between two statements."""
 
 
 class ExtendedSQLAdapter(EngineAdapter):
-    """Extends core SQL with features that most engines support. An adapter may turn some of them off."""
+    """An adapter that also uses SQL beyond the core, such as UPDATE … FROM, which most engines support.
+
+    An adapter for an engine without one of these features turns it off.
+    """
 
     add_column = "ADD COLUMN"
     create_view = "CREATE OR REPLACE VIEW {name} AS {query}"
@@ -357,7 +374,7 @@ def quoted_columns(connection: Connection, table: Table) -> str:
 
 
 def bind_values(dialect: Dialect, column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
-    """Convert a column's values for the driver. Each distinct value is converted once."""
+    """Convert a column's values for the driver. Convert each distinct value only once, because values repeat."""
     if isinstance(column.type, Double):
         # PyMySQL would write a decimal such as 1e300 with all its digits, and MySQL accepts at most 65.
         return to_floats(values)
@@ -371,7 +388,7 @@ def to_floats(values: Sequence[Any]) -> Sequence[float | None]:
 
 
 def insert_by_driver(connection: Connection, table: Table, rows: Rows, placeholder: str) -> None:
-    """Insert rows with the driver's `executemany`. SQLAlchemy would first convert every row to a dict."""
+    """Insert rows with the driver's `executemany`. SQLAlchemy's INSERT would need a dict for every row."""
     placeholders = ", ".join([placeholder] * len(table.columns))
     statement = (
         f"INSERT INTO {quoted_name(connection, table)} ({quoted_columns(connection, table)}) VALUES ({placeholders})"  # noqa: S608 - quoted names only
@@ -391,7 +408,7 @@ def merge_on_conflict(insert: Callable[[Table], Any], merge: Merge) -> Insert:
 
 
 def boolean_as_text(column: ColumnElement[Any]) -> ColumnElement[str]:
-    """Return the SQL for the text `true` or `false`, from a column that stores booleans as numbers."""
+    """Return the expression for the text `true` or `false`, from a column that stores booleans as numbers."""
     return case((column.is_(None), null()), (type_coerce(column, Integer) == 0, "false"), else_="true")
 
 
@@ -403,9 +420,9 @@ def alter_type_using_cast(dialect: Dialect, column: Column[Any]) -> str:
 
 
 def create_table_with_layout(create: CreateTable, compiler: Any, layout: str, **kw: Any) -> str:
-    """Return CREATE TABLE for a column store.
+    """Return the CREATE TABLE statement for a column store.
 
-    A table that grows with time also gets a clause that partitions or clusters it.
+    If the table grows with time, add the clause `layout`, which partitions or clusters the table.
     """
     statement: str = compiler.visit_create_table(create, **kw).rstrip()
     months_of = create.element.info.get(MONTHS_OF)

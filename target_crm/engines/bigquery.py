@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class BigQueryAdapter(ExtendedSQLAdapter):
-    """BigQuery has no locks and no keys. Each statement is a separate transaction.
+    """BigQuery has no locks, and does not enforce keys. The adapter runs each statement as a separate transaction.
 
-    The adapter loads rows with load jobs, because load jobs are free.
+    It loads rows with load jobs, because load jobs are free.
     """
 
     widens_columns_to = ("number",)
@@ -39,7 +39,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
     _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Create a SQLAlchemy engine. This also looks for the credentials."""
+        """Create a SQLAlchemy engine. If the driver finds no credentials, raise a `SettingError` that says so."""
         from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415 - installed only with the extra of this engine
 
         try:
@@ -48,7 +48,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
             raise SettingError(f"no credentials for BigQuery: {error}") from None
 
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
-        """Add the errors of the connection, and of the driver's client, which reflects tables and loads files."""
+        """Add the errors of the network and of the driver's client, which the dialect and load jobs call directly."""
         from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415
         from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
 
@@ -65,16 +65,16 @@ class BigQueryAdapter(ExtendedSQLAdapter):
         return bool(reasons & self._REFUSALS) or "due to concurrent update" in str(error)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
-        """Return the key from the stream's schema, because BigQuery has no keys."""
+        """Return the key from the stream's schema, because the dialect does not return the keys of tables."""
         return table.primary_key.columns.keys()
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type. BigQuery then converts the values."""
+        """Return the clause that changes the type. BigQuery also converts the stored values."""
         name = dialect.identifier_preparer.quote(column.name)
         return f"ALTER COLUMN {name} SET DATA TYPE {column.type.compile(dialect)}"
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Use a load job, which loads all rows or none."""
+        """Use a load job. If it fails, it has loaded no rows."""
         from google.cloud import bigquery  # noqa: PLC0415 - installed only with the extra of this engine
 
         dialect: Any = connection.dialect

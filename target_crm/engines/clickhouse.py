@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 class ClickHouseAdapter(ExtendedSQLAdapter):
-    """ClickHouse has neither transactions nor UPDATE … FROM.
+    """ClickHouse has no UPDATE … FROM, and its transactions are only experimental.
 
-    The adapter deletes changed rows and inserts them again.
+    So the adapter deletes changed rows and inserts them again, and `recover` finishes a change that was interrupted.
     """
 
     tested = True
@@ -54,7 +54,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
             "select_sequential_consistency": 1,
             # Do not drop repeated inserts, because a work table may receive the same rows again.
             "insert_deduplicate": 0,
-            # Allow any number of partitions, because a first load may span many months.
+            # Let an insert write to any number of partitions, because a first load may span many months.
             "max_partitions_per_insert_block": 0,
         }
     }
@@ -77,11 +77,11 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
             time.sleep(LOCK_POLL_SECONDS)
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
-        """Return False, because ClickHouse has no transactions."""
+        """Return False, because ClickHouse's transactions are only experimental."""
         return False
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
-        """Return the columns by which the table is sorted."""
+        """Query the columns by which the table is sorted, because ClickHouse has no unique keys."""
         sorted_by = text(
             "SELECT name FROM system.columns WHERE database = coalesce(:schema, currentDatabase()) AND table = :table "
             "AND is_in_primary_key"
@@ -97,7 +97,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return str(connection.scalar(definition, {"schema": schema, "name": name}))
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Update rows by copying them. Execute a DELETE only if a row meets its condition."""
+        """Update rows by copying them. Execute a DELETE only if a row meets its condition, to save a mutation."""
         if isinstance(statement, RowUpdate):
             return self._rewrite(connection, statement)
         if isinstance(statement, Delete) and statement.whereclause is not None:
@@ -146,15 +146,15 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return False
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type. ClickHouse then converts the values."""
+        """Return the clause that changes the type. ClickHouse also converts the stored values."""
         return f"MODIFY COLUMN {CreateColumn(column).compile(dialect=dialect)}"
 
     def empty(self, connection: Connection, table: Table) -> None:
-        """Use TRUNCATE, because DELETE would work row by row."""
+        """Use TRUNCATE, because a DELETE starts a mutation, which takes longer."""
         connection.execute(text(f"TRUNCATE TABLE {quoted_name(connection, table)}"))
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Send the rows column by column, in the driver's own format."""
+        """Use the driver's own `insert`, which sends columns instead of rows."""
         driver_connection: Any = connection.connection.driver_connection
         columns = [
             bind_values(connection.dialect, column, values)
@@ -184,7 +184,7 @@ def _create_table(create: CreateTable, compiler: DDLCompiler, **_: Any) -> str:
 
 @compiles(CreateColumn, "clickhousedb")
 def _create_column(create: CreateColumn, compiler: DDLCompiler, **_: Any) -> str:
-    """Declare nullability as part of the column's type."""
+    """Give a nullable column the type `Nullable(…)`, because ClickHouse's types hold no nulls by default."""
     column = create.element
     type_ = compiler.dialect.type_compiler_instance.process(column.type)
     default = compiler.get_column_default_string(column)
@@ -195,26 +195,26 @@ def _create_column(create: CreateColumn, compiler: DDLCompiler, **_: Any) -> str
 
 @compiles(Date, "clickhousedb")
 def _date(_type: Date, _compiler: TypeCompiler, **_: Any) -> str:
-    """Use Date32, because Date begins in 1970, and would change an earlier day to another one."""
+    """Use Date32, because Date begins in 1970, and would store an earlier day as another one."""
     return "Date32"
 
 
 @compiles(Cast, "clickhousedb")
 def _cast(cast: Cast[Any], compiler: SQLCompiler, **kw: Any) -> str:
-    """Make a cast keep nulls, as on every other engine."""
+    """Cast to a nullable type, so that null stays null, as on every other engine."""
     return f"CAST({compiler.process(cast.clause, **kw)} AS Nullable({compiler.process(cast.typeclause, **kw)}))"
 
 
 @compiles(Update, "clickhousedb")
 def _update(update: Update, compiler: SQLCompiler, **kw: Any) -> str:
-    """Use ALTER TABLE … UPDATE, which works on every kind of table."""
+    """Use ALTER TABLE … UPDATE, because a plain UPDATE needs a recent version, and special settings of the table."""
     statement: str = compiler.visit_update(update, **kw)
     return statement.replace("UPDATE ", "ALTER TABLE ", 1).replace(" SET ", " UPDATE ", 1)
 
 
 @compiles(Delete, "clickhousedb")
 def _delete(delete: Delete, compiler: SQLCompiler, **kw: Any) -> str:
-    """Use TRUNCATE if there is no condition."""
+    """Use TRUNCATE if there is no condition, because ClickHouse requires a condition in DELETE."""
     if delete.whereclause is None:
         return f"TRUNCATE TABLE {compiler.preparer.format_table(delete.table)}"
     return str(compiler.visit_delete(delete, **kw))  # type: ignore[no-untyped-call]

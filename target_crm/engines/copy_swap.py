@@ -1,4 +1,4 @@
-"""Change rows with a scratch table, on engines that replace changed rows with copies, or rewrite the whole table."""
+"""Scratch tables for changes of rows. ClickHouse copies the changed rows into one, and Spark copies the whole table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def with_all_columns(connection: Connection, table: Table) -> Table:
 
 
 def scratch_table(whole: Table) -> Table:
-    """Return the scratch table that holds the changed rows of a table."""
+    """Return the scratch table of a table. It has the same columns."""
     return whole.to_metadata(MetaData(schema=whole.schema), name=scratch_name(whole))
 
 
@@ -41,7 +41,7 @@ def scratch_name(table: Table) -> str:
 
 
 def key_in(rows: Table, table: Table) -> ColumnElement[Any]:
-    """Return the columns in `rows` that correspond to the key columns of a table."""
+    """Return the key of a table for use with IN: the key column in `rows`, or a tuple of several columns."""
     columns = [rows.c[column.name] for column in table.primary_key.columns]
     return columns[0] if len(columns) == 1 else tuple_(*columns)
 

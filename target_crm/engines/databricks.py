@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DatabricksAdapter(ExtendedSQLAdapter):
-    """On Databricks, each statement is a separate transaction."""
+    """On Databricks, each statement is a separate transaction. So the target recomputes balances from the ledger."""
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:  # noqa: ARG002
         """Return False, because each statement is a separate transaction."""

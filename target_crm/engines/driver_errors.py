@@ -13,13 +13,13 @@ _SQLSTATE = re.compile("[0-9A-Z]{5}")
 
 
 def pep_249_classes(error: Exception) -> set[str]:
-    """Return the names of an error's classes, including the classes that PEP 249 requires of all drivers."""
+    """Return the names of an error's class and its base classes. PEP 249 defines some of them for all drivers."""
     return {each.__name__ for each in type(error).__mro__}
 
 
 def sqlstate(error: Exception) -> str:
     """Return the SQLSTATE of an error. Return an empty string if the driver does not provide it."""
-    # psycopg2 uses another attribute, pyodbc uses the first argument, and pg8000 uses a field of the response.
+    # psycopg2 stores it in `pgcode`, pyodbc in the first argument, and pg8000 in a field of the server's response.
     first = next(iter(error.args), None)
     given = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or response_fields(error).get("C", first)
     return given if isinstance(given, str) and _SQLSTATE.fullmatch(given) else ""
@@ -45,7 +45,10 @@ def is_about_value(error: Exception) -> bool:
 
 
 def is_about_constraint(error: Exception) -> bool:
-    """Return whether a row violates a constraint. DuckDB reports a violation at COMMIT as a failed transaction."""
+    """Return whether a row violates a constraint.
+
+    DuckDB reports a violation at COMMIT as a failed transaction, so look for the word `constraint` in the message.
+    """
     return (
         "IntegrityError" in pep_249_classes(error)
         or sqlstate(error).startswith("23")
@@ -56,9 +59,9 @@ def is_about_constraint(error: Exception) -> bool:
 def describe(error: Exception) -> str:
     """Describe an error of any driver on one line, without values of records.
 
-    An error about a value may quote the value, so leave out its message. In an error about a constraint, only the first
-    line is free of values. In other errors, keep more lines, because the first line alone may be useless, such as
-    Firebird's `Dynamic SQL Error`.
+    An error about a value may quote the value, so leave out its message. An error about a constraint may also quote
+    values, so keep only its first line, up to the first quotation mark. Of other errors, keep more lines, because the
+    first line alone may be useless, such as Firebird's `Dynamic SQL Error`.
     """
     name, state = type(error).__name__, sqlstate(error)
     lines = [line.strip(" -\t") for line in str(error).strip().splitlines()] or [""]

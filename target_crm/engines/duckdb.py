@@ -71,7 +71,7 @@ BATCH_SETTINGS = {
 _ALIASES = {"max_memory": "memory_limit", "worker_threads": "threads", "wal_autocheckpoint": "checkpoint_threshold"}
 # The storage version of new files. DuckDB before 1.2 cannot read such files, and has no zstd.
 STORAGE_VERSION = "v1.2.0"
-# The values in these columns hardly repeat, so choosing a compression would take long and save little.
+# The values in these columns hardly repeat, so DuckDB would take long to choose a compression that saves little space.
 _UNCOMPRESSED = frozenset({"action_id", "award_id", "user_id", "last_action_id"})
 _ALIAS = "_crm"
 _STORED_AS = f"SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = '{_ALIAS}'"  # noqa: S608 - our own name
@@ -87,7 +87,7 @@ _FILE_IN_USE = ("Could not set lock", "Unique file handle conflict")
 
 
 class DuckDBAdapter(ExtendedSQLAdapter):
-    """DuckDB stores columns in a file, which only one process can open at a time.
+    """DuckDB stores the tables in a file. While one process can write to the file, no other process can open it.
 
     Tables declare no keys, because a key needs an index. Nearly every batch would rewrite an index of random ids. The
     index would also stay in memory, and would not free the space of deleted rows. DuckDB needs no index to find rows:
@@ -126,7 +126,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return ""
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Create a SQLAlchemy engine. An in-memory database is an error, because it would end with each transaction."""
+        """Create a SQLAlchemy engine. Reject an in-memory database, which would be lost after each transaction."""
         if (url.database or _MEMORY).startswith(_MEMORY):
             raise SettingError(
                 "duckdb: an in-memory database is not supported; name a file, as in duckdb:///warehouse.duckdb"
@@ -186,19 +186,19 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return is_conflict or _mentions(error, _OUT_OF_MEMORY)
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type, and cast the values to it."""
+        """Return the clause that changes the type, and casts the stored values to it."""
         return alter_type_using_cast(dialect, column)
 
     def all_balances(self, tables: Tables) -> Select[Any]:
-        """Group the actions, without sorting those of each award, and join the snapshots."""
+        """Group the actions by award without sorting them by time, and join the snapshots."""
         return balances.all_balances(tables, balances.partials_by_packing(tables.actions), balances.by_full_join)
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Load columns through Arrow. Inserting row by row would take thirty times as long."""
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
-        # Tell Arrow the types of times, points, numbers and texts, because inferring them from the values would take
-        # too long. Arrow infers all other types.
+        # Give Arrow the types of times, points, numbers and texts, because Arrow would take too long to infer them from
+        # the values. Arrow infers all other types.
         kinds = {
             Instant: pyarrow.timestamp("us"),
             Points: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),
@@ -232,12 +232,12 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         connection.exec_driver_sql(
             f"INSERT INTO {quoted_name(connection, table)} ({quoted_columns(connection, table)}) SELECT * FROM _rows"  # noqa: S608 - quoted names only
         )
-        # After an error, this call is not needed, because the connection is closed.
+        # After an error, the rows need no `unregister`, because the connection is closed.
         driver_connection.unregister("_rows")
 
 
 def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
-    """Connect to the warehouse. Use ATTACH, because only ATTACH can set the storage version and row group size."""
+    """Connect to the warehouse. Use ATTACH, because it can set the storage version and the size of row groups."""
     path, settings = options["database"], options["url_config"]
     file = Path(path)
     if path.startswith(_NO_FILE) or settings.get("access_mode") == "read_only":
@@ -254,7 +254,7 @@ def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any])
         connection.execute(f"USE {_ALIAS}")
     except BaseException as error:
         connection.close()
-        # On a full disk, DuckDB leaves an empty file, which is not a database. Delete only a file that we have created.
+        # On a full disk, ATTACH leaves an empty file, which is not a database. Delete the file only if we created it.
         if is_new and not _mentions(error, _FILE_IN_USE) and file.exists() and not file.stat().st_size:
             file.unlink()
         raise
@@ -283,7 +283,7 @@ def _primary_key(element: PrimaryKeyConstraint, compiler: Any, **kw: Any) -> Non
 
 @compiles(CreateColumn, "duckdb")
 def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str:
-    """Set the compression of some columns, because DuckDB would take long to choose one, and would choose badly."""
+    """Set the compression of some columns, because DuckDB would take long to choose one, and would not choose well."""
     column = element.element
     specification: str = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]
     # In a file of an older version, DuckDB would not compress a zstd column at all.

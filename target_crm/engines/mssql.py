@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SQLServerAdapter(ExtendedSQLAdapter):
-    """SQL Server has application locks, and a driver that sends many rows at once."""
+    """The adapter uses SQL Server's application locks, and an option of pyodbc that sends many rows at once."""
 
     engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
     add_column = "ADD"
@@ -51,7 +51,7 @@ class SQLServerAdapter(ExtendedSQLAdapter):
         return f"EXEC sp_rename '{name}', '{new}', 'COLUMN'"
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type. SQL Server then converts the values."""
+        """Return the clause that changes the type. SQL Server also converts the stored values."""
         return f"ALTER COLUMN {dialect.identifier_preparer.quote(column.name)} {column.type.compile(dialect)}"
 
 

@@ -77,7 +77,7 @@ def _size_bytes(row: Sequence[Any]) -> int:
 
 
 def _fold(name: str) -> str:
-    """Remove case and accents from a name, because utf8mb3_general_ci ignores them."""
+    """Remove case and accents from a name, because the collation of names (utf8mb3_general_ci) ignores them."""
     return "".join(map(_base, name.translate(_LIKE))).casefold()
 
 
@@ -88,10 +88,10 @@ def _base(letter: str) -> str:
 
 
 class MySQLAdapter(ExtendedSQLAdapter):
-    """MySQL has named locks that outlast a transaction, and commits DDL immediately."""
+    """The adapter uses named locks, which outlast a transaction, because MySQL commits DDL immediately."""
 
     quotes_every_name = True
-    # InnoDB reserves these column names, and limits the number of columns and the size of keys.
+    # InnoDB reserves these names of columns. It also limits the number of columns and the size of keys.
     limits = TableLimits(
         decimal_digits=DECIMAL_DIGITS,
         reserved_columns=frozenset({"db_row_id", "db_trx_id", "db_roll_ptr", "fts_doc_id"}),
@@ -160,10 +160,10 @@ class MySQLAdapter(ExtendedSQLAdapter):
 
     @contextmanager
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:
-        """After a timeout of the table's lock, name the oldest open transaction in the error.
+        """If DDL waits too long for a table's lock, name the oldest open transaction in the error.
 
-        This transaction probably holds the lock. Only the performance schema or a plugin knows for sure, and MariaDB
-        has neither by default.
+        This transaction probably holds the lock. Only the performance schema or a plugin records which session really
+        holds the lock, and MariaDB turns on neither by default.
         """
         try:
             yield
@@ -197,7 +197,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
         return next(iter(error.args), None) in self._NO_PRIVILEGE
 
     def describe_error(self, error: Exception) -> str:
-        """Add the server's message about a value, but without the value."""
+        """Return the server's message even if it quotes a value, but remove the value."""
         number, message = (*error.args, "", "")[:2]
         place = self._VALUE_BEFORE.get(number, "\0")
         if place in message:
@@ -207,7 +207,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
         return f"{type(error).__name__}: {message}"
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type. The server then converts the values."""
+        """Return the clause that changes the type. The server also converts the stored values."""
         name = dialect.identifier_preparer.quote(column.name)
         return f"MODIFY COLUMN {name} {column.type.compile(dialect)}"
 
@@ -244,7 +244,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
 
 
 class MariaDBAdapter(MySQLAdapter):
-    """The adapter for a mariadb:// URL."""
+    """The adapter for a mariadb:// URL. The tests use MariaDB, but no MySQL server."""
 
     tested = True
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OracleAdapter(ExtendedSQLAdapter):
-    """In Oracle, ALTER TABLE … ADD has no keyword COLUMN."""
+    """The adapter leaves out the keyword COLUMN after ALTER TABLE … ADD, because Oracle's syntax does not have it."""
 
     add_column = "ADD"
     leave_out_column = "MODIFY {name} NULL"
@@ -25,7 +25,8 @@ class OracleAdapter(ExtendedSQLAdapter):
 
 ADAPTERS = {"oracle": OracleAdapter()}
 
-# Oracle cannot compare CLOBs. SQLAlchemy's type for instants with a time zone would store only whole seconds.
+# Oracle cannot compare CLOBs, so text is VARCHAR2. SQLAlchemy's `DateTime` would become DATE, which stores only whole
+# seconds.
 register("oracle", ColumnTypes(text=String(4_000), json=Text(), instant=TIMESTAMP()))
 
 

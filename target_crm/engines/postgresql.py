@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class PostgreSQLAdapter(ExtendedSQLAdapter):
-    """PostgreSQL has advisory locks, COPY, and unlogged tables, which serve as work tables."""
+    """The adapter uses PostgreSQL's advisory locks, COPY, and unlogged tables, which serve as work tables."""
 
     tested = True
     quotes_every_name = True
@@ -52,9 +52,10 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
     widens_columns_to = ("number", "time", "text")
     views_follow_renames = True
     read_options: ClassVar[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ"}
-    # This number and a hash of the schema's name identify the lock that admits one loader at a time.
+    # This number and a hash of the schema's name identify the lock between loaders.
     _LOCK_CLASS = 0x63726D
-    # Look up the schema that has the tables, or will have them, because two roles may have different search paths.
+    # If the settings name no schema, find the one that contains the tables, or will contain them. Two roles may have
+    # different search paths, but must use the same lock.
     _SCHEMA = (
         "coalesce(:schema, (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE pg_class.oid = coalesce(to_regclass('_crm_version'), to_regclass('award_balances'))), "
@@ -87,8 +88,8 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         """Create a SQLAlchemy engine that also works behind a pooler.
 
         A pooler may execute each transaction in another session, which lacks the statements that the driver has
-        prepared. So the driver prepares no statements. psycopg's option `prepare_threshold` can change this: it sets
-        after how many executions a statement is prepared (0 or `none`: never).
+        prepared. So the driver prepares no statements. The option `prepare_threshold` in the URL can change this: it
+        sets after how many executions psycopg prepares a statement. 0 and `none` mean never.
         """
         arguments: dict[str, Any] = {}
         driver = url.get_driver_name()
@@ -165,7 +166,10 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             )
 
     def is_atomic(self, connection: Connection, schema: str | None) -> bool:
-        """Return True, unless a table has partitions on other servers. Each of these servers commits separately."""
+        """Return True, unless the schema has foreign tables.
+
+        They may be partitions on other servers, and each of these servers commits separately.
+        """
         foreign_tables = (
             "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE relkind = 'f'"
         )
@@ -173,7 +177,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return connection.scalar(text(in_schema), {"schema": schema}) is None
 
     def system_tables(self, connection: Connection) -> Collection[str]:
-        """Return the names in the catalog, because PostgreSQL looks there first for a name without a schema."""
+        """Return the names in the system catalog, because PostgreSQL looks there first for a name without a schema."""
         in_catalog = "SELECT relname FROM pg_class WHERE relnamespace = CAST('pg_catalog' AS regnamespace)"
         return connection.scalars(text(in_catalog)).all()
 
@@ -197,7 +201,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return [f"DO $$ BEGIN {'; '.join(statements)}; END $$"] if statements else []
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
-        """Change the type, and cast the values to it."""
+        """Return the clause that changes the type, and casts the stored values to it."""
         return alter_type_using_cast(dialect, column)
 
     def empty(self, connection: Connection, table: Table) -> None:
@@ -213,7 +217,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return balances.all_balances(tables, balances.partials_from_actions(tables.actions), balances.by_full_join)
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
-        """Compute the rows into a temporary table. Then change only the rows that differ.
+        """Write the new rows to a temporary table. Then change only the rows of the table that differ.
 
         PostgreSQL can use several processes to fill a new table, but not to change an existing one.
 

@@ -12,7 +12,7 @@ from target_crm.records.column_types import ID_CHARS_MAX, ColumnTypes, register
 
 
 class RedshiftAdapter(ExtendedSQLAdapter):
-    """In Redshift, a column cannot become nullable."""
+    """The adapter drops a column that inserts should leave out, because Redshift cannot make a column nullable."""
 
     leave_out_column = "DROP COLUMN {name}"
 

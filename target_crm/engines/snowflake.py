@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class SnowflakeAdapter(ExtendedSQLAdapter):
-    """Snowflake has table locks that end with a transaction, commits DDL immediately, and loads files from a stage."""
+    """The adapter locks a table for the whole transaction, and loads rows from a file in a stage."""
 
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS)
     # A failed connection, or a statement that was cancelled by a user or a timeout, including lock timeouts.
@@ -45,7 +45,7 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
     _FILES = ("private_key_file", "token_file_path")
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Create a SQLAlchemy engine. Its sessions wait a minute for locks, because the default is half a day."""
+        """Create a SQLAlchemy engine. Its sessions wait for a lock for a minute, because the default is half a day."""
         session = {"TIMEZONE": "UTC", "LOCK_TIMEOUT": LOCK_WAIT_SECONDS, "QUERY_TAG": "target-crm"}
         files = {name: url.query[name] for name in self._FILES if name in url.query}
         arguments = {"session_parameters": session, **files}
@@ -54,8 +54,8 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
         """Update a table with a single row, so that other loaders must wait. Until the table exists, there is no lock.
 
-        If a loader dies in a transaction, Snowflake ends this transaction once another transaction has waited for five
-        minutes.
+        If a loader dies in a transaction, Snowflake rolls the transaction back once it has been idle for five minutes
+        and blocks another loader.
         """
         version = tables_in(schema).version
         try:

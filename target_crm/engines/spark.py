@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 class SparkAdapter(ExtendedSQLAdapter):
-    """Spark can only add rows to a table. Any other change rewrites the whole table."""
+    """Spark can only add rows to a Parquet table, or overwrite the table. So all other changes rewrite the table."""
 
     leave_out_column = ""
-    # A statement contains its rows as literals, so it must not have too many rows.
+    # An INSERT contains its rows as literals, so its text grows with the number of rows.
     _ROWS_MAX = 500
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Set the session's time zone to UTC."""
+        """Set the session's time zone to UTC, because Spark converts times to text, and back, in this zone."""
 
         def on_connect(driver_connection: Any, _record: object) -> None:
             with closing(driver_connection.cursor()) as cursor:
@@ -87,7 +87,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         values: Mapping[str, ColumnElement[Any]] | None,
         where: ColumnElement[bool],
     ) -> None:
-        """Rewrite a table. Rows that meet the condition get new values. If `values` is None, leave them out."""
+        """Rewrite a table. Give new values to the rows that meet the condition, or drop them if `values` is None."""
         whole = with_all_columns(connection, table)
         copy = scratch_table(whole)
         as_they_are = [qualified_column(connection, table, column) for column in whole.c]

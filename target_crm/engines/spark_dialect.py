@@ -1,6 +1,6 @@
 """A SQLAlchemy dialect for Spark's Thrift server. It is PyHive's dialect for Hive, changed where Spark differs.
 
-Spark has no constraints, and cannot change single rows of its own tables. So `SparkAdapter` rewrites tables.
+Spark has no keys, and cannot change single rows of a Parquet table. So `SparkAdapter` rewrites tables.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Statements(HiveCompiler):  # type: ignore[misc]
         return str(SQLCompiler.visit_insert(self, insert_stmt, *args, **kw))  # type: ignore[no-untyped-call]
 
     def visit_delete(self, delete_stmt: Delete, *_: Any, **__: Any) -> str:
-        """Use TRUNCATE, because Spark can only delete all rows."""
+        """Use TRUNCATE, because Spark can delete only all rows of a Parquet table."""
         return f"TRUNCATE TABLE {self.preparer.format_table(delete_stmt.table)}"
 
 
@@ -46,12 +46,12 @@ class _Types(HiveTypeCompiler):  # type: ignore[misc]
 
 class _Definitions(DDLCompiler):
     def visit_create_table(self, create: CreateTable, **_: Any) -> str:
-        """Leave out constraints."""
+        """Create a Parquet table, without constraints."""
         columns = ", ".join(map(self.get_column_specification, create.element.columns))
         return f"CREATE TABLE {self.preparer.format_table(create.element)} ({columns}) USING PARQUET"
 
     def get_column_specification(self, column: Column[Any], **_: Any) -> str:
-        """Leave out defaults and nullability."""
+        """Write only the name and the type of a column, without DEFAULT and NOT NULL."""
         return f"{self.preparer.format_column(column)} {self.dialect.type_compiler_instance.process(column.type)}"
 
 
@@ -84,7 +84,7 @@ class SparkDialect(HiveDialect):  # type: ignore[misc]
     def get_columns(
         self, connection: Connection, table_name: str, schema: str | None = None, **_: Any
     ) -> list[dict[str, Any]]:
-        """Return the columns in the table's order."""
+        """Return the columns. All of them are nullable, because the target creates no others on Spark."""
         quote = self.identifier_preparer.quote
         name = ".".join(map(quote, filter(None, (schema, table_name))))
         return [

@@ -57,7 +57,7 @@ TEMPORARY_TABLES_KIB = 40 * 1024
 
 
 class SQLiteAdapter(ExtendedSQLAdapter):
-    """SQLite stores the tables in a file, which has one writer at a time."""
+    """SQLite stores the tables in a file. Only one connection can write to the file at a time."""
 
     tested = True
     leave_out_column = "DROP COLUMN {name}"
@@ -82,7 +82,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     views_follow_renames = True
 
     def is_in_memory(self, url: URL) -> bool:
-        """Return whether the URL names no file."""
+        """Return whether the URL names no file, or `:memory:` instead of a file."""
         return not url.database or url.database == ":memory:"
 
     def database_exists(self, url: URL) -> bool:
@@ -91,7 +91,8 @@ class SQLiteAdapter(ExtendedSQLAdapter):
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Create a SQLAlchemy engine. An in-memory database belongs to one connection, which all threads must share."""
-        # Keep the driver from beginning transactions: see `add_event_listeners`. libSQL accepts this option only here.
+        # Keep the driver from beginning transactions: see `add_event_listeners`. The driver of libSQL accepts this
+        # option only as an argument of `connect`.
         arguments: dict[str, Any] = {"isolation_level": None}
         if self.is_in_memory(url):
             options["poolclass"] = StaticPool
@@ -108,9 +109,9 @@ class SQLiteAdapter(ExtendedSQLAdapter):
             driver_connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1000}")
             driver_connection.execute("PRAGMA journal_mode = WAL")
             driver_connection.execute(f"PRAGMA temp.cache_size = -{TEMPORARY_TABLES_KIB}")
-            # With several threads, SQLite sorts the whole ledger faster. `verify` needs this.
+            # SQLite sorts the whole ledger for `verify`. With several threads, this is faster.
             driver_connection.execute(f"PRAGMA threads = {os.cpu_count() or 1}")
-            # Use short attempts, because Python handles signals only between them.
+            # Make only short attempts to lock the file, because Python handles signals only between them.
             driver_connection.execute(f"PRAGMA busy_timeout = {int(LOCK_POLL_SECONDS * 1000)}")
 
         def on_begin(connection: Connection) -> None:
@@ -132,11 +133,11 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         event.listen(engine, "begin", on_begin)
 
     def is_retriable(self, error: Exception) -> bool:  # noqa: ARG002
-        """Return False, because `BEGIN IMMEDIATE` has already waited for the lock."""
+        """Return False, because the listener for `begin` already waits for the lock."""
         return False
 
     def system_tables(self, connection: Connection) -> Collection[str]:
-        """Return the virtual tables that exist without CREATE TABLE, such as json_each."""
+        """Return the names of virtual tables that exist without CREATE TABLE, such as json_each."""
         modules, pragmas = (connection.exec_driver_sql(f"PRAGMA {each}_list") for each in ("module", "pragma"))
         # Older versions of SQLite ignore these pragmas and return no rows.
         names = [*modules.scalars()] if modules.returns_rows else []
@@ -150,9 +151,9 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         return isinstance(column.type, Instant | Identifier | LongText)
 
     def converted(self, column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        """Convert booleans, times and doubles explicitly. A cast would change them.
+        """Convert booleans, dates and doubles explicitly, because a cast would change them.
 
-        For example, a cast keeps only 15 digits of a double.
+        For example, a cast to text keeps only 15 digits of a double.
         """
         as_text = cast(column, LongText())
         if isinstance(type_, Instant):
@@ -171,7 +172,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         connection.execute(merge_on_conflict(insert, merge))
 
     def all_balances(self, tables: Tables) -> Select[Any]:
-        """Group the actions, without sorting those of each award, and look up each award's snapshot by its key.
+        """Group the actions by award without sorting them by time, and look up each award's snapshot by its key.
 
         SQLite before 3.39 has no full join, and later versions use no index for one of the two subqueries.
         """
@@ -185,7 +186,8 @@ class SQLiteAdapter(ExtendedSQLAdapter):
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         if table.info == WORK:
-            # Use a temporary table. Otherwise SQLite would write the rows to its log, and from the log to the file.
+            # Use a temporary table. Otherwise SQLite would write the rows first to its write-ahead log, and later to
+            # the file of the warehouse.
             connection.execute(CreateTable(_hiding(table), if_not_exists=True))
         insert_by_driver(connection, table, rows, placeholder="?")
 
@@ -255,7 +257,7 @@ def _packed(element: packed, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(unpacked, "sqlite")
 def _unpacked(element: unpacked, compiler: SQLCompiler, **kw: Any) -> str:
-    # Use a BLOB, because functions for text would stop at the NUL.
+    # Convert the text to a BLOB, because functions for text would stop at the NUL.
     row = f"CAST({compiler.process(element.clauses, **kw)} AS BLOB)"
     value = f"JSON_EXTRACT(CAST(SUBSTR({row}, INSTR({row}, X'00') + 1) AS TEXT), '$[{element.place - 1}]')"
     return f"({value} / {10**POINTS_PLACES}.0)" if isinstance(element.type, Points) else value
@@ -268,6 +270,6 @@ def _exact(element: exact, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(quarter_hours, "sqlite")
 def _quarter_hours(element: quarter_hours, compiler: SQLCompiler, **kw: Any) -> str:
-    # Leave out the fraction of the second, because SQLite would round it up.
+    # Leave out the fraction of the second, because SQLite might round it up to the next second.
     second = f"SUBSTR({compiler.process(element.clauses, **kw)}, 1, 19)"
     return f"(CAST(STRFTIME('%s', {second}) AS INTEGER) / {QUARTER_SECONDS})"

@@ -17,12 +17,13 @@ def compile_as_merge(update: Update, compiler: SQLCompiler, matched: str, condit
     """Compile an UPDATE to a MERGE, if the UPDATE reads another table.
 
     Args:
-        update: The statement. If it reads only its own table, it stays an UPDATE.
+        update: The statement. It stays an UPDATE if it reads no other table.
         compiler: The compiler of the engine's dialect.
-        matched: The clause after ON, with `{set}` and `{condition}`.
-        condition: A template for the condition on columns that the statement sets, with `{}`. Oracle does not allow
-            such columns in ON.
-        kw: Arguments of the compiler.
+        matched: A template for the clause that follows ON. `{set}` stands for the assignments, and `{condition}` for
+            the text from the next argument.
+        condition: A template for conditions on columns that the statement sets, because Oracle does not allow such
+            columns in ON. `{}` stands for the conditions. Without such conditions, the text is empty.
+        kw: Keyword arguments for the compiler.
     """
     table: Any = update.table
     values: dict[Any, ColumnElement[Any]] = update._values or {}  # noqa: SLF001 - there is no public name

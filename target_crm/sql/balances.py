@@ -60,7 +60,7 @@ _OWNER = ("user_id", "perk_id")
 # In a partial that comes from a snapshot, these columns have values. All other columns except `award_id` are null or
 # zero.
 _SNAPSHOT_COLUMNS = (*_OWNER, "points", "as_of", "as_of_source", "updated_at", "opening")
-# Total → the effect of the actions that count towards it, and the column that is summed.
+# Total → the effect of the actions that the total counts, and the column that it sums.
 _TOTALS = {
     "earned_total": ("earned", "points_added"),
     "redeemed_total": ("redeemed", "points_redeemed"),
@@ -125,8 +125,8 @@ def _partials(
     """
     return select(
         r["award_id"],
-        # The newest action may lack the user or the perk. All actions of an award have the same user and perk, so
-        # take them from any action.
+        # The newest action may lack the user or the perk. All actions of an award have the same user and perk, so take
+        # a missing value from any other action that has it.
         *(func.coalesce(newest[name], any_value(r[name])).label(name) for name in _OWNER),
         newest["points_available"].label("points"),
         func.max(r["occurred_at"]).label("as_of"),
@@ -316,8 +316,8 @@ def all_balances(tables: Tables, partials: Select[Any], combine: Combine = by_gr
 
     Args:
         tables: The target's tables.
-        partials: One partial balance per award, from all actions.
-        combine: Combines these partials with the snapshots.
+        partials: A query for one partial balance per award, computed from all actions.
+        combine: A function that combines this query with the query for the partials of snapshots.
     """
     return combine(partials, partials_from_snapshots(tables.awards))
 
@@ -352,8 +352,9 @@ def merge(tables: Tables, arrived: Select[Any]) -> Merge:
 def recompute_awards(tables: Tables, named: Select[Any]) -> Replacement:
     """Recompute the balances of some awards from their whole history.
 
-    Engines without transactions need this. On such an engine, if a batch stops between two statements, the target loads
-    it again, and a merge would count its actions twice. The cost grows with the number of actions of these awards.
+    Engines without transactions need this. If a batch stops between two statements on such an engine, the target loads
+    the batch again, and a merge would count its actions twice. The cost grows with the number of actions of these
+    awards.
 
     Args:
         tables: The target's tables.

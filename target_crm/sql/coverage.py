@@ -1,6 +1,7 @@
 """The rows of `_crm_coverage`: one per interval for which actions were read and committed.
 
-The transaction that commits an interval's actions also writes its row, so that the two always agree.
+The transaction that commits an interval's actions also writes the interval's row. So the coverage always agrees with
+the ledger.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def recorded(rows: Iterable[Row[Any]]) -> Claims:
-    """Return the recorded intervals by scope, from the rows of the table."""
+    """Group the intervals in the table's rows by their scope, which is a merchant and the types of action."""
     claims: Claims = {}
     for row in rows:
         claims.setdefault(_scope(row), []).append(_interval(row))
@@ -26,7 +27,10 @@ def recorded(rows: Iterable[Row[Any]]) -> Claims:
 
 
 def changes(rows: Sequence[Row[Any]], claims: Claims) -> tuple[list[tuple[Any, ...]], list[str]]:
-    """Return the changes that add claims to the table: the rows to insert, and the ids of the rows to delete."""
+    """Return the changes that record new intervals: the rows to insert, and the ids of the rows to delete.
+
+    Intervals that touch or overlap are joined into one row.
+    """
     inserted: list[tuple[Any, ...]] = []
     replaced: list[str] = []
     for scope, intervals in claims.items():
@@ -53,6 +57,6 @@ def _interval(row: Row[Any]) -> Interval:
 
 
 def _interval_id(scope: Scope, interval: Interval) -> str:
-    """Hash an interval and its scope. Equal intervals get the same id, so that no engine stores an interval twice."""
+    """Hash an interval and its scope. Equal intervals get the same id, so that the target stores each one only once."""
     text = json.dumps([*scope, *(edge.isoformat() for edge in interval)])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

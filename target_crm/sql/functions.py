@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 QUARTER_SECONDS = 900
 QUARTER_MICROS = QUARTER_SECONDS * 1_000_000
-# If 1 March of the year 0 has the number 1, and each day has the next number, 1 January 1970 has this number.
+# The number of 1 January 1970, if days are numbered from 1 March of the year 0, which has the number 1.
 DAYS_BEFORE_1970 = 719_469
 
 
@@ -105,7 +105,11 @@ class unpacked(FunctionElement[Any]):  # noqa: N801
 
 
 class quarter_hours(FunctionElement[int]):  # noqa: N801
-    """The number of quarter hours from 1970 to an instant. In every time zone, midnight falls on a quarter hour."""
+    """The number of quarter hours from 1970 to an instant.
+
+    In every time zone that is in use today, midnight falls on a quarter hour. So a report can group quarter hours into
+    the days of any time zone.
+    """
 
     type = BigInteger()
     inherit_cache = True

@@ -1,7 +1,7 @@
 """The rows of `load_runs`, one per run and stream.
 
-A row counts the committed records of a stream. The transaction that commits the records also writes the row, so that
-the two always agree. If a run is killed, `finished_at` and `exit_state` stay null in its rows.
+A row counts the records of a stream that a run has committed. The transaction that commits the records also writes the
+row, so the counts are always right. If a run is killed, `finished_at` and `exit_state` stay null in its rows.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ DONE, FAILED = "done", "failed"
 
 @dataclass(frozen=True)
 class Run:
-    """The state of a run of target-crm at one moment."""
+    """A run of target-crm, as it is at the time `now`."""
 
     run_id: str
     started_at: datetime
     now: datetime
     exit_state: str | None = None
-    """`DONE` or `FAILED`; None while it is running."""
+    """`DONE` or `FAILED`; None while the run has not ended."""
 
     def rows(self, tallies: Mapping[str, Tally], ignored_activations: Mapping[str, int]) -> list[tuple[Any, ...]]:
         """Return a row per stream. The keys of both arguments are table names. The key of malformed lines is empty."""

@@ -193,7 +193,7 @@ def changed_rows(table: Table, staged: Staged) -> FromClause:
 
 @cache
 def replace(table: Table, staged: Staged) -> list[Insert | RowUpdate]:
-    """Replace rows of the table with those in `fresh` that have the same key, and insert the others.
+    """Write the rows in `fresh` to the table. Update the rows whose key exists, and insert all others.
 
     Columns that the stream's schema does not name keep their values. An older schema or a user has added such columns.
     """
@@ -300,7 +300,7 @@ BALANCE_COLUMNS = (
 
 @cache
 def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
-    """Select the input lines of the staged actions whose id the ledger lacks."""
+    """Select the numbers of the input lines that contain the staged actions whose id the ledger lacks."""
     rows = staged.table
     with_known = rows.outerjoin(ledger, ledger.c.action_id == rows.c.action_id)
     return select(rows.c[SEQ]).select_from(with_known).where(ledger.c.action_id.is_(None))
@@ -332,7 +332,10 @@ def delete_fresh(table: Table, staged: Staged) -> Delete:
 
 @cache
 def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
-    """Select the input line and payload of each staged action that contradicts the ledger's action with the same id."""
+    """Select the staged actions that contradict the ledger's action with the same id.
+
+    Each row has the number of the input line, and the payload.
+    """
     rows = staged.table
     return (
         select(rows.c[SEQ], _comparable(rows.c.payload))
@@ -344,7 +347,7 @@ def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
 
 @cache
 def count_differing(ledger: Table, staged: Staged) -> Select[tuple[int]]:
-    """Count the staged rows that are not in `fresh`, but differ from the ledger's action in some column."""
+    """Count the staged actions that are not in `fresh`, and differ in some column from the ledger's action."""
     rows, fresh = staged.table, staged.fresh
     not_fresh = rows.outerjoin(fresh, fresh.c[SEQ] == rows.c[SEQ])
     both = not_fresh.join(ledger, ledger.c.action_id == rows.c.action_id)
@@ -355,7 +358,7 @@ def count_differing(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 
 @cache
 def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
-    """For each column, count the staged duplicates that differ from the ledger's action without contradicting it."""
+    """Count, for each column, the staged duplicates whose value differs from the ledger, but does not contradict it."""
     rows = staged.table
     return (
         select(
@@ -377,7 +380,7 @@ def _differences(ledger: Table, rows: FromClause) -> dict[str, ColumnElement[boo
 
 
 def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
-    """Return whether an action would change a balance differently from the ledger's action.
+    """Return whether an action would change a balance in another way than the ledger's action.
 
     If one of the two lacks a value, that is not a contradiction, because a field may have been deselected.
     """
@@ -385,7 +388,7 @@ def _contradicts(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
 
 
 def _agrees(ledger: Table, rows: FromClause) -> ColumnElement[bool]:
-    """Return whether `_contradicts` is false or null. A plain NOT would not do, because NOT null is null."""
+    """Return whether `_contradicts` is false or null. `NOT _contradicts` would be null if `_contradicts` is null."""
     return case((_contradicts(ledger, rows), 1), else_=0) == 0
 
 

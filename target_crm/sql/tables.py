@@ -45,7 +45,7 @@ COUNT_DOCS = {
     "quarantined": "Records that were quarantined: see rejected_records.",
 }
 COUNTS = tuple(COUNT_DOCS)
-# In a table's `info`, this key names a column. An engine may partition the table by the months of the column.
+# In a table's `info`, this key names a column with times. An engine may partition the table by month of this column.
 MONTHS_OF = "months_of"
 # In a table's `info`, this key names a NOT NULL column that the table had in an earlier version.
 FORMER_COLUMN = "former_column"
@@ -306,7 +306,7 @@ def stream_table(name: str, shape: Shape, schema: str | None) -> Table:
 
 
 def rebuilt_of(table: Table) -> str:
-    """Name the new table that receives a copy of the rows when the key or the columns change."""
+    """Return the name of the new table that receives a copy of the rows when the key or the columns change."""
     return _fitted(f"{WORK_PREFIX}rebuilt_{table.name}", NAME_BYTES_MAX)
 
 
@@ -413,8 +413,8 @@ def _balance_columns(*, work: bool = False) -> list[Column[Any]]:
         Column("first_action_at", Instant, doc="The time of the first action with an effect."),
         Column("last_action_at", Instant, doc="The time of the last action with an effect."),
         Column("updated_at", Instant, nullable=False, doc="When the target last changed the row."),
-        # Columns of later versions come last and are nullable, because some engines can add only such columns. But
-        # `opening` is never null.
+        # Columns of later versions come last and are nullable, because some engines can add columns only at the end,
+        # and only nullable ones. But `opening` is never null.
         Column(
             "first_action_id", Identifier(), doc="The key of the first action with an effect; null if there is none."
         ),

@@ -205,7 +205,7 @@ class Warehouse:
 
     @contextmanager
     def _or_empty(self) -> Iterator[Warehouse]:
-        """Yield this warehouse, or an empty one if the file is missing, because connecting would create the file."""
+        """Yield this warehouse. If its file is missing, yield an empty one, because connecting would create it."""
         url = self._engine.url
         if self.adapter.database_exists(url):
             yield self
@@ -261,9 +261,10 @@ class Warehouse:
 
     @contextmanager
     def _change_tables(self) -> Iterator[tuple[Connection, list[Statement]]]:
-        """Open a transaction as `write` does, with a list for the statements to execute at its end.
+        """Open a transaction as `write` does, and yield an empty list, to which the caller adds statements.
 
-        On an engine whose transactions cannot use tables that they created, each statement gets its own transaction.
+        The statements are executed at the end of the transaction. On an engine whose transactions cannot use tables
+        that they have created, each statement instead gets its own transaction.
         """
         statements: list[Statement] = []
         with self.write() as connection:

@@ -431,7 +431,7 @@ def _indexes(connection: Connection, table: Table) -> list[Statement]:
 
 
 def stored_columns(connection: Connection, table: str, schema: str | None) -> dict[str, Stored]:
-    """Return what each column of a table holds. Return an empty dict if the table does not exist."""
+    """Return the kind and size of the values in each column of a table. Return no columns if there is no such table."""
     inspector = inspect(connection)
     if not inspector.has_table(table, schema=schema):
         return {}
@@ -439,12 +439,12 @@ def stored_columns(connection: Connection, table: str, schema: str | None) -> di
 
 
 def columns_in_ddl(table: Table, dialect: Dialect) -> dict[str, Stored]:
-    """Return what each column of a table will hold. The table need not exist yet."""
+    """Return the kind and size of the values that each column of a table will hold. The table need not exist yet."""
     return {column.name: _stored(_type_in_ddl(column.type, dialect)) for column in table.columns}
 
 
 def _renames_of_others(connection: Connection, tables: Tables, wanted: Collection[str]) -> list[Statement]:
-    """Return the statements that give metadata columns their current names, in all tables except `wanted`.
+    """Return the statements that give the metadata columns their current names, in all tables except those in `wanted`.
 
     Raises:
         WarehouseError: A view reads a column that would be renamed.
@@ -571,7 +571,10 @@ def _kind(type_: TypeEngine[Any]) -> str:
 
 
 def _stored(type_: TypeEngine[Any]) -> Stored:
-    """Return what a column of this type holds. A decimal without a number of decimal places can hold any number."""
+    """Return the kind and size of the values that a column of this type holds.
+
+    A decimal type without a number of decimal places can hold any number.
+    """
     kind, places = _kind(type_), getattr(type_, "scale", None)
     if kind == "decimal":
         return Stored("number") if places is None else Stored(kind, getattr(type_, "precision", None) or 0, places)

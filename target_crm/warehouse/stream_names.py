@@ -44,15 +44,21 @@ class StreamTables(Protocol):
         """The stream's own tables, with the names from the last call of `place`."""
 
     def place(self, table: str, recorded: Mapping[str, str], stored: Mapping[str, Stored]) -> None:
-        """Set the table and the columns, given the recorded columns and what the existing columns hold."""
+        """Set the table and the columns of the stream.
+
+        Args:
+            table: The name of the table.
+            recorded: Property → column, for the properties whose column is recorded.
+            stored: Column → the kind and size of its values, for the columns that exist.
+        """
 
 
 class StreamNames:
-    """The recorded names, as seen by one transaction, and the names that this transaction assigns.
+    """The recorded names that one transaction sees, and the names that it assigns.
 
     Attributes:
         added: Internal table → the rows to insert there, to record the new names.
-        needed: The tables that all placed streams need, by their names.
+        needed: Name → table, for all tables that the placed streams need.
     """
 
     def __init__(self, connection: Connection, tables: Tables) -> None:
