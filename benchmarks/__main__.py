@@ -36,7 +36,7 @@ FLOOR, PROJECT = "floor", "target-crm"
 ACTIONS_PER_AWARD = 10
 
 
-# The size of all tables of a database and of their indexes.
+# The total size of a database's tables, and the total size of their indexes.
 SIZES = """
     SELECT sum(pg_table_size(pg_class.oid))::bigint, sum(pg_indexes_size(pg_class.oid))::bigint
     FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -44,7 +44,7 @@ SIZES = """
 
 
 class Bench:
-    """Run loaders, with their files in one folder and their PostgreSQL databases on one server."""
+    """Runs loaders. Their files are in one folder, and their PostgreSQL databases are on one server."""
 
     def __init__(self, folder: Path, postgres: PostgresServer) -> None:
         self.folder = folder
@@ -101,7 +101,7 @@ class Bench:
         return self._with_server(url, lambda: self._run(command, messages, settings))
 
     def dlt(self, disposition: str, messages: Path) -> Run:
-        """Load with dlt. It is no Singer target, so a script decodes the messages for it."""
+        """Load with dlt. Because dlt is not a Singer target, a script decodes the messages."""
         script = Path(__file__).with_name("peer_dlt.py")
         python = environment("dlt", "dlt[postgres]==1.31.0") / "python"
         url = self.new_url("postgresql")
@@ -142,7 +142,7 @@ def _wal_bytes(connection: Connection) -> int:
 
 
 def peers(bench: Bench, engine: str, messages: Path) -> dict[str, Contender]:
-    """Other loaders for an engine. They only load actions, and compute no balances."""
+    """Return the other loaders for an engine. They only load actions, and compute no balances."""
     if engine == "duckdb":
         target = environment("target-duckdb", "target-duckdb==0.8.0") / "target-duckdb"
         schema = {"default_target_schema": "main", "add_metadata_columns": True}
@@ -213,7 +213,7 @@ def memory(bench: Bench, engines: Sequence[str], sizes: Sequence[int]) -> str:
 
 
 def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: int) -> str:
-    """Measure the time for one more batch on ledgers of these sizes, and for `verify` and `rebuild` on the largest."""
+    """Measure the time of one more batch on ledgers of these sizes, and of `verify` and `rebuild` on the largest."""
     curves: dict[str, list[tuple[float, float]]] = {}
     verifications = [
         "| | simple aggregate | `verify` | `rebuild` |",
@@ -255,7 +255,7 @@ def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: i
 def _time_verification(bench: Bench, url: str) -> str:
     """Measure a simple aggregate over the ledger, `verify` and `rebuild`; return the cells of a table row."""
     if url.startswith("postgresql"):
-        # Otherwise the server would vacuum soon after the load, while we measure.
+        # Vacuum now. Otherwise the server would do it soon after the load, while we measure.
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("VACUUM (ANALYZE)")
     bench.aggregate(url)

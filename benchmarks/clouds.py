@@ -20,7 +20,8 @@ from tests.helpers.statements import record_statements
 
 MIB, TIB = 1 << 20, 1 << 40
 DAY_MINUTES = 24 * 60
-# BigQuery's sizes of values. A text takes two bytes more than its length. Pepper's ids are 24 hexadecimal digits.
+# How many bytes a value takes in BigQuery. A text takes two bytes more than its length. Pepper's ids are 24 hexadecimal
+# digits.
 TYPE_BYTES = {"STRING": 26, "TIMESTAMP": 8, "NUMERIC": 16, "INT64": 8, "FLOAT64": 8, "BOOL": 1, "DATE": 8}
 COLUMN_BYTES = {
     "payload": 900,
@@ -74,7 +75,7 @@ def columns() -> dict[str, dict[str, int]]:
 def billed_bytes(statement: str, rows: dict[str, int]) -> dict[str, int]:
     """The bytes that BigQuery bills for a statement, by table.
 
-    These are the columns that the statement names, or all columns of a table that it changes.
+    BigQuery bills the columns that the statement names. If the statement changes a table, it bills all its columns.
     """
     if statement.startswith(("TRUNCATE", "LOAD ")):
         return {}
@@ -98,7 +99,7 @@ def bigquery(polls: int, merchants: int, rows: dict[str, int], prices: Prices, s
     total = sum(sum(each.values()) for each in billed)
     on_demand = total / TIB * polls * prices.scanned_tib
     slot_hours = slot_seconds * (len(executed) - loads) * polls / 3600
-    print(f"BigQuery: a poll with new rows is {len(executed) - loads} statements and {loads} load jobs")
+    print(f"BigQuery: a poll with new rows takes {len(executed) - loads} statements and {loads} load jobs")
     print(f"  BigQuery bills {total / MIB:,.0f} MiB, of which {ledger / MIB:,.0f} MiB come from the ledger")
     for statement, by_table in zip(executed, billed, strict=True):
         if "actions" in by_table:
@@ -115,13 +116,13 @@ def snowflake(polls: int, merchants: int, prices: Prices, statement_seconds: flo
     busy_seconds = count * statement_seconds
     clusters = polls * busy_seconds / (24 * 3600 * at_once)
     awake = min(24.0, polls / merchants * max(60, busy_seconds + 60) / 3600)
-    print(f"Snowflake: a poll with new rows is {count} statements, {busy_seconds:,.0f} s of a session")
+    print(f"Snowflake: a poll with new rows takes {count} statements, and {busy_seconds:,.0f} s of a session")
     print(
-        f"  shared: {clusters:,.1f} X-Small clusters, each of {at_once} sessions, all day = "
+        f"  shared: {clusters:,.1f} X-Small clusters with {at_once} sessions each, all day = "
         f"${clusters * 24 * prices.credit:,.0f} a day, ${clusters * 24 * prices.credit / merchants:,.2f} a merchant"
     )
     print(
-        f"  one merchant alone: awake {awake:,.1f} h a day (60 s to fall asleep) = ${awake * prices.credit:,.0f} a day"
+        f"  one merchant: {awake:,.1f} h a day (suspended after 60 idle seconds) = ${awake * prices.credit:,.0f} a day"
     )
 
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.data mix 1000000 | target-crm …
 
-The *mix* resembles a merchant's programme. A third of the points have fractions. A fifth of the actions have other
-types and contain long numbers. Some of these actions contain an order of up to 50 KB. Names have accents and quotes.
+The *mix* resembles a merchant's programme. A third of the points have fractions. A fifth of the actions have
+types that change no balance, and contain long numbers. Some of these contain an order of up to 50 KB. Names have
+accents and quotes.
 Two percent of the actions are legacy events without points, and four percent are repeated. The *simple* actions look
 like those in Pepper's guide, with whole points and plain names.
 """
@@ -39,7 +40,7 @@ TITLES = "Arches", "The “Grill”", 'Bar "Centrale"\nDeli', "Café Zürich"
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_SECOND = int(FIRST.timestamp())
 OTHER_SHARE, LEGACY_SHARE, FRACTIONS_SHARE, REPEATED_SHARE = 0.2, 0.02, 1 / 3, 0.04
-# This share of the actions of other types are orders. They have 10 to 500 items of some 100 bytes each.
+# This share of the actions of other types contains an order, with 10 to 500 items of about 100 bytes each.
 ORDER_SHARE = 0.05
 ORDER_ITEMS = 10, 500
 # A repeated action is one of the last 1,000 actions, as if a poll read the last minutes again.
@@ -47,7 +48,7 @@ REPEATED_AMONG = 1_000
 
 
 def mixed_actions(count: int, first: int = 0, awards: int | None = None) -> Iterator[dict[str, Any]]:
-    """Generate `count` different actions of the mix, and repeat some. Takes the arguments of `simple_actions`."""
+    """Generate `count` different actions of the mix, and repeat some. The arguments are those of `simple_actions`."""
     recent: deque[dict[str, Any]] = deque(maxlen=REPEATED_AMONG)
     for number, action in enumerate(simple_actions(count, first, awards), start=first):
         dice = random.Random(-1 - number)

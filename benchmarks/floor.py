@@ -159,7 +159,7 @@ def tables(engine: str) -> list[str]:
 
 
 def into_postgresql(url: str, batches: Iterable[list[Row]]) -> None:
-    """Load by binary COPY."""
+    """Load with binary COPY."""
     import psycopg  # noqa: PLC0415 - import the driver of this engine only
 
     types = ["varchar", "text", *["varchar"] * 5, "timestamptz", "text", *["numeric"] * 4, "text", "text", "json"]
@@ -180,7 +180,7 @@ def into_postgresql(url: str, batches: Iterable[list[Row]]) -> None:
 
 
 def into_sqlite(url: str, batches: Iterable[list[Row]]) -> None:
-    """Load by executemany."""
+    """Load with `executemany`."""
     sqlite3.register_adapter(Decimal, float)
     sqlite3.register_adapter(datetime, lambda instant: instant.replace(tzinfo=None).isoformat(" "))
     connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
@@ -231,7 +231,7 @@ def into_duckdb(url: str, batches: Iterable[list[Row]]) -> None:
 
 
 def main(url: str) -> None:
-    """Load standard input into an empty warehouse."""
+    """Load the messages on standard input into an empty warehouse."""
     load = {"postgresql": into_postgresql, "sqlite": into_sqlite, "duckdb": into_duckdb}[url.split(":", maxsplit=1)[0]]
     incoming = rows(sys.stdin.buffer)
     load(url, ([first, *islice(incoming, BATCH_ROWS - 1)] for first in chain(incoming)))

@@ -35,7 +35,7 @@ class ServerUsage:
 
     Attributes:
         cpu_seconds: Processor time of all processes of the server.
-        wal_bytes: Length of the write-ahead log that the run wrote.
+        wal_bytes: Number of bytes that the server wrote to its write-ahead log.
         table_bytes: Size of all tables after the run, without indexes. For an embedded engine, the size of the file.
         index_bytes: Size of all indexes.
     """
@@ -48,13 +48,13 @@ class ServerUsage:
 
 @dataclass(frozen=True)
 class Run:
-    """The resources that one run of a program or of a pipe took.
+    """The resources that one run of a program or of a pipe used.
 
     Attributes:
         seconds: Elapsed time.
         cpu_seconds: Processor time of all programs of the pipe.
         peaks_mb: Peak memory of each program.
-        server: The resources that the database server took.
+        server: The resources that the database server used.
     """
 
     seconds: float
@@ -168,7 +168,7 @@ def own_environment() -> Path:
 
 
 def in_turn(contenders: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
-    """Run the contenders alternately, each once per round. Prepare them first, so that a run contains nothing else."""
+    """Run the contenders alternately, each once per round. Their preparation would count, so do it before the call."""
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     for number in range(1, rounds + 1):
         for name, contender in contenders.items():
@@ -206,7 +206,7 @@ def table(results: Mapping[str, Sequence[Run]], *, rows: int, against: str) -> s
                 f"{median(each.index_bytes for each in servers) / rows:,.0f}",
             ]
         )
-    # Leave out the columns that only have zeros, because the engine does not have such a value.
+    # Leave out the columns in which all values are zero: the engine does not have such a value.
     used = [place for place in range(len(titles)) if any(line[place] not in {"0", "0.00"} for line in lines)]
     table = [titles, ["---"] + ["---:"] * (len(titles) - 1), *lines]
     return "\n".join(f"| {' | '.join(line[place] for place in used)} |" for line in table)

@@ -121,7 +121,7 @@ def speed(actions: int, rounds: int) -> str:
 
 
 def _against_floor(results: Mapping[str, Sequence[Run]], actions: int) -> str:
-    """A table like `harness.table`, but also with ratios of processor time, which vary less on a busy machine."""
+    """Make a table like `harness.table`, but with ratios of processor time, which vary less on a busy machine."""
     floor = results["floor"]
     lines = [
         "| | seconds | actions/s | time ÷ floor | processor time ÷ floor | peak MB |",
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--actions", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--full", action="store_true", help=f"{FULL_WHOLE:,} actions end to end, {FULL_LARGE:,} for memory"
+        "--full", action="store_true", help=f"load {FULL_WHOLE:,} actions in whole, and {FULL_LARGE:,} in memory"
     )
     asked = parser.parse_args(arguments)
     parts = {

@@ -24,14 +24,14 @@ from pepper_sandbox.world import World
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 SETTLE_SECONDS: Final = 5
 DIFFERENT_ROWS: Final = 10_000
-"""The number of actions with different content. After them, the content repeats."""
+"""The number of actions with different content. After these actions, the content repeats."""
 NOTHING: Final = b'{"items":[],"page":{}}'
 
 _PLACEHOLDERS: Final = re.compile(rb"(@page@|@round@|@minute@)")
 
 
 class Pages:
-    """Pages with the same number of actions. The server fills the number of the page into a JSON template.
+    """Pages with the same number of actions. The server makes each page from a JSON template and the page's number.
 
     Args:
         actions: The total number of actions, rounded up to a full page.

@@ -27,7 +27,7 @@ INTRODUCTION = {
     "log_parser": "singer-sdk",
 }
 
-# Make this text empty when the package is in a registry: see docs/release.md.
+# Set this to an empty string when the package is in a registry: see docs/release.md.
 NOT_PUBLISHED = (
     "The package is not in a registry yet. Set `pip_url` to a wheel that `./dev wheel` has built "
     "(`/path/to/pepper_crm-….whl{extras}`), to a copy of the repository (`/path/to/pepper-crm{extras}`), or to your "

@@ -37,8 +37,8 @@ def run_cli(
 ) -> NoReturn:
     """Run a console script to its end and exit.
 
-    An error may have a list `failures` of pairs: the name of a failed part, and the part's error. This function then
-    reports each pair on its own line.
+    An error may have an attribute `failures`, a list of pairs. Each pair contains the name of a failed part, and the
+    part's error. This function then reports each pair on its own line.
 
     Args:
         name: The script's name.
@@ -151,7 +151,7 @@ def discard_stdout() -> None:
 
 
 def _set_up_stdout() -> None:
-    """Let stdout accept any text in any locale. If stdout is closed, replace it with /dev/null."""
+    """Make stdout accept any text in any locale. If stdout is closed, replace it with /dev/null."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
     elif isinstance(sys.stdout, io.TextIOWrapper):

@@ -56,7 +56,8 @@ def requested_format(plugin: str, arguments: Sequence[str], environment: Mapping
     """Return the log format. The command line overrides the environment, which overrides the config files.
 
     This function runs before the command parses its arguments, because messages about wrong arguments also need the
-    format. It returns text for an invalid format, and ignores an invalid file. The command reports both problems later.
+    format. It returns `text` for an invalid format, and ignores an invalid file. The command later reports both
+    problems.
     """
     with _PARSER.make_context(plugin, list(arguments), resilient_parsing=True) as context:
         wanted: list[Any] = [context.params["log_format"], environment.get(f"{variable_prefix(plugin)}LOG_FORMAT")]

@@ -94,7 +94,7 @@ class Run:
             context=None if is_inner else parent,
             kind=trace.SpanKind.CLIENT if is_client else trace.SpanKind.INTERNAL,
             attributes=dict(attributes),
-            # If they were true, these options would send the error's text.
+            # Each of these two options would send the error's text.
             record_exception=False,
             set_status_on_exception=False,
         ):

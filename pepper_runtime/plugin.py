@@ -108,7 +108,7 @@ class Plugin(PluginBase):
                 show=type(self).show_value,
             )
         except AttributeError:
-            # The SDK's JSON Schema of stream maps is invalid, but only such an `__else__` raises this error.
+            # The SDK's JSON Schema of stream maps is invalid. The validator raises this error for a wrong `__else__`.
             return ["stream_maps contains an __else__ that is neither null nor __NULL__"]
 
     def drops_data(self, stream: str, fields: Collection[str] = ()) -> bool:

@@ -62,7 +62,7 @@ class Display:
             threading.Thread(target=self._draw, args=(title, time.monotonic()), name="progress", daemon=True).start()
 
     def advance(self, rows: int) -> None:
-        """Add to the number of rows that are done."""
+        """Add `rows` to the number of rows that the line shows."""
         self._rows += rows
 
     def update(self, where: str, fraction: float | None = None) -> None:

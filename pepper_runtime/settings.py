@@ -34,7 +34,7 @@ _JSON_TYPES: dict[str, Any] = {
 
 
 class SchemaError(Protocol):
-    """The part of `jsonschema.ValidationError` that is used here."""
+    """The part of `jsonschema.ValidationError` that this module uses."""
 
     absolute_path: Sequence[str | int]
     validator: str

@@ -53,7 +53,7 @@ class Request:
         return dict(self.query).get(name)
 
     def header(self, name: str) -> str | None:
-        """Return the value of a header."""
+        """Return the value of a header, or None if the request lacks it."""
         return {key.lower(): value for key, value in self.headers.items()}.get(name.lower())
 
     def with_parameter(self, name: str, value: str | None) -> Request:
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response. `hangs_up` resets the connection before the response, or closes it midway through the body."""
+    """A response. With `hangs_up`, the server resets the connection before it, or closes it midway through the body."""
 
     status: int
     headers: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""Failures that the real Pepper may have, and deviations from its documentation. Tests can switch them on.
+"""Faults that tests can inject: failures that the real Pepper may have, and deviations from its documentation.
 
 A fault sits between the client and the API and changes requests or responses. Faults can be combined:
 
@@ -52,7 +52,7 @@ class Fault:
         return replace(self, path=path)
 
     def nth(self, *turns: int) -> Fault:
-        """Affect only these requests, counted from 1."""
+        """Affect only the requests with these numbers, counted from 1."""
         return replace(self, turns=turns)
 
     def first(self, count: int) -> Fault:
@@ -374,7 +374,7 @@ def _paged(name: str, next_key: Callable[[Listing, Request, Answer], str | None]
 
 
 def pages_by_position() -> Fault:
-    """Page by row number instead of row id. A row that is inserted or deleted during a read shifts all later rows."""
+    """Use row numbers as page keys, so that a row that is inserted or deleted during a read shifts all later rows."""
 
     def apply(request: Request, answer: Answer) -> Response:
         key = request.parameter("startKey")
@@ -460,7 +460,7 @@ def field_missing(name: str, *, every: int = 1) -> Fault:
 
 
 def field_set(name: str, value: object, *, every: int = 1) -> Fault:
-    """Set a field: `field_set("metadata", None)`, `field_set("type", "NEW")`."""
+    """Set a field to a value, as in `field_set("metadata", None)` or `field_set("type", "NEW")`."""
     return _field(f"{name} set to {value!r}", name, lambda holder, leaf: holder.update({leaf: value}), every)
 
 

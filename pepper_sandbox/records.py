@@ -1,6 +1,7 @@
-"""Keep Pepper's records in memory, and format them as JSON like the API does.
+"""Keep Pepper's records in memory, and format them as JSON, as the API does.
 
-Times are integers: the milliseconds since 1970 in UTC. Their names end in `_ms`. Points are exact decimals.
+Times are integers: the milliseconds since 1970 in UTC. The names of such variables end in `_ms`. Points are exact
+decimals.
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ class Event(NamedTuple):
 
 
 def when(at_ms: int) -> Json:
-    """Return an action's `when`. Months count from 0, weeks start on Sunday, and week 1 contains 1 January."""
+    """Return an action's `when`. Months are numbered from 0, weeks start on Sunday, and week 1 contains 1 January."""
     moment = to_datetime(at_ms)
     day_of_year = moment.timetuple().tm_yday
     first_weekday = moment.replace(month=1, day=1).isoweekday() % 7

@@ -35,13 +35,13 @@ class Sandbox:
     Args:
         world: the data to serve.
         port: the port to listen on; 0 selects a free port.
-        faults: faults to inject into responses.
+        faults: the faults to inject. The first one is the outermost.
         token: the only token that the API accepts; a control request can replace it.
         application_id: the only merchant that the API knows.
-        clock: returns monotonic seconds, with which the world's time advances. Without a clock, only `advance` moves
-            the time.
+        clock: returns monotonic seconds; the world's time advances with this clock. Without a clock, only `advance`
+            and the control request of that name advance the time.
 
-    `requests` lists all requests received, except control requests.
+    The attribute `requests` lists all requests that the server has received, except control requests.
     """
 
     def __init__(

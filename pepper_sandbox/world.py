@@ -49,8 +49,8 @@ class Totals(NamedTuple):
 class World:
     """A merchant's users, perks, awards and actions.
 
-    Sometimes someone edits points by hand, without an action. Two changes of one award never share a millisecond, but
-    changes of different awards may.
+    Sometimes the simulation edits points without an action, as a merchant may do by hand. Two changes of one award
+    never share a millisecond, but changes of different awards may.
 
     Args:
         seed: the same seed gives the same history.
@@ -159,7 +159,7 @@ class World:
         """Return the number of visible actions."""
         return sum(1 for _ in self._visible(self._events))
 
-    # Truth for tests.
+    # The true values, for tests.
 
     def balances(self, at: datetime | None = None) -> dict[str, Decimal]:
         """Return the true points of each award that existed at a time, by award id. None means now."""
@@ -249,7 +249,7 @@ class World:
     def _join(self, number: int) -> User:
         """Create a user who joined before the history begins.
 
-        Half of the users have a coffee card with points that no action explains.
+        About half of the users have a coffee card with points that no action explains.
         """
         created_ms = self._now_ms - DAY_MS - self._below(300 * DAY_MS)
         user = User(

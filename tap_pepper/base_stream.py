@@ -64,7 +64,7 @@ _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 class PepperStream(Stream):
-    """A list endpoint of Pepper's API.
+    """A stream that reads a list endpoint of Pepper's API.
 
     Fields that are not in the schema are emitted inside the property `other_fields`, if it is selected.
 
@@ -77,7 +77,7 @@ class PepperStream(Stream):
     name: str
     path: ClassVar[str]
     is_personal: ClassVar[bool] = False
-    """Whether the stream exists only with the setting `include_users`."""
+    """Whether the stream exists only if the setting `include_users` is true."""
     hidden_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that are emitted only if the catalog selects them."""
     automatic_fields: ClassVar[tuple[str, ...]] = ()
@@ -88,7 +88,7 @@ class PepperStream(Stream):
     A catalog for another target may deselect them.
     """
     sum_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields without which target-crm cannot sum up changes. A run that lacks one of them covers nothing."""
+    """The fields without which target-crm cannot sum up changes. If one is deselected, the run reports no coverage."""
     bookmark_keys: ClassVar[tuple[str, ...]]
     """A bookmark that is not empty has at least one of these keys."""
 
@@ -486,8 +486,8 @@ class PepperStream(Stream):
     def get_batch_config(self, config: Mapping[str, Any]) -> None:
         """Return None to turn off BATCH messages. The SDK would write them after the STATE that covers their rows."""
 
-    # The SDK would take bookmarks from rows. Here they come from windows, because rows arrive in any order, and because
-    # a window without rows must also move the bookmark.
+    # The SDK would take bookmarks from rows. The tap sets them itself, because rows arrive in any order, and because a
+    # window without rows must also move the bookmark.
 
     def _increment_stream_state(self, latest_record: dict[str, Any], *, context: Context | None = None) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The tap's errors. Each class calls for a different reaction.
+"""The tap's errors. The tap reacts to each class in a different way.
 
 Each message is one line for an operator. It says where the error happened, what is wrong, and what the tap expected or
 what the operator can do. A message never contains a token, a record or a response body.

@@ -30,8 +30,8 @@ class MessageWriter(GenericSingerWriter[bytes, Message]):
         """Encode a message as one line; leave empty bookmarks out of a STATE."""
         content = message.to_dict()
         if message.type == SingerMessageType.STATE:
-            # The SDK adds an empty bookmark for a stream that has not written one. The next run would take it for a
-            # bookmark that has lost its value.
+            # The SDK adds an empty bookmark for a stream that has not written one. If all bookmarks were empty, the
+            # next run would reject the STATE.
             bookmarks = {
                 stream: bookmark for stream, bookmark in content["value"].get("bookmarks", {}).items() if bookmark
             }

@@ -9,7 +9,7 @@ from singer_sdk import metrics
 
 
 class Metric(StrEnum):
-    """Names of the metrics."""
+    """The names of the metrics in the log."""
 
     PAGES = "page_count"
     RETRIES = "http_request_retry_count"
@@ -18,7 +18,7 @@ class Metric(StrEnum):
 
 
 def log_metric(metric: Metric, value: float, stream: str) -> None:
-    """Log one value of a metric."""
+    """Log the value of a metric for a stream."""
     kind = "gauge" if metric in (Metric.WAIT, Metric.BOOKMARK_LAG) else "counter"
     name: Any = metric
     point = metrics.Point(kind, name, value, {metrics.Tag.STREAM: stream})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 INVALID_POINTS: Final = "invalid_points"
-"""The property that contains points that are neither a number nor numeric text, by field name."""
+"""The property that takes points that are neither numbers nor numeric text, as a JSON object with their field names."""
 METADATA_FIELDS: Final = ("pointsAvailable", "pointsAdded", "pointsRedeemed", "pointsRefunded", "loyaltyEarned")
 
 _NUMERIC_TEXT: Final = re.compile(r"(?P<sign>[+-]?)0*(?P<digits>[0-9]{1,40}(?:\.[0-9]{1,40})?)", re.ASCII)
@@ -66,7 +66,11 @@ def convert_action_points(row: Row) -> None:
 
 
 def _convert(fields: Row, names: Iterable[str]) -> Row:
-    """Turn numeric text into a number with the same digits. Remove and return all other values, except null."""
+    """Turn numeric text into a number with the same digits, and leave numbers and null unchanged.
+
+    Returns:
+        All other values, by field name. They are removed from `fields`.
+    """
     invalid = {}
     for name in names:
         text = bytes(fields.get(name, b"null"))

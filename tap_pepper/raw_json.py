@@ -48,12 +48,12 @@ def decode_row(row: Row) -> dict[str, Any]:
 
 
 def canonical_json(content: object) -> bytes:
-    """Encode a row or value. Equal content gives equal text, even if key order, spacing or escapes differ."""
+    """Encode a row or value. Equal content gives the same text, even if the order of keys, spaces or escapes differ."""
     text = _encoder.encode(content)
     try:
         return _sorting_encoder.encode(from_json(text))
     except (msgspec.DecodeError, ArithmeticError):
-        # The target rejects numbers that are out of range; the tap passes them on.
+        # A number is out of range. The tap passes it on, and the target quarantines the record.
         return text
 
 

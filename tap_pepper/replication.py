@@ -1,4 +1,4 @@
-"""The three ways to read an endpoint: all rows, the rows that changed since a bookmark, and windows of time."""
+"""Three ways to read a stream: read all rows, read the rows that changed since the bookmark, or read in windows."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MINUTE_CHARS = len("2026-10-01T11:55")
 
 
 class FullTableStream(PepperStream):
-    """An endpoint that every run reads completely, so that the tap also finds deleted rows."""
+    """A stream that every run reads completely, so that the tap also finds deleted rows."""
 
     bookmark_keys: ClassVar[tuple[str, ...]] = ("version",)
 
@@ -71,8 +71,8 @@ class FullTableStream(PepperStream):
 
         From the second read on, an ACTIVATE_VERSION message follows the last row. Targets then delete the rows of older
         versions, or mark them as deleted. Some targets show only the rows of the version that the message names. The
-        message names the version of this read if every row of this read and of the previous read has it. There are two
-        such cases:
+        message names the version of this read if all rows of this read and of the previous read have that version.
+        There are two such cases:
 
         - The previous read had the same version. The version stays until a read lacks rows of the read before it.
         - This read has all rows of the previous read, and no run may have emitted rows between the two reads.
@@ -81,14 +81,14 @@ class FullTableStream(PepperStream):
         may only seem to be missing, because pages can shift while the tap reads them. After a read that lacks more than
         `max_deleted_fraction` of the known rows, the tap sends no message.
 
-        A new version is Pepper's time in milliseconds.
+        The number of a new version is Pepper's time in milliseconds since 1970.
         """
         state = self.stream_state
         sample = KeySample(state.get("known"))
         pages = self.pages(self.query())
         first = next(pages)
-        # `lacked_rows` is None if, since the last complete read, a run may have emitted rows and then been killed, or
-        # has read only changes.
+        # `lacked_rows` is None in two cases: since the last complete read, a run has read only changes, or a run may
+        # have been killed after it emitted rows.
         lacked_rows = None if self.is_test else state.pop("lacked_rows", None)
         if lacked_rows is not None:
             self.write_state()
@@ -122,7 +122,7 @@ class FullTableStream(PepperStream):
 
 
 class ChangesStream(FullTableStream):
-    """An endpoint with a filter on `updatedAt`: the first run reads all rows, later runs read changes."""
+    """A stream that Pepper can filter by `updatedAt`. The first run reads all rows, and later runs read the changes."""
 
     replication_key = "updatedAt"
     # Either key is enough: if a run is killed right after a full refresh, its state has only the version.
@@ -146,7 +146,7 @@ class ChangesStream(FullTableStream):
             return
         until = self.run.upper_bound.get(self.path)
         state, read_until = self.stream_state, self.read_until
-        # Once a field that balances need is emitted again, read it in all rows.
+        # If a field that balances need is emitted again, read all rows, so that each row is emitted with this field.
         lacking = self._lacking_fields()
         returned = set(state.get("lacking") or ()) - set(lacking)
         since = None
@@ -209,7 +209,7 @@ class ChangesStream(FullTableStream):
 
 
 class WindowedStream(PepperStream):
-    """An endpoint that is read in windows of time, several at once."""
+    """A stream that the tap reads in windows of time, several at once."""
 
     bookmark_keys: ClassVar[tuple[str, ...]] = ("replication_key_value",)
 
@@ -264,9 +264,10 @@ class WindowedStream(PepperStream):
             types=settings.action_types,
             lookback_seconds=settings.lookback_seconds,
         )
-        # A new coverage starts with the lookback, so this run must also emit the rows that earlier runs emitted.
+        # A new coverage begins with the lookback. So this run must also emit the rows of the lookback that earlier runs
+        # have emitted.
         if self.stream_state.get("border") and not coverage.continues:
-            # A backfill may write a STATE before these rows are emitted.
+            # Clear it now, because a backfill may write a STATE before this run emits these rows.
             self.stream_state["border"] = ""
         recent_rows = RecentRows(None if read_until is None else self.stream_state.get("border"))
         length_seconds = TEST_WINDOW_SECONDS if self.is_test else self._first_window_seconds
@@ -317,7 +318,7 @@ class WindowedStream(PepperStream):
         )
 
     def _backfill(self, coverage: Coverage, missing: Window) -> Generator[list[Row], None, None]:
-        """Yield the rows of the time before the coverage, newest window first.
+        """Yield the rows from the interval before the coverage, newest window first.
 
         With this order, the coverage in the STATE is a single interval after each window.
         """
@@ -343,7 +344,7 @@ class WindowedStream(PepperStream):
                     return
 
     def _cover(self, coverage: Coverage, window: Window, skipped_until: str | None = None) -> None:
-        """Note in the STATE that a window was emitted. If the target may lack some of its actions, claim no reads."""
+        """Add a window to the coverage in the STATE. If the target may lack some actions, leave `read` empty."""
         if self.is_test or self.replication_method != REPLICATION_INCREMENTAL:
             return
         coverage.add(window, skipped_until)
@@ -353,7 +354,7 @@ class WindowedStream(PepperStream):
 
     @cached_property
     def _hides_actions(self) -> bool:
-        """Whether the target does not get every action with the fields that its sums need."""
+        """Whether the target may lack some actions, or fields that it needs for the sums of balances."""
         names = {field.split(".")[0] for field in self.sum_fields}
         return (
             self.run.drops_data(self.name, names)
@@ -387,7 +388,7 @@ class WindowedStream(PepperStream):
         return prepare
 
     def _run_audit(self, audit: Audit, until: str) -> Generator[list[Row], None, None]:
-        """Read the hours that are due for an audit again, and emit each hour that differs from its first read."""
+        """Read each hour that is due a second time. If the rows differ from the first read, emit the hour again."""
         for hour in audit.due_hours():
             if not self._can_wait(0):
                 self.run.postponed.append(f"{self.name} audited up to {hour}")
@@ -434,13 +435,13 @@ def _add_keys(pages: Iterable[Page], sample: KeySample) -> Iterator[Page]:
 
 
 def _new_version(date: datetime, previous_version: object) -> int:
-    """Return a new version of a table: the time in milliseconds since 1970, but more than the previous version."""
+    """Return the time in milliseconds since 1970, or the previous version plus 1 if that is more."""
     version = int(date.astimezone(UTC).timestamp() * 1000)
     return max(version, previous_version + 1) if isinstance(previous_version, int) else version
 
 
 def _time_left(window: Window, until: str) -> str:
-    """Format, for the log, the length of the span that is still to be read after this window."""
+    """Return the text for the log that says how much time is left to read after this window."""
     seconds = seconds_between(window.until, until)
     return f", {duration(timedelta(seconds=seconds))} left to read" if seconds > 0 else ""
 

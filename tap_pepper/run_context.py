@@ -40,7 +40,7 @@ class TimeLimit:
         return self._limit_seconds - self._elapsed_seconds > seconds
 
     def allows_actions(self, seconds: float) -> bool:
-        """Return whether the part of the limit for actions leaves time after a wait of `seconds`."""
+        """Return whether actions still have time left after a wait of `seconds`."""
         return self._limit_seconds * self._actions_share - self._elapsed_seconds > seconds
 
     @property
@@ -86,9 +86,9 @@ class RunContext:
         merchant: A hash of Pepper's host and the merchant's code. Each STATE contains this hash.
         time_limit: Says whether there is time to read more.
         upper_bound: The time up to which to read.
-        drops_data: Whether a stream map may drop records of a stream, or change some of its fields.
-        failures: Streams that failed, and their errors.
-        postponed: What this run has no time to read, and leaves to the next run.
+        drops_data: Returns whether a stream map may drop records of a stream, or remove or change the given fields.
+        failures: The name and the error of each stream that failed.
+        postponed: What this run leaves to the next run because its time is up, as text for the log.
     """
 
     client: PepperClient

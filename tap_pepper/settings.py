@@ -58,9 +58,9 @@ class Settings:
     start_date: str | None = setting(
         "Start date",
         "The first run reads the actions after this time (ISO 8601, UTC unless it has an offset). Without a "
-        "start_date, the first run reads the last lookback_seconds, and balances start from the current awards. If "
-        "you later set an earlier start_date, the next run first reads the missing actions. Regardless of "
-        "start_date, the first run reads all awards, perks and users.",
+        "start_date, the first run reads only the actions of the last lookback_seconds, and balances start from the "
+        "current awards. If you later choose an earlier start_date, the next run first reads the missing actions. "
+        "Regardless of start_date, the first run reads all awards, perks and users.",
         default=None,
         examples=["2026-01-01", "2026-01-01T06:00:00Z"],
     )

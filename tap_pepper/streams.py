@@ -26,7 +26,7 @@ class Perks(FullTableStream):
 
 
 class Awards(ChangesStream):
-    """The users' copies of perks, each with the points on it."""
+    """The users' copies of perks, each with its points."""
 
     name = "awards"
     path = "/awards"
@@ -78,7 +78,7 @@ class Actions(WindowedStream):
     balance_fields = (*sum_fields, "context.user._id")
 
     def window_query(self, window: Window) -> dict[str, str]:
-        """Filter by the window's times, and by type if `action_types` is set."""
+        """Filter by the window's start and end, and by type if `action_types` is set."""
         query = {"when.timestamp.gt": window.after, "when.timestamp.lte": window.until}
         if types := self.run.settings.action_types:
             query["type.in"] = ",".join(types)

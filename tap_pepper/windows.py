@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-"""No window starts before this."""
+"""No window starts before this time."""
 HOUR = timedelta(hours=1)
 HOUR_SECONDS = 3600
 HOUR_CHARS = len("2026-10-01T08")
@@ -83,7 +83,7 @@ def to_bound(moment: datetime) -> str:
 
 
 def parse_bound(text: object) -> str:
-    """Parse an ISO 8601 date (midnight in UTC) or date-time from a setting or a STATE.
+    """Parse an ISO 8601 date-time or date from a setting or a STATE. A date means midnight in UTC.
 
     Raises:
         ValueError: `text` is neither a date nor a date-time.
@@ -134,7 +134,7 @@ def seconds_between(start: str, end: str) -> float:
 
 
 def is_at_or_after(instant: str, bound: str) -> bool:
-    """Return whether an instant is at or after a bound."""
+    """Compare an instant with a bound as text. The `Z` would sort after further decimal places, so leave it out."""
     return instant[:-1] >= bound[:-1]
 
 
@@ -146,9 +146,9 @@ def upper_bound(now: datetime, settle_seconds: float) -> str:
 def resume_after(*, read_until: str | None, start: str | None, until: str, lookback_seconds: float) -> str:
     """Return where the first window of a run starts.
 
-    After an earlier run, it starts `lookback_seconds` before `read_until`, to catch late arrivals. On the first run, it
-    starts at `start`. Without `start`, it starts `lookback_seconds` before `until`, but at least a second before it,
-    because a run that reads nothing has no bookmark.
+    After an earlier run, it starts `lookback_seconds` before `read_until`, to find late actions. On the first run, it
+    starts at `start`. Without `start`, it starts `lookback_seconds` before `until`, but at least one second before
+    `until`, because a run that reads nothing writes no bookmark.
     """
     if read_until is not None:
         return subtract_seconds(read_until, lookback_seconds)
@@ -192,7 +192,7 @@ def hour_window(hour: str) -> Window:
 
 @dataclass(frozen=True)
 class Window:
-    """A span of time that starts right after the bound `after` and includes the bound `until`."""
+    """An interval of time that begins right after the bound `after` and includes the bound `until`."""
 
     after: str
     until: str
@@ -221,7 +221,7 @@ class Window:
 
 
 def split_into_windows(after: str, until: str, length_seconds: Callable[[], float]) -> Iterator[Window]:
-    """Split a span of time into adjacent windows, oldest first. Yield none if `until` is not later than `after`.
+    """Split an interval of time into adjacent windows, oldest first. Yield none unless `until` is later than `after`.
 
     Args:
         after: Where the first window starts.

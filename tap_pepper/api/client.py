@@ -42,7 +42,7 @@ SKEW_QUIET: Final = timedelta(seconds=60)
 
 
 class _Token(AuthBase):
-    """Adds the token to a request. If a session had no `auth`, requests would send a password from ~/.netrc."""
+    """Adds the token to a request. If a session had no `auth`, the library would send a password from ~/.netrc."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -66,10 +66,10 @@ class PepperClient:
     It is thread-safe: each thread has its own session, and all threads share a rate limiter.
 
     Args:
-        settings: Address, credentials and limits.
+        settings: The settings of the run.
         clock: The local clock.
         jitter: Returns a random number, at least 0 and less than 1.
-        session: Creates a session.
+        session: Creates the HTTP session of a thread.
     """
 
     def __init__(

@@ -51,8 +51,8 @@ def prefetch(
         workers: Maximum number of threads.
         size: Returns the size of a page.
         size_max: Maximum total size of all buffered pages.
-        on_cancel: Called after the event was set, to wake workers that wait for something else, such as the rate
-            limiter.
+        on_cancel: Called after the event was set. It must wake workers that wait for something other than space in a
+            buffer, such as the rate limiter.
 
     Yields:
         Each window and its pages. Closing the generator ends all threads.

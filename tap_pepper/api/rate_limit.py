@@ -33,7 +33,7 @@ def always(seconds: float) -> bool:  # noqa: ARG001
 
 
 class Clock(Protocol):
-    """A source of time that can also wait."""
+    """A clock that can also wait."""
 
     def now(self) -> datetime:
         """Return the current time, with a time zone."""
@@ -66,7 +66,7 @@ class RateLimiter:
 
     At most `concurrency` requests are in flight. An HTTP 429 halves this limit. If several requests in flight get a
     429, the limit is halved only once. Every `RECOVERY_RESPONSES` successful responses in a row raise the limit by one.
-    A pause holds back all requests.
+    During a pause, no new request is sent.
     """
 
     def __init__(self, concurrency: int, clock: Clock) -> None:

@@ -60,7 +60,7 @@ STATUS_RULES: Final[dict[int, StatusRule]] = {
     **dict.fromkeys((408, 425, *range(500, 600)), StatusRule(RetriableAPIError, "try later")),
     429: StatusRule(RetriableAPIError, "run less often, or ask Pepper for a higher limit"),
 }
-"""What each status other than 200 means."""
+"""The rule for each status other than 200. `OTHER_STATUS` applies to a status that is not listed."""
 OTHER_STATUS: Final = StatusRule(FatalAPIError, f"Pepper's API does not use this status: {CHECK_ADDRESS}")
 
 SETTING_OF_PARAMETER: Final = {
@@ -160,7 +160,7 @@ def error_for_status(
     """Return the error to raise for a status other than 200.
 
     Args:
-        response: Its body is read only for a 422.
+        response: The response. This function reads the body only if the status is 422.
         where: The request, for error messages.
         now: The time by the local clock.
         timed_out: Returns whether to stop reading the body.

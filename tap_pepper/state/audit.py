@@ -35,8 +35,8 @@ _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
 class HourTally:
     """Counts the rows of each hour, and keeps a fingerprint that does not depend on the order of the rows.
 
-    In the STATE, a tally looks like this: `{"2026-10-01T11": "204:5be0…"}`. The name of an hour is the
-    first `HOUR_CHARS` characters of each of its instants.
+    In the STATE, a tally looks like this: `{"2026-10-01T11": "204:5be0…"}`. The key of an hour
+    consists of the first `HOUR_CHARS` characters of any instant in that hour.
     """
 
     def __init__(self, state: object = None) -> None:
@@ -56,7 +56,7 @@ class HourTally:
         return self._hours.get(hour, (0, 0))
 
     def to_state(self, first_hour: str) -> dict[str, str]:
-        """Return the tally of the hours from `first_hour` on, for the STATE."""
+        """Return the tallies of `first_hour` and of all later hours, for the STATE."""
         hours = sorted(hour for hour in self._hours if hour >= first_hour)
         return {hour: f"{self._hours[hour][0]}:{self._hours[hour][1]:x}" for hour in hours}
 
@@ -65,24 +65,24 @@ class Audit:
     """Tallies the actions of each hour, and compares the tally with a second read of the hour.
 
     The STATE contains `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…}, "reads": "mB3x…"}`.
-    `next` is the first hour that is not audited yet. `hours` tallies the actions from that hour up to `until`, where
-    the next run starts to re-read.
+    `next` is the first hour that is not audited yet. `hours` contains the tallies of the actions from that hour up to
+    `until`, the time from which the next run re-reads.
 
-    The audit starts over, without the hours that are waiting, if the tally would differ from a second read although no
-    action is late: if this run reads other fields or types of action, or if it starts to read after `until`, because
-    someone has lowered `lookback_seconds`.
+    In two cases, a second read would differ from the tally although no action is late: if this run reads other fields
+    or types of action, or if it starts to read after `until`, because someone has lowered `lookback_seconds`. The audit
+    then starts over, and never reads the hours that were still due.
 
     Args:
-        state: What the previous run stored.
+        state: The value that `to_state` returned in the previous run.
         reads: A fingerprint of the fields and the types of action that this run reads.
-        after: Where this run starts to read. The first hour to audit starts there or later.
-        until: Where this run stops.
-        age_hours: Age at which an hour is audited, in hours; 0 turns the audit off.
+        after: The time after which this run reads actions. A new audit begins with the first full hour after this time.
+        until: The time up to which this run reads actions.
+        age_hours: How many hours after its end an hour is audited; 0 turns the audit off.
     """
 
     def __init__(self, state: object, reads: str, after: str, until: str, age_hours: int) -> None:
         kept = state if isinstance(state, dict) and age_hours else {}
-        # A state of an older version has no `reads`.
+        # A state that an older version of the tap wrote has no `reads`.
         self.starts_over = kept.get("reads", reads) != reads or (to_instant(kept.get("until")) or after) < after
         if self.starts_over:
             kept = {}
@@ -93,12 +93,12 @@ class Audit:
         self._next = parse_hour(kept.get("next")) or first
         self._tally = HourTally(kept.get("hours"))
         self._tallied_until = to_instant(kept.get("until")) or ""
-        # Keyed by the row's key. A row may be read twice, or change before it is tallied. It then counts only once, in
-        # its last form.
+        # By `_id`, because a row may be read twice, or change before it is tallied. It then counts only once, in its
+        # newest form.
         self._pending: dict[bytes, tuple[str, str]] = {}
 
     def record(self, row: Row, instant: str | None) -> None:
-        """Note a row that Pepper returned, even if an earlier run has already emitted the row."""
+        """Add a row that Pepper returned. Rows that an earlier run has already emitted count as well."""
         if self._age_hours and instant and instant >= self._next and instant[:-1] > self._tallied_until[:-1]:
             self._pending[bytes(row["_id"])] = instant, digest(row)
 
@@ -114,7 +114,7 @@ class Audit:
             row_digests: The digest of each distinct row of the second read.
 
         Returns:
-            How many more rows the second read has than the first, at least 0; None if both reads agree.
+            How many more rows the second read has than the first, or 0 if it has no more; None if both reads agree.
         """
         self._tally_pending(lambda instant: instant.startswith(hour))
         second_read = HourTally()
@@ -126,7 +126,7 @@ class Audit:
         return max(0, second_read.get(hour)[0] - self._tally.get(hour)[0])
 
     def to_state(self, reread_from: str) -> dict[str, Any] | None:
-        """Return what the next run needs if it re-reads from `reread_from`; None if the audit is off."""
+        """Return what the next run needs for its audit if it re-reads from `reread_from`; None if the audit is off."""
         if not self._age_hours:
             return None
         self._tally_pending(lambda instant: instant[:-1] <= reread_from[:-1])

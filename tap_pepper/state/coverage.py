@@ -1,4 +1,4 @@
-"""Track the coverage of actions: the time that this run and earlier runs have read without a gap.
+"""Track the coverage: the interval of time from which this run and earlier runs have read every action.
 
 This module does no I/O and reads no clock.
 """
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Coverage:
-    """The span of time from which this run and earlier runs have read every action.
+    """The interval of time from which this run and earlier runs have read every action.
 
-    The span starts right after `covered_from` and includes `covered_until`.
+    The interval begins right after the time `covered_from` and includes the time `covered_until`.
 
     The STATE contains the coverage as part of the bookmark::
 
@@ -24,16 +24,15 @@ class Coverage:
          "read": [["2026-11-28T05:55:00.000Z", "2026-11-28T06:00:00.000Z"]],
          "action_types": ["REDEEM_PERK", "REWARD_EARNED"]}
 
-    `read` lists only the intervals that this run itself has emitted, because the warehouse may lack the rows of earlier
-    runs.
-    `action_types` is the setting of that name; an empty list means all types.
+    `read` lists only the intervals whose rows this run itself has emitted, because the warehouse may lack the rows of
+    earlier runs. `action_types` is the setting of that name. An empty list means all types.
 
-    A run with a bookmark may begin a coverage later than its start_date. The run then stores the start_date as
-    `skipped_start_date`. The tap reads the older actions only if someone later sets a start_date before
-    `skipped_start_date`.
+    If a run has a bookmark, its coverage may begin later than the start_date. The run then stores the start_date as
+    `skipped_start_date`, and does not read the older actions. The tap reads them only if someone later sets a
+    start_date before `skipped_start_date`.
 
-    `crm-balances coverage --state` sets `backfill_from`, and the beginning of the ledger as `skipped_start_date`. The
-    next run first reads the actions between `backfill_from` and the coverage. Once the tap has read them,
+    `crm-balances coverage --state` sets `backfill_from`, and sets `skipped_start_date` to the beginning of the ledger.
+    The next run first reads the actions between `backfill_from` and the coverage. Once the tap has read them,
     `backfill_from` is null.
 
     A new coverage begins in these cases:
@@ -45,12 +44,12 @@ class Coverage:
     Args:
         state: The bookmark that the run starts from.
         bookmark: The time of the bookmark; None on a first run.
-        after: Where this run starts to read.
-        until: Where this run stops.
+        after: The time after which this run reads actions.
+        until: The time up to which this run reads actions.
         start_date: The setting `start_date`, as a bound.
         types: The types of action that this run reads; an empty list means all types.
-        lookback_seconds: A requested backfill starts this long before `backfill_from`, to find actions that became
-            visible only after the last run before the hole.
+        lookback_seconds: If the state has `backfill_from`, the tap reads from this many seconds before that time, to
+            find actions that became visible late.
     """
 
     def __init__(
@@ -72,7 +71,8 @@ class Coverage:
         """Whether this run continues the coverage in the state. Otherwise a new coverage begins."""
         self._read: list[Window] = []
         covered_from, skipped = _bound(state.get("covered_from")), _bound(state.get("skipped_start_date"))
-        # Earlier runs have read from the earliest of these times on, or have skipped it. An earlier start_date is new.
+        # Earlier runs have read or skipped the actions after the earliest of these times. If start_date is even
+        # earlier, someone has changed it since then.
         known = [each for each in (None if self._backfill_from else covered_from, skipped) if each]
         self._skipped_start = max(start, min(known, default=start)) if bookmark and start else None
         if bookmark and covered_from and (state.get("action_types") or []) == self._types:
@@ -90,21 +90,19 @@ class Coverage:
 
     @property
     def missing(self) -> Window | None:
-        """The time to read first: from start_date, or from the lookback before `backfill_from`, up to the coverage.
+        """The interval to read before everything else; None if nothing is missing.
 
-        None if nothing is missing.
+        It begins at the start_date, or `lookback_seconds` before `backfill_from`. It ends where the coverage begins.
         """
         if self._missing_from is None or self._missing_from >= self._from:
             return None
         return Window(self._missing_from, self._from)
 
     def add(self, window: Window, skipped_until: str | None = None) -> None:
-        """Note that all rows of a window were emitted.
-
-        The window must follow the previous window, or end where the coverage begins.
+        """Add a window to the coverage, after all rows of the window were emitted.
 
         Args:
-            window: The window.
+            window: It must follow the previous window, or end where the coverage begins.
             skipped_until: The time of the newest row that this run skipped, because an earlier run had emitted it.
         """
         if window.until == self._from:
@@ -125,7 +123,7 @@ class Coverage:
     def to_state(self) -> dict[str, Any]:
         """Return the coverage as keys of the STATE.
 
-        Keys without a value stay in the STATE. Meltano may merge the STATE with an earlier one, and an empty value then
+        Keys without a value stay in the STATE, because Meltano may merge it with an earlier STATE. The empty value then
         replaces the earlier value.
         """
         return {
@@ -139,7 +137,7 @@ class Coverage:
 
 
 def start_run(state: dict[str, Any]) -> None:
-    """Empty `read` in a bookmark from an earlier run, because this run has not read anything yet."""
+    """Set `read` to an empty list in an earlier run's bookmark, because this run has not read anything yet."""
     if "covered_from" in state:
         state["read"] = []
 

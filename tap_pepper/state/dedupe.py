@@ -12,15 +12,15 @@ from tap_pepper.raw_json import DIGEST_CHARS, digest
 from tap_pepper.windows import is_at_or_after
 
 RECENT_ROWS_MAX: Final = 2000
-"""The STATE remembers at most this many rows: the newest ones. Emitting older rows again is harmless."""
+"""The STATE contains the digests of at most this many rows, the newest ones. Emitting older rows again is harmless."""
 SAMPLE_KEYS_MAX: Final = 1024
 """A sample of a complete read contains at most this many keys."""
 SAMPLE_CHARS: Final = 6
-"""A sample contains this many characters of each key's digest. That is 36 bits, so two keys are rarely confused."""
+"""A sample contains this many characters of each key's digest. Two keys rarely agree in these 36 bits."""
 
 
 class RecentRows:
-    """Remembers recently emitted rows, so that re-reading the lookback emits only new and changed rows.
+    """Remembers recently emitted rows, so that a run that re-reads the lookback emits only new and changed rows.
 
     In the STATE, the rows are one string of concatenated digests.
     """
@@ -39,7 +39,7 @@ class RecentRows:
         Args:
             row: The row in the form in which it would be emitted.
             instant: The row's time. A row without a time always counts as recent.
-            since: Where the next run starts to re-read; older rows need not be remembered.
+            since: The time from which the next run re-reads. Older rows need not be remembered.
         """
         recent = instant is None or is_at_or_after(instant, since)
         if not recent and not self._earlier:
@@ -86,7 +86,7 @@ class KeySample:
         self._sample: set[str] = set()
 
     def add(self, key: object) -> None:
-        """Note a row's key; adding a key twice changes nothing."""
+        """Add a row's key to the sample, if it fits. Adding the same key twice changes nothing."""
         key_digest = digest(key)[:SAMPLE_CHARS]
         self._missing.discard(key_digest)
         if key_digest in self._sample:
@@ -114,7 +114,7 @@ class KeySample:
         return not self._missing and len(self._earlier) < SAMPLE_KEYS_MAX
 
     def to_state(self) -> str:
-        """Return the sample, for the next complete read."""
+        """Return the sample as one string, which the next complete read compares with its own sample."""
         return "".join(sorted(self._sample))
 
 

@@ -34,8 +34,8 @@ def read_bookmarks(state: object, required_keys: Mapping[str, tuple[str, ...]]) 
 
     Args:
         state: The decoded JSON.
-        required_keys: For each stream of the tap, its bookmark's keys. A bookmark must be empty or have at least one of
-            these keys. For a stream without keys, any bookmark is accepted, even an empty one.
+        required_keys: The keys of each stream's bookmark. A bookmark must be empty or have at least one of them. If a
+            stream has no keys here, any bookmark is usable, even an empty one.
 
     Raises:
         ConfigError: A bookmark is unusable, or the state has content but no usable bookmark.
@@ -66,7 +66,7 @@ def _unwrap(state: object, streams: Mapping[str, object]) -> Bookmarks:
         _reject(_EXPECTED)
     merged: Bookmarks = {}
     for layer in layers:
-        # If a stream has not written a bookmark, it is empty. Then the bookmark of an earlier layer stays.
+        # The bookmark of a stream is empty until the stream has written one. Keep the bookmark of an earlier layer.
         merged.update({stream: value for stream, value in layer.items() if value != {} or stream not in merged})
     return merged
 
