@@ -1,6 +1,6 @@
--- The times for which all actions were read: a row per interval (kind 'read'), and a row per hole between two intervals
--- (kind 'hole'). If a filter includes all types that change balances, it counts as no filter. The coverage of
--- every other filter has its own rows.
+-- The intervals for which all actions were read: a row per interval (kind 'read'), and a row per hole between two intervals
+-- (kind 'hole'). A filter that includes all types that change balances counts as no filter. Every other filter has its own
+-- rows.
 with recorded as (
 
     select

@@ -79,11 +79,12 @@ class Options:
         if self.url:
             given |= {**dict.fromkeys(URL_PARTS), "sqlalchemy_url": self.url}
         if reads_environment:
-            # The environment variables of these settings would take precedence over `config`. Make them empty instead
-            # of removing them, because `.env` could then set them.
+            # The environment variables of these settings would take precedence over `config`. Set them to empty
+            # strings: if they were removed, `.env` could set them.
             os.environ.update({f"{ENVIRONMENT_PREFIX}{name.upper()}": "" for name in given})
         target = TargetCrm(config={**config, **given}, parse_env_config=reads_environment)
-        # Let SIGTERM end the command as usual. The target's own handler would print a message about reading input.
+        # Let SIGTERM end the command as usual. The target's own handler would print a message about records, although
+        # this command loads none.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return target
@@ -207,7 +208,7 @@ def _writable(_context: click.Context, _parameter: click.Parameter, path: str | 
 def verify(options: Options, *, gaps: bool) -> int:
     """Compare every balance with the ledger.
 
-    Also compares the balances with newer snapshots from Pepper, and lists times for which actions were never read.
+    Also compares the balances with newer snapshots from Pepper, and lists intervals for which actions were never read.
     """
     with options.warehouse() as warehouse:
         found = verification.verify(warehouse, gaps=gaps)
@@ -220,9 +221,9 @@ def verify(options: Options, *, gaps: bool) -> int:
 def compare(options: Options) -> int:
     """Compare the balances with Pepper's points.
 
-    Reads award messages from standard input, and loads nothing: tap-pepper --config ENV | crm-balances compare.
-    Run the tap without a state, so that it reads all awards. An award that changed in Pepper after the last load does
-    not count as different.
+    Reads award messages from standard input, as in tap-pepper --config ENV | crm-balances compare. Loads nothing. Run
+    the tap without a state, so that it reads all awards. An award that changed in Pepper after the last load does not
+    count as different.
     """
     with options.warehouse() as warehouse:
         awards = comparison.AwardsInput(options.target)
@@ -407,8 +408,8 @@ def report(
 def as_of(options: Options, moment: datetime) -> int:
     """Print every balance as of a given time, in CSV.
 
-    A balance is the newest observation of its award at or before TIMESTAMP. TIMESTAMP is in ISO 8601, and in UTC if it
-    has no offset.
+    The points are those of the award's newest observation at or before TIMESTAMP. TIMESTAMP is in ISO 8601, and in UTC
+    if it has no offset.
     """
     with options.warehouse() as warehouse, warehouse.read() as connection:
         streamed = connection.execution_options(yield_per=ROWS_AT_A_TIME)
@@ -449,7 +450,7 @@ def explain(
     """Explain why an award has its points.
 
     Prints the opening balance, each action with its change and the balance after it, Pepper's snapshot, changes without
-    an action, and the times for which actions were never read.
+    an action, and the intervals for which actions were never read.
     """
     if (award_id is None) == (user_id is None) or (perk and not user_id):
         raise click.UsageError("expected AWARD_ID, or --user with or without --perk")
@@ -502,7 +503,7 @@ def replay(options: Options) -> int:
     return EXIT_OK
 
 
-@_command("forget 5e0c0ffee0c0ffee0c0ffee0 --dry-run", "0 done, 1 unknown user, nothing erased, 2 error")
+@_command("forget 5e0c0ffee0c0ffee0c0ffee0 --dry-run", "0 done, 1 unknown user and nothing erased, 2 error")
 @click.argument("user_id", metavar="USER_ID", callback=_parsed(_pasted_id))
 @click.option("--dry-run", is_flag=True, help="Only count the rows that would be changed.")
 @click.option(

@@ -76,7 +76,7 @@ class AwardsInput:
         self._first_extracted_at = datetime.max.replace(tzinfo=UTC)
         self.read = AwardsRead()
         self._router = target.router
-        # Give the sink a schema without properties, because only the compared properties must be valid.
+        # Give the sink a schema without properties, so that it only checks the properties in `AwardSink.fixed`.
         context = BatchContext(target.warehouse, target.settings)
         self._sink = AwardSink(context, STREAM, {"additionalProperties": False}, AwardSink.keys)
         self._columns = [column.name for column in self._sink.table.columns]
@@ -164,7 +164,7 @@ class AwardsInput:
 
     @property
     def meanwhile(self) -> Interval:
-        """The interval from `began_at` until now. It ends now, because a balance with a later time has a wrong time."""
+        """The interval from `began_at` until now. A balance from the future lies outside, because its time is wrong."""
         return Interval(self.began_at, datetime.now(UTC))
 
 
@@ -176,9 +176,10 @@ class Comparison:
         counts: Verdict → number of awards.
         examples: Some awards for each kind of difference.
         loaded_until: Changes in Pepper after this time may not be loaded yet. None if nothing is loaded.
-        not_compared: Why awards that are not in the input do not count as missing in Pepper. None if they do count.
+        not_compared: The reason why awards that are not in the input do not count as missing in Pepper. None if they
+            do count.
         other_records: The number of records of other streams, which were ignored.
-        coverage: The times for which actions were read.
+        coverage: The intervals for which actions were read.
     """
 
     counts: dict[Verdict, int]
@@ -265,7 +266,10 @@ def _stored_balances(connection: Connection, tables: Tables) -> Iterable[Any]:
 def _loaded_until(
     connection: Connection, tables: Tables, recorded: Sequence[MerchantCoverage], read: set[str]
 ) -> datetime | None:
-    """Return the time up to which actions were read. If no coverage is recorded, return the newest balance's time."""
+    """Return the time up to which actions were read.
+
+    If no coverage is recorded, return the time of the newest balance.
+    """
     covered = [each for each in recorded if each.intervals]
     own = [each for each in covered if each.merchant in read] or covered
     if own:

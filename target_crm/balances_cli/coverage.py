@@ -1,4 +1,4 @@
-"""Show the times for which actions were read, and the holes between them."""
+"""Show the intervals for which actions were read, and the holes between them."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 NOT_RECORDED = "Coverage is not recorded yet. It begins with the next run of tap-pepper that emits complete actions."
 LEDGER_BEGINS = (
-    "The ledger begins with the first of these times: totals count from then on; balances include earlier points."
+    "The ledger begins at the first of these times. Sums count only later actions; balances include older points."
 )
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """The times for which actions were read and committed.
+    """The intervals for which actions were read and committed, and the holes between them.
 
     Attributes:
         intervals: `{"from": …, "until": …}`, oldest first. An interval also has `action_types` if the run had a filter,
             and `merchant` if there are several merchants.
-        holes: The times between the intervals, in which actions were never read. A hole also has `merchant` if there
+        holes: The intervals for which actions were never read, in the same form. A hole also has `merchant` if there
             are several merchants.
         summary: Sentences that describe the intervals and the holes.
         complete_until: Merchant → the time up to which all actions that count were read. None if there is no such time.
@@ -56,7 +56,7 @@ class Coverage:
 
 
 def read_coverage(connection: Connection, tables: Tables) -> list[MerchantCoverage]:
-    """Query the times for which each merchant's actions were read. Call this within a transaction."""
+    """Query the intervals for which each merchant's actions were read. Call this within a transaction."""
     return summarize(recorded(connection.execute(select(tables.coverage))))
 
 
@@ -77,7 +77,7 @@ def first_action_at(connection: Connection, tables: Tables) -> datetime | None:
 
 
 def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) -> Coverage:
-    """Describe the times for which each merchant's actions were read.
+    """Describe the intervals for which each merchant's actions were read.
 
     Args:
         merchants: The coverage of each merchant.
@@ -139,7 +139,7 @@ def state_to_resume(connection: Connection, tables: Tables) -> dict[str, Any]:
 
 
 def _last_run_at(connection: Connection, tables: Tables) -> datetime | None:
-    """Return when the last run began that has loaded or repeated actions."""
+    """Return when the last run that read actions began. The run also counts if all of these actions were duplicates."""
     runs = tables.load_runs.c
     begun = select(func.max(runs.started_at)).where(runs.stream == tables.actions.name, runs.read > 0)
     found: datetime | None = connection.scalar(begun)
@@ -147,7 +147,7 @@ def _last_run_at(connection: Connection, tables: Tables) -> datetime | None:
 
 
 def _position(found: MerchantCoverage) -> dict[str, Any]:
-    """Return the part of the bookmark that says where the tap starts to read."""
+    """Return the part of the bookmark that says from which time on the tap reads."""
     if not found.holes:
         return _after(found.intervals[-1], found.action_types)
     hole = found.holes[0]
@@ -173,7 +173,8 @@ def _after(interval: Interval, action_types: Sequence[str]) -> dict[str, Any]:
 
 def _sentences(found: MerchantCoverage) -> list[str]:
     if not found.intervals:
-        return ["There is no time for which all actions were read: no run has read all types.", *_not_verified(found)]
+        sentence = "There is no interval for which all actions were read, because no run has read all types."
+        return [sentence, *_not_verified(found)]
     if found.holes:
         return _not_verified(found)
     first, last = found.intervals[0], found.intervals[-1]

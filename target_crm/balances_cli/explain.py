@@ -1,4 +1,4 @@
-"""Explain a balance: the opening balance, each action, changes without an action, and times that were not read."""
+"""Explain a balance by its opening balance, its actions, changes without an action, and holes in the coverage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T", "Explanation", Line)
 
-# Text columns wrap, but stay at least this wide. A narrower terminal wraps whole lines instead.
+# Columns with text are at least this wide, and wrap longer text. If the terminal is too narrow for all columns, it
+# wraps whole lines.
 _TEXT_WIDTH_MIN = 12
 _GAP = "  "
 _WIDTH_OF_FILES = 10_000
@@ -126,7 +127,7 @@ def _stored(tables: Tables, which: Sequence[ColumnElement[bool]]) -> Select[Any]
 def _ledger(tables: Tables) -> Select[Any]:
     c = tables.actions.c
     own = (c.award_id, c.action_id, c.type, c.occurred_at, c.effect, c.points_available, c.location_id, c.source)
-    # Even an action that does not count may contain its change of the points.
+    # An action that does not count may still contain a change of points.
     given = func.coalesce(c.points_added, -c.points_redeemed, c.points_refunded)
     change = case((c.effect.is_(None), given), else_=change_of(c))
     return select(*own, change.label("change"), cast(c.payload, LongText()).label("payload"))

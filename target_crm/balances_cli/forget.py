@@ -1,7 +1,7 @@
 """Erase a user's personal data. Balances stay unchanged.
 
-Balances need only ids, times and points. So in the ledger, only the payload is erased. If the same action is loaded
-again, it is a duplicate, and does not restore the payload.
+Balances need only ids, times and points. So in the ledger, only payloads are erased. If an erased action is loaded
+again, it counts as a duplicate, and its payload stays erased.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def forget(warehouse: Warehouse, user_id: str, *, anywhere: bool = False, dry_ru
 
     The erased data is in:
 
-    - Payloads of the user's actions, and of other users' actions that contain the user's id.
+    - Payloads of the user's actions, of actions on the user's awards, and of all other actions that contain the user's
+      id.
     - All columns of the user's rows in `users` and `awards`, except ids, points and times.
     - Quarantined records that contain the id of the user or of one of the user's awards.
 
@@ -161,7 +162,7 @@ class _Erasure:
         return self._erase(rows, rows.c[key] == self._user_id, *personal)
 
     def _erase(self, rows: TableClause, where: ColumnElement[bool], *names: str) -> int:
-        """Set columns to null in the rows that meet a condition. Return how many rows had a value in these columns."""
+        """Set columns to null in the rows that meet a condition. Return the number of rows that had a value in them."""
         filled = and_(where, or_(false(), *(rows.c[name].is_not(None) for name in names)))
         count = self._connection.scalar(select(func.count()).select_from(rows).where(filled)) or 0
         if count and not self._only_counts:
@@ -169,7 +170,7 @@ class _Erasure:
         return count
 
     def _erase_rejected(self) -> int:
-        """Empty quarantined payloads that contain one of the ids. The rows stay, with the reason for the quarantine."""
+        """Set each quarantined payload that contains one of the ids to an empty string. The row and its reason stay."""
         rejected = self._tables.rejected_records
         ids = {self._user_id, *self._connection.scalars(self._awards)}
         count, last_id = 0, ""

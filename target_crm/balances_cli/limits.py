@@ -75,8 +75,8 @@ def _read_until(status: Status) -> dict[str, datetime | None]:
     if merchants := status.coverage.complete_until:
         read_at = next((each.read_at for each in status.streams if each.stream == STREAM), None)
         return {
-            # If a clock is ahead, coverage may end in the future, and would look fresh long after the last run. Then
-            # use the time of the last run.
+            # If a clock is ahead, coverage may end in the future, and would look fresh long after the last run. In that
+            # case, use the time of the last run.
             f"actions of merchant {name}" if name else "actions": read_at if until and until > status.now else until
             for name, until in merchants.items()
         }

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def perks_table(connection: Connection, tables: Tables) -> FromClause | None:
-    """Return the table of perks with its existing columns, or None if the table does not exist."""
+    """Return the table of perks, or None if it does not exist.
+
+    The result has the column `_id`, and those of `title`, `type` and `_sdc_deleted_at` that exist in the warehouse.
+    """
     inspector, schema = inspect(connection), tables.metadata.schema
     if not inspector.has_table("perks", schema=schema):
         return None
@@ -29,9 +32,9 @@ def perks_table(connection: Connection, tables: Tables) -> FromClause | None:
 
 
 def perk_ids(connection: Connection, tables: Tables, perk: str) -> set[str]:
-    """Return the ids of the perks with this id or title. Several perks may share a title.
+    """Return the ids of the perks with this id or title. Several perks may have the same title.
 
-    The comparison of titles ignores case, and spaces around a title.
+    Ignore case, and spaces around a title.
     """
     perks = perks_table(connection, tables)
     if perks is None or "title" not in perks.c:

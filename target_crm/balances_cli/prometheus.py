@@ -21,15 +21,15 @@ PREFIX = "pepper_crm_"
 
 
 def as_metrics(status: Status) -> str:
-    """Format a status. If a value is unknown, leave out its sample.
+    """Format a status as metrics. If a value is unknown, leave out its sample.
 
-    All samples have the label `schema`, so that one folder may have files for several schemas of a database.
+    All samples have the label `schema`, so that one folder can contain the files of several schemas of a database.
     """
     return "\n".join(line for metric in _metrics(status) for line in _lines(status.schema, *metric))
 
 
 def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
-    """Yield the name, help, label and samples of each metric. A metric without a label has only one sample."""
+    """Yield the name, the help text, the label and the samples of each metric. Without a label, it has one sample."""
     streams = {each.stream: each for each in status.streams}
     yield "stream_rows", "Rows that are not deleted.", "stream", {name: each.rows for name, each in streams.items()}
     yield (
@@ -51,7 +51,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         None,
         {"": status.rejected},
     )
-    yield "drifted", "1 if balances differ from the ledger, else 0.", None, {"": status.drifted}
+    yield "drifted", "1 if balances differ from the ledger or newer snapshots, else 0.", None, {"": status.drifted}
     yield (
         "check_differences",
         "The number of differences in each comparison of the balances with the ledger and the snapshots.",
@@ -59,7 +59,8 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         {check.name: check.differing for check in status.checks},
     )
     holes = status.coverage.holes
-    yield "coverage_holes", "Holes in the coverage: times for which actions were never read.", None, {"": len(holes)}
+    text = "Holes in the coverage: intervals for which actions were never read."
+    yield "coverage_holes", text, None, {"": len(holes)}
     seconds = sum((hole["until"] - hole["from"]).total_seconds() for hole in holes)
     yield "coverage_holes_seconds", "Total length of the holes in the coverage.", None, {"": seconds}
     yield (
@@ -73,7 +74,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         yield "last_run_done", text, None, {"": ended[0]["exit_state"] == DONE}
         yield (
             "last_run_finished_timestamp_seconds",
-            "When the last finished run ended.",
+            "When the last run ended. It may have failed.",
             None,
             {"": ended[0]["finished_at"]},
         )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
-# Show this many of the last runs.
+# The number of runs that are shown, newest first.
 RUNS_SHOWN = 10
 
 
@@ -57,13 +57,14 @@ class Stream:
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a warehouse.
+    """How fresh and how correct the data in a warehouse is.
 
     Attributes:
+        now: The time at which the warehouse was checked. Ages refer to this time.
         schema: The schema of the tables. If no schema is set, this is the connection's default schema.
         rejected: The number of records in quarantine, including lines that belong to no stream.
         checks: The comparisons of the balances. Empty if neither actions nor awards have been loaded.
-        coverage: The times for which actions were read.
+        coverage: The intervals for which actions were read, and the holes.
     """
 
     now: datetime
@@ -81,7 +82,7 @@ class Status:
 
 
 def status(warehouse: Warehouse, *, full: bool = False, now: datetime | None = None) -> Status:
-    """Return the state of a warehouse. Read all data in one transaction.
+    """Check how fresh and how correct a warehouse is. Read all data in one transaction.
 
     Args:
         warehouse: A warehouse that is set up.
@@ -93,7 +94,7 @@ def status(warehouse: Warehouse, *, full: bool = False, now: datetime | None = N
 
 
 def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bool) -> Status:
-    """Return the state of a warehouse within an open read transaction."""
+    """Check a warehouse as `status` does, but within an open read transaction."""
     rejected = _rejected(connection, tables)
     read_at = _read_at(connection, tables)
     has_balances = migrations.has_balances(connection, tables)

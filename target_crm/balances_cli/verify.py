@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crm-balances")
 
-# A check counts all awards that differ, but names at most this many.
+# A check counts all awards that differ, but lists at most this many of them.
 EXAMPLES_MAX = 20
 
 
@@ -70,7 +70,7 @@ class Verification:
             effect.
         quarantined: The number of records in quarantine, which are not loaded.
         checks: The comparisons of the balances. A difference in one of them is drift.
-        coverage: The times for which actions were read.
+        coverage: The intervals for which actions were read, and the holes.
         gaps: Balance changes without an action. None if the check for gaps was not requested.
     """
 
@@ -89,7 +89,7 @@ class Verification:
 
     @property
     def failed(self) -> bool:
-        """Whether a balance differs, or there are times for which actions were never read."""
+        """Whether a balance differs, or the coverage has a hole."""
         return self.drifted or bool(self.coverage.holes)
 
 
@@ -154,7 +154,7 @@ def _check(name: str, question: str, connection: Connection, differing: Select[A
 
 
 def _differing_columns(row: RowMapping) -> list[str]:
-    """Return the columns to show for a balance: its points, or if they are equal, the other columns that differ."""
+    """Return the columns to show for a balance. If the points are equal, these are the other columns that differ."""
     differing = [name for name in row if f"expected_{name}" in row and row[name] != row[f"expected_{name}"]]
     # If a balance is stored twice, no column differs. Then show the points.
     shown = differing if differing and "points" not in differing else ["points"]
@@ -240,7 +240,7 @@ def _gap_lines(gaps: Gaps, coverage: Coverage) -> list[str]:
     of_whom = " of one of the merchants in this schema" if len(coverage.complete_until) > 1 else ""
     reasons = {
         "without an action, such as edits and expiries in Pepper: no drift": gaps.covered,
-        f"across a time for which actions{of_whom} were never read": gaps.unread,
+        f"across an interval for which actions{of_whom} were never read": gaps.unread,
         "without an action: edits and expiries in Pepper, actions before coverage was recorded, or actions of a type "
         "that was not read": others,
     }

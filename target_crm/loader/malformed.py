@@ -14,7 +14,8 @@ _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
 _STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
 # Matches a member that shows which type a message has, or the type itself. Types in a JSON Schema are lower-case.
 _MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')
-# A second message in the same line: a `{` where no value can begin. Inside a string, the quote after it is escaped.
+# Matches the beginning of a second message in the same line: a `{` where no value can begin, and a quotation mark. If
+# the `{` were inside a string, the quotation mark would be escaped.
 _NEXT_MESSAGE = re.compile(r'[^\s:,\[]\s*\{\s*"')
 _NEXT_SCHEMA = re.compile(_NEXT_MESSAGE.pattern + r'type"\s*:\s*"SCHEMA')
 
@@ -67,6 +68,6 @@ def stream_names(line: str, message: dict[str, Any]) -> list[str]:
 def names_its_stream_first(line: str) -> bool:
     """Return whether a malformed line belongs to the streams that it names.
 
-    The first name must not be inside a record.
+    This is true if the first name is not inside a record, and if the line contains only one message.
     """
     return bool(_STREAM_FIRST.match(line)) and not _NEXT_MESSAGE.search(line)

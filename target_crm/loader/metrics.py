@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Count(StrEnum):
-    """The counts of a tally, with the names of their metrics."""
+    """The fields of a tally, each with the name of its metric."""
 
     read = "records_read"
     applied = "records_applied"

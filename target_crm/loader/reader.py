@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 18
 LINE_BYTES_MAX = 1 << 24
-# The quarantine keeps only this many bytes of a line that is too long.
+# If a line is too long, the quarantine keeps only its first bytes, up to this number.
 HEAD_BYTES = 1 << 10
 IDLE_SECONDS = 1.0
 # The first bytes of the input → its encoding.
@@ -70,7 +70,7 @@ class MessageReader(GenericSingerReader[str]):
     def process_lines(
         self, file_input: IO[str] | None, callbacks: dict[str, Callable[[dict[str, Any]], None]]
     ) -> Counter[str]:
-        """Pass every message of the input to the callback of its type; return the counts by type."""
+        """Pass every message of the input to the callback for its type. Return the number of messages of each type."""
         with self._reading():
             return self._process_lines(file_input, callbacks)
 
@@ -123,7 +123,7 @@ def _lines(source: IO[str]) -> Iterator[bytes | None]:
 def lines(descriptor: int, idle_seconds: float = IDLE_SECONDS) -> Iterator[bytes | None]:
     """Yield the lines of a file descriptor without their ends, and None whenever `idle_seconds` pass without input.
 
-    A line longer than `LINE_BYTES_MAX` is cut off. What remains may exceed this limit by about one chunk.
+    A line longer than `LINE_BYTES_MAX` is truncated. The truncated line may still exceed this limit by about one chunk.
     """
     pending: list[bytes] = []
     pending_bytes = 0

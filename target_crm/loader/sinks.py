@@ -42,7 +42,7 @@ Message = Mapping[str, Any]
 
 # The index of `occurred_at` in a row of a part. Each row begins with the number of its input line.
 _OCCURRED_AT = 1 + LedgerRow._fields.index("occurred_at")
-# A version of these streams has the rows of only one merchant.
+# A complete read of one of these streams contains the rows of only one merchant.
 _OF_ONE_MERCHANT = frozenset({"awards", "perks", "users"})
 # The reason for quarantining an action whose id the ledger already has.
 _CONTRADICTION = "the ledger has this _id with another award, effect, time or points"
@@ -295,7 +295,7 @@ class TableSink(StreamSink):
         Args:
             table: The name of the table.
             recorded: Property → column, for all properties that the stream ever had.
-            stored: Column → what it holds, in the existing table.
+            stored: Column of the existing table → the kind and size of its values.
         """
         schema = self.schema
         if self.without_column:
@@ -425,7 +425,7 @@ class TableSink(StreamSink):
         merchants = select(func.count(self.tables.coverage.c.merchant.distinct()))
         if self.stream in _OF_ONE_MERCHANT and (connection.scalar(merchants) or 0) > 1:
             reason = (
-                "the schema has several merchants, see _crm_coverage, and this version lacks the rows of the others; "
+                "the schema has several merchants (see _crm_coverage), and this version has the rows of only one; "
                 "use one schema per merchant"
             )
             return Activation(ignored=reason, needs_decision=True)

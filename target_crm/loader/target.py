@@ -64,7 +64,7 @@ _TOO_WIDE = re.compile("too (many|large|big|wide|long)|row size|exceeds", re.IGN
 
 
 class TargetCrm(Plugin, Target):
-    """Loads Singer streams into a SQL warehouse, and Pepper's loyalty actions into a balance per award."""
+    """Loads Singer streams into a SQL warehouse, and computes a balance per award from Pepper's actions and awards."""
 
     name = "target-crm"
     package_name = "pepper-crm"
@@ -256,8 +256,8 @@ class TargetCrm(Plugin, Target):
     def _emit_state(self, state: str) -> None:
         """Write a STATE line. If stdout is closed, continue to load. The next run then reads the same data again.
 
-        Once a stream was stopped because the warehouse rejects its rows, write no more STATE. It would cover these
-        rows.
+        If a stream was stopped because the warehouse rejects its rows, do not write the STATE, because it would cover
+        these rows.
         """
         if self.writer.stopped:
             return
@@ -396,7 +396,7 @@ class TargetCrm(Plugin, Target):
                 level = logging.INFO if activation.deleted else logging.DEBUG
                 lacking = counted(activation.deleted, "row")
                 self.logger.log(
-                    level, "%s: version %d is complete, and lacks %s of the table", sink.stream, version, lacking
+                    level, "%s: version %d is complete; deleted or marked as deleted: %s", sink.stream, version, lacking
                 )
             if activation.needs_decision:
                 self._undecided_activations.append(f"{sink.stream}: {activation.ignored}")
@@ -418,7 +418,7 @@ class TargetCrm(Plugin, Target):
 
     def _batch_for_record(self) -> Batch:
         """Count a record, and return the current batch."""
-        # Wait while the other thread binds rows of the previous batch.
+        # Wait while the other thread binds rows of the previous batch, because two busy threads would slow each other.
         with binding:
             pass
         batch = self._batcher.batch

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from target_crm.records.tally import Rejection
     from target_crm.warehouse.connection import Warehouse
 
-# To find the rows that the warehouse rejects, write rows and roll back at most this many times.
+# To find the rows that the warehouse rejects, the writer makes at most this many trials. Each trial writes some rows,
+# and rolls back.
 TRIALS_MAX = 500
 
 
@@ -81,7 +82,7 @@ class BatchWriter:
         self.differing: Counter[str] = Counter()
         """Column of the ledger → the number of actions that were read again with another value."""
         self.holes: list[str] = []
-        """Descriptions of the times for which actions were never read, if this run has read actions."""
+        """Descriptions of the holes in the coverage. The list stays empty if this run reads no actions."""
 
     def add_stream(self, name: str, table: str) -> None:
         """Add a stream to the counts. `load_runs` shows it under its table's name, even if it has no records."""

@@ -7,9 +7,9 @@ change::
      "context": {"user": {"_id": "5e0…"}},
      "metadata": {"awardId": "5e7…", "perkId": "5d2…", "pointsAvailable": 5, "pointsRedeemed": 16}}
 
-A loyalty action that lacks the change or the balance is *legacy*: an older system sends notices of the same types. The
-ledger keeps legacy actions, and actions of other types, with a null effect. An action with a null effect never changes
-a balance.
+An older system of Pepper sends notices with the same types, but without the change or the balance. They are called
+*legacy* actions. The ledger keeps legacy actions, and actions of other types, with a null effect. An action with a null
+effect never changes a balance.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def decode_action(line: bytes) -> tuple[Any, ...] | None:
         message = _message(line)
         if message.type != "RECORD" or message.stream != "actions":
             return None
-        # The decoder skips some strings without checking whether they are valid UTF-8.
+        # Check the whole record, because the decoder skips some strings without checking that they are valid UTF-8.
         payload = values.json_without_nul(str(message.record, "utf-8"))
         try:
             columns = _columns(_action(message.record))
@@ -168,7 +168,7 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
 
 
 def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return, by property, the points that tap-pepper has moved to `invalid_points` because they are not numbers."""
+    """Return the properties that tap-pepper has moved to `invalid_points`, because their points are not numbers."""
     return _object(record.get(INVALID_POINTS))
 
 

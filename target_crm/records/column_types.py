@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ID_CHARS_MAX = 255
 POINTS_PLACES = 4
 POINTS_DIGITS = 19
-# SQLite stores decimals as doubles. A double is exact to 15 digits: eleven before the decimal point, four after it.
+# SQLite stores decimals as doubles. A double keeps 15 digits exactly, here 11 before the decimal point and 4 after it.
 POINTS_MAX = Decimal(10) ** 11
 _QUANTUM = Decimal(1).scaleb(-POINTS_PLACES)
 # SQL Server, Oracle, Snowflake and DuckDB support at most this many digits.
@@ -29,9 +29,9 @@ DECIMAL_DIGITS = 38
 class ColumnTypes(NamedTuple):
     """The column types of one engine.
 
-    Types for text must compare byte by byte. A collation that ignores case or trailing spaces could treat the ids of
-    two awards as equal, and would not notice that only the case of a name has changed. A collation for a language would
-    sort ids differently on each engine.
+    The types for text must compare values byte by byte. If a collation ignored case or trailing spaces, the ids of two
+    awards could be equal, and the target would not notice if only the case of a name changed. With the collation of a
+    language, engines could sort ids in different orders.
     """
 
     identifier: String = String(ID_CHARS_MAX)
@@ -39,13 +39,14 @@ class ColumnTypes(NamedTuple):
     text: TypeEngine[Any] = Text()
     """Text of any length."""
     json: TypeEngine[Any] | None = None
-    """A JSON document, written as text. If None, JSON has the same type as any other text."""
+    """A JSON document, which the target writes as text. None if documents are stored in columns of the type `text`."""
     points: TypeEngine[Any] = Numeric(POINTS_DIGITS, POINTS_PLACES)
     """A number of points, stored exactly."""
     whole: TypeEngine[Any] = Double()
-    """A whole number beyond 64 bits. Only for engines without decimals, or with decimals of unlimited size."""
+    """A whole number beyond 64 bits. The target uses this type only if the engine has no decimals, or does not limit
+    their size."""
     instant: TypeEngine[Any] = DateTime()
-    """An instant to the microsecond."""
+    """An instant, with a precision of one microsecond."""
     keeps_time_zone: bool = False
     """Whether the driver accepts times with a time zone. If not, it gets UTC times without a time zone."""
 
@@ -98,7 +99,7 @@ class LongText(TypeDecorator[str]):
 
 @compiles(Double)
 def _double(type_: Double[Any], compiler: Any, **kw: Any) -> str:
-    """Use the name from the SQL standard on an unknown engine.
+    """On an unknown engine, use the name `DOUBLE PRECISION` from the SQL standard.
 
     More engines know this name than SQLAlchemy's default name.
     """
@@ -106,8 +107,8 @@ def _double(type_: Double[Any], compiler: Any, **kw: Any) -> str:
     return compiled if compiler.dialect.name in _registered else "DOUBLE PRECISION"
 
 
-# A number, as exactly as the engine can store it. On PostgreSQL, NUMERIC without arguments has no limit. On MySQL, such
-# a NUMERIC would hold only whole numbers.
+# A number. On PostgreSQL, NUMERIC without arguments has no fixed precision, so it stores numbers exactly. On MySQL, a
+# NUMERIC without arguments would hold only whole numbers.
 Number: TypeEngine[Any] = Double().with_variant(Numeric(), "postgresql")
 
 
@@ -143,7 +144,7 @@ class JsonText(LongText):
 
 
 class Instant(TypeDecorator[datetime]):
-    """An instant to the microsecond. It has a time zone in Python, and in the warehouse if the engine supports it."""
+    """An instant. In Python, it is in UTC. In the warehouse, it has a time zone if the engine supports time zones."""
 
     impl = DateTime
     cache_ok = True

@@ -65,8 +65,8 @@ def judge(pepper: Observation, stored: Stored | None, loaded_until: datetime | N
         pepper: The award in Pepper.
         stored: The balance in the warehouse.
         loaded_until: Changes in Pepper after this time may not be loaded yet. None if nothing is loaded.
-        meanwhile: The time since the tap read the first award. The target may have loaded a change from this time,
-            although the tap had read the award before the change.
+        meanwhile: The interval since the tap began to read awards. An award may have changed in this interval after the
+            tap had read it, and another run may have loaded this change.
     """
     balance = stored if stored and not stored.is_deleted else None
     if pepper.points is None and not (balance and (balance.points or pepper.is_deleted)):
@@ -92,7 +92,7 @@ def judge_absent(stored: Stored, meanwhile: Interval) -> Verdict | None:
 
 
 class AwardsRead:
-    """Finds out which awards a tap has sent, from the STATE and ACTIVATE_VERSION messages around the awards.
+    """Finds out whether a tap has sent all awards, from the STATE and ACTIVATE_VERSION messages around the awards.
 
     Before a tap reads, it emits the state that it was started with. After the last award, it emits another bookmark, or
     ACTIVATE_VERSION. A tap that starts with a bookmark for awards reads only changes, unless it refreshes all awards.
@@ -153,7 +153,7 @@ class AwardsRead:
 
     @property
     def until(self) -> datetime | None:
-        """The new bookmark: a time on Pepper's clock, before the tap read the first award.
+        """The new bookmark, a time on Pepper's clock. It is earlier than the time when the tap read the first award.
 
         None if the tap sent no bookmark.
         """

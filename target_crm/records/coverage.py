@@ -1,17 +1,18 @@
-"""Coverage of actions: the intervals of time that were read, according to the bookmark of tap-pepper.
+"""Coverage of actions: the intervals for which all actions were read, according to the bookmark of tap-pepper.
 
-The bookmark of `actions` in a STATE::
+In a STATE, the bookmark of `actions` looks like this::
 
     {"replication_key": "when_timestamp", "replication_key_value": "2026-11-28T06:00:00.000Z",
      "covered_from": "2026-10-01T00:00:00.000Z", "read": [["2026-11-28T05:50:00.000Z", "2026-11-28T06:00:00.000Z"]],
      "action_types": ["REDEEM_PERK", "REWARD_EARNED"], "merchant": "M0cuR5heCoXtxvDf"}
 
-`read` lists only the intervals that the tap has read in this run, because earlier runs may have loaded into another
-warehouse. A state also claims half a millisecond after `covered_from`, in which no action lies. If this warehouse lacks
-what earlier runs have read, this makes it a hole.
+A state *claims* intervals: it says that the tap has read all of their actions. `read` lists only the intervals that the
+tap has read in this run, because earlier runs may have loaded into another warehouse. A state also claims the first
+half millisecond after `covered_from`, in which no action lies. If this warehouse lacks the actions of earlier runs,
+there is a hole between this half millisecond and the intervals in `read`.
 
-A state without `read` claims everything from `covered_from` to the bookmark. A state without `covered_from` claims
-nothing.
+A state without `read` claims the whole interval from `covered_from` to the bookmark. A state without `covered_from`
+claims nothing.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ STREAM = "actions"
 REPLICATION_KEY = "when_timestamp"
 # Use at most this many holes to classify changes that have no action.
 HOLES_MAX = 100
-# The length of an interval in which no action lies, because Pepper's times have milliseconds. Some engines round times
-# to a tenth of a millisecond.
+# The length of the interval that a state claims after `covered_from`. No action lies in it, because Pepper's times are
+# whole milliseconds. It is not shorter, because some engines round times to a tenth of a millisecond.
 BEGINNING = timedelta(microseconds=500)
 
 
@@ -78,12 +79,12 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def merge(first: Claims, second: Claims) -> Claims:
-    """Return the intervals of both arguments by scope."""
+    """Merge two claims: for each scope, return the union of its intervals."""
     return {scope: union([*first.get(scope, ()), *second.get(scope, ())]) for scope in first | second}
 
 
 def between(intervals: Sequence[Interval], span: Interval) -> list[Interval]:
-    """Return the parts of a span that lie outside the intervals. `intervals` must be the result of `union`."""
+    """Return the parts of the interval `span` that lie outside `intervals`, which must be the result of `union`."""
     edges = [span.after, *(edge for each in intervals for edge in each), span.until]
     clipped = [min(max(edge, span.after), span.until) for edge in edges]
     gaps = zip(clipped[::2], clipped[1::2], strict=True)
@@ -91,7 +92,7 @@ def between(intervals: Sequence[Interval], span: Interval) -> list[Interval]:
 
 
 def common(unions: Iterable[Sequence[Interval]], span: Interval) -> list[Interval]:
-    """Return the parts of a span that every given list of intervals covers."""
+    """Return the parts of the interval `span` that every given list of intervals covers."""
     return between(union(chain.from_iterable(between(each, span) for each in unions)), span)
 
 
@@ -106,7 +107,7 @@ def claims_of(state: Mapping[str, Any]) -> Claims:
         return {}
     read = bookmark.get("read", [[bookmark.get("covered_from"), bookmark.get("replication_key_value")]])
     with suppress(Invalid, TypeError, ValueError):
-        # Every state from tap-pepper has a valid `covered_from`.
+        # This raises `Invalid` for a state without `covered_from`, which then claims nothing.
         begins = instant(bookmark.get("covered_from"))
         bookmark_at = instant(bookmark.get("replication_key_value"))
         claimed = (Interval(*map(instant, pair)) for pair in read)
@@ -119,12 +120,12 @@ def claims_of(state: Mapping[str, Any]) -> Claims:
 
 
 def overlaps(start: Any, end: Any, interval: Interval) -> Any:
-    """Return whether the time from start to end overlaps an interval. The arguments may be SQL expressions."""
+    """Return whether the interval from `start` to `end` overlaps `interval`. Both may be SQL expressions."""
     return (start < interval.until) & (end > interval.after)
 
 
 def is_inside(start: Any, end: Any, interval: Interval) -> Any:
-    """Return whether an interval contains all of the time from start to end. The arguments may be SQL expressions."""
+    """Return whether the interval from `start` to `end` lies inside `interval`. Both may be SQL expressions."""
     return (start >= interval.after) & (end <= interval.until)
 
 
@@ -138,11 +139,11 @@ class MerchantCoverage:
         merchant: The merchant's hash, from the tap's state.
         intervals: The intervals for which actions of all types that count were read.
         complete: The intervals for which actions of all types that change balances were read.
-        holes: The intervals between the first and the last time that was read, in which actions that count were not
-            read.
-        action_types: The types that count; empty for all.
+        holes: The intervals for which actions that count were not read. Each hole lies between the beginning of the
+            first interval and the end of the last interval for which any actions were read.
+        action_types: The types of action that were read in all of `intervals`; empty for all types.
         needed: The types that count, even if only runs without a filter have read them.
-        read: The intervals that were read with each filter.
+        read: The intervals that were read, for each filter.
     """
 
     merchant: str
@@ -205,13 +206,13 @@ def describe_holes(found: MerchantCoverage) -> list[str]:
 
 
 def of_types(types: Sequence[str]) -> str:
-    """Return a phrase to append to `actions`; empty for all types."""
+    """Return a phrase to append to `actions`, such as ` of type REDEEM_PERK`. It is empty for all types."""
     return f" of type {', '.join(types)}" if types else ""
 
 
 @dataclass(frozen=True)
 class ReadTimes:
-    """The times for which actions were read.
+    """The intervals for which actions were read, and those for which they were not.
 
     Attributes:
         covered: The intervals for which all actions that change balances were read.
@@ -228,7 +229,7 @@ class ReadTimes:
 
 
 def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:
-    """Return the times for which actions of all merchants were read.
+    """Return the intervals for which the actions of every merchant were read.
 
     All merchants count, because the target does not know to which merchant an award belongs.
     """
@@ -239,7 +240,7 @@ def read_times(merchants: Sequence[MerchantCoverage]) -> ReadTimes:
 
 
 def _of_all(unions: Sequence[Sequence[Interval]], holes: Sequence[Interval]) -> tuple[Interval, ...]:
-    """Return the intervals that were read for every merchant, without the holes."""
+    """Return the intervals for which the actions of every merchant were read, without the holes."""
     if not unions or not all(unions):
         return ()
     span = Interval(max(each[0].after for each in unions), min(each[-1].until for each in unions))

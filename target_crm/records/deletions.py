@@ -1,4 +1,4 @@
-"""Handle records of deletions that have only some of their properties, such as the key."""
+"""Handle records of deletions that lack some properties. Many taps send only the key of a deleted row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Step:
 
     rows: Sequence[Row]
     kept: tuple[str, ...] = ()
-    """The columns that keep their stored values, because the records of these rows lack them."""
+    """The columns that keep their stored values, because the records lack the properties of these columns."""
 
 
 def in_steps(
@@ -33,7 +33,8 @@ def in_steps(
         rows: The rows in the order of arrival. The last value of a row is the time of its deletion.
         places: Column → its place in a row.
         keys: The columns of the key.
-        age: The column that orders the rows of a key by age. Of two rows with equal values, the later arrival is newer.
+        age: The column with the age of a row. If two rows with the same key are equally old, the one that arrived later
+            counts as newer.
 
     Returns:
         The steps in the order in which they have to be written, and the deletions that a newer record of the batch

@@ -79,8 +79,8 @@ class Line:
         after: The beginning of a hole. For an adjustment, the time when the balance last matched the lines above.
         change: The change of the balance; None if the line does not count.
         balance: The balance after the change. For a snapshot, the points that Pepper showed.
-        source: Where an action came from, such as a till.
-        note: Further information.
+        source: The part of Pepper that reported the action.
+        note: An explanation of the line, such as the reason for an adjustment.
     """
 
     event: Event
@@ -111,7 +111,7 @@ def explain(
         as_of: The time of the stored balance.
         actions: The award's actions in the ledger, in any order.
         snapshot: The award's snapshot.
-        read: The times for which actions were read.
+        read: The intervals for which actions were read, and the holes.
     """
     timeline = _timeline(actions, snapshot, read)
     places = [place for place, line in enumerate(timeline) if line.step]
@@ -143,7 +143,7 @@ def explain(
 def _timeline(actions: Sequence[Action], snapshot: Snapshot, read: ReadTimes) -> list[Line]:
     """Return a line for each action, for each hole, for the snapshot and for a deletion.
 
-    The lines that count have a change.
+    A line that counts has a value in `change`.
 
     A snapshot counts only if it is newer than every action. Pepper may write a snapshot shortly before it writes the
     action whose points the snapshot already shows.

@@ -38,8 +38,8 @@ BATCHED_AT = "_sdc_batched_at"
 # The version of the complete read that emitted the row, and the time when the row was deleted or found missing.
 TABLE_VERSION = "_sdc_table_version"
 DELETED_AT = "_sdc_deleted_at"
-# Names before version 3 of the tables → names now. No property gets a column with a former name. An older version may
-# have avoided that name by giving a property another column, and the property must keep its column.
+# The names of these columns before version 3 of the tables → their names now. No property gets a column with a former
+# name: an older version has given such a property a column with another name, and the property must keep this column.
 FORMER_NAMES = {
     "_extra": EXTRA,
     "_extracted_at": EXTRACTED_AT,
@@ -141,7 +141,7 @@ _WORDS: dict[str, tuple[type, ...]] = {
     "required": (list,),
     "minimum": (int, float, Decimal),
     "maximum": (int, float, Decimal),
-    # In draft 4 of JSON Schema, these two keywords have booleans.
+    # In draft 4 of JSON Schema, the values of these two keywords are booleans.
     "exclusiveMinimum": (int, float, Decimal, bool),
     "exclusiveMaximum": (int, float, Decimal, bool),
     "multipleOf": (int, float, Decimal),
@@ -232,10 +232,10 @@ class Shape:
         Args:
             schema: The stream's JSON Schema.
             key_properties: The properties of the stream's key.
-            fixed: Properties with a fixed kind and column, whatever the schema declares.
+            fixed: Properties whose kind and column do not depend on the schema.
             recorded: Property → column, for all other properties that the stream ever had.
-            stored: Column → what it holds, in the existing table. A column keeps its type if the type can hold all
-                values of its property.
+            stored: Column of the existing table → the kind and size of its values. A column keeps its type if it can
+                hold all values of its property.
             limits: The engine's limits.
 
         Raises:
@@ -388,7 +388,7 @@ def _key_kind(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
         # The column holds doubles, because an earlier schema declared numbers.
         return KEY_WHOLE_DOUBLE
     if kind is WHOLE and limits.decimal_digits == 0:
-        # On this engine, whole numbers beyond 64 bits are doubles.
+        # This engine stores whole numbers beyond 64 bits as doubles, which are not exact enough for a key.
         return INTEGER
     if kind is NUMBER and limits.decimal_digits is not None:
         return KEY_DOUBLE
@@ -400,7 +400,7 @@ def _key_kind(kind: Kind, stored: Stored | None, limits: TableLimits) -> Kind:
 def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
     """Return the kind of a property whose column exists.
 
-    The column keeps its type if this type can hold all of the values.
+    The column keeps its type if this type can hold all values of the property.
     """
     if stored.kind == "text" and kind not in {TEXT, ANY_TEXT}:
         return ANY_TEXT

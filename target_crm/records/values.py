@@ -87,9 +87,9 @@ def identifier(value: Any) -> str:
 
 
 def key_text(value: Any, chars_max: int = ID_CHARS_MAX) -> str:
-    """Return text for a key. It has at most `chars_max` characters, and may be empty.
+    """Return text for a key, with at most `chars_max` characters. The text may be empty.
 
-    Other scalars are converted to text.
+    Numbers and booleans are converted to text.
     """
     result = scalar_text(value)
     if len(result) > chars_max:
@@ -98,7 +98,7 @@ def key_text(value: Any, chars_max: int = ID_CHARS_MAX) -> str:
 
 
 def text(value: Any) -> str:
-    """Return text. NUL characters are invalid, because SQL engines cannot store them."""
+    """Return text. Raise `Invalid` if the text contains a NUL character, which many SQL engines cannot store."""
     if not isinstance(value, str):
         raise Invalid(f"is {type_name(value)}, expected text")
     if "\0" in value:
@@ -162,7 +162,7 @@ def _parse_iso_8601(value: str) -> datetime:
     """Parse the forms of ISO 8601 that RFC 3339 does not include."""
     if not value:
         raise Invalid("is empty, expected an ISO 8601 time")
-    # `fromisoformat` would accept any character between date and time.
+    # Check the separator here, because `fromisoformat` would accept any character between date and time.
     parts = _DATE_AND_REST.fullmatch(value.strip().replace(_MINUS, "-"))
     if not parts:
         raise Invalid("is not an ISO 8601 time")
@@ -274,7 +274,7 @@ def single(value: Any, convert: Callable[[Any], Decimal]) -> Decimal:
 
 
 def sized_text(value: Any, convert: Callable[[Any], str], size: int, *, is_in_bytes: bool) -> str:
-    """Return text of at most `size` characters, or bytes in UTF-8."""
+    """Return text of at most `size` characters. If `is_in_bytes` is true, `size` counts bytes of UTF-8 instead."""
     text = convert(value)
     found = len(text.encode()) if is_in_bytes else len(text)
     if found > size:
@@ -361,19 +361,19 @@ def json_text(value: Any) -> str:
 
 
 def without_nul(text: str) -> str:
-    """Replace NUL characters, which databases cannot store."""
+    """Replace NUL characters, which many SQL engines cannot store."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def json_document(value: Any) -> str:
-    """Encode any value as JSON text. NUL characters are invalid."""
+    """Encode any value as JSON text. Raise `Invalid` if the value contains a NUL character."""
     return json_without_nul(json_text(value))
 
 
 def json_without_nul(document: str) -> str:
-    """Return the JSON document unchanged. Raise `Invalid` if it has a NUL character.
+    """Return the JSON document unchanged. Raise `Invalid` if it contains a NUL character.
 
-    PostgreSQL would store a NUL, but each query of the document would then fail.
+    PostgreSQL would store such a document, but each query that extracts a value from it would fail.
     """
     if "\\u0000" in document and _ESCAPED_NUL.search(document):
         raise Invalid("holds a NUL character")

@@ -1,4 +1,4 @@
-"""What verify, status, coverage and the report say about the times for which actions were read."""
+"""What verify, status, coverage and the report say about the intervals for which actions were read."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_verify_fails_for_a_hole_and_says_where(balances: Callable[..., tuple[in
     assert exit_code == 1
     assert output.splitlines()[-4:] == [
         "2 balance changes without an action, such as edits and expiries in Pepper: no drift",
-        "1 balance change across a time for which actions were never read",
+        "1 balance change across an interval for which actions were never read",
         HOLE,
         "Verified 2 balances against 5 actions: INCOMPLETE, run crm-balances coverage",
     ]
@@ -87,7 +87,7 @@ def test_verify_succeeds_where_the_ledger_is_complete(balances: Callable[..., tu
     assert output.splitlines()[-4:] == [
         "1 balance change without an action, such as edits and expiries in Pepper: no drift",
         "Actions are complete from 2026-10-01 00:00 to 2026-10-12 00:00 UTC.",
-        "The ledger begins with the first of these times: totals count from then on; balances include earlier points.",
+        "The ledger begins at the first of these times. Sums count only later actions; balances include older points.",
         "Verified 1 balance against 2 actions: OK",
     ]
 
@@ -223,7 +223,7 @@ def test_each_merchant_has_coverage_of_its_own(balances: Callable[..., tuple[int
     assert [each["merchant"] for each in found["intervals"]] == ["", "m2", ""]
     text = balances([], "verify", "--gaps")[1]
     of_one = "of one of the merchants in this schema"
-    assert f"1 balance change across a time for which actions {of_one} were never read" in text.splitlines()
+    assert f"1 balance change across an interval for which actions {of_one} were never read" in text.splitlines()
     assert f"actions {of_one} not read until 2026-10-18 00:00:00" in balances([], "explain", "w2")[1]
     assert "Merchant m2: Actions are complete from 2026-10-12 00:00 to 2026-10-14 00:00 UTC." in found["summary"]
 

@@ -107,7 +107,7 @@ def test_an_earlier_start_date_completes_a_seeded_ledger(tmp_path: Path) -> None
         pipeline.run()
         seeded = balances(pipeline, "verify")
         assert seeded.returncode == 0
-        assert "The ledger begins with the first of these times" in seeded.stdout
+        assert "The ledger begins at the first of these times" in seeded.stdout
 
         world.advance(timedelta(days=1))
         pipeline.tap_settings = {"TAP_PEPPER_START_DATE": "2026-10-02"}

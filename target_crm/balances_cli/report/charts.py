@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 BAR_PX = 26
-# In bar charts, the height of the unit's name, which is below the bars.
+# In bar charts, the unit's name is below the bars. This is its height.
 UNIT_PX = 24
-# In bar charts, the width that is reserved for the number at the end of a bar, and the share of the width for labels.
+# In bar charts, NUMBER_PX is the width that is reserved for the number at the end of a bar. LABELS_SHARE is the share
+# of the chart's width that is reserved for labels.
 NUMBER_PX = 72
 LABELS_SHARE = 0.36
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -58,7 +58,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Report:
-    """All figures: outstanding points now, movements in the period, and the state of the warehouse.
+    """All figures: outstanding points now, movements in the period, and the status of the warehouse.
 
     Attributes:
         period_days: The number of days in the period, without future days. The period before it has the same length.
@@ -308,7 +308,7 @@ def _csv_cell(cell: Cell) -> str:
     if isinstance(cell, datetime):
         return cell.isoformat()
     text = "" if cell is None else str(cell)
-    # A spreadsheet would run text that begins with such a character as a formula.
+    # A spreadsheet would evaluate text that begins with such a character as a formula.
     return f"'{text}" if isinstance(cell, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -587,7 +587,7 @@ def _tables(report: Report) -> dict[str, Table]:
 
 
 def _change(report: Report, name: str) -> Decimal | None:
-    """Return the change of a movement since the previous period, in percent. None if the previous movement was 0."""
+    """Return the change of a figure since the previous period, in percent. Return None if the figure was 0 before."""
     before = (report.previous or {}).get(name)
     if not before:
         return None

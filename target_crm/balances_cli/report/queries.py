@@ -8,7 +8,7 @@ the deletion of an award, can also add or remove points. Points that an award ha
 
     opening + issued - redeemed + refunded + added - removed = outstanding
 
-After the last movement, outstanding is the sum of `award_balances` over the awards that are not deleted.
+After the last movement, the outstanding points are the sum of the points in `award_balances`, without deleted awards.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
 
 @cache
 def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Sum outstanding points per age class. `days` is the class's upper bound, or null in the last class."""
+    """Sum outstanding points per age class. `days` is the upper bound of the class. In the last class, it is null."""
     s = _existing(tables, by_perk=by_perk).c
     since: list[Any] = [
         (s.as_of >= bindparam(f"days_{days}", type_=Instant()), literal_column(str(days))) for days in AGES_DAYS
@@ -347,7 +347,7 @@ def payloads(actions: Table) -> Select[Any]:
 class Period:
     """A period of whole days in a time zone. It includes the first and the last day.
 
-    `is_open` marks a period whose last day is today.
+    If `is_open` is true, the user has set no last day, so the last day is today.
     """
 
     first: date
@@ -377,7 +377,7 @@ class Period:
 
     @property
     def end_quarter(self) -> int:
-        """The first quarter hour after the end, as a number from 1970."""
+        """The first quarter hour after the end of the period. Quarter hours are numbered from the beginning of 1970."""
         return int(self.end.timestamp()) // QUARTER_SECONDS
 
     def _begin(self, day: date) -> datetime:
@@ -502,7 +502,7 @@ def _months_back(today: date, months: int) -> date:
 
 
 def age_limits(now: datetime) -> dict[str, datetime]:
-    """Return the parameters of `by_age`: the earliest time of each age class except the last."""
+    """Return the parameters of `by_age`: for each age class except the last, the earliest time that belongs to it."""
     return {f"days_{days}": now - timedelta(days=days) for days in AGES_DAYS}
 
 
