@@ -75,7 +75,8 @@ def columns() -> dict[str, dict[str, int]]:
 def billed_bytes(statement: str, rows: dict[str, int]) -> dict[str, int]:
     """The bytes that BigQuery bills for a statement, by table.
 
-    BigQuery bills the columns that the statement names. If the statement changes a table, it bills all its columns.
+    BigQuery bills the columns that the statement names. If the statement changes a table, BigQuery bills all columns of
+    this table.
     """
     if statement.startswith(("TRUNCATE", "LOAD ")):
         return {}

@@ -168,7 +168,7 @@ def own_environment() -> Path:
 
 
 def in_turn(contenders: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
-    """Run the contenders alternately, each once per round. Their preparation would count, so do it before the call."""
+    """Run the contenders alternately, each once per round. Prepare them first, because the preparation would count."""
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     for number in range(1, rounds + 1):
         for name, contender in contenders.items():

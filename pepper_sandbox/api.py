@@ -64,7 +64,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response. With `hangs_up`, the server resets the connection before it, or closes it midway through the body."""
+    """A response.
+
+    If `hangs_up` is set, the server resets the connection without a response, or closes it midway through the body.
+    """
 
     status: int
     headers: Mapping[str, str]

@@ -122,7 +122,10 @@ class World:
         return [self._perks[perk_id].as_json() for perk_id in sorted(self._perks)]
 
     def awards(self, *, since: datetime | None = None, start_id: str = "") -> Iterator[Json]:
-        """Yield the awards from `start_id` on, ordered by id. With `since`, yield only those that changed since."""
+        """Yield the awards from `start_id` on, ordered by id.
+
+        With `since`, yield only the awards that changed at that time or later.
+        """
         since_ms = None if since is None else to_ms(since)
         for award_id in islice(self._award_ids, bisect_left(self._award_ids, start_id), None):
             award = self._awards[award_id]

@@ -88,7 +88,10 @@ class PepperStream(Stream):
     A catalog for another target may deselect them.
     """
     sum_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields without which target-crm cannot sum up changes. If one is deselected, the run reports no coverage."""
+    """The fields without which target-crm cannot sum up changes.
+
+    If the catalog or a stream map leaves one of them out, the target records no coverage.
+    """
     bookmark_keys: ClassVar[tuple[str, ...]]
     """A bookmark that is not empty has at least one of these keys."""
 
@@ -379,7 +382,7 @@ class PepperStream(Stream):
 
     @property
     def _emits_rows_undecoded(self) -> bool:
-        """Whether rows can be emitted as JSON text, because no stream map or nested deselection needs them decoded."""
+        """Whether rows can be emitted as JSON text. Stream maps and nested deselections need decoded rows."""
         has_no_maps = all(
             isinstance(stream_map, SameRecordTransform) and not stream_map.flattening_enabled
             for stream_map in self.stream_maps

@@ -195,7 +195,7 @@ class ChangesStream(FullTableStream):
         return normalize_updated_at(row)
 
     def _lacking_fields(self) -> list[str]:
-        """Return the fields that balances need, but that the target does not get, or gets changed."""
+        """Return the fields that balances need, but that the catalog or a stream map drops or changes."""
         missing = not_emitted(self.balance_fields, self.metadata, self.effective_schema["properties"])
         return [each for each in self.balance_fields if each in missing or self.run.drops_data(self.name, (each,))]
 
@@ -388,7 +388,7 @@ class WindowedStream(PepperStream):
         return prepare
 
     def _run_audit(self, audit: Audit, until: str) -> Generator[list[Row], None, None]:
-        """Read each hour that is due a second time. If the rows differ from the first read, emit the hour again."""
+        """Read each due hour a second time. If the rows differ from the first read, emit the hour again."""
         for hour in audit.due_hours():
             if not self._can_wait(0):
                 self.run.postponed.append(f"{self.name} audited up to {hour}")

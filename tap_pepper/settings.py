@@ -108,8 +108,8 @@ class Settings:
         "Maximum run time (seconds)",
         "Soft time limit: after it, the tap starts no new window or stream, does not wait for Pepper, and exits 0. The "
         "next run continues where this one stopped. A complete read of perks, awards or users always finishes. "
-        "A quarter of the time is reserved for streams other than actions. Every run makes progress, even if it takes "
-        "longer. By default there is no limit.",
+        "If actions are not the only selected stream, a quarter of the time is reserved for the other streams. Every "
+        "run makes progress, even if it takes longer. By default there is no limit.",
         default=None,
         minimum=1,
         maximum=604_800,

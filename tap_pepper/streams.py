@@ -47,7 +47,7 @@ class Awards(ChangesStream):
 
 
 class Users(ChangesStream):
-    """The merchant's users. The rows are personal data, so the stream exists only with the setting `include_users`."""
+    """The merchant's users. The rows are personal data, so the stream exists only if `include_users` is true."""
 
     name = "users"
     path = "/users"

@@ -163,7 +163,7 @@ class TapPepper(Plugin, Tap):
                 stream._write_schema_message()  # noqa: SLF001
 
     def discover_streams(self) -> list[PepperStream]:
-        """Return one stream per endpoint. The stream `users` is only included with the setting `include_users`."""
+        """Return one stream per endpoint. The stream `users` is only included if `include_users` is true."""
         # Read the raw config, because discovery must also work without the required settings.
         included = [stream for stream in STREAMS if not stream.is_personal or self.config.get("include_users")]
         for name in [stream.name for stream in STREAMS if stream not in included]:

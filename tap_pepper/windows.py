@@ -134,7 +134,7 @@ def seconds_between(start: str, end: str) -> float:
 
 
 def is_at_or_after(instant: str, bound: str) -> bool:
-    """Compare an instant with a bound as text. The `Z` would sort after further decimal places, so leave it out."""
+    """Compare as text, without the `Z`, because an instant may have more decimal places than a bound."""
     return instant[:-1] >= bound[:-1]
 
 

@@ -105,7 +105,7 @@ class Retrier:
             can_wait: Called before each wait. If it returns False, the request ends.
 
         Raises:
-            FatalAPIError: `attempt` raised it.
+            FatalAPIError: `attempt` raised this error.
             RetriableAPIError: The last attempt failed, or the next one would begin after `REQUEST_SECONDS_MAX`.
             TimeLimitReached: `can_wait` returned False.
             Cancelled: `cancel` was set.
@@ -162,7 +162,7 @@ def error_for_status(
     Args:
         response: The response. This function reads the body only if the status is 422.
         where: The request, for error messages.
-        now: The time by the local clock.
+        now: The current time by the local clock.
         timed_out: Returns whether to stop reading the body.
     """
     status = response.status_code

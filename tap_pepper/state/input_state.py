@@ -66,7 +66,8 @@ def _unwrap(state: object, streams: Mapping[str, object]) -> Bookmarks:
         _reject(_EXPECTED)
     merged: Bookmarks = {}
     for layer in layers:
-        # The bookmark of a stream is empty until the stream has written one. Keep the bookmark of an earlier layer.
+        # The bookmark of a stream is empty until the stream has written one. If it is empty, keep the bookmark of an
+        # earlier layer.
         merged.update({stream: value for stream, value in layer.items() if value != {} or stream not in merged})
     return merged
 
