@@ -33,7 +33,7 @@ COLUMN_BYTES = {
 }
 # BigQuery bills a query for at least this many bytes of each table that it names.
 BILLED_BYTES_MIN = 10 * MIB
-# A poll loads a batch of each of these streams. The last statements of a batch write the run's row in `load_runs`.
+# A poll loads these two batches. The last statements of a batch write the run's row in `load_runs`.
 SECTIONS = ("a batch of actions", "a batch of awards")
 
 
@@ -154,14 +154,14 @@ def main() -> None:
     """Print the costs on both engines and the simulation of the workers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--merchants", type=int, default=1000)
-    parser.add_argument("--ledger", type=int, default=10_000_000, help="number of actions of each merchant")
-    parser.add_argument("--awards", type=int, default=200_000, help="number of awards of each merchant")
+    parser.add_argument("--ledger", type=int, default=10_000_000, help="number of actions per merchant")
+    parser.add_argument("--awards", type=int, default=200_000, help="number of awards per merchant")
     parser.add_argument("--poll-minutes", type=int, default=5)
     parser.add_argument("--share-with-new-rows", type=float, default=1.0, help="fraction of polls that find new rows")
-    parser.add_argument("--slot-seconds", type=float, default=2.0, help="slot seconds of a statement on BigQuery")
-    parser.add_argument("--statement-seconds", type=float, default=0.4, help="seconds of a statement on Snowflake")
+    parser.add_argument("--slot-seconds", type=float, default=2.0, help="slot seconds per statement on BigQuery")
+    parser.add_argument("--statement-seconds", type=float, default=0.4, help="seconds per statement on Snowflake")
     parser.add_argument("--sessions", type=int, default=8, help="concurrent sessions on a Snowflake cluster")
-    parser.add_argument("--run-seconds", type=float, default=20.0, help="median seconds of a run of tap and target")
+    parser.add_argument("--run-seconds", type=float, default=20.0, help="median duration of a run, in seconds")
     given = parser.parse_args()
     polls = round(given.merchants * DAY_MINUTES / given.poll_minutes * given.share_with_new_rows)
     rows = {"actions": given.ledger, "awards": given.awards, "award_balances": given.awards}

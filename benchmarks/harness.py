@@ -34,7 +34,7 @@ class ServerUsage:
     """The resources that the database server used for a run. For an embedded engine, only the size of the file.
 
     Attributes:
-        cpu_seconds: Processor time of all processes of the server.
+        cpu_seconds: Processor time of all server processes.
         wal_bytes: Number of bytes that the server wrote to its write-ahead log.
         table_bytes: Size of all tables after the run, without indexes. For an embedded engine, the size of the file.
         index_bytes: Size of all indexes.
@@ -52,7 +52,7 @@ class Run:
 
     Attributes:
         seconds: Elapsed time.
-        cpu_seconds: Processor time of all programs of the pipe.
+        cpu_seconds: Processor time of all programs in the pipe.
         peaks_mb: Peak memory of each program.
         server: The resources that the database server used.
     """

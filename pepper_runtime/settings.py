@@ -67,7 +67,7 @@ def setting(
 
 
 def config_schema(settings: Any) -> dict[str, Any]:
-    """Return the JSON Schema of a dataclass of settings."""
+    """Return the JSON Schema for a dataclass whose fields are settings."""
     return th.PropertiesList(*map(_property, fields(settings))).to_dict()
 
 

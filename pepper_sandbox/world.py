@@ -1,7 +1,7 @@
 """Simulate a merchant's loyalty programme. Users visit, earn and redeem, and tests can read the true balances.
 
-The seed determines everything. Planned steps wait in a queue and are executed in order of time, so the state at a given
-time does not depend on how many calls of `advance` led to it.
+The seed determines everything. Planned steps wait in a queue and are executed in order of time. So the state at a given
+time does not depend on the number of calls of `advance`.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ _SELECTIONS: Final = {"selected", "selected-by-default"}
 def complete_selection(catalog: Json) -> Json:
     """Return a catalog in which each stream's metadata says whether the stream and its fields are selected.
 
-    Old catalogs have `"selected": true` in a stream, its schema or a field instead. This value counts only if the
-    metadata contains no selection. If a stream has neither this value nor metadata of its own, it is selected, because
-    the catalog lists it. Fields without a selection keep the stream's defaults.
+    Old catalogs have `"selected": true` in a stream, its schema or a field, but not in the metadata. This value counts
+    only if the metadata contains no selection. If a stream has neither this value nor metadata of its own, it is
+    selected, because the catalog lists it. Fields without a selection keep the stream's defaults.
 
     Raises:
         ConfigError: A selection is neither true nor false.

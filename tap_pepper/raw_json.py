@@ -34,7 +34,7 @@ def from_json(text: bytes | JsonText | None) -> Any:
     """Decode JSON text. Numbers with a decimal point or an exponent become Decimal, and None stays None.
 
     Raises:
-        msgspec.DecodeError: The text is not JSON, or contains an integer of thousands of digits.
+        msgspec.DecodeError: The text is not JSON, or contains an integer with thousands of digits.
         ArithmeticError: The text contains a number whose exponent is out of range.
         RecursionError: The text is nested too deeply.
     """

@@ -56,7 +56,7 @@ class HourTally:
         return self._hours.get(hour, (0, 0))
 
     def to_state(self, first_hour: str) -> dict[str, str]:
-        """Return the tallies of `first_hour` and of all later hours, for the STATE."""
+        """Return the tallies from `first_hour` on, for the STATE."""
         hours = sorted(hour for hour in self._hours if hour >= first_hour)
         return {hour: f"{self._hours[hour][0]}:{self._hours[hour][1]:x}" for hour in hours}
 
@@ -68,9 +68,12 @@ class Audit:
     `next` is the first hour that is not audited yet. `hours` contains the tallies of the actions from that hour up to
     `until`, the time from which the next run re-reads.
 
-    In two cases, a second read would differ from the tally although no action is late: if this run reads other fields
-    or types of action, or if it starts to read after `until`, because someone has lowered `lookback_seconds`. The audit
-    then starts over, and never reads the hours that were still due.
+    In two cases, a second read would differ from the tally although no action is late:
+
+    - This run reads other fields or types of action.
+    - This run starts to read after `until`, because someone has lowered `lookback_seconds`.
+
+    The audit then starts over, and never reads the hours that were still due.
 
     Args:
         state: The value that `to_state` returned in the previous run.
