@@ -67,7 +67,7 @@ class Settings:
     )
     batch_wait_seconds: int = setting(
         "Batch wait in seconds",
-        "Commit at most this long after the first record of a batch.",
+        "Commit a batch at most this many seconds after its first record.",
         default=30,
         minimum=0,
         maximum=3600,
@@ -110,7 +110,7 @@ class Settings:
         default=False,
     )
     store_payload: bool = setting(
-        "Store the payload", "Keep each action's whole JSON in the ledger's `payload`.", default=True
+        "Store the payload", "Keep each action's whole JSON in the ledger's column `payload`.", default=True
     )
     log_format: str = log_format_setting()
 

@@ -139,7 +139,7 @@ class EngineAdapter:
         return False
 
     def database_exists(self, url: URL) -> bool:  # noqa: ARG002
-        """Return whether the database exists. If only a connection could find this out, return True."""
+        """Return whether the database exists, or True if only a connection could find out."""
         return True
 
     def schema_problem(self, url: URL, schema: str) -> str:  # noqa: ARG002
@@ -162,8 +162,8 @@ class EngineAdapter:
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
         """Return the types of errors that the warehouse or the connection may raise.
 
-        They include the driver's own classes, because some bulk loads call the driver directly. SQLAlchemy then does
-        not wrap the errors.
+        They include the driver's own classes, because some bulk loads call the driver directly, and SQLAlchemy does not
+        wrap the errors of such calls.
         """
         return SQLAlchemyError, dialect.loaded_dbapi.Error
 
@@ -176,7 +176,10 @@ class EngineAdapter:
         return is_about_row(error)
 
     def lacks_privilege(self, error: Exception) -> bool:
-        """Return whether the database user lacks a privilege. The message then adds advice about roles."""
+        """Return whether an error says that the database user lacks a privilege.
+
+        If so, the target adds advice about roles to the message.
+        """
         return sqlstate(error) == "42501"
 
     def describe_error(self, error: Exception) -> str:
@@ -293,9 +296,9 @@ class EngineAdapter:
         return connection.execute(statement).rowcount
 
     def _update(self, connection: Connection, change: RowUpdate) -> int:
-        """Use one UPDATE, unless it reads other tables: core SQL has no UPDATE … FROM.
+        """Execute an UPDATE. If it reads other tables, first query the new values, and then write them row by row.
 
-        In that case, read the new values with a query, and write them row by row.
+        Core SQL has no UPDATE … FROM, which could do both at once.
         """
         if not change.reads_other_tables:
             return connection.execute(change.update).rowcount
@@ -335,7 +338,7 @@ class EngineAdapter:
 class ExtendedSQLAdapter(EngineAdapter):
     """An adapter that also uses SQL beyond the core, such as UPDATE … FROM, which most engines support.
 
-    An adapter for an engine without one of these features turns it off.
+    If an engine lacks one of these features, its adapter turns the feature off.
     """
 
     add_column = "ADD COLUMN"

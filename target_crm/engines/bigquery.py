@@ -34,8 +34,8 @@ class BigQueryAdapter(ExtendedSQLAdapter):
     """
 
     widens_columns_to = ("number",)
-    # These reasons mean that the job has never started, so it can be tried again. Do not retry a job after its
-    # connection was lost, because the job may still be running.
+    # If BigQuery gives one of these reasons, the job has not started, so the target can try again. After a lost
+    # connection, do not try again, because the job may still be running.
     _REFUSALS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded"})
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
@@ -48,7 +48,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
             raise SettingError(f"no credentials for BigQuery: {error}") from None
 
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
-        """Add the errors of the network and of the driver's client, which the dialect and load jobs call directly."""
+        """Add the errors of the network and of BigQuery's client, which the dialect and bulk loads call directly."""
         from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415
         from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
 
@@ -59,7 +59,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
         return False
 
     def is_retriable(self, error: Exception) -> bool:
-        """Decide by the reasons in the service's response, which the driver may have wrapped."""
+        """Decide by the reasons in BigQuery's response, which the driver may have wrapped in an error of its own."""
         response = next(iter(error.args), None) if "DatabaseError" in pep_249_classes(error) else error
         reasons = {each.get("reason") for each in getattr(response, "errors", None) or ()}
         return bool(reasons & self._REFUSALS) or "due to concurrent update" in str(error)

@@ -97,7 +97,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return str(connection.scalar(definition, {"schema": schema, "name": name}))
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Update rows by copying them. Execute a DELETE only if a row meets its condition, to save a mutation."""
+        """Update rows by copying them. Execute a DELETE only if it finds rows, because every DELETE is a mutation."""
         if isinstance(statement, RowUpdate):
             return self._rewrite(connection, statement)
         if isinstance(statement, Delete) and statement.whereclause is not None:
@@ -120,7 +120,8 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
     def _rewrite(self, connection: Connection, change: RowUpdate) -> int:
         """Copy the rows with their new values, delete the rows with the same keys, and insert the copies.
 
-        Once the copy is complete, `recover` can do the rest. Columns without a new value keep their old value.
+        If an interruption leaves complete copies, `recover` does the rest. Columns without a new value keep their old
+        value.
         """
         table = change.table
         found = connection.scalar(select(func.count()).select_from(table).where(change.where)) or 0

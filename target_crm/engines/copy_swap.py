@@ -1,4 +1,4 @@
-"""Scratch tables for changes of rows. ClickHouse copies the changed rows into one, and Spark copies the whole table."""
+"""Scratch tables, for engines that cannot update rows. They receive the changed rows, or a copy of the whole table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def with_all_columns(connection: Connection, table: Table) -> Table:
 
 
 def scratch_table(whole: Table) -> Table:
-    """Return the scratch table of a table. It has the same columns."""
+    """Return a table's scratch table, which has the same columns."""
     return whole.to_metadata(MetaData(schema=whole.schema), name=scratch_name(whole))
 
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from target_crm.sql.tables import Tables
 
 
-# Decimals with more digits do not fit into 64 bits. DuckDB takes more than sixty times as long to read such decimals.
+# Decimals with more digits do not fit into 64 bits. DuckDB takes twenty times as long to read and add up such decimals.
 POINTS_DIGITS = 18
 # Convert this many rows to Arrow at a time, to limit the size of Arrow's buffers.
 CHUNK_ROWS = 2_000
@@ -120,7 +120,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         # Other programs name the database after the file, up to the first dot.
         if schema.lower() == next(filter(None, file.split(".")), "").lower():
             return (
-                f"default_target_schema: DuckDB calls the file {file} the database {schema}, {ambiguous}: "
+                f"default_target_schema: DuckDB gives the database in {file} the name {schema}, {ambiguous}: "
                 "choose another schema, or rename the file"
             )
         return ""

@@ -103,7 +103,8 @@ class MySQLAdapter(ExtendedSQLAdapter):
     widens_columns_to = ("number", "decimal", "time", "text")
     leave_out_column = "MODIFY COLUMN {name} {type}"
     rename_table = ("ALTER TABLE {old} RENAME TO {new}",)
-    # The server or the connection was lost, there are too many connections, or there was a lock timeout or a deadlock.
+    # The server stopped, the connection was lost, there were too many connections, a lock timed out, or transactions
+    # were deadlocked.
     _RETRIABLE = frozenset({2002, 2003, 2006, 2013, 2055, 1040, 1053, 1077, 1158, 1159, 1160, 1161, 1205, 1213, 1927})
     # A value is out of range, truncated, too long or null, or violates a check. The message does not quote the value.
     _WITHOUT_VALUES = frozenset({1264, 1265, 1406, 1048, 1364, 3819, 4025})

@@ -113,7 +113,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         event.listen(engine, "begin", on_begin)
 
     def is_retriable(self, error: Exception) -> bool:
-        """Decide by SQLSTATE. If an error has none, it comes from the driver. Then decide by the error's class."""
+        """Decide by the SQLSTATE. An error without a SQLSTATE comes from the driver, so decide by the error's class."""
         state = sqlstate(error)
         return state.startswith(self._RETRIABLE_STATES) if state else super().is_retriable(error)
 
@@ -177,7 +177,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return connection.scalar(text(in_schema), {"schema": schema}) is None
 
     def system_tables(self, connection: Connection) -> Collection[str]:
-        """Return the names in the system catalog, because PostgreSQL looks there first for a name without a schema."""
+        """Return the names in the catalog `pg_catalog`, which PostgreSQL searches first for a name without a schema."""
         in_catalog = "SELECT relname FROM pg_class WHERE relnamespace = CAST('pg_catalog' AS regnamespace)"
         return connection.scalars(text(in_catalog)).all()
 

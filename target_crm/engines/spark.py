@@ -38,7 +38,7 @@ class SparkAdapter(ExtendedSQLAdapter):
     """Spark can only add rows to a Parquet table, or overwrite the table. So all other changes rewrite the table."""
 
     leave_out_column = ""
-    # An INSERT contains its rows as literals, so its text grows with the number of rows.
+    # Limit the number of rows in an INSERT, because its text contains all of them as literals.
     _ROWS_MAX = 500
 
     def add_event_listeners(self, engine: Engine) -> None:

@@ -203,7 +203,7 @@ ADAPTERS = {"sqlite": SQLiteAdapter()}
 
 
 class _Instant(DATETIME):
-    """A time in UTC as text. SQLAlchemy's own type is slower, because it formats each part of a time separately."""
+    """A time in UTC, stored as text. SQLAlchemy's own type is slower: it formats each part of a time separately."""
 
     def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:  # noqa: ARG002
         return lambda value: None if value is None else value.isoformat(" ", "microseconds")

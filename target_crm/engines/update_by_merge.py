@@ -20,9 +20,9 @@ def compile_as_merge(update: Update, compiler: SQLCompiler, matched: str, condit
         update: The statement. It stays an UPDATE if it reads no other table.
         compiler: The compiler of the engine's dialect.
         matched: A template for the clause that follows ON. `{set}` stands for the assignments, and `{condition}` for
-            the text from the next argument.
-        condition: A template for conditions on columns that the statement sets, because Oracle does not allow such
-            columns in ON. `{}` stands for the conditions. Without such conditions, the text is empty.
+            the conditions that cannot be in ON.
+        condition: A template for the text that replaces `{condition}`, in which `{}` stands for these conditions. They
+            are the conditions on columns that the statement sets, because Oracle does not allow such columns in ON.
         kw: Keyword arguments for the compiler.
     """
     table: Any = update.table

@@ -387,7 +387,7 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
     """Select the awards whose stored balance differs from the recomputed one.
 
     Each row has the stored columns, and the recomputed values as `expected_…`. If either balance is missing, its
-    columns are null. `updated_at` is not compared.
+    columns are null. The comparison ignores `updated_at`.
     """
     expected = recomputed.subquery("expected")
     compared = [name for name in stored.c.keys() if name != "updated_at"]  # noqa: SIM118

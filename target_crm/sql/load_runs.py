@@ -33,7 +33,10 @@ class Run:
     """`DONE` or `FAILED`; None while the run has not ended."""
 
     def rows(self, tallies: Mapping[str, Tally], ignored_activations: Mapping[str, int]) -> list[tuple[Any, ...]]:
-        """Return a row per stream. The keys of both arguments are table names. The key of malformed lines is empty."""
+        """Return a row per stream.
+
+        The keys of both arguments are the names of tables. For malformed lines, the key is an empty string.
+        """
         finished_at = self.now if self.exit_state else None
         seconds = Decimal((self.now - self.started_at) // timedelta(milliseconds=1)) / 1000
         return [

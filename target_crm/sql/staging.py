@@ -358,7 +358,10 @@ def count_differing(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 
 @cache
 def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
-    """Count, for each column, the staged duplicates whose value differs from the ledger, but does not contradict it."""
+    """Count, for each column, the staged actions whose value differs from the ledger.
+
+    Leave out the actions that contradict the ledger.
+    """
     rows = staged.table
     return (
         select(

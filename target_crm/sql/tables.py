@@ -89,9 +89,8 @@ class Tables:
     - `awards`: Pepper's snapshot of each award
     - `rejected_records`: the quarantine
     - `load_runs`: how many records of each run were applied, skipped or quarantined
-    - `_crm_…`: internal tables, which store the version of the tables, the table of each stream, the column of each
-      property, recently committed batches, and the intervals for which actions were read; also work tables, which are
-      empty between transactions
+    - `_crm_version`, `_crm_commits`, `_crm_streams`, `_crm_columns`, `_crm_coverage`: internal tables
+    - all other tables whose name begins with `_crm_`: work tables, which are empty between transactions
 
     The tables in `of_balances` and the views exist only if Pepper's stream `actions` or `awards` is loaded.
     """

@@ -475,7 +475,8 @@ def _renames(columns: Collection[str]) -> dict[str, str]:
     renames: dict[str, str] = {}
     for old, new in FORMER_NAMES.items():
         if old in columns:
-            # A property's column has this name. Rename it to the name that `assign_columns` will now give the property.
+            # A property's column already has the new name. Rename this column to the name that `assign_columns` will
+            # now give the property.
             renames |= {new: f"{new}_2"} if new in columns else {}
             renames[old] = new
     return renames
@@ -533,7 +534,7 @@ def _widens(
     """Return whether an existing column must be widened.
 
     Raises:
-        WarehouseError: The column must be widened, but cannot be.
+        WarehouseError: The engine cannot widen the column to the new type.
     """
     old, new = _stored(found[column.name]), _stored(_type_in_ddl(column.type, dialect))
     is_wider = old.kind != new.kind or new.places > old.places

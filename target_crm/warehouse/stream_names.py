@@ -33,7 +33,7 @@ class StreamTables(Protocol):
 
     @property
     def columns(self) -> Mapping[str, str]:
-        """Property → column."""
+        """The column of each property."""
 
     @property
     def allow_key_change(self) -> bool:

@@ -277,8 +277,8 @@ def test_a_schema_with_the_name_of_the_database_is_refused_before_anything_is_cr
     assert [loaded.returncode, *(each.returncode for each in read)] == [1, 2, 2]
     for refused in (loaded, *read):
         assert refused.stderr.splitlines()[-1].endswith(
-            f"default_target_schema: DuckDB calls the file {file} the database crm, so a schema crm makes names such "
-            "as crm.award_balances ambiguous: choose another schema, or rename the file"
+            f"default_target_schema: DuckDB gives the database in {file} the name crm, so a schema crm makes names "
+            "such as crm.award_balances ambiguous: choose another schema, or rename the file"
         )
     assert not (tmp_path / file).exists()
 
