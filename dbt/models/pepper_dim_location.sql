@@ -1,4 +1,4 @@
--- Every location with at least one action. The title comes from the payload of the newest action that contains one. If
+-- Every location with at least one action. The title comes from the payload of the newest action that contains a title. If
 -- target-crm runs with store_payload: false, there are no titles.
 with located as (
 

@@ -1,5 +1,5 @@
--- Awards that are not deleted, and whose history is wrong: it does not have exactly one row without an end, or the points
--- of this row differ from the balance.
+-- Awards whose history is wrong, except deleted awards. A history is wrong if it does not have exactly one row without an
+-- end, or if the points of this row differ from the balance.
 select balances.award_id
 from {{ source('crm', 'award_balances') }} as balances
 left join {{ source('crm', 'awards') }} as awards on awards._id = balances.award_id

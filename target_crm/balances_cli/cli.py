@@ -83,8 +83,8 @@ class Options:
             # strings: if they were removed, `.env` could set them.
             os.environ.update({f"{ENVIRONMENT_PREFIX}{name.upper()}": "" for name in given})
         target = TargetCrm(config={**config, **given}, parse_env_config=reads_environment)
-        # Let SIGTERM end the command as usual. The target's own handler would print a message about records, although
-        # this command loads none.
+        # Let SIGTERM end the command as usual. The target's own handler would print a message about uncommitted
+        # records.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return target

@@ -46,7 +46,7 @@ class Coverage:
             are several merchants.
         summary: Sentences that describe the intervals and the holes.
         complete_until: Merchant → the time up to which all actions that count were read. None if there is no such time.
-            A single merchant has an empty name.
+            If there is only one merchant, its name is empty.
     """
 
     intervals: list[dict[str, Any]]
@@ -128,7 +128,8 @@ def state_to_resume(connection: Connection, tables: Tables) -> dict[str, Any]:
     else:
         chosen = max(found, key=lambda each: (each.intervals[-1].until, each.merchant))
     bookmark: dict[str, Any] = {"replication_key": REPLICATION_KEY, **_position(chosen)}
-    # If Pepper's clock was ahead, coverage ends in the future. The tap then continues where the last run began.
+    # If Pepper's clock was ahead, coverage ends in the future. In that case, the tap continues from the time when the
+    # last run began.
     if (last_run := _last_run_at(connection, tables)) and _iso(last_run) < bookmark["replication_key_value"]:
         bookmark["read_until"] = _iso(last_run)
     if chosen.merchant:

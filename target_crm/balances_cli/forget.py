@@ -51,7 +51,7 @@ class Erased:
 
     Attributes:
         is_user: Whether the id belongs to a user, according to the actions, awards, balances and `users`.
-        applies: Whether rows with the id are erased, or would be in a dry run. Either the id belongs to a user, or
+        applies: Whether data was erased, or would be erased without `dry_run`. Either the id belongs to a user, or
             `anywhere` is set and some rows contain the id.
         rows: The number of rows of each kind in `NOUNS`.
     """

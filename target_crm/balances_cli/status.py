@@ -57,7 +57,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Status:
-    """How fresh and how correct the data in a warehouse is.
+    """The freshness of the data in a warehouse, and the results of the checks of its balances.
 
     Attributes:
         now: The time at which the warehouse was checked. Ages refer to this time.
@@ -82,7 +82,7 @@ class Status:
 
 
 def status(warehouse: Warehouse, *, full: bool = False, now: datetime | None = None) -> Status:
-    """Check how fresh and how correct a warehouse is. Read all data in one transaction.
+    """Check whether the data in a warehouse is fresh, and whether its balances have drifted. Use one transaction.
 
     Args:
         warehouse: A warehouse that is set up.

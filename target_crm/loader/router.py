@@ -64,7 +64,7 @@ class Router:
         mapper: The stream maps from the settings.
 
     Attributes:
-        routes: Stream → a route per stream map.
+        routes: Stream → its routes, one for each stream map that applies to it.
         stopped: The streams that are no longer loaded.
         actions_sink: The sink for actions. None if no actions are loaded, or if a stream map applies to them.
     """

@@ -171,7 +171,7 @@ class StreamSink:
         return None
 
     def activate(self, connection: Connection, version: int) -> Activation:
-        """Mark or delete the rows that a version no longer contains."""
+        """Delete the rows that a version does not contain, or mark them as deleted."""
         raise NotImplementedError
 
 
@@ -269,7 +269,7 @@ class TableSink(StreamSink):
     """Loads any other stream: upserts its records by key into its own table, or appends them if it has no key."""
 
     keys: Sequence[str] = ()
-    """Overrides the key of the SCHEMA message."""
+    """The stream's key, if it does not depend on the SCHEMA message."""
     fixed: Mapping[str, Any] = {}
     """Properties whose column type does not depend on the SCHEMA message."""
     without_column: Sequence[str] = ()
@@ -353,7 +353,7 @@ class TableSink(StreamSink):
             return []
 
     def rejection(self, row: Row, reason: str) -> Rejection:
-        """Return the record with the values that would be stored."""
+        """Convert a row back to its record, with the values that the row would store."""
         line, *columns = row
         record, extracted_at = self.shape.record(columns)
         return Rejection(values.without_nul(self.stream), reason, line, values.json_text(record), extracted_at)

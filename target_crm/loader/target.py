@@ -195,7 +195,9 @@ class TargetCrm(Plugin, Target):
                     self.logger.log(level, "%s: %s", stream or "malformed lines", tally)
             if differing := self.writer.differing:
                 columns = ", ".join(f"{column} ({count:,})" for column, count in differing.items())
-                self.logger.warning("actions: re-read actions differ in %s; the ledger keeps its values", columns)
+                self.logger.warning(
+                    "actions: some were read again with other values in %s; the ledger keeps the old ones", columns
+                )
             if holes := self.writer.holes:
                 more = f" (and {counted(len(holes) - 1, 'more hole')})" if len(holes) > 1 else ""
                 self.logger.warning("%s%s; crm-balances coverage shows how to read these actions", holes[0], more)
@@ -222,7 +224,7 @@ class TargetCrm(Plugin, Target):
         return self.router.stopped | self.writer.stopped
 
     def _quarantined_streams(self) -> list[str]:
-        """Describe each stream with too many quarantined records."""
+        """Return a phrase for each stream with too many quarantined records, such as `3 of 200 records of actions`."""
         most = self.settings.max_rejected_fraction
         if most == 1:
             return []

@@ -174,7 +174,7 @@ class BatchWriter:
             raise _PartRefused(sink, reason) from reason
 
     def activate(self, sink: StreamSink, version: int) -> Activation:
-        """Mark or delete the rows of a stream that an activated version no longer contains."""
+        """Delete the rows of a stream that an activated version does not contain, or mark them as deleted."""
         return self._warehouse.commit_once(lambda connection: sink.activate(connection, version))
 
     def count_ignored_activation(self, stream: str) -> None:

@@ -7,9 +7,9 @@ change::
      "context": {"user": {"_id": "5e0…"}},
      "metadata": {"awardId": "5e7…", "perkId": "5d2…", "pointsAvailable": 5, "pointsRedeemed": 16}}
 
-An older system of Pepper sends notices with the same types, but without the change or the balance. They are called
-*legacy* actions. The ledger keeps legacy actions, and actions of other types, with a null effect. An action with a null
-effect never changes a balance.
+An older system sends notices of the same types, but without the change or the balance. They are called *legacy*
+actions. The ledger keeps legacy actions, and actions of other types, with a null effect. An action with a null effect
+never changes a balance.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _columns(action: _Action) -> tuple[Any, ...]:
 
 
 def _convert(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the columns of any action, including one with numeric ids or with times that are not RFC 3339.
+    """Return the columns of any action, even if it has numeric ids, or times that are not in the format of RFC 3339.
 
     A value that does not fit its column becomes null. If a balance needs the value, raise `Invalid` instead.
     """

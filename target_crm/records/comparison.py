@@ -143,7 +143,7 @@ class AwardsRead:
 
     @property
     def changes_since(self) -> str | None:
-        """The bookmark since which the tap read only changes. None if the tap read all awards."""
+        """The bookmark with which the tap started, if it read only later changes. None if it read all awards."""
         for source, before in self._before.items():
             now = self._bookmark(source)
             is_refresh = "refreshed_until" in now and now["refreshed_until"] == now.get("replication_key_value")

@@ -97,7 +97,7 @@ def common(unions: Iterable[Sequence[Interval]], span: Interval) -> list[Interva
 
 
 def claims_of(state: Mapping[str, Any]) -> Claims:
-    """Return the intervals that were read according to a STATE, by scope. Return none for the state of another tap."""
+    """Return, for each scope, the intervals that a STATE claims. The state of another tap claims nothing."""
     bookmarks = state.get("bookmarks")
     bookmark = bookmarks.get(STREAM) if isinstance(bookmarks, dict) else None
     if not isinstance(bookmark, dict) or bookmark.get("replication_key", REPLICATION_KEY) != REPLICATION_KEY:
@@ -143,7 +143,7 @@ class MerchantCoverage:
             first interval and the end of the last interval for which any actions were read.
         action_types: The types of action that were read in all of `intervals`; empty for all types.
         needed: The types that count, even if only runs without a filter have read them.
-        read: The intervals that were read, for each filter.
+        read: Scope → the intervals that were read with the filter of this scope.
     """
 
     merchant: str
@@ -160,7 +160,7 @@ class MerchantCoverage:
         return min(found[0].after for found in self.read.values() if found)
 
     def parts_of(self, hole: Interval) -> list[tuple[Interval, tuple[str, ...]]]:
-        """Divide a hole into parts, each with the types that were not read.
+        """Divide a hole into parts. Return each part with the types of action that were not read in it.
 
         If a part has no types, the tap read no actions in it.
         """
@@ -218,8 +218,8 @@ class ReadTimes:
         covered: The intervals for which all actions that change balances were read.
         filtered: The intervals for which all actions that count were read, but not all types that change balances.
         holes: The intervals for which actions that count were not read.
-        are_several: Whether the schema holds several merchants. The target does not know to which merchant an award
-            belongs.
+        are_several: Whether the schema contains the actions of several merchants. The target does not know to which
+            merchant an award belongs.
     """
 
     covered: tuple[Interval, ...]
@@ -249,7 +249,7 @@ def _of_all(unions: Sequence[Sequence[Interval]], holes: Sequence[Interval]) -> 
 
 
 def _limited(holes: list[Interval]) -> list[Interval]:
-    """Join the last holes into one, so that at most `HOLES_MAX` remain. Engines limit the length of a statement."""
+    """Join the last holes into one, so that at most `HOLES_MAX` remain, because engines limit a statement's length."""
     if len(holes) <= HOLES_MAX:
         return holes
     return [*holes[: HOLES_MAX - 1], Interval(holes[HOLES_MAX - 1].after, holes[-1].until)]

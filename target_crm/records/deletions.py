@@ -1,4 +1,4 @@
-"""Handle records of deletions that lack some properties. Many taps send only the key of a deleted row."""
+"""Handle records of deletions that lack some properties. Some taps send only the key of a deleted row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explain an award's balance: list its actions, its snapshot and the holes in coverage in the order of time."""
+"""Explain an award's balance: list its actions, its snapshot and the holes in coverage in chronological order."""
 
 from __future__ import annotations
 

@@ -38,8 +38,9 @@ BATCHED_AT = "_sdc_batched_at"
 # The version of the complete read that emitted the row, and the time when the row was deleted or found missing.
 TABLE_VERSION = "_sdc_table_version"
 DELETED_AT = "_sdc_deleted_at"
-# The names of these columns before version 3 of the tables → their names now. No property gets a column with a former
-# name: an older version has given such a property a column with another name, and the property must keep this column.
+# The names of these columns before version 3 of the tables → their names now. If a property has a former name, an older
+# version stored it in a column with another name, and the property must keep that column. So no property gets a column
+# with a former name.
 FORMER_NAMES = {
     "_extra": EXTRA,
     "_extracted_at": EXTRACTED_AT,
@@ -87,7 +88,7 @@ class Stored(NamedTuple):
     """The kind of values that an existing column holds, and how large they can be."""
 
     kind: str
-    """`text`, `time` and so on: see `migrations`."""
+    """For example, `text` or `time`. The module `migrations` lists all kinds."""
     digits: int = 0
     """For a `decimal`: how many digits it has."""
     places: int = 0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tally:
-    """The outcome of one stream's records, as counts. `read` is the sum of the other counts."""
+    """How many records of one stream had each outcome. `read` is the sum of the other counts."""
 
     read: int = 0
     applied: int = 0

@@ -232,7 +232,7 @@ def whole(value: Any) -> int:
         raise Invalid(f"has more than {DECIMAL_DIGITS} digits")
     number = int(value)
     if value != number:
-        raise Invalid("is a number, expected a whole number")
+        raise Invalid("has decimal places, expected a whole number")
     return number
 
 

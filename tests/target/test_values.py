@@ -67,7 +67,7 @@ def test_a_valid_value_is_converted(convert: Callable[[Any], Any], value: Any, e
         pytest.param(values.any_text, "secret\0", "holds a NUL character", id="any-nul"),
         pytest.param(values.integer, True, "is a boolean, expected a whole number", id="boolean-as-integer"),
         pytest.param(values.integer, "5", "is text, expected a whole number", id="text-as-integer"),
-        pytest.param(values.integer, Decimal("1.5"), "is a number, expected a whole number", id="fraction"),
+        pytest.param(values.integer, Decimal("1.5"), "has decimal places, expected a whole number", id="fraction"),
         pytest.param(
             values.integer,
             2**63,

@@ -224,7 +224,7 @@ def bars(numbers: Sequence[tuple[str, float]], unit: str, width: int) -> Spec:
 
 
 def _text_px(text: str) -> int:
-    """Estimate the width of a text in a font of 12 px. Wide East Asian characters are as wide as they are high."""
+    """Estimate the width of text in a 12 px font. Wide East Asian characters are as wide as they are high."""
     return sum(12 if east_asian_width(character) in "WF" else 7 for character in text)
 
 

@@ -324,7 +324,7 @@ class Chart:
 
     @property
     def title(self) -> str:
-        """The title of chart and table."""
+        """The title of the chart and of its table."""
         return self.table.title
 
 
@@ -633,7 +633,7 @@ def _largest(bars: list[tuple[str, float]], rest: str) -> list[tuple[str, float]
 
 
 def _shown(now: datetime, cell: Cell) -> str:
-    """Format a cell of a table for the page. A time becomes an age."""
+    """Format a cell of a table for the page. Times are shown as ages, such as `12 min ago`."""
     if isinstance(cell, datetime):
         return since(now, cell)
     return "-" if cell is None else number(cell) if isinstance(cell, Decimal | int) else str(cell)

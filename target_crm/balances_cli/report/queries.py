@@ -1,4 +1,4 @@
-"""The statements of the report, and the arithmetic on their rows. This module does no I/O.
+"""The SQL statements of the report, and the calculations with their results. This module does no I/O.
 
 A *movement* changes an award's points. Each action with an effect is a movement: it issues, redeems or refunds points.
 Sometimes the balance before an action, plus the action's change, does not equal the balance after the action. Then
@@ -145,8 +145,8 @@ def movements(tables: Tables, *, by_perk: bool = False) -> FromClause:
 def by_quarter_hour(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
     """Sum movements per quarter hour, from `start` to `end`.
 
-    Earlier movements are summed under null. Later ones are summed under `end_quarter`, the first quarter hour after
-    the end.
+    Earlier movements have a row in which `quarter` is null. In the row of later movements, `quarter` is `end_quarter`,
+    the first quarter hour after the end.
     """
     m = movements(tables, by_perk=by_perk).c
     start, end = (bindparam(name, type_=Instant()) for name in ("start", "end"))
@@ -475,7 +475,7 @@ def issue_months(rows: Iterable[Row], outstanding_points: Decimal, today: date) 
     """Return outstanding points by month of issue, starting with the oldest month that has any.
 
     The row `earlier` sums the months before the shown months. The row `undated` is the rest of the outstanding
-    points: the points that no action has issued, minus the debts of awards below zero.
+    points. It consists of the points that no action has issued, and of the negative balances.
     """
     found = {row["months_ago"]: row["points"] for row in rows}
     oldest = max((number for number in found if number is not None), default=-1)
