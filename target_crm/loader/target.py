@@ -149,7 +149,8 @@ class TargetCrm(Plugin, Target):
         """Create the target's own tables or upgrade them, and warn if the warehouse is in memory or untested."""
         self.warehouse.check_schema()
         self.warehouse.set_up()
-        self.logger.info("loading into %s", self.warehouse.name)
+        schema = self.settings.default_target_schema
+        self.logger.info("loading into %s%s", self.warehouse.name, f", schema {schema}" if schema else "")
         if self.warehouse.is_in_memory:
             self.logger.warning(
                 "%s is an in-memory database: all data is lost when this run ends, although STATE covers the data",

@@ -490,10 +490,12 @@ def test_the_loader_may_lack_the_right_to_create_the_target_schema(new_postgres_
     assert query(loader_url, 'SELECT id FROM "Loyalty".t') == [("1",)]
 
 
-def test_a_missing_target_schema_is_created(new_postgres_url: str) -> None:
+def test_a_missing_target_schema_is_created(new_postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     load(new_postgres_url, [ACTIONS, action("a1")], default_target_schema="elsewhere")
 
     assert query(new_postgres_url, "SELECT award_id FROM elsewhere.award_balances") == [("w1",)]
+    assert ", schema elsewhere" in next(line for line in caplog.messages if line.startswith("loading into "))
 
 
 def test_a_closed_standard_input_is_reported_in_one_line(sqlite_url: str) -> None:
