@@ -322,7 +322,7 @@ class WindowedStream(PepperStream):
 
         With this order, the coverage in the STATE is a single interval after each window.
         """
-        self.logger.info("%s: first reading %s, which is before the coverage", self.name, missing)
+        self.logger.info("%s: first reading %s, because earlier runs have not read all of it", self.name, missing)
         length_seconds = self._first_window_seconds
         with closing(self._prefetch(split_backwards(missing, lambda: length_seconds))) as prefetched:
             for window, pages in prefetched:
