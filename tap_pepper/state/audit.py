@@ -78,7 +78,7 @@ class Audit:
     Args:
         state: The value that `to_state` returned in the previous run.
         reads: A fingerprint of the fields and the types of action that this run reads.
-        after: The time after which this run reads actions. A new audit begins with the first full hour after this time.
+        after: The time after which this run reads actions. A new audit begins at this time or later.
         until: The time up to which this run reads actions.
         age_hours: How many hours after its end an hour is audited; 0 turns the audit off.
     """

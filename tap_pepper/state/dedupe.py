@@ -86,7 +86,7 @@ class KeySample:
         self._sample: set[str] = set()
 
     def add(self, key: object) -> None:
-        """Add a row's key to the sample, if it fits. Adding the same key twice changes nothing."""
+        """Note that this read has a key. Add the key to the sample if it is among the smallest."""
         key_digest = digest(key)[:SAMPLE_CHARS]
         self._missing.discard(key_digest)
         if key_digest in self._sample:
