@@ -67,7 +67,7 @@ class Bench:
         return self._with_server(url, lambda: harness.run(command, stdin=messages))
 
     def load(self, url: str, messages: Path, **settings: Any) -> Run:
-        """Load with target-crm."""
+        """Load messages into the warehouse at `url` with target-crm."""
         return self._with_server(url, lambda: self._run(self._target, messages, {"sqlalchemy_url": url, **settings}))
 
     def fill(self, url: str, actions: int, first: int = 0, awards: int | None = None) -> Run:
@@ -81,7 +81,7 @@ class Bench:
         return harness.run([self._python, "-m", "benchmarks.aggregate", url])
 
     def balances(self, url: str, command: str) -> Run:
-        """Run a command of crm-balances."""
+        """Run a command of crm-balances on the warehouse at `url`."""
         return harness.run([self._programs / "crm-balances", command], environment={"TARGET_CRM_SQLALCHEMY_URL": url})
 
     def project(self, engine: str, messages: Path) -> Run:

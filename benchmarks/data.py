@@ -196,7 +196,7 @@ ACTIONS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
 
 
 def write_messages(path: Path, kind: str, count: int, first: int = 0, awards: int | None = None) -> Path:
-    """Write actions as Singer messages into a file."""
+    """Write actions as Singer messages into a file, and return its path."""
     with path.open("wb") as output:
         output.writelines(messages(kind, count, first, awards))
     return path

@@ -159,7 +159,7 @@ def tables(engine: str) -> list[str]:
 
 
 def into_postgresql(url: str, batches: Iterable[list[Row]]) -> None:
-    """Load with binary COPY."""
+    """Load into PostgreSQL with binary COPY."""
     import psycopg  # noqa: PLC0415 - import the driver of this engine only
 
     types = ["varchar", "text", *["varchar"] * 5, "timestamptz", "text", *["numeric"] * 4, "text", "text", "json"]
@@ -180,7 +180,7 @@ def into_postgresql(url: str, batches: Iterable[list[Row]]) -> None:
 
 
 def into_sqlite(url: str, batches: Iterable[list[Row]]) -> None:
-    """Load with `executemany`."""
+    """Load into SQLite with `executemany`."""
     sqlite3.register_adapter(Decimal, float)
     sqlite3.register_adapter(datetime, lambda instant: instant.replace(tzinfo=None).isoformat(" "))
     connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
@@ -199,7 +199,7 @@ def into_sqlite(url: str, batches: Iterable[list[Row]]) -> None:
 
 
 def into_duckdb(url: str, batches: Iterable[list[Row]]) -> None:
-    """Load through Arrow tables."""
+    """Load into DuckDB through Arrow tables."""
     import duckdb  # noqa: PLC0415
     import pyarrow  # noqa: PLC0415
 

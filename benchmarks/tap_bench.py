@@ -62,7 +62,7 @@ class Setup:
         self.catalog = self.write("catalog", _only("actions", json.loads(discovered.stdout)))
 
     def write(self, name: str, content: object) -> Path:
-        """Write JSON into the folder."""
+        """Write JSON into a file in the folder, and return the file's path."""
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps(content))
         return path

@@ -41,7 +41,7 @@ def run_cli(
     part's error. This function then reports each pair on its own line.
 
     Args:
-        name: The script's name.
+        name: The script's name, such as `tap-pepper`.
         get_command: Returns the command, after setting up console logging.
         expected: Errors whose text is safe and clear enough to show. For other errors, the user sees only the type and
             the place in the code.

@@ -59,7 +59,7 @@ class ProgressLine:
             handler.setStream(self._stderr)
 
     def draw(self, rows: int, where: str, fraction: float | None, seconds: float) -> None:
-        """Draw what the run has done so far."""
+        """Draw the line with the current numbers of the run."""
         self._progress.columns = self._columns if fraction is None else self._columns_with_bar
         percent = "" if fraction is None else f"{fraction:.0%}"
         self._progress.update(

@@ -111,7 +111,7 @@ def describe_errors(
 
     Args:
         errors: The errors that a JSON Schema validator found.
-        schema: The JSON Schema.
+        schema: The JSON Schema of all settings.
         secrets: The settings whose value is never shown.
         prefix: The prefix of the environment variables, e.g. `TAP_PEPPER_`.
         show: How to show a wrong value: `quote` or `hide`.

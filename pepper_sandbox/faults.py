@@ -158,7 +158,7 @@ def forbidden() -> Fault:
 
 
 def not_found() -> Fault:
-    """Return 404."""
+    """Return 404, as for an unknown path."""
     return error(404, "NotFound")
 
 
@@ -237,7 +237,7 @@ def _dated(response: Response, true: Response) -> Response:
 
 
 def clock_skewed(seconds: float) -> Fault:
-    """Set the Date header this many seconds ahead."""
+    """Move the time in the Date header this many seconds into the future."""
     return _change_response(
         "clock skewed", lambda true: true.with_header("Date", _later(true.headers["Date"], seconds))
     )

@@ -69,7 +69,7 @@ class PepperStream(Stream):
     Fields that are not in the schema are emitted inside the property `other_fields`, if it is selected.
 
     Args:
-        tap: The tap.
+        tap: The tap that creates the stream.
         get_run_context: Returns the context that the streams of a run share. Discovery must work without settings, so
             it never calls this function.
     """

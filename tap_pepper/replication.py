@@ -62,7 +62,7 @@ class FullTableStream(PepperStream):
         return {}
 
     def rows(self) -> Generator[list[Row], None, None]:
-        """Yield all rows."""
+        """Yield all rows, if the time limit allows this stream to start."""
         if self.has_time_to_start():
             yield from self.read_all(self.select_fields)
 

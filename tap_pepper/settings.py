@@ -212,7 +212,7 @@ def find_problems(config: Mapping[str, Any], reported: Collection[str]) -> list[
     """Return the problems of a config that the JSON Schema does not find, one line each.
 
     Args:
-        config: The config with defaults.
+        config: The config, including the default values.
         reported: The settings that the JSON Schema has already rejected. They are not checked again.
     """
     lines = []

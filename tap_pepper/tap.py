@@ -254,7 +254,7 @@ class TapPepper(Plugin, Tap):
 
 
 def main() -> NoReturn:
-    """Run the console script."""
+    """Run `tap-pepper` with the arguments of the command line, and exit."""
     for stream in STREAMS:
         logging.getLogger(f"tap-pepper.{stream.path[1:]}").addFilter(_is_not_repeated_error)
     if sys.stdout is not None:

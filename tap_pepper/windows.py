@@ -124,7 +124,7 @@ def subtract_seconds(bound: str, seconds: float) -> str:
 
 
 def add_seconds(bound: str, seconds: float) -> str:
-    """Return the bound that is `seconds` later."""
+    """Return the bound that is `seconds` later, truncated to milliseconds."""
     return to_bound(_to_datetime(bound) + timedelta(seconds=seconds))
 
 

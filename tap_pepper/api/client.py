@@ -93,7 +93,7 @@ class PepperClient:
 
     @property
     def _session(self) -> requests.Session:
-        """The session of this thread."""
+        """This thread's HTTP session, which is created on first use."""
         session: requests.Session | None = getattr(self._thread, "session", None)
         if session is None:
             session = self._thread.session = self._new_session()
@@ -118,7 +118,7 @@ class PepperClient:
         return session
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close the connections of all threads."""
         with self._lock:
             for session in self._sessions:
                 session.close()

@@ -105,7 +105,7 @@ class RateLimiter:
                 self._changed.notify_all()
 
     def record_success(self) -> None:
-        """Count a successful response."""
+        """Count a successful response. If enough of them came in a row, allow one more request in flight."""
         with self._changed:
             self._successes += 1
             if self._successes >= RECOVERY_RESPONSES and self._allowed < self._concurrency:
