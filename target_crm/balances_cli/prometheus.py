@@ -29,7 +29,7 @@ def as_metrics(status: Status) -> str:
 
 
 def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
-    """Yield the name, the help text, the label and the samples of each metric. Without a label, it has one sample."""
+    """Yield the name, help text, label and samples of each metric. A metric without a label has only one sample."""
     streams = {each.stream: each for each in status.streams}
     yield "stream_rows", "Rows that are not deleted.", "stream", {name: each.rows for name, each in streams.items()}
     yield (

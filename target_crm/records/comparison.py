@@ -128,7 +128,7 @@ class AwardsRead:
         self._unfinished = {each for each in self._unfinished if self._bookmark(each) in ({}, self._before[each])}
 
     def add_activation(self, source: str) -> None:
-        """Note an ACTIVATE_VERSION message."""
+        """Note an ACTIVATE_VERSION message. It means that the tap has sent all awards of this source."""
         self._unfinished.discard(source)
         self._activated.add(source)
 

@@ -137,8 +137,8 @@ class MerchantCoverage:
 
     Attributes:
         merchant: The merchant's hash, from the tap's state.
-        intervals: The intervals for which actions of all types that count were read.
-        complete: The intervals for which actions of all types that change balances were read.
+        intervals: The intervals for which all types of action that count were read.
+        complete: The intervals for which all types of action that change balances were read.
         holes: The intervals for which actions that count were not read. Each hole lies between the beginning of the
             first interval and the end of the last interval for which any actions were read.
         action_types: The types of action that were read in all of `intervals`; empty for all types.
