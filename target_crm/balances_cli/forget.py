@@ -71,8 +71,8 @@ def forget(warehouse: Warehouse, user_id: str, *, anywhere: bool = False, dry_ru
     - All columns of the user's rows in `users` and `awards`, except ids, points and times.
     - Quarantined records that contain the id of the user or of one of the user's awards.
 
-    If the id does not belong to a user, data is erased only with `anywhere`. Without this rule, an operator who passes the
-    id of a perk or a location by mistake would erase the payloads of many users.
+    If the id does not belong to a user, data is erased only with `anywhere`. Without this rule, an operator who passes
+    the id of a perk or a location by mistake would erase the payloads of many users.
 
     Args:
         warehouse: A warehouse that is set up and has balances.
