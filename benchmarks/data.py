@@ -40,7 +40,7 @@ TITLES = "Arches", "The “Grill”", 'Bar "Centrale"\nDeli', "Café Zürich"
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_SECOND = int(FIRST.timestamp())
 OTHER_SHARE, LEGACY_SHARE, FRACTIONS_SHARE, REPEATED_SHARE = 0.2, 0.02, 1 / 3, 0.04
-# Among the actions of other types, this share contains an order. It has 10 to 500 items of about 100 bytes each.
+# Among the actions of other types, this share contains an order. Each order has 10 to 500 items of about 100 bytes.
 ORDER_SHARE = 0.05
 ORDER_ITEMS = 10, 500
 # A repeated action is one of the last 1,000 actions, as if a poll read the last minutes again.

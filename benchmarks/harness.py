@@ -130,7 +130,7 @@ def tree_cpu_seconds(pid: int) -> float:
         except FileNotFoundError:
             continue
         if int(path.parent.name) == pid or int(fields[1]) == pid:
-            # utime and stime of the process, then cutime and cstime: the same for its ended children.
+            # utime and stime are the times of the process. cutime and cstime are the times of its ended children.
             ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 

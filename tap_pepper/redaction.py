@@ -39,7 +39,7 @@ class Redactor(logging.Filter):
             if redacted != traceback:
                 record.exc_info, record.exc_text = None, redacted
         for name, value in vars(record).items():
-            # This covers the stack, and fields that a library adds with `extra`.
+            # This loop covers the stack, and fields that a library adds with `extra`.
             if name not in {"msg", "args", "exc_info"} and (redacted := self._redacted(str(value))) != str(value):
                 setattr(record, name, redacted)
         return True

@@ -74,7 +74,7 @@ class FullTableStream(PepperStream):
         message names the version of this read if all rows of this read and of the previous read have that version.
         There are two such cases:
 
-        - The previous read had the same version. The version stays until a read lacks rows of the read before it.
+        - The previous read had the same version. The tap keeps a version until a read lacks rows of the read before it.
         - This read has all rows of the previous read, and no run may have emitted rows between the two reads.
 
         Otherwise the message names the version of the previous read, so that targets keep the rows of both reads. A row

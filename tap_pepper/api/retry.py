@@ -79,7 +79,7 @@ _SAFE_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 
 class Retrier:
-    """Sends requests within the rate limit, and repeats those that failed temporarily.
+    """Sends requests within the rate limit, and repeats them after temporary failures.
 
     Args:
         limiter: Shared by all requests of a run.
