@@ -255,7 +255,7 @@ def coverage(options: Options, *, state: bool) -> int:
     "status --max-age 15m --max-rejected 0 --max-holes 0",
     "0 no drift and no broken limit, 1 drift or a broken limit, 2 error",
 )
-@click.option("--verify", is_flag=True, help="Verify every balance instead of comparing sums.")
+@click.option("--verify", is_flag=True, help="Compare every balance with the ledger, instead of only the totals.")
 @click.option(
     "--max-age",
     metavar="DURATION",
@@ -334,7 +334,7 @@ def _currency(context: click.Context, parameter: click.Parameter, text: str | No
 @click.option("--from", "since", type=_DATE, metavar="DATE", help="First day of the period, instead of --days.")
 @click.option("--until", type=_DATE, metavar="DATE", help="Last day of the period. Default: today.")
 @click.option(
-    "--perk", metavar="PERK", callback=_parsed(_pasted_perk), help="Only awards of this perk, by id or title."
+    "--perk", metavar="PERK", callback=_parsed(_pasted_perk), help="Report only on this perk, named by its id or title."
 )
 @click.option("--title", metavar="NAME", help="Name at the top of the page, such as the merchant's.")
 @click.option(
@@ -433,15 +433,15 @@ def as_of(options: Options, moment: datetime) -> int:
     "user_id",
     metavar="USER_ID",
     callback=_parsed(_pasted_id),
-    help="Explain the balances of all awards of a user instead.",
+    help="Explain the balances of all of this user's awards instead.",
 )
 @click.option(
     "--perk",
     metavar="PERK",
     callback=_parsed(_pasted_perk),
-    help="With --user: only the awards of this perk, by id or title.",
+    help="With --user, explain only the awards of this perk, named by its id or title.",
 )
-@click.option("--timezone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of all times.")
+@click.option("--timezone", metavar="ZONE", default="UTC", show_default=True, help="Time zone of the printed times.")
 @click.option("--csv", "is_csv", is_flag=True, help="Print CSV.")
 @click.pass_obj
 def explain(
@@ -530,7 +530,7 @@ def forget(options: Options, user_id: str, *, dry_run: bool, anywhere: bool) -> 
     "--schemas",
     metavar="FILE",
     type=click.File(encoding="utf-8"),
-    help="SCHEMA messages of the streams to load, as `tap-pepper --test=schema` prints them; - reads standard input.",
+    help="File with SCHEMA messages, such as the output of `tap-pepper --test=schema`; - reads standard input.",
 )
 @click.pass_obj
 def ddl(options: Options, schemas: TextIO | None) -> int:

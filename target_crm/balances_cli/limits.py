@@ -25,7 +25,7 @@ class Limits:
     """The limits that a monitor sets. None means no limit.
 
     Attributes:
-        age: The maximum age of the time up to which actions were read.
+        age: The longest time that may have passed since the end of the coverage.
         rejected: The maximum number of records in quarantine.
         holes: The maximum number of holes in the coverage.
     """

@@ -43,7 +43,7 @@ def replay(config: Mapping[str, Any], warehouse: Warehouse) -> dict[str, int]:
 
 
 class _Replay:
-    """Feeds quarantined records to a separate target."""
+    """Loads quarantined records with its own instance of the target."""
 
     def __init__(self, config: Mapping[str, Any], warehouse: Warehouse) -> None:
         self._warehouse = warehouse

@@ -34,7 +34,7 @@ class MessageReader(GenericSingerReader[str]):
     Args:
         reading: Returns a context manager that is active while messages are read.
         on_idle: Called whenever `IDLE_SECONDS` have passed without input.
-        on_malformed: Called with each line that is not a message, and the reason.
+        on_malformed: Called for each line that is not a message, with the line and the reason.
         take_record: Called with each line before the reader decodes it. Returns whether it has processed the line.
     """
 

@@ -44,7 +44,8 @@ _FIRST = datetime.min.replace(tzinfo=UTC)
 class Action(NamedTuple):
     """An action of an award.
 
-    An action without an effect does not count: it changes no balance, or it does not contain the balance.
+    An action without an effect does not count: it changes no balance, or it does not contain the balance after the
+    change.
     """
 
     action_id: str

@@ -75,7 +75,7 @@ class TableLimits:
     key_bytes: int | None = None
     """The maximum size of a primary key, in bytes."""
     sizes: bool = False
-    """Whether a column rejects values that are larger than the column's reflected type allows."""
+    """Whether a column of this engine rejects a value that is too large for the column's type."""
     name_bytes: int = NAME_BYTES_MAX
     """The maximum length of a table's or column's name, in bytes."""
     reserved_prefix: str | None = None
@@ -256,7 +256,7 @@ class Shape:
         }
         existing = {name: stored[column] for name, column in columns.items() if name not in fixed and column in stored}
         kinds |= {name: _fitted(kinds[name], column, limits) for name, column in existing.items() if name in kinds}
-        # Key properties come last, because they have their own kind, even if the existing column can hold more.
+        # Handle key properties last, so that their kinds replace those that `_fitted` has chosen.
         kinds |= _key_kinds({key: kinds.get(key) for key in key_properties if key not in fixed}, existing, limits)
         if limits.sizes:
             kinds |= {name: _sized(kinds[name], column) for name, column in existing.items()}
