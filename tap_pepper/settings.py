@@ -90,7 +90,7 @@ class Settings:
     window_hours: int = setting(
         "Window (hours)",
         "The tap reads actions in windows of at most this length, and moves the bookmark after each window. When there "
-        "are many actions, the windows are shorter. After a killed run, the next run continues after the last "
+        "are many actions, the windows are shorter. If a run is killed, the next run continues after the last "
         "complete window.",
         default=24,
         minimum=1,

@@ -162,7 +162,7 @@ def error_for_status(
     Args:
         response: The response. This function reads the body only if the status is 422.
         where: The request, for error messages.
-        now: The current time by the local clock.
+        now: The current time according to the local clock.
         timed_out: Returns whether to stop reading the body.
     """
     status = response.status_code

@@ -48,8 +48,8 @@ class Coverage:
         until: The time up to which this run reads actions.
         start_date: The setting `start_date`, as a bound.
         types: The types of action that this run reads; an empty list means all types.
-        lookback_seconds: If the state has `backfill_from`, the tap reads from this many seconds before that time, to
-            find actions that became visible late.
+        lookback_seconds: If the state has `backfill_from`, the tap starts to read this many seconds before that time,
+            to find actions that became visible late.
     """
 
     def __init__(
