@@ -478,7 +478,7 @@ def explain(
 def rebuild(options: Options) -> int:
     """Recompute every balance from the ledger.
 
-    Uses Pepper's snapshots as well. Readers see the old balances until the transaction is committed.
+    Uses Pepper's snapshots as well. On engines with transactions, readers see the old balances until the commit.
     """
     with options.warehouse() as warehouse:
         count = verification.rebuild(warehouse)

@@ -164,7 +164,10 @@ class AwardsInput:
 
     @property
     def meanwhile(self) -> Interval:
-        """The interval from `began_at` until now. A balance from the future lies outside, because its time is wrong."""
+        """The interval from `began_at` until now.
+
+        A balance with a later time is outside this interval, because its time must be wrong.
+        """
         return Interval(self.began_at, datetime.now(UTC))
 
 

@@ -179,7 +179,10 @@ def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
 
 
 def rebuild(warehouse: Warehouse) -> int:
-    """Recompute all balances from the ledger and the snapshots, in one transaction. Return the number of balances."""
+    """Recompute all balances from the ledger and the snapshots. Return the number of balances.
+
+    On an engine with transactions, this happens in one transaction.
+    """
     tables = warehouse.tables
     with warehouse.write() as connection:
         begin("Recomputing all balances from the ledger")

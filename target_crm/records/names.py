@@ -137,7 +137,7 @@ def _exact_first(names: Iterable[str], convert: Callable[[str], str]) -> list[st
 def _first_free(
     base: str, taken: Collection[str], stored: Collection[str], bytes_max: int, fold: Callable[[str], str]
 ) -> str:
-    # An existing name with a number, or in another case, belongs to another stream or property.
+    # Do not reuse a stored name that has a number, or that differs in case: it belongs to another stream or property.
     others = set(map(fold, stored))
     return next(
         each
