@@ -213,9 +213,9 @@ class EngineAdapter:
 
     @contextmanager
     def altering(self, connection: Connection, table: Table) -> Iterator[None]:  # noqa: ARG002
-        """Wrap the execution of DDL for a table.
+        """Execute DDL for a table inside this context.
 
-        If the DDL waits too long for a lock, an adapter can then raise an error that names the holder of the lock.
+        If the DDL waits too long for a lock, an adapter can raise an error that names the holder of the lock.
         """
         yield
 

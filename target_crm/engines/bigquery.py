@@ -74,7 +74,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
         return f"ALTER COLUMN {name} SET DATA TYPE {column.type.compile(dialect)}"
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Use a load job. If it fails, it has loaded no rows."""
+        """Use a load job, which loads either all rows or none."""
         from google.cloud import bigquery  # noqa: PLC0415 - installed only with the extra of this engine
 
         dialect: Any = connection.dialect

@@ -1,7 +1,8 @@
 """The rows of `load_runs`, one per run and stream.
 
-A row counts the records of a stream that a run has committed. The transaction that commits the records also writes the
-row, so the counts are always right. If a run is killed, `finished_at` and `exit_state` stay null in its rows.
+Each row counts the records of one stream in one run, up to the last commit. The transaction that commits the records
+also writes the row, so the counts are always right. If a run is killed, `finished_at` and `exit_state` stay null in its
+rows.
 """
 
 from __future__ import annotations
