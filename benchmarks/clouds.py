@@ -2,8 +2,8 @@
 
     python -m benchmarks.clouds [--merchants 1000] [--ledger 10000000] [--awards 200000] [--poll-minutes 5]
 
-The program records the statements of a poll without executing them. Prices are public list prices in US regions. They
-change, and your discount may differ.
+The program records the statements of a poll without executing them. It uses public list prices in US regions. Prices
+change, and you may get a discount.
 """
 
 from __future__ import annotations

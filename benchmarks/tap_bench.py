@@ -235,7 +235,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--actions", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--full", action="store_true", help=f"load {FULL_WHOLE:,} actions in whole, and {FULL_LARGE:,} in memory"
+        "--full", action="store_true", help=f"measure whole with {FULL_WHOLE:,} actions, and memory with {FULL_LARGE:,}"
     )
     asked = parser.parse_args(arguments)
     parts = {

@@ -138,7 +138,7 @@ def _describe(
 
 
 def without_unset(schema: JsonSchema, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config without the settings that are not set.
+    """Return only the settings that are set.
 
     Null means not set. Empty text also means not set, unless the setting's type is text.
     """

@@ -45,7 +45,7 @@ Press Ctrl-C to stop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Return the exit code: 0, or 1 if the port is not available."""
+    """Run `pepper-sandbox`. Return the exit code: 0, or 1 if the port is not available."""
     options = _parser().parse_args(arguments)
     now = datetime.now(UTC)
     world = World(seed=options.seed, users=options.users, days=options.days, now=now)

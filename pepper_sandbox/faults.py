@@ -36,7 +36,7 @@ class Fault:
     """A fault that changes requests or responses.
 
     Attributes:
-        name: the name in messages.
+        name: a few words that say what is wrong, such as `gzip cut`.
         apply: takes the request and the function that answers it correctly, and returns the faulty response.
         path: a pattern for the paths of the affected requests, such as `/users/*/actions`. None means all paths.
         turns: which of these requests are affected, counted from 1. None means all of them.

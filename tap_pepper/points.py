@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 INVALID_POINTS: Final = "invalid_points"
-"""The property for points that are neither numbers nor numeric text: a JSON object with the names of their fields."""
+"""The property for points that are neither numbers nor numeric text: a JSON object, keyed by field name."""
 METADATA_FIELDS: Final = ("pointsAvailable", "pointsAdded", "pointsRedeemed", "pointsRefunded", "loyaltyEarned")
 
 _NUMERIC_TEXT: Final = re.compile(r"(?P<sign>[+-]?)0*(?P<digits>[0-9]{1,40}(?:\.[0-9]{1,40})?)", re.ASCII)
