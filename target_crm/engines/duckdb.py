@@ -296,7 +296,7 @@ def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> s
 
 @compiles(any_value, "duckdb")
 def _any_value(element: any_value, compiler: SQLCompiler, **kw: Any) -> str:
-    # MAX of a text column would take longer than the rest of an aggregate over the ledger.
+    # Do not use the default, MAX. On a text column, it would take longer than the rest of an aggregate over the ledger.
     return f"ANY_VALUE({compiler.process(element.clauses, **kw)})"
 
 

@@ -290,5 +290,7 @@ def _prepare_threshold(option: object) -> int | None:
     if text in {"", "none", "null"}:
         return None
     if not text.isdecimal():
-        raise SettingError("prepare_threshold in sqlalchemy_url or options: expected a whole number, or 0 for never")
+        raise SettingError(
+            "prepare_threshold in sqlalchemy_url or options: expected a number of executions, or 0 for never"
+        )
     return int(text) or None

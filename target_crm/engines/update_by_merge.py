@@ -19,10 +19,10 @@ def compile_as_merge(update: Update, compiler: SQLCompiler, matched: str, condit
     Args:
         update: The statement. It stays an UPDATE if it reads no other table.
         compiler: The compiler of the engine's dialect.
-        matched: A template for the clause that follows ON. `{set}` stands for the assignments, and `{condition}` for
-            the conditions that cannot be in ON.
-        condition: A template for the text that replaces `{condition}`, in which `{}` stands for these conditions. They
-            are the conditions on columns that the statement sets, because Oracle does not allow such columns in ON.
+        matched: A template for the clause that follows ON. `{set}` stands for the assignments. `{condition}` stands for
+            the text from `condition`.
+        condition: A template in which `{}` stands for the conditions on columns that the statement sets. Oracle does
+            not allow such columns in ON. Without such conditions, `{condition}` becomes an empty string.
         kw: Keyword arguments for the compiler.
     """
     table: Any = update.table

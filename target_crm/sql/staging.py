@@ -51,9 +51,9 @@ class Staged:
 class RowUpdate:
     """New values for the rows that meet a condition. The values and the condition may refer to other tables.
 
-    This describes an UPDATE … FROM in a form that engines without such a statement can also execute. If the update
-    refers to other tables, the updated table must have a key, and each updated row must match exactly one combination
-    of rows in those tables.
+    A `RowUpdate` describes an UPDATE … FROM in a form that engines without such a statement can also execute. If the
+    update refers to other tables, the updated table must have a key, and each updated row must match exactly one
+    combination of rows in those tables.
     """
 
     table: Table

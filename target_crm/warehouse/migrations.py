@@ -286,7 +286,7 @@ def _changes_key(adapter: EngineAdapter, table: Table, keys: Collection[str], *,
     """Return whether an existing table's key differs from the key that the stream's schema needs.
 
     Raises:
-        WarehouseError: The table has another key, but must not be rebuilt.
+        WarehouseError: The key differs, but the setting does not allow a rebuild, or the engine cannot rebuild tables.
     """
     wanted_keys = table.primary_key.columns.keys()
     has_other_key = set(keys) != set(wanted_keys)

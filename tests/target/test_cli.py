@@ -280,7 +280,7 @@ def test_an_unreachable_warehouse_exits_with_1_and_reveals_no_secrets(tmp_path: 
         ),
         pytest.param(
             '{"sqlalchemy_url": "postgresql://localhost:1/crm?prepare_threshold=pa55word"}',
-            "prepare_threshold in sqlalchemy_url or options: expected a whole number, or 0 for never",
+            "prepare_threshold in sqlalchemy_url or options: expected a number of executions, or 0 for never",
             id="invalid-prepare-threshold",
         ),
         pytest.param(
