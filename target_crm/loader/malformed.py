@@ -12,7 +12,8 @@ from target_crm.records import values
 _STREAM_NAME = re.compile(r'"stream"\s*:\s*("(?:[^"\\]|\\.)+")')
 # Matches a stream's name that has only simple values before it. A name inside a record would come after `"record": {`.
 _STREAM_FIRST = re.compile(r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*?\s*' + _STREAM_NAME.pattern)
-# Matches a member that shows which type a message has, or the type itself. Types in a JSON Schema are lower-case.
+# Matches a member that shows the type of a message: `type` itself, or a member that only some messages have. The types
+# in a JSON Schema do not match, because they are lower-case.
 _MEMBER = re.compile(r'"(record|value|schema|key_properties)"\s*:|"type"\s*:\s*"([A-Z_]+)')
 # Matches the beginning of a second message in the same line: a `{` where no value can begin, and a quotation mark. If
 # the `{` were inside a string, the quotation mark would be escaped.
