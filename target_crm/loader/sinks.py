@@ -79,7 +79,7 @@ class Activation:
     """The result of an ACTIVATE_VERSION message."""
 
     deleted: int = 0
-    """The number of rows that were marked as deleted, or deleted."""
+    """The number of rows that were deleted, or marked as deleted."""
     ignored: str = ""
     """The reason why no row was deleted; empty if the message took effect."""
     needs_decision: bool = False
