@@ -33,8 +33,8 @@ COLUMN_BYTES = {
 }
 # BigQuery bills a query for at least this many bytes of each table that it names.
 BILLED_BYTES_MIN = 10 * MIB
-# A poll loads these two batches. The last statements of a batch write the run's row in `load_runs`.
-SECTIONS = ("a batch of actions", "a batch of awards")
+# What a poll executes. The last statements of each section write to `load_runs` and `_crm_commits`.
+SECTIONS = ("a batch of actions", "a batch of awards", "the end of a run")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from io import StringIO
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,8 @@ from target_crm.records.schemas import FORMER_NAMES
 from target_crm.sql import balances
 from target_crm.sql.tables import tables_in
 from target_crm.warehouse import migrations
-from tests.helpers.target import ACTIONS, AWARDS, action, record, schema, snapshot
+from target_crm.warehouse.connection import Warehouse
+from tests.helpers.target import ACTIONS, AWARDS, action, record, schema, snapshot, state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +42,19 @@ PERKS = schema(
     "perks",
     {"_id": TEXT, "title": TEXT, "price": NUMBER, "stock": INTEGER, "on": BOOLEAN, "since": DAY, "rules": {}},
     "_id",
+)
+
+
+# A STATE that covers an hour.
+COVERED = state(
+    {
+        "bookmarks": {
+            "actions": {
+                "covered_from": "2026-10-01T00:00:00.000Z",
+                "replication_key_value": "2026-10-01T01:00:00.000Z",
+            }
+        }
+    }
 )
 
 
@@ -69,6 +84,9 @@ class RecordingWarehouse:
     def __iter__(self) -> Iterator[Any]:
         return iter(())
 
+    def all(self) -> list[Any]:
+        return list(self)
+
     def errors(self, _place: str) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -90,7 +108,9 @@ class RecordingWarehouse:
 
     def commit_once(self, work: Callable[[Any], Any]) -> Any:
         with self.write() as connection:
-            return work(connection)
+            result = work(connection)
+            Warehouse._mark_committed(cast("Any", self), cast("Any", connection), "batch")
+            return result
 
     def set_up(self, *, balances: bool = False) -> None:
         of_balances = self.tables.of_balances
@@ -163,10 +183,11 @@ def record_statements(engine: str) -> dict[str, list[str]]:
 
     parts: dict[str, Callable[[], object]] = {
         "set-up": warehouse.set_up,
-        "a batch of actions": lambda: target.load([ACTIONS, action("a1")]),
+        "a batch of actions": lambda: target.load([ACTIONS, action("a1"), COVERED]),
         "a batch of awards": lambda: target.load([AWARDS, snapshot()]),
         "a batch of perks": lambda: target.load([PERKS, record("perks", {"_id": "p1"})]),
         "a version of perks": lambda: target.load(['{"type": "ACTIVATE_VERSION", "stream": "perks", "version": 2}']),
+        "the end of a run": target.writer.finish,
         "rebuild": lambda: rebuild(cast("Any", warehouse)),
         "verify": verify,
         "an upgrade": upgrade,
@@ -174,6 +195,8 @@ def record_statements(engine: str) -> dict[str, list[str]]:
     statements = {}
     for title, work in parts.items():
         warehouse.statements.clear()
-        work()
+        # The target prints the STATE.
+        with redirect_stdout(StringIO()):
+            work()
         statements[title] = list(warehouse.statements)
     return statements
