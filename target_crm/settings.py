@@ -100,7 +100,7 @@ class Settings:
     hard_delete: bool = setting(
         "Hard delete",
         "Delete rows that were deleted in the source, or that a complete read no longer contains, instead of setting "
-        "their `_sdc_deleted_at`. Awards that a complete read no longer contains are only marked.",
+        "their `_sdc_deleted_at`. Deleted awards are only marked.",
         default=False,
     )
     allow_key_change: bool = setting(

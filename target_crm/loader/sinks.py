@@ -388,8 +388,8 @@ class TableSink(StreamSink):
         self.merge_balances(connection)
         for statement in staging.replace(table, staged):
             adapter.execute(connection, statement)
-        if self.shape.keys and self.context.settings.hard_delete and any(row[-1] is not None for row in step.rows):
-            adapter.execute(connection, table.delete().where(table.c[DELETED_AT].is_not(None)))
+        if self.shape.keys and self._hard_delete and any(row[-1] is not None for row in step.rows):
+            adapter.execute(connection, staging.delete_marked(table, staged))
         # A column that a user has changed may round a value. Then a row that was just written differs from its staged
         # row, and `count_same` misses it.
         current = max(applied, connection.scalar(staging.count_same(table, staged)) or 0)
@@ -436,8 +436,13 @@ class TableSink(StreamSink):
                 "if these rows were really deleted, raise max_deleted_fraction for one run"
             )
             return Activation(ignored=reason, needs_decision=True)
-        hard = self.context.settings.hard_delete and not self.fixed
-        return Activation(self.adapter.execute(connection, staging.activate(self.table, version, hard=hard)))
+        statement = staging.activate(self.table, version, hard=self._hard_delete)
+        return Activation(self.adapter.execute(connection, statement))
+
+    @property
+    def _hard_delete(self) -> bool:
+        """Whether to remove deleted rows. Awards stay, because their balances would count again without the mark."""
+        return self.context.settings.hard_delete and not self.fixed
 
     def _extracted_at(self, message: Message) -> datetime:
         extracted_at = values.optional(message.get("time_extracted"), values.instant)

@@ -269,6 +269,19 @@ def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
 
 
 @cache
+def delete_marked(table: Table, staged: Staged) -> Delete:
+    """Delete the rows that are marked as deleted, if their keys occur in staged deletions.
+
+    Compare each column of the key alone, because some engines cannot compare several columns with IN, or refer to the
+    table in a subquery of DELETE. This may also match a combination that no staged row has, but only in a marked row.
+    """
+    rows = staged.table
+    deletions = rows.c[DELETED_AT].is_not(None)
+    in_step = (table.c[key].in_(select(rows.c[key]).where(deletions)) for key in _keys(table))
+    return table.delete().where(table.c[DELETED_AT].is_not(None), *in_step)
+
+
+@cache
 def mark_present(table: Table, staged: Staged) -> RowUpdate:
     """Raise the version of rows whose key is staged. Clear their deletion marks, if an ACTIVATE_VERSION has set them.
 

@@ -127,6 +127,32 @@ def test_a_deleted_award_leaves_user_balances_but_stays_in_award_balances(wareho
     assert [row["points"] for row in table(warehouse_url, "award_balances")] == [Decimal(5), Decimal(7)]
 
 
+def test_a_deletion_record_of_an_award_does_not_bring_back_the_points_of_deleted_awards(warehouse_url: str) -> None:
+    deletion = record("awards", {"_id": "w2", **DELETED}, "2026-10-06T00:00:00Z")
+
+    load(warehouse_url, [AWARDS, *(with_version(1, snapshot(award)) for award in ("w1", "w2")), snapshot("w3")])
+    load(warehouse_url, [AWARDS, with_version(2, snapshot("w2")), with_version(2, snapshot("w3")), activate("awards", 2)])
+    load(warehouse_url, [AWARDS, deletion], hard_delete=True)
+
+    assert query(warehouse_url, "SELECT _id FROM awards WHERE _sdc_deleted_at IS NOT NULL ORDER BY _id") == [
+        ("w1",),
+        ("w2",),
+    ]
+    assert query(warehouse_url, "SELECT points FROM user_balances") == [(5,)]
+
+
+def test_a_hard_deletion_removes_only_the_row_that_it_names(warehouse_url: str) -> None:
+    keyed = schema("t", {"shop": TEXT, "id": TEXT}, "shop", "id")
+
+    def row(shop: str, key: str, **more: str) -> str:
+        return record("t", {"shop": shop, "id": key, **more})
+
+    load(warehouse_url, [keyed, row("s1", "1"), row("s1", "2"), row("s2", "1"), row("s2", "2", **DELETED)])
+    load(warehouse_url, [keyed, row("s1", "1", **DELETED)], hard_delete=True)
+
+    assert query(warehouse_url, "SELECT shop, id FROM t ORDER BY shop, id") == [("s1", "2"), ("s2", "1"), ("s2", "2")]
+
+
 @pytest.mark.parametrize("batch_size_rows", [1, 9])
 @pytest.mark.parametrize("hard_delete", [False, True])
 def test_a_row_of_the_activated_version_stays_even_if_refused_or_superseded(
