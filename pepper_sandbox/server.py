@@ -96,7 +96,7 @@ class Sandbox:
         self._server.close()
 
     def advance(self, period: timedelta) -> None:
-        """Advance the world's time while requests are being served."""
+        """Advance the simulated time. Safe to call while the server runs, because it waits for the current request."""
         with self._lock:
             self.world.advance(period)
 

@@ -185,7 +185,7 @@ class Settings:
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
         """Create the settings from a config that `find_problems` has checked. A null value means the default.
 
-        `start_date` becomes a bound (see `windows`). Blanks around text are removed.
+        `start_date` becomes a bound (see `windows`). Leading and trailing whitespace is removed.
         """
         values: dict[str, Any] = {}
         for each in fields(cls):

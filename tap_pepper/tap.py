@@ -117,7 +117,9 @@ class TapPepper(Plugin, Tap):
         )
 
     def sync_all(self) -> None:  # type: ignore[misc]
-        """Sync all streams. If a stream fails, the others continue, and the error is raised at the end.
+        """Sync all streams, and raise their errors at the end.
+
+        If a stream fails, the others continue. Only a `FatalRunError` or a broken pipe ends the run immediately.
 
         Raises:
             StreamsFailed: Several streams failed.

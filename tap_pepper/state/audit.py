@@ -80,7 +80,7 @@ class Audit:
         reads: A fingerprint of the fields and the types of action that this run reads.
         after: The time after which this run reads actions. A new audit begins at this time or later.
         until: The time up to which this run reads actions.
-        age_hours: How many hours after its end an hour is audited; 0 turns the audit off.
+        age_hours: The number of hours to wait after the end of an hour before auditing it. 0 turns the audit off.
     """
 
     def __init__(self, state: object, reads: str, after: str, until: str, age_hours: int) -> None:

@@ -34,8 +34,8 @@ def read_bookmarks(state: object, required_keys: Mapping[str, tuple[str, ...]]) 
 
     Args:
         state: The decoded JSON.
-        required_keys: The keys of each stream's bookmark. A bookmark must be empty or have at least one of them. If a
-            stream has no keys here, any bookmark is usable, even an empty one.
+        required_keys: The keys of each stream's bookmark. A bookmark must be empty or have at least one of them. If
+            this mapping has no keys for a stream, any bookmark of the stream is valid, even an empty one.
 
     Raises:
         ConfigError: A bookmark is unusable, or the state has content but no usable bookmark.

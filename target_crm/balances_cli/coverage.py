@@ -45,7 +45,7 @@ class Coverage:
         holes: The intervals for which actions were never read, in the same form. A hole also has `merchant` if there
             are several merchants.
         summary: Sentences that describe the intervals and the holes.
-        complete_until: Merchant → the time up to which all actions that count were read. None if there is no such time.
+        complete_until: Merchant → the end of the newest interval for which all actions that count were read, or None.
             If there is only one merchant, its name is empty.
     """
 

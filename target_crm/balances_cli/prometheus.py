@@ -65,7 +65,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
     yield "coverage_holes_seconds", "Total length of the holes in the coverage.", None, {"": seconds}
     yield (
         "complete_until_timestamp_seconds",
-        "The time up to which all actions of a merchant were read. If there is only one merchant, its name is empty.",
+        "The end of a merchant's newest covered interval. If there is only one merchant, its name is empty.",
         "merchant",
         status.coverage.complete_until,
     )

@@ -196,7 +196,7 @@ def _create_column(create: CreateColumn, compiler: DDLCompiler, **_: Any) -> str
 
 @compiles(Date, "clickhousedb")
 def _date(_type: Date, _compiler: TypeCompiler, **_: Any) -> str:
-    """Use Date32, because Date begins in 1970, and would store an earlier day as another one."""
+    """Use Date32, because Date begins in 1970, and would silently change an earlier date."""
     return "Date32"
 
 

@@ -25,7 +25,7 @@ def with_all_columns(connection: Connection, table: Table) -> Table:
 
 
 def scratch_table(whole: Table) -> Table:
-    """Return a table's scratch table, which has the same columns."""
+    """Return the scratch table for a table. Both have the same columns."""
     return whole.to_metadata(MetaData(schema=whole.schema), name=scratch_name(whole))
 
 
@@ -36,7 +36,7 @@ def qualified_column(connection: Connection, table: Table, column: Column[Any]) 
 
 
 def scratch_name(table: Table) -> str:
-    """Return the name of a table's scratch table."""
+    """Return the name of the scratch table, which holds new rows until the target has written them to the table."""
     return f"{WORK_PREFIX}changed_{table.name}"
 
 

@@ -177,7 +177,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return connection.scalar(text(in_schema), {"schema": schema}) is None
 
     def system_tables(self, connection: Connection) -> Collection[str]:
-        """Return the names in the catalog `pg_catalog`, which PostgreSQL searches first for a name without a schema."""
+        """Return the names in the schema `pg_catalog`. PostgreSQL looks up unqualified names there first."""
         in_catalog = "SELECT relname FROM pg_class WHERE relnamespace = CAST('pg_catalog' AS regnamespace)"
         return connection.scalars(text(in_catalog)).all()
 

@@ -59,7 +59,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         return [column.name for column in table.primary_key.columns]
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Execute an INSERT. For any other change, rewrite the table if a row meets the condition."""
+        """Execute a statement. An update or DELETE rewrites the whole table if a row matches its WHERE clause."""
         if not isinstance(statement, RowUpdate | Delete):
             return connection.execute(statement).rowcount
         table = cast_type("Table", statement.table)

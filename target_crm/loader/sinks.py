@@ -40,7 +40,7 @@ logger = logging.getLogger("target-crm")
 Row = tuple[Any, ...]
 Message = Mapping[str, Any]
 
-# The index of `occurred_at` in a row of a part. Each row begins with the number of its input line.
+# The index of `occurred_at` in the rows of `Part.rows`, which begin with the number of the input line.
 _OCCURRED_AT = 1 + LedgerRow._fields.index("occurred_at")
 # A complete read of one of these streams contains the rows of only one merchant.
 _OF_ONE_MERCHANT = frozenset({"awards", "perks", "users"})
@@ -476,7 +476,7 @@ class AwardSink(TableSink):
         return [has_points, func.coalesce(rows.c.updated_at, rows.c[EXTRACTED_AT]), rows.c[EXTRACTED_AT]]
 
     def complete_staged(self, connection: Connection) -> None:
-        """Copy user and perk from earlier snapshots of the same award, because they never change."""
+        """Fill in a missing user or perk from earlier snapshots of the same award, because they never change."""
         staged = self.staged.table
         owner = balances.owner_of_awards(self.table, staged)
         self.adapter.execute(connection, balances.fill_owner(staged, "_id", owner))
@@ -487,7 +487,7 @@ class AwardSink(TableSink):
             self.adapter.merge(connection, balances.merge(self.tables, _changed_snapshots(self.table, self.staged)))
 
     def complete_known(self, connection: Connection) -> None:
-        """Copy user and perk from staged snapshots to the stored snapshot and balance of the same award."""
+        """Fill in a missing user or perk of stored snapshots and balances, from staged snapshots of the same awards."""
         owner = balances.owner_of_awards(self.staged.table, self.staged.table)
         self.adapter.execute(connection, balances.fill_owner(self.table, "_id", owner))
         if self.warehouse.is_atomic(connection):

@@ -206,7 +206,10 @@ def describe_holes(found: MerchantCoverage) -> list[str]:
 
 
 def of_types(types: Sequence[str]) -> str:
-    """Return a phrase to append to `actions`, such as ` of type REDEEM_PERK`. It is empty for all types."""
+    """Return a phrase to append to `actions`, such as ` of type REDEEM_PERK`.
+
+    If `types` is empty, which stands for all types, the phrase is empty.
+    """
     return f" of type {', '.join(types)}" if types else ""
 
 

@@ -1,4 +1,4 @@
-"""Handle records of deletions that lack some properties. Some taps send only the key of a deleted row."""
+"""Handle deletion records that lack some properties. Some taps send only the key of a deleted row."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def in_steps(
 
     Args:
         rows: The rows in the order of arrival. The last value of a row is the time of its deletion.
-        places: Column → its place in a row.
+        places: Column → its index in a row.
         keys: The columns of the key.
         age: The column with the age of a row. If two rows with the same key are equally old, the one that arrived later
             counts as newer.

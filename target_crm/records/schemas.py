@@ -413,7 +413,7 @@ def _fitted(kind: Kind, stored: Stored, limits: TableLimits) -> Kind:
     if stored.kind != "decimal" or limits.decimal_digits == 0:
         return kind
     is_narrower = kind is INTEGER and stored.digits - stored.places < _INTEGER_DIGITS
-    # The target's own decimals have as many digits as the engine allows, so a user has created any other decimal.
+    # Apart from points, the target creates decimals with as many digits as the engine allows. Users created the others.
     is_users = kind is NUMBER and stored.digits != limits.decimal_digits
     is_held = is_narrower or is_users or (places is not None and places <= stored.places)
     return decimal_kind(stored.digits, stored.places) if is_held else kind

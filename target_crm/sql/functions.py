@@ -93,7 +93,7 @@ class packed(FunctionElement[Any]):  # noqa: N801
 
 
 class unpacked(FunctionElement[Any]):  # noqa: N801
-    """One of the values in a packed value, selected by its place. The id has place 1, and the other values follow."""
+    """One of the values in a packed value, by its position. The id is at position 1, followed by the other values."""
 
     inherit_cache = False
     name = "unpacked"

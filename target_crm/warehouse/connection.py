@@ -294,7 +294,7 @@ class Warehouse:
             return self._engine.connect()
         except expected:
             raise
-        # Other errors of a driver may quote its arguments, which include the password.
+        # Any other driver error may quote the connection arguments, including the password, so do not show its message.
         except (TypeError, ValueError):
             raise _wrong_option(self._engine.dialect.name) from None
         except Exception as error:  # noqa: BLE001 - drivers raise anything

@@ -538,7 +538,7 @@ def _widens(
     """
     old, new = _stored(found[column.name]), _stored(_type_in_ddl(column.type, dialect))
     is_wider = old.kind != new.kind or new.places > old.places
-    # The target gives each decimal as many digits as the engine allows. All other decimals were created by a user.
+    # Apart from points, the target gives each decimal as many digits as the engine allows. Users created the others.
     is_own_decimal = (old.kind, new.kind) == ("decimal", "number") and old.digits == adapter.limits.decimal_digits
     if not is_wider or ((old.kind, new.kind) in _KEPT and not is_own_decimal):
         return False

@@ -63,7 +63,7 @@ def rows_of(crm: Warehouse, name: str, *columns: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-def test_histories_in_any_order_repeated_or_overlapping_give_the_expected_balances(
+def test_repeated_and_overlapping_histories_in_any_order_give_the_expected_balances(
     shared: Warehouse, engine: Engine
 ) -> None:
     @seed(engine.title)
@@ -128,7 +128,7 @@ def test_a_load_that_is_interrupted_and_repeated_gives_the_same_tables(crm: Ware
     assert not verify(crm).drifted
 
 
-def test_columns_that_no_schema_names_survive_an_interrupted_load(crm: Warehouse) -> None:
+def test_columns_that_are_missing_in_the_schema_survive_an_interrupted_load(crm: Warehouse) -> None:
     wide, narrow = (schema("t_kept", {"_id": TEXT, "title": TEXT, **more}, "_id") for more in ({"price": INTEGER}, {}))
     before = [
         wide,
@@ -150,7 +150,7 @@ def test_columns_that_no_schema_names_survive_an_interrupted_load(crm: Warehouse
         assert kept == [("1", "Tea", 3, 7), ("2", "Cakes", 4, None)], f"cut off after statement {after_statements}"
 
 
-def test_a_late_event_is_counted_and_never_moves_a_balance_back(crm: Warehouse) -> None:
+def test_a_late_event_is_counted_but_does_not_replace_a_newer_balance(crm: Warehouse) -> None:
     load(crm, [AWARDS, snapshot("w1", 10), ACTIONS, action("b", delta=5, available=15, at="2026-10-03T00:00:00Z")])
     load(crm, [AWARDS, snapshot("w1", 9, at="2026-09-01T00:00:00Z")])
     load(crm, [ACTIONS, action("a", delta=2, available=7, at="2026-10-02T00:00:00Z")])
@@ -171,7 +171,7 @@ def test_events_with_the_same_time_are_ordered_by_source_and_then_by_id(crm: War
     assert found["points"] == Decimal(ids.index(max(ids, key=str.encode)))
 
 
-def test_ids_that_differ_only_by_case_a_trailing_space_or_an_emoji_stay_different(crm: Warehouse) -> None:
+def test_ids_stay_distinct_if_only_the_case_or_a_trailing_space_or_an_emoji_differs(crm: Warehouse) -> None:
     ids = ["w", "W", "w ", "é", "e\u0301", "e", "😀", "😁", "ß", "ss", "ﬁ", "i", "İ"]
     actions = [action(each, delta=number, available=number, award=each) for number, each in enumerate(ids)]
     load(crm, [AWARDS, *(snapshot(each, 50, at="2026-09-01T00:00:00Z") for each in ids), ACTIONS, *actions, *actions])
@@ -182,7 +182,7 @@ def test_ids_that_differ_only_by_case_a_trailing_space_or_an_emoji_stay_differen
     assert len(table(crm, "awards")) == len(ids)
 
 
-def test_a_text_is_updated_even_if_only_its_case_or_an_accent_changes(crm: Warehouse) -> None:
+def test_a_string_is_updated_even_if_only_its_case_or_an_accent_changes(crm: Warehouse) -> None:
     t = schema("t_texts", {"_id": TEXT, "name": TEXT}, "_id")
     load(crm, [t, record("t_texts", {"_id": "1", "name": "cafe"}, at="2026-10-01T00:00:00Z")])
     for number, name in enumerate(["Cafe", "Café", "Café ", "Café 😀", ""]):
@@ -202,7 +202,7 @@ def test_times_with_any_offset_keep_their_microseconds(crm: Warehouse) -> None:
     assert [row["as_of"] for row in table(crm, "award_balances")] == found
 
 
-def test_points_are_exact_to_four_places_in_their_whole_range(crm: Warehouse) -> None:
+def test_points_are_exact_to_four_decimal_places_in_their_whole_range(crm: Warehouse) -> None:
     largest = Decimal("99999999999.9999")
     load(
         crm,
@@ -254,7 +254,7 @@ def test_missing_values_become_null_and_change_no_balance(crm: Warehouse) -> Non
     assert [row["effect"] for row in table(crm, "actions")] == [None, None]
 
 
-def test_a_record_of_sixty_columns_and_json_is_stored_unchanged(crm: Warehouse) -> None:
+def test_a_record_with_sixty_columns_is_stored_unchanged(crm: Warehouse) -> None:
     kinds = [
         (TEXT, "x" * 3000),
         (INTEGER, 2**53 + 1),
@@ -274,7 +274,7 @@ def test_a_record_of_sixty_columns_and_json_is_stored_unchanged(crm: Warehouse) 
         assert got == expected, names[number]
 
 
-def test_property_names_can_be_reserved_words_or_very_long_or_almost_equal(crm: Warehouse) -> None:
+def test_reserved_words_and_very_long_or_similar_names_can_be_property_names(crm: Warehouse) -> None:
     long = "aVeryLongNameOfAFieldThatSomebodyMadeUpInAMeetingThatWentOnAndOnAndOnAndOn"
     properties = dict.fromkeys(
         ("select", "order", "Group", "user", f"{long}One", f"{long}Two", "fooBar", "foo_bar"), TEXT
@@ -291,7 +291,7 @@ def test_property_names_can_be_reserved_words_or_very_long_or_almost_equal(crm: 
     assert sorted(found[1:]) == sorted(fields.values())
 
 
-def test_a_schema_can_get_new_columns(crm: Warehouse) -> None:
+def test_a_new_property_in_the_schema_adds_a_column(crm: Warehouse) -> None:
     first, second = (
         schema("t_growing", {"_id": TEXT, **more}, "_id")
         for more in ({"price": INTEGER}, {"price": INTEGER, "title": TEXT})
@@ -315,7 +315,7 @@ def test_an_integer_column_can_be_widened_to_numbers(crm: Warehouse, engine: Eng
     ]
 
 
-def test_an_unsupported_change_of_type_is_refused_before_a_row_is_loaded(crm: Warehouse) -> None:
+def test_an_unsupported_type_change_is_rejected_before_a_row_is_loaded(crm: Warehouse) -> None:
     load(crm, [schema("t_typed", {"_id": TEXT, "v": BOOLEAN}, "_id"), record("t_typed", {"_id": "1", "v": True})])
     changed = schema("t_typed", {"_id": TEXT, "v": TIME}, "_id")
 
@@ -357,7 +357,7 @@ def test_an_upgrade_renames_the_metadata_columns_of_every_stream(crm: Warehouse,
 
 
 @pytest.mark.parametrize("hard_delete", [False, True], ids=["softly", "hard"])
-def test_rows_that_a_new_version_lacks_are_deleted_or_marked_until_they_return(
+def test_rows_missing_from_a_complete_read_are_deleted_or_marked_until_they_return(
     crm: Warehouse, hard_delete: bool
 ) -> None:
     perks = schema("t_versioned", {"_id": TEXT, "title": TEXT}, "_id")
@@ -400,7 +400,7 @@ def test_invalid_and_contradictory_actions_are_quarantined(crm: Warehouse) -> No
     assert balance(crm)["points"] == Decimal(5)
 
 
-def test_an_action_that_was_read_without_its_points_is_completed(crm: Warehouse) -> None:
+def test_an_action_without_points_is_replaced_when_it_arrives_with_points(crm: Warehouse) -> None:
     later = "2026-10-02T12:00:00Z"
     whole = [action("a", available=5), action("b", available=9, at=later)]
     load(crm, [ACTIONS, action("a", metadata=None), action("c", metadata=None)])
@@ -445,7 +445,7 @@ def test_the_views_show_sums_per_user_and_unexplained_points(crm: Warehouse) -> 
     assert [(award, float(a), float(b)) for award, a, b in drift] == [("w1", 2.0, 10.0), ("w2", 0.0, 0.5)]
 
 
-def test_a_loader_that_may_not_create_tables_loads_into_tables_from_ddl(
+def test_a_loader_that_may_not_create_tables_uses_tables_that_another_user_created(
     engine: Engine, new_url: Callable[[], str]
 ) -> None:
     if not engine.loader:
@@ -466,7 +466,7 @@ def test_a_loader_that_may_not_create_tables_loads_into_tables_from_ddl(
         load(loader, [schema("t_more", {"_id": TEXT}, "_id")])
 
 
-def test_two_concurrent_loaders_give_the_same_tables_as_one_after_the_other(
+def test_two_concurrent_loaders_give_the_same_tables_as_two_successive_loaders(
     engine: Engine, new_url: Callable[[], str]
 ) -> None:
     if not engine.processes:
@@ -497,7 +497,7 @@ def test_two_concurrent_loaders_give_the_same_tables_as_one_after_the_other(
     assert table(url, "award_balances") == contents.balances()
 
 
-def test_the_figures_of_a_report_add_up_to_the_balances(crm: Warehouse) -> None:
+def test_the_numbers_in_a_report_add_up_to_the_balances(crm: Warehouse) -> None:
     noon = datetime(2026, 10, 5, 12, tzinfo=UTC)
     messages = [
         *(AWARDS, snapshot("w2", 7, at="2026-10-03T00:00:00Z"), schema("perks", {"_id": TEXT, "title": TEXT}, "_id")),
@@ -546,7 +546,7 @@ def test_the_figures_of_a_report_add_up_to_the_balances(crm: Warehouse) -> None:
     assert not status(crm).drifted
 
 
-def test_coverage_is_recorded_with_the_rows_and_explains_gaps(crm: Warehouse) -> None:
+def test_coverage_shows_why_a_balance_changed_without_an_action(crm: Warehouse) -> None:
     def read(start: str, end: str) -> str:
         span = [f"2026-10-{start}:00:00.250Z", f"2026-10-{end}:00:00.250Z"]
         bookmark = {"replication_key_value": span[1], "covered_from": span[0], "merchant": "m", "read": [span]}
@@ -566,7 +566,7 @@ def test_coverage_is_recorded_with_the_rows_and_explains_gaps(crm: Warehouse) ->
     assert [hole["until"].day - hole["from"].day for hole in found.coverage.holes] == [2]
 
 
-def test_erasing_a_user_keeps_every_balance_as_of_any_time(crm: Warehouse) -> None:
+def test_erasing_a_user_changes_no_current_or_past_balance(crm: Warehouse) -> None:
     def named(name: str) -> dict[str, Any]:
         return {"context": {"user": {"_id": "u1", "fullName": name}}}
 
