@@ -22,7 +22,7 @@ from target_crm.records import values
 from target_crm.records.actions import INVALID_POINTS, LedgerRow, invalid_points, ledger_row
 from target_crm.records.deletions import in_steps
 from target_crm.records.names import snake_case
-from target_crm.records.schemas import DELETED_AT, EXTRACTED_AT, Shape, word
+from target_crm.records.schemas import EXTRACTED_AT, Shape, word
 from target_crm.records.tally import Rejection, Tally
 from target_crm.sql import balances, staging, tables
 

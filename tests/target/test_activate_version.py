@@ -131,7 +131,9 @@ def test_a_deletion_record_of_an_award_does_not_bring_back_the_points_of_deleted
     deletion = record("awards", {"_id": "w2", **DELETED}, "2026-10-06T00:00:00Z")
 
     load(warehouse_url, [AWARDS, *(with_version(1, snapshot(award)) for award in ("w1", "w2")), snapshot("w3")])
-    load(warehouse_url, [AWARDS, with_version(2, snapshot("w2")), with_version(2, snapshot("w3")), activate("awards", 2)])
+    load(
+        warehouse_url, [AWARDS, with_version(2, snapshot("w2")), with_version(2, snapshot("w3")), activate("awards", 2)]
+    )
     load(warehouse_url, [AWARDS, deletion], hard_delete=True)
 
     assert query(warehouse_url, "SELECT _id FROM awards WHERE _sdc_deleted_at IS NOT NULL ORDER BY _id") == [
