@@ -42,7 +42,7 @@ _NOISE: Final = (
 
 
 def log_format_setting() -> Any:
-    """Declare the setting `log_format`."""
+    """Declare the setting `log_format`, which both plugins have."""
     return setting(
         "Log format",
         "text writes short log lines; json writes one JSON object per line, and includes metrics. The option "

@@ -89,7 +89,7 @@ def _property(declared: Field[Any]) -> th.Property[Any]:
 
 
 def hide(_: object) -> str:
-    """Show no value, because someone may have put a password into the wrong setting."""
+    """Return `invalid` instead of the value, because someone may have put a password into the wrong setting."""
     return "invalid"
 
 

@@ -14,7 +14,7 @@ def counted(number: float, noun: str, plural: str | None = None) -> str:
 
 
 def utc(moment: datetime) -> str:
-    """Format a time. Leave out the seconds if they are zero."""
+    """Format a time in UTC. Leave out the seconds if they are zero."""
     return f"{moment:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
 
 

@@ -325,7 +325,7 @@ def page_missing() -> Fault:
 
 
 def last_next_key(value: str | None) -> Fault:
-    """Give the last page a `nextKey` that is null or empty text."""
+    """Give the last page a `nextKey` that is null or an empty string."""
 
     def change(listing: Listing, _request: Request, _answer: Answer) -> object:
         return listing._replace(page={"nextKey": value, **listing.page}).body()

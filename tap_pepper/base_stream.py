@@ -117,7 +117,7 @@ class PepperStream(Stream):
         """Yield lists of rows to emit. Write each bookmark once all rows up to its time have been emitted."""
 
     def count_first_rows(self) -> int:
-        """Return the number of rows on the first page that is not empty, or 0. Only `--test` calls this method."""
+        """Return the length of the first list from `rows` that is not empty, or 0. Only `--test` calls this method."""
         self.ABORT_AT_RECORD_COUNT = 1
         self.selected = True
         self._rows = self.rows()
@@ -174,7 +174,10 @@ class PepperStream(Stream):
         return pages_read * records / (records + skipped) if skipped else pages_read
 
     def select_fields(self, row: Row) -> Row:
-        """Remove the deselected fields from a row, move its unknown fields into `other_fields`, and return the row."""
+        """Remove the deselected fields from a row, and return the row.
+
+        Unknown fields move into `other_fields`, if the catalog selects it. Otherwise they are removed.
+        """
         if not self._declared_fields.issuperset(row):
             other_fields = {name: row.pop(name) for name in list(row) if name not in self._declared_fields}
             self._unknown_fields.update(other_fields)

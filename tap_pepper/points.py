@@ -39,13 +39,13 @@ _decode_fields: Final = msgspec.json.Decoder(Row).decode
 
 
 def convert_award_points(row: Row) -> None:
-    """Convert an award's points to a number, in place."""
+    """Convert an award's points to a number, in place. Move invalid points to `INVALID_POINTS`."""
     if invalid := _convert(row, ("points",)):
         row[INVALID_POINTS] = to_json(invalid)
 
 
 def convert_action_points(row: Row) -> None:
-    """Convert the points in an action's metadata to numbers, in place."""
+    """Convert the points in an action's metadata to numbers, in place. Move invalid points to `INVALID_POINTS`."""
     metadata = row.get("metadata")
     if metadata is None:
         return

@@ -42,13 +42,16 @@ def from_json(text: bytes | JsonText | None) -> Any:
 
 
 def decode_row(row: Row) -> dict[str, Any]:
-    """Decode all fields of a row. Raises the same errors as `from_json`."""
+    """Decode all fields of a row. This raises the same errors as `from_json`."""
     decoded: dict[str, Any] = from_json(_encoder.encode(row))
     return decoded
 
 
 def canonical_json(content: object) -> bytes:
-    """Encode a row or value. Equal content gives the same text, even if the order of keys, spaces or escapes differ."""
+    """Encode a row or value as text that does not depend on the order of keys, on spaces or on escapes.
+
+    Only if a number is out of range, the text does depend on them.
+    """
     text = _encoder.encode(content)
     try:
         return _sorting_encoder.encode(from_json(text))

@@ -25,7 +25,7 @@ class Redactor(logging.Filter):
         self._secrets = tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Redact a record in place."""
+        """Remove the secrets from a log record, and return True, because the record must be logged."""
         try:
             message = record.getMessage()
         except (TypeError, ValueError):

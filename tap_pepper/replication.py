@@ -132,7 +132,7 @@ class ChangesStream(FullTableStream):
 
     @property
     def full_refresh_days(self) -> int:
-        """Days after which to read all rows again, to find deletions; 0 means never."""
+        """The number of days after which to read all rows again, to find deletions. 0 means never."""
         return 0
 
     def rows(self) -> Generator[list[Row], None, None]:

@@ -85,7 +85,7 @@ class Actions(WindowedStream):
         return query
 
     def check_row(self, row: Row, window: Window) -> tuple[bool, str | None]:
-        """Check the action's type and time again, because Pepper may ignore the filter."""
+        """Complete the action, and check its type and time, because Pepper may ignore the filter."""
         types = self.run.settings.action_types
         if types and from_json(row.get("type")) not in types:
             return False, None

@@ -92,7 +92,7 @@ class TapPepper(Plugin, Tap):
 
     @cached_property
     def client(self) -> PepperClient:
-        """The connection to Pepper."""
+        """The client for Pepper's API, which all streams share."""
         return PepperClient(self.settings)
 
     @cached_property
@@ -224,7 +224,10 @@ class TapPepper(Plugin, Tap):
 
     @classmethod
     def cb_test(cls, ctx: click.Context, param: click.Option, value: str) -> None:  # noqa: ARG003
-        """Run `--test` with the catalog, if there is one; exit with 1 if a stream is not readable."""
+        """Run `--test` with the catalog, if there is one. Exit with 1 if a stream is not readable.
+
+        `--test=schema` only writes the SCHEMA messages.
+        """
         if value == CliTestOptionValue.Disabled.value:
             return
         given = ctx.params["config"]
@@ -245,7 +248,7 @@ class TapPepper(Plugin, Tap):
         state: IO[str] | None = None,
         catalog: IO[str] | None = None,
     ) -> None:
-        """Run the tap with the options of the command line."""
+        """Check the files of `--state` and `--catalog`, then run the tap."""
         super().invoke(
             about=about,
             about_format=about_format,
@@ -256,7 +259,7 @@ class TapPepper(Plugin, Tap):
 
 
 def main() -> NoReturn:
-    """Run `tap-pepper` with the arguments of the command line, and exit."""
+    """Run `tap-pepper` with the command-line arguments, and exit."""
     for stream in STREAMS:
         logging.getLogger(f"tap-pepper.{stream.path[1:]}").addFilter(_is_not_repeated_error)
     if sys.stdout is not None:

@@ -78,7 +78,7 @@ def to_instant(value: object) -> str | None:
 
 
 def to_bound(moment: datetime) -> str:
-    """Truncate an aware datetime to milliseconds: `2026-10-01T08:30:00.250Z`."""
+    """Format an aware datetime as UTC text, truncated to milliseconds: `2026-10-01T08:30:00.250Z`."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
@@ -134,12 +134,15 @@ def seconds_between(start: str, end: str) -> float:
 
 
 def is_at_or_after(instant: str, bound: str) -> bool:
-    """Compare as text, without the `Z`, because an instant may have more decimal places than a bound."""
+    """Return whether an instant is at or after a bound.
+
+    Compare them without the `Z`, because an instant may have more decimal places than a bound.
+    """
     return instant[:-1] >= bound[:-1]
 
 
 def upper_bound(now: datetime, settle_seconds: float) -> str:
-    """Return how far a run may read. Pepper may not have made the actions of the last `settle_seconds` visible yet."""
+    """Return the time up to which a run may read. Pepper may not show the last `settle_seconds` completely yet."""
     return subtract_seconds(to_bound(now), settle_seconds)
 
 

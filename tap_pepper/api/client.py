@@ -124,7 +124,7 @@ class PepperClient:
                 session.close()
 
     def traffic(self, path: str) -> Traffic:
-        """Return how many pages were read from an endpoint so far, and how many retries that took."""
+        """Return the counters of an endpoint: its pages, and the retries that were needed to read them."""
         with self._lock:
             return self._traffic.setdefault(_resource_of(path), Traffic())
 

@@ -28,7 +28,7 @@ CanWait = Callable[[float], bool]
 
 
 def always(seconds: float) -> bool:  # noqa: ARG001
-    """Allow any wait."""
+    """Return True: the caller can wait for any time."""
     return True
 
 
@@ -42,7 +42,7 @@ class Clock(Protocol):
         """Return the seconds since an arbitrary start; this clock never goes back."""
 
     def sleep(self, seconds: float, cancel: Event) -> None:
-        """Wait `seconds`, or until `cancel` is set."""
+        """Wait for `seconds`, or until `cancel` is set."""
 
 
 class SystemClock:
@@ -57,7 +57,7 @@ class SystemClock:
         return time.monotonic()
 
     def sleep(self, seconds: float, cancel: Event) -> None:
-        """Wait `seconds`, or until `cancel` is set."""
+        """Wait for `seconds`, or until `cancel` is set."""
         cancel.wait(seconds)
 
 
@@ -126,7 +126,7 @@ class RateLimiter:
                 self._allowed = max(1, self._allowed // 2)
 
     def pause(self, seconds: float) -> None:
-        """Hold back all requests for `seconds`."""
+        """Start no request for at least `seconds`."""
         with self._changed:
             self._resume_at_seconds = max(self._resume_at_seconds, self._clock.monotonic() + seconds)
 

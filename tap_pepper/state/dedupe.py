@@ -86,7 +86,7 @@ class KeySample:
         self._sample: set[str] = set()
 
     def add(self, key: object) -> None:
-        """Note that this read has a key. Add the key to the sample if it is among the smallest."""
+        """Record that this read has a key. Keep the key's digest in the sample if it is one of the smallest."""
         key_digest = digest(key)[:SAMPLE_CHARS]
         self._missing.discard(key_digest)
         if key_digest in self._sample:

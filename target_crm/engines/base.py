@@ -168,7 +168,7 @@ class EngineAdapter:
         return SQLAlchemyError, dialect.loaded_dbapi.Error
 
     def is_retriable(self, error: Exception) -> bool:
-        """Return whether a retry may succeed after this error of a driver, for example after a lost connection."""
+        """Return whether a retry may succeed after this driver error, for example after a lost connection."""
         return bool(pep_249_classes(error) & {"OperationalError", "InterfaceError"})
 
     def is_about_row(self, error: Exception) -> bool:
@@ -190,11 +190,11 @@ class EngineAdapter:
 
     @contextmanager
     def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:  # noqa: ARG002
-        """Keep other loaders out of a schema. Take the lock before a transaction, and release it afterwards."""
+        """Hold a lock on a schema from before a transaction until after it. By default, there is no such lock."""
         yield
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Keep other loaders out of a schema until the current transaction ends."""
+        """Take a lock on a schema until the current transaction ends. By default, there is no such lock."""
 
     def limit_resources(self, connection: Connection) -> None:
         """Limit the memory and threads that the next batch may use."""
@@ -290,7 +290,7 @@ class EngineAdapter:
         connection.execute(table.insert(), [dict(zip(names, row, strict=True)) for row in rows])
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Execute a statement that changes rows of a table. Return how many rows were updated or deleted."""
+        """Execute a statement that changes rows of a table. Return how many rows it changed."""
         if isinstance(statement, RowUpdate):
             return self._update(connection, statement)
         return connection.execute(statement).rowcount
@@ -348,7 +348,7 @@ class ExtendedSQLAdapter(EngineAdapter):
     rename_table: ClassVar[Sequence[str]] = ("ALTER TABLE {old} RENAME TO {name}",)
 
     def comments_on(self, dialect: Dialect, table: Table) -> list[str]:
-        """Use `COMMENT ON` for the table and each of its columns."""
+        """Return a `COMMENT ON` statement for the table, and one for each column that has a comment."""
         if table.comment is None or not dialect.supports_comments or dialect.inline_comments:
             return []
         comments: list[ExecutableDDLElement] = [SetTableComment(table)]

@@ -48,7 +48,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
             raise SettingError(f"no credentials for BigQuery: {error}") from None
 
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
-        """Add the errors of the network and of BigQuery's client, which the dialect and bulk loads call directly."""
+        """Add network errors and those of BigQuery's client, because the dialect and bulk loads call the client."""
         from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415
         from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
 

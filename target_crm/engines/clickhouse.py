@@ -109,7 +109,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         return connection.execute(statement).rowcount
 
     def recover(self, connection: Connection, table: Table) -> None:
-        """Insert the rows that an interrupted change has deleted."""
+        """Insert the new versions of the rows that an interrupted change has deleted."""
         if inspect(connection).has_table(scratch_name(table), schema=table.schema):
             whole = with_all_columns(connection, table)
             changed = scratch_table(whole)

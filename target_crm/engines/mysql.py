@@ -140,7 +140,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
 
     @contextmanager
     def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:
-        """Hold a named lock. Its name contains the database, because the lock applies to the whole server."""
+        """Hold a named lock. Its name depends on the database, because such locks apply to the whole server."""
         name = lock_name(f"{connection.engine.url.database}.{schema}")
         with closing(connection.connection.cursor()) as cursor:
 
@@ -198,7 +198,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
         return next(iter(error.args), None) in self._NO_PRIVILEGE
 
     def describe_error(self, error: Exception) -> str:
-        """Return the server's message even if it quotes a value, but remove the value."""
+        """For known errors, return the server's message, without the value that it may quote."""
         number, message = (*error.args, "", "")[:2]
         place = self._VALUE_BEFORE.get(number, "\0")
         if place in message:

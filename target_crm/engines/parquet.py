@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def write_parquet(path: Path, columns: Mapping[str, Column[Any]], rows: Rows) -> None:
-    """Write rows to a file with the names and types of the columns. Times are in UTC."""
+    """Write rows to a Parquet file, with the names and types of the columns. Times are in UTC."""
     import pyarrow  # noqa: PLC0415 - installed only with the extras of engines that need it
     from pyarrow import parquet  # noqa: PLC0415
 

@@ -118,7 +118,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return state.startswith(self._RETRIABLE_STATES) if state else super().is_retriable(error)
 
     def describe_error(self, error: Exception) -> str:
-        """Add the detail from the server's error, unless the detail may quote a value."""
+        """Return the server's message, and for some errors its detail. Leave both out if they may quote a value."""
         state, server = sqlstate(error), getattr(error, "diag", None)
         fields = response_fields(error)
         message = getattr(server, "message_primary", None) or fields.get("M", "")

@@ -75,7 +75,7 @@ class SparkAdapter(ExtendedSQLAdapter):
         return count
 
     def recover(self, connection: Connection, table: Table) -> None:
-        """Rewrite a table from its scratch table. A scratch table exists only once it is complete."""
+        """If a scratch table exists, it is complete. Overwrite the table with it, to finish an interrupted change."""
         copy = Table(scratch_name(table), MetaData(schema=table.schema))
         if inspect(connection).has_table(copy.name, schema=copy.schema):
             self._put_back(connection, table, copy)

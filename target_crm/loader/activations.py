@@ -30,7 +30,7 @@ class SafeActivations:
         self._unsafe_tables.setdefault(table, reason)
 
     def add(self, table: str, source: str, version: int) -> None:
-        """Note which version a record of this run has."""
+        """Record that this run has received a record of this version."""
         pending = self._pending[table, source]
         if version not in pending:
             pending.add(version)

@@ -108,7 +108,7 @@ class Batcher:
             self._begin_commit()
 
     def poll(self) -> None:
-        """Raise the error of a finished commit. Start the next commit if it is due. Called while no input arrives."""
+        """Raise the error of a finished commit. Start the next commit if it is due. Call this if no input arrives."""
         if self._in_flight and self._in_flight.done():
             self.wait()
         self.commit_if_due()

@@ -39,7 +39,7 @@ def why_malformed(line: bytes) -> str:
 
 
 def decode_leniently(line: str) -> dict[str, Any]:
-    """Decode a line that is JSON except for NaN, Infinity or a lone surrogate. Return {} for any other line."""
+    """Decode a JSON object that may contain NaN, Infinity or lone surrogates. Return {} for any other line."""
     with suppress(ValueError, RecursionError):
         message = json.loads(line, parse_int=str, parse_float=str)
         return message if isinstance(message, dict) else {}

@@ -204,7 +204,7 @@ class LedgerSink(StreamSink):
         return max((row[_OCCURRED_AT] for row in part.rows if row[_OCCURRED_AT]), default=None)
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
-        """Insert new actions, merge them into the balances, and find actions that contradict the ledger."""
+        """Insert new actions, complete stored ones, update the balances, and reject contradictory actions."""
         ledger, staged = self.tables.actions, self.tables.staged_actions
         applied, inserted = insert_absent(self.adapter, connection, ledger, staged, part.rows, *self._left_out)
         self._merge(connection, inserted)
@@ -482,12 +482,18 @@ class AwardSink(TableSink):
         self.adapter.execute(connection, balances.fill_owner(staged, "_id", owner))
 
     def merge_balances(self, connection: Connection) -> None:
-        """Merge changed snapshots into the balances, and also unchanged snapshots without `updatedAt`."""
+        """Merge changed snapshots into the balances, and also unchanged snapshots without `updatedAt`.
+
+        On an engine without transactions, `complete_known` updates the balances instead.
+        """
         if self.warehouse.is_atomic(connection):
             self.adapter.merge(connection, balances.merge(self.tables, _changed_snapshots(self.table, self.staged)))
 
     def complete_known(self, connection: Connection) -> None:
-        """Fill in a missing user or perk of stored snapshots and balances, from staged snapshots of the same awards."""
+        """Fill in a missing user or perk of stored snapshots and balances, from staged snapshots of the same awards.
+
+        On an engine without transactions, recompute the balances of these awards instead.
+        """
         owner = balances.owner_of_awards(self.staged.table, self.staged.table)
         self.adapter.execute(connection, balances.fill_owner(self.table, "_id", owner))
         if self.warehouse.is_atomic(connection):

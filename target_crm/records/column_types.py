@@ -178,5 +178,5 @@ class Points(TypeDecorator[Decimal]):
         return _types_of(dialect).points
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:  # noqa: ARG002
-        """Convert a number from the driver to a decimal with four places."""
+        """Convert a number from the driver to a decimal with four decimal places."""
         return None if value is None else Decimal(str(value)).quantize(_QUANTUM)

@@ -98,7 +98,7 @@ def key_text(value: Any, chars_max: int = ID_CHARS_MAX) -> str:
 
 
 def text(value: Any) -> str:
-    """Return text. Raise `Invalid` if the text contains a NUL character, which many SQL engines cannot store."""
+    """Return text. Raise `Invalid` for other values, and for NUL characters, which many SQL engines cannot store."""
     if not isinstance(value, str):
         raise Invalid(f"is {type_name(value)}, expected text")
     if "\0" in value:

@@ -260,7 +260,7 @@ def count_unversioned(table: Table) -> Select[Any]:
 
 
 def activate(table: Table, version: int, *, hard: bool) -> Delete | RowUpdate:
-    """Mark the rows of older versions as deleted. If `hard` is true, delete these rows instead."""
+    """Mark rows of older versions, and rows without a version, as deleted. If `hard` is true, delete these rows."""
     older = or_(table.c[TABLE_VERSION].is_(None), table.c[TABLE_VERSION] < version)
     if hard:
         return table.delete().where(older)
@@ -313,7 +313,7 @@ BALANCE_COLUMNS = (
 
 @cache
 def unknown_lines(ledger: Table, staged: Staged) -> Select[tuple[int]]:
-    """Select the numbers of the input lines that contain the staged actions whose id the ledger lacks."""
+    """Select the input line numbers of the staged actions whose id is not in the ledger."""
     rows = staged.table
     with_known = rows.outerjoin(ledger, ledger.c.action_id == rows.c.action_id)
     return select(rows.c[SEQ]).select_from(with_known).where(ledger.c.action_id.is_(None))

@@ -335,7 +335,7 @@ class Warehouse:
 
     @contextmanager
     def errors(self, place: str = "", *, is_ddl: bool = False) -> Iterator[None]:
-        """Convert errors of the driver to `WarehouseError`, with the place where they happened."""
+        """Convert driver errors to a `WarehouseError` that names the warehouse and `place`."""
         try:
             yield
         except self.adapter.driver_errors(self._engine.dialect) as error:

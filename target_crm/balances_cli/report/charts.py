@@ -179,7 +179,7 @@ def months(points: Sequence[tuple[str, float]], width: int) -> Spec:
 
 
 def bars(numbers: Sequence[tuple[str, float]], unit: str, width: int) -> Spec:
-    """Chart a bar for each number, in the given order. Its label is on the left, and the number is at its end."""
+    """Chart a bar for each number, in the given order. Each bar has its label on the left and its number at the end."""
     limit_px = round(width * LABELS_SHARE)
     values = [
         {"place": place, "label": _fitted(label, limit_px), "name": label, "number": number}

@@ -183,7 +183,7 @@ def _holders(user_id: ColumnElement[Any], points: ColumnElement[Any]) -> ColumnE
 
 @cache
 def outstanding(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Sum outstanding points, and count their awards and holders."""
+    """Sum the points of the awards that are not deleted. Count these awards, and the users with points."""
     s = _existing(tables, by_perk=by_perk).c
     return select(
         func.coalesce(exact_sum(s.points), _ZERO).label("points"),
@@ -278,7 +278,7 @@ def by_issue(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 @cache
 def by_user(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Return the users with the most points."""
+    """Select the users with the most points, at most `USERS_SHOWN`."""
     s = _existing(tables, by_perk=by_perk).c
     points = exact_sum(s.points).label("points")
     return (
@@ -357,7 +357,7 @@ class Period:
 
     @property
     def days(self) -> int:
-        """The number of days, without future days."""
+        """The number of days from `first` to `last`. An open period may also show future days, which do not count."""
         return (self.last - self.first).days + 1
 
     @property
