@@ -413,7 +413,13 @@ class PepperStream(Stream):
             pop_deselected_record_properties(record, self.schema, self.mask)
         extracted_at = self.run.client.clock.now()
         for stream_map in self.stream_maps:
-            mapped = stream_map.transform(record)
+            try:
+                mapped = stream_map.transform(record)
+            except Exception as error:  # noqa: BLE001 - a map may raise anything
+                # Not even a traceback may quote the error, because it may contain a value that the map should hide.
+                reason = error if isinstance(error, SingerSDKError) else type(error).__name__
+                msg = f"{self.name}: a stream map fails: {reason}"
+                raise ConfigError(msg) from None
             if mapped is not None:
                 yield RecordMessage(
                     stream=stream_map.stream_alias,

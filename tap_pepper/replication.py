@@ -21,6 +21,7 @@ from tap_pepper.raw_json import digest, from_json, to_json
 from tap_pepper.state.audit import Audit
 from tap_pepper.state.coverage import Coverage
 from tap_pepper.state.dedupe import KeySample, RecentRows
+from tap_pepper.state.order import TimeOrder
 from tap_pepper.windows import (
     HOUR_SECONDS,
     MILLISECOND,
@@ -149,14 +150,17 @@ class ChangesStream(FullTableStream):
         # If a field that balances need is emitted again, read all rows, so that each row is emitted with this field.
         lacking = self._lacking_fields()
         returned = set(state.get("lacking") or ()) - set(lacking)
+        is_second_read = bool(state.get("read_again"))
         since = None
-        if read_until is not None and not returned and not self._full_refresh_is_due(until):
+        if read_until is not None and not returned and not is_second_read and not self._full_refresh_is_due(until):
             since = subtract_seconds(read_until, self.run.settings.lookback_seconds)
         recent_rows = RecentRows(None if since is None else state.get("border"))
         reread_from = self.reread_from(until)
+        order = TimeOrder(to_bound(self.run.client.clock.now()))
 
         def prepare(row: Row) -> Row | None:
             instant = self.complete_row(row)
+            order.add(instant)
             if since is not None and instant is not None and not is_at_or_after(instant, since):
                 return None
             selected = self.select_fields(row)
@@ -165,6 +169,7 @@ class ChangesStream(FullTableStream):
         if since is None and (self.full_refresh_days or self.replication_method != REPLICATION_INCREMENTAL):
             yield from self.read_all(prepare)
             recent_rows.drop_earlier_runs()
+            self._note_second_read(order.may_shift and not is_second_read)
             self.write_bookmark(until, border=recent_rows.to_state(reread_from), refreshed_until=until, lacking=lacking)
             return
         if self.full_refresh_days:
@@ -184,7 +189,21 @@ class ChangesStream(FullTableStream):
         # If a row changes and later changes back, the tap must emit both changes. So it remembers only the row's
         # newest form.
         recent_rows.drop_earlier_runs()
+        self._note_second_read(since is None and order.may_shift and not is_second_read)
         self.write_bookmark(until, border=recent_rows.to_state(reread_from), lacking=lacking)
+
+    def _note_second_read(self, is_needed: bool) -> None:
+        """Note in the bookmark whether the next run has to read all rows again.
+
+        Rows that change move to another place if Pepper sorts them by the time of their change. A row that moves while
+        the tap reads the pages may be on none of them.
+        """
+        if is_needed and not self.is_test:
+            self.logger.info(
+                "%s: rows may have moved while they were read; the next run reads all rows again", self.name
+            )
+        if is_needed or "read_again" in self.stream_state:
+            self.stream_state["read_again"] = is_needed
 
     def complete_row(self, row: Row) -> str | None:
         """Convert a row's values in place before the row is emitted.
@@ -215,6 +234,8 @@ class WindowedStream(PepperStream):
 
     _reached_new_rows = False
     """Whether this run has read further than all runs before it."""
+    _outside = 0
+    """The number of rows whose time is clearly outside the window that the tap has asked for."""
 
     @abstractmethod
     def window_query(self, window: Window) -> dict[str, str]:
@@ -362,6 +383,17 @@ class WindowedStream(PepperStream):
             or bool(not_emitted(self.sum_fields, self.metadata, self.effective_schema["properties"]))
         )
 
+    def log_summary(self, failure: Exception | None) -> None:
+        """Also warn of rows from outside the windows."""
+        super().log_summary(failure)
+        if self._outside:
+            self.logger.warning(
+                "%s: skipped %s from outside the windows that the tap asked for. Nothing is missing if Pepper ignores "
+                "the filter. But if Pepper filters by another time than it shows, rows may be missing",
+                self.name,
+                counted(self._outside, "row"),
+            )
+
     def _can_wait(self, seconds: float) -> bool:
         """Return whether time is left after a wait of `seconds`.
 
@@ -380,6 +412,7 @@ class WindowedStream(PepperStream):
         def prepare(row: Row) -> Row | None:
             belongs, instant = self.check_row(row, window)
             if not belongs:
+                self._outside += instant is not None and not window.widened.contains(instant)
                 return None
             selected = self.select_fields(row)
             audit.record(selected, instant)

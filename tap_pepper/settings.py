@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ from pepper_runtime.settings import config_schema, quote, secret_names, setting
 from tap_pepper.windows import parse_bound
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 PACKAGE = "pepper-crm"
 ENVIRONMENT_PREFIX = "TAP_PEPPER_"
+_ACTION_TYPE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
 def default_user_agent() -> str:
@@ -220,6 +222,7 @@ def find_problems(config: Mapping[str, Any], reported: Collection[str]) -> list[
         **dict.fromkeys(SENT_IN_HEADERS, _header_problem),
         "api_url": _address_problem,
         "start_date": _start_date_problem,
+        "action_types": _action_types_problem,
     }
     for name, check in checks.items():
         value = config.get(name)
@@ -245,6 +248,11 @@ def _start_date_problem(value: str) -> str | None:
     except ValueError:
         return f"is {quote(value)}, expected ISO 8601, like 2026-01-01 or 2026-01-01T06:00:00Z"
     return None
+
+
+def _action_types_problem(value: Iterable[str]) -> str | None:
+    wrong = next((text for text in value if text.strip() and not _ACTION_TYPE.fullmatch(text.strip())), None)
+    return f"contains {quote(wrong)}, expected types such as REWARD_EARNED" if wrong else None
 
 
 def _address_problem(value: str) -> str | None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pepper_runtime.wording import counted
 from tap_pepper.base_stream import OTHER_FIELDS
-from tap_pepper.points import INVALID_POINTS, convert_action_points, convert_award_points
+from tap_pepper.points import INVALID_POINTS, METADATA_FIELDS, convert_action_points, convert_award_points
 from tap_pepper.raw_json import JsonText, Row, canonical_json, from_json, to_json
 from tap_pepper.replication import ChangesStream, FullTableStream, WindowedStream
 from tap_pepper.windows import to_instant
@@ -77,6 +78,8 @@ class Actions(WindowedStream):
     )
     balance_fields = (*sum_fields, "context.user._id")
 
+    _without_id = 0
+
     def window_query(self, window: Window) -> dict[str, str]:
         """Filter by the window's start and end, and by type if `action_types` is set."""
         query = {"when.timestamp.gt": window.after, "when.timestamp.lte": window.until}
@@ -89,11 +92,20 @@ class Actions(WindowedStream):
         types = self.run.settings.action_types
         if types and from_json(row.get("type")) not in types:
             return False, None
-        instant = complete_action(row)
-        # `complete_action` may make an `_id` from the content. Convert the points afterwards, so that this `_id` is the
-        # same as in older versions of the tap.
         convert_action_points(row)
+        self._without_id += row.get("_id") in _NO_ID
+        instant = complete_action(row)
         return instant is None or window.contains(instant), instant
+
+    def log_summary(self, failure: Exception | None) -> None:
+        """Also warn of actions without `_id`."""
+        super().log_summary(failure)
+        if self._without_id:
+            self.logger.warning(
+                "%s: Pepper sent %s without _id; the tap made keys from their award, time, type and points",
+                self.name,
+                counted(self._without_id, "action"),
+            )
 
 
 STREAMS: tuple[type[PepperStream], ...] = (Actions, Awards, Perks, Users)
@@ -112,18 +124,30 @@ _NO_ID = (None, JsonText(b"null"), JsonText(b'""'))
 def complete_action(row: Row) -> str | None:
     """Add the top-level field `when_timestamp` to an action, and an `_id` if the action has none.
 
-    The generated `_id` is a hash of the content, so it is the same in every run.
+    The generated `_id` is a hash, so it is the same in every run.
 
     Returns:
         The time as an instant; None if `when.timestamp` is missing or invalid. The tap also emits such an action, and
         the target decides what to do with it.
     """
-    if row.get("_id") in _NO_ID:
-        content = {name: text for name, text in row.items() if name != "_id"}
-        row["_id"] = to_json(f"content-{hashlib.sha256(canonical_json(content)).hexdigest()}")
     try:
         instant = to_instant(_when_decoder.decode(row["when"]).timestamp)
     except (KeyError, msgspec.DecodeError):
         instant = None
+    if row.get("_id") in _NO_ID:
+        row["_id"] = to_json(f"content-{hashlib.sha256(canonical_json(_identity(row, instant))).hexdigest()}")
     row["when_timestamp"] = to_json(instant)
     return instant
+
+
+def _identity(row: Row, instant: str | None) -> object:
+    """Return what tells an action without `_id` from other actions.
+
+    For a change of an award, these are only the fields that belong to the event. Other fields, such as the name of the
+    location, may differ when the tap reads the action again, and a new key would count the action twice.
+    """
+    metadata = from_json(row.get("metadata"))
+    if instant and isinstance(metadata, dict) and metadata.get("awardId"):
+        points = [metadata.get(name) for name in METADATA_FIELDS]
+        return [from_json(row.get("type")), instant, metadata["awardId"], points]
+    return {name: text for name, text in row.items() if name != "_id"}

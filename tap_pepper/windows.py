@@ -210,6 +210,11 @@ class Window:
         return self.after[:-1] < instant[:-1] and instant[:_MILLIS_CHARS] <= self.until[:-1]
 
     @property
+    def widened(self) -> Window:
+        """The window with a second more at both ends. It contains the rows at the edges, whichever way they round."""
+        return Window(subtract_seconds(self.after, 1), add_seconds(self.until, 1))
+
+    @property
     def seconds(self) -> float:
         """The length of the window in seconds."""
         return seconds_between(self.after, self.until)

@@ -16,7 +16,7 @@ import urllib3.exceptions
 from requests.auth import AuthBase
 
 from pepper_runtime import telemetry
-from pepper_runtime.wording import duration
+from pepper_runtime.wording import counted, duration
 from tap_pepper.api.rate_limit import RateLimiter, SystemClock, always
 from tap_pepper.api.response import BODY_BYTES_MAX, Page, parse_http_date, parse_page, read_body
 from tap_pepper.api.retry import Retrier, error_for_exception, error_for_status
@@ -179,6 +179,13 @@ class PepperClient:
         for number in range(1, PAGES_MAX + 1):
             where = f"{resource} page {number}"
             page = self._get_page(path, query, where=where, cancel=cancel, can_wait=can_wait)
+            if page.count is not None and len(page.rows) < page.count <= self._settings.page_size:
+                logger.warning(
+                    "%s: Pepper sent %s, but its count is %d; rows may be missing",
+                    where,
+                    counted(len(page.rows), "row"),
+                    page.count,
+                )
             next_last = dict(page.rows[-1]) if page.rows else last
             rows = page.rows if last is None else [row for row in page.rows if row != last]
             yield Page(rows, page.next_key, page.date)

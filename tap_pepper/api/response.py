@@ -48,11 +48,13 @@ class Page:
         rows: The rows; their fields are JSON text without line breaks.
         next_key: The `startKey` of the next page; None on the last page.
         date: The response's `Date`, in whole seconds; None if it is missing or invalid.
+        count: The number of rows on the page, according to the page; None if the page does not say.
     """
 
     rows: list[Row]
     next_key: str | None
     date: datetime | None
+    count: int | None = None
 
 
 def read_body(response: requests.Response, bytes_max: int, where: str, timed_out: Callable[[], bool]) -> bytes:
@@ -96,7 +98,13 @@ def parse_page(body: bytes, date: datetime | None, *, resource: str, where: str)
     except (ValueError, RecursionError) as error:
         problem = "Pepper answered 200 with an incomplete body or a body that is not JSON"
         raise RetriableAPIError(problem, advice="check that api_url is Pepper's API, or try later") from error
-    return Page(_find_rows(fields, resource, where), _find_next_key(fields, where), date)
+    about = from_json(fields.get("page")) or {}
+    if not isinstance(about, dict):
+        msg = f"{where}: page is {_kind(about)}, expected an object"
+        raise FatalAPIError(msg)
+    count = about.get("count")
+    next_key = _choose_next_key(about.get("nextKey"), from_json(fields.get("nextKey")), where)
+    return Page(_find_rows(fields, resource, where), next_key, date, count if isinstance(count, int) else None)
 
 
 def decode_fields(body: bytes) -> Row:
@@ -117,7 +125,8 @@ def decode_fields(body: bytes) -> Row:
         fields = _body_decoder.decode(msgspec.json.format(body, indent=-1) if has_line_breaks else body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         # A name cut in the middle of an emoji contains a lone surrogate, which JSON allows and msgspec rejects.
-        fields = _body_decoder.decode(to_json(_replace_surrogates(json.loads(body, parse_float=Decimal))))
+        decoded = json.loads(body, parse_float=Decimal, parse_constant=_reject_constant)
+        fields = _body_decoder.decode(to_json(_replace_surrogates(decoded)))
     if isinstance(fields, list):
         return {"items": to_json(fields)}
     return fields if isinstance(fields, dict) else {}
@@ -136,6 +145,12 @@ def parse_http_date(text: str | None) -> datetime | None:
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
+def _reject_constant(name: str) -> None:
+    """Reject `NaN` and `Infinity`, which Python's decoder accepts. They would become null."""
+    msg = f"{name} is not JSON"
+    raise ValueError(msg)
+
+
 def _replace_surrogates(value: object) -> object:
     """Replace lone surrogates with U+FFFD, because no encoder accepts them."""
     if isinstance(value, str):
@@ -148,29 +163,36 @@ def _replace_surrogates(value: object) -> object:
 
 
 def _find_rows(fields: Row, resource: str, where: str) -> list[Row]:
-    """Find the list of rows. A missing list is an error; otherwise it would look like an empty page."""
+    """Find the list of rows. A missing list is an error; otherwise it would look like an empty page.
+
+    If there are two lists, one of them must be empty, or both must be the same.
+    """
     texts = (fields.get(name) for name in ("items", resource))
-    rows = next((text for text in texts if text is not None and bytes(text).startswith(b"[")), None)
-    if rows is None:
+    lists = [text for text in texts if text is not None and bytes(text).startswith(b"[")]
+    if not lists:
         msg = (
             f"{where}: Pepper answered 200 without a list under 'items' or '{resource}'; check api_url and api_version"
         )
         raise FatalAPIError(msg)
+    rows, *others = sorted((_decode_rows(text, where) for text in lists), key=len, reverse=True)
+    if any(other and other != rows for other in others):
+        msg = f"{where}: the rows under 'items' and '{resource}' differ"
+        raise FatalAPIError(msg)
+    return rows
+
+
+def _decode_rows(text: JsonText, where: str) -> list[Row]:
     try:
-        return _rows_decoder.decode(rows)
+        return _rows_decoder.decode(text)
     except msgspec.ValidationError as error:
-        row = next(row for row in from_json(rows) if not isinstance(row, dict))
+        row = next(row for row in from_json(text) if not isinstance(row, dict))
         msg = f"{where}: a row is {_kind(row)}, expected an object"
         raise FatalAPIError(msg) from error
 
 
-def _find_next_key(fields: Row, where: str) -> str | None:
-    """Find the key of the next page, in `page` or at the top level."""
-    page = from_json(fields.get("page")) or {}
-    if not isinstance(page, dict):
-        msg = f"{where}: page is {_kind(page)}, expected an object"
-        raise FatalAPIError(msg)
-    key = page.get("nextKey", from_json(fields.get("nextKey")))
+def _choose_next_key(in_page: object, at_top: object, where: str) -> str | None:
+    """Return the key of the next page, which may be in `page` or at the top level; None on the last page."""
+    key = at_top if in_page in (None, False, "") else in_page
     if key in (None, False, ""):
         return None
     if not isinstance(key, (str, int)) or key is True:

@@ -147,6 +147,16 @@ GOOD: dict[str, Any] = config("https://api.pepperhq.com")
             id="types-not-a-list",
         ),
         pytest.param(
+            GOOD | {"action_types": ["ORDER", "reward_earned"]},
+            'action_types contains "reward_earned", expected types such as REWARD_EARNED',
+            id="action-type-in-lower-case",
+        ),
+        pytest.param(
+            GOOD | {"action_types": ["REWARD_EARNED,REDEEM_PERK"]},
+            'action_types contains "REWARD_EARNED,REDEEM_PERK", expected types such as REWARD_EARNED',
+            id="action-types-with-a-comma",
+        ),
+        pytest.param(
             GOOD | {"start_date": "01/02/2026"},
             'start_date is "01/02/2026", expected ISO 8601, like 2026-01-01 or 2026-01-01T06:00:00Z',
             id="start-date",
@@ -471,7 +481,7 @@ def test_a_request_that_pepper_rejects_is_reported_in_one_line(
     ("maps", "message"),
     [
         pytest.param({"actions": {"x": "("}}, "Failed to parse expression (", id="syntax-error"),
-        pytest.param({"actions": {"x": "1 / 0"}}, "unexpected ZeroDivisionError at ", id="fails-on-a-record"),
+        pytest.param({"actions": {"x": "1 / 0"}}, "actions: a stream map fails: ZeroDivisionError", id="on-a-record"),
     ],
 )
 def test_a_failing_stream_map_is_reported_in_one_line(console: Console, maps: dict[str, Any], message: str) -> None:
@@ -480,6 +490,16 @@ def test_a_failing_stream_map_is_reported_in_one_line(console: Console, maps: di
         outcome = console(settings=config(script.url, stream_maps=maps))
     assert (outcome.code, len(outcome.errors)) == (1, 1)
     assert message in outcome.errors[0]
+
+
+def test_no_log_quotes_the_value_on_which_a_stream_map_fails(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAP_PEPPER_LOGLEVEL", "DEBUG")
+    row = {"_id": "a", "context": {"user": {"fullName": "Tom Jones"}}}
+    with Script(listing(), listing(row)) as script:
+        maps = {"actions": {"x": "int(context['user']['fullName'])"}}
+        outcome = console(settings=config(script.url, stream_maps=maps))
+    assert "a stream map fails: ValueError" in outcome.stderr
+    assert "Tom Jones" not in outcome.stderr
 
 
 def test_debug_shows_the_traceback_of_an_error(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:

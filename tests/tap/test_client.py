@@ -145,6 +145,34 @@ def test_a_next_key_at_the_top_level_is_followed() -> None:
         assert rows_of(script) == [A, B]
 
 
+def test_a_next_key_that_is_null_in_page_may_be_at_the_top_level() -> None:
+    with Script(Reply({"items": [A], "page": {"nextKey": None}, "nextKey": "1"}), listing(B)) as script:
+        assert rows_of(script) == [A, B]
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        pytest.param({"items": [], "awards": [A, B]}, id="items-are-empty"),
+        pytest.param({"items": [A, B], "awards": []}, id="awards-are-empty"),
+        pytest.param({"items": [A, B], "awards": [A, B]}, id="both-are-the-same"),
+    ],
+)
+def test_of_two_lists_the_one_with_rows_counts(lists: dict[str, Any]) -> None:
+    with Script(Reply(lists)) as script:
+        assert rows_of(script) == [A, B]
+
+
+@pytest.mark.parametrize(("count", "warned"), [(2, False), (3, True), (5000, False), (None, False), ("3", False)])
+def test_a_page_with_fewer_rows_than_its_count_causes_a_warning(
+    count: object, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A count above the page size is the total of all pages."""
+    with Script(Reply({"items": [A, B], "page": {"count": count}})) as script:
+        assert rows_of(script) == [A, B]
+    assert ("awards page 1: Pepper sent 2 rows, but its count is 3; rows may be missing" in caplog.text) == warned
+
+
 def test_an_empty_page_in_the_middle_is_not_the_end() -> None:
     with Script(listing(A, next_key="1"), listing(next_key="2"), listing(B)) as script:
         assert rows_of(script) == [A, B]
@@ -199,6 +227,7 @@ def test_the_number_of_pages_is_limited(monkeypatch: pytest.MonkeyPatch) -> None
         pytest.param(
             {"items": [A], "page": {"nextKey": True}}, "nextKey is a boolean, expected text", id="nextKey-is-true"
         ),
+        pytest.param({"items": [A], "awards": [B]}, "the rows under 'items' and 'awards' differ", id="two-lists"),
         pytest.param({"items": [A], "page": [1]}, "page is a list, expected an object", id="page-is-a-list"),
         pytest.param({"items": [A], "page": 1}, "page is a number, expected an object", id="page-is-a-number"),
     ],
@@ -280,6 +309,8 @@ CUT = gzip.compress(json.dumps({"items": [A, B, C, D] * 100}).encode())[:60]
         pytest.param(Reply(HTML), id="200-with-html"),
         pytest.param(Reply(b""), id="200-with-nothing"),
         pytest.param(Reply(b'{"items": [{"_id"'), id="json-cut-short"),
+        pytest.param(Reply(b'{"items": [{"_id": "a", "points": NaN}]}'), id="nan"),
+        pytest.param(Reply(b'{"items": [{"_id": "a", "points": -Infinity}]}'), id="infinity"),
         pytest.param(Reply(b"\xff\xfe"), id="not-text"),
         pytest.param(Reply(b'{"items": [{"_id": "a", "name": "T\xf6m"}]}'), id="not-utf-8-inside"),
         pytest.param(Reply(b"[" * 100_000), id="nested-too-deeply"),
