@@ -34,7 +34,7 @@ NOT_PUBLISHED = (
     "own git server (`\"'pepper-crm{extras} @ git+https://git.example.com/team/pepper-crm.git'\"`, with both pairs of "
     "quotes)."
 )
-# The extras that the commands of crm-balances need: a driver, and the packages of `report`.
+# The extras that the crm-balances commands need: a driver, and the packages for `report`.
 DRIVER_AND_REPORT = "[postgres,report]"
 
 TAP = {

@@ -159,9 +159,9 @@ def _types(definition: JsonSchema | None) -> Sequence[str]:
 
 
 def clean_variables(schema: JsonSchema, prefix: str, environment: MutableMapping[str, str]) -> None:
-    """Remove the empty environment variables of settings. Strip blanks from the others, unless the setting is text.
+    """Remove settings variables that are empty. Strip whitespace from the others, unless the setting is text.
 
-    Meltano, Compose and Kubernetes pass a missing optional value as empty text.
+    Meltano, Compose and Kubernetes pass a missing optional value as an empty string.
     """
     for name, definition in schema["properties"].items():
         variable = prefix + name.upper()

@@ -228,7 +228,7 @@ class ChangesStream(FullTableStream):
 
 
 class WindowedStream(PepperStream):
-    """A stream that the tap reads in windows of time, several at once."""
+    """A stream that the tap reads in time windows, several at once."""
 
     bookmark_keys: ClassVar[tuple[str, ...]] = ("replication_key_value",)
 

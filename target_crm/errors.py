@@ -6,7 +6,7 @@ from __future__ import annotations
 class CrmError(Exception):
     """The run cannot continue. The message is one line that says what happened, where, and what to do.
 
-    The message contains no values of records, because they may be personal data.
+    The message contains no values from records, because they may be personal data.
     """
 
 

@@ -73,7 +73,7 @@ SETTING_OF_PARAMETER: Final = {
     "x-api-version": "api_version",
     "x-application-id": "application_id",
 }
-"""Parameters that the message of a 422 may name, and the settings that they come from."""
+"""Parameters that the message in a 422 response may name, and the settings that they come from."""
 
 _SAFE_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
@@ -233,7 +233,7 @@ def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None
 def _read_validation_error(
     response: requests.Response, where: str, timed_out: Callable[[], bool]
 ) -> tuple[str | None, str]:
-    """Read the body of a 422: `{"code": "Validation", "message": "…"}`.
+    """Read the body of a 422 response: `{"code": "Validation", "message": "…"}`.
 
     Returns:
         The code, if it is a single word, and the settings that the message is about. The message itself may quote

@@ -491,11 +491,11 @@ def rebuild(options: Options) -> int:
 def replay(options: Options) -> int:
     """Retry quarantined records.
 
-    Retries only records of actions and awards. A record leaves the quarantine once it is loaded.
+    Retries only records from the streams actions and awards. A record leaves the quarantine once it is loaded.
     """
     with options.warehouse(needs_balances=False) as warehouse:
         counts = replay_quarantine(options.target.config, warehouse)
-    tried = f"{counted(counts['tried'], 'record')} of actions and awards"
+    tried = f"{counted(counts['tried'], 'record')} from actions and awards"
     outcome = f"{counts['loaded']:,} loaded, {counts['tried'] - counts['loaded']:,} still invalid"
     left = f"{counted(counts['rejected'], 'record')} in quarantine"
     reason = "; see the column reason of rejected_records" if counts["rejected"] else ""

@@ -64,7 +64,7 @@ class AwardsInput:
         awards: Award → its newest observation; None if none of its records can be decoded.
         unreadable: The award (if known) and the reason, for each record that target-crm would quarantine.
         lacks_awards: Whether Pepper may have awards that are not in `awards`.
-        other_records: The number of records of other streams.
+        other_records: The number of records from other streams.
         read: Which awards the tap has sent, according to its messages.
     """
 
@@ -181,7 +181,7 @@ class Comparison:
         loaded_until: Changes in Pepper after this time may not be loaded yet. None if nothing is loaded.
         not_compared: The reason why awards that are not in the input do not count as missing in Pepper. None if they
             do count.
-        other_records: The number of records of other streams, which were ignored.
+        other_records: The number of records from other streams, which were ignored.
         coverage: The intervals for which actions were read.
     """
 

@@ -68,7 +68,7 @@ def forget(warehouse: Warehouse, user_id: str, *, anywhere: bool = False, dry_ru
 
     - Payloads of the user's actions, of actions on the user's awards, and of all other actions that contain the user's
       id.
-    - All columns of the user's rows in `users` and `awards`, except ids, points and times.
+    - All columns in the user's rows of `users` and `awards`, except ids, points and times.
     - Quarantined records that contain the id of the user or of one of the user's awards.
 
     If the id does not belong to a user, data is erased only with `anywhere`. Without this rule, an operator who passes

@@ -24,12 +24,12 @@ REPLAY_ROWS = 100
 
 
 def replay(config: Mapping[str, Any], warehouse: Warehouse) -> dict[str, int]:
-    """Replay the quarantined records of `actions` and `awards`, with target-crm's settings.
+    """Replay quarantined actions and awards, with target-crm's settings.
 
-    Records of other streams stay in the quarantine, because their columns are unknown without a SCHEMA message.
+    Records from other streams stay in the quarantine, because their columns are unknown without a SCHEMA message.
 
     Returns:
-        How many records were tried and loaded, and how many records of all streams are left in the quarantine.
+        How many records were tried and loaded, and how many records from all streams are left in the quarantine.
     """
     mapped = {**config, "on_invalid_record": "quarantine"}
     # A record that was quarantined under its stream has already passed the stream maps. A message that was quarantined

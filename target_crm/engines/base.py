@@ -119,7 +119,7 @@ class EngineAdapter:
     limits: ClassVar[TableLimits] = TableLimits()
     """The limits of the engine's tables, such as the maximum number of columns."""
     widens_columns_to: ClassVar[Collection[str]] = ()
-    """The kinds of columns (see `migrations`) to which the target can widen a column. It widens `integer` and `decimal`
+    """The column kinds (see `migrations`) to which the target can widen a column. It widens `integer` and `decimal`
     to `number` or `decimal`, `date` to `time`, and every kind to `text`."""
     rename_table: ClassVar[Sequence[str]] = ()
     """Templates for the statements that rename a table. `{old}` and `{new}` are names with the schema, and `{name}` is
@@ -143,7 +143,7 @@ class EngineAdapter:
         return True
 
     def schema_problem(self, url: URL, schema: str) -> str:  # noqa: ARG002
-        """Return why a schema with this name makes the names of its tables ambiguous.
+        """Return why a schema with this name would make its table names ambiguous.
 
         If they are not ambiguous, return an empty string.
         """
@@ -160,10 +160,10 @@ class EngineAdapter:
         """Add listeners that prepare each new connection or transaction, for example by setting the time zone."""
 
     def driver_errors(self, dialect: Dialect) -> tuple[type[Exception], ...]:
-        """Return the types of errors that the warehouse or the connection may raise.
+        """Return the error classes that the warehouse or the connection may raise.
 
         They include the driver's own classes, because some bulk loads call the driver directly, and SQLAlchemy does not
-        wrap the errors of such calls.
+        wrap the errors from such calls.
         """
         return SQLAlchemyError, dialect.loaded_dbapi.Error
 
@@ -183,7 +183,7 @@ class EngineAdapter:
         return sqlstate(error) == "42501"
 
     def describe_error(self, error: Exception) -> str:
-        """Describe a driver's error on one line, without values of records."""
+        """Describe a driver's error on one line, without values from records."""
         return describe(error)
 
     # Transactions.

@@ -208,7 +208,7 @@ def _cast(cast: Cast[Any], compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(Update, "clickhousedb")
 def _update(update: Update, compiler: SQLCompiler, **kw: Any) -> str:
-    """Use ALTER TABLE … UPDATE, because a plain UPDATE needs a recent version, and special settings of the table."""
+    """Use ALTER TABLE … UPDATE, because a plain UPDATE needs a recent version, and special table settings."""
     statement: str = compiler.visit_update(update, **kw)
     return statement.replace("UPDATE ", "ALTER TABLE ", 1).replace(" SET ", " UPDATE ", 1)
 

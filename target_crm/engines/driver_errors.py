@@ -1,4 +1,4 @@
-"""Read a driver's error: its class, its SQLSTATE, and its message without values of records."""
+"""Read a driver's error: its class, its SQLSTATE, and its message without values from records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import takewhile
 
 MESSAGE_CHARS_MAX = 500
 _QUOTE = re.compile("[\"'`«»„“”]")
-# In these messages, SQLite and DuckDB quote only the names of columns or the condition of a CHECK, and no values.
+# In these messages, SQLite and DuckDB quote only column names or the condition of a CHECK, and no values.
 _NAMES_CONSTRAINT = re.compile("(Constraint Error: )?(CHECK|NOT NULL|UNIQUE) constraint failed")
 _SQLSTATE = re.compile("[0-9A-Z]{5}")
 
@@ -57,7 +57,7 @@ def is_about_constraint(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """Describe an error of any driver on one line, without values of records.
+    """Describe an error of any driver on one line, without values from records.
 
     An error about a value may quote the value, so leave out its message. An error about a constraint may also quote
     values, so keep only its first line, up to the first quotation mark. Of other errors, keep more lines, because the

@@ -197,8 +197,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Load columns through Arrow. Inserting row by row would take thirty times as long."""
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
-        # Give Arrow the types of times, points, numbers and texts, because Arrow would take too long to infer them from
-        # the values. Arrow infers all other types.
+        # Tell Arrow the types of the time, point, number and text columns, because Arrow would take too long to infer
+        # them from the values. Arrow infers all other types.
         kinds = {
             Instant: pyarrow.timestamp("us"),
             Points: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),

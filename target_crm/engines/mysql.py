@@ -91,7 +91,7 @@ class MySQLAdapter(ExtendedSQLAdapter):
     """The adapter uses named locks, which outlast a transaction, because MySQL commits DDL immediately."""
 
     quotes_every_name = True
-    # InnoDB reserves these names of columns. It also limits the number of columns and the size of keys.
+    # InnoDB reserves these column names. It also limits the number of columns and the size of keys.
     limits = TableLimits(
         decimal_digits=DECIMAL_DIGITS,
         reserved_columns=frozenset({"db_row_id", "db_trx_id", "db_roll_ptr", "fts_doc_id"}),

@@ -337,7 +337,7 @@ class TableSink(StreamSink):
         if row[-1] is not None and not self.shape.keys and not self._appends_deletions:
             self._appends_deletions = True
             logger.warning(
-                "%s: the stream has no key, so no row can be marked as deleted: records of deletions are appended",
+                "%s: the stream has no key, so no row can be marked as deleted: deletion records are appended",
                 self.stream,
             )
         return row

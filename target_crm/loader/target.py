@@ -449,7 +449,7 @@ class TargetCrm(Plugin, Target):
             row = sink.row(record, message, batch.loaded_at)
         except values.Invalid as reason:
             extracted_at = values.optional(message.get("time_extracted"), values.instant)
-            # The reason may contain names of streams and properties, which also come from the input.
+            # The reason may contain stream and property names, which also come from the input.
             rejection = Rejection(
                 values.without_nul(sink.stream),
                 values.without_nul(str(reason)),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     Row = tuple[Any, ...]
 
 ABSENT: Any = object()
-"""Placeholder in a row for a value that is missing from the record of a deletion."""
+"""Placeholder in a row for a value that is missing from a deletion record."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ def in_steps(
     """Divide the rows of a batch into steps, so that a deletion keeps the values of the record before it.
 
     Args:
-        rows: The rows in the order of arrival. The last value of a row is the time of its deletion.
+        rows: The rows in the order of arrival. The last value of a row is its deletion time.
         places: Column → its index in a row.
-        keys: The columns of the key.
+        keys: The key columns.
         age: The column with the age of a row. If two rows with the same key are equally old, the one that arrived later
             counts as newer.
 

@@ -75,10 +75,10 @@ class Line:
 
     Attributes:
         event: The kind of the line.
-        at: The time of the event. A hole has the time of its end. An adjustment has the time of the
-            action or snapshot below it, which reveals the change.
+        at: The time of the event. For a hole, the time when it ends. For an adjustment, the time of the action or
+            snapshot below it, which reveals the change.
         after: The beginning of a hole. For an adjustment, the time when the balance last matched the lines above.
-        change: The change of the balance; None if the line does not count.
+        change: The change in the balance; None if the line does not count.
         balance: The balance after the change. For a snapshot, the points that Pepper showed.
         source: The part of Pepper that reported the action.
         note: An explanation of the line, such as the reason for an adjustment.

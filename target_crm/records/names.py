@@ -56,7 +56,7 @@ def assign_columns(
         recorded: Property → column, for all properties that the stream ever had.
         stored: The columns of the existing table. A column without a recorded property may come from an older version.
             A property reuses such a column if the older version would have given the property this name.
-        reserved: Names that no column of a property may have.
+        reserved: Names that no property's column may have.
         bytes_max: The engine's limit for names.
         fold: Normalizes names. If the engine may treat two names as equal, the result is the same for both.
     """
@@ -92,7 +92,7 @@ def assign_table(
         stream: The name of the stream.
         others: The recorded tables of other streams.
         stored: The existing tables. A table without a stream was created before tables were recorded.
-        reserved: Names that no stream's table may have, such as the names of views.
+        reserved: Names that no stream's table may have, such as view names.
         bytes_max: The engine's limit for names.
         reserved_prefix: A prefix that no table's name may have.
         fold: Normalizes names. If the engine may treat two names as equal, the result is the same for both.

@@ -71,7 +71,7 @@ class TableLimits:
     reserved_columns: frozenset[str] = frozenset()
     """Names in lower case that no column may have."""
     columns: int | None = None
-    """The maximum number of columns of a table."""
+    """The maximum number of columns in a table."""
     key_bytes: int | None = None
     """The maximum size of a primary key, in bytes."""
     sizes: bool = False
@@ -569,7 +569,7 @@ def _names(definition: Mapping[str, Any]) -> Iterator[str]:
     declared = word(definition, "type")
     for name in [declared] if isinstance(declared, str) else declared or _implied_types(definition):
         if not isinstance(name, str | None):
-            raise InvalidSchema(f'"type" has {values.type_name(name)} in its list, expected names of types')
+            raise InvalidSchema(f'"type" has {values.type_name(name)} in its list, expected type names')
         yield name or "null"
 
 

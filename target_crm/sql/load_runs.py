@@ -36,7 +36,7 @@ class Run:
     def rows(self, tallies: Mapping[str, Tally], ignored_activations: Mapping[str, int]) -> list[tuple[Any, ...]]:
         """Return a row per stream.
 
-        The keys of both arguments are the names of tables. For malformed lines, the key is an empty string.
+        The keys of both arguments are table names. For malformed lines, the key is an empty string.
         """
         finished_at = self.now if self.exit_state else None
         seconds = Decimal((self.now - self.started_at) // timedelta(milliseconds=1)) / 1000

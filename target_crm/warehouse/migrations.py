@@ -77,13 +77,13 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (Date, "date"),
     (String, "text"),
 )
-# The kind of the wider column → the kinds of columns that can be widened to it. Every kind can be widened to `text`.
+# The kind of the wider column → the column kinds that can be widened to it. Every kind can be widened to `text`.
 _WIDENED_FROM = {"number": {"integer", "decimal"}, "decimal": {"integer", "decimal"}, "time": {"date"}}
 # The kind of an existing column, and the kind in the new schema. For these pairs, the column stays unchanged.
 _KEPT = {("number", "integer"), ("number", "decimal"), ("decimal", "integer"), ("decimal", "number")}
 # A double is exact for numbers with at most this many digits.
 _DOUBLE_DIGITS = 15
-# Types of dialects that do not inherit from SQLAlchemy's types.
+# Dialect types that do not inherit from SQLAlchemy's types.
 _KINDS_BY_NAME = {"TIMESTAMP_TZ": "time", "TINYINT": "boolean"}
 # The name of a type's class → its bits, for types that cannot hold every number that the target may store.
 _BITS = {
@@ -361,7 +361,7 @@ def _rebuild(
     keys = table.primary_key.columns.keys()
     if has_other_key:
         _check_key_values(connection, old, keys)
-    # Columns of the key get a new type, because a key cannot contain text without a maximum length.
+    # Key columns get a new type, because a key cannot contain text without a maximum length.
     kept = {name for name in found if name in table.c and name not in changed and name not in keys}
     wanted_types = {name: _type_in_ddl(table.c[name].type, dialect) for name in kept}
     kept_types = {name: found[name] for name in kept if _stored(found[name]) != _stored(wanted_types[name])}

@@ -1,4 +1,4 @@
-"""Read the recorded names of tables and columns, and assign names to new streams and properties."""
+"""Read the recorded table and column names, and assign names to new streams and properties."""
 
 from __future__ import annotations
 

@@ -412,7 +412,7 @@ def test_replayed_records_that_load_leave_the_quarantine(balances: Any, warehous
     assert balances("replay") == (
         0,
         (
-            "Retried 0 records of actions and awards: 0 loaded, 0 still invalid; 1 record in quarantine"
+            "Retried 0 records from actions and awards: 0 loaded, 0 still invalid; 1 record in quarantine"
             "; see the column reason of rejected_records\n"
         ),
     )
@@ -425,7 +425,7 @@ def test_replayed_records_that_load_leave_the_quarantine(balances: Any, warehous
     assert balances("replay") == (
         0,
         (
-            "Retried 1 record of actions and awards: 0 loaded, 1 still invalid; 2 records in quarantine"
+            "Retried 1 record from actions and awards: 0 loaded, 1 still invalid; 2 records in quarantine"
             "; see the column reason of rejected_records\n"
         ),
     )

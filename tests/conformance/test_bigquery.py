@@ -1,4 +1,4 @@
-"""Errors of BigQuery's client library, which are not errors of its driver."""
+"""Errors from BigQuery's client library, which are not driver errors."""
 
 from __future__ import annotations
 

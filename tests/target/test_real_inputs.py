@@ -336,7 +336,7 @@ def test_properties_that_are_null_count_as_absent(sqlite_url: str) -> None:
         pytest.param("string", "its schema is text, expected an object", id="no-schema"),
         pytest.param({"anyOf": ["string"]}, "its schema is text, expected an object", id="choice"),
         pytest.param({"type": 7}, '"type" is a number, expected text or a list', id="type"),
-        pytest.param({"type": [{}]}, '"type" has an object in its list, expected names of types', id="types"),
+        pytest.param({"type": [{}]}, '"type" has an object in its list, expected type names', id="types"),
         pytest.param({"anyOf": {}}, '"anyOf" is an object, expected a list', id="anyOf"),
         pytest.param({"allOf": "x"}, '"allOf" is text, expected a list', id="allOf"),
         pytest.param({"enum": "a"}, '"enum" is text, expected a list', id="enum"),
