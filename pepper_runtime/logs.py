@@ -31,7 +31,7 @@ _PARSER: Final = click.Command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 
-# In each run, the SDK logs messages that begin with these texts. They do not help users.
+# In each run, the SDK logs messages that begin with these strings. They do not help users.
 _NOISE: Final = (
     "Parsing env var",
     "Parsing '%s' config from env",

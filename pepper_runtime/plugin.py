@@ -48,8 +48,8 @@ class Plugin(PluginBase):
         """Read and check the settings.
 
         Args:
-            config: The settings. Null means that a setting is not set. Empty text means the same, unless the setting's
-                type is text.
+            config: The settings. Null means that a setting is not set. An empty string means the same, unless the
+                setting's type is text.
             parse_env_config: Also read the settings from environment variables, which override `config`. A `.env` file
                 in the working directory, or in a folder above it, supplies variables that the environment lacks.
             options: The SDK's other arguments.

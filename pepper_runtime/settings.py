@@ -140,7 +140,7 @@ def _describe(
 def without_unset(schema: JsonSchema, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return only the settings that are set.
 
-    Null means not set. Empty text also means not set, unless the setting's type is text.
+    Null means not set. An empty string also means not set, unless the setting's type is text.
     """
     return {
         name: value

@@ -27,7 +27,7 @@ class StreamsFailed(PepperError):
     """Several streams failed.
 
     Attributes:
-        failures: Name and error of each failed stream.
+        failures: The name and the error of each failed stream.
     """
 
     def __init__(self, failures: list[tuple[str, Exception]]) -> None:

@@ -69,7 +69,7 @@ def _convert(fields: Row, names: Iterable[str]) -> Row:
     """Turn numeric text into a number with the same digits, and leave numbers and null unchanged.
 
     Returns:
-        All other values, by field name. They are removed from `fields`.
+        The values that are none of these, by field name. They are removed from `fields`.
     """
     invalid = {}
     for name in names:

@@ -50,7 +50,7 @@ def decode_row(row: Row) -> dict[str, Any]:
 def canonical_json(content: object) -> bytes:
     """Encode a row or value as text that does not depend on the order of keys, on spaces or on escapes.
 
-    Only if a number is out of range, the text does depend on them.
+    The only exception is a value that contains a number out of range.
     """
     text = _encoder.encode(content)
     try:

@@ -195,7 +195,7 @@ class ChangesStream(FullTableStream):
     def _note_second_read(self, is_needed: bool) -> None:
         """Note in the bookmark whether the next run has to read all rows again.
 
-        Rows that change move to another place if Pepper sorts them by the time of their change. A row that moves while
+        If Pepper sorts the rows by the time of their last change, a row moves when it changes. A row that moves while
         the tap reads the pages may be on none of them.
         """
         if is_needed and not self.is_test:

@@ -21,12 +21,12 @@ ACTIONS_SHARE = 0.75
 
 
 class TimeLimit:
-    """The soft limit `max_run_seconds`: after it, no window or stream starts, and the run exits 0.
+    """The soft limit `max_run_seconds`. After it, no window or stream starts, and the run ends with exit code 0.
 
     Args:
         clock: Measures the time since this object was created.
-        limit_seconds: None means no limit.
-        actions_share: The part of the limit that actions may use.
+        limit_seconds: The limit; None if there is none.
+        actions_share: The fraction of the limit that the stream `actions` may use.
     """
 
     def __init__(self, clock: Clock, limit_seconds: int | None, actions_share: float) -> None:
@@ -80,12 +80,12 @@ class RunContext:
     """The objects that the tap passes to its streams.
 
     Attributes:
-        client: The connection to Pepper.
+        client: The client for Pepper's API.
         settings: The settings of the run.
         writer: Writes the Singer messages.
         merchant: A hash of Pepper's host and the merchant's code. Each STATE contains this hash.
         time_limit: Says whether there is time to read more.
-        upper_bound: The time up to which to read.
+        upper_bound: The time up to which this run reads.
         drops_data: Returns whether a stream map may drop records of a stream, or remove or change the given fields.
         failures: The name and the error of each stream that failed.
         postponed: What this run leaves to the next run because its time is up, as text for the log.

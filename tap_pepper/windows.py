@@ -195,7 +195,7 @@ def hour_window(hour: str) -> Window:
 
 @dataclass(frozen=True)
 class Window:
-    """An interval of time that begins right after the bound `after` and includes the bound `until`."""
+    """A time interval that begins right after the bound `after` and includes the bound `until`."""
 
     after: str
     until: str
@@ -229,12 +229,12 @@ class Window:
 
 
 def split_into_windows(after: str, until: str, length_seconds: Callable[[], float]) -> Iterator[Window]:
-    """Split an interval of time into adjacent windows, oldest first. Yield none unless `until` is later than `after`.
+    """Split a time interval into adjacent windows, oldest first. Yield none unless `until` is later than `after`.
 
     Args:
         after: Where the first window starts.
         until: Where the last window ends.
-        length_seconds: Called before each window for its maximum length.
+        length_seconds: Returns the maximum length of the next window. Called before each window.
     """
     start, end = _to_datetime(after), _to_datetime(until)
     while start < end:
@@ -248,7 +248,7 @@ def split_backwards(span: Window, length_seconds: Callable[[], float]) -> Iterat
 
     Args:
         span: The window to split.
-        length_seconds: Called before each window for its maximum length.
+        length_seconds: Returns the maximum length of the next window. Called before each window.
     """
     start, end = _to_datetime(span.after), _to_datetime(span.until)
     while start < end:

@@ -54,7 +54,7 @@ class _Token(AuthBase):
 
 @dataclass
 class Traffic:
-    """How many pages were read from one endpoint, and how many retries that took."""
+    """The number of pages that were read from one endpoint, and the number of retries."""
 
     pages: int = 0
     retries: int = 0
@@ -69,7 +69,7 @@ class PepperClient:
         settings: The settings of the run.
         clock: The local clock.
         jitter: Returns a random number, at least 0 and less than 1.
-        session: Creates the HTTP session of a thread.
+        session: Creates an HTTP session. Called once per thread.
     """
 
     def __init__(

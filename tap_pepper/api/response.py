@@ -87,7 +87,7 @@ def parse_page(body: bytes, date: datetime | None, *, resource: str, where: str)
         body: The decompressed body.
         date: The response's `Date`.
         resource: The name of the field that may contain the rows, such as `actions`.
-        where: The request, for error messages: `actions page 7`.
+        where: Names the request in error messages, such as `actions page 7`.
 
     Raises:
         RetriableAPIError: The body is incomplete, or it is not JSON.

@@ -82,8 +82,8 @@ class Retrier:
     """Sends requests within the rate limit, and repeats them after temporary failures.
 
     Args:
-        limiter: Shared by all requests of a run.
-        clock: Measures the time of all attempts together.
+        limiter: The rate limiter, which all requests of a run share.
+        clock: Measures how long all attempts take together.
         jitter: Returns a random number, at least 0 and less than 1.
         max_retries: How many times to repeat a request.
     """
@@ -100,7 +100,7 @@ class Retrier:
         Args:
             attempt: Sends the request once. Takes the number of the attempt, from 1, and the time on the monotonic
                 clock at which to give up.
-            where: The request, for messages: `actions page 7`.
+            where: Names the request in messages, such as `actions page 7`.
             cancel: Once this is set, waits end at once.
             can_wait: Called before each wait. If it returns False, the request ends.
 
@@ -161,7 +161,7 @@ def error_for_status(
 
     Args:
         response: The response. This function reads the body only if the status is 422.
-        where: The request, for error messages.
+        where: Names the request in error messages.
         now: The current time according to the local clock.
         timed_out: Returns whether to stop reading the body.
     """

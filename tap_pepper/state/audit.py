@@ -117,7 +117,7 @@ class Audit:
             row_digests: The digest of each distinct row of the second read.
 
         Returns:
-            How many more rows the second read has than the first, or 0 if it has no more; None if both reads agree.
+            None if both reads agree. Otherwise, how many more rows the second read has, or 0 if it does not have more.
         """
         self._tally_pending(lambda instant: instant.startswith(hour))
         second_read = HourTally()

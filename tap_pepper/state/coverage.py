@@ -1,4 +1,4 @@
-"""Track the coverage: the interval of time from which this run and earlier runs have read every action.
+"""Track the coverage: the time interval from which this run and earlier runs have read every action.
 
 This module does no I/O and reads no clock.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Coverage:
-    """The interval of time from which this run and earlier runs have read every action.
+    """The time interval from which this run and earlier runs have read every action.
 
     The interval begins right after the time `covered_from` and includes the time `covered_until`.
 
@@ -102,7 +102,7 @@ class Coverage:
         """Add a window to the coverage, after all rows of the window were emitted.
 
         Args:
-            window: It must follow the previous window, or end where the coverage begins.
+            window: The window, which must follow the previous one, or end where the coverage begins.
             skipped_until: The time of the newest row that this run skipped, because an earlier run had emitted it.
         """
         if window.until == self._from:

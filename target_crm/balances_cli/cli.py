@@ -94,10 +94,10 @@ class Options:
         """Open the warehouse and bring its tables up to date.
 
         Raises:
-            WarehouseError: The warehouse has no tables of target-crm, or lacks the balances that the command needs.
+            WarehouseError: The warehouse has no target-crm tables, or lacks the balances that the command needs.
         """
         warehouse = self.target.warehouse
-        what = "balances" if needs_balances else "tables of target-crm"
+        what = "balances" if needs_balances else "target-crm tables"
         try:
             warehouse.check_schema()
             if not warehouse.is_set_up():

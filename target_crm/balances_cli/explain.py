@@ -78,7 +78,7 @@ def explain(
         warehouse: A warehouse that is set up.
         award_id: The award; None for all awards of the user.
         user_id: The user.
-        perk: Only awards of the perk with this id or title; None for all.
+        perk: The id or title of a perk, to explain only its awards. None for all perks.
     """
     tables = warehouse.tables
     c, actions = tables.award_balances.c, tables.actions

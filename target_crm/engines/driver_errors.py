@@ -60,7 +60,7 @@ def describe(error: Exception) -> str:
     """Describe an error of any driver on one line, without values from records.
 
     An error about a value may quote the value, so leave out its message. An error about a constraint may also quote
-    values, so keep only its first line, up to the first quotation mark. Of other errors, keep more lines, because the
+    values, so keep only its first line, up to the first quotation mark. For other errors, keep more lines, because the
     first line alone may be useless, such as Firebird's `Dynamic SQL Error`.
     """
     name, state = type(error).__name__, sqlstate(error)

@@ -38,7 +38,7 @@ class SnowflakeAdapter(ExtendedSQLAdapter):
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS)
     # A failed connection, or a statement that was cancelled by a user or a timeout, including lock timeouts.
     _RETRIABLE_STATES = frozenset({"08001", "08003", "57014"})
-    # An internal error of the server, a session that has ended, or a session whose token has expired.
+    # An internal server error, a session that has ended, or a session whose token has expired.
     _RETRIABLE_NUMBERS = frozenset({603, 390111, 390112, 390114})
     _NO_SUCH_TABLE = 2003
     # The dialect accepts these options only in `connect_args`, because a URL might come from an untrusted source.

@@ -41,7 +41,7 @@ BEGINNING = timedelta(microseconds=500)
 
 
 class Interval(NamedTuple):
-    """An interval of time. It excludes its first instant, and includes its last one."""
+    """A time interval. It excludes its first instant, and includes its last one."""
 
     after: datetime
     until: datetime
@@ -57,7 +57,7 @@ class Scope(NamedTuple):
 
     Attributes:
         merchant: The merchant's hash, from the tap's state. Empty if the state has none.
-        action_types: The types of action that were read; empty for all.
+        action_types: The types of action that were read; empty for all types.
     """
 
     merchant: str = ""

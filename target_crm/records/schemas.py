@@ -66,7 +66,7 @@ class TableLimits:
     """The limits of an engine's tables. The defaults are for an unknown engine."""
 
     decimal_digits: int | None = 0
-    """The maximum number of digits of a decimal. 0 for an engine without decimals, None for an engine without a limit.
+    """The maximum number of digits in a decimal. 0 for an engine without decimals, None for an engine without a limit.
     """
     reserved_columns: frozenset[str] = frozenset()
     """Names in lower case that no column may have."""
@@ -75,7 +75,7 @@ class TableLimits:
     key_bytes: int | None = None
     """The maximum size of a primary key, in bytes."""
     sizes: bool = False
-    """Whether a column of this engine rejects a value that is too large for the column's type."""
+    """Whether a column on this engine rejects a value that is too large for the column's type."""
     name_bytes: int = NAME_BYTES_MAX
     """The maximum length of a table's or column's name, in bytes."""
     reserved_prefix: str | None = None

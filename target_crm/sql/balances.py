@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     Columns = Mapping[str, ColumnElement[Any]] | ReadOnlyColumnCollection[str, Any]
     Combine = Callable[[Select[Any], Select[Any]], Select[Any]]
 
-# Columns that never change during the life of an award.
+# Columns whose values never change for the same award.
 _OWNER = ("user_id", "perk_id")
 # In a partial that comes from a snapshot, these columns have values. All other columns except `award_id` are null or
 # zero.
@@ -69,7 +69,7 @@ _TOTALS = {
 # A partial takes these columns from the newest action. The id must come first, because `packed` sorts by it:
 # of two actions at the same instant, the one with the greater id is newer.
 _OF_NEWEST = ("action_id", *_OWNER, "points_available")
-# The columns of actions that a balance needs.
+# The action columns that a balance needs.
 _ACTION_COLUMNS = (
     *("award_id", *_OWNER, "action_id", "occurred_at", "effect", "points_available", "loaded_at"),
     *(column for _, column in _TOTALS.values()),

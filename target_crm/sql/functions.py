@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 QUARTER_SECONDS = 900
 QUARTER_MICROS = QUARTER_SECONDS * 1_000_000
-# The number of 1 January 1970, if days are numbered from 1 March of the year 0, which has the number 1.
+# The day number of 1 January 1970, if 1 March of the year 0 is day 1.
 DAYS_BEFORE_1970 = 719_469
 
 

@@ -147,7 +147,7 @@ class Warehouse:
         """Check that the schema's name does not make table names ambiguous. Only warn if the schema already has tables.
 
         Raises:
-            SettingError: The names are ambiguous, and the schema has no tables of target-crm yet.
+            SettingError: The names are ambiguous, and the schema has no target-crm tables yet.
         """
         schema = self.tables.metadata.schema
         problem = schema and self.adapter.schema_problem(self._engine.url, schema)

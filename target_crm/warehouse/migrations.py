@@ -126,7 +126,7 @@ def set_up(
     Args:
         connection: A connection in a transaction.
         tables: The target's tables.
-        others: Tables of streams.
+        others: The tables of streams.
         balances: Whether to create the tables and views of Pepper's streams as well. If they exist, they are always
             upgraded.
         allow_key_change: Whether to rebuild a stream's table if its key differs from the key in the SCHEMA message.
@@ -179,7 +179,7 @@ def recomputes_balances(statements: Sequence[Statement], tables: Tables) -> bool
 
 def is_set_up(connection: Connection, tables: Tables) -> bool:
     """Return whether a loader has set up its tables."""
-    # The oldest warehouses do not have the table with the version.
+    # The oldest warehouses do not have the version table.
     inspector, schema = inspect(connection), tables.metadata.schema
     return any(inspector.has_table(each.name, schema=schema) for each in (tables.version, tables.award_balances))
 
@@ -517,7 +517,7 @@ def _check_views(connection: Connection, tables: Tables) -> None:
 def version(connection: Connection, tables: Tables) -> int:
     """Return the version of the tables.
 
-    The result is 0 if there are no tables, or if they are older than the table with the version.
+    The result is 0 if there are no tables, or if they are older than the version table.
     """
     if not inspect(connection).has_table(tables.version.name, schema=tables.metadata.schema):
         return 0

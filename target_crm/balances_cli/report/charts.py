@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 BAR_PX = 26
-# In bar charts, the unit's name is below the bars. This is its height.
+# The height of the unit's name, which is below the bars of a bar chart.
 UNIT_PX = 24
 # In bar charts, NUMBER_PX is the width that is reserved for the number at the end of a bar. LABELS_SHARE is the share
 # of the chart's width that is reserved for labels.

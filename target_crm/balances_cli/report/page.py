@@ -319,7 +319,7 @@ class Chart:
     summary: str
     table: Table
     draw: Callable[[int], dict[str, Any]] | None
-    """A function that returns the specification for a width. None if there is nothing to draw."""
+    """A function that returns the chart's specification for a given width. None if there is nothing to draw."""
     width: int = COLUMN_PX
 
     @property
