@@ -51,10 +51,10 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str | None, Samples]]:
         None,
         {"": status.rejected},
     )
-    yield "drifted", "1 if balances differ from the ledger or newer snapshots, else 0.", None, {"": status.drifted}
+    yield "drifted", "1 if a check of the balances found a difference, else 0.", None, {"": status.drifted}
     yield (
         "check_differences",
-        "The number of differences in each comparison of the balances with the ledger and the snapshots.",
+        "The number of differences that each check of the balances found.",
         "check",
         {check.name: check.differing for check in status.checks},
     )

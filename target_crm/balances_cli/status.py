@@ -11,8 +11,8 @@ from sqlalchemy import BigInteger, cast, column, func, inspect, select
 from sqlalchemy import table as any_table
 
 from pepper_runtime.wording import counted, duration
-from target_crm.balances_cli.coverage import Coverage, coverage_in
-from target_crm.balances_cli.verify import Check, compare_balances, compare_totals
+from target_crm.balances_cli.coverage import Coverage, describe, first_action_at, read_coverage
+from target_crm.balances_cli.verify import Check, compare_balances, compare_totals, latest_time
 from target_crm.records.column_types import Instant
 from target_crm.records.names import ascii_snake_case
 from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT
@@ -98,9 +98,10 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
     rejected = _rejected(connection, tables)
     read_at = _read_at(connection, tables)
     has_balances = migrations.has_balances(connection, tables)
+    read = read_coverage(connection, tables)
     checks: list[Check] = []
     if has_balances:
-        checks = (compare_balances if full else compare_totals)(connection, tables)
+        checks = (compare_balances if full else compare_totals)(connection, tables, latest_time(read, now))
     return Status(
         now=now,
         schema=tables.metadata.schema or connection.dialect.default_schema_name or "",
@@ -116,7 +117,7 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
         ],
         rejected=sum(rejected.values()),
         checks=checks,
-        coverage=coverage_in(connection, tables),
+        coverage=describe(read, first_action_at(connection, tables)),
         runs=[dict(row) for row in connection.execute(_last_runs(tables)).mappings()],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, RowMapping, Select, Table
 
-    from target_crm.records.coverage import ReadTimes
+    from target_crm.records.coverage import MerchantCoverage, ReadTimes
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
 
@@ -28,6 +29,9 @@ logger = logging.getLogger("crm-balances")
 
 # A check counts all awards that differ, but lists at most this many of them.
 EXAMPLES_MAX = 20
+# A balance may be this much later than the present, because clocks differ.
+AHEAD_MAX = timedelta(days=1)
+_FUTURE = "future"
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Verification:
 
     @property
     def drifted(self) -> bool:
-        """Whether a balance differs from the ledger and the snapshots."""
+        """Whether a check found a difference."""
         return any(check.differing for check in self.checks)
 
     @property
@@ -106,6 +110,7 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
         warehouse: The warehouse.
         gaps: Whether to also look for balance changes without an action. This reads the whole ledger once more.
     """
+    now = datetime.now(UTC)
     with warehouse.read() as connection:
         tables = warehouse.tables
         counts = balances.totals_of_balances(tables.award_balances).add_columns(func.count().label("award_count"))
@@ -113,7 +118,7 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
         read = read_coverage(connection, tables)
         return Verification(
             # Start with this step, so that the terminal shows from the beginning what takes so long.
-            checks=compare_balances(connection, tables),
+            checks=compare_balances(connection, tables, latest_time(read, now)),
             awards=stored.award_count,
             actions=count_rows(connection, tables.actions),
             counted_actions=stored.action_count,
@@ -123,12 +128,21 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
         )
 
 
-def compare_balances(connection: Connection, tables: Tables) -> list[Check]:
-    """Compare every balance with the ledger and the snapshots."""
+def latest_time(merchants: Sequence[MerchantCoverage], now: datetime) -> datetime:
+    """Return the latest time that a balance may have.
+
+    Use the end of the coverage if it is later than `now`, because Pepper's clock may be ahead of ours.
+    """
+    ends = [each.intervals[-1].until for each in merchants if each.intervals]
+    return min(max([now, *ends]), datetime.max.replace(tzinfo=UTC) - AHEAD_MAX) + AHEAD_MAX
+
+
+def compare_balances(connection: Connection, tables: Tables, latest: datetime) -> list[Check]:
+    """Compare every balance with the ledger and the snapshots. Find balances with a later time than `latest`."""
     differing = balances.differences(tables.award_balances, adapter_of(connection).all_balances(tables))
     begin("Comparing every balance with the ledger")
     ledger = _check("ledger", "balance = total of ledger and snapshots", connection, differing)
-    return [ledger, _compare_snapshots(connection, tables)]
+    return [ledger, _compare_snapshots(connection, tables), _compare_times(connection, tables, latest)]
 
 
 def _find_gaps(connection: Connection, tables: Tables, read: ReadTimes) -> Gaps:
@@ -145,11 +159,19 @@ def _find_gaps(connection: Connection, tables: Tables, read: ReadTimes) -> Gaps:
     )
 
 
-def _check(name: str, question: str, connection: Connection, differing: Select[Any]) -> Check:
-    """Count the awards that a query finds, and name the first ones."""
+def _check(name: str, question: str, connection: Connection, differing: Select[Any], *shown: str) -> Check:
+    """Count the awards that a query finds, and name the first ones.
+
+    Args:
+        name: The name of the check.
+        question: What should be equal.
+        connection: A connection in a transaction.
+        differing: The query.
+        shown: The columns to show for each award. By default, these are the columns that differ.
+    """
     first = differing.add_columns(func.count().over().label("differing")).limit(EXAMPLES_MAX)
     found = connection.execute(first).mappings().all()
-    examples = [_example(row, "award_id", *_differing_columns(row)) for row in found]
+    examples = [_example(row, "award_id", *(shown or _differing_columns(row))) for row in found]
     return Check(name, question, found[0]["differing"] if found else 0, examples)
 
 
@@ -161,8 +183,8 @@ def _differing_columns(row: RowMapping) -> list[str]:
     return [each for name in shown for each in (name, f"expected_{name}")]
 
 
-def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
-    """Compare the sums of all balances with the ledger's sums.
+def compare_totals(connection: Connection, tables: Tables, latest: datetime) -> list[Check]:
+    """Compare the sums of all balances with the ledger's sums. Find balances with a later time than `latest`.
 
     This is faster than `compare_balances`, but less thorough.
     """
@@ -175,7 +197,7 @@ def compare_totals(connection: Connection, tables: Tables) -> list[Check]:
         if stored[name] != expected[name]
     ]
     totals = Check("totals", "sums of balances = sums of ledger", len(examples), examples)
-    return [totals, _compare_snapshots(connection, tables)]
+    return [totals, _compare_snapshots(connection, tables), _compare_times(connection, tables, latest)]
 
 
 def rebuild(warehouse: Warehouse) -> int:
@@ -200,6 +222,12 @@ def _compare_snapshots(connection: Connection, tables: Tables) -> Check:
     return _check("snapshot", "balance = Pepper's newer snapshot", connection, balances.behind_snapshot(tables))
 
 
+def _compare_times(connection: Connection, tables: Tables, latest: datetime) -> Check:
+    """Find balances from the future. No change replaces such a balance before its time has come."""
+    later = balances.later_than(tables.award_balances, latest)
+    return _check(_FUTURE, "balance's time is not in the future", connection, later, "as_of")
+
+
 def _example(row: RowMapping, *names: str) -> dict[str, Any]:
     return {name: None if row[name] is None else str(row[name]) for name in names}
 
@@ -216,8 +244,10 @@ def as_text(verification: Verification) -> str:
     if verification.quarantined:
         lines.append(f"{counted(verification.quarantined, 'record')} in quarantine, not loaded: see rejected_records")
     verdict = "OK"
-    if verification.drifted:
+    if any(check.differing for check in verification.checks if check.name != _FUTURE):
         verdict = "DRIFT, run crm-balances rebuild"
+    elif verification.drifted:
+        verdict = "WRONG TIMES, report these awards to Pepper"
     elif verification.failed:
         verdict = "INCOMPLETE, run crm-balances coverage"
     elif not verification.awards and verification.actions:

@@ -44,6 +44,7 @@ from target_crm.sql.staging import Merge, Replacement, RowUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement, FromClause, Label, Select, Subquery, Table
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
@@ -488,3 +489,9 @@ def behind_snapshot(tables: Tables) -> Select[Any]:
         )
         .order_by(awards.c["_id"])
     )
+
+
+def later_than(balances: Table, limit: datetime) -> Select[Any]:
+    """Select the awards whose balance has a later time than `limit`."""
+    c = balances.c
+    return select(c.award_id, c.as_of).where(c.as_of > literal(limit, Instant())).order_by(c.award_id)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import subprocess
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,19 @@ import pytest
 from target_crm.balances_cli import cli, replay
 from tests.helpers.balances import run_balances
 from tests.helpers.commands import RUN_SECONDS_MAX, command, environment, run_script
-from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, load_rejected, query, record, snapshot, table
+from tests.helpers.target import (
+    ACTIONS,
+    AWARDS,
+    action,
+    execute,
+    load,
+    load_rejected,
+    query,
+    record,
+    snapshot,
+    state,
+    table,
+)
 
 # w1 and w2: explained by actions. w3: edited in Pepper between two actions. w4: only a snapshot.
 HISTORY = [
@@ -57,6 +69,7 @@ def test_verify_counts_an_edit_in_pepper_as_a_gap_not_as_drift(balances: Any) ->
     assert [(check["name"], check["differing"], check["examples"]) for check in report["checks"]] == [
         ("ledger", 0, []),
         ("snapshot", 0, []),
+        ("future", 0, []),
     ]
     assert (report["gaps"]["number"], report["gaps"]["awards"]) == (1, 1)
     assert gap.pop("gap_at").startswith("2026-10-01 02:00:00")
@@ -71,6 +84,7 @@ def test_verify_prints_a_table(balances: Any) -> None:
         "check                                       differ",
         "balance = total of ledger and snapshots          0",
         "balance = Pepper's newer snapshot                0",
+        "balance's time is not in the future              0",
         "balance before + delta = balance after           1",
         "    award_id w3, gaps 1, gap_at 2026-10-01 02:00:00+00:00",
         (
@@ -204,6 +218,47 @@ def test_loading_continues_after_a_rebuild(balances: Any, warehouse_url: str) ->
     }
 
 
+@pytest.mark.parametrize(
+    ("ahead_days", "covered_days", "future"),
+    [
+        pytest.param(0.9, -1, False, id="a-fast-clock"),
+        pytest.param(1.1, -1, True, id="later-than-now"),
+        pytest.param(5.9, 5, False, id="pepper-ahead"),
+        pytest.param(6.1, 5, True, id="later-than-pepper"),
+    ],
+)
+@pytest.mark.parametrize("is_action", [False, True], ids=["award", "action"])
+def test_a_balance_from_the_future_fails_verify_and_status(
+    warehouse_url: str,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    ahead_days: float,
+    covered_days: float,
+    future: bool,
+    is_action: bool,
+) -> None:
+    begun, until, at = (
+        (datetime.now(UTC) + timedelta(days)).isoformat(timespec="milliseconds")
+        for days in (-9, covered_days, ahead_days)
+    )
+    bookmark = {"replication_key": "when_timestamp", "replication_key_value": until, "covered_from": begun}
+    covered = state({"bookmarks": {"actions": {**bookmark, "read": [[begun, until]]}}})
+    newest = action("a1", at=at) if is_action else snapshot("w1", at=at)
+    load(warehouse_url, [AWARDS, ACTIONS, newest, snapshot("w2"), covered])
+    capsys.readouterr()
+
+    codes = [run_balances([*command, "--url", warehouse_url]) for command in (["verify"], ["status"])]
+
+    assert codes == [future, future]
+    lines = capsys.readouterr().out.splitlines()
+    assert f"balance's time is not in the future{int(future):>15}" in lines
+    wrong = f"    award_id w1, as_of {datetime.fromisoformat(at)}"
+    assert [line.startswith(wrong.removesuffix("000+00:00")) for line in lines].count(True) == future
+    conclusion = next(line for line in lines if line.startswith("Verified"))
+    assert conclusion.endswith("WRONG TIMES, report these awards to Pepper" if future else "OK")
+    assert lines[-1].startswith("DRIFT" if future else "No drift")
+
+
 def test_verify_names_the_first_awards_and_counts_all(
     warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,11 +291,11 @@ def test_verify_counts_the_awards_with_gaps_that_it_does_not_name(
     assert run_balances(["verify", "--gaps", "--url", sqlite_url]) == 0
 
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3:5] == [
+    assert lines[4:6] == [
         "balance before + delta = balance after          42",
         "    award_id w00, gaps 2, gap_at 2026-10-03 00:00:00+00:00",
     ]
-    assert lines[24] == "    … and 1 more award"
+    assert lines[25] == "    … and 1 more award"
 
 
 def test_the_json_of_verify_counts_all_actions_and_the_actions_in_balances(

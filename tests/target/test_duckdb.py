@@ -240,7 +240,7 @@ def test_verify_finds_a_balance_that_is_stored_twice(url: str, ledger: str, expe
         connection.exec_driver_sql("DELETE FROM actions WHERE action_id NOT IN (SELECT action_id FROM kept)")
         connection.exec_driver_sql("INSERT INTO award_balances SELECT * FROM award_balances WHERE award_id = 'w1'")
 
-    (fold, _) = verify(crm).checks
+    (fold, *_) = verify(crm).checks
 
     assert fold.examples == [{"award_id": "w1", "points": "5.0000", "expected_points": expected}]
 
