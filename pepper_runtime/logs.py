@@ -74,7 +74,7 @@ def set_up(name: str, log_format: str) -> None:
     """Set the format of the root logger's console handlers. Call this after the SDK has set up the handlers.
 
     The text format leaves out metrics and the messages in `_NOISE`, except at DEBUG. It keeps the formatters that
-    `SINGER_SDK_LOG_CONFIG` has set up, for example in a run of Meltano.
+    `SINGER_SDK_LOG_CONFIG` has set up, for example when Meltano runs the plugin.
     """
     level = logging.getLogger().level
     for handler in console_handlers():

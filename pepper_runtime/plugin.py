@@ -152,7 +152,7 @@ def _drops(definition: object, fields: set[str]) -> bool:
     if not isinstance(definition, dict):
         return True
     if "__source__" in definition:
-        # The map makes another stream of the records.
+        # The map creates another stream from the records.
         return False
     # `__else__` drops the fields that the definition does not name.
     changed = fields if "__else__" in definition else fields & definition.keys()

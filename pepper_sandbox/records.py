@@ -151,7 +151,7 @@ class Award:
 
     @property
     def updated_ms(self) -> int:
-        """The time of the newest change of the points."""
+        """The time when the points last changed."""
         return self.history[-1][0]
 
     def points_at(self, at_ms: int) -> Decimal | None:

@@ -477,7 +477,7 @@ class PepperStream(Stream):
 
     @property
     def _key_fields(self) -> tuple[str, ...]:
-        """The fields of the key and of the bookmark."""
+        """The fields that form the key or the bookmark."""
         return tuple(dict.fromkeys(filter(None, (*type(self).primary_keys, type(self).replication_key))))
 
     @property

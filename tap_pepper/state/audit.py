@@ -77,7 +77,7 @@ class Audit:
 
     Args:
         state: The value that `to_state` returned in the previous run.
-        reads: A fingerprint of the fields and the types of action that this run reads.
+        reads: A fingerprint of the fields and action types that this run reads.
         after: The time after which this run reads actions. A new audit begins at this time or later.
         until: The time up to which this run reads actions.
         age_hours: The number of hours to wait after the end of an hour before auditing it. 0 turns the audit off.
@@ -114,7 +114,7 @@ class Audit:
 
         Args:
             hour: The hour that was read again.
-            row_digests: The digest of each distinct row of the second read.
+            row_digests: The digest of each distinct row in the second read.
 
         Returns:
             None if both reads agree. Otherwise, how many more rows the second read has, or 0 if it does not have more.

@@ -72,7 +72,7 @@ class Explanation:
 def explain(
     warehouse: Warehouse, *, award_id: str | None, user_id: str | None = None, perk: str | None = None
 ) -> list[Explanation]:
-    """Explain the balance of an award, or of each award of a user. Read all data in one transaction.
+    """Explain the balance of one award, or the balances of all of a user's awards. Read all data in one transaction.
 
     Args:
         warehouse: A warehouse that is set up.

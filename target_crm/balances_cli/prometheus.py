@@ -23,7 +23,7 @@ PREFIX = "pepper_crm_"
 def as_metrics(status: Status) -> str:
     """Format a status as metrics. If a value is unknown, leave out its sample.
 
-    All samples have the label `schema`, so that one folder can contain the files of several schemas of a database.
+    All samples have the label `schema`, so that one folder can contain files for several schemas of one database.
     """
     return "\n".join(line for metric in _metrics(status) for line in _lines(status.schema, *metric))
 

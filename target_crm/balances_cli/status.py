@@ -57,7 +57,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Status:
-    """The freshness of the data in a warehouse, and the results of the checks of its balances.
+    """The freshness of the data in a warehouse, and the results of the balance checks.
 
     Attributes:
         now: The time at which the warehouse was checked. Ages refer to this time.

@@ -65,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What became of the rows of a part. The result is valid once the transaction is committed."""
+    """What became of a part's rows. The result is valid once the transaction is committed."""
 
     tally: Tally
     conflicts: Sequence[Rejection] = ()
@@ -407,13 +407,13 @@ class TableSink(StreamSink):
         return [rows.c[EXTRACTED_AT]]
 
     def complete_staged(self, connection: Connection) -> None:
-        """Fill in missing values of staged rows from other rows of the same key."""
+        """Fill in missing values in staged rows, from other rows with the same key."""
 
     def merge_balances(self, connection: Connection) -> None:
         """Before the table changes, merge the changed rows into the balances."""
 
     def complete_known(self, connection: Connection) -> None:
-        """Fill in missing values of stored rows from the staged rows. Superseded rows may also have such values."""
+        """Fill in missing values in stored rows, from the staged rows. Superseded rows may also have such values."""
 
     def activate(self, connection: Connection, version: int) -> Activation:
         """Set `_sdc_deleted_at` in rows of older versions. With `hard_delete`, delete these rows, except in `awards`.
@@ -490,7 +490,7 @@ class AwardSink(TableSink):
             self.adapter.merge(connection, balances.merge(self.tables, _changed_snapshots(self.table, self.staged)))
 
     def complete_known(self, connection: Connection) -> None:
-        """Fill in a missing user or perk of stored snapshots and balances, from staged snapshots of the same awards.
+        """Fill in a missing user or perk in stored snapshots and balances, from staged snapshots of the same awards.
 
         On an engine without transactions, recompute the balances of these awards instead.
         """

@@ -80,7 +80,7 @@ class BatchWriter:
         """Stream → the reason why its table may lack rows of this run, or may have older versions of these rows."""
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
-        """Column of the ledger → the number of actions that were read again with another value."""
+        """Ledger column → the number of actions that were read again with another value."""
         self.holes: list[str] = []
         """Descriptions of the holes in the coverage. The list stays empty if this run reads no actions."""
 

@@ -307,7 +307,7 @@ def by_left_join(actions: Select[Any], awards: Select[Any]) -> Select[Any]:
 
 
 def _combined(award_id: ColumnElement[Any], snapshot: Columns, action: Columns) -> Select[Any]:
-    """Select the union of the two partial balances of each award."""
+    """Select each award's two partial balances, combined with `union`."""
     return select(award_id, *(column.label(name) for name, column in union(snapshot, action).items()))
 
 
@@ -422,8 +422,8 @@ def differences(stored: Table, recomputed: Select[Any]) -> Select[Any]:
 def gaps(tables: Tables, read: ReadTimes) -> Select[Any]:
     """Select the awards whose chain of actions has gaps.
 
-    Each row has the award's number of gaps of each kind, and the time of its newest gap. It also has the total number
-    of gaps of each kind, over all awards.
+    For each kind of gap, a row has the number of the award's gaps and the number of all awards' gaps. It also has the
+    time of the award's newest gap.
 
     Two consecutive actions have a gap between them if the balance after the first one, plus the change of the second,
     differs from the balance after the second. Either the points changed without an action, for example by an edit or

@@ -65,7 +65,7 @@ class Report:
         perk: The id or title of the perk that the figures cover, as requested. None for all perks.
         price: What a point costs, if known.
         begins: The first day of the period, or the day of the first movement if that is later.
-        previous: The movements of the previous period of equal length. None if no movement is older than that period.
+        previous: The movements in the equally long period before. None if no movement is older than that period.
         previous_rates: The rates of the previous period.
         issued: Outstanding points by month of issue, if each award spends its oldest points first.
     """
