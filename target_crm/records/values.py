@@ -48,6 +48,8 @@ _MINUS = "\N{MINUS SIGN}"
 _RANGE_REASON = re.compile(r"(year|month|day|hour|minute|second)s? .*(must be in|out of range)")
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _POINTS_QUANTUM = Decimal(1).scaleb(-POINTS_PLACES)
+# Points below `POINTS_MAX` have at most this many digits.
+_POINTS_DIGITS = POINTS_MAX.adjusted() + POINTS_PLACES
 _POINTS_CONTEXT = Context(traps=[Inexact])
 _NUMBERS = (int, Decimal)
 _NUMERIC_TEXT = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?")
@@ -109,7 +111,8 @@ def text(value: Any) -> str:
 def points(value: Any) -> Decimal:
     """Convert a number or numeric string to points.
 
-    Points are smaller than `POINTS_MAX` in magnitude, and have at most four decimal places.
+    Points are smaller than `POINTS_MAX` in magnitude, and have at most four decimal places. Digits that come from a
+    sender's floating-point arithmetic are dropped, as in `decimal`.
     """
     if isinstance(value, str):
         if not _NUMERIC_TEXT.fullmatch(value):
@@ -125,7 +128,7 @@ def points(value: Any) -> Decimal:
         # This also drops trailing zeros, because a driver may fail on a thousand of them.
         return _POINTS_CONTEXT.quantize(number, _POINTS_QUANTUM)
     except Inexact:
-        raise Invalid(f"has more than {POINTS_PLACES} decimal places") from None
+        return decimal(number, _POINTS_DIGITS, POINTS_PLACES)
 
 
 def instant(value: Any) -> datetime:

@@ -34,6 +34,8 @@ cents = partial(values.decimal, digits=11, places=2)
         pytest.param(values.number, Decimal("0E-99999"), Decimal(0), id="zero-with-a-large-exponent"),
         pytest.param(values.whole, Decimal("1E+37"), 10**37, id="38-digits"),
         pytest.param(cents, Decimal("0.30000000000000004"), Decimal("0.30"), id="noise-of-a-double"),
+        pytest.param(values.points, Decimal("0.30000000000000004"), Decimal("0.3"), id="noise-of-points"),
+        pytest.param(values.points, "-16.299999999999997", Decimal("-16.3"), id="noise-of-points-in-text"),
         pytest.param(values.double, Decimal("0.1"), Decimal("0.1"), id="double"),
         pytest.param(values.double, 2**53 + 1, Decimal(2**53), id="whole-double"),
         pytest.param(cents, Decimal("-999999999.99"), Decimal("-999999999.99"), id="all-digits-of-a-decimal"),
@@ -100,6 +102,16 @@ def test_a_valid_value_is_converted(convert: Callable[[Any], Any], value: Any, e
             Decimal(f"1.{'0' * 16_384}"),
             "has more than 16,383 decimal places",
             id="more-places-than-postgresql-allows",
+        ),
+        pytest.param(
+            values.points, Decimal("0.30000000000004"), "has more than 4 decimal places", id="more-than-noise-in-points"
+        ),
+        pytest.param(values.points, Decimal("0.12345"), "has more than 4 decimal places", id="points-with-five-places"),
+        pytest.param(
+            values.points,
+            Decimal("99999999999.999999"),
+            "has more than 4 decimal places",
+            id="points-rounded-out-of-range",
         ),
         pytest.param(
             values.points, Decimal("Infinity"), "is out of range, expected points below 100,000,000,000", id="infinity"
