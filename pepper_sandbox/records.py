@@ -93,7 +93,7 @@ class Perk:
 
 @dataclass(slots=True)
 class User:
-    """A user. `last_ms` is the time of the user's newest change, including changes of awards."""
+    """A user. `last_ms` is the time of the user's newest change, including changes to awards."""
 
     id: str
     number: int
@@ -174,7 +174,7 @@ class Award:
 class Event(NamedTuple):
     """An action, which `GET /actions` returns from `visible_ms` on.
 
-    `award`, `delta` (the change of points) and `available` (the points after the change) are set if the action changed
+    `award`, `delta` (the change in points) and `available` (the points after the change) are set if the action changed
     an award's points. `details` is the metadata of any other action.
     """
 

@@ -1,7 +1,7 @@
 """Simulate a merchant's loyalty programme. Users visit, earn and redeem, and tests can read the true balances.
 
 The seed determines everything. Planned steps wait in a queue and are executed in order of time. So the state at a given
-time does not depend on the number of calls of `advance`.
+time does not depend on how often `advance` is called.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class World:
         return {award_id: balance for award_id, balance in points if balance is not None}
 
     def award_totals(self, *, after: datetime | None = None, until: datetime | None = None) -> dict[str, Totals]:
-        """Return the totals of the visible actions after `after`, up to and including `until`, by award id.
+        """Return, by award id, the totals of the visible actions after `after`, up to and including `until`.
 
         Legacy actions and edits by hand change no total. Awards without a loyalty action are omitted.
         """

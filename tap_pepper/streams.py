@@ -143,7 +143,7 @@ def complete_action(row: Row) -> str | None:
 def _identity(row: Row, instant: str | None) -> object:
     """Return the fields that distinguish an action without `_id` from other actions.
 
-    For a change of an award, these are only the fields that belong to the event. Other fields, such as the name of the
+    For a change to an award, these are only the fields that belong to the event. Other fields, such as the name of the
     location, may differ when the tap reads the action again, and a new key would count the action twice.
     """
     metadata = from_json(row.get("metadata"))

@@ -104,7 +104,7 @@ class Settings:
         default=False,
     )
     allow_key_change: bool = setting(
-        "Allow a change of key",
+        "Allow a key change",
         "Rebuild a stream's table if its key properties have changed. If several rows have the same new key, only the "
         "newest one is kept. Without this setting, a stream with a changed key is not loaded.",
         default=False,

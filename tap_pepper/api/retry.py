@@ -196,7 +196,7 @@ def error_for_exception(
     if isinstance(error, requests.exceptions.InvalidURL):
         return FatalRunError(f"{where}: {host} is not a valid host; check api_url")
     if type(error) is OSError and error.strerror is None:
-        # The requests library raises such an OSError if the file of CA certificates is missing.
+        # The requests library raises such an OSError if the file with the CA certificates is missing.
         return FatalRunError(f"{where}: no CA certificates found; check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE")
     causes = _causes(error)
     if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)) for cause in causes):

@@ -127,7 +127,7 @@ def _stored(tables: Tables, which: Sequence[ColumnElement[bool]]) -> Select[Any]
 def _ledger(tables: Tables) -> Select[Any]:
     c = tables.actions.c
     own = (c.award_id, c.action_id, c.type, c.occurred_at, c.effect, c.points_available, c.location_id, c.source)
-    # An action that does not count may still contain a change of points.
+    # An action that does not count may still contain a change in points.
     given = func.coalesce(c.points_added, -c.points_redeemed, c.points_refunded)
     change = case((c.effect.is_(None), given), else_=change_of(c))
     return select(*own, change.label("change"), cast(c.payload, LongText()).label("payload"))

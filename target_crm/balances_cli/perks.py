@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def perks_table(connection: Connection, tables: Tables) -> FromClause | None:
-    """Return the table of perks, or None if it does not exist.
+    """Return the perks table, or None if it does not exist.
 
     The result has the column `_id`, and those of `title`, `type` and `_sdc_deleted_at` that exist in the warehouse.
     """

@@ -190,11 +190,11 @@ class EngineAdapter:
 
     @contextmanager
     def session_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:  # noqa: ARG002
-        """Hold a lock on a schema from before a transaction until after it. By default, there is no such lock."""
+        """Lock a schema before a transaction, and unlock it afterwards. By default, there is no such lock."""
         yield
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Take a lock on a schema until the current transaction ends. By default, there is no such lock."""
+        """Lock a schema until the current transaction ends. By default, there is no such lock."""
 
     def limit_resources(self, connection: Connection) -> None:
         """Limit the memory and threads that the next batch may use."""

@@ -65,7 +65,7 @@ class BigQueryAdapter(ExtendedSQLAdapter):
         return bool(reasons & self._REFUSALS) or "due to concurrent update" in str(error)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:  # noqa: ARG002
-        """Return the key from the stream's schema, because the dialect does not return the keys of tables."""
+        """Return the key from the stream's schema, because the dialect does not return primary keys."""
         return table.primary_key.columns.keys()
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:

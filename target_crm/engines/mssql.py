@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SQLServerAdapter(ExtendedSQLAdapter):
-    """The adapter uses SQL Server's application locks, and an option of pyodbc that sends many rows at once."""
+    """The adapter uses SQL Server's application locks, and a pyodbc option that sends many rows at once."""
 
     engine_options: ClassVar[Mapping[str, Any]] = {"fast_executemany": True}
     add_column = "ADD"

@@ -33,7 +33,7 @@ def adapter_for(backend_name: str) -> EngineAdapter:
     """Return the adapter of an engine, given SQLAlchemy's name for it. An unknown engine gets the default adapter.
 
     Call this function before compiling SQL for the engine, because it imports the engine's module. No other code
-    imports the modules of engines, because some of these modules import a driver.
+    imports the engines' modules, because some of them import a driver.
 
     Raises:
         SettingError: The engine's driver is not installed.

@@ -91,7 +91,7 @@ class SQLiteAdapter(ExtendedSQLAdapter):
 
     def create_engine(self, url: URL, **options: Any) -> Engine:
         """Create a SQLAlchemy engine. An in-memory database belongs to one connection, which all threads must share."""
-        # Keep the driver from beginning transactions: see `add_event_listeners`. The driver of libSQL accepts this
+        # Keep the driver from beginning transactions: see `add_event_listeners`. libSQL's driver accepts this
         # option only as an argument of `connect`.
         arguments: dict[str, Any] = {"isolation_level": None}
         if self.is_in_memory(url):

@@ -1,6 +1,6 @@
 """Convert a Pepper action to a row of the ledger, or raise `Invalid` with the reason.
 
-There are three types of loyalty action. Each one reports a change of an award's points, and the balance after the
+There are three types of loyalty action. Each one reports a change in an award's points, and the balance after the
 change::
 
     {"_id": "5f1…", "type": "REDEEM_PERK", "when": {"timestamp": "2026-10-01T12:00:00.000Z"},

@@ -29,7 +29,7 @@ HEAD = """\
 
 This page lists every table and column that target-crm creates for the streams of tap-pepper. It is generated from
 `target_crm/sql/tables.py` and `tap_pepper/schemas/`. Types are those of PostgreSQL; other engines have
-[their own](columns.md#types). Times are in UTC. The tables of balances exist once `actions` or `awards` has been
+[their own](columns.md#types). Times are in UTC. The balance tables exist once `actions` or `awards` has been
 loaded.
 
 When the target creates one of its own tables, it stores the descriptions as comments, except on SQLite, on Spark and
