@@ -117,8 +117,11 @@ def _as_message(row: Row[Any]) -> str | None:
         return None
     if not isinstance(payload, dict):
         return None
+    # A record without a time must not become newer than the records that were loaded since.
+    extracted_at = (row.extracted_at or row.rejected_at).isoformat()
     if row.stream:
-        extracted_at = row.extracted_at or row.rejected_at
-        payload = {"stream": row.stream, "record": payload, "time_extracted": extracted_at.isoformat()}
+        payload = {"stream": row.stream, "record": payload, "time_extracted": extracted_at}
+    elif not values.optional(payload.get("time_extracted"), values.instant):
+        payload = {**payload, "time_extracted": extracted_at}
     replayable = payload.get("stream") in _STREAMS and "record" in payload
     return values.json_text({**payload, "type": "RECORD"}) if replayable else None

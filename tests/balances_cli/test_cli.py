@@ -512,6 +512,19 @@ def test_replayed_snapshot_keeps_its_extraction_time(warehouse_url: str, monkeyp
     assert stored == {"points": Decimal(7)}
 
 
+@pytest.mark.parametrize("extracted", [{}, {"time_extracted": "yesterday"}], ids=["no-time", "invalid-time"])
+def test_replayed_message_without_a_time_has_the_time_of_its_rejection(
+    balances: Any, warehouse_url: str, extracted: dict[str, str]
+) -> None:
+    early = json.dumps({**json.loads(snapshot("w8", 5, at=None, read_at=None)), **extracted})
+    load_rejected(warehouse_url, [early, AWARDS])
+    load(warehouse_url, [AWARDS, snapshot("w8", 7, at=None, read_at=None)])
+
+    assert balances("replay", "--json") == (0, '{"tried":1,"loaded":1,"rejected":0}\n')
+
+    assert query(warehouse_url, "SELECT points FROM award_balances WHERE award_id = 'w8'") == [(7,)]
+
+
 def test_quarantine_keeps_the_extraction_time(warehouse_url: str) -> None:
     load_rejected(warehouse_url, [AWARDS, snapshot("w1", "many", read_at="2026-10-01T00:00:00Z")])
 
