@@ -48,7 +48,7 @@ class ServerUsage:
 
 @dataclass(frozen=True)
 class Run:
-    """The resources that one run of a program or of a pipe used.
+    """The resources that one run of a program or pipe used.
 
     Attributes:
         seconds: Elapsed time.

@@ -6,7 +6,7 @@ from pepper_runtime.startup import import_script
 
 
 def main() -> None:
-    """Import the tap quickly, and run it."""
+    """Import the tap with the garbage collector off, and run it."""
     import_script("tap_pepper.tap").main()
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 STREAM = "actions"
 REPLICATION_KEY = "when_timestamp"
-# Use at most this many holes to classify changes that have no action.
+# Use at most this many holes to classify balance changes without an action.
 HOLES_MAX = 100
 # The length of the interval that a state claims after `covered_from`. No action lies in it, because Pepper's times are
 # whole milliseconds. It is not shorter, because some engines round times to a tenth of a millisecond.

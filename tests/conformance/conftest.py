@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-# Tests of other folders have parameters of this name, too.
+# Tests in other folders also have parameters with this name.
 _FOLDER = Path(__file__).parent
 _outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
 

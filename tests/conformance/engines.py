@@ -39,7 +39,7 @@ class Engine:
         start: Starts the engine for as long as the context lasts.
         deliveries: The number of random histories to load.
         processes: Whether two processes can use one warehouse at the same time.
-        widens: Whether a column of integers can be widened to numbers.
+        widens: Whether an integer column can be widened to numbers.
         loader: Statements that create a user `loader` who may load into `{database}` but create nothing there.
         cannot: The reasons why some cases do not apply to the engine, by the test name or the id of the case.
         ignored_warnings: Warnings that are not about the program.

@@ -26,7 +26,7 @@ def mariadb(certificate: tuple[Path, Path] | None = None) -> Iterator[Callable[[
     """Start a server with the default character set latin1; yield a function that returns the URL of a new database.
 
     Args:
-        certificate: files of a certificate chain and of its private key, for TLS.
+        certificate: the files with a certificate chain and its private key, for TLS.
     """
     root = UNPACKED if (UNPACKED / "usr/sbin/mariadbd").exists() else Path("/")
     binary, share = root / "usr/sbin/mariadbd", root / "usr/share/mysql"

@@ -284,7 +284,7 @@ def test_reserved_words_and_very_long_or_similar_names_can_be_property_names(crm
     load(crm, [schema(stream, {"_id": TEXT, **properties}, "_id"), record(stream, {"_id": "1", **fields})])
 
     with crm.read() as connection:
-        # Some engines have shorter names.
+        # On some engines, names are shorter.
         name = tables_of_streams(connection, crm.tables)[stream]
         columns = [each["name"] for each in inspect(connection).get_columns(name)]
     (found,) = rows_of(crm, name, "_id", *[each for each in columns if not each.startswith("_")])

@@ -91,7 +91,7 @@ def test_the_catalog_describes_the_targets_tables_and_columns(url: str) -> None:
         "SELECT table_name, column_name, column_comment FROM information_schema.columns "
         "WHERE table_schema = database() AND column_comment <> ''"
     )
-    # Columns of a view have the comments of its tables' columns.
+    # A view's columns have the comments of the table columns that it selects.
     assert {(each.name, column.name, column.doc) for each in own for column in each.columns} <= {*query(url, described)}
 
 

@@ -56,7 +56,7 @@ class Case:
         runs: The messages of each run.
         rows: For each stream, its properties and their values, row by row, in the order of the first property.
         rejected: The reasons for the records in quarantine.
-        settings: Settings of all runs.
+        settings: The settings for all runs.
     """
 
     runs: Sequence[Sequence[str]]
@@ -376,6 +376,6 @@ def normal(found: Any, expected: Any, *, exact: bool) -> Any:
     if isinstance(expected, int | Decimal) and not exact and isinstance(found, float):
         return expected if found == float(expected) else found
     if isinstance(expected, str) and isinstance(found, str) and found.startswith(expected):
-        # SQLite's times are texts.
+        # SQLite stores times as text.
         return expected if set(found.removeprefix(expected)) <= set(".0") else found
     return found

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.warehouse
 
-# Options of the driver: the trusted authority, and that the certificate has to name the host.
+# Driver options: the trusted authority, and that the certificate has to name the host.
 OPTIONS = {
     # The server in the wheel is built without TLS; Debian's has it.
     "postgresql": lambda authority: {"sslmode": "verify-full", "sslrootcert": authority},

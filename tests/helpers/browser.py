@@ -29,7 +29,7 @@ _OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# Show the page in a frame, because a window of Chromium is at least 500 pixels wide. The script that asks the question
+# Show the page in a frame, because a Chromium window is at least 500 pixels wide. The script that asks the question
 # is outside the frame, because the page forbids foreign scripts.
 _FRAME = """
 <body><iframe src="page.html" {sandbox} style="border:0;width:{width}px;height:2000px"></iframe><pre></pre><script>

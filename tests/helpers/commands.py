@@ -1,4 +1,4 @@
-"""Run the project's console scripts like a user."""
+"""Run the project's console scripts as a user would."""
 
 from __future__ import annotations
 

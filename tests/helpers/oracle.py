@@ -1,4 +1,4 @@
-"""Compute the expected balances in plain Python, from the rules alone and without code of the target."""
+"""Compute the expected balances in plain Python, from the rules alone and without the target's code."""
 
 from __future__ import annotations
 

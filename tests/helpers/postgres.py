@@ -45,7 +45,7 @@ class PostgresServer:
 
     Args:
         binaries: the folder of the server's programs, readable by everyone. None means the programs of the wheel.
-        certificate: files of a certificate chain and its private key, for TLS.
+        certificate: the files with a certificate chain and its private key, for TLS.
         folder: the folder for the data. None means a folder in memory, if there is enough memory.
         durable: whether a commit waits for the disk, as in production.
     """

@@ -1,4 +1,4 @@
-"""Helpers of the tap's tests: a server with scripted replies, and runs of the tap in this process."""
+"""Helpers for the tap's tests: a server with scripted replies, and runs of the tap in this process."""
 
 from __future__ import annotations
 
