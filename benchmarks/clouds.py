@@ -20,7 +20,7 @@ from tests.helpers.statements import record_statements
 
 MIB, TIB = 1 << 20, 1 << 40
 DAY_MINUTES = 24 * 60
-# How many bytes a value takes in BigQuery. A string takes two bytes more than its length. Pepper's ids are 24 hexadecimal
+# How many bytes a value takes in BigQuery. A string takes its length plus two bytes. Pepper's ids are 24 hexadecimal
 # digits.
 TYPE_BYTES = {"STRING": 26, "TIMESTAMP": 8, "NUMERIC": 16, "INT64": 8, "FLOAT64": 8, "BOOL": 1, "DATE": 8}
 COLUMN_BYTES = {
