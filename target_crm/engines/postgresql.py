@@ -90,13 +90,16 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         A pooler may execute each transaction in another session, which lacks the statements that the driver has
         prepared. So the driver prepares no statements. The option `prepare_threshold` in the URL can change this: it
         sets after how many executions psycopg prepares a statement. 0 and `none` mean never.
+
+        The connection uses UTF-8, even if the URL, the environment or the role sets another encoding, because another
+        encoding cannot represent every text.
         """
         arguments: dict[str, Any] = {}
         driver = url.get_driver_name()
         if driver == "psycopg":
             arguments["prepare_threshold"] = _prepare_threshold(url.query.get("prepare_threshold"))
         if driver in {"psycopg", "psycopg2"}:
-            arguments["fallback_application_name"] = "target-crm"
+            arguments |= {"fallback_application_name": "target-crm", "client_encoding": "utf8"}
         return super().create_engine(
             url.difference_update_query(["prepare_threshold"]), connect_args=arguments, **options
         )
@@ -104,11 +107,15 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
     def add_event_listeners(self, engine: Engine) -> None:
         """Set the time zone to UTC, because in some other zones the driver cannot read the year 9999.
 
-        Set it for each transaction, because a pooler may execute the next transaction in another session.
+        Set the date style to ISO, because psycopg reads times in no other style. Set both for each transaction, because
+        a pooler may execute the next transaction in another session.
         """
 
         def on_begin(connection: Connection) -> None:
-            connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
+            # Set both in one statement, to save a round trip.
+            connection.exec_driver_sql(
+                "SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true)"
+            ).one()
 
         event.listen(engine, "begin", on_begin)
 

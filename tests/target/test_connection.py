@@ -16,10 +16,12 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
+from target_crm.balances_cli.verify import verify
 from target_crm.engines.base import LOCK_WAIT_SECONDS
 from target_crm.errors import ConnectionLost, WarehouseError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
+from tests.helpers.postgres import new_database
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, snapshot, table, table_sink
 
 if TYPE_CHECKING:
@@ -215,6 +217,32 @@ def test_instants_of_the_year_9999_are_read_in_any_time_zone_of_the_server(new_p
     load(new_postgres_url, [AWARDS, snapshot("w1", at="9999-12-31T23:00:00Z")])
 
     assert table(new_postgres_url, "award_balances", "as_of") == [{"as_of": datetime(9999, 12, 31, 23, tzinfo=UTC)}]
+
+
+@pytest.mark.parametrize(
+    ("variables", "options"),
+    [
+        pytest.param({"PGDATESTYLE": "German"}, "", id="date-style"),
+        pytest.param({}, "?options=-cDateStyle%3DSQL,DMY", id="date-style-in-the-url"),
+        pytest.param({"PGCLIENTENCODING": "LATIN1"}, "", id="encoding"),
+        pytest.param({}, "?client_encoding=latin1", id="encoding-in-the-url"),
+        pytest.param({}, "?options=-cclient_encoding%3DLATIN1", id="encoding-in-the-options"),
+    ],
+)
+def test_loads_and_verify_do_not_depend_on_the_sessions_date_style_and_encoding(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], options: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    url = new_database(postgres_url) + options
+
+    load(url, [AWARDS, snapshot("1 €", 5)])
+    load(url, [AWARDS, snapshot("1 €", 7, at="2026-10-02T12:00:00Z")])
+
+    assert not verify(Warehouse(url)).failed
+    assert table(url, "award_balances", "award_id", "points", "as_of") == [
+        {"award_id": "1 €", "points": 7, "as_of": datetime(2026, 10, 2, 12, tzinfo=UTC)}
+    ]
 
 
 def test_loaders_with_different_search_paths_to_the_same_tables_use_the_same_lock(new_postgres_url: str) -> None:
