@@ -373,9 +373,14 @@ def count_differing(ledger: Table, staged: Staged) -> Select[tuple[int]]:
 def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
     """Count, for each column, the staged actions whose value differs from the ledger.
 
-    Leave out the actions that contradict the ledger.
+    Leave out the actions that contradict the ledger, and actions without an effect that a later staged action has
+    replaced (see `pick_completing`).
     """
-    rows = staged.table
+    rows, fresh = staged.table, staged.fresh
+    same_place = fresh.c[SEQ] == rows.c[SEQ]
+    written = select(rows.c.action_id, rows.c[SEQ]).join_from(rows, fresh, same_place).subquery("written")
+    is_replaced = and_(rows.c.effect.is_(None), rows.c[SEQ] < written.c[SEQ])
+    both = rows.join(ledger, ledger.c.action_id == rows.c.action_id)
     return (
         select(
             *(
@@ -383,8 +388,8 @@ def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
                 for name, differs in _differences(ledger, rows).items()
             )
         )
-        .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
-        .where(_agrees(ledger, rows))
+        .select_from(both.outerjoin(written, written.c.action_id == rows.c.action_id))
+        .where(_agrees(ledger, rows), case((is_replaced, 1), else_=0) == 0)
     )
 
 

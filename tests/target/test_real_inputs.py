@@ -600,6 +600,20 @@ def test_an_action_read_again_with_fewer_or_masked_fields_is_a_duplicate_with_on
     ]
 
 
+@pytest.mark.parametrize("batch_size_rows", [1, 9])
+def test_an_action_that_a_later_one_completes_causes_no_warning(
+    warehouse_url: str, caplog: pytest.LogCaptureFixture, batch_size_rows: int
+) -> None:
+    without_effect = json.loads(action("a1"))
+    without_effect["record"]["type"] = "REWARD_VOID"
+
+    loaded = load(warehouse_url, [ACTIONS, json.dumps(without_effect), action("a1")], batch_size_rows=batch_size_rows)
+
+    assert loaded.tallies == {"actions": "2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined"}
+    assert query(warehouse_url, "SELECT type, effect FROM actions") == [("REWARD_EARNED", "earned")]
+    assert not [each.getMessage() for each in caplog.records if "read again" in each.getMessage()]
+
+
 @pytest.mark.parametrize(
     ("lacked", "column", "reason"),
     [
