@@ -76,7 +76,7 @@ UTILITY = {
     "definition": "verifies, reports on and repairs the balances that `target-crm` keeps in a SQL warehouse",
     "prereq": f"A warehouse that `target-crm` has loaded. {NOT_PUBLISHED.format(extras=DRIVER_AND_REPORT)}",
     "settings_preamble": (
-        f"{WAREHOUSE} crm-balances reads the variables of target-crm, such as `TARGET_CRM_SQLALCHEMY_URL`."
+        f"{WAREHOUSE} crm-balances reads target-crm's variables, such as `TARGET_CRM_SQLALCHEMY_URL`."
     ),
     "usage": 'Verify after each load: `meltano job add loyalty --tasks "[tap-pepper target-crm crm-balances:verify]"`.',
 }

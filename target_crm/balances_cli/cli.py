@@ -462,7 +462,9 @@ def explain(
     if not found:
         asked = f"award {award_id}" if award_id else f"user {user_id}" + (f" and perk {perk}" if perk else "")
         hint = "; for a user's id, use --user" if award_id else "; for an award's id, leave out --user"
-        logger.error("no balance of %s in this warehouse: check the id, and whether its data was loaded%s", asked, hint)
+        logger.error(
+            "no balance for %s in this warehouse: check the id, and whether its data was loaded%s", asked, hint
+        )
         return EXIT_UNKNOWN
     found = explanation.in_zone(found, zone)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

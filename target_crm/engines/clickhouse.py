@@ -71,7 +71,7 @@ class ClickHouseAdapter(ExtendedSQLAdapter):
         while connection.scalar(unfinished, {"schema": schema}):
             if time.monotonic() > deadline_seconds:
                 raise WarehouseError(
-                    f"a mutation of an earlier load has been running for more than {LOCK_WAIT_SECONDS} s: "
+                    f"a mutation from an earlier load has been running for more than {LOCK_WAIT_SECONDS} s: "
                     "run again when system.mutations shows that it is done"
                 )
             time.sleep(LOCK_POLL_SECONDS)

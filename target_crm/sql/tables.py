@@ -156,9 +156,7 @@ class Tables:
                 BigInteger,
                 doc="The number of ACTIVATE_VERSION messages that target-crm ignored.",
             ),
-            info={
-                DESCRIPTION: "One row per run and stream, with counts of records. The target keeps rows for 90 days."
-            },
+            info={DESCRIPTION: "One row per run and stream, with record counts. The target keeps rows for 90 days."},
         )
         self.version = Table(
             f"{WORK_PREFIX}version",
@@ -204,7 +202,7 @@ class Tables:
             ),
             Column("covered_from", Instant, nullable=False, doc="The beginning of the interval, exclusive."),
             Column("covered_until", Instant, nullable=False, doc="The end of the interval, inclusive."),
-            info={DESCRIPTION: "One row per interval of time for which all actions were read and committed."},
+            info={DESCRIPTION: "One row per time interval for which all actions were read and committed."},
         )
         self.fresh = Table(f"{WORK_PREFIX}fresh", self.metadata, _sequence(), info=WORK)
         self.staged_actions = Staged(staging_of(self.actions).to_metadata(self.metadata), self.fresh)

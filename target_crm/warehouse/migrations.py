@@ -331,7 +331,7 @@ def _check_doubles(connection: Connection, table: Table, column: Column[Any], ol
     is_large = func.abs(stored.c[column.name]) >= exact_max
     if connection.scalar(select(func.count()).select_from(stored).where(is_large)):
         raise WarehouseError(
-            f"table {table.name!r}: column {column.name!r} holds exact numbers of more than {_DOUBLE_DIGITS} digits, "
+            f"table {table.name!r}: column {column.name!r} holds exact numbers with more than {_DOUBLE_DIGITS} digits, "
             "which the new schema would make doubles: give the property a multipleOf, or rename it with a stream map"
         )
 

@@ -173,12 +173,12 @@ def test_a_perk_is_given_by_id_or_title(sqlite_url: str, run: Run) -> None:
         pytest.param(
             ["w9"],
             1,
-            "no balance of award w9 in this warehouse: check the id, and whether its "
+            "no balance for award w9 in this warehouse: check the id, and whether its "
             "data was loaded; for a user's id, use --user",
             id="award",
         ),
-        pytest.param(["--user", "u9"], 1, "no balance of user u9 in this warehouse: check the id, and", id="user"),
-        pytest.param(["--user", "u1", "--perk", "p9"], 1, "no balance of user u1 and perk p9 in this", id="perk"),
+        pytest.param(["--user", "u9"], 1, "no balance for user u9 in this warehouse: check the id, and", id="user"),
+        pytest.param(["--user", "u1", "--perk", "p9"], 1, "no balance for user u1 and perk p9 in this", id="perk"),
         pytest.param(["--user", ""], 2, "is empty, expected an id", id="empty"),
         pytest.param([], 2, "expected AWARD_ID, or --user with or without --perk", id="nothing"),
         pytest.param(["w1", "--user", "u1"], 2, "expected AWARD_ID, or --user", id="award-and-user"),

@@ -146,7 +146,7 @@ def test_a_table_that_is_copied_keeps_the_columns_indexes_and_views_of_users(sql
 def test_exact_numbers_that_a_double_cannot_hold_are_not_widened(duckdb_url: str) -> None:
     load(duckdb_url, [schema("t", {"id": TEXT, "n": INTEGER}, "id"), record("t", {"id": "1", "n": 2**60 + 1})])
 
-    with pytest.raises(WarehouseError, match="'n' holds exact numbers of more than 15 digits"):
+    with pytest.raises(WarehouseError, match="'n' holds exact numbers with more than 15 digits"):
         load(duckdb_url, [schema("t", {"id": TEXT, "n": NUMBER}, "id"), record("t", {"id": "2", "n": 0.5})])
 
     assert query(duckdb_url, "SELECT id, n FROM t") == [("1", 2**60 + 1)]
