@@ -1,4 +1,4 @@
-"""Draw the progress line. Import this module only to draw, because the import of rich takes a tenth of a second."""
+"""Draw the progress line. Import this module only to draw, because importing rich takes a tenth of a second."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_a_load_that_is_interrupted_and_repeated_gives_the_same_tables(crm: Ware
     assert not verify(crm).drifted
 
 
-def test_columns_that_are_missing_in_the_schema_survive_an_interrupted_load(crm: Warehouse) -> None:
+def test_columns_that_are_missing_from_the_schema_survive_an_interrupted_load(crm: Warehouse) -> None:
     wide, narrow = (schema("t_kept", {"_id": TEXT, "title": TEXT, **more}, "_id") for more in ({"price": INTEGER}, {}))
     before = [
         wide,
