@@ -139,15 +139,22 @@ def set_up(
     if found > VERSION:
         raise WarehouseError(f"the tables have version {found}, but this target supports {VERSION}: upgrade pepper-crm")
     is_older = found < VERSION
+    missing: set[Table] = set()
     lacks_columns = found < _BALANCES_VERSION and inspector.has_table(tables.award_balances.name, schema=schema)
     if is_older:
         balances |= any(inspector.has_table(table.name, schema=schema) for table in tables.of_balances)
     else:
-        balances &= not has_balances(connection, tables)
+        # Someone may have dropped a table.
+        missing = {each for each in tables.metadata.sorted_tables if not inspector.has_table(each.name, schema=schema)}
+        balances = bool(missing & tables.of_balances) if has_balances(connection, tables) else balances
     # Create the schema only if it is missing, because the loader may lack the privilege to create schemas.
     is_missing = schema and not inspector.has_schema(schema)
     statements: list[Statement] = [CreateSchema(schema)] if schema and is_missing else []
-    owned = [each for each in tables.metadata.sorted_tables if (balances if each in tables.of_balances else is_older)]
+    owned = [
+        each
+        for each in tables.metadata.sorted_tables
+        if (balances if each in tables.of_balances else is_older or each in missing)
+    ]
     wanted = {table.name: table for table in (*owned, *others)}
     last = wanted.pop(tables.merged.name, None)
     if is_older:

@@ -197,6 +197,31 @@ def test_ddl_prints_the_renames_and_a_loader_finds_nothing_left_to_do(
     assert printed(capsys) == NOTHING_IS_MISSING
 
 
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        pytest.param(["TABLE _crm_coverage"], id="internal"),
+        pytest.param(["VIEW user_balances", "VIEW award_balance_drift", "TABLE award_balances"], id="balances"),
+    ],
+)
+def test_ddl_prints_what_is_missing_if_someone_has_dropped_a_table(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dropped: list[str]
+) -> None:
+    load(warehouse_url, [ACTIONS, action("a1")])
+    for each in dropped:
+        execute(warehouse_url, f"DROP {each}")
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    for statement in filter(str.strip, printed(capsys).split(";\n")):
+        execute(warehouse_url, statement)
+
+    assert printed(capsys) == NOTHING_IS_MISSING
+    load(warehouse_url, [ACTIONS, action("a2", available=4)])
+    rebuild(Warehouse(warehouse_url))
+    assert not verify(Warehouse(warehouse_url)).failed
+    assert query(warehouse_url, "SELECT points, action_count FROM user_balances") == [(4, 2)]
+
+
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
     assert run_balances(["ddl", *arguments]) == 0
