@@ -27,6 +27,7 @@ from tap_pepper.windows import (
     MILLISECOND,
     WINDOW_SECONDS_FIRST,
     Window,
+    add_seconds,
     hour_window,
     is_at_or_after,
     next_window_seconds,
@@ -156,7 +157,7 @@ class ChangesStream(FullTableStream):
             since = subtract_seconds(read_until, self.run.settings.lookback_seconds)
         recent_rows = RecentRows(None if since is None else state.get("border"))
         reread_from = self.reread_from(until)
-        order = TimeOrder(to_bound(self.run.client.clock.now()))
+        order = TimeOrder(add_seconds(until, self.run.settings.settle_seconds))
 
         def prepare(row: Row) -> Row | None:
             instant = self.complete_row(row)

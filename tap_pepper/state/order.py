@@ -13,7 +13,7 @@ class TimeOrder:
     """Watches the times of a list's rows, in the order in which the rows arrive.
 
     Args:
-        began: The bound at which the tap begins to read. A row with a later time has changed since then.
+        began: Pepper's time when the run began, as a bound. A row with a later time has changed since then.
     """
 
     def __init__(self, began: str) -> None:

@@ -146,8 +146,8 @@ def run_simulated(
 class Ledger:
     """What a target has committed: the records before the last STATE that it saw.
 
-    A record counts as repeated if it comes again unchanged after a STATE of its stream has covered it. A STATE of
-    another stream does not cover the rows of an incomplete window.
+    A record counts as repeated if it comes again unchanged after a STATE of its stream has covered it, and this STATE
+    does not ask for a second read. A STATE of another stream does not cover the rows of an incomplete window.
     """
 
     def __init__(self) -> None:
@@ -179,7 +179,7 @@ class Ledger:
             else:
                 continue
             mark = json.dumps([stream, record], sort_keys=True, default=str)
-            if mark in self._covered:
+            if mark in self._covered and not self.state["bookmarks"].get(stream, {}).get("read_again"):
                 self.repeated.append(mark)
             self._open.setdefault(stream, set()).add(mark)
         for stream, bookmark in state.get("bookmarks", {}).items():
