@@ -131,10 +131,12 @@ def verify(warehouse: Warehouse, *, gaps: bool = False) -> Verification:
 def latest_time(merchants: Sequence[MerchantCoverage], now: datetime) -> datetime:
     """Return the latest time that a balance may have.
 
-    Use the end of the coverage if it is later than `now`, because Pepper's clock may be ahead of ours.
+    Use the end of the coverage if it is later than `now`, because Pepper's clock may be ahead of ours. If there is no
+    coverage, Pepper's time is unknown, so a balance may have any time.
     """
     ends = [each.intervals[-1].until for each in merchants if each.intervals]
-    return min(max([now, *ends]), datetime.max.replace(tzinfo=UTC) - AHEAD_MAX) + AHEAD_MAX
+    latest = datetime.max.replace(tzinfo=UTC)
+    return min(max([now, *ends]), latest - AHEAD_MAX) + AHEAD_MAX if ends else latest
 
 
 def compare_balances(connection: Connection, tables: Tables, latest: datetime) -> list[Check]:

@@ -225,6 +225,7 @@ def test_loading_continues_after_a_rebuild(balances: Any, warehouse_url: str) ->
         pytest.param(1.1, -1, True, id="later-than-now"),
         pytest.param(5.9, 5, False, id="pepper-ahead"),
         pytest.param(6.1, 5, True, id="later-than-pepper"),
+        pytest.param(1.1, None, False, id="without-coverage"),
     ],
 )
 @pytest.mark.parametrize("is_action", [False, True], ids=["award", "action"])
@@ -233,18 +234,18 @@ def test_a_balance_from_the_future_fails_verify_and_status(
     capsys: pytest.CaptureFixture[str],
     *,
     ahead_days: float,
-    covered_days: float,
+    covered_days: float | None,
     future: bool,
     is_action: bool,
 ) -> None:
     begun, until, at = (
         (datetime.now(UTC) + timedelta(days)).isoformat(timespec="milliseconds")
-        for days in (-9, covered_days, ahead_days)
+        for days in (-9, covered_days or 0, ahead_days)
     )
     bookmark = {"replication_key": "when_timestamp", "replication_key_value": until, "covered_from": begun}
     covered = state({"bookmarks": {"actions": {**bookmark, "read": [[begun, until]]}}})
     newest = action("a1", at=at) if is_action else snapshot("w1", at=at)
-    load(warehouse_url, [AWARDS, ACTIONS, newest, snapshot("w2"), covered])
+    load(warehouse_url, [AWARDS, ACTIONS, newest, snapshot("w2"), *([] if covered_days is None else [covered])])
     capsys.readouterr()
 
     codes = [run_balances([*command, "--url", warehouse_url]) for command in (["verify"], ["status"])]
