@@ -243,7 +243,7 @@ def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: i
     plot = harness.curves(f"{BATCH_ROWS:,} more actions", "thousand actions in the ledger", "seconds", curves)
     image = harness.write_plot("growth", plot, "Cost of a batch by the ledger's size")
     explanation = (
-        f"{max(sizes):,} actions of {awards:,} awards. The numbers in brackets are multiples of the time of a program "
+        f"{max(sizes):,} actions of {awards:,} awards. In brackets: the time divided by the time of a program "
         "that only computes a simple aggregate: each award's sums, its number of actions, and the times of the first "
         "and the last action. All times include the start of the program."
     )
