@@ -23,11 +23,11 @@ from tap_pepper.state.coverage import Coverage
 from tap_pepper.state.dedupe import KeySample, RecentRows
 from tap_pepper.state.order import TimeOrder
 from tap_pepper.windows import (
+    EARLIEST,
     HOUR_SECONDS,
     MILLISECOND,
     WINDOW_SECONDS_FIRST,
     Window,
-    add_seconds,
     hour_window,
     is_at_or_after,
     next_window_seconds,
@@ -41,11 +41,15 @@ from tap_pepper.windows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from threading import Event
 
+    from tap_pepper.api.rate_limit import CanWait
     from tap_pepper.api.response import Page
     from tap_pepper.raw_json import Row
 
+READ_ALL_AGAIN = to_bound(EARLIEST)
+"""If a bookmark of changes has this time in `read_again`, the next run reads all rows."""
 TEST_WINDOW_SECONDS = 100 * 366 * 24 * HOUR_SECONDS
 """The length of a window in a `--test` run. It is so long that one window is enough."""
 PREFETCHED_ROWS_MAX = 10_000
@@ -151,13 +155,19 @@ class ChangesStream(FullTableStream):
         # If a field that balances need is emitted again, read all rows, so that each row is emitted with this field.
         lacking = self._lacking_fields()
         returned = set(state.get("lacking") or ()) - set(lacking)
-        is_second_read = bool(state.get("read_again"))
-        since = None
-        if read_until is not None and not returned and not is_second_read and not self._full_refresh_is_due(until):
-            since = subtract_seconds(read_until, self.run.settings.lookback_seconds)
+        read_again = to_instant(state.get("read_again"))
+        polled_from = since = None
+        if (
+            read_until is not None
+            and not returned
+            and read_again != READ_ALL_AGAIN
+            and not self._full_refresh_is_due(until)
+        ):
+            polled_from = subtract_seconds(read_until, self.run.settings.lookback_seconds)
+            since = min(polled_from, read_again or polled_from)
         recent_rows = RecentRows(None if since is None else state.get("border"))
         reread_from = self.reread_from(until)
-        order = TimeOrder(add_seconds(until, self.run.settings.settle_seconds))
+        self._order = order = TimeOrder()
 
         def prepare(row: Row) -> Row | None:
             instant = self.complete_row(row)
@@ -170,7 +180,7 @@ class ChangesStream(FullTableStream):
         if since is None and (self.full_refresh_days or self.replication_method != REPLICATION_INCREMENTAL):
             yield from self.read_all(prepare)
             recent_rows.drop_earlier_runs()
-            self._note_second_read(order.may_shift and not is_second_read)
+            self._note_second_read(None if read_again == READ_ALL_AGAIN else READ_ALL_AGAIN)
             self.write_bookmark(until, border=recent_rows.to_state(reread_from), refreshed_until=until, lacking=lacking)
             return
         if self.full_refresh_days:
@@ -190,21 +200,28 @@ class ChangesStream(FullTableStream):
         # If a row changes and later changes back, the tap must emit both changes. So it remembers only the row's
         # newest form.
         recent_rows.drop_earlier_runs()
-        self._note_second_read(since is None and order.may_shift and not is_second_read)
+        self._note_second_read(polled_from or (None if read_again == READ_ALL_AGAIN else READ_ALL_AGAIN))
         self.write_bookmark(until, border=recent_rows.to_state(reread_from), lacking=lacking)
 
-    def _note_second_read(self, is_needed: bool) -> None:
-        """Note in the bookmark whether the next run has to read all rows again.
+    def pages(
+        self, query: Mapping[str, str], cancel: Event | None = None, can_wait: CanWait = always
+    ) -> Iterator[Page]:
+        """Read the pages of a query, and watch whether their rows may move."""
+        for page in super().pages(query, cancel, can_wait):
+            self._order.begin_page(to_bound(page.date) if page.date else None)
+            yield page
+
+    def _note_second_read(self, read_from: str | None) -> None:
+        """If rows may have moved between the pages, note in the bookmark from where the next run reads them again.
 
         If Pepper sorts the rows by the time of their last change, a row moves when it changes. A row that moves while
         the tap reads the pages may be on none of them.
         """
-        if is_needed and not self.is_test:
-            self.logger.info(
-                "%s: rows may have moved while they were read; the next run reads all rows again", self.name
-            )
-        if is_needed or "read_again" in self.stream_state:
-            self.stream_state["read_again"] = is_needed
+        read_again = read_from if self._order.may_shift else None
+        if read_again and not self.is_test and self.replication_method == REPLICATION_INCREMENTAL:
+            self.logger.info("%s: rows may have moved while they were read; the next run reads them again", self.name)
+        if read_again or "read_again" in self.stream_state:
+            self.stream_state["read_again"] = read_again
 
     def complete_row(self, row: Row) -> str | None:
         """Convert a row's values in place before the row is emitted.
@@ -269,14 +286,8 @@ class WindowedStream(PepperStream):
             else:
                 reason = f"start_date {after} is in the future"
             self.logger.warning("%s: %s; there is nothing to read", self.name, reason)
-        reads = digest([self.emitted_fields, settings.action_types])
+        reads = digest([self.emitted_fields, sorted(set(settings.action_types))])
         audit = Audit(self.stream_state.get("audit"), reads, after, until, settings.reconcile_hours)
-        if audit.starts_over:
-            self.logger.info(
-                "%s: reconcile_hours starts over, because this run reads other fields or types of action, or because "
-                "lookback_seconds is lower; the hours that were still due are not read a second time",
-                self.name,
-            )
         coverage = Coverage(
             self.stream_state,
             bookmark=bookmark,
@@ -350,7 +361,7 @@ class WindowedStream(PepperStream):
             for window, pages in prefetched:
 
                 def prepare(row: Row, window: Window = window) -> Row | None:
-                    return self.select_fields(row) if self.check_row(row, window)[0] else None
+                    return self.select_fields(row) if self._belongs(row, window)[0] else None
 
                 pages_filled = yield from self.emit(pages, prepare, f"window {window}")
                 self._cover(coverage, window)
@@ -411,15 +422,20 @@ class WindowedStream(PepperStream):
         """
 
         def prepare(row: Row) -> Row | None:
-            belongs, instant = self.check_row(row, window)
+            belongs, instant = self._belongs(row, window)
             if not belongs:
-                self._outside += instant is not None and not window.widened.contains(instant)
                 return None
             selected = self.select_fields(row)
             audit.record(selected, instant)
             return selected if recent_rows.add(selected, instant, reread_from) else None
 
         return prepare
+
+    def _belongs(self, row: Row, window: Window) -> tuple[bool, str | None]:
+        """Return the result of `check_row`, and count the row if its time is clearly outside the window."""
+        belongs, instant = self.check_row(row, window)
+        self._outside += not belongs and instant is not None and not window.widened.contains(instant)
+        return belongs, instant
 
     def _run_audit(self, audit: Audit, until: str) -> Generator[list[Row], None, None]:
         """Read each due hour a second time. If the rows differ from the first read, emit the hour again."""
@@ -430,12 +446,18 @@ class WindowedStream(PepperStream):
             window = hour_window(hour)
 
             def prepare(row: Row, window: Window = window, hour: str = hour) -> Row | None:
-                belongs, instant = self.check_row(row, window)
+                belongs, instant = self._belongs(row, window)
                 return self.select_fields(row) if belongs and instant and instant.startswith(hour) else None
 
-            pages = self.pages(self.window_query(window), can_wait=self._can_wait)
-            rows = (prepare(row) for page in pages for row in page.rows)
-            late = audit.compare(hour, {digest(row) for row in rows if row is not None})
+            late: int | None = None
+            is_tallied = audit.is_tallied(hour)
+            if is_tallied:
+                pages = self.pages(self.window_query(window), can_wait=self._can_wait)
+                rows = (prepare(row) for page in pages for row in page.rows)
+                late = audit.compare(hour, {digest(row) for row in rows if row is not None})
+            else:
+                # The settings have changed since the first read, so a comparison would find differences.
+                audit.skip(hour)
             if late is not None:
                 finding = f"{counted(late, 'action')} arrived" if late else "actions changed"
                 self.logger.warning(
@@ -445,6 +467,7 @@ class WindowedStream(PepperStream):
                     hour,
                     finding,
                 )
+            if late is not None or not is_tallied:
                 yield from self.emit(self.pages(self.window_query(window)), prepare, f"audit of {window}")
             self.write_bookmark(until, audit=audit.to_state(self.reread_from(until)))
 

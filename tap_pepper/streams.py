@@ -93,9 +93,11 @@ class Actions(WindowedStream):
         if types and from_json(row.get("type")) not in types:
             return False, None
         convert_action_points(row)
-        self._without_id += row.get("_id") in _NO_ID
+        has_no_id = row.get("_id") in _NO_ID
         instant = complete_action(row)
-        return instant is None or window.contains(instant), instant
+        belongs = instant is None or window.contains(instant)
+        self._without_id += belongs and has_no_id
+        return belongs, instant
 
     def log_summary(self, failure: Exception | None) -> None:
         """Also warn of actions without `_id`."""
@@ -118,6 +120,7 @@ class _When(msgspec.Struct):
 
 
 _when_decoder = msgspec.json.Decoder(_When)
+_metadata_decoder = msgspec.json.Decoder(Row)
 _NO_ID = (None, JsonText(b"null"), JsonText(b'""'))
 
 
@@ -146,8 +149,10 @@ def _identity(row: Row, instant: str | None) -> object:
     For a change to an award, these are only the fields that belong to the event. Other fields, such as the name of the
     location, may differ when the tap reads the action again, and a new key would count the action twice.
     """
-    metadata = from_json(row.get("metadata"))
-    if instant and isinstance(metadata, dict) and metadata.get("awardId"):
-        points = [metadata.get(name) for name in METADATA_FIELDS]
-        return [from_json(row.get("type")), instant, metadata["awardId"], points]
+    try:
+        metadata = _metadata_decoder.decode(row["metadata"])
+    except (KeyError, msgspec.DecodeError):
+        metadata = {}
+    if instant and metadata.get("awardId") not in _NO_ID and metadata.get("pointsAvailable") not in _NO_ID:
+        return [row.get("type"), instant, metadata["awardId"], *map(metadata.get, METADATA_FIELDS)]
     return {name: text for name, text in row.items() if name != "_id"}

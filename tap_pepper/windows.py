@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class Window:
         """
         return self.after[:-1] < instant[:-1] and instant[:_MILLIS_CHARS] <= self.until[:-1]
 
-    @property
+    @cached_property
     def widened(self) -> Window:
         """The window with a second more at both ends. It contains the rows at the edges, whichever way they round."""
         return Window(subtract_seconds(self.after, 1), add_seconds(self.until, 1))

@@ -104,7 +104,7 @@ def parse_page(body: bytes, date: datetime | None, *, resource: str, where: str)
         raise FatalAPIError(msg)
     count = about.get("count")
     next_key = _choose_next_key(about.get("nextKey"), from_json(fields.get("nextKey")), where)
-    return Page(_find_rows(fields, resource, where), next_key, date, count if isinstance(count, int) else None)
+    return Page(_find_rows(fields, resource, where), next_key, date, count if type(count) is int else None)
 
 
 def decode_fields(body: bytes) -> Row:
@@ -124,8 +124,9 @@ def decode_fields(body: bytes) -> Row:
         has_line_breaks = b"\n" in body or b"\r" in body
         fields = _body_decoder.decode(msgspec.json.format(body, indent=-1) if has_line_breaks else body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # A name cut in the middle of an emoji contains a lone surrogate, which JSON allows and msgspec rejects.
-        decoded = json.loads(body, parse_float=Decimal, parse_constant=_reject_constant)
+        # A name cut in the middle of an emoji contains a lone surrogate, which JSON allows and msgspec rejects. NaN and
+        # Infinity become text, so that they count as invalid points and not as null.
+        decoded = json.loads(body, parse_float=Decimal, parse_constant=str)
         fields = _body_decoder.decode(to_json(_replace_surrogates(decoded)))
     if isinstance(fields, list):
         return {"items": to_json(fields)}
@@ -143,12 +144,6 @@ def parse_http_date(text: str | None) -> datetime | None:
     if date.year not in YEARS:
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
-
-
-def _reject_constant(name: str) -> None:
-    """Reject `NaN` and `Infinity`, which Python's decoder accepts. They would become null."""
-    msg = f"{name} is not JSON"
-    raise ValueError(msg)
 
 
 def _replace_surrogates(value: object) -> object:

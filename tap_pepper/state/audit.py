@@ -64,7 +64,8 @@ class HourTally:
 class Audit:
     """Tallies the actions of each hour, and compares the tally with a second read of the hour.
 
-    The STATE contains `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…}, "reads": "mB3x…"}`.
+    The STATE contains `{"next": "2026-10-01T11", "until": "2026-10-01T11:55:00.000Z", "hours": {…},
+    "reads": "mB3x…", "tallied_from": "2026-10-01T11"}`.
     `next` is the first hour that is not audited yet. `hours` contains the tallies of the actions from that hour up to
     `until`, the time from which the next run re-reads.
 
@@ -73,7 +74,8 @@ class Audit:
     - This run reads other fields or types of action.
     - This run starts to read after `until`, because someone has lowered `lookback_seconds`.
 
-    The audit then starts over, and never reads the hours that were still due.
+    The tally then starts over at the hour `tallied_from`. The tap emits the due hours before it again without a
+    comparison.
 
     Args:
         state: The value that `to_state` returned in the previous run.
@@ -86,14 +88,15 @@ class Audit:
     def __init__(self, state: object, reads: str, after: str, until: str, age_hours: int) -> None:
         kept = state if isinstance(state, dict) and age_hours else {}
         # A state that an older version of the tap wrote has no `reads`.
-        self.starts_over = kept.get("reads", reads) != reads or (to_instant(kept.get("until")) or after) < after
-        if self.starts_over:
-            kept = {}
+        starts_over = kept.get("reads", reads) != reads or (to_instant(kept.get("until")) or after) < after
         self._age_hours = age_hours
         self._reads = reads
         self._until = until
         first = next_hour(max(after, subtract_seconds(until, age_hours * HOUR_SECONDS)))
         self._next = parse_hour(kept.get("next")) or first
+        if starts_over:
+            kept = {"tallied_from": next_hour(after)}
+        self._tallied_from = parse_hour(kept.get("tallied_from")) or self._next
         self._tally = HourTally(kept.get("hours"))
         self._tallied_until = to_instant(kept.get("until")) or ""
         # By `_id`, because a row may be read twice, or change before it is tallied. It then counts only once, in its
@@ -109,6 +112,14 @@ class Audit:
         """Return the hours to audit in this run, oldest first."""
         return hours_due(self._next, self._until, self._age_hours, AUDIT_HOURS_MAX) if self._age_hours else []
 
+    def is_tallied(self, hour: str) -> bool:
+        """Return whether the tally contains all actions of an hour that the first read found."""
+        return hour >= self._tallied_from
+
+    def skip(self, hour: str) -> None:
+        """Move on to the next hour without a comparison."""
+        self._next = next_hour(add_seconds(hour_window(hour).until, 0.001))
+
     def compare(self, hour: str, row_digests: Iterable[str]) -> int | None:
         """Compare the tally of an hour with a second read, and move on to the next hour.
 
@@ -123,7 +134,7 @@ class Audit:
         second_read = HourTally()
         for row_digest in row_digests:
             second_read.add(row_digest, hour)
-        self._next = next_hour(add_seconds(hour_window(hour).until, 0.001))
+        self.skip(hour)
         if second_read.get(hour) == self._tally.get(hour):
             return None
         return max(0, second_read.get(hour)[0] - self._tally.get(hour)[0])
@@ -139,6 +150,7 @@ class Audit:
             "until": self._tallied_until,
             "hours": self._tally.to_state(self._next),
             "reads": self._reads,
+            "tallied_from": self._tallied_from,
         }
 
     def _tally_pending(self, is_final: Callable[[str], bool]) -> None:

@@ -10,23 +10,30 @@ ROWS_MIN = 3
 
 
 class TimeOrder:
-    """Watches the times of a list's rows, in the order in which the rows arrive.
+    """Watches the pages of a list, and the times of its rows in the order in which they arrive."""
 
-    Args:
-        began: Pepper's time when the run began, as a bound. A row with a later time has changed since then.
-    """
-
-    def __init__(self, began: str) -> None:
-        self._began = began
+    def __init__(self) -> None:
+        self._began: str | None = None
+        self._pages = 0
         self._last = ""
         self._rises = self._falls = 0
         self._has_changed = False
+
+    def begin_page(self, date: str | None) -> None:
+        """Note that a page begins.
+
+        Args:
+            date: Pepper's time when it sent the page, as a bound; None if it is unknown.
+        """
+        if not self._pages:
+            self._began = date
+        self._pages += 1
 
     def add(self, instant: str | None) -> None:
         """Note the next row's time; None if the row has no valid time."""
         if instant is None:
             return
-        self._has_changed |= instant[:-1] > self._began[:-1]
+        self._has_changed |= self._began is not None and instant[:-1] > self._began[:-1]
         if self._last:
             self._rises += instant[:-1] > self._last[:-1]
             self._falls += instant[:-1] < self._last[:-1]
@@ -34,6 +41,6 @@ class TimeOrder:
 
     @property
     def may_shift(self) -> bool:
-        """Whether a row has changed since the tap began to read, or the rows are sorted by time."""
+        """Whether there are several pages, and a row has changed since the first one or the rows are sorted by time."""
         is_sorted = min(self._rises, self._falls) == 0 and max(self._rises, self._falls) >= ROWS_MIN - 1
-        return self._has_changed or is_sorted
+        return self._pages > 1 and (self._has_changed or is_sorted)

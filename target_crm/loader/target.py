@@ -199,9 +199,9 @@ class TargetCrm(Plugin, Target):
                 self.logger.warning(
                     "actions: some were read again with other values in %s; the ledger keeps the old ones", columns
                 )
-            if holes := self.writer.holes:
-                more = f" (and {counted(len(holes) - 1, 'more hole')})" if len(holes) > 1 else ""
-                self.logger.warning("%s%s; crm-balances coverage shows how to read these actions", holes[0], more)
+            if unread := self.writer.unread():
+                more = f" (and {counted(len(unread) - 1, 'more interval')})" if len(unread) > 1 else ""
+                self.logger.warning("%s%s; crm-balances coverage shows how to read these actions", unread[0], more)
             self._metrics.finish(self.writer.tallies)
             self._refuse_losses()
             self.writer.finish()

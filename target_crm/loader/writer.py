@@ -81,8 +81,12 @@ class BatchWriter:
         self._tables = {"": ""}
         self.differing: Counter[str] = Counter()
         """Ledger column → the number of actions that were read again with another value."""
-        self.holes: list[str] = []
-        """Descriptions of the holes in the coverage. The list stays empty if this run reads no actions."""
+        # The intervals that this run and earlier runs have read, for the merchant of this run.
+        self._coverage: Claims = {}
+
+    def unread(self) -> list[str]:
+        """Describe the intervals in which actions were never read; empty if this run has read no actions."""
+        return [hole for merchant in summarize(self._coverage) for hole in describe_holes(merchant)]
 
     def add_stream(self, name: str, table: str) -> None:
         """Add a stream to the counts. `load_runs` shows it under its table's name, even if it has no records."""
@@ -239,8 +243,9 @@ class BatchWriter:
         adapter.load(connection, table, inserted)
         if replaced:
             adapter.execute(connection, coverage.delete(table, replaced))
-        merchants = summarize(merge(coverage.recorded(recorded), claims))
-        self.holes = [hole for merchant in merchants for hole in describe_holes(merchant)]
+        merchants = {scope.merchant for scope in claims}
+        read = merge(coverage.recorded(recorded), claims)
+        self._coverage = {scope: each for scope, each in read.items() if scope.merchant in merchants}
 
     def _record_run(self, connection: Connection, tallies: Mapping[str, Tally], exit_state: str | None = None) -> None:
         """Write the run's rows of `load_runs`, in the transaction that commits the counted records."""

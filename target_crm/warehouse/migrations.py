@@ -140,13 +140,14 @@ def set_up(
         raise WarehouseError(f"the tables have version {found}, but this target supports {VERSION}: upgrade pepper-crm")
     is_older = found < VERSION
     missing: set[Table] = set()
-    lacks_columns = found < _BALANCES_VERSION and inspector.has_table(tables.award_balances.name, schema=schema)
+    recomputes = found < _BALANCES_VERSION and inspector.has_table(tables.award_balances.name, schema=schema)
     if is_older:
         balances |= any(inspector.has_table(table.name, schema=schema) for table in tables.of_balances)
     else:
         # Someone may have dropped a table.
         missing = {each for each in tables.metadata.sorted_tables if not inspector.has_table(each.name, schema=schema)}
         balances = bool(missing & tables.of_balances) if has_balances(connection, tables) else balances
+        recomputes = tables.award_balances in missing and inspector.has_table(tables.actions.name, schema=schema)
     # Create the schema only if it is missing, because the loader may lack the privilege to create schemas.
     is_missing = schema and not inspector.has_schema(schema)
     statements: list[Statement] = [CreateSchema(schema)] if schema and is_missing else []
@@ -169,7 +170,7 @@ def set_up(
             statements += view(adapter, connection.dialect, name, query, schema, exists=exists)
         # Create this table last. `has_balances` looks for it, and DDL that commits immediately may be interrupted.
         statements += ensure(connection, last)
-    if lacks_columns:
+    if recomputes:
         rows = adapter.all_balances(tables)
         stored = tables.award_balances
         statements += [stored.delete(), stored.insert().from_select(rows.selected_columns.keys(), rows)]

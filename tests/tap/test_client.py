@@ -163,14 +163,17 @@ def test_of_two_lists_the_one_with_rows_counts(lists: dict[str, Any]) -> None:
         assert rows_of(script) == [A, B]
 
 
-@pytest.mark.parametrize(("count", "warned"), [(2, False), (3, True), (5000, False), (None, False), ("3", False)])
+@pytest.mark.parametrize(
+    ("count", "warned"), [(2, False), (3, True), (5000, False), (None, False), ("3", False), (True, False)]
+)
 def test_a_page_with_fewer_rows_than_its_count_causes_a_warning(
     count: object, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A count above the page size is the total of all pages."""
     with Script(Reply({"items": [A, B], "page": {"count": count}})) as script:
         assert rows_of(script) == [A, B]
-    assert ("awards page 1: Pepper sent 2 rows, but its count is 3; rows may be missing" in caplog.text) == warned
+    assert ("rows may be missing" in caplog.text) == warned
+    assert ("awards page 1: Pepper sent 2 rows, but its count is 3" in caplog.text) == warned
 
 
 def test_an_empty_page_in_the_middle_is_not_the_end() -> None:
@@ -262,6 +265,12 @@ def test_fields_contain_no_line_breaks(line_break: str) -> None:
     assert not {b"\n", b"\r"} & {bytes([byte]) for byte in bytes(page.rows[0]["when"])}
 
 
+def test_numbers_that_json_does_not_have_become_text() -> None:
+    body = b'{"items": [{"_id": "a", "points": NaN, "more": [-Infinity, 0.10]}]}'
+    with Script(Reply(body)) as script:
+        assert rows_of(script) == [{"_id": "a", "points": "NaN", "more": ["-Infinity", Decimal("0.10")]}]
+
+
 def test_a_lone_surrogate_is_replaced() -> None:
     body = rb'{"items": [{"_id": "a", "name": "Tom \ud83d", "\ude00": 0.10}, {"_id": "b", "name": "\ud83d\ude00"}]}'
     with Script(Reply(body)) as script:
@@ -309,8 +318,6 @@ CUT = gzip.compress(json.dumps({"items": [A, B, C, D] * 100}).encode())[:60]
         pytest.param(Reply(HTML), id="200-with-html"),
         pytest.param(Reply(b""), id="200-with-nothing"),
         pytest.param(Reply(b'{"items": [{"_id"'), id="json-cut-short"),
-        pytest.param(Reply(b'{"items": [{"_id": "a", "points": NaN}]}'), id="nan"),
-        pytest.param(Reply(b'{"items": [{"_id": "a", "points": -Infinity}]}'), id="infinity"),
         pytest.param(Reply(b"\xff\xfe"), id="not-text"),
         pytest.param(Reply(b'{"items": [{"_id": "a", "name": "T\xf6m"}]}'), id="not-utf-8-inside"),
         pytest.param(Reply(b"[" * 100_000), id="nested-too-deeply"),

@@ -19,8 +19,10 @@ from jsonschema import Draft202012Validator
 from pepper_sandbox import faults
 from pepper_sandbox.server import Sandbox
 from pepper_sandbox.world import World
+from tap_pepper.api.response import decode_fields
 from tap_pepper.errors import ConfigError, FatalAPIError, PepperError, StreamsFailed
 from tap_pepper.raw_json import digest, to_json
+from tap_pepper.streams import complete_action
 from tests.helpers.guide import REWARD_EARNED
 from tests.helpers.tap import (
     NOW,
@@ -363,6 +365,15 @@ def test_an_action_without_an_id_keeps_its_key_if_other_fields_change(caplog: py
     assert len(run.ids("actions")) == 3
     assert len(set(run.ids("actions"))) == 2
     assert "actions: Pepper sent 3 actions without _id" in caplog.text
+
+
+@pytest.mark.parametrize("number", ["1e99999999999999999999", "9" * 5000], ids=["exponent", "digits"])
+def test_an_action_without_an_id_gets_a_key_even_if_a_number_is_out_of_range(number: str) -> None:
+    points = f'{{"awardId": "w", "pointsAdded": 1, "pointsAvailable": 1, "x": {number}}}'
+    when = '{"timestamp": "2026-10-01T11:59:00.000Z"}'
+    row = decode_fields(f'{{"type": "REWARD_EARNED", "when": {when}, "metadata": {points}}}'.encode())
+    complete_action(row)
+    assert bytes(row["_id"]).startswith(b'"content-')
 
 
 def test_unknown_fields_of_actions_are_emitted_at_every_level() -> None:
@@ -900,6 +911,9 @@ def test_perks_are_emitted_completely_and_have_no_bookmark() -> None:
     assert run.bookmarks("perks") == []
 
 
+AWARD_TIMES = ("09-29T00:00:00", "09-30T00:00:00", "09-30T12:00:00", "10-01T00:00:00")
+
+
 def changed(name: str, at: str) -> dict[str, Any]:
     return {"_id": name, "points": 1, "updatedAt": f"2026-{at}.000Z"}
 
@@ -923,12 +937,44 @@ def test_all_awards_are_read_a_second_time_if_they_may_have_moved_between_pages(
     rows: list[dict[str, Any]], is_repeated: bool, full_refresh_days: int
 ) -> None:
     options = {"awards_full_refresh_days": full_refresh_days}
-    with Script(listing(*rows)) as script:
-        first = run_script(script, "awards", **options)
-        second = run_script(script, "awards", state=first.state, **options)
-        third = run_script(script, "awards", state=second.state, **options)
-    assert ("updatedAt" in script.asked[-1].query, third.records("awards")) == (True, [])
-    assert {row["_id"] for row in second.records("awards")} == ({row["_id"] for row in rows} if is_repeated else set())
+    pages = [listing(), listing(*rows[:2], next_key="1"), listing(*rows[2:])]
+    runs: list[Run] = []
+    asked: list[bool] = []
+    for _ in range(3):
+        with Script(*pages) as script:
+            runs.append(run_script(script, "awards", state=runs[-1].state if runs else None, **options))
+        asked.append("updatedAt" in script.asked[1].query)
+
+    assert asked == [False, not is_repeated, True]
+    assert runs[1].ids("awards") == ([row["_id"] for row in rows] if is_repeated else [])
+    assert runs[2].ids("awards") == []
+
+
+def test_awards_on_one_page_cannot_move() -> None:
+    rows = [changed("c", "08-01T00:00:00"), changed("a", "09-01T00:00:00"), changed("b", "10-01T12:00:01")]
+    with Script(listing(), listing(*rows)) as script:
+        first = run_script(script, "awards")
+    with Script(listing(), listing()) as script:
+        run_script(script, "awards", state=first.state)
+    assert "updatedAt" in script.asked[1].query
+
+
+def test_changes_are_read_a_second_time_if_they_may_have_moved_between_pages() -> None:
+    """Award c changed before a did, but a moved to the last page meanwhile, so that c was on no page."""
+    since = "2026-09-28T00:00:00.000Z"
+    a, b, c, d = (changed(name, at) for name, at in zip("abcd", AWARD_TIMES, strict=True))
+    moved = changed("a", "10-01T12:00:01")
+    with Script(listing(), listing(a, b, next_key="1"), listing(d, moved)) as script:
+        first = run_script(script, "awards", state=state_of(awards=since))
+    with Script(listing(), listing(b, c, d, moved)) as script:
+        second = run_script(script, "awards", state=first.state)
+    asked_since = script.asked[1].query["updatedAt"]
+    with Script(listing(), listing()) as script:
+        run_script(script, "awards", state=second.state)
+
+    assert asked_since < "2026-09-28"
+    assert "c" in second.ids("awards")
+    assert script.asked[1].query["updatedAt"] == "2026-10-01T11:54:54.999Z"
 
 
 def test_batch_config_is_ignored() -> None:
@@ -1354,7 +1400,8 @@ def test_a_change_of_settings_does_not_look_like_late_actions(
             settings = settings_of(sandbox, start_date=None, **options)
             state = run_tap(settings, catalog=catalog, state=state, local_clock=world.now).state
     assert "later than lookback_seconds" not in caplog.text
-    assert caplog.text.count("the hours that were still due are not read a second time") == 1
+    # The hours that were still due when the settings changed are emitted again without a comparison.
+    assert "audit of 2026-10-01 " in caplog.text
     assert state["bookmarks"]["actions"]["audit"]["next"] == "2026-10-01T14"
 
 

@@ -155,6 +155,25 @@ def test_a_hard_deletion_removes_only_the_row_that_it_names(warehouse_url: str) 
     assert query(warehouse_url, "SELECT shop, id FROM t ORDER BY shop, id") == [("s1", "2"), ("s2", "1"), ("s2", "2")]
 
 
+def test_a_hard_deletion_that_is_older_than_the_row_removes_nothing(warehouse_url: str) -> None:
+    keyed = schema("t", {"id": TEXT}, "id")
+    load(warehouse_url, [keyed, record("t", {"id": "1"}, "2026-10-06T00:00:00Z")])
+    load(warehouse_url, [keyed, record("t", {"id": "1", **DELETED}, "2026-10-05T00:00:00Z")], hard_delete=True)
+
+    assert query(warehouse_url, "SELECT id FROM t") == [("1",)]
+
+
+def test_a_hard_deletion_spares_a_marked_row_that_the_batch_repeats(warehouse_url: str) -> None:
+    keyed = schema("t", {"id": TEXT}, "id")
+    marked = record("t", {"id": "2", **DELETED}, "2026-10-06T00:00:00Z")
+    load(warehouse_url, [keyed, record("t", {"id": "1"}, "2026-10-06T00:00:00Z"), marked])
+    older = record("t", {"id": "2"}, "2026-10-05T00:00:00Z")
+    deletion = record("t", {"id": "1", **DELETED}, "2026-10-07T00:00:00Z")
+    load(warehouse_url, [keyed, older, deletion], hard_delete=True)
+
+    assert query(warehouse_url, "SELECT id FROM t") == [("2",)]
+
+
 @pytest.mark.parametrize("batch_size_rows", [1, 9])
 @pytest.mark.parametrize("hard_delete", [False, True])
 def test_a_row_of_the_activated_version_stays_even_if_refused_or_superseded(

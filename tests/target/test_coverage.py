@@ -128,11 +128,13 @@ def test_a_load_warns_of_times_that_no_run_has_read(sqlite_url: str, caplog: pyt
 
     load(sqlite_url, [ACTIONS, read(10, 11), read(13, 14)])
     assert (
-        "actions between 2026-10-01 08:00 and 2026-10-01 10:00 UTC were never read (2 h) (and 1 more hole); "
+        "actions between 2026-10-01 08:00 and 2026-10-01 10:00 UTC were never read (2 h) (and 1 more interval); "
         "crm-balances coverage shows how to read these actions" in caplog.text
     )
 
     caplog.clear()
+    load(sqlite_url, [ACTIONS, read(0, 9, merchant="another")])
+    assert "never read" not in caplog.text
     load(sqlite_url, [ACTIONS, read(8, 13)])
     assert "never read" not in caplog.text
 
