@@ -39,7 +39,7 @@ NANOSECONDS = 1_000_000_000
 END_SECONDS_MAX = 2.0
 """At the end, a run waits at most this long for the remaining data to be sent."""
 SPANS_MAX = 10_000
-"""A run sends at most this many spans, because a collector may reject larger traces.
+"""A run sends about this many spans at most, because a collector may reject larger traces.
 
 The metrics still count all requests.
 """

@@ -204,7 +204,7 @@ class Window:
     def contains(self, instant: str) -> bool:
         """Return whether a row with this instant belongs to the window.
 
-        For example, a row is 0.4 ms after `until`. If Pepper compares times in milliseconds, it returns the row in this
+        Suppose a row is 0.4 ms after `until`. If Pepper compares times in milliseconds, it returns the row in this
         window. If it compares them in microseconds, it returns the row in the next window. Both windows accept the row,
         so that it is never lost.
         """

@@ -112,7 +112,7 @@ def describe(merchants: Sequence[MerchantCoverage], oldest_at: datetime | None) 
 
 
 def state_to_resume(connection: Connection, tables: Tables) -> dict[str, Any]:
-    """Return a state with which tap-pepper reads the oldest hole, and then continues after the next interval.
+    """Return a state from which tap-pepper reads the oldest hole, and then continues after the interval that follows.
 
     If there is no hole, tap-pepper continues after the last interval.
 

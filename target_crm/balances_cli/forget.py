@@ -162,7 +162,11 @@ class _Erasure:
         return self._erase(rows, rows.c[key] == self._user_id, *personal)
 
     def _erase(self, rows: TableClause, where: ColumnElement[bool], *names: str) -> int:
-        """Set columns to null in the rows that meet a condition. Return the number of rows that had a value in them."""
+        """Set columns to null in the rows that meet a condition.
+
+        Returns:
+            The number of these rows in which at least one of the columns had a value.
+        """
         filled = and_(where, or_(false(), *(rows.c[name].is_not(None) for name in names)))
         count = self._connection.scalar(select(func.count()).select_from(rows).where(filled)) or 0
         if count and not self._only_counts:

@@ -72,8 +72,8 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         reserved_columns=frozenset({"rowid", "_rowid_", "true", "false"}), columns=990, reserved_prefix="sqlite_"
     )
     widens_columns_to = ("number", "decimal", "time", "text")
-    # Without this pragma, SQLite renames no table while a view is invalid. The views of this table are invalid until
-    # the table gets its name back.
+    # Without this pragma, SQLite does not rename a table while a view is invalid. After the old table was dropped, its
+    # views are invalid until the copy has the old name.
     rename_table = (
         "PRAGMA legacy_alter_table = ON",
         "ALTER TABLE {old} RENAME TO {name}",

@@ -53,7 +53,7 @@ SEQ = "_seq"
 RANK = "_rank"
 _RESERVED_COLUMNS = {*FORMER_NAMES, *FORMER_NAMES.values(), SEQ, RANK}
 _INTEGER_DIGITS = len(f"{values.INTEGER_MAX}")
-# A decimal has at least this many digits before the decimal point, even if the schema sets no bounds.
+# A decimal column can hold at least this many digits before the decimal point, even if the schema sets no bounds.
 _WHOLE_DIGITS_MIN = 20
 # A character in UTF-8 has at most this many bytes.
 _CHARACTER_BYTES = 4
