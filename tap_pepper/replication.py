@@ -195,6 +195,7 @@ class ChangesStream(FullTableStream):
         try:
             yield from self.emit(pages, prepare, f"since {since}" if since else "from the start")
         except TimeLimitReached:
+            self.logger.warning("%s: not read, because Pepper asked to wait longer than max_run_seconds", self.name)
             self.run.postponed.append(f"{self.name} not read, because Pepper asked to wait")
             return
         # If a row changes and later changes back, the tap must emit both changes. So it remembers only the row's

@@ -104,7 +104,8 @@ def status_in(connection: Connection, tables: Tables, now: datetime, *, full: bo
         checks = (compare_balances if full else compare_totals)(connection, tables, latest_time(read, now))
     return Status(
         now=now,
-        schema=tables.metadata.schema or connection.dialect.default_schema_name or "",
+        # SQLAlchemy uses a subclass of str, which the JSON encoder refuses.
+        schema=str(tables.metadata.schema or connection.dialect.default_schema_name or ""),
         streams=[
             Stream(
                 stream=name,

@@ -274,6 +274,16 @@ def test_prometheus_format_has_help_type_and_samples_of_each_metric(
     assert samples["last_run_done", ""] == 1
 
 
+@pytest.mark.parametrize("command", [["status", "--json"], ["report", "--format", "json"]])
+def test_json_names_the_schema(command: list[str], new_postgres_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load(new_postgres_url, MESSAGES, default_target_schema="shop_b")
+    capsys.readouterr()
+
+    assert run_balances([*command, "--url", new_postgres_url, "--schema", "shop_b"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.get("status", printed)["schema"] == "shop_b"
+
+
 def test_prometheus_samples_of_two_schemas_differ_in_a_label(
     new_postgres_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1273,6 +1273,8 @@ def test_a_long_wait_ends_a_poll_of_awards_but_not_the_first_full_read(
     assert run.bookmarks("awards")[-1] == (SETTLED if waited else bookmark)
     logged = "max_run_seconds reached: awards not read, because Pepper asked to wait; the next run continues there"
     assert (logged in caplog.text) is not waited
+    warning = "awards: not read, because Pepper asked to wait longer than max_run_seconds"
+    assert ([each.levelname for each in caplog.records if each.message == warning] == ["WARNING"]) is not waited
 
 
 def test_the_audit_is_postponed_when_there_is_no_time_for_it(caplog: pytest.LogCaptureFixture) -> None:
