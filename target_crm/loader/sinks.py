@@ -246,7 +246,7 @@ class LedgerSink(StreamSink):
         """Replace actions without an effect with staged actions that have an effect. Return how many were replaced.
 
         The stored action lacks its effect if `metadata` or `type` was deselected when the tap first read the action. No
-        balance counts such an action yet.
+        balance counts such an action yet. A payload that was erased stays erased.
         """
         ledger, staged = self.tables.actions, self.tables.staged_actions
         self.adapter.empty(connection, staged.fresh)
@@ -254,6 +254,7 @@ class LedgerSink(StreamSink):
         completed = connection.scalar(staging.count_fresh(staged)) or 0
         if completed:
             rows = staging.fresh_rows(staged)
+            self.adapter.execute(connection, staging.keep_erased(ledger, staged))
             self.adapter.execute(connection, staging.delete_fresh(ledger, staged))
             self.adapter.execute(connection, staging.insert(ledger, rows, *self._left_out))
             self._merge(connection, rows)

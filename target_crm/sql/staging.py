@@ -337,6 +337,16 @@ def pick_completing(ledger: Table, staged: Staged) -> Insert:
 
 
 @cache
+def keep_erased(ledger: Table, staged: Staged) -> RowUpdate:
+    """Set the payload of the staged actions in `fresh` to null, if the payload of their ledger row is null."""
+    rows, fresh = staged.table, staged.fresh
+    same_place = fresh.c[SEQ] == rows.c[SEQ]
+    known = rows.join(fresh, same_place).join(ledger, ledger.c.action_id == rows.c.action_id)
+    erased = select(rows.c[SEQ]).select_from(known).where(ledger.c.payload.is_(None)).subquery("erased")
+    return RowUpdate(rows, {"payload": null()}, rows.c[SEQ] == erased.c[SEQ])
+
+
+@cache
 def delete_fresh(table: Table, staged: Staged) -> Delete:
     """Delete the table's rows that have the same key as a row in `fresh`."""
     (key,) = table.primary_key.columns

@@ -138,6 +138,26 @@ def test_reloading_does_not_restore_erased_data(crm: Warehouse, warehouse_url: s
     assert not verify(crm).drifted
 
 
+def test_completing_an_erased_action_does_not_restore_its_payload(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def actions(available: int | None) -> list[str]:
+        tom = action("a1", available=available, **user("u1", NAME))
+        return [ACTIONS, tom, action("b1", award="w2", available=available, **user("u2", OTHER_NAME))]
+
+    load(warehouse_url, actions(None))
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    run_balances(["forget", "u1"])
+
+    again = load(warehouse_url, actions(2))
+
+    assert again.tallies["actions"] == "2 read = 2 applied + 0 duplicate + 0 superseded + 0 quarantined"
+    crm = Warehouse(warehouse_url)
+    assert (naming(crm, NAME), naming(crm, OTHER_NAME)) == ({}, {"actions": 1})
+    assert not verify(crm).drifted
+    crm.dispose()
+
+
 def test_dry_run_counts_what_would_be_erased_and_changes_nothing(
     crm: Warehouse, capsys: pytest.CaptureFixture[str]
 ) -> None:
