@@ -26,6 +26,7 @@ from tests.helpers.target import (
     action,
     execute,
     load,
+    record,
     snapshot,
     table,
 )
@@ -236,6 +237,27 @@ def test_figures_of_each_perk_add_up_to_those_of_all(warehouse_url: str) -> None
         assert sums[0] == sum(sums[1:])
     with pytest.raises(SettingError, match="--perk Coffee: no award has a perk with this id or title"):
         report.gather(crm, perk="Coffee")
+    crm.dispose()
+
+
+def test_perk_includes_its_deleted_awards(warehouse_url: str) -> None:
+    fields = [
+        {"awardId": "w1", "perkId": "p1", "pointsAdded": 5},
+        {"awardId": "w2", "perkId": "p2", "pointsAdded": 100},
+    ]
+    earned = [
+        action(f"a{each['awardId']}", metadata={**each, "pointsAvailable": each["pointsAdded"]}) for each in fields
+    ]
+    award = record("awards", {"_id": "w2", "points": 100, "userId": "u1", "perkId": "p2"})
+    load(warehouse_url, [PERKS, perk("p1", "Coffee"), perk("p2", "Coffee"), ACTIONS, *earned, AWARDS, award])
+    execute(warehouse_url, "UPDATE awards SET _sdc_deleted_at = '2026-10-04 00:00:00' WHERE _id = 'w2'")
+    crm = Warehouse(warehouse_url)
+
+    both, deleted = (report.gather(crm, now=NOW, perk=name) for name in ("Coffee", "p2"))
+
+    assert points(both.roll_forward, "issued", "removed", "after") == [105, 100, 5]
+    assert points(deleted.roll_forward, "issued", "removed", "after") == [100, 100, 0]
+    assert not deleted.perks
     crm.dispose()
 
 

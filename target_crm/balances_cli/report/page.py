@@ -148,9 +148,10 @@ def gather(
         if perk is not None:
             named = perk_ids(connection, tables, perk)
             perks = [row for row in perks if row["perk_id"] in named]
-            if not perks:
+            with_awards = named.intersection(connection.scalars(queries.perks_with_awards(tables)))
+            if not with_awards:
                 raise SettingError(f"--perk {perk}: no award has a perk with this id or title")
-            only = {"perks": [row["perk_id"] for row in perks]}
+            only = {"perks": sorted(with_awards)}
 
         def figures(query: Callable[..., Any], **parameters: Any) -> list[dict[str, Any]]:
             return rows(query(tables, by_perk=bool(only)), **only, **parameters)
@@ -455,7 +456,7 @@ def _outstanding_by_perk(report: Report) -> Chart:
     points = [float(row["points"]) for row in report.perks]
     bars = _largest(list(zip(labels, points, strict=True)), "other perks")
     shown = report.perks[:ROWS_SHOWN]
-    most = f"{bars[0][0]} holds the most: {_count(Decimal(str(bars[0][1])), 'point')}." if bars else "No perks yet."
+    most = f"{bars[0][0]} holds the most: {_count(Decimal(str(bars[0][1])), 'point')}." if bars else "No awards."
     left_out = f" The table has the largest {ROWS_SHOWN} of {len(report.perks):,} perks."
     return Chart(
         most + (left_out if len(report.perks) > ROWS_SHOWN else ""),

@@ -193,6 +193,12 @@ def outstanding(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
 
 @cache
+def perks_with_awards(tables: Tables) -> Select[Any]:
+    """Return the ids of all perks that have awards. Deleted awards count, because their movements do."""
+    return select(tables.award_balances.c.perk_id).distinct()
+
+
+@cache
 def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
     """Sum outstanding points per perk, largest sum first.
 
