@@ -118,6 +118,18 @@ def test_points_are_broken_down_by_perk_user_location_and_age(crm: Warehouse) ->
     assert [float(row["points"]) for row in later.ages] == [27, 6.5, 0, 0, 0]
 
 
+def test_snapshot_with_the_same_points_is_no_movement(warehouse_url: str) -> None:
+    old, new = "2025-01-10T00:00:00Z", "2026-10-04T00:00:00Z"
+    earned = [action(f"a{award}", delta=500, available=500, award=award, at=old) for award in ("w1", "w2")]
+    snapshots = [snapshot("w1", 500, at=new), snapshot("w2", 30, at=new), snapshot("w3", 4, at=new)]
+    load(warehouse_url, [ACTIONS, AWARDS, *earned, *snapshots])
+    crm = Warehouse(warehouse_url)
+
+    # The snapshot of w2 shows a change without an action. w3 has no actions, so its snapshot counts.
+    assert [float(row["points"]) for row in report.gather(crm, now=NOW).ages] == [34, 0, 0, 0, 500]
+    crm.dispose()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_movements_add_up_to_the_balances(warehouse_url: str, seed: int) -> None:
     random = Random(seed)

@@ -241,12 +241,22 @@ def by_perk(tables: Tables, perks: FromClause | None) -> Select[Any]:
 
 @cache
 def by_age(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
-    """Sum outstanding points per age class. `days` is the upper bound of the class. In the last class, it is null."""
-    s = _existing(tables, by_perk=by_perk).c
+    """Sum outstanding points per age class. `days` is the upper bound of the class. In the last class, it is null.
+
+    A snapshot with the same points as the last action is no movement, so its time does not count.
+    """
+    held, last = _existing(tables, by_perk=by_perk), tables.actions.alias("last")
+    s = held.c
+    moved_at = case((s.points == last.c.points_available, s.last_action_at), else_=s.as_of)
     since: list[Any] = [
-        (s.as_of >= bindparam(f"days_{days}", type_=Instant()), literal_column(str(days))) for days in AGES_DAYS
+        (moved_at >= bindparam(f"days_{days}", type_=Instant()), literal_column(str(days))) for days in AGES_DAYS
     ]
-    aged = select(case(*since).label("days"), s.points).subquery("aged").c
+    aged = (
+        select(case(*since).label("days"), s.points)
+        .outerjoin_from(held, last, last.c.action_id == s.last_action_id)
+        .subquery("aged")
+        .c
+    )
     return select(aged.days, exact_sum(aged.points).label("points"), func.count().label("awards")).group_by(aged.days)
 
 
