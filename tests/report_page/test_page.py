@@ -426,6 +426,23 @@ def test_chart_groups_the_smallest_perks(sqlite_url: str) -> None:
     assert "p428" not in re.findall(r"<text[^>]*>([^<]*)", page.html)
 
 
+@pytest.mark.parametrize(
+    ("locations", "said"),
+    [
+        (20, "l00 has the most: 1 loyalty actions. The figures"),
+        (22, "l00 has the most: 1 loyalty actions. The table leaves out 2 actions at other locations."),
+    ],
+)
+def test_page_says_how_many_actions_are_at_other_locations(sqlite_url: str, locations: int, said: str) -> None:
+    far = action("z1", award="w2", at="2027-01-01T00:00:00Z", **at("l99"))
+    load(sqlite_url, [ACTIONS, *(action(f"a{n:02}", award="w1", **at(f"l{n:02}")) for n in range(locations)), far])
+
+    page = page_of(sqlite_url)
+
+    assert said in " ".join(str(name) for name in page.charts)
+    assert len(page.tables["activity-by-location.csv"]) == 1 + 20
+
+
 def test_report_command_writes_the_requested_format(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

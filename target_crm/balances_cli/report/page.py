@@ -513,10 +513,15 @@ def _activity_by_location(report: Report) -> Chart:
     labels = _labels([(row["location_id"] or NO_LOCATION, row["title"]) for row in report.locations])
     bars = [(label, float(row["actions"])) for label, row in zip(labels, report.locations, strict=True)][:BARS_SHOWN]
     named = [bar for bar, row in zip(bars, report.locations, strict=False) if row["location_id"]]
-    return Chart(
+    most = (
         f"{named[0][0]} has the most: {named[0][1]:,.0f} loyalty actions."
         if named
-        else "No loyalty actions at a location in this period.",
+        else "No loyalty actions at a location in this period."
+    )
+    others = sum(row["actions"] for row in report.hours) - sum(row["actions"] for row in report.locations)
+    left_out = f" The table leaves out {_count(others, 'action')} at other locations." if others else ""
+    return Chart(
+        most + left_out,
         _numbers_table("Activity by location", report.locations, "location", columns, labels),
         (lambda width: charts.bars(bars, "loyalty actions", width)) if bars else None,
     )
