@@ -130,6 +130,22 @@ def test_snapshot_with_the_same_points_is_no_movement(warehouse_url: str) -> Non
     crm.dispose()
 
 
+def test_location_keeps_its_title_if_a_payload_was_erased(warehouse_url: str) -> None:
+    places = [{"_id": name.lower(), "title": name} for name in ("Arches", "Arches", "Bridge")]
+    visits = [
+        action(f"a{number}", award=f"w{number}", context={"user": {"_id": "u1"}, "location": place})
+        for number, place in enumerate(places)
+    ]
+    load(warehouse_url, [ACTIONS, *visits])
+    execute(warehouse_url, "UPDATE actions SET payload = NULL WHERE action_id IN ('a1', 'a2')")
+    crm = Warehouse(warehouse_url)
+
+    locations = report.gather(crm, now=NOW).locations
+
+    assert [(row["location_id"], row["title"]) for row in locations] == [("arches", "Arches"), ("bridge", None)]
+    crm.dispose()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_movements_add_up_to_the_balances(warehouse_url: str, seed: int) -> None:
     random = Random(seed)

@@ -215,7 +215,7 @@ def _with_titles(connection: Connection, tables: Tables, locations: list[dict[st
     """Add the title of each location, from the payload of an action at this location. The title may be missing."""
     if not locations:
         return []
-    examples = [row["example_id"] for row in locations]
+    examples = [row["example_id"] for row in locations if row["example_id"]]
     titles = {
         action_id: location_title(payload)
         for action_id, payload in connection.execute(queries.payloads(tables.actions), {"action_ids": examples})

@@ -319,14 +319,14 @@ def by_location(tables: Tables, *, by_perk: bool = False) -> Select[Any]:
 
     The row with a null `location_id` counts the actions without a location.
 
-    The title of a location is in the payload of the action `example_id`.
+    The title of a location is in the payload of the action `example_id`. This id is null if no action has a payload.
     """
     a = tables.actions.c
     actions = func.count().label("actions")
     return (
         select(
             a.location_id,
-            func.max(a.action_id).label("example_id"),
+            func.max(case((a.payload.is_not(None), a.action_id))).label("example_id"),
             actions,
             *(
                 exact_sum(case((a.effect == literal_column(f"'{effect}'"), column), else_=_ZERO)).label(name)
