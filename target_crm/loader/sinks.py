@@ -19,7 +19,7 @@ from sqlalchemy import case, func, or_, select
 from pepper_runtime.wording import counted
 from target_crm.errors import InputError
 from target_crm.records import values
-from target_crm.records.actions import INVALID_POINTS, LedgerRow, invalid_points, ledger_row
+from target_crm.records.actions import INVALID_POINTS, LedgerRow, invalid_points, ledger_row, without_payload
 from target_crm.records.deletions import in_steps
 from target_crm.records.names import snake_case
 from target_crm.records.schemas import EXTRACTED_AT, Shape, word
@@ -223,10 +223,11 @@ class LedgerSink(StreamSink):
             unknown = set(connection.scalars(staging.unknown_lines(ledger, staged)))
             conflicts += [rejection for _, rejection in part.incomplete if rejection.input_line in unknown]
         if some_differ or part.incomplete:
-            conflicts += [
-                Rejection(self.stream, _CONTRADICTION, input_line, _compact(payload))
-                for input_line, payload in connection.execute(staging.conflicts(ledger, staged))
-            ]
+            sent = {row[0]: row for row in (*part.rows, *(row for row, _ in part.incomplete))}
+            for line, is_erased in connection.execute(staging.conflicts(ledger, staged)):
+                action = LedgerRow(*sent[line][1:])
+                kept = without_payload(action) if is_erased else action
+                conflicts.append(self.rejection((line, *kept), _CONTRADICTION))
             for row in connection.execute(staging.differing_columns(ledger, staged)):
                 differing = {name: count for name, count in row._asdict().items() if count}
         clear_staging(self.adapter, connection, staged)

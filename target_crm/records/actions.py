@@ -167,6 +167,22 @@ def ledger_row(record: Mapping[str, Any], *, loaded_at: datetime) -> LedgerRow:
     return row
 
 
+def without_payload(row: LedgerRow) -> LedgerRow:
+    """Replace the payload of an action by one that contains only the values of the ledger's other columns."""
+    points = (row.points_available, row.points_added, row.points_redeemed, row.points_refunded)
+    kept = {
+        "_id": row.action_id,
+        "type": row.type,
+        "tenantId": row.tenant_id,
+        "context": {"user": {"_id": row.user_id}, "location": {"_id": row.location_id}},
+        "when": {"timestamp": row.occurred_at},
+        "metadata": dict(zip(_METADATA, (row.award_id, row.perk_id, *points), strict=True)),
+        "source": row.source,
+        "environment": row.environment,
+    }
+    return row._replace(payload=values.json_text(kept))
+
+
 def invalid_points(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the properties that tap-pepper has moved to `invalid_points`, because their points are not numbers."""
     return _object(record.get(INVALID_POINTS))

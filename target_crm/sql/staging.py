@@ -354,14 +354,14 @@ def delete_fresh(table: Table, staged: Staged) -> Delete:
 
 
 @cache
-def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, str]]:
+def conflicts(ledger: Table, staged: Staged) -> Select[tuple[int, int]]:
     """Select the staged actions that contradict the ledger's action with the same id.
 
-    Each row has the number of the input line, and the payload.
+    Each row has the number of the input line, and 1 if the ledger has no payload of this action, otherwise 0.
     """
     rows = staged.table
     return (
-        select(rows.c[SEQ], _comparable(rows.c.payload))
+        select(rows.c[SEQ], case((ledger.c.payload.is_(None), 1), else_=0))
         .join_from(rows, ledger, ledger.c.action_id == rows.c.action_id)
         .where(_contradicts(ledger, rows))
         .order_by(rows.c[SEQ])

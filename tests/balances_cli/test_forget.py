@@ -158,6 +158,31 @@ def test_completing_an_erased_action_does_not_restore_its_payload(
     crm.dispose()
 
 
+def test_an_action_that_contradicts_an_erased_one_is_quarantined_without_personal_data(
+    crm: Warehouse, warehouse_url: str
+) -> None:
+    run_balances(["forget", "u1"])
+    other = action("a2", "REDEEM_PERK", delta=1.5, available=9, at="2026-10-02T00:00:00Z", **user("u1", NAME))
+
+    for _ in range(2):
+        again = load(warehouse_url, [ACTIONS, other], max_rejected_fraction=1)
+
+        assert again.tallies["actions"] == "1 read = 0 applied + 0 duplicate + 0 superseded + 1 quarantined"
+        assert naming(crm, NAME) == {}
+        rejected = [row["payload"] for row in table(crm, "rejected_records", "payload") if "a2" in row["payload"]]
+        assert [json.loads(each)["metadata"] for each in rejected] == [
+            {
+                "awardId": "w1",
+                "perkId": "p1",
+                "pointsAvailable": 9,
+                "pointsAdded": None,
+                "pointsRedeemed": 1.5,
+                "pointsRefunded": None,
+            }
+        ]
+        assert run_balances(["replay"]) == 0
+
+
 def test_dry_run_counts_what_would_be_erased_and_changes_nothing(
     crm: Warehouse, capsys: pytest.CaptureFixture[str]
 ) -> None:
