@@ -10,7 +10,21 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, cast, column, false, func, inspect, literal, literal_column, null, or_, select
+from sqlalchemy import (
+    and_,
+    case,
+    cast,
+    column,
+    false,
+    func,
+    inspect,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy import table as any_table
 
 from pepper_runtime.progress import display
@@ -27,7 +41,7 @@ from target_crm.warehouse.stream_names import tables_of_streams
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import ColumnClause, ColumnElement, Connection, Select, TableClause
+    from sqlalchemy import ColumnClause, ColumnElement, CompoundSelect, Connection, Select, TableClause
 
     from target_crm.sql.tables import Tables
     from target_crm.warehouse.connection import Warehouse
@@ -105,10 +119,13 @@ class _Erasure:
         users = tables_of_streams(self._connection, self._tables).get("users", "users")
         is_user = self._is_user(users)
         self._only_counts |= not (is_user or self._anywhere)
+        key = column("_id", Identifier())
+        # A snapshot may lack the user whom an action names. The balance then has the user.
+        is_own_award = or_(column("user_id", Identifier()) == self._user_id, key.in_(self._balances))
         rows = {
             **self._erase_payloads(),
-            "awards": self._erase_columns("awards", "user_id", kept=set(map(snake_case, AWARD_FIELDS))),
-            "users": self._erase_columns(users, "_id", kept={"_id", "updated_at"}),
+            "awards": self._erase_columns("awards", is_own_award, kept=set(map(snake_case, AWARD_FIELDS))),
+            "users": self._erase_columns(users, key == self._user_id, kept={"_id", "updated_at"}),
             "rejected_records": self._erase_rejected(),
         }
         return Erased(is_user, is_user or (self._anywhere and any(rows.values())), rows)
@@ -130,9 +147,14 @@ class _Erasure:
         return any(self._connection.scalar(each) is not None for each in found)
 
     @property
-    def _awards(self) -> Select[Any]:
+    def _balances(self) -> Select[Any]:
         balances = self._tables.award_balances.c
         return select(balances.award_id).where(balances.user_id == self._user_id)
+
+    @property
+    def _awards(self) -> CompoundSelect[Any]:
+        awards = self._tables.awards.c
+        return union_all(self._balances, select(awards["_id"]).where(awards.user_id == self._user_id))
 
     def _erase_payloads(self) -> dict[str, int]:
         actions = self._tables.actions
@@ -150,16 +172,14 @@ class _Erasure:
             OTHERS: self._erase(actions, and_(is_other, contains_id), "payload"),
         }
 
-    def _erase_columns(self, name: str, key: str, *, kept: set[str]) -> int:
+    def _erase_columns(self, name: str, where: ColumnElement[bool], *, kept: set[str]) -> int:
         schema = self._tables.metadata.schema
         inspector = inspect(self._connection)
         if not inspector.has_table(name, schema=schema):
             return 0
         names = {each["name"] for each in inspector.get_columns(name, schema=schema)}
         personal = sorted(names - kept - METADATA_COLUMNS - {DELETED_AT})
-        columns = [column(key, Identifier()), *map(column, personal)]
-        rows = any_table(name, *columns, schema=schema)
-        return self._erase(rows, rows.c[key] == self._user_id, *personal)
+        return self._erase(any_table(name, *map(column, personal), schema=schema), where, *personal)
 
     def _erase(self, rows: TableClause, where: ColumnElement[bool], *names: str) -> int:
         """Set columns to null in the rows that meet a condition.

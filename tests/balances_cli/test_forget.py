@@ -294,6 +294,36 @@ def test_a_user_who_occurs_in_only_one_table_is_known(
     opened.dispose()
 
 
+def test_an_award_whose_user_only_an_action_names_is_erased(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = record("awards", {"_id": "w1", "points": 5, "holder": NAME, "cachedUser": {"name": NAME}})
+    load(warehouse_url, [NAMED_AWARDS, named, ACTIONS, action("a1")])
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+
+    assert run_balances(["forget", "u1"]) == 0
+
+    assert query(warehouse_url, "SELECT user_id, points FROM awards") == [(None, 5)]
+    crm = Warehouse(warehouse_url)
+    assert naming(crm, NAME) == {}
+    crm.dispose()
+
+
+def test_records_of_an_award_without_a_balance_are_erased(warehouse_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_points = award("w1", "u1", NAME).replace('"points": 5', '"points": null')
+    rejected = record("awards", {"_id": "w1", "points": "many", "holder": NAME})
+    note = record("actions", {"_id": "a1", "type": "AWARD_SEEN", "metadata": {"awardId": "w1"}, "note": NAME})
+    load(warehouse_url, [NAMED_AWARDS, without_points, rejected, ACTIONS, note], max_rejected_fraction=1)
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    crm = Warehouse(warehouse_url)
+    assert naming(crm, NAME) == {"actions": 1, "awards": 1, "rejected_records": 1}
+
+    assert run_balances(["forget", "u1"]) == 0
+
+    assert naming(crm, NAME) == {}
+    crm.dispose()
+
+
 def test_empty_user_id_is_a_usage_error() -> None:
     with pytest.raises(click.UsageError, match="is empty, expected an id"):
         run_balances(["forget", ""])
