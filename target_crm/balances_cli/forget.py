@@ -162,6 +162,11 @@ class _Erasure:
         # A payload is stored unchanged, so slashes and non-ASCII characters may be escaped in it.
         spellings = {values.json_text(self._user_id), json.dumps(self._user_id)}
         spellings |= {each.replace("/", "\\/") for each in spellings}
+        if self._user_id.isdecimal():
+            # The number alone could also be points. So find it only in properties such as `_id` and `friendId`.
+            spellings |= {
+                f'{name}":{space}{self._user_id}{end}' for name in ("id", "Id") for space in ("", " ") for end in ",}"
+            }
         is_own = or_(actions.c.user_id == self._user_id, actions.c.award_id.in_(self._awards))
         # Do not use `NOT is_own`, which would be null for an action without a user or an award.
         is_other = case((is_own, literal_column("0")), else_=literal_column("1")) == literal_column("1")

@@ -96,6 +96,28 @@ def test_an_id_is_found_in_payloads_in_any_common_spelling(
     assert [row["payload"] is None for row in table(sqlite_url, "actions")] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("number", "is_erased"),
+    [
+        pytest.param('{"_id":123}', True, id="an-id"),
+        pytest.param('{"friendId": 123, "name": "Tom"}', True, id="an-id-after-a-space"),
+        pytest.param('{"friendId":1234}', False, id="a-longer-id"),
+        pytest.param('{"points":123}', False, id="points"),
+    ],
+)
+def test_a_numeric_id_is_found_in_payloads(
+    warehouse_url: str, monkeypatch: pytest.MonkeyPatch, number: str, *, is_erased: bool
+) -> None:
+    monkeypatch.setenv("TARGET_CRM_SQLALCHEMY_URL", warehouse_url)
+    load(
+        warehouse_url, [ACTIONS, action("a1", user="123"), action("a2", award="w2", friend="@").replace('"@"', number)]
+    )
+
+    assert run_balances(["forget", "123"]) == 0
+
+    assert [row["payload"] is None for row in table(warehouse_url, "actions")] == [True, is_erased]
+
+
 def test_forget_erases_personal_data_and_keeps_balances(
     crm: Warehouse, warehouse_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
