@@ -133,7 +133,7 @@ def _common_options() -> list[click.Parameter]:
             metavar="FILE",
             expose_value=False,
             callback=_store,
-            help="target-crm's settings as a JSON file. Default: ENV, the TARGET_CRM_… variables.",
+            help="target-crm's settings as a JSON file. Default: ENV, the TARGET_CRM_… variables and .env.",
         ),
         click.Option(
             ["--url"],
