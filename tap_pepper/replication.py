@@ -165,6 +165,8 @@ class ChangesStream(FullTableStream):
         ):
             polled_from = subtract_seconds(read_until, self.run.settings.lookback_seconds)
             since = min(polled_from, read_again or polled_from)
+        # Repeat a complete read only once. Otherwise, every run would read a list completely if its rows always move.
+        second_from = polled_from or (None if read_again == READ_ALL_AGAIN else READ_ALL_AGAIN)
         recent_rows = RecentRows(None if since is None else state.get("border"))
         reread_from = self.reread_from(until)
         self._order = order = TimeOrder()
@@ -180,7 +182,7 @@ class ChangesStream(FullTableStream):
         if since is None and (self.full_refresh_days or self.replication_method != REPLICATION_INCREMENTAL):
             yield from self.read_all(prepare)
             recent_rows.drop_earlier_runs()
-            self._note_second_read(None if read_again == READ_ALL_AGAIN else READ_ALL_AGAIN)
+            self._note_second_read(second_from)
             self.write_bookmark(until, border=recent_rows.to_state(reread_from), refreshed_until=until, lacking=lacking)
             return
         if self.full_refresh_days:
@@ -201,7 +203,7 @@ class ChangesStream(FullTableStream):
         # If a row changes and later changes back, the tap must emit both changes. So it remembers only the row's
         # newest form.
         recent_rows.drop_earlier_runs()
-        self._note_second_read(polled_from or (None if read_again == READ_ALL_AGAIN else READ_ALL_AGAIN))
+        self._note_second_read(second_from)
         self.write_bookmark(until, border=recent_rows.to_state(reread_from), lacking=lacking)
 
     def pages(
@@ -450,25 +452,25 @@ class WindowedStream(PepperStream):
                 belongs, instant = self._belongs(row, window)
                 return self.select_fields(row) if belongs and instant and instant.startswith(hour) else None
 
-            late: int | None = None
-            is_tallied = audit.is_tallied(hour)
-            if is_tallied:
+            if audit.is_tallied(hour):
                 pages = self.pages(self.window_query(window), can_wait=self._can_wait)
                 rows = (prepare(row) for page in pages for row in page.rows)
                 late = audit.compare(hour, {digest(row) for row in rows if row is not None})
+                is_emitted_again = late is not None
+                if late is not None:
+                    finding = f"{counted(late, 'action')} arrived" if late else "actions changed"
+                    self.logger.warning(
+                        "%s: hour %s: %s later than lookback_seconds; emitting the hour again. If this happens often, "
+                        "raise lookback_seconds",
+                        self.name,
+                        hour,
+                        finding,
+                    )
             else:
                 # The settings have changed since the first read, so a comparison would find differences.
                 audit.skip(hour)
-            if late is not None:
-                finding = f"{counted(late, 'action')} arrived" if late else "actions changed"
-                self.logger.warning(
-                    "%s: hour %s: %s later than lookback_seconds; emitting the hour again. If this happens often, "
-                    "raise lookback_seconds",
-                    self.name,
-                    hour,
-                    finding,
-                )
-            if late is not None or not is_tallied:
+                is_emitted_again = True
+            if is_emitted_again:
                 yield from self.emit(self.pages(self.window_query(window)), prepare, f"audit of {window}")
             self.write_bookmark(until, audit=audit.to_state(self.reread_from(until)))
 

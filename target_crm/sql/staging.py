@@ -36,7 +36,7 @@ from target_crm.records.schemas import BATCHED_AT, DELETED_AT, EXTRACTED_AT, RAN
 from target_crm.sql.functions import row_number
 
 if TYPE_CHECKING:
-    from sqlalchemy import Delete, Insert, Select, Table, Update
+    from sqlalchemy import Delete, Insert, Join, Select, Table, Update
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,12 @@ class Merge:
 def fresh_rows(staged: Staged) -> FromClause:
     """Select the staged rows to write, without `_seq`."""
     columns = [column for column in staged.table.c if column.name != SEQ]
-    same_place = staged.fresh.c[SEQ] == staged.table.c[SEQ]
-    return select(*columns).join_from(staged.table, staged.fresh, same_place).subquery("fresh_rows")
+    return select(*columns).select_from(_picked(staged)).subquery("fresh_rows")
+
+
+def _picked(staged: Staged) -> Join:
+    """Join the staged rows with `fresh`, so that only the rows to write remain."""
+    return staged.table.join(staged.fresh, staged.fresh.c[SEQ] == staged.table.c[SEQ])
 
 
 @cache
@@ -339,9 +343,8 @@ def pick_completing(ledger: Table, staged: Staged) -> Insert:
 @cache
 def keep_erased(ledger: Table, staged: Staged) -> RowUpdate:
     """Set the payload of the staged actions in `fresh` to null, if the payload of their ledger row is null."""
-    rows, fresh = staged.table, staged.fresh
-    same_place = fresh.c[SEQ] == rows.c[SEQ]
-    known = rows.join(fresh, same_place).join(ledger, ledger.c.action_id == rows.c.action_id)
+    rows = staged.table
+    known = _picked(staged).join(ledger, ledger.c.action_id == rows.c.action_id)
     erased = select(rows.c[SEQ]).select_from(known).where(ledger.c.payload.is_(None)).subquery("erased")
     return RowUpdate(rows, {"payload": null()}, rows.c[SEQ] == erased.c[SEQ])
 
@@ -386,9 +389,8 @@ def differing_columns(ledger: Table, staged: Staged) -> Select[Any]:
     Leave out the actions that contradict the ledger, and actions without an effect that a later staged action has
     replaced (see `pick_completing`).
     """
-    rows, fresh = staged.table, staged.fresh
-    same_place = fresh.c[SEQ] == rows.c[SEQ]
-    written = select(rows.c.action_id, rows.c[SEQ]).join_from(rows, fresh, same_place).subquery("written")
+    rows = staged.table
+    written = select(rows.c.action_id, rows.c[SEQ]).select_from(_picked(staged)).subquery("written")
     is_replaced = and_(rows.c.effect.is_(None), rows.c[SEQ] < written.c[SEQ])
     both = rows.join(ledger, ledger.c.action_id == rows.c.action_id)
     return (
