@@ -7,13 +7,12 @@ import logging
 import time
 from contextlib import contextmanager
 from functools import cache
-from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 from typing import cast as cast_type
 
 from sqlalchemy import Double, Integer, String, case, cast, create_engine, inspect, null, type_coerce
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.schema import ExecutableDDLElement, SetColumnComment, SetTableComment
+from sqlalchemy.schema import CreateTable, DropTable, ExecutableDDLElement, SetColumnComment, SetTableComment
 
 from target_crm.engines.driver_errors import describe, is_about_row, pep_249_classes, sqlstate
 from target_crm.errors import ConnectionLost
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
         Select,
         Table,
     )
-    from sqlalchemy.schema import CreateColumn, CreateTable
+    from sqlalchemy.schema import CreateColumn
     from sqlalchemy.types import TypeEngine
 
     from target_crm.sql.staging import Merge, Replacement
@@ -51,10 +50,6 @@ LOCK_POLL_SECONDS = 0.1
 # Log a wait for a lock after this many seconds.
 LOCK_LOG_SECONDS = 2
 LOADER_LOCK = "the loader's lock"
-# The committing thread holds this lock while it converts rows for the driver and sends them. Meanwhile the thread that
-# reads input waits for the lock, so that the two threads do not compete for the GIL.
-binding = Lock()
-
 
 logger = logging.getLogger("target-crm.warehouse")
 
@@ -125,6 +120,9 @@ class EngineAdapter:
     """Templates for the statements that rename a table. `{old}` and `{new}` are names with the schema, and `{name}` is
     the new name without the schema. Core SQL has no statement that renames a table, so the target cannot rebuild tables
     on an unknown engine."""
+    temporary_schema: ClassVar[str | None] = None
+    """The schema of temporary tables. Only their own session can see them, so a session can stage rows before it locks
+    the target's tables. None means that the target stages rows in a work table, under the lock."""
     views_follow_renames: ClassVar[bool] = False
     """Whether a view stays valid when a column that it reads is renamed."""
 
@@ -206,6 +204,39 @@ class EngineAdapter:
         """
         return True
 
+    # Staging.
+
+    def may_create_temporary(self, connection: Connection) -> bool:  # noqa: ARG002
+        """Return whether the database user may create temporary tables."""
+        return True
+
+    def prepare(self, connection: Connection, work: Table) -> None:
+        """Empty a work table. If it is temporary, create it."""
+        self.clear(connection, work)
+        if self.is_temporary(work):
+            connection.execute(CreateTable(work))
+
+    def clear(self, connection: Connection, work: Table) -> None:
+        """Empty a work table. If it is temporary, drop it."""
+        if self.is_temporary(work):
+            connection.execute(DropTable(work, if_exists=True))
+        else:
+            self.empty(connection, work)
+
+    def is_temporary(self, table: Table) -> bool:
+        """Return whether only the session that creates a table can see it."""
+        return table.schema is not None and table.schema == self.temporary_schema
+
+    def stage(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Fill a staging table with these rows only."""
+        self.prepare(connection, table)
+        self.load(connection, table, rows)
+
+    def stage_ahead(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Stage rows in a temporary table, in a transaction that ends before the one that will read the rows."""
+        with connection.begin():
+            self.stage(connection, table, rows)
+
     # DDL.
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
@@ -281,8 +312,7 @@ class EngineAdapter:
     def load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Insert rows. Each row has a value for every column, in the table's order."""
         if rows:
-            with binding:
-                self._bulk_load(connection, table, rows)
+            self._bulk_load(connection, table, rows)
 
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Insert one or more rows in the fastest way that the engine offers."""
@@ -313,10 +343,10 @@ class EngineAdapter:
 
     def replace(self, connection: Connection, replacement: Replacement) -> None:
         """Insert new rows into a table, in place of the rows with the same keys."""
-        self.empty(connection, replacement.work)
+        self.prepare(connection, replacement.work)
         for statement in replacement.statements:
             self.execute(connection, statement)
-        self.empty(connection, replacement.work)
+        self.clear(connection, replacement.work)
 
     def replace_all(self, connection: Connection, table: Table, rows: Select[Any]) -> None:
         """Replace all rows of a table with the result of a query."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
+from functools import cache
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Double, Numeric, PrimaryKeyConstraint, event, inspect
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateColumn
 
 from target_crm.engines.base import (
@@ -38,26 +40,33 @@ from target_crm.records.column_types import (
 from target_crm.records.schemas import TableLimits
 from target_crm.sql import balances
 from target_crm.sql.functions import any_value, packed, unpacked
-from target_crm.sql.tables import FORMER_COLUMN
+from target_crm.sql.tables import FORMER_COLUMN, temporary
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from sqlalchemy import URL, Column, Connection, Dialect, Engine, Select, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
+    from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 
     from target_crm.engines.base import Rows
+    from target_crm.sql.staging import Merge
     from target_crm.sql.tables import Tables
 
 
 # Decimals with more digits do not fit into 64 bits. DuckDB takes twenty times as long to read and add up such decimals.
 POINTS_DIGITS = 18
-# Convert this many rows to Arrow at a time, to limit the size of Arrow's buffers.
-CHUNK_ROWS = 2_000
-# The size of a row group. Nearly every batch rewrites a row group that is not full. DuckDB's default size is six times
-# as large, so a poll with ten actions would write tens of megabytes.
-ROW_GROUP_ROWS = 20_480
+# Convert this many rows to Arrow at a time. Arrow holds the GIL meanwhile, and the committing thread may need it.
+CHUNK_ROWS = 500
+# A new file begins with three headers. Another process writes them within so many polls.
+HEADERS_BYTES, CREATION_POLLS = 3 * 4096, 20
+# For fewer rows, Arrow takes longer than INSERT.
+ARROW_ROWS_MIN = 50
+# The size of a row group. DuckDB writes the rows of a batch as new row groups if the batch fills at least one of them.
+# Otherwise, DuckDB rewrites a row group that is not full. DuckDB's default size is twelve times as large, so a poll
+# with ten actions would write tens of megabytes.
+ROW_GROUP_ROWS = 10_240
 # DuckDB's settings while a batch is written. Settings in the URL take precedence.
 BATCH_SETTINGS = {
     "threads": "1",
@@ -67,6 +76,9 @@ BATCH_SETTINGS = {
     "allocator_flush_threshold": "1MB",
     "allocator_bulk_deallocation_flush_threshold": "1MB",
 }
+_CURRENT_SETTINGS = "SELECT " + ", ".join(f"current_setting('{name}')" for name in BATCH_SETTINGS)
+# The key in a connection's `info` for the settings of a new connection.
+_SETTINGS = "crm_settings"
 # Alias → the name of the setting that it stands for.
 _ALIASES = {"max_memory": "memory_limit", "worker_threads": "threads", "wal_autocheckpoint": "checkpoint_threshold"}
 # The storage version of new files. DuckDB before 1.2 cannot read such files, and has no zstd.
@@ -79,10 +91,15 @@ _STORED_AS = f"SELECT tags['storage_version'] FROM duckdb_databases() WHERE data
 _DATABASES = frozenset({"memory", "system", "temp", _ALIAS})
 # An attribute that we set on the dialect: whether the engine's database file supports zstd.
 _HAS_ZSTD = "crm_has_zstd"
+# An execution option: the next transaction only stages rows, and does not need the file. In a connection's `info`, it
+# says that the connection has staged rows.
+_STAGES = "crm_stages"
 _MEMORY = ":memory:"
+_TEMPORARY = "temp"
 _NO_FILE = ("md:", "motherduck:")
 _COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
 _OUT_OF_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate block")
+_NOT_A_DATABASE = "not a valid DuckDB database file"
 _FILE_IN_USE = ("Could not set lock", "Unique file handle conflict")
 
 
@@ -96,15 +113,14 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     """
 
     tested = True
-    # Batches are larger than on other engines, because the cost of rewriting row groups hardly depends on the size of
-    # the batch.
-    batch_size_rows = 20_000
+    # A batch should fill row groups of the ledger, and those of the balances too. If 4 % of the actions are repeated, a
+    # batch of this size fills two row groups of the ledger, and one of the balances.
+    batch_size_rows = 21_500
     leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True
+    temporary_schema = _TEMPORARY
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}), sizes=True)
     widens_columns_to = ("number", "decimal", "time", "text")
-    # Close the file after each batch, so that another process can open it.
-    engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
     def database_exists(self, url: URL) -> bool:
         """Look for the file instead of connecting, because a connection would create it."""
@@ -134,26 +150,52 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return super().create_engine(url, **options)
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Wait while another process or connection has the file open. Then find out whether the file supports zstd."""
+        """Connect to a database in memory, and attach the file only while a transaction needs it.
 
-        def on_connect(dialect: Dialect, _record: object, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
-            wait = LockWait()
-            while True:
-                try:
-                    return _open(dialect, arguments, options)
-                except Exception as error:
-                    if not _mentions(error, _FILE_IN_USE):
-                        raise
-                    wait.go_on("a lock on the database file", _holder(error))
-                time.sleep(LOCK_POLL_SECONDS)
+        Before its transaction, a session can stage rows in memory while another session has the file open. Between two
+        transactions, another process can open the file.
+        """
 
-        def on_first_connect(driver_connection: Any, _record: object) -> None:
-            stored = driver_connection.execute(_STORED_AS).fetchone()
-            has_zstd = stored is not None and tuple(map(int, stored[0].strip("v+").split("."))) >= (1, 2)
-            setattr(engine.dialect, _HAS_ZSTD, has_zstd)
+        def connect(dialect: Dialect, _record: object, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
+            if not _attaches(engine.url):
+                return None
+            settings = {"temp_directory": f"{options['database']}.tmp", **options["url_config"]}
+            return dialect.connect(*arguments, **{**options, "database": _MEMORY, "url_config": settings})
 
-        event.listen(engine, "do_connect", on_connect)
-        event.listen(engine, "first_connect", on_first_connect)
+        def on_connect(driver_connection: Any, record: ConnectionPoolEntry) -> None:
+            # Remember the values, because DuckDB applies `RESET memory_limit` only to the value that it shows.
+            values = driver_connection.execute(_CURRENT_SETTINGS).fetchone()
+            record.info[_SETTINGS] = dict(zip(BATCH_SETTINGS, values, strict=True))
+
+        def on_begin(connection: Connection) -> None:
+            if _attaches(engine.url) and not connection.get_execution_options().get(_STAGES):
+                _attach(connection)
+
+        def on_checkin(driver_connection: Any, record: ConnectionPoolEntry) -> None:
+            # Keep only connections that have staged a batch, because connecting again would take long.
+            if not (driver_connection and record.info.get(_STAGES)):
+                record.invalidate()
+                return
+            try:
+                _detach(driver_connection)
+                _set(driver_connection, {name: record.info[_SETTINGS][name] for name in _batch_settings(engine.url)})
+            except engine.dialect.loaded_dbapi.Error as error:
+                record.invalidate(error)
+
+        event.listen(engine, "do_connect", connect)
+        event.listen(engine, "connect", on_connect)
+        event.listen(engine, "begin", on_begin)
+        event.listen(engine, "checkin", on_checkin)
+
+    def stage_ahead(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Stage rows in memory, without opening the file."""
+        connection.info[_STAGES] = True
+        connection.execution_options(**{_STAGES: True})
+        # Set the memory limit only in the transaction that writes the rows, because the file may need more memory.
+        settings = _batch_settings(connection.engine.url, "memory_limit")
+        _set(connection.connection.driver_connection, settings)
+        super().stage_ahead(connection, table, rows)
+        connection.execution_options(**{_STAGES: False})
 
     def limit_resources(self, connection: Connection) -> None:
         """Use one thread and little memory, because a batch is small."""
@@ -161,11 +203,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         # Older versions of this target declared keys. The indexes of such keys must fit into memory, so if the file has
         # any, set no memory limit.
         (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
-        in_url = {_ALIASES.get(name, name) for name in connection.engine.url.query}
-        if indexes:
-            in_url.add("memory_limit")
-        settings = (f"SET {name} = '{value}'" for name, value in BATCH_SETTINGS.items() if name not in in_url)
-        driver_connection.execute("; ".join(settings))
+        left_out = ["memory_limit"] if indexes else []
+        _set(driver_connection, _batch_settings(connection.engine.url, *left_out))
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """Return the key that an older version declared.
@@ -193,8 +232,15 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Group the actions by award without sorting them by time, and join the snapshots."""
         return balances.all_balances(tables, balances.partials_by_packing(tables.actions), balances.by_full_join)
 
+    def merge(self, connection: Connection, merge: Merge) -> None:
+        """Keep the merged rows in memory until they replace the stored ones."""
+        self.replace(connection, _in_memory(merge).replacement)
+
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Load columns through Arrow. Inserting row by row would take thirty times as long."""
+        """Load columns through Arrow. Inserting row by row would take thirty times as long, except for a few rows."""
+        if len(rows) < ARROW_ROWS_MIN:
+            super()._bulk_load(connection, table, rows)
+            return
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
         # Tell Arrow the types of the time, point, number and text columns, because Arrow would take too long to infer
@@ -211,14 +257,12 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             if type(column.type) is Numeric
         }
         names = [str(place) for place in range(len(table.columns))]
-        # Use the system's memory pool, because Arrow's default pool does not return memory to the system.
-        pool = pyarrow.system_memory_pool()
         chunks = [
             pyarrow.table(
                 [
-                    pyarrow.array(to_floats(values) if kind is kinds[Double] else values, kind, memory_pool=pool)
+                    pyarrow.array(to_floats(values) if kind is kinds[Double] else values, kind)
                     if (kind := kinds.get(type(column.type)) or decimals.get(column.type))
-                    else pyarrow.array(bind_values(connection.dialect, column, values), memory_pool=pool)
+                    else pyarrow.array(bind_values(connection.dialect, column, values))
                     for column, values in zip(
                         table.columns, zip(*rows[first : first + CHUNK_ROWS], strict=True), strict=True
                     )
@@ -236,29 +280,75 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         driver_connection.unregister("_rows")
 
 
-def _open(dialect: Dialect, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
-    """Connect to the warehouse. Use ATTACH, because it can set the storage version and the size of row groups."""
-    path, settings = options["database"], options["url_config"]
+def _attaches(url: URL) -> bool:
+    """Return whether to attach the warehouse to a database in memory. Otherwise, the driver opens it."""
+    return not (url.database or "").startswith(_NO_FILE) and url.query.get("access_mode") != "read_only"
+
+
+def _batch_settings(url: URL, *left_out: str) -> dict[str, str]:
+    """Return DuckDB's settings while a batch is written, except those in `left_out`, and those that the URL sets."""
+    not_set = {*left_out, *(_ALIASES.get(name, name) for name in url.query)}
+    return {name: value for name, value in BATCH_SETTINGS.items() if name not in not_set}
+
+
+@cache
+def _in_memory(merge: Merge) -> Merge:
+    return replace(merge, work=temporary(merge.work, _TEMPORARY))
+
+
+def _set(driver_connection: Any, settings: Mapping[str, object]) -> None:
+    driver_connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in settings.items()))
+
+
+def _detach(driver_connection: Any) -> None:
+    """Close the warehouse's file if it is open."""
+    if driver_connection.execute(_STORED_AS).fetchone():
+        driver_connection.execute(f"USE memory; DETACH {_ALIAS}")
+
+
+def _attach(connection: Connection) -> None:
+    """Attach the warehouse's file. Wait while another process or connection has the file open.
+
+    Unlike a connection, ATTACH can set the storage version and the size of row groups.
+    """
+    driver_connection: Any = connection.connection.driver_connection
+    if driver_connection.execute(_STORED_AS).fetchone():
+        return
+    wait, path = LockWait(), connection.engine.url.database or ""
+    for attempt in count():
+        try:
+            _open(driver_connection, path)
+        except Exception as error:
+            if _mentions(error, _FILE_IN_USE):
+                wait.go_on("a lock on the database file", _holder(error))
+            elif not (attempt < CREATION_POLLS and _is_being_created(error, path)):
+                raise
+        else:
+            break
+        time.sleep(LOCK_POLL_SECONDS)
+    (version,) = driver_connection.execute(_STORED_AS).fetchone()
+    setattr(connection.dialect, _HAS_ZSTD, tuple(map(int, version.strip("v+").split("."))) >= (1, 2))
+
+
+def _open(driver_connection: Any, path: str) -> None:
     file = Path(path)
-    if path.startswith(_NO_FILE) or settings.get("access_mode") == "read_only":
-        return dialect.connect(*arguments, **options)
-    next_to_the_file = {"temp_directory": f"{path}.tmp"}
-    in_memory = {**options, "database": _MEMORY, "url_config": {**next_to_the_file, **settings}}
-    connection: Any = dialect.connect(*arguments, **in_memory)
     quoted_path = path.replace("'", "''")
     # An existing file keeps its version, so that its readers can still open it.
     is_new = not file.exists()
     version = f", STORAGE_VERSION '{STORAGE_VERSION}'" if is_new else ""
     try:
-        connection.execute(f"ATTACH '{quoted_path}' AS {_ALIAS} (ROW_GROUP_SIZE {ROW_GROUP_ROWS}{version})")
-        connection.execute(f"USE {_ALIAS}")
+        driver_connection.execute(f"ATTACH '{quoted_path}' AS {_ALIAS} (ROW_GROUP_SIZE {ROW_GROUP_ROWS}{version})")
+        driver_connection.execute(f"USE {_ALIAS}")
     except BaseException as error:
-        connection.close()
         # On a full disk, ATTACH leaves an empty file, which is not a database. Delete the file only if we created it.
         if is_new and not _mentions(error, _FILE_IN_USE) and file.exists() and not file.stat().st_size:
             file.unlink()
         raise
-    return connection
+
+
+def _is_being_created(error: Exception, path: str) -> bool:
+    """Return whether another process may have created the file, but not written its headers yet."""
+    return _mentions(error, (_NOT_A_DATABASE,)) and Path(path).stat().st_size < HEADERS_BYTES
 
 
 def _mentions(error: BaseException, phrases: Collection[str]) -> bool:
@@ -286,6 +376,8 @@ def _create_column(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> s
     """Set the compression of some columns, because DuckDB would take long to choose one, and would not choose well."""
     column = element.element
     specification: str = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]
+    if column.table.schema == _TEMPORARY:
+        return specification
     # In a file of an older version, DuckDB would not compress a zstd column at all.
     if isinstance(column.type, JsonText) and getattr(compiler.dialect, _HAS_ZSTD, False):
         return f"{specification} USING COMPRESSION zstd"

@@ -74,6 +74,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         "WHERE name = 'default_toast_compression' AND source = 'default' AND 'lz4' = ANY(enumvals))"
     )
     _LOCK_PAUSE_SECONDS = 2
+    temporary_schema = "pg_temp"
     # These states mean, in this order: no connection; a deadlock or another conflict; too few resources; a lock that
     # another session held for too long; a server that stops or starts; a session that was idle for too long.
     _RETRIABLE_STATES = ("08", "40", "53", "55P03", "57P01", "57P02", "57P03", "57P05", "25P03")
@@ -141,10 +142,10 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return f"{type(error).__name__}: {'; '.join(part.rstrip('.') for part in parts)}"
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Take an advisory lock, limit waits for other locks, and choose a compression method for this transaction."""
+        """Take an advisory lock, and limit waits for other locks."""
         key = f"(:class, hashtext({self._SCHEMA}))"
         parameters = {"class": self._LOCK_CLASS, "schema": schema}
-        try_it = text(f"SELECT pg_try_advisory_xact_lock{key}, {self._LIMIT_WAITS}, {self._COMPRESSION}")
+        try_it = text(f"SELECT pg_try_advisory_xact_lock{key}, {self._LIMIT_WAITS}")
         if not connection.execute(try_it, parameters).scalar_one():
             lock = text(f"SELECT pg_advisory_xact_lock{key}")
             held = (
@@ -182,6 +183,20 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         )
         in_schema = f"{foreign_tables} AND nspname = {self._SCHEMA} LIMIT 1"
         return connection.scalar(text(in_schema), {"schema": schema}) is None
+
+    def may_create_temporary(self, connection: Connection) -> bool:
+        """Return whether the role has the privilege TEMPORARY on the database."""
+        return bool(connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')")))
+
+    def stage(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Choose a compression method first. A value keeps its method when it moves to another table."""
+        connection.exec_driver_sql(f"SELECT {self._COMPRESSION}")
+        super().stage(connection, table, rows)
+
+    def stage_ahead(self, connection: Connection, table: Table, rows: Rows) -> None:
+        """Stage rows in the transaction that will read them, because a pooler may execute the next one elsewhere."""
+        connection.begin()
+        self.stage(connection, table, rows)
 
     def system_tables(self, connection: Connection) -> Collection[str]:
         """Return the names in the schema `pg_catalog`. PostgreSQL looks up unqualified names there first."""
@@ -230,8 +245,7 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
 
         The comparison relies on the table's key. Without a key, a row that is stored twice would stay in the table.
         """
-        may_create_it = connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')"))
-        if not (may_create_it and self.keys(connection, table)):
+        if not (self.may_create_temporary(connection) and self.keys(connection, table)):
             super().replace_all(connection, table, rows)
             return
         columns = [column(each.name, each.type) for each in rows.selected_columns]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Column, Double, MetaData, Numeric, Table, case, cast, event, func, or_
+from sqlalchemy import Boolean, Column, Double, Numeric, Table, case, cast, event, func, or_
 from sqlalchemy.dialects.sqlite import DATETIME, insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import StaticPool
-from sqlalchemy.schema import CreateTable, DropTable
 
 from target_crm.engines.base import (
     LOCK_POLL_SECONDS,
@@ -38,7 +36,6 @@ from target_crm.records.schemas import TableLimits
 from target_crm.records.values import INTEGER_MAX, INTEGER_MIN
 from target_crm.sql import balances
 from target_crm.sql.functions import QUARTER_SECONDS, exact, exact_sum, packed, quarter_hours, unpacked
-from target_crm.sql.tables import WORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -52,8 +49,9 @@ if TYPE_CHECKING:
     from target_crm.sql.staging import Merge
     from target_crm.sql.tables import Tables
 
-# Most batches fit into this cache. If a batch does not fit, SQLite writes the rest to a temporary file.
-TEMPORARY_TABLES_KIB = 40 * 1024
+# SQLite keeps this much of the staged rows in memory, and writes the others to a temporary file. A larger cache would
+# save no time, because the system deletes the file before it writes it to the disk.
+TEMPORARY_TABLES_KIB = 4 * 1024
 
 
 class SQLiteAdapter(ExtendedSQLAdapter):
@@ -63,6 +61,8 @@ class SQLiteAdapter(ExtendedSQLAdapter):
     leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True
     has_schemas = False
+    # SQLite writes a row in a temporary table neither to its write-ahead log nor to the file of the warehouse.
+    temporary_schema = "temp"
     create_view = "CREATE VIEW {name} AS {query}"
     replaces_views = False
     # Tools use `rowid` and `_rowid_` for the number of a row. In the result of a subquery, SQLite renames columns
@@ -178,25 +178,8 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         """
         return balances.all_balances(tables, balances.partials_by_packing(tables.actions), balances.by_left_join)
 
-    def empty(self, connection: Connection, table: Table) -> None:
-        """Delete all rows, and drop the temporary table that hides a work table."""
-        if table.info == WORK:
-            connection.execute(DropTable(_hiding(table), if_exists=True))
-        super().empty(connection, table)
-
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
-        if table.info == WORK:
-            # Use a temporary table. Otherwise SQLite would write the rows first to its write-ahead log, and later to
-            # the file of the warehouse.
-            connection.execute(CreateTable(_hiding(table), if_not_exists=True))
         insert_by_driver(connection, table, rows, placeholder="?")
-
-
-@cache
-def _hiding(work: Table) -> Table:
-    """Return a temporary table with the name and columns of a work table. While it exists, it hides the work table."""
-    columns = (Column(each.name, each.type, primary_key=each.primary_key, autoincrement=False) for each in work.columns)
-    return Table(work.name, MetaData(), *columns, schema="temp")
 
 
 ADAPTERS = {"sqlite": SQLiteAdapter()}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from sqlalchemy import Connection
+
     from target_crm.loader.sinks import StreamSink
     from target_crm.records.coverage import Claims
     from target_crm.records.tally import Rejection
@@ -37,9 +39,23 @@ class Batch:
     size_bytes: int = 0
     """The total length of the input lines, in bytes."""
 
+    @property
+    def session(self) -> Connection | None:
+        """The open session in which actions are staged ahead, if any."""
+        sessions = (part.session for part in self.parts.values())
+        return next((session for session in sessions if session and not session.closed), None)
+
+    def close(self) -> None:
+        """Close the session in which actions are staged ahead, because the batch will not be committed."""
+        for part in self.parts.values():
+            part.close()
+
     def part_of(self, sink: StreamSink) -> Part:
         """Return the part of the batch that a sink writes. If the batch has none yet, add an empty part."""
-        return self.parts.setdefault(sink, Part())
+        part = self.parts.get(sink)
+        if part is None:
+            part = self.parts[sink] = Part()
+        return part
 
     def cover(self, claims: Claims) -> None:
         """Add intervals for which actions were read."""
@@ -52,13 +68,14 @@ class Batch:
 
 
 class Batcher:
-    """Fills one batch while a second thread commits the one before it.
+    """Fills and stages one batch while a second thread commits the one before it.
 
     At most one batch is being committed at a time. If its commit fails, the next call that waits for it raises the
     error, and the run must end. No later batch is committed. A STATE is emitted only after its own batch and all
     earlier ones are committed.
 
     Args:
+        stage: Stages rows of a batch ahead. Called before the previous batch is committed.
         commit: Writes a batch in one transaction. Called in the second thread.
         emit_state: Writes a STATE line. Called in the second thread, after the commit.
         records_max: Commit a batch as soon as it has this many records.
@@ -69,6 +86,7 @@ class Batcher:
 
     def __init__(
         self,
+        stage: Callable[[Batch], None],
         commit: Callable[[Batch], None],
         emit_state: Callable[[str], None],
         *,
@@ -77,6 +95,7 @@ class Batcher:
         wait_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._stage = stage
         self._commit = commit
         self._emit_state = emit_state
         self._records_max = records_max
@@ -126,11 +145,18 @@ class Batcher:
             in_flight.result()
 
     def _begin_commit(self) -> None:
-        self.wait()
         batch, self._batch = self._batch, None
-        if batch:
-            telemetry.record_span("decode", batch.loaded_at, {"pepper.rows": batch.records})
-            self._in_flight = self._committer.submit(self._run, batch)
+        if not batch:
+            self.wait()
+            return
+        telemetry.record_span("decode", batch.loaded_at, {"pepper.rows": batch.records})
+        self._stage(batch)
+        try:
+            self.wait()
+        except BaseException:
+            batch.close()
+            raise
+        self._in_flight = self._committer.submit(self._run, batch)
 
     def _run(self, batch: Batch) -> None:
         if batch.records or batch.coverage:

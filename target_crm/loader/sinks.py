@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -61,6 +62,15 @@ class Part:
     """The number of records that could not be converted."""
     incomplete: list[tuple[Row, Rejection]] = field(default_factory=list)
     """Actions that cannot be inserted, with the reason. An action counts as a duplicate if the ledger has its id."""
+    session: Connection | None = None
+    """The session in which `rows` are staged ahead, if any."""
+
+    def close(self) -> None:
+        """Close the session, because no transaction will read the staged rows."""
+        if self.session:
+            # A session that cannot be closed is already lost.
+            with suppress(Exception):
+                self.session.close()
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,9 @@ class StreamSink:
         """
         return []
 
+    def stage_ahead(self, part: Part) -> None:
+        """Stage rows of a part before the transaction that writes them. By default, `write` stages all rows."""
+
     def write(self, connection: Connection, part: Part) -> WriteResult:
         """Write the rows of a part, and count what became of them."""
         raise NotImplementedError
@@ -185,6 +198,12 @@ class LedgerSink(StreamSink):
     ) -> None:
         super().__init__(context, stream, schema, key_properties)
         self.table = self.tables.actions
+        self.staged = self.warehouse.staged(self.tables.staged_actions)
+
+    def stage_ahead(self, part: Part) -> None:
+        """Stage the part's rows in a session of their own."""
+        if part.rows:
+            part.session = self.warehouse.stage_ahead(self.staged.table, part.rows)
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:  # noqa: ARG002
         """Convert an action to a row of the ledger."""
@@ -205,8 +224,10 @@ class LedgerSink(StreamSink):
 
     def write(self, connection: Connection, part: Part) -> WriteResult:
         """Insert new actions, complete stored ones, update the balances, and reject contradictory actions."""
-        ledger, staged = self.tables.actions, self.tables.staged_actions
-        applied, inserted = insert_absent(self.adapter, connection, ledger, staged, part.rows, *self._left_out)
+        ledger, staged = self.tables.actions, self.staged
+        if connection is not part.session:
+            self.adapter.stage(connection, staged.table, part.rows)
+        applied, inserted = insert_absent(self.adapter, connection, ledger, staged, len(part.rows), *self._left_out)
         self._merge(connection, inserted)
         # Usually no staged row differs from the ledger. Checking this first saves three searches through all rows.
         some_differ = applied < len(part.rows) and connection.scalar(staging.count_differing(ledger, staged))
@@ -249,7 +270,7 @@ class LedgerSink(StreamSink):
         The stored action lacks its effect if `metadata` or `type` was deselected when the tap first read the action. No
         balance counts such an action yet. A payload that was erased stays erased.
         """
-        ledger, staged = self.tables.actions, self.tables.staged_actions
+        ledger, staged = self.tables.actions, self.staged
         self.adapter.empty(connection, staged.fresh)
         self.adapter.execute(connection, staging.pick_completing(ledger, staged))
         completed = connection.scalar(staging.count_fresh(staged)) or 0
@@ -310,7 +331,8 @@ class TableSink(StreamSink):
         limits = self.warehouse.limits
         self.shape = Shape.of(schema, keys, self.fixed, recorded, stored, limits=limits)
         self.table = tables.stream_table(table, self.shape, self.tables.metadata.schema)
-        self.staged = staging.Staged(tables.staging_of(self.table, limits.name_bytes), self.tables.fresh)
+        self.work = tables.staging_of(self.table, limits.name_bytes)
+        self.staged = self.warehouse.staged(staging.Staged(self.work, self.tables.fresh))
 
     @property
     def columns(self) -> dict[str, str]:
@@ -324,8 +346,8 @@ class TableSink(StreamSink):
 
     @property
     def own_tables(self) -> Sequence[Table]:
-        """The stream's table and its staging table."""
-        return self.table, self.staged.table
+        """The stream's table and its work table."""
+        return self.table, self.work
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
         """Convert a record to a row of the stream's table."""
@@ -380,8 +402,8 @@ class TableSink(StreamSink):
 
     def _write_step(self, connection: Connection, step: Step, present_keys: Sequence[Row]) -> Tally:
         adapter, table, staged = self.adapter, self.table, self.staged
-        clear_staging(adapter, connection, staged)
-        adapter.load(connection, staged.table, step.rows)
+        adapter.prepare(connection, staged.fresh)
+        adapter.stage(connection, staged.table, step.rows)
         if step.kept:
             adapter.execute(connection, staging.keep_values(table, staged, step.kept))
         self.complete_staged(connection)
@@ -514,28 +536,28 @@ def insert_absent(
     connection: Connection,
     table: Table,
     staged: staging.Staged,
-    rows: Sequence[Row],
+    staged_count: int,
     *left_out: str,
 ) -> tuple[int, FromClause]:
-    """Stage rows, and insert the first row of each key that the table lacks. The columns in `left_out` stay null.
+    """Insert the first staged row of each key that the table lacks. The columns in `left_out` stay null.
 
     Returns:
         The number of inserted rows, and a selectable with these rows.
     """
-    clear_staging(adapter, connection, staged)
-    adapter.load(connection, staged.table, rows)
+    # On an engine without transactions, this table may still have rows of a failed batch.
+    adapter.prepare(connection, staged.fresh)
     adapter.execute(connection, staging.pick_absent(table, staged))
     count = connection.scalar(staging.count_fresh(staged)) or 0
     # Usually all rows are new. In that case, no join is needed.
-    inserted = staged.table if count == len(rows) else staging.fresh_rows(staged)
+    inserted = staged.table if count == staged_count else staging.fresh_rows(staged)
     adapter.execute(connection, staging.insert(table, inserted, *left_out))
     return count, inserted
 
 
 def clear_staging(adapter: EngineAdapter, connection: Connection, staged: staging.Staged) -> None:
-    """Empty the work tables. On an engine without transactions, they may still have rows of a failed batch."""
-    adapter.empty(connection, staged.fresh)
-    adapter.empty(connection, staged.table)
+    """Empty the work tables."""
+    adapter.clear(connection, staged.fresh)
+    adapter.clear(connection, staged.table)
 
 
 @cache

@@ -28,7 +28,6 @@ from pepper_runtime.plugin import Plugin
 from pepper_runtime.progress import display
 from pepper_runtime.settings import hide
 from pepper_runtime.wording import counted
-from target_crm.engines.base import binding
 from target_crm.errors import ConnectionLost, CrmError, InputError, SettingError, WarehouseError
 from target_crm.loader import malformed
 from target_crm.loader.activations import SafeActivations
@@ -118,6 +117,7 @@ class TargetCrm(Plugin, Target):
             on_quarantine=on_quarantine,
         )
         self._batcher = Batcher(
+            self.writer.stage,
             self._commit,
             self._emit_state,
             records_max=self.settings.batch_size_rows or self.warehouse.adapter.batch_size_rows,
@@ -421,9 +421,6 @@ class TargetCrm(Plugin, Target):
 
     def _batch_for_record(self) -> Batch:
         """Count a record, and return the current batch."""
-        # Wait while the other thread binds rows of the previous batch, because two busy threads would slow each other.
-        with binding:
-            pass
         batch = self._batcher.batch
         batch.count_record(self._reader.line_bytes)
         return batch

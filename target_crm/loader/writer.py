@@ -93,6 +93,12 @@ class BatchWriter:
         self.tallies.setdefault(name, Tally())
         self._tables[name] = table
 
+    def stage(self, batch: Batch) -> None:
+        """Stage the batch's actions ahead, in a session of their own."""
+        for sink, part in batch.parts.items():
+            if sink.stream not in self.stopped:
+                sink.stage_ahead(part)
+
     def write(self, batch: Batch) -> None:
         """Commit a batch. Rows that the warehouse rejects go to the quarantine, or their stream is stopped."""
         for sink in batch.parts:
@@ -100,7 +106,7 @@ class BatchWriter:
                 self._leave_out(batch, sink)
         while True:
             try:
-                self.tallies, differing = self._warehouse.commit_once(partial(self._write, batch))
+                self.tallies, differing = self._warehouse.commit_once(partial(self._write, batch), batch.session)
             except _PartRefused as refused:
                 if self._fail_on_conflict:
                     raise
@@ -133,6 +139,7 @@ class BatchWriter:
     def _leave_out(self, batch: Batch, sink: StreamSink) -> None:
         """Remove the rows of a stopped stream from a batch, and count them as skipped."""
         part = batch.parts[sink]
+        part.close()
         self.stopped[sink.stream].skipped += len(part.rows) + len(part.incomplete)
         batch.parts[sink] = Part(refused=part.refused)
 
@@ -222,8 +229,10 @@ class BatchWriter:
             return
         adapter, tables, now = self._warehouse.adapter, self._warehouse.tables, datetime.now(UTC)
         rows = [(number, *rejection.row(now, self.run_id)) for number, rejection in enumerate(rejections)]
-        insert_absent(adapter, connection, tables.rejected_records, tables.staged_rejections, rows)
-        clear_staging(adapter, connection, tables.staged_rejections)
+        staged = self._warehouse.staged(tables.staged_rejections)
+        adapter.stage(connection, staged.table, rows)
+        insert_absent(adapter, connection, tables.rejected_records, staged, len(rows))
+        clear_staging(adapter, connection, staged)
         if self._on_quarantine:
             self._on_quarantine(rejections)
 

@@ -90,7 +90,8 @@ class Tables:
     - `rejected_records`: the quarantine
     - `load_runs`: how many records of each run were applied, skipped or quarantined
     - `_crm_version`, `_crm_commits`, `_crm_streams`, `_crm_columns`, `_crm_coverage`: internal tables
-    - all other tables whose name begins with `_crm_`: work tables, which are empty between transactions
+    - all other tables whose name begins with `_crm_`: work tables, which are empty between transactions. On some
+      engines, temporary tables with the same names replace them.
 
     The tables in `of_balances` and the views exist only if Pepper's stream `actions` or `awards` is loaded.
     """
@@ -317,6 +318,13 @@ def staging_of(table: Table, name_bytes: int = NAME_BYTES_MAX) -> Table:
     columns = [Column(column.name, column.type) for column in table.columns]
     name = _fitted(f"{STAGING_PREFIX}{table.name}", name_bytes)
     return Table(name, MetaData(schema=table.schema), _sequence(), *columns, info=WORK)
+
+
+@cache
+def temporary(work: Table, schema: str) -> Table:
+    """Return a temporary table with the name and the columns of a work table, in the schema of temporary tables."""
+    columns = (Column(each.name, each.type, primary_key=each.primary_key, autoincrement=False) for each in work.columns)
+    return Table(work.name, MetaData(), *columns, schema=schema, info=WORK, prefixes=["TEMPORARY"])
 
 
 def _fitted(name: str, bytes_max: int) -> str:

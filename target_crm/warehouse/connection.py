@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 import weakref
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,8 @@ from sqlalchemy.schema import DropTable
 
 from target_crm.engines.registry import adapter_for, missing_driver
 from target_crm.errors import ConnectionLost, CrmError, RowRefused, SettingError, WarehouseError
-from target_crm.sql.tables import WORK, tables_in
+from target_crm.sql.staging import Staged
+from target_crm.sql.tables import WORK, tables_in, temporary
 from target_crm.warehouse import migrations
 from target_crm.warehouse.stream_names import StreamNames, name_bytes_max
 
@@ -90,6 +91,7 @@ class Warehouse:
         self.is_in_memory = self.adapter.is_in_memory(url)
         self._was_reached = False
         self._is_atomic: bool | None = None
+        self._may_create_temporary = False
         self._limits_resources = True
 
     @property
@@ -112,13 +114,43 @@ class Warehouse:
                 yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """Open a transaction that excludes other loaders. It commits at the end, or rolls back on an error."""
-        with self._connect() as connection:
-            writer = connection.execution_options(crm_writes=True)
-            with self.adapter.session_lock(writer, self.tables.metadata.schema), writer.begin():
-                self.adapter.transaction_lock(writer, self.tables.metadata.schema)
+    def write(self, session: Connection | None = None) -> Iterator[Connection]:
+        """Open a transaction that excludes other loaders. It commits at the end, or rolls back on an error.
+
+        Args:
+            session: A session from `stage_ahead`, which is closed at the end. None means a new session.
+        """
+        with self._connect(session) as connection:
+            writer, schema = connection.execution_options(crm_writes=True), self.tables.metadata.schema
+            with self.adapter.session_lock(writer, schema), writer.get_transaction() or writer.begin():
+                self.adapter.transaction_lock(writer, schema)
                 yield writer
+
+    def staged(self, staged: Staged) -> Staged:
+        """Replace the work tables by temporary ones, if the engine has such tables and the role may create them."""
+        schema = self.adapter.temporary_schema
+        if schema is None or not self._may_create_temporary:
+            return staged
+        return Staged(temporary(staged.table, schema), temporary(staged.fresh, schema))
+
+    def stage_ahead(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> Connection | None:
+        """Stage rows in a new session, while another session commits the batch before.
+
+        Returns:
+            The session, for `commit_once`. None if the transaction has to stage the rows itself: the staging table is
+            not temporary, or staging failed. In the second case, the transaction will report the error.
+        """
+        if self.is_in_memory or not self.adapter.is_temporary(table):
+            return None
+        try:
+            with self.errors(), ExitStack() as stack:
+                session = stack.enter_context(self._open())
+                self.adapter.stage_ahead(session, table, rows)
+                stack.pop_all()
+        except WarehouseError as error:
+            logger.debug("cannot stage rows ahead: %s", error)
+            return None
+        return session
 
     def dispose(self) -> None:
         """Close all connections that are not in use."""
@@ -133,7 +165,12 @@ class Warehouse:
         for attempt in self._attempts():
             with attempt:
                 # This check comes first because it needs no lock.
-                if not self._is_up_to_date(balances=balances):
+                with self.read() as connection:
+                    self._may_create_temporary = self.adapter.may_create_temporary(connection)
+                    is_up_to_date = migrations.version(connection, self.tables) == migrations.VERSION and (
+                        not balances or migrations.has_balances(connection, self.tables)
+                    )
+                if not is_up_to_date:
                     with self._change_tables() as (connection, statements):
                         statements.extend(migrations.set_up(connection, self.tables, balances=balances))
                         if migrations.recomputes_balances(statements, self.tables):
@@ -218,8 +255,10 @@ class Warehouse:
             finally:
                 warehouse.dispose()
 
-    def commit_once(self, work: Callable[[Connection], _T]) -> _T:
+    def commit_once(self, work: Callable[[Connection], _T], session: Connection | None = None) -> _T:
         """Run `work` in a transaction that is committed exactly once, even if the connection is lost.
+
+        The first attempt uses `session`, if it is not None. Later attempts use new sessions.
 
         If the reply to COMMIT is lost, the transaction may or may not be committed. So each transaction leaves a
         marker, and the next attempt looks for it. The next attempt first waits for the lock of the lost transaction, so
@@ -233,7 +272,7 @@ class Warehouse:
         """
         batch_id = uuid.uuid4().hex
         for attempt in self._attempts():
-            with attempt, self.write() as connection:
+            with attempt, self.write(session if attempt.is_first else None) as connection:
                 # The first attempt may have failed because of our own resource limits. Lift them for the rest of the
                 # run.
                 self._limits_resources &= attempt.is_first
@@ -276,15 +315,9 @@ class Warehouse:
             with self.write() as connection:
                 self._execute(connection, [statement])
 
-    def _is_up_to_date(self, *, balances: bool) -> bool:
-        with self.read() as connection:
-            return migrations.version(connection, self.tables) == migrations.VERSION and (
-                not balances or migrations.has_balances(connection, self.tables)
-            )
-
     @contextmanager
-    def _connect(self) -> Iterator[Connection]:
-        with self.errors(), self._open() as connection:
+    def _connect(self, session: Connection | None = None) -> Iterator[Connection]:
+        with self.errors(), session or self._open() as connection:
             self._was_reached = True
             yield connection
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, seed, settings
-from sqlalchemy import MetaData, Table, event, inspect, literal_column, make_url, text
+from sqlalchemy import MetaData, Table, event, inspect, literal_column, make_url, select, text
 
 from target_crm.balances_cli.ddl import missing_statements
 from target_crm.balances_cli.forget import forget
@@ -464,6 +464,19 @@ def test_a_loader_that_may_not_create_tables_uses_tables_that_another_user_creat
     assert [row["award_id"] for row in table(loader, "award_balances")] == ["w1", "w2"]
     with pytest.raises(WarehouseError, match="denied"):
         load(loader, [schema("t_more", {"_id": TEXT}, "_id")])
+
+
+def test_a_session_stages_rows_while_another_one_holds_the_lock(engine: Engine, crm: Warehouse) -> None:
+    if crm.adapter.temporary_schema is None:
+        pytest.skip(f"{engine.title}: has no temporary tables that a session can fill before its transaction")
+    staged = crm.staged(crm.tables.staged_actions).table
+    row = (1, *("a1" if column.name == "action_id" else None for column in crm.tables.actions.columns))
+    with crm.write():
+        session = crm.stage_ahead(staged, [row])
+    assert session
+
+    assert crm.commit_once(lambda connection: connection.scalar(select(staged.c.action_id)), session) == "a1"
+    assert session.closed
 
 
 def test_two_concurrent_loaders_give_the_same_tables_as_two_successive_loaders(

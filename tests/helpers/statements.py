@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Dialect
 
+    from target_crm.sql.staging import Staged
     from target_crm.warehouse.stream_names import StreamTables
 
 URLS = {
@@ -106,7 +107,13 @@ class RecordingWarehouse:
             for comment in self.adapter.comments_on(self.dialect, table):
                 self.exec_driver_sql(comment)
 
-    def commit_once(self, work: Callable[[Any], Any]) -> Any:
+    def staged(self, staged: Staged) -> Staged:
+        return staged
+
+    def stage_ahead(self, _table: Table, _rows: object) -> None:
+        pass
+
+    def commit_once(self, work: Callable[[Any], Any], _session: None = None) -> Any:
         with self.write() as connection:
             result = work(connection)
             Warehouse._mark_committed(cast("Any", self), cast("Any", connection), "batch")

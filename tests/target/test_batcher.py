@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from threading import Event
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
 from target_crm.loader.batcher import Batch, Batcher
+from target_crm.loader.sinks import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +37,10 @@ class Writes:
         self.calls: list[Any] = []
         self.error: Exception | None = None
         self.during_commit: Callable[[], Any] = lambda: None
+        self.during_stage: Callable[[Batch], Any] = lambda _batch: None
+
+    def stage(self, batch: Batch) -> None:
+        self.during_stage(batch)
 
     def commit(self, batch: Batch) -> None:
         self.during_commit()
@@ -62,6 +68,7 @@ def new_batcher(writes: Writes, clock: Clock) -> Callable[..., Batcher]:
 
     def new(records_max: int = 1000, bytes_max: int = 1_000_000, wait_seconds: float = 60) -> Batcher:
         return Batcher(
+            writes.stage,
             writes.commit,
             writes.emit_state,
             records_max=records_max,
@@ -185,6 +192,43 @@ def test_the_next_batch_is_committed_only_when_no_batch_is_in_flight(
 
     assert began_early[0] is False
     assert writes.calls == [1, 1]
+
+
+def test_the_next_batch_is_staged_while_a_batch_is_committed(
+    new_batcher: Callable[..., Batcher], writes: Writes
+) -> None:
+    batcher = new_batcher(records_max=1)
+    staged: list[Batch] = []
+    second = Event()
+
+    def stage(batch: Batch) -> None:
+        staged.append(batch)
+        if len(staged) > 1:
+            second.set()
+
+    writes.during_stage = stage
+    writes.during_commit = lambda: writes.calls.append(second.wait(DEADLINE_SECONDS))
+
+    add_record(batcher)
+    add_record(batcher)
+    batcher.wait()
+
+    assert writes.calls == [True, 1, True, 1]
+
+
+def test_if_a_commit_fails_the_session_of_the_next_batch_is_closed(
+    new_batcher: Callable[..., Batcher], writes: Writes
+) -> None:
+    batcher = new_batcher(records_max=1)
+    session: Any = Mock(closed=False)
+    writes.error = RuntimeError("the warehouse is gone")
+    add_record(batcher)
+    writes.during_stage = lambda batch: batch.parts.update({Mock(): Part(session=session)})
+
+    with pytest.raises(RuntimeError, match="the warehouse is gone"):
+        add_record(batcher)
+
+    session.close.assert_called_once_with()
 
 
 def test_records_can_be_added_while_a_batch_is_in_flight(new_batcher: Callable[..., Batcher], writes: Writes) -> None:

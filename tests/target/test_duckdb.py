@@ -7,6 +7,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 from random import Random
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,13 @@ import pytest
 
 from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.engines.duckdb import BATCH_SETTINGS, ROW_GROUP_ROWS
-from target_crm.errors import SettingError
+from target_crm.errors import SettingError, WarehouseError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command, run_script
 from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, record, schema, snapshot, state
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sqlalchemy import Connection
 
 
@@ -112,6 +111,38 @@ def test_a_batch_that_runs_out_of_memory_is_retried_without_the_limit(
     assert loaded.tallies == {"actions": "200 read = 100 applied + 100 duplicate + 0 superseded + 0 quarantined"}
     assert len(waits) == 1
     assert not verify(Warehouse(url)).drifted
+
+
+def test_a_file_that_another_process_has_just_created_is_opened_when_it_is_complete(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(url.removeprefix("duckdb:///"))
+    file.write_bytes(b"DUCK")
+    monkeypatch.setattr(time, "sleep", lambda _seconds: file.unlink(missing_ok=True))
+
+    Warehouse(url).set_up(balances=True)
+
+    assert query(url, "SELECT count(*) FROM actions") == [(0,)]
+
+
+def test_a_connection_that_is_broken_is_replaced(url: str) -> None:
+    crm = Warehouse(url)
+    crm.set_up(balances=True)
+
+    with pytest.raises(WarehouseError), crm.write() as connection:
+        driver_connection: Any = connection.connection.driver_connection
+        driver_connection.close()
+
+    assert in_a_batch(crm, "SELECT count(*) FROM actions") == 0
+
+
+def test_another_process_can_open_the_file_between_two_transactions(url: str) -> None:
+    crm = Warehouse(url)
+    crm.set_up(balances=True)
+    in_a_batch(crm, "SELECT 1")
+
+    with duckdb.connect(url.removeprefix("duckdb:///")) as other:
+        assert other.execute("SELECT count(*) FROM actions").fetchone() == (0,)
 
 
 def test_a_batch_is_twice_as_large_as_on_other_engines(url: str, tmp_path: Path) -> None:

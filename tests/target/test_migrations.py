@@ -288,6 +288,11 @@ def test_a_loader_without_the_create_privilege_loads_into_prepared_tables(
     database = new_postgres_url.rsplit("/", 1)[1]
     execute(new_postgres_url, f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
     assert rebuild(Warehouse(loader_url, "loyalty")) == 2
+    load(loader_url, [ACTIONS, action("a2", available=7), awards, snapshot("w2", 5)], default_target_schema="loyalty")
+    assert query(new_postgres_url, "SELECT award_id, points FROM loyalty.award_balances ORDER BY award_id") == [
+        ("w1", 7),
+        ("w2", 5),
+    ]
     with pytest.raises(
         WarehouseError, match=r"table loyalty.other: .*denied for schema loyalty; .*`crm-balances ddl --schemas`"
     ):
