@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Double, Numeric, PrimaryKeyConstraint, event, inspect
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateColumn
 
 from target_crm.engines.base import (
@@ -47,7 +50,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Column, Connection, Dialect, Engine, Select, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
-    from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 
     from target_crm.engines.base import Rows
@@ -76,9 +78,6 @@ BATCH_SETTINGS = {
     "allocator_flush_threshold": "1MB",
     "allocator_bulk_deallocation_flush_threshold": "1MB",
 }
-_CURRENT_SETTINGS = "SELECT " + ", ".join(f"current_setting('{name}')" for name in BATCH_SETTINGS)
-# The key in a connection's `info` for the settings of a new connection.
-_SETTINGS = "crm_settings"
 # Alias → the name of the setting that it stands for.
 _ALIASES = {"max_memory": "memory_limit", "worker_threads": "threads", "wal_autocheckpoint": "checkpoint_threshold"}
 # The storage version of new files. DuckDB before 1.2 cannot read such files, and has no zstd.
@@ -91,12 +90,12 @@ _STORED_AS = f"SELECT tags['storage_version'] FROM duckdb_databases() WHERE data
 _DATABASES = frozenset({"memory", "system", "temp", _ALIAS})
 # An attribute that we set on the dialect: whether the engine's database file supports zstd.
 _HAS_ZSTD = "crm_has_zstd"
-# An execution option: the next transaction only stages rows, and does not need the file. In a connection's `info`, it
-# says that the connection has staged rows.
+# An execution option: the next transaction only stages rows, and does not need the file.
 _STAGES = "crm_stages"
 _MEMORY = ":memory:"
 _TEMPORARY = "temp"
 _NO_FILE = ("md:", "motherduck:")
+_numbers = count()
 _COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
 _OUT_OF_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate block")
 _NOT_A_DATABASE = "not a valid DuckDB database file"
@@ -121,6 +120,10 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     temporary_schema = _TEMPORARY
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}), sizes=True)
     widens_columns_to = ("number", "decimal", "time", "text")
+
+    # Close the file after each transaction, so that another process can open it. A connection that is used again would
+    # take more and more memory.
+    engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
     def database_exists(self, url: URL) -> bool:
         """Look for the file instead of connecting, because a connection would create it."""
@@ -150,50 +153,35 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         return super().create_engine(url, **options)
 
     def add_event_listeners(self, engine: Engine) -> None:
-        """Connect to a database in memory, and attach the file only while a transaction needs it.
+        """Connect to a database in memory, and attach the file only when a transaction needs it.
 
-        Before its transaction, a session can stage rows in memory while another session has the file open. Between two
-        transactions, another process can open the file.
+        Before its transaction, a session can stage rows in memory while another session has the file open.
         """
 
         def connect(dialect: Dialect, _record: object, arguments: ConnectArgsType, options: dict[str, Any]) -> Any:
             if not _attaches(engine.url):
                 return None
-            settings = {"temp_directory": f"{options['database']}.tmp", **options["url_config"]}
+            # Each session needs its own directory for temporary files. DuckDB uses the same file names in each session,
+            # so in a common directory, the sessions would overwrite each other's files.
+            name, chosen = f"{os.getpid()}_{next(_numbers)}", options["url_config"].get("temp_directory")
+            if chosen:
+                Path(chosen).mkdir(parents=True, exist_ok=True)
+            own = f"{chosen}/{name}" if chosen else f"{options['database']}.{name}.tmp"
+            settings = {**options["url_config"], "temp_directory": own}
             return dialect.connect(*arguments, **{**options, "database": _MEMORY, "url_config": settings})
-
-        def on_connect(driver_connection: Any, record: ConnectionPoolEntry) -> None:
-            # Remember the values, because DuckDB applies `RESET memory_limit` only to the value that it shows.
-            values = driver_connection.execute(_CURRENT_SETTINGS).fetchone()
-            record.info[_SETTINGS] = dict(zip(BATCH_SETTINGS, values, strict=True))
 
         def on_begin(connection: Connection) -> None:
             if _attaches(engine.url) and not connection.get_execution_options().get(_STAGES):
                 _attach(connection)
 
-        def on_checkin(driver_connection: Any, record: ConnectionPoolEntry) -> None:
-            # Keep only connections that have staged a batch, because connecting again would take long.
-            if not (driver_connection and record.info.get(_STAGES)):
-                record.invalidate()
-                return
-            try:
-                _detach(driver_connection)
-                _set(driver_connection, {name: record.info[_SETTINGS][name] for name in _batch_settings(engine.url)})
-            except engine.dialect.loaded_dbapi.Error as error:
-                record.invalidate(error)
-
         event.listen(engine, "do_connect", connect)
-        event.listen(engine, "connect", on_connect)
         event.listen(engine, "begin", on_begin)
-        event.listen(engine, "checkin", on_checkin)
 
     def stage_ahead(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Stage rows in memory, without opening the file."""
-        connection.info[_STAGES] = True
         connection.execution_options(**{_STAGES: True})
         # Set the memory limit only in the transaction that writes the rows, because the file may need more memory.
-        settings = _batch_settings(connection.engine.url, "memory_limit")
-        _set(connection.connection.driver_connection, settings)
+        _set(connection, "memory_limit")
         super().stage_ahead(connection, table, rows)
         connection.execution_options(**{_STAGES: False})
 
@@ -203,8 +191,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         # Older versions of this target declared keys. The indexes of such keys must fit into memory, so if the file has
         # any, set no memory limit.
         (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
-        left_out = ["memory_limit"] if indexes else []
-        _set(driver_connection, _batch_settings(connection.engine.url, *left_out))
+        _set(connection, *(["memory_limit"] if indexes else []))
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """Return the key that an older version declared.
@@ -273,11 +260,11 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         ]
         driver_connection: Any = connection.connection.driver_connection
         driver_connection.register("_rows", pyarrow.concat_tables(chunks, promote_options="permissive"))
-        connection.exec_driver_sql(
-            f"INSERT INTO {quoted_name(connection, table)} ({quoted_columns(connection, table)}) SELECT * FROM _rows"  # noqa: S608 - quoted names only
-        )
-        # After an error, the rows need no `unregister`, because the connection is closed.
-        driver_connection.unregister("_rows")
+        name, columns = quoted_name(connection, table), quoted_columns(connection, table)
+        try:
+            connection.exec_driver_sql(f"INSERT INTO {name} ({columns}) SELECT * FROM _rows")  # noqa: S608 - quoted names only
+        finally:
+            driver_connection.unregister("_rows")
 
 
 def _attaches(url: URL) -> bool:
@@ -285,25 +272,17 @@ def _attaches(url: URL) -> bool:
     return not (url.database or "").startswith(_NO_FILE) and url.query.get("access_mode") != "read_only"
 
 
-def _batch_settings(url: URL, *left_out: str) -> dict[str, str]:
-    """Return DuckDB's settings while a batch is written, except those in `left_out`, and those that the URL sets."""
-    not_set = {*left_out, *(_ALIASES.get(name, name) for name in url.query)}
-    return {name: value for name, value in BATCH_SETTINGS.items() if name not in not_set}
+def _set(connection: Connection, *left_out: str) -> None:
+    """Apply `BATCH_SETTINGS`, except those in `left_out`, and those that the URL sets."""
+    unset = {*left_out, *(_ALIASES.get(name, name) for name in connection.engine.url.query)}
+    settings = (f"SET {name} = '{value}'" for name, value in BATCH_SETTINGS.items() if name not in unset)
+    driver_connection: Any = connection.connection.driver_connection
+    driver_connection.execute("; ".join(settings))
 
 
 @cache
 def _in_memory(merge: Merge) -> Merge:
     return replace(merge, work=temporary(merge.work, _TEMPORARY))
-
-
-def _set(driver_connection: Any, settings: Mapping[str, object]) -> None:
-    driver_connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in settings.items()))
-
-
-def _detach(driver_connection: Any) -> None:
-    """Close the warehouse's file if it is open."""
-    if driver_connection.execute(_STORED_AS).fetchone():
-        driver_connection.execute(f"USE memory; DETACH {_ALIAS}")
 
 
 def _attach(connection: Connection) -> None:
@@ -314,14 +293,14 @@ def _attach(connection: Connection) -> None:
     driver_connection: Any = connection.connection.driver_connection
     if driver_connection.execute(_STORED_AS).fetchone():
         return
-    wait, path = LockWait(), connection.engine.url.database or ""
-    for attempt in count():
+    wait, creation, path = LockWait(), count(), connection.engine.url.database or ""
+    while True:
         try:
             _open(driver_connection, path)
         except Exception as error:
             if _mentions(error, _FILE_IN_USE):
                 wait.go_on("a lock on the database file", _holder(error))
-            elif not (attempt < CREATION_POLLS and _is_being_created(error, path)):
+            elif not (_is_being_created(error, path) and next(creation) < CREATION_POLLS):
                 raise
         else:
             break
@@ -348,7 +327,11 @@ def _open(driver_connection: Any, path: str) -> None:
 
 def _is_being_created(error: Exception, path: str) -> bool:
     """Return whether another process may have created the file, but not written its headers yet."""
-    return _mentions(error, (_NOT_A_DATABASE,)) and Path(path).stat().st_size < HEADERS_BYTES
+    if not _mentions(error, (_NOT_A_DATABASE,)):
+        return False
+    with suppress(FileNotFoundError):
+        return Path(path).stat().st_size < HEADERS_BYTES
+    return True
 
 
 def _mentions(error: BaseException, phrases: Collection[str]) -> bool:

@@ -101,6 +101,8 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
             arguments["prepare_threshold"] = _prepare_threshold(url.query.get("prepare_threshold"))
         if driver in {"psycopg", "psycopg2"}:
             arguments |= {"fallback_application_name": "target-crm", "client_encoding": "utf8"}
+            # A transaction that stages rows begins before the batch before is committed, but must see this batch later.
+            options["isolation_level"] = "READ COMMITTED"
         return super().create_engine(
             url.difference_update_query(["prepare_threshold"]), connect_args=arguments, **options
         )
@@ -142,10 +144,10 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         return f"{type(error).__name__}: {'; '.join(part.rstrip('.') for part in parts)}"
 
     def transaction_lock(self, connection: Connection, schema: str | None) -> None:
-        """Take an advisory lock, and limit waits for other locks."""
+        """Take an advisory lock, limit waits for other locks, and choose a compression method for this transaction."""
         key = f"(:class, hashtext({self._SCHEMA}))"
         parameters = {"class": self._LOCK_CLASS, "schema": schema}
-        try_it = text(f"SELECT pg_try_advisory_xact_lock{key}, {self._LIMIT_WAITS}")
+        try_it = text(f"SELECT pg_try_advisory_xact_lock{key}, {self._LIMIT_WAITS}, {self._COMPRESSION}")
         if not connection.execute(try_it, parameters).scalar_one():
             lock = text(f"SELECT pg_advisory_xact_lock{key}")
             held = (
@@ -188,14 +190,11 @@ class PostgreSQLAdapter(ExtendedSQLAdapter):
         """Return whether the role has the privilege TEMPORARY on the database."""
         return bool(connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMP')")))
 
-    def stage(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Choose a compression method first. A value keeps its method when it moves to another table."""
-        connection.exec_driver_sql(f"SELECT {self._COMPRESSION}")
-        super().stage(connection, table, rows)
-
     def stage_ahead(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Stage rows in the transaction that will read them, because a pooler may execute the next one elsewhere."""
         connection.begin()
+        # A payload keeps its compression method when it moves to the ledger.
+        connection.exec_driver_sql(f"SELECT {self._COMPRESSION}")
         self.stage(connection, table, rows)
 
     def system_tables(self, connection: Connection) -> Collection[str]:

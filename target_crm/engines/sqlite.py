@@ -10,7 +10,7 @@ from sqlalchemy import Boolean, Column, Double, Numeric, Table, case, cast, even
 from sqlalchemy.dialects.sqlite import DATETIME, insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from target_crm.engines.base import (
     LOCK_POLL_SECONDS,
@@ -97,6 +97,9 @@ class SQLiteAdapter(ExtendedSQLAdapter):
         if self.is_in_memory(url):
             options["poolclass"] = StaticPool
             arguments["check_same_thread"] = False
+        else:
+            # The reading thread opens a second connection. Some dialects would give a thread the same one again.
+            options["poolclass"] = QueuePool
         return super().create_engine(url, connect_args=arguments, **options)
 
     def add_event_listeners(self, engine: Engine) -> None:

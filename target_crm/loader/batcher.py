@@ -150,8 +150,8 @@ class Batcher:
             self.wait()
             return
         telemetry.record_span("decode", batch.loaded_at, {"pepper.rows": batch.records})
-        self._stage(batch)
         try:
+            self._stage(batch)
             self.wait()
         except BaseException:
             batch.close()

@@ -54,7 +54,7 @@ class Part:
     """One stream's part of a batch."""
 
     rows: list[Row] = field(default_factory=list)
-    """Rows of the sink's work table: the number of the input line, then the table's columns."""
+    """Rows of the sink's staging table: the number of the input line, then the table's columns."""
     present_keys: list[Row] = field(default_factory=list)
     """The keys and versions of invalid records, as rows. The source still has these records, so their stored rows must
     not be deleted."""
@@ -172,9 +172,6 @@ class StreamSink:
         """
         return []
 
-    def stage_ahead(self, part: Part) -> None:
-        """Stage rows of a part before the transaction that writes them. By default, `write` stages all rows."""
-
     def write(self, connection: Connection, part: Part) -> WriteResult:
         """Write the rows of a part, and count what became of them."""
         raise NotImplementedError
@@ -198,7 +195,7 @@ class LedgerSink(StreamSink):
     ) -> None:
         super().__init__(context, stream, schema, key_properties)
         self.table = self.tables.actions
-        self.staged = self.warehouse.staged(self.tables.staged_actions)
+        self.staged = self.warehouse.with_temporary(self.tables.staged_actions)
 
     def stage_ahead(self, part: Part) -> None:
         """Stage the part's rows in a session of their own."""
@@ -331,8 +328,8 @@ class TableSink(StreamSink):
         limits = self.warehouse.limits
         self.shape = Shape.of(schema, keys, self.fixed, recorded, stored, limits=limits)
         self.table = tables.stream_table(table, self.shape, self.tables.metadata.schema)
-        self.work = tables.staging_of(self.table, limits.name_bytes)
-        self.staged = self.warehouse.staged(staging.Staged(self.work, self.tables.fresh))
+        # Use no temporary tables: if another loader widens the table, it also widens the work table.
+        self.staged = staging.Staged(tables.staging_of(self.table, limits.name_bytes), self.tables.fresh)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -346,8 +343,8 @@ class TableSink(StreamSink):
 
     @property
     def own_tables(self) -> Sequence[Table]:
-        """The stream's table and its work table."""
-        return self.table, self.work
+        """The stream's table and its staging table."""
+        return self.table, self.staged.table
 
     def row(self, record: dict[str, Any], message: Message, loaded_at: datetime) -> Row:
         """Convert a record to a row of the stream's table."""
@@ -555,7 +552,7 @@ def insert_absent(
 
 
 def clear_staging(adapter: EngineAdapter, connection: Connection, staged: staging.Staged) -> None:
-    """Empty the work tables."""
+    """Empty the work tables. Drop them if they are temporary."""
     adapter.clear(connection, staged.fresh)
     adapter.clear(connection, staged.table)
 

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from target_crm.errors import ConnectionLost, RowRefused, WarehouseError
 from target_crm.loader.router import StoppedStream
-from target_crm.loader.sinks import Part, clear_staging, insert_absent
+from target_crm.loader.sinks import LedgerSink, Part, clear_staging, insert_absent
 from target_crm.records.coverage import describe_holes, merge, summarize
 from target_crm.records.tally import Tally
 from target_crm.sql import coverage
@@ -94,10 +94,13 @@ class BatchWriter:
         self._tables[name] = table
 
     def stage(self, batch: Batch) -> None:
-        """Stage the batch's actions ahead, in a session of their own."""
-        for sink, part in batch.parts.items():
-            if sink.stream not in self.stopped:
-                sink.stage_ahead(part)
+        """Stage the batch's actions ahead, in a session of their own.
+
+        If stream maps send two streams to the ledger, stage neither ahead, because both use the same staging table.
+        """
+        sinks = [sink for sink in batch.parts if isinstance(sink, LedgerSink)]
+        if len(sinks) == 1 and sinks[0].stream not in self.stopped:
+            sinks[0].stage_ahead(batch.parts[sinks[0]])
 
     def write(self, batch: Batch) -> None:
         """Commit a batch. Rows that the warehouse rejects go to the quarantine, or their stream is stopped."""
@@ -229,7 +232,7 @@ class BatchWriter:
             return
         adapter, tables, now = self._warehouse.adapter, self._warehouse.tables, datetime.now(UTC)
         rows = [(number, *rejection.row(now, self.run_id)) for number, rejection in enumerate(rejections)]
-        staged = self._warehouse.staged(tables.staged_rejections)
+        staged = self._warehouse.with_temporary(tables.staged_rejections)
         adapter.stage(connection, staged.table, rows)
         insert_absent(adapter, connection, tables.rejected_records, staged, len(rows))
         clear_staging(adapter, connection, staged)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Table, UpdateBase, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.schema import DropTable
 
 from target_crm.engines.registry import adapter_for, missing_driver
@@ -126,7 +127,7 @@ class Warehouse:
                 self.adapter.transaction_lock(writer, schema)
                 yield writer
 
-    def staged(self, staged: Staged) -> Staged:
+    def with_temporary(self, staged: Staged) -> Staged:
         """Replace the work tables by temporary ones, if the engine has such tables and the role may create them."""
         schema = self.adapter.temporary_schema
         if schema is None or not self._may_create_temporary:
@@ -140,7 +141,8 @@ class Warehouse:
             The session, for `commit_once`. None if the transaction has to stage the rows itself: the staging table is
             not temporary, or staging failed. In the second case, the transaction will report the error.
         """
-        if self.is_in_memory or not self.adapter.is_temporary(table):
+        # Other pools may give both threads the same connection.
+        if not (self.adapter.is_temporary(table) and isinstance(self._engine.pool, QueuePool | NullPool)):
             return None
         try:
             with self.errors(), ExitStack() as stack:

@@ -469,7 +469,7 @@ def test_a_loader_that_may_not_create_tables_uses_tables_that_another_user_creat
 def test_a_session_stages_rows_while_another_one_holds_the_lock(engine: Engine, crm: Warehouse) -> None:
     if crm.adapter.temporary_schema is None:
         pytest.skip(f"{engine.title}: has no temporary tables that a session can fill before its transaction")
-    staged = crm.staged(crm.tables.staged_actions).table
+    staged = crm.with_temporary(crm.tables.staged_actions).table
     row = (1, *("a1" if column.name == "action_id" else None for column in crm.tables.actions.columns))
     with crm.write():
         session = crm.stage_ahead(staged, [row])

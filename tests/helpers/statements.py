@@ -107,7 +107,7 @@ class RecordingWarehouse:
             for comment in self.adapter.comments_on(self.dialect, table):
                 self.exec_driver_sql(comment)
 
-    def staged(self, staged: Staged) -> Staged:
+    def with_temporary(self, staged: Staged) -> Staged:
         return staged
 
     def stage_ahead(self, _table: Table, _rows: object) -> None:

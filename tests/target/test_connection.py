@@ -50,6 +50,17 @@ def warehouse(new_postgres_url: str) -> Iterator[Warehouse]:
     warehouse.dispose()
 
 
+def test_a_stricter_isolation_level_of_the_database_changes_nothing(postgres_url: str) -> None:
+    url = new_database(postgres_url)
+    database = url.rsplit("/", 1)[1]
+    execute(url, f"ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read'")
+    messages = [action(f"a{place % 5}", available=place % 5) for place in range(20)]
+
+    loaded = load(url, [ACTIONS, *messages], batch_size_rows=3)
+
+    assert loaded.tallies == {"actions": "20 read = 5 applied + 15 duplicate + 0 superseded + 0 quarantined"}
+
+
 def terminate(connection: Connection) -> None:
     """End a connection on the server, as a shutdown does."""
     driver_connection: Any = connection.connection.driver_connection

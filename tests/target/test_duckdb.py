@@ -7,6 +7,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from hashlib import md5
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
+from sqlalchemy import func, select
 
 from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.engines.duckdb import BATCH_SETTINGS, ROW_GROUP_ROWS
@@ -137,12 +139,38 @@ def test_a_connection_that_is_broken_is_replaced(url: str) -> None:
 
 
 def test_another_process_can_open_the_file_between_two_transactions(url: str) -> None:
-    crm = Warehouse(url)
+    crm, file = Warehouse(url), url.removeprefix("duckdb:///")
     crm.set_up(balances=True)
-    in_a_batch(crm, "SELECT 1")
+    staged = crm.with_temporary(crm.tables.staged_actions).table
 
-    with duckdb.connect(url.removeprefix("duckdb:///")) as other:
-        assert other.execute("SELECT count(*) FROM actions").fetchone() == (0,)
+    for _ in range(2):
+        session = crm.stage_ahead(staged, [(1, *(None for _ in crm.tables.actions.columns))])
+        with duckdb.connect(file) as other:
+            assert other.execute("SELECT count(*) FROM actions").fetchone() == (0,)
+        crm.commit_once(lambda connection: crm.adapter.clear(connection, staged), session)
+
+
+@pytest.mark.parametrize("chosen", [False, True], ids=["default", "chosen"])
+def test_two_sessions_that_run_out_of_memory_spill_into_different_files(
+    url: str, tmp_path: Path, *, chosen: bool
+) -> None:
+    crm = Warehouse(f"{url}?memory_limit=32MB{f'&temp_directory={tmp_path}' if chosen else ''}")
+    crm.set_up(balances=True)
+    staged = crm.with_temporary(crm.tables.staged_actions).table
+    empty = [None for _ in crm.tables.actions.columns][2:]
+
+    def rows(kind: str) -> list[tuple[Any, ...]]:
+        payloads = (Random(f"{kind} {place}").randbytes(2_000).hex() for place in range(12_000))
+        return [(place, f"{kind}{place}", payload, *empty) for place, payload in enumerate(payloads)]
+
+    both = rows("a"), rows("b")
+    sessions = [crm.stage_ahead(staged, each) for each in both]
+
+    for session, sent in zip(sessions, both, strict=True):
+        assert session
+        with crm.write(session) as connection:
+            digests = set(connection.scalars(select(func.md5(staged.c.type))))
+        assert digests == {md5(row[2].encode(), usedforsecurity=False).hexdigest() for row in sent}
 
 
 def test_a_batch_is_twice_as_large_as_on_other_engines(url: str, tmp_path: Path) -> None:
