@@ -121,8 +121,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}), sizes=True)
     widens_columns_to = ("number", "decimal", "time", "text")
 
-    # Close the file after each transaction, so that another process can open it. A connection that is used again would
-    # take more and more memory.
+    # Close the file after each transaction, so that another process can open it.
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
     def database_exists(self, url: URL) -> bool:
