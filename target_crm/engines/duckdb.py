@@ -12,7 +12,19 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Double, Numeric, PrimaryKeyConstraint, event, inspect
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Date,
+    Delete,
+    Double,
+    Numeric,
+    PrimaryKeyConstraint,
+    TableClause,
+    event,
+    inspect,
+    text,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateColumn
@@ -22,7 +34,6 @@ from target_crm.engines.base import (
     ExtendedSQLAdapter,
     LockWait,
     alter_type_using_cast,
-    bind_values,
     quoted_columns,
     quoted_name,
     to_floats,
@@ -52,7 +63,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import ConnectArgsType
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 
-    from target_crm.engines.base import Rows
+    from target_crm.engines.base import Rows, Statement
     from target_crm.sql.staging import Merge
     from target_crm.sql.tables import Tables
 
@@ -69,17 +80,21 @@ ARROW_ROWS_MIN = 50
 # Otherwise, DuckDB rewrites a row group that is not full. DuckDB's default size is twelve times as large, so a poll
 # with ten actions would write tens of megabytes.
 ROW_GROUP_ROWS = 10_240
-# DuckDB's settings while a batch is written. Settings in the URL take precedence.
+# DuckDB's memory while a batch is written. A setting in the URL takes precedence.
+MEMORY_LIMIT_BYTES = 96_000_000
+# For each row group in which a transaction deletes rows, DuckDB needs so much memory until the transaction ends.
+DELETE_BYTES = 256 * 1024
+# DuckDB's other settings while a batch is written. Settings in the URL take precedence.
 BATCH_SETTINGS = {
     "threads": "1",
-    "memory_limit": "96MB",
     # Write a committed batch directly to the database. Otherwise DuckDB writes it to a log first, and moves it later.
     "checkpoint_threshold": "0KB",
     "allocator_flush_threshold": "1MB",
     "allocator_bulk_deallocation_flush_threshold": "1MB",
 }
+_MEMORY_LIMIT = "memory_limit"
 # Alias → the name of the setting that it stands for.
-_ALIASES = {"max_memory": "memory_limit", "worker_threads": "threads", "wal_autocheckpoint": "checkpoint_threshold"}
+_ALIASES = {"max_memory": _MEMORY_LIMIT, "worker_threads": "threads", "wal_autocheckpoint": "checkpoint_threshold"}
 # The storage version of new files. DuckDB before 1.2 cannot read such files, and has no zstd.
 STORAGE_VERSION = "v1.2.0"
 # The values in these columns hardly repeat, so DuckDB would take long to choose a compression that saves little space.
@@ -92,12 +107,16 @@ _DATABASES = frozenset({"memory", "system", "temp", _ALIAS})
 _HAS_ZSTD = "crm_has_zstd"
 # An execution option: the next transaction only stages rows, and does not need the file.
 _STAGES = "crm_stages"
+# An execution option: the memory limit of the transaction, if we have set one.
+_LIMIT_BYTES = "crm_limit_bytes"
 _MEMORY = ":memory:"
 _TEMPORARY = "temp"
 _NO_FILE = ("md:", "motherduck:")
 _numbers = count()
 _COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
+_ESTIMATE_ROWS = text("SELECT max(estimated_size) FROM duckdb_tables() WHERE table_name = :name")
 _OUT_OF_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate block")
+_ARROW_FAILED = ("arrow_scan: get_next failed",)
 _NOT_A_DATABASE = "not a valid DuckDB database file"
 _FILE_IN_USE = ("Could not set lock", "Unique file handle conflict")
 
@@ -179,18 +198,28 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     def stage_ahead(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Stage rows in memory, without opening the file."""
         connection.execution_options(**{_STAGES: True})
-        # Set the memory limit only in the transaction that writes the rows, because the file may need more memory.
-        _set(connection, "memory_limit")
+        _set(connection)
         super().stage_ahead(connection, table, rows)
         connection.execution_options(**{_STAGES: False})
 
     def limit_resources(self, connection: Connection) -> None:
         """Use one thread and little memory, because a batch is small."""
-        driver_connection: Any = connection.connection.driver_connection
+        _set(connection)
         # Older versions of this target declared keys. The indexes of such keys must fit into memory, so if the file has
         # any, set no memory limit.
-        (indexes,) = driver_connection.execute(_COUNT_INDEXES).fetchone()
-        _set(connection, *(["memory_limit"] if indexes else []))
+        is_chosen = _MEMORY_LIMIT in _settings(connection.engine.url)
+        if not is_chosen and not connection.exec_driver_sql(_COUNT_INDEXES).scalar():
+            _limit_memory(connection, MEMORY_LIMIT_BYTES)
+
+    def execute(self, connection: Connection, statement: Statement) -> int:
+        """Before rows are deleted, raise the memory limit of the transaction by what DuckDB needs to delete them."""
+        limit_bytes = connection.get_execution_options().get(_LIMIT_BYTES)
+        if limit_bytes and isinstance(statement, Delete) and isinstance(statement.table, TableClause):
+            rows = connection.scalar(_ESTIMATE_ROWS, {"name": statement.table.name}) or 0
+            # Not every row group is full.
+            groups = rows // (ROW_GROUP_ROWS * 3 // 4)
+            _limit_memory(connection, limit_bytes + groups * DELETE_BYTES)
+        return super().execute(connection, statement)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
         """Return the key that an older version declared.
@@ -209,6 +238,16 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Return whether two transactions of this process conflicted, or a transaction ran out of memory."""
         is_conflict = "TransactionException" in pep_249_classes(error) and not is_about_constraint(error)
         return is_conflict or _mentions(error, _OUT_OF_MEMORY)
+
+    def is_about_row(self, error: Exception) -> bool:
+        """Return whether DuckDB or Arrow rejected a value, or a row violates a constraint."""
+        return _mentions(error, _ARROW_FAILED) or super().is_about_row(error)
+
+    def describe_error(self, error: Exception) -> str:
+        """Leave out a message of Arrow, because it may quote a value."""
+        if _mentions(error, _ARROW_FAILED):
+            return f"{type(error).__name__}: a value was rejected"
+        return super().describe_error(error)
 
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
         """Return the clause that changes the type, and casts the stored values to it."""
@@ -229,36 +268,11 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             return
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
-        # Tell Arrow the types of the time, point, number and text columns, because Arrow would take too long to infer
-        # them from the values. Arrow infers all other types.
-        kinds = {
-            Instant: pyarrow.timestamp("us"),
-            Points: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),
-            Double: pyarrow.float64(),
-            **dict.fromkeys((Identifier, LongText, JsonText), pyarrow.string()),
-        }
-        decimals: dict[object, Any] = {
-            column.type: pyarrow.decimal128(column.type.precision, column.type.scale)
-            for column in table.columns
-            if type(column.type) is Numeric
-        }
-        names = [str(place) for place in range(len(table.columns))]
-        chunks = [
-            pyarrow.table(
-                [
-                    pyarrow.array(to_floats(values) if kind is kinds[Double] else values, kind)
-                    if (kind := kinds.get(type(column.type)) or decimals.get(column.type))
-                    else pyarrow.array(bind_values(connection.dialect, column, values))
-                    for column, values in zip(
-                        table.columns, zip(*rows[first : first + CHUNK_ROWS], strict=True), strict=True
-                    )
-                ],
-                names,
-            )
-            for first in range(0, len(rows), CHUNK_ROWS)
-        ]
+        schema = _arrow_schema(table)
+        # DuckDB fetches one chunk after the other, so only one chunk needs memory.
+        chunks = (_arrow_batch(schema, rows[first : first + CHUNK_ROWS]) for first in range(0, len(rows), CHUNK_ROWS))
         driver_connection: Any = connection.connection.driver_connection
-        driver_connection.register("_rows", pyarrow.concat_tables(chunks, promote_options="permissive"))
+        driver_connection.register("_rows", pyarrow.RecordBatchReader.from_batches(schema, chunks))
         name, columns = quoted_name(connection, table), quoted_columns(connection, table)
         try:
             connection.exec_driver_sql(f"INSERT INTO {name} ({columns}) SELECT * FROM _rows")  # noqa: S608 - quoted names only
@@ -266,17 +280,58 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             driver_connection.unregister("_rows")
 
 
+@cache
+def _arrow_schema(table: Table) -> Any:
+    """Return Arrow's types for the columns, because Arrow would take too long to infer them from the values."""
+    import pyarrow  # noqa: PLC0415
+
+    types = {
+        BigInteger: pyarrow.int64(),
+        Boolean: pyarrow.bool_(),
+        Date: pyarrow.date32(),
+        Double: pyarrow.float64(),
+        Instant: pyarrow.timestamp("us"),
+        Points: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),
+        **dict.fromkeys((Identifier, LongText, JsonText), pyarrow.string()),
+    }
+    kinds = [column.type for column in table.columns]
+    return pyarrow.schema(
+        (str(place), pyarrow.decimal128(kind.precision, kind.scale) if type(kind) is Numeric else types[type(kind)])
+        for place, kind in enumerate(kinds)
+    )
+
+
+def _arrow_batch(schema: Any, rows: Rows) -> Any:
+    """Convert rows to a batch of Arrow."""
+    import pyarrow  # noqa: PLC0415
+
+    is_double = pyarrow.types.is_floating
+    columns = zip(schema.types, zip(*rows, strict=True), strict=True)
+    arrays = [pyarrow.array(to_floats(values) if is_double(kind) else values, kind) for kind, values in columns]
+    return pyarrow.record_batch(arrays, schema=schema)
+
+
 def _attaches(url: URL) -> bool:
     """Return whether to attach the warehouse to a database in memory. Otherwise, the driver opens it."""
     return not (url.database or "").startswith(_NO_FILE) and url.query.get("access_mode") != "read_only"
 
 
-def _set(connection: Connection, *left_out: str) -> None:
-    """Apply `BATCH_SETTINGS`, except those in `left_out`, and those that the URL sets."""
-    unset = {*left_out, *(_ALIASES.get(name, name) for name in connection.engine.url.query)}
-    settings = (f"SET {name} = '{value}'" for name, value in BATCH_SETTINGS.items() if name not in unset)
+def _settings(url: URL) -> set[str]:
+    """Return the names of the settings in the URL."""
+    return {_ALIASES.get(name, name) for name in url.query}
+
+
+def _set(connection: Connection) -> None:
+    """Apply `BATCH_SETTINGS`, except those that the URL sets."""
+    chosen = _settings(connection.engine.url)
+    settings = (f"SET {name} = '{value}'" for name, value in BATCH_SETTINGS.items() if name not in chosen)
     driver_connection: Any = connection.connection.driver_connection
     driver_connection.execute("; ".join(settings))
+
+
+def _limit_memory(connection: Connection, limit_bytes: int) -> None:
+    connection.exec_driver_sql(f"SET {_MEMORY_LIMIT} = '{limit_bytes}B'")
+    connection.execution_options(**{_LIMIT_BYTES: limit_bytes})
 
 
 @cache

@@ -18,8 +18,9 @@ import pytest
 from sqlalchemy import func, select
 
 from target_crm.balances_cli.verify import rebuild, verify
-from target_crm.engines.duckdb import BATCH_SETTINGS, ROW_GROUP_ROWS
-from target_crm.errors import SettingError, WarehouseError
+from target_crm.engines import duckdb as duckdb_adapter
+from target_crm.engines.duckdb import ARROW_ROWS_MIN, ROW_GROUP_ROWS
+from target_crm.errors import RowRefused, SettingError, WarehouseError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command, run_script
@@ -100,7 +101,7 @@ def test_the_url_may_use_any_name_of_a_setting(url: str) -> None:
 def test_a_batch_that_runs_out_of_memory_is_retried_without_the_limit(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BATCH_SETTINGS, "memory_limit", "8MB")
+    monkeypatch.setattr(duckdb_adapter, "MEMORY_LIMIT_BYTES", 8_000_000)
     waits: list[float] = []
     monkeypatch.setattr(connection_module.time, "sleep", waits.append)
     # Random text can hardly be compressed.
@@ -113,6 +114,34 @@ def test_a_batch_that_runs_out_of_memory_is_retried_without_the_limit(
     assert loaded.tallies == {"actions": "200 read = 100 applied + 100 duplicate + 0 superseded + 0 quarantined"}
     assert len(waits) == 1
     assert not verify(Warehouse(url)).drifted
+
+
+def test_a_batch_may_change_a_row_in_every_row_group(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups, group_rows = 500, 2_048
+    monkeypatch.setattr(duckdb_adapter, "ROW_GROUP_ROWS", group_rows)
+    crm = Warehouse(url)
+    crm.set_up(balances=True)
+    with crm.write() as connection:
+        columns = "award_id, points, as_of, as_of_source, opening, updated_at"
+        row = "'w' || lpad(i::VARCHAR, 8, '0'), 0, '2026-01-01', 'award', 0, '2026-01-01'"
+        balances = f"SELECT {row} FROM range({groups * group_rows}) r(i)"
+        connection.exec_driver_sql(f"INSERT INTO award_balances ({columns}) {balances}")
+
+    load(url, [ACTIONS, *(action(f"a{place}", award=f"w{place * group_rows:08}") for place in range(groups))])
+
+    assert query(url, "SELECT count(*) FROM award_balances WHERE action_count = 1") == [(groups,)]
+    assert "Out of Memory" not in caplog.text
+
+
+def test_a_value_that_arrow_rejects_is_not_quoted(url: str) -> None:
+    crm = Warehouse(url)
+    crm.set_up()
+    rows = [(f"b{place}", "Jane Doe") for place in range(ARROW_ROWS_MIN)]
+
+    with pytest.raises(RowRefused, match=r"a value was rejected$"), crm.errors(), crm.write() as connection:
+        crm.adapter.load(connection, crm.tables.commits, rows)
 
 
 def test_a_file_that_another_process_has_just_created_is_opened_when_it_is_complete(
