@@ -63,8 +63,7 @@ class Bench:
     def floor(self, engine: str, messages: Path) -> Run:
         """Load into an empty warehouse with the floor, the minimal loader."""
         url = self.new_url(engine)
-        command: list[str | Path] = [self._python, "-m", "benchmarks.floor", url]
-        return self._with_server(url, lambda: harness.run(command, stdin=messages))
+        return self._with_server(url, lambda: harness.run(self._floor(url), stdin=messages))
 
     def load(self, url: str, messages: Path, **settings: Any) -> Run:
         """Load messages into the warehouse at `url` with target-crm."""
@@ -72,9 +71,12 @@ class Bench:
 
     def fill(self, url: str, actions: int, first: int = 0, awards: int | None = None) -> Run:
         """Generate actions and pipe them into target-crm, without a file in between."""
-        awards = awards or actions * data.AWARDS_PER_ACTION
-        lines = list(map(str, [self._python, "-m", "benchmarks.data", "mix", actions, first, awards]))
-        return harness.run(lines, [*self._target, "--config", self._config({"sqlalchemy_url": url})])
+        target = [*self._target, "--config", self._config({"sqlalchemy_url": url})]
+        return harness.run(self._generator(actions, first, awards), target)
+
+    def fill_with_floor(self, url: str, actions: int) -> Run:
+        """Generate actions and pipe them into the floor."""
+        return harness.run(self._generator(actions), self._floor(url))
 
     def aggregate(self, url: str) -> Run:
         """Run a program that computes a simple aggregate over the ledger."""
@@ -124,6 +126,13 @@ class Bench:
             after = harness.tree_cpu_seconds(self._postgres.pid), _wal_bytes(connection)
             tables, indexes = connection.execute(SIZES).fetchone() or (0, 0)
         return replace(measured, server=ServerUsage(after[0] - before[0], after[1] - before[1], tables, indexes))
+
+    def _generator(self, actions: int, first: int = 0, awards: int | None = None) -> list[str]:
+        awards = awards or actions * data.AWARDS_PER_ACTION
+        return list(map(str, [self._python, "-m", "benchmarks.data", "mix", actions, first, awards]))
+
+    def _floor(self, url: str) -> list[str | Path]:
+        return [self._python, "-m", "benchmarks.floor", url]
 
     def _run(self, command: Sequence[str | Path], messages: Path, settings: Mapping[str, Any]) -> Run:
         config = self._config(settings)
@@ -199,17 +208,22 @@ def notations(bench: Bench, rows: int, rounds: int) -> str:
 
 
 def memory(bench: Bench, engines: Sequence[str], sizes: Sequence[int]) -> str:
-    """Measure the peak memory of target-crm for different numbers of actions."""
-    curves: dict[str, list[tuple[float, float]]] = {engine: [] for engine in engines}
-    for engine in engines:
+    """Measure the peak memory of target-crm for different numbers of actions, and of the floor on DuckDB."""
+    fills = {engine: (engine, bench.fill) for engine in engines}
+    if "duckdb" in engines:
+        fills[f"duckdb, {FLOOR}"] = "duckdb", bench.fill_with_floor
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in fills}
+    for name, (engine, fill) in fills.items():
         for size in sizes:
-            peak_mb = bench.fill(bench.new_url(engine), size).peaks_mb[-1]
-            print(f"memory: {size:,} actions into {engine}: {peak_mb:.0f} MB", flush=True)
-            curves[engine].append((size / 1000, peak_mb))
-    cells = {size: [f"{curves[each][place][1]:,.0f} MB" for each in engines] for place, size in enumerate(sizes)}
-    plot = harness.curves("Peak memory", "thousand actions", "MB", curves)
+            peak_mb = fill(bench.new_url(engine), size).peaks_mb[-1]
+            print(f"memory: {size:,} actions into {name}: {peak_mb:.0f} MB", flush=True)
+            curves[name].append((size / 1000, peak_mb))
+    cells = {size: [f"{curve[place][1]:,.0f} MB" for curve in curves.values()] for place, size in enumerate(sizes)}
+    plot = harness.curves(
+        "Peak memory of target-crm", "thousand actions", "MB", {each: curves[each] for each in engines}
+    )
     image = harness.write_plot("memory", plot, "Peak memory by the number of actions")
-    return "\n\n".join([_by_size("actions", engines, cells), image])
+    return "\n\n".join([_by_size("actions", [*fills], cells), image])
 
 
 def growth(bench: Bench, engines: Sequence[str], sizes: Sequence[int], rounds: int) -> str:
