@@ -6,7 +6,6 @@ import os
 import re
 import time
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -54,7 +53,7 @@ from target_crm.records.column_types import (
 from target_crm.records.schemas import TableLimits
 from target_crm.sql import balances
 from target_crm.sql.functions import any_value, packed, unpacked
-from target_crm.sql.tables import FORMER_COLUMN, temporary
+from target_crm.sql.tables import FORMER_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -64,7 +63,6 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 
     from target_crm.engines.base import Rows, Statement
-    from target_crm.sql.staging import Merge
     from target_crm.sql.tables import Tables
 
 
@@ -257,10 +255,6 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         """Group the actions by award without sorting them by time, and join the snapshots."""
         return balances.all_balances(tables, balances.partials_by_packing(tables.actions), balances.by_full_join)
 
-    def merge(self, connection: Connection, merge: Merge) -> None:
-        """Keep the merged rows in memory until they replace the stored ones."""
-        self.replace(connection, _in_memory(merge).replacement)
-
     def _bulk_load(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Load columns through Arrow. Inserting row by row would take thirty times as long, except for a few rows."""
         if len(rows) < ARROW_ROWS_MIN:
@@ -332,11 +326,6 @@ def _set(connection: Connection) -> None:
 def _limit_memory(connection: Connection, limit_bytes: int) -> None:
     connection.exec_driver_sql(f"SET {_MEMORY_LIMIT} = '{limit_bytes}B'")
     connection.execution_options(**{_LIMIT_BYTES: limit_bytes})
-
-
-@cache
-def _in_memory(merge: Merge) -> Merge:
-    return replace(merge, work=temporary(merge.work, _TEMPORARY))
 
 
 def _attach(connection: Connection) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class PostgreSQLAdapter(ExtendedSQLAdapter):
-    """The adapter uses PostgreSQL's advisory locks, COPY, and unlogged tables, which serve as work tables."""
+    """The adapter uses PostgreSQL's advisory locks, COPY, and temporary or unlogged tables as work tables."""
 
     tested = True
     quotes_every_name = True

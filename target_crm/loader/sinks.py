@@ -176,6 +176,12 @@ class StreamSink:
         """Write the rows of a part, and count what became of them."""
         raise NotImplementedError
 
+    def merge(self, connection: Connection, arrived: Select[Any]) -> None:
+        """Merge partial balances into the stored ones, on engines whose transactions are atomic."""
+        if self.warehouse.is_atomic(connection):
+            work = self.warehouse.temporary(self.tables.merged)
+            self.adapter.merge(connection, balances.merge(self.tables, arrived, work))
+
     def newest_at(self, part: Part) -> datetime | None:  # noqa: ARG002
         """Return when the newest event of a part happened; None for a stream without events."""
         return None
@@ -225,7 +231,7 @@ class LedgerSink(StreamSink):
         if connection is not part.session:
             self.adapter.stage(connection, staged.table, part.rows)
         applied, inserted = insert_absent(self.adapter, connection, ledger, staged, len(part.rows), *self._left_out)
-        self._merge(connection, inserted)
+        self.merge(connection, balances.partials_from_actions(inserted))
         # Usually no staged row differs from the ledger. Checking this first saves three searches through all rows.
         some_differ = applied < len(part.rows) and connection.scalar(staging.count_differing(ledger, staged))
         if some_differ:
@@ -276,13 +282,8 @@ class LedgerSink(StreamSink):
             self.adapter.execute(connection, staging.keep_erased(ledger, staged))
             self.adapter.execute(connection, staging.delete_fresh(ledger, staged))
             self.adapter.execute(connection, staging.insert(ledger, rows, *self._left_out))
-            self._merge(connection, rows)
+            self.merge(connection, balances.partials_from_actions(rows))
         return completed
-
-    def _merge(self, connection: Connection, inserted: FromClause) -> None:
-        """Merge inserted actions into the balances, on engines whose transactions are atomic."""
-        if self.warehouse.is_atomic(connection):
-            self.adapter.merge(connection, balances.merge(self.tables, balances.partials_from_actions(inserted)))
 
 
 class TableSink(StreamSink):
@@ -507,8 +508,7 @@ class AwardSink(TableSink):
 
         On an engine without transactions, `complete_known` updates the balances instead.
         """
-        if self.warehouse.is_atomic(connection):
-            self.adapter.merge(connection, balances.merge(self.tables, _changed_snapshots(self.table, self.staged)))
+        self.merge(connection, _changed_snapshots(self.table, self.staged))
 
     def complete_known(self, connection: Connection) -> None:
         """Fill in a missing user or perk in stored snapshots and balances, from staged snapshots of the same awards.

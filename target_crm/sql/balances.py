@@ -344,9 +344,9 @@ def as_of(tables: Tables) -> Select[Any]:
 
 
 @cache
-def merge(tables: Tables, arrived: Select[Any]) -> Merge:
-    """Merge new partials, at most one per award, into the stored balances."""
-    return Merge(tables.award_balances, arrived, union, tables.merged)
+def merge(tables: Tables, arrived: Select[Any], work: Table) -> Merge:
+    """Merge new partials, at most one per award, into the stored balances. `work` has the columns of a balance."""
+    return Merge(tables.award_balances, arrived, union, work)
 
 
 @cache

@@ -127,12 +127,14 @@ class Warehouse:
                 self.adapter.transaction_lock(writer, schema)
                 yield writer
 
-    def with_temporary(self, staged: Staged) -> Staged:
-        """Replace the work tables by temporary ones, if the engine has such tables and the role may create them."""
+    def temporary(self, work: Table) -> Table:
+        """Replace a work table by a temporary one, if the engine has such tables and the role may create them."""
         schema = self.adapter.temporary_schema
-        if schema is None or not self._may_create_temporary:
-            return staged
-        return Staged(temporary(staged.table, schema), temporary(staged.fresh, schema))
+        return work if schema is None or not self._may_create_temporary else temporary(work, schema)
+
+    def with_temporary(self, staged: Staged) -> Staged:
+        """Replace staging tables by temporary ones, as `temporary` does."""
+        return Staged(self.temporary(staged.table), self.temporary(staged.fresh))
 
     def stage_ahead(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> Connection | None:
         """Stage rows in a new session, while another session commits the batch before.

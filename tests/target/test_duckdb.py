@@ -20,7 +20,7 @@ from sqlalchemy import func, select
 from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.engines import duckdb as duckdb_adapter
 from target_crm.engines.duckdb import ARROW_ROWS_MIN, ROW_GROUP_ROWS
-from target_crm.errors import RowRefused, SettingError, WarehouseError
+from target_crm.errors import RowRefused, SettingError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command, run_script
@@ -154,17 +154,6 @@ def test_a_file_that_another_process_has_just_created_is_opened_when_it_is_compl
     Warehouse(url).set_up(balances=True)
 
     assert query(url, "SELECT count(*) FROM actions") == [(0,)]
-
-
-def test_a_connection_that_is_broken_is_replaced(url: str) -> None:
-    crm = Warehouse(url)
-    crm.set_up(balances=True)
-
-    with pytest.raises(WarehouseError), crm.write() as connection:
-        driver_connection: Any = connection.connection.driver_connection
-        driver_connection.close()
-
-    assert in_a_batch(crm, "SELECT count(*) FROM actions") == 0
 
 
 def test_another_process_can_open_the_file_between_two_transactions(url: str) -> None:
