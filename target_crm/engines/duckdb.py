@@ -19,7 +19,6 @@ from sqlalchemy import (
     Double,
     Numeric,
     PrimaryKeyConstraint,
-    TableClause,
     event,
     inspect,
     text,
@@ -56,7 +55,7 @@ from target_crm.sql.functions import any_value, packed, unpacked
 from target_crm.sql.tables import FORMER_COLUMN
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from sqlalchemy import URL, Column, Connection, Dialect, Engine, Select, Table
     from sqlalchemy.engine.interfaces import ConnectArgsType
@@ -80,8 +79,8 @@ ARROW_ROWS_MIN = 50
 ROW_GROUP_ROWS = 10_240
 # DuckDB's memory while a batch is written. A setting in the URL takes precedence.
 MEMORY_LIMIT_BYTES = 96_000_000
-# For each row group in which a transaction deletes rows, DuckDB needs so much memory until the transaction ends.
-DELETE_BYTES = 256 * 1024
+# For each row group from which a transaction deletes rows, DuckDB holds this much memory until the transaction ends.
+ROW_GROUP_DELETE_BYTES = 256 * 1024
 # DuckDB's other settings while a batch is written. Settings in the URL take precedence.
 BATCH_SETTINGS = {
     "threads": "1",
@@ -105,16 +104,18 @@ _DATABASES = frozenset({"memory", "system", "temp", _ALIAS})
 _HAS_ZSTD = "crm_has_zstd"
 # An execution option: the next transaction only stages rows, and does not need the file.
 _STAGES = "crm_stages"
-# An execution option: the memory limit of the transaction, if we have set one.
-_LIMIT_BYTES = "crm_limit_bytes"
+# An execution option, if we have limited the memory: table → how many bytes the limit allows for its deleted rows.
+_ALLOWED_BYTES = "crm_allowed_bytes"
 _MEMORY = ":memory:"
 _TEMPORARY = "temp"
 _NO_FILE = ("md:", "motherduck:")
 _numbers = count()
 _COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
-_ESTIMATE_ROWS = text("SELECT max(estimated_size) FROM duckdb_tables() WHERE table_name = :name")
+_ESTIMATE_ROWS = text(
+    "SELECT estimated_size FROM duckdb_tables() WHERE database_name = current_database() "
+    "AND schema_name = coalesce(:schema, current_schema()) AND table_name = :name"
+)
 _OUT_OF_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate block")
-_ARROW_FAILED = ("arrow_scan: get_next failed",)
 _NOT_A_DATABASE = "not a valid DuckDB database file"
 _FILE_IN_USE = ("Could not set lock", "Unique file handle conflict")
 
@@ -207,16 +208,12 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         # any, set no memory limit.
         is_chosen = _MEMORY_LIMIT in _settings(connection.engine.url)
         if not is_chosen and not connection.exec_driver_sql(_COUNT_INDEXES).scalar():
-            _limit_memory(connection, MEMORY_LIMIT_BYTES)
+            _limit_memory(connection, {})
 
     def execute(self, connection: Connection, statement: Statement) -> int:
         """Before rows are deleted, raise the memory limit of the transaction by what DuckDB needs to delete them."""
-        limit_bytes = connection.get_execution_options().get(_LIMIT_BYTES)
-        if limit_bytes and isinstance(statement, Delete) and isinstance(statement.table, TableClause):
-            rows = connection.scalar(_ESTIMATE_ROWS, {"name": statement.table.name}) or 0
-            # Not every row group is full.
-            groups = rows // (ROW_GROUP_ROWS * 3 // 4)
-            _limit_memory(connection, limit_bytes + groups * DELETE_BYTES)
+        if isinstance(statement, Delete):
+            _allow_deletes(connection, statement.table)
         return super().execute(connection, statement)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
@@ -237,16 +234,6 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         is_conflict = "TransactionException" in pep_249_classes(error) and not is_about_constraint(error)
         return is_conflict or _mentions(error, _OUT_OF_MEMORY)
 
-    def is_about_row(self, error: Exception) -> bool:
-        """Return whether DuckDB or Arrow rejected a value, or a row violates a constraint."""
-        return _mentions(error, _ARROW_FAILED) or super().is_about_row(error)
-
-    def describe_error(self, error: Exception) -> str:
-        """Leave out a message of Arrow, because it may quote a value."""
-        if _mentions(error, _ARROW_FAILED):
-            return f"{type(error).__name__}: a value was rejected"
-        return super().describe_error(error)
-
     def widen_column(self, dialect: Dialect, column: Column[Any]) -> str:
         """Return the clause that changes the type, and casts the stored values to it."""
         return alter_type_using_cast(dialect, column)
@@ -263,13 +250,18 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
         schema = _arrow_schema(table)
-        # DuckDB fetches one chunk after the other, so only one chunk needs memory.
-        chunks = (_arrow_batch(schema, rows[first : first + CHUNK_ROWS]) for first in range(0, len(rows), CHUNK_ROWS))
+        errors: list[BaseException] = []
+        reader = pyarrow.RecordBatchReader.from_batches(schema, _arrow_batches(schema, rows, errors))
         driver_connection: Any = connection.connection.driver_connection
-        driver_connection.register("_rows", pyarrow.RecordBatchReader.from_batches(schema, chunks))
+        driver_connection.register("_rows", reader)
         name, columns = quoted_name(connection, table), quoted_columns(connection, table)
         try:
             connection.exec_driver_sql(f"INSERT INTO {name} ({columns}) SELECT * FROM _rows")  # noqa: S608 - quoted names only
+        except Exception:
+            # DuckDB would report our error as its own, and quote the traceback.
+            if errors:
+                raise errors[0] from None
+            raise
         finally:
             driver_connection.unregister("_rows")
 
@@ -295,14 +287,22 @@ def _arrow_schema(table: Table) -> Any:
     )
 
 
-def _arrow_batch(schema: Any, rows: Rows) -> Any:
-    """Convert rows to a batch of Arrow."""
+def _arrow_batches(schema: Any, rows: Rows, errors: list[BaseException]) -> Iterator[Any]:
+    """Convert rows to Arrow, `CHUNK_ROWS` at a time. DuckDB fetches the next chunk when it needs it.
+
+    If the conversion fails, add the error to `errors`.
+    """
     import pyarrow  # noqa: PLC0415
 
     is_double = pyarrow.types.is_floating
-    columns = zip(schema.types, zip(*rows, strict=True), strict=True)
-    arrays = [pyarrow.array(to_floats(values) if is_double(kind) else values, kind) for kind, values in columns]
-    return pyarrow.record_batch(arrays, schema=schema)
+    try:
+        for first in range(0, len(rows), CHUNK_ROWS):
+            columns = zip(schema.types, zip(*rows[first : first + CHUNK_ROWS], strict=True), strict=True)
+            arrays = [pyarrow.array(to_floats(values) if is_double(kind) else values, kind) for kind, values in columns]
+            yield pyarrow.record_batch(arrays, schema=schema)
+    except (Exception, KeyboardInterrupt) as error:
+        errors.append(error)
+        raise
 
 
 def _attaches(url: URL) -> bool:
@@ -312,7 +312,7 @@ def _attaches(url: URL) -> bool:
 
 def _settings(url: URL) -> set[str]:
     """Return the names of the settings in the URL."""
-    return {_ALIASES.get(name, name) for name in url.query}
+    return {_ALIASES.get(name, name) for name in map(str.lower, url.query)}
 
 
 def _set(connection: Connection) -> None:
@@ -323,9 +323,21 @@ def _set(connection: Connection) -> None:
     driver_connection.execute("; ".join(settings))
 
 
-def _limit_memory(connection: Connection, limit_bytes: int) -> None:
-    connection.exec_driver_sql(f"SET {_MEMORY_LIMIT} = '{limit_bytes}B'")
-    connection.execution_options(**{_LIMIT_BYTES: limit_bytes})
+def _limit_memory(connection: Connection, allowed_bytes: dict[Any, int]) -> None:
+    """Limit the memory for the rest of the transaction. `allowed_bytes` has the additional bytes for each table."""
+    connection.exec_driver_sql(f"SET {_MEMORY_LIMIT} = '{MEMORY_LIMIT_BYTES + sum(allowed_bytes.values())}B'")
+    connection.execution_options(**{_ALLOWED_BYTES: allowed_bytes})
+
+
+def _allow_deletes(connection: Connection, table: Any) -> None:
+    """If we have limited the memory, raise the limit by what DuckDB needs to delete rows from every row group."""
+    allowed_bytes = connection.get_execution_options().get(_ALLOWED_BYTES)
+    if allowed_bytes is None or table in allowed_bytes:
+        return
+    rows = connection.scalar(_ESTIMATE_ROWS, {"schema": table.schema, "name": table.name}) or 0
+    # Not every row group is full. We assume that three quarters of their rows are used.
+    groups = rows // (ROW_GROUP_ROWS * 3 // 4)
+    _limit_memory(connection, {**allowed_bytes, table: groups * ROW_GROUP_DELETE_BYTES})
 
 
 def _attach(connection: Connection) -> None:

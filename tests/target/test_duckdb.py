@@ -20,7 +20,7 @@ from sqlalchemy import func, select
 from target_crm.balances_cli.verify import rebuild, verify
 from target_crm.engines import duckdb as duckdb_adapter
 from target_crm.engines.duckdb import ARROW_ROWS_MIN, ROW_GROUP_ROWS
-from target_crm.errors import RowRefused, SettingError
+from target_crm.errors import SettingError
 from target_crm.warehouse import connection as connection_module
 from target_crm.warehouse.connection import Warehouse
 from tests.helpers.commands import RUN_SECONDS_MAX, environment, real_command, run_script
@@ -28,6 +28,9 @@ from tests.helpers.target import ACTIONS, AWARDS, action, execute, load, query, 
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+# The smallest possible row group.
+GROUP_ROWS = 2_048
 
 
 @pytest.fixture
@@ -46,6 +49,16 @@ def set_up(url: str, *, exists: bool) -> Warehouse:
     crm = Warehouse(url)
     crm.set_up(balances=True)
     return crm
+
+
+def fill_balances(warehouse: Warehouse, groups: int) -> None:
+    """Set up a warehouse, and fill so many row groups of `award_balances`."""
+    warehouse.set_up(balances=True)
+    with warehouse.write() as connection:
+        columns = "award_id, points, as_of, as_of_source, opening, updated_at"
+        row = "'w' || lpad(i::VARCHAR, 8, '0'), 0, '2026-01-01', 'award', 0, '2026-01-01'"
+        rows = f"SELECT {row} FROM range({groups * GROUP_ROWS}) r(i)"
+        connection.exec_driver_sql(f"INSERT INTO award_balances ({columns}) {rows}")
 
 
 def in_a_batch(warehouse: Warehouse, sql: str) -> Any:
@@ -119,29 +132,48 @@ def test_a_batch_that_runs_out_of_memory_is_retried_without_the_limit(
 def test_a_batch_may_change_a_row_in_every_row_group(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    groups, group_rows = 500, 2_048
-    monkeypatch.setattr(duckdb_adapter, "ROW_GROUP_ROWS", group_rows)
-    crm = Warehouse(url)
-    crm.set_up(balances=True)
-    with crm.write() as connection:
-        columns = "award_id, points, as_of, as_of_source, opening, updated_at"
-        row = "'w' || lpad(i::VARCHAR, 8, '0'), 0, '2026-01-01', 'award', 0, '2026-01-01'"
-        balances = f"SELECT {row} FROM range({groups * group_rows}) r(i)"
-        connection.exec_driver_sql(f"INSERT INTO award_balances ({columns}) {balances}")
+    groups = 500
+    monkeypatch.setattr(duckdb_adapter, "ROW_GROUP_ROWS", GROUP_ROWS)
+    fill_balances(Warehouse(url), groups)
 
-    load(url, [ACTIONS, *(action(f"a{place}", award=f"w{place * group_rows:08}") for place in range(groups))])
+    load(url, [ACTIONS, *(action(f"a{place}", award=f"w{place * GROUP_ROWS:08}") for place in range(groups))])
 
     assert query(url, "SELECT count(*) FROM award_balances WHERE action_count = 1") == [(groups,)]
     assert "Out of Memory" not in caplog.text
 
 
-def test_a_value_that_arrow_rejects_is_not_quoted(url: str) -> None:
+@pytest.mark.parametrize(("query_string", "raised"), [("", "108.0 MiB"), ("?Max_Memory=1GB", "953.6 MiB")])
+def test_deletes_raise_the_memory_limit_once_unless_the_url_sets_it(
+    url: str, monkeypatch: pytest.MonkeyPatch, query_string: str, raised: str
+) -> None:
+    monkeypatch.setattr(duckdb_adapter, "ROW_GROUP_ROWS", GROUP_ROWS)
+    crm = Warehouse(f"{url}{query_string}")
+    fill_balances(crm, 50)
+    balances = crm.tables.award_balances
+
+    def delete_twice(connection: Connection) -> Any:
+        for award in ("w00000001", "w00000002"):
+            crm.adapter.execute(connection, balances.delete().where(balances.c.award_id == award))
+        return scalar(connection, "SELECT current_setting('memory_limit')")
+
+    assert crm.commit_once(delete_twice) == raised
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_error_in_the_conversion_to_arrow_is_not_reported_as_an_error_of_duckdb(
+    url: str, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def to_floats(_values: object) -> None:
+        raise error
+
     crm = Warehouse(url)
     crm.set_up()
-    rows = [(f"b{place}", "Jane Doe") for place in range(ARROW_ROWS_MIN)]
+    monkeypatch.setattr(duckdb_adapter, "to_floats", to_floats)
+    table = crm.tables.load_runs
+    rows = [tuple(None for _ in table.columns) for _ in range(ARROW_ROWS_MIN)]
 
-    with pytest.raises(RowRefused, match=r"a value was rejected$"), crm.errors(), crm.write() as connection:
-        crm.adapter.load(connection, crm.tables.commits, rows)
+    with pytest.raises(error), crm.write() as connection:
+        crm.adapter.load(connection, table, rows)
 
 
 def test_a_file_that_another_process_has_just_created_is_opened_when_it_is_complete(
