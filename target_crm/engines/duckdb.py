@@ -21,7 +21,6 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     event,
     inspect,
-    text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
@@ -104,17 +103,15 @@ _DATABASES = frozenset({"memory", "system", "temp", _ALIAS})
 _HAS_ZSTD = "crm_has_zstd"
 # An execution option: the next transaction only stages rows, and does not need the file.
 _STAGES = "crm_stages"
-# An execution option, if we have limited the memory: table → how many bytes the limit allows for its deleted rows.
-_ALLOWED_BYTES = "crm_allowed_bytes"
+# An execution option: the `_MemoryLimit` of the transaction, if we have set one.
+_LIMIT = "crm_limit"
 _MEMORY = ":memory:"
 _TEMPORARY = "temp"
+_DEFAULT_SCHEMA = "main"
 _NO_FILE = ("md:", "motherduck:")
 _numbers = count()
-_COUNT_INDEXES = "SELECT count(*) FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE')"
-_ESTIMATE_ROWS = text(
-    "SELECT estimated_size FROM duckdb_tables() WHERE database_name = current_database() "
-    "AND schema_name = coalesce(:schema, current_schema()) AND table_name = :name"
-)
+_TABLES = """SELECT schema_name, table_name, estimated_size AS rows, index_count FROM duckdb_tables()
+    WHERE database_name = current_database()"""
 _OUT_OF_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate block")
 _NOT_A_DATABASE = "not a valid DuckDB database file"
 _FILE_IN_USE = ("Could not set lock", "Unique file handle conflict")
@@ -130,9 +127,9 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     """
 
     tested = True
-    # A batch should fill row groups of the ledger, and those of the balances too. If 4 % of the actions are repeated, a
-    # batch of this size fills two row groups of the ledger, and one of the balances.
-    batch_size_rows = 21_500
+    # A batch should fill at least one row group of the ledger and one of the balances. But if it fills two row groups of
+    # the ledger and leaves a few rows, the commit takes twice as long.
+    batch_size_rows = 20_000
     leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True
     temporary_schema = _TEMPORARY
@@ -206,14 +203,17 @@ class DuckDBAdapter(ExtendedSQLAdapter):
         _set(connection)
         # Older versions of this target declared keys. The indexes of such keys must fit into memory, so if the file has
         # any, set no memory limit.
-        is_chosen = _MEMORY_LIMIT in _settings(connection.engine.url)
-        if not is_chosen and not connection.exec_driver_sql(_COUNT_INDEXES).scalar():
-            _limit_memory(connection, {})
+        tables = connection.exec_driver_sql(_TABLES).all()
+        if not (_MEMORY_LIMIT in _settings(connection.engine.url) or any(each.index_count for each in tables)):
+            limit = _MemoryLimit({(each.schema_name, each.table_name): each.rows for each in tables})
+            limit.raise_by(connection, MEMORY_LIMIT_BYTES)
+            connection.execution_options(**{_LIMIT: limit})
 
     def execute(self, connection: Connection, statement: Statement) -> int:
         """Before rows are deleted, raise the memory limit of the transaction by what DuckDB needs to delete them."""
-        if isinstance(statement, Delete):
-            _allow_deletes(connection, statement.table)
+        limit = connection.get_execution_options().get(_LIMIT)
+        if limit and isinstance(statement, Delete):
+            limit.allow_deletes(connection, statement.table)
         return super().execute(connection, statement)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
@@ -323,21 +323,29 @@ def _set(connection: Connection) -> None:
     driver_connection.execute("; ".join(settings))
 
 
-def _limit_memory(connection: Connection, allowed_bytes: dict[Any, int]) -> None:
-    """Limit the memory for the rest of the transaction. `allowed_bytes` has the additional bytes for each table."""
-    connection.exec_driver_sql(f"SET {_MEMORY_LIMIT} = '{MEMORY_LIMIT_BYTES + sum(allowed_bytes.values())}B'")
-    connection.execution_options(**{_ALLOWED_BYTES: allowed_bytes})
+class _MemoryLimit:
+    """DuckDB's memory limit in one transaction.
 
+    Args:
+        rows: The schema and the name of each table → DuckDB's estimate of its rows.
+    """
 
-def _allow_deletes(connection: Connection, table: Any) -> None:
-    """If we have limited the memory, raise the limit by what DuckDB needs to delete rows from every row group."""
-    allowed_bytes = connection.get_execution_options().get(_ALLOWED_BYTES)
-    if allowed_bytes is None or table in allowed_bytes:
-        return
-    rows = connection.scalar(_ESTIMATE_ROWS, {"schema": table.schema, "name": table.name}) or 0
-    # Not every row group is full. We assume that three quarters of their rows are used.
-    groups = rows // (ROW_GROUP_ROWS * 3 // 4)
-    _limit_memory(connection, {**allowed_bytes, table: groups * ROW_GROUP_DELETE_BYTES})
+    def __init__(self, rows: Mapping[tuple[str, str], int]) -> None:
+        self._rows = dict(rows)
+        self._limit_bytes = 0
+
+    def raise_by(self, connection: Connection, additional_bytes: int) -> None:
+        """Raise the limit."""
+        self._limit_bytes += additional_bytes
+        connection.exec_driver_sql(f"SET {_MEMORY_LIMIT} = '{self._limit_bytes}B'")
+
+    def allow_deletes(self, connection: Connection, table: Any) -> None:
+        """Raise the limit by what DuckDB needs to delete rows from every row group of a table, once per table."""
+        rows = self._rows.pop((table.schema or _DEFAULT_SCHEMA, table.name), 0)
+        # Not every row group is full. We assume that three quarters of their rows are used.
+        row_groups = rows // (ROW_GROUP_ROWS * 3 // 4)
+        if row_groups:
+            self.raise_by(connection, row_groups * ROW_GROUP_DELETE_BYTES)
 
 
 def _attach(connection: Connection) -> None:

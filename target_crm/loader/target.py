@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from target_crm.records.coverage import Claims
 
 # In memory, rows take up to five times the size of their input lines, and two batches may be in memory at once.
-BATCH_BYTES_MAX = 20 * 1024 * 1024
+BATCH_BYTES_MAX = 24 * 1024 * 1024
 # A stream with fewer records fails the run only if all of them are quarantined.
 REJECTED_READ_MIN = 100
 # The fields of an action that decide how it changes the sums of a balance.
