@@ -127,8 +127,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     """
 
     tested = True
-    # A batch should fill at least one row group of the ledger and one of the balances. But if it fills two row groups of
-    # the ledger and leaves a few rows, the commit takes twice as long.
+    # A batch should fill a row group of the ledger, and one of the balances. But if it fills two of the ledger, and
+    # leaves a few rows, the commit takes twice as long.
     batch_size_rows = 20_000
     leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True
