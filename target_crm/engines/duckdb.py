@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from sqlalchemy import URL, Column, Connection, Dialect, Engine, Select, Table
-    from sqlalchemy.engine.interfaces import ConnectArgsType
+    from sqlalchemy.engine.interfaces import ConnectArgsType, ExceptionContext
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 
     from target_crm.engines.base import Rows, Statement
@@ -188,7 +188,13 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             if _attaches(engine.url) and not connection.get_execution_options().get(_STAGES):
                 _attach(connection)
 
+        def on_error(context: ExceptionContext) -> None:
+            # DuckDB replaces the exception of Python's signal handler.
+            if str(context.original_exception) == "Query interrupted":
+                raise KeyboardInterrupt
+
         event.listen(engine, "do_connect", connect)
+        event.listen(engine, "handle_error", on_error)
         event.listen(engine, "begin", on_begin)
 
     def stage_ahead(self, connection: Connection, table: Table, rows: Rows) -> None:
