@@ -76,7 +76,7 @@ ARROW_ROWS_MIN = 50
 # Otherwise, DuckDB rewrites a row group that is not full. DuckDB's default size is twelve times as large, so a poll
 # with ten actions would write tens of megabytes.
 ROW_GROUP_ROWS = 10_240
-# DuckDB's memory while a batch is written. A setting in the URL takes precedence.
+# How much memory DuckDB may use while a batch is written, without deletes. A setting in the URL takes precedence.
 MEMORY_LIMIT_BYTES = 96_000_000
 # For each row group from which a transaction deletes rows, DuckDB holds this much memory until the transaction ends.
 ROW_GROUP_DELETE_BYTES = 256 * 1024
@@ -127,8 +127,8 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     """
 
     tested = True
-    # A batch should fill a row group of the ledger, and one of the balances. But if it fills two of the ledger, and
-    # leaves a few rows, the commit takes twice as long.
+    # A batch should nearly fill two row groups of the ledger, even if no action is repeated. If it has a few rows more,
+    # they begin a third row group, and the commit takes twice as long.
     batch_size_rows = 20_000
     leave_out_column = "DROP COLUMN {name}"
     quotes_every_name = True
@@ -200,6 +200,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     def stage_ahead(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Stage rows in memory, without opening the file."""
         connection.execution_options(**{_STAGES: True})
+        # Set no memory limit yet: the transaction that writes the rows may need more memory.
         _set(connection)
         super().stage_ahead(connection, table, rows)
         connection.execution_options(**{_STAGES: False})
@@ -207,19 +208,19 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     def limit_resources(self, connection: Connection) -> None:
         """Use one thread and little memory, because a batch is small."""
         _set(connection)
-        # Older versions of this target declared keys. The indexes of such keys must fit into memory, so if the file has
-        # any, set no memory limit.
+        # Indexes must fit into memory, so if any table has one, set no memory limit. Older versions of this target
+        # declared keys, which have indexes.
         tables = connection.exec_driver_sql(_TABLES).all()
         if not (_MEMORY_LIMIT in _settings(connection.engine.url) or any(each.index_count for each in tables)):
             limit = _MemoryLimit({(each.schema_name, each.table_name): each.rows for each in tables})
-            limit.raise_by(connection, MEMORY_LIMIT_BYTES)
+            limit.add(connection, MEMORY_LIMIT_BYTES)
             connection.execution_options(**{_LIMIT: limit})
 
     def execute(self, connection: Connection, statement: Statement) -> int:
-        """Before rows are deleted, raise the memory limit of the transaction by what DuckDB needs to delete them."""
+        """Raise the memory limit of the transaction before it deletes rows, because DuckDB needs memory for them."""
         limit = connection.get_execution_options().get(_LIMIT)
         if limit and isinstance(statement, Delete):
-            limit.allow_deletes(connection, statement.table)
+            limit.reserve_for_deletes(connection, statement.table)
         return super().execute(connection, statement)
 
     def keys(self, connection: Connection, table: Table) -> Collection[str]:
@@ -255,16 +256,16 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             return
         import pyarrow  # noqa: PLC0415 - installed only with the extra of this engine
 
-        schema = _arrow_schema(table)
+        arrow_schema = _arrow_schema(table)
         errors: list[BaseException] = []
-        reader = pyarrow.RecordBatchReader.from_batches(schema, _arrow_batches(schema, rows, errors))
+        reader = pyarrow.RecordBatchReader.from_batches(arrow_schema, _arrow_chunks(arrow_schema, rows, errors))
         driver_connection: Any = connection.connection.driver_connection
         driver_connection.register("_rows", reader)
         name, columns = quoted_name(connection, table), quoted_columns(connection, table)
         try:
             connection.exec_driver_sql(f"INSERT INTO {name} ({columns}) SELECT * FROM _rows")  # noqa: S608 - quoted names only
         except Exception:
-            # DuckDB would report our error as its own, and quote the traceback.
+            # Raise the error of the conversion, because DuckDB's own error would quote the traceback.
             if errors:
                 raise errors[0] from None
             raise
@@ -274,7 +275,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
 
 @cache
 def _arrow_schema(table: Table) -> Any:
-    """Return Arrow's types for the columns, because Arrow would take too long to infer them from the values."""
+    """Return the Arrow types of the columns. Arrow would take too long to infer them from the values."""
     import pyarrow  # noqa: PLC0415
 
     types = {
@@ -286,26 +287,26 @@ def _arrow_schema(table: Table) -> Any:
         Points: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),
         **dict.fromkeys((Identifier, LongText, JsonText), pyarrow.string()),
     }
-    kinds = [column.type for column in table.columns]
+    columns = [column.type for column in table.columns]
     return pyarrow.schema(
-        (str(place), pyarrow.decimal128(kind.precision, kind.scale) if type(kind) is Numeric else types[type(kind)])
-        for place, kind in enumerate(kinds)
+        (str(place), pyarrow.decimal128(each.precision, each.scale) if type(each) is Numeric else types[type(each)])
+        for place, each in enumerate(columns)
     )
 
 
-def _arrow_batches(schema: Any, rows: Rows, errors: list[BaseException]) -> Iterator[Any]:
+def _arrow_chunks(arrow_schema: Any, rows: Rows, errors: list[BaseException]) -> Iterator[Any]:
     """Convert rows to Arrow, `CHUNK_ROWS` at a time. DuckDB fetches the next chunk when it needs it.
 
     If the conversion fails, add the error to `errors`.
     """
     import pyarrow  # noqa: PLC0415
 
-    is_double = pyarrow.types.is_floating
+    double = pyarrow.float64()
     try:
         for first in range(0, len(rows), CHUNK_ROWS):
-            columns = zip(schema.types, zip(*rows[first : first + CHUNK_ROWS], strict=True), strict=True)
-            arrays = [pyarrow.array(to_floats(values) if is_double(kind) else values, kind) for kind, values in columns]
-            yield pyarrow.record_batch(arrays, schema=schema)
+            columns = zip(arrow_schema.types, zip(*rows[first : first + CHUNK_ROWS], strict=True), strict=True)
+            arrays = [pyarrow.array(to_floats(values) if each == double else values, each) for each, values in columns]
+            yield pyarrow.record_batch(arrays, schema=arrow_schema)
     except (Exception, KeyboardInterrupt) as error:
         errors.append(error)
         raise
@@ -333,25 +334,28 @@ class _MemoryLimit:
     """DuckDB's memory limit in one transaction.
 
     Args:
-        rows: The schema and the name of each table → DuckDB's estimate of its rows.
+        row_counts: The schema and the name of each table → DuckDB's estimate of the number of its rows.
     """
 
-    def __init__(self, rows: Mapping[tuple[str, str], int]) -> None:
-        self._rows = dict(rows)
+    def __init__(self, row_counts: Mapping[tuple[str, str], int]) -> None:
+        self._row_counts = dict(row_counts)
         self._limit_bytes = 0
 
-    def raise_by(self, connection: Connection, additional_bytes: int) -> None:
-        """Raise the limit."""
+    def add(self, connection: Connection, additional_bytes: int) -> None:
+        """Raise the limit, or set it the first time."""
         self._limit_bytes += additional_bytes
         connection.exec_driver_sql(f"SET {_MEMORY_LIMIT} = '{self._limit_bytes}B'")
 
-    def allow_deletes(self, connection: Connection, table: Any) -> None:
-        """Raise the limit by what DuckDB needs to delete rows from every row group of a table, once per table."""
-        rows = self._rows.pop((table.schema or _DEFAULT_SCHEMA, table.name), 0)
-        # Not every row group is full. We assume that three quarters of their rows are used.
-        row_groups = rows // (ROW_GROUP_ROWS * 3 // 4)
+    def reserve_for_deletes(self, connection: Connection, table: Any) -> None:
+        """Raise the limit by what DuckDB needs if rows are deleted from every row group of a table.
+
+        Do this only for the first delete from a table, because further deletes use the same memory.
+        """
+        row_count = self._row_counts.pop((table.schema or _DEFAULT_SCHEMA, table.name), 0)
+        # Row groups are not always full. We assume that they are three quarters full on average.
+        row_groups = row_count // (ROW_GROUP_ROWS * 3 // 4)
         if row_groups:
-            self.raise_by(connection, row_groups * ROW_GROUP_DELETE_BYTES)
+            self.add(connection, row_groups * ROW_GROUP_DELETE_BYTES)
 
 
 def _attach(connection: Connection) -> None:

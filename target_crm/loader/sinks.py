@@ -176,11 +176,14 @@ class StreamSink:
         """Write the rows of a part, and count what became of them."""
         raise NotImplementedError
 
-    def merge(self, connection: Connection, arrived: Select[Any]) -> None:
-        """Merge partial balances into the stored ones, on engines whose transactions are atomic."""
+    def merge_partials(self, connection: Connection, partials: Select[Any]) -> None:
+        """Merge partial balances into the stored balances.
+
+        Do nothing on an engine without transactions, where the sink recomputes the balances instead.
+        """
         if self.warehouse.is_atomic(connection):
-            work = self.warehouse.temporary(self.tables.merged)
-            self.adapter.merge(connection, balances.merge(self.tables, arrived, work))
+            work = self.warehouse.temporary_if_possible(self.tables.merged)
+            self.adapter.merge(connection, balances.merge(self.tables, partials, work))
 
     def newest_at(self, part: Part) -> datetime | None:  # noqa: ARG002
         """Return when the newest event of a part happened; None for a stream without events."""
@@ -231,7 +234,7 @@ class LedgerSink(StreamSink):
         if connection is not part.session:
             self.adapter.stage(connection, staged.table, part.rows)
         applied, inserted = insert_absent(self.adapter, connection, ledger, staged, len(part.rows), *self._left_out)
-        self.merge(connection, balances.partials_from_actions(inserted))
+        self.merge_partials(connection, balances.partials_from_actions(inserted))
         # Usually no staged row differs from the ledger. Checking this first saves three searches through all rows.
         some_differ = applied < len(part.rows) and connection.scalar(staging.count_differing(ledger, staged))
         if some_differ:
@@ -282,7 +285,7 @@ class LedgerSink(StreamSink):
             self.adapter.execute(connection, staging.keep_erased(ledger, staged))
             self.adapter.execute(connection, staging.delete_fresh(ledger, staged))
             self.adapter.execute(connection, staging.insert(ledger, rows, *self._left_out))
-            self.merge(connection, balances.partials_from_actions(rows))
+            self.merge_partials(connection, balances.partials_from_actions(rows))
         return completed
 
 
@@ -508,7 +511,7 @@ class AwardSink(TableSink):
 
         On an engine without transactions, `complete_known` updates the balances instead.
         """
-        self.merge(connection, _changed_snapshots(self.table, self.staged))
+        self.merge_partials(connection, _changed_snapshots(self.table, self.staged))
 
     def complete_known(self, connection: Connection) -> None:
         """Fill in a missing user or perk in stored snapshots and balances, from staged snapshots of the same awards.

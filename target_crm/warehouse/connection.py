@@ -127,14 +127,17 @@ class Warehouse:
                 self.adapter.transaction_lock(writer, schema)
                 yield writer
 
-    def temporary(self, work: Table) -> Table:
-        """Replace a work table by a temporary one, if the engine has such tables and the role may create them."""
+    def temporary_if_possible(self, work: Table) -> Table:
+        """Return the temporary variant of a work table.
+
+        Return the work table itself if the engine has no temporary tables, or if the role may not create them.
+        """
         schema = self.adapter.temporary_schema
         return work if schema is None or not self._may_create_temporary else temporary(work, schema)
 
     def with_temporary(self, staged: Staged) -> Staged:
-        """Replace staging tables by temporary ones, as `temporary` does."""
-        return Staged(self.temporary(staged.table), self.temporary(staged.fresh))
+        """Return the temporary variants of staging tables, if possible."""
+        return Staged(self.temporary_if_possible(staged.table), self.temporary_if_possible(staged.fresh))
 
     def stage_ahead(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> Connection | None:
         """Stage rows in a new session, while another session commits the batch before.

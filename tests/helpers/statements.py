@@ -107,7 +107,7 @@ class RecordingWarehouse:
             for comment in self.adapter.comments_on(self.dialect, table):
                 self.exec_driver_sql(comment)
 
-    def temporary(self, work: Table) -> Table:
+    def temporary_if_possible(self, work: Table) -> Table:
         return work
 
     def with_temporary(self, staged: Staged) -> Staged:
