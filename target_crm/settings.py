@@ -60,7 +60,8 @@ class Settings:
     )
     batch_size_rows: int | None = setting(
         "Batch size in rows",
-        "Commit after this many records, counted over all streams. The default is 10,000, or 20,000 on DuckDB.",
+        "Commit after this many records, counted over all streams, or after 24 MiB of input. The default is 10,000, or "
+        "20,000 on DuckDB.",
         default=None,
         minimum=1,
         maximum=1_000_000,
