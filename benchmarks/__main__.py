@@ -63,7 +63,7 @@ class Bench:
     def floor(self, engine: str, messages: Path) -> Run:
         """Load into an empty warehouse with the floor, the minimal loader."""
         url = self.new_url(engine)
-        return self._with_server(url, lambda: harness.run(self._floor(url), stdin=messages))
+        return self._with_server(url, lambda: harness.run(self._floor_command(url), stdin=messages))
 
     def load(self, url: str, messages: Path, **settings: Any) -> Run:
         """Load messages into the warehouse at `url` with target-crm."""
@@ -72,11 +72,11 @@ class Bench:
     def fill(self, url: str, actions: int, first: int = 0, awards: int | None = None) -> Run:
         """Generate actions and pipe them into target-crm, without a file in between."""
         target = [*self._target, "--config", self._config({"sqlalchemy_url": url})]
-        return harness.run(self._generator(actions, first, awards), target)
+        return harness.run(self._generator_command(actions, first, awards), target)
 
     def fill_with_floor(self, url: str, actions: int) -> Run:
         """Generate actions and pipe them into the floor."""
-        return harness.run(self._generator(actions), self._floor(url))
+        return harness.run(self._generator_command(actions), self._floor_command(url))
 
     def aggregate(self, url: str) -> Run:
         """Run a program that computes a simple aggregate over the ledger."""
@@ -127,11 +127,11 @@ class Bench:
             tables, indexes = connection.execute(SIZES).fetchone() or (0, 0)
         return replace(measured, server=ServerUsage(after[0] - before[0], after[1] - before[1], tables, indexes))
 
-    def _generator(self, actions: int, first: int = 0, awards: int | None = None) -> list[str]:
+    def _generator_command(self, actions: int, first: int = 0, awards: int | None = None) -> list[str]:
         awards = awards or actions * data.AWARDS_PER_ACTION
         return list(map(str, [self._python, "-m", "benchmarks.data", "mix", actions, first, awards]))
 
-    def _floor(self, url: str) -> list[str | Path]:
+    def _floor_command(self, url: str) -> list[str | Path]:
         return [self._python, "-m", "benchmarks.floor", url]
 
     def _run(self, command: Sequence[str | Path], messages: Path, settings: Mapping[str, Any]) -> Run:

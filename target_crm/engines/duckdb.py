@@ -11,17 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Date,
-    Delete,
-    Double,
-    Numeric,
-    PrimaryKeyConstraint,
-    event,
-    inspect,
-)
+from sqlalchemy import BigInteger, Boolean, Date, Delete, Double, Numeric, PrimaryKeyConstraint, event, inspect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateColumn
@@ -57,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from sqlalchemy import URL, Column, Connection, Dialect, Engine, Select, Table
-    from sqlalchemy.engine.interfaces import ConnectArgsType, ExceptionContext
+    from sqlalchemy.engine.interfaces import ConnectArgsType
     from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 
     from target_crm.engines.base import Rows, Statement
@@ -68,7 +58,7 @@ if TYPE_CHECKING:
 POINTS_DIGITS = 18
 # Convert this many rows to Arrow at a time. Arrow holds the GIL meanwhile, and the committing thread may need it.
 CHUNK_ROWS = 500
-# A new file begins with three headers. Another process writes them within so many polls.
+# A new file begins with three headers. Wait this many polls for another process to write them.
 HEADERS_BYTES, CREATION_POLLS = 3 * 4096, 20
 # For fewer rows, Arrow takes longer than INSERT.
 ARROW_ROWS_MIN = 50
@@ -109,7 +99,7 @@ _MEMORY = ":memory:"
 _TEMPORARY = "temp"
 _DEFAULT_SCHEMA = "main"
 _NO_FILE = ("md:", "motherduck:")
-_numbers = count()
+_session_numbers = count()
 _TABLES = """SELECT schema_name, table_name, estimated_size AS rows, index_count FROM duckdb_tables()
     WHERE database_name = current_database()"""
 _OUT_OF_MEMORY = ("Out of Memory", "failed to pin block", "could not allocate block")
@@ -135,7 +125,6 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     temporary_schema = _TEMPORARY
     limits = TableLimits(decimal_digits=DECIMAL_DIGITS, reserved_columns=frozenset({"rowid"}), sizes=True)
     widens_columns_to = ("number", "decimal", "time", "text")
-
     # Close the file after each transaction, so that another process can open it.
     engine_options: ClassVar[Mapping[str, Any]] = {"poolclass": NullPool}
 
@@ -177,7 +166,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
                 return None
             # Each session needs its own directory for temporary files. DuckDB uses the same file names in each session,
             # so in a common directory, the sessions would overwrite each other's files.
-            name, chosen = f"{os.getpid()}_{next(_numbers)}", options["url_config"].get("temp_directory")
+            name, chosen = f"{os.getpid()}_{next(_session_numbers)}", options["url_config"].get("temp_directory")
             if chosen:
                 Path(chosen).mkdir(parents=True, exist_ok=True)
             own = f"{chosen}/{name}" if chosen else f"{options['database']}.{name}.tmp"
@@ -188,13 +177,7 @@ class DuckDBAdapter(ExtendedSQLAdapter):
             if _attaches(engine.url) and not connection.get_execution_options().get(_STAGES):
                 _attach(connection)
 
-        def on_error(context: ExceptionContext) -> None:
-            # DuckDB replaces the exception of Python's signal handler.
-            if str(context.original_exception) == "Query interrupted":
-                raise KeyboardInterrupt
-
         event.listen(engine, "do_connect", connect)
-        event.listen(engine, "handle_error", on_error)
         event.listen(engine, "begin", on_begin)
 
     def stage_ahead(self, connection: Connection, table: Table, rows: Rows) -> None:
@@ -208,10 +191,12 @@ class DuckDBAdapter(ExtendedSQLAdapter):
     def limit_resources(self, connection: Connection) -> None:
         """Use one thread and little memory, because a batch is small."""
         _set(connection)
+        if _MEMORY_LIMIT in _chosen_settings(connection.engine.url):
+            return
         # Indexes must fit into memory, so if any table has one, set no memory limit. Older versions of this target
         # declared keys, which have indexes.
         tables = connection.exec_driver_sql(_TABLES).all()
-        if not (_MEMORY_LIMIT in _settings(connection.engine.url) or any(each.index_count for each in tables)):
+        if not any(each.index_count for each in tables):
             limit = _MemoryLimit({(each.schema_name, each.table_name): each.rows for each in tables})
             limit.add(connection, MEMORY_LIMIT_BYTES)
             connection.execution_options(**{_LIMIT: limit})
@@ -287,10 +272,9 @@ def _arrow_schema(table: Table) -> Any:
         Points: pyarrow.decimal128(POINTS_DIGITS, POINTS_PLACES),
         **dict.fromkeys((Identifier, LongText, JsonText), pyarrow.string()),
     }
-    columns = [column.type for column in table.columns]
     return pyarrow.schema(
         (str(place), pyarrow.decimal128(each.precision, each.scale) if type(each) is Numeric else types[type(each)])
-        for place, each in enumerate(columns)
+        for place, each in enumerate(column.type for column in table.columns)
     )
 
 
@@ -321,14 +305,14 @@ def _attaches(url: URL) -> bool:
     return not (url.database or "").startswith(_NO_FILE) and url.query.get("access_mode") != "read_only"
 
 
-def _settings(url: URL) -> set[str]:
+def _chosen_settings(url: URL) -> set[str]:
     """Return the names of the settings in the URL."""
     return {_ALIASES.get(name, name) for name in map(str.lower, url.query)}
 
 
 def _set(connection: Connection) -> None:
     """Apply `BATCH_SETTINGS`, except those that the URL sets."""
-    chosen = _settings(connection.engine.url)
+    chosen = _chosen_settings(connection.engine.url)
     settings = (f"SET {name} = '{value}'" for name, value in BATCH_SETTINGS.items() if name not in chosen)
     driver_connection: Any = connection.connection.driver_connection
     driver_connection.execute("; ".join(settings))

@@ -52,7 +52,7 @@ def set_up(url: str, *, exists: bool) -> Warehouse:
 
 
 def fill_balances(warehouse: Warehouse, groups: int) -> None:
-    """Set up a warehouse, and fill so many row groups of `award_balances`."""
+    """Set up a warehouse, and fill this many row groups of `award_balances`."""
     warehouse.set_up(balances=True)
     with warehouse.write() as connection:
         columns = "award_id, points, as_of, as_of_source, opening, updated_at"
